@@ -1,0 +1,31 @@
+# Two commands: make demo, make test. Both do all set-up themselves, into .venv/.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test lint format lock clean
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+.venv/.ready: builder/requirements.lock builder/requirements-dev.lock builder/venv.sh pyproject.toml
+	PYTHON=$(PYTHON) bash builder/venv.sh --dev
+	touch $@
+
+setup: .venv/.ready ## install everything into .venv/
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest -q
+
+lint: setup ## ruff, its format check, mypy strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup ## let ruff format
+	$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .
+
+lock: setup ## resolve the dependencies again, with hashes
+	cd builder && ../$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url -o requirements.lock requirements.in
+	cd builder && ../$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url -o requirements-dev.lock requirements-dev.in
+
+clean: ## remove what set-up and the demo made
+	rm -rf .venv out

@@ -1,0 +1,31 @@
+"""What a family's model is made of once it is open: modules on the device and what steers them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from worker.engine.lora import Adapters
+from worker.engine.modulation import Modulation
+
+
+@dataclass(slots=True)
+class Components:
+    """The open parts of one Qwen-Image model.
+
+    `transformer`, `text_encoder` and `vae` are diffusers' and transformers' own modules on `device`,
+    in eval mode; floating tensors have `dtype` unless the precision keeps them otherwise.
+    `scheduler` is the base schedule's configuration (scheduler_config.json); `processor` is None for
+    a model without references.
+    """
+
+    transformer: Any
+    text_encoder: Any
+    vae: Any
+    tokenizer: Any
+    processor: Any | None
+    scheduler: dict[str, Any]
+    adapters: Adapters
+    modulation: Modulation
+    device: torch.device
+    dtype: torch.dtype

@@ -1,0 +1,191 @@
+"""Every way a job or a start can fail, as one tree; only `serve` turns it into a reply.
+
+WorkerError
+|-- BadRequest            the caller can mend it; the same input fails again
+|   |-- InvalidInput          INVALID_INPUT
+|   |-- UnsupportedTask       UNSUPPORTED_TASK
+|   |-- ModelNotServed        MODEL_NOT_SERVED
+|   |-- ImageFetchRefused     IMAGE_FETCH_REFUSED
+|   |-- ImageTooLarge         IMAGE_TOO_LARGE
+|   |-- ImageUnreadable       IMAGE_UNREADABLE
+|   `-- OutputTooLarge        OUTPUT_TOO_LARGE
+|-- Transient             the same input may work later or elsewhere
+|   |-- ImageFetchFailed      IMAGE_FETCH_FAILED
+|   |-- DeliveryFailed        DELIVERY_FAILED
+|   |-- DeadlineExceeded      DEADLINE_EXCEEDED
+|   |-- CudaOutOfMemory       CUDA_OUT_OF_MEMORY
+|   |-- DeviceLost            DEVICE_LOST           (fatal)
+|   `-- WorkerNotReady        WORKER_NOT_READY
+`-- Fault                 ours or the operator's to mend
+    |-- BadPicture            BAD_PICTURE
+    |-- WeightsUnavailable    WEIGHTS_UNAVAILABLE
+    |-- VolumeFull            VOLUME_FULL
+    |-- LoraNotApplied        LORA_NOT_APPLIED
+    |-- InvalidSettings       WORKER_NOT_READY
+    `-- Internal              INTERNAL
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+ErrorType = Literal["bad_request", "transient", "internal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """One fault of an input: the field as the caller wrote it and what is wrong with it."""
+
+    field: str
+    message: str
+
+
+class WorkerError(Exception):
+    """Fail a job or a start, with a message that may be shown to the caller.
+
+    The message never holds a path, a host name, a token or an internal address.
+    """
+
+    code: ClassVar[str]
+    error_type: ClassVar[ErrorType]
+    retryable: ClassVar[bool] = False
+    fatal: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, details: Sequence[Detail] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = tuple(details)
+
+
+class BadRequest(WorkerError):
+    """The caller can mend it; the same input fails again."""
+
+    error_type = "bad_request"
+
+
+class Transient(WorkerError):
+    """The same input may work later or on another worker."""
+
+    error_type = "transient"
+    retryable = True
+
+
+class Fault(WorkerError):
+    """Ours or the operator's to mend."""
+
+    error_type = "internal"
+
+
+class InvalidInput(BadRequest):
+    """The job's input breaks the contract; `details` names every fault."""
+
+    code = "INVALID_INPUT"
+
+
+class UnsupportedTask(BadRequest):
+    """No served model can do the task."""
+
+    code = "UNSUPPORTED_TASK"
+
+
+class ModelNotServed(BadRequest):
+    """This worker does not serve the model that was asked for."""
+
+    code = "MODEL_NOT_SERVED"
+
+
+class ImageFetchRefused(BadRequest):
+    """The address or scheme of a URL is not allowed."""
+
+    code = "IMAGE_FETCH_REFUSED"
+
+
+class ImageTooLarge(BadRequest):
+    """A picture has more bytes or pixels than the limits allow."""
+
+    code = "IMAGE_TOO_LARGE"
+
+
+class ImageUnreadable(BadRequest):
+    """The bytes are not a PNG, JPEG or WEBP picture."""
+
+    code = "IMAGE_UNREADABLE"
+
+
+class OutputTooLarge(BadRequest):
+    """The reply would exceed what RunPod delivers."""
+
+    code = "OUTPUT_TOO_LARGE"
+
+
+class ImageFetchFailed(Transient):
+    """A reference picture's site did not deliver it."""
+
+    code = "IMAGE_FETCH_FAILED"
+
+
+class DeliveryFailed(Transient):
+    """The bucket or presigned URL did not take the picture."""
+
+    code = "DELIVERY_FAILED"
+
+
+class DeadlineExceeded(Transient):
+    """The job ran past JOB_DEADLINE_S."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class CudaOutOfMemory(Transient):
+    """The device has too little memory for this job."""
+
+    code = "CUDA_OUT_OF_MEMORY"
+
+
+class DeviceLost(Transient):
+    """The device's context is gone; this process must end."""
+
+    code = "DEVICE_LOST"
+    fatal = True
+
+
+class WorkerNotReady(Transient):
+    """This start failed or has not finished; the message says why."""
+
+    code = "WORKER_NOT_READY"
+
+
+class BadPicture(Fault):
+    """The model's picture is NaN or every pixel is equal."""
+
+    code = "BAD_PICTURE"
+
+
+class WeightsUnavailable(Fault):
+    """The weights cannot be had; the message says what to do."""
+
+    code = "WEIGHTS_UNAVAILABLE"
+
+
+class VolumeFull(Fault):
+    """There is too little disk space; the message says how much is missing."""
+
+    code = "VOLUME_FULL"
+
+
+class LoraNotApplied(Fault):
+    """Some module of a LoRA found no weight, or some weight no module."""
+
+    code = "LORA_NOT_APPLIED"
+
+
+class InvalidSettings(Fault):
+    """The environment is wrong; `details` names every variable."""
+
+    code = "WORKER_NOT_READY"
+
+
+class Internal(Fault):
+    """A bug of ours; the log has the details under the reference id in the message."""
+
+    code = "INTERNAL"
