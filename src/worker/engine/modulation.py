@@ -1,0 +1,145 @@
+"""What each block is modulated by: its own weights, or rows computed once for every timestep."""
+
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import torch
+
+from worker.errors import Internal
+
+STREAMS: Final = ("img_mod", "txt_mod")
+
+
+def seen(timesteps: torch.Tensor) -> torch.Tensor:
+    """Return what the transformer sees of `timesteps` (float32, 0..1000): bf16(bf16(t) / 1000).
+
+    Stock pipelines cast t to the latents' dtype before dividing and the transformer casts again.
+    The division runs on the CPU and the result is there: CUDA multiplies by 1/1000 instead, which
+    rounds some values to the neighbour.
+    """
+    return timesteps.detach().to("cpu", torch.float32).to(torch.bfloat16) / 1000
+
+
+class Modulation(Protocol):
+    """How the denoising loop tells the blocks which step comes."""
+
+    def load(self, timesteps: torch.Tensor) -> None:
+        """Prepare a loop over `timesteps` (float32 [steps], 0..1000), or raise Internal."""
+
+    def select(self, step: int) -> None:
+        """Make the next forwards those of `timesteps[step]`."""
+
+
+class WeightModulation:
+    """Leave the modulation to the blocks' own weights: any dtype, any timestep."""
+
+    def load(self, timesteps: torch.Tensor) -> None:
+        """Do nothing: the weights serve every timestep."""
+
+    def select(self, step: int) -> None:
+        """Do nothing: the blocks compute their modulation from the timestep embedding."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowTable:
+    """The modulation of every block for every timestep, usually mapped from a file.
+
+    `keys` bf16 [T]: what the transformer sees (`seen`), ascending. `rows` bf16
+    [T, 2, blocks, 6 * dim], image stream first. `zero` bf16 [blocks, 6 * dim]: the image rows of
+    t = 0 for a zero_cond_t transformer, else None. All on the CPU.
+    """
+
+    keys: torch.Tensor
+    rows: torch.Tensor
+    zero: torch.Tensor | None
+
+    def find(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Return the table's index (int64 [steps]) of each of `timesteps` (float32, 0..1000).
+
+        Raises Internal naming every timestep without a row of exactly its value.
+        """
+        wanted = seen(timesteps)
+        index = torch.searchsorted(self.keys.float(), wanted.float()).clamp_(max=len(self.keys) - 1)
+        missing = self.keys[index] != wanted
+        if bool(missing.any()):
+            raise Internal(
+                f"no modulation row for timesteps {timesteps.cpu()[missing].tolist()}: "
+                "prepare the model again for this schedule"
+            )
+        return index
+
+
+class _Rows(torch.nn.Module):
+    """Stand where a block had its modulation layer, and answer with the selected rows.
+
+    `current` [pair, 6 * dim] is a view that the selection writes to in place; its address never
+    changes, so a compiled block or a captured graph reads the rows of the step. It is no buffer:
+    moving the module would cut it from the selection without a word.
+    """
+
+    def __init__(self, current: torch.Tensor) -> None:
+        super().__init__()
+        self.current = current
+
+    def forward(self, temb: torch.Tensor) -> torch.Tensor:
+        """Return the rows for `temb` [pair * B, dim]: t for each of B, then 0 if a pair."""
+        pair, width = self.current.shape
+        batch = temb.shape[0] // pair
+        if batch == 1:
+            return self.current
+        return self.current.unsqueeze(1).expand(pair, batch, width).reshape(-1, width)
+
+
+class RowModulation:
+    """Replace `img_mod` and `txt_mod` of every block by rows looked up by the exact timestep.
+
+    They depend on the timestep alone (transformer_qwenimage.py: temb = time_text_embed(timestep))
+    and hold a third of the transformer's parameters. `transformer` may be on meta; the rows of one
+    loop live on `device`.
+    """
+
+    def __init__(self, transformer: Any, table: RowTable, device: torch.device) -> None:
+        blocks = transformer.transformer_blocks
+        _, streams, count, width = table.rows.shape
+        if (streams, count) != (len(STREAMS), len(blocks)) or width != 6 * transformer.inner_dim:
+            raise Internal(f"modulation rows {tuple(table.rows.shape)} do not fit the transformer")
+        if bool(transformer.zero_cond_t) != (table.zero is not None):
+            raise Internal("modulation rows and transformer disagree on zero_cond_t")
+        self._table = table
+        self._device = device
+        self._loaded_index: torch.Tensor | None = None
+        self._loaded: torch.Tensor | None = None
+        pair = 1 if table.zero is None else 2
+        self._image = torch.empty(count, pair, width, dtype=table.rows.dtype, device=device)
+        self._text = torch.empty(count, 1, width, dtype=table.rows.dtype, device=device)
+        if table.zero is not None:
+            self._image[:, 1].copy_(table.zero)
+        self._forget()
+        for block, image, text in zip(blocks, self._image, self._text, strict=True):
+            block.img_mod = _Rows(image)
+            block.txt_mod = _Rows(text)
+
+    def _forget(self) -> None:
+        # A forward without a selection draws NaN, which is caught, never an earlier step's rows.
+        self._image[:, 0].fill_(torch.nan)
+        self._text.fill_(torch.nan)
+
+    def load(self, timesteps: torch.Tensor) -> None:
+        """Copy the rows of `timesteps` (float32 [steps], 0..1000) to the device.
+
+        Raises Internal naming every timestep without a row of exactly its value. The rows of the
+        last schedule stay, so Lightning's, the same at every size, are read once.
+        """
+        self._forget()
+        index = self._table.find(timesteps)
+        if self._loaded_index is None or not torch.equal(index, self._loaded_index):
+            self._loaded = None
+            self._loaded = self._table.rows.index_select(0, index).to(self._device)
+            self._loaded_index = index
+
+    def select(self, step: int) -> None:
+        """Make the next forwards those of `timesteps[step]` of the last `load`."""
+        if self._loaded is None:
+            raise Internal("select before load: no modulation rows on the device")
+        self._image[:, 0].copy_(self._loaded[step, 0])
+        self._text[:, 0].copy_(self._loaded[step, 1])

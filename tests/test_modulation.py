@@ -1,0 +1,162 @@
+"""Rows instead of modulation weights: the same numbers to the last bit, or an error."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import QwenImageTransformer2DModel
+
+from worker.engine.modulation import RowModulation, RowTable, WeightModulation, seen
+from worker.errors import Internal
+
+LIGHTNING = torch.tensor([1000.0, 954.5455, 900.0, 833.3333, 750.0, 642.8572, 500.0, 300.0])
+
+
+def small(*, seed: int = 0, **config: Any) -> Any:
+    """Return a small bf16 transformer with the real classes and random weights."""
+    torch.manual_seed(seed)
+    model = QwenImageTransformer2DModel(
+        **{
+            "in_channels": 16,
+            "out_channels": 4,
+            "num_layers": 2,
+            "attention_head_dim": 32,
+            "num_attention_heads": 4,
+            "joint_attention_dim": 64,
+            "axes_dims_rope": (8, 12, 12),
+            **config,
+        }
+    )
+    return model.to(torch.bfloat16).eval()
+
+
+def table_of(model: Any, timesteps: torch.Tensor) -> RowTable:
+    """Ask the model's own modules for its rows, one timestep at a time, as a forward would."""
+    keys = torch.unique(seen(timesteps).float()).to(torch.bfloat16)
+    hidden = torch.empty(0, dtype=torch.bfloat16)
+    flag = torch.zeros(1, dtype=torch.long) if model.config.use_additional_t_cond else None
+    rows, zero = [], None
+    with torch.inference_mode():
+        for key in keys:
+            timestep = torch.stack([key, key * 0]) if model.zero_cond_t else key[None]
+            temb = model.time_text_embed(timestep, hidden, flag)
+            image = torch.stack([b.img_mod(temb) for b in model.transformer_blocks])
+            text = torch.stack([b.txt_mod(temb[:1]) for b in model.transformer_blocks])
+            rows.append(torch.stack([image[:, 0], text[:, 0]]))
+            zero = image[:, 1] if model.zero_cond_t else None
+    return RowTable(keys=keys, rows=torch.stack(rows), zero=zero)
+
+
+def forward(model: Any, timestep: torch.Tensor, *, batch: int = 1, side: int = 4) -> torch.Tensor:
+    torch.manual_seed(7)
+    shapes = [[(1, side, side), (1, 4, 4)]] * batch
+    tokens = side * side + 16
+    flag = torch.zeros(batch, dtype=torch.long) if model.config.use_additional_t_cond else None
+    with torch.inference_mode():
+        out: torch.Tensor = model(
+            hidden_states=torch.randn(batch, tokens, 16, dtype=torch.bfloat16),
+            encoder_hidden_states=torch.randn(batch, 5, 64, dtype=torch.bfloat16),
+            timestep=seen(timestep).expand(batch),
+            img_shapes=shapes,
+            additional_t_cond=flag,
+            return_dict=False,
+        )[0]
+    return out
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"zero_cond_t": True}, {"use_additional_t_cond": True, "use_layer3d_rope": True}],
+    ids=["base", "zero_cond_t", "layered"],
+)
+@pytest.mark.parametrize("side", [4, 6])
+def test_rows_equal_weights_to_the_last_bit(config: dict[str, Any], side: int) -> None:
+    weights, rows = small(**config), small(**config)
+    modulation = RowModulation(rows, table_of(weights, LIGHTNING), torch.device("cpu"))
+    modulation.load(LIGHTNING)
+    for step, timestep in enumerate(LIGHTNING):
+        modulation.select(step)
+        assert torch.equal(
+            forward(rows, timestep, side=side), forward(weights, timestep, side=side)
+        )
+
+
+@pytest.mark.parametrize("zero_cond_t", [False, True])
+def test_a_batch_gets_the_row_of_its_timestep_for_each_member(zero_cond_t: bool) -> None:
+    weights, rows = small(zero_cond_t=zero_cond_t), small(zero_cond_t=zero_cond_t)
+    modulation = RowModulation(rows, table_of(weights, LIGHTNING), torch.device("cpu"))
+    modulation.load(LIGHTNING)
+    modulation.select(3)
+    batched = forward(rows, LIGHTNING[3], batch=3)
+    stock = forward(weights, LIGHTNING[3], batch=3)
+    # GEMMs of other row counts round differently, so a batch equals stock to bf16, not to the bit.
+    torch.testing.assert_close(batched, stock, rtol=0.05, atol=0.05)
+    temb = torch.zeros(6 if zero_cond_t else 3, 1)
+    image = rows.transformer_blocks[0].img_mod(temb)
+    assert torch.equal(image[0], image[1])
+    assert torch.equal(image[0], image[2])
+    if zero_cond_t:
+        assert torch.equal(image[3], image[5])
+        assert not torch.equal(image[0], image[3])
+
+
+def test_a_timestep_without_a_row_is_an_error_never_a_neighbours_row() -> None:
+    model = small()
+    modulation = RowModulation(model, table_of(small(), LIGHTNING), torch.device("cpu"))
+    with pytest.raises(Internal, match=r"952\.0"):
+        modulation.load(torch.tensor([1000.0, 952.0]))
+    for outside in (1.0, 1004.0):
+        with pytest.raises(Internal):
+            modulation.load(torch.tensor([outside]))
+
+
+def test_timesteps_that_the_transformer_sees_as_one_share_a_row() -> None:
+    model = small()
+    modulation = RowModulation(model, table_of(small(), LIGHTNING), torch.device("cpu"))
+    modulation.load(torch.tensor([955.0]))  # 954.5455 and 955 are both seen as bf16(956 / 1000)
+
+
+def test_a_forward_without_a_selection_is_nan_never_an_earlier_step() -> None:
+    model = small()
+    modulation = RowModulation(model, table_of(small(), LIGHTNING), torch.device("cpu"))
+    modulation.load(LIGHTNING)
+    modulation.select(0)
+    assert not forward(model, LIGHTNING[0]).isnan().any()
+    modulation.load(LIGHTNING)
+    assert forward(model, LIGHTNING[0]).isnan().all()
+
+
+def test_selecting_before_loading_is_an_error() -> None:
+    with pytest.raises(Internal):
+        RowModulation(small(), table_of(small(), LIGHTNING), torch.device("cpu")).select(0)
+
+
+def test_no_modulation_weight_is_left_in_the_transformer() -> None:
+    model = small()
+    before = sum(p.numel() for p in model.parameters())
+    mod = sum(p.numel() for n, p in model.named_parameters() if "_mod." in n)
+    RowModulation(model, table_of(small(), LIGHTNING), torch.device("cpu"))
+    assert sum(p.numel() for p in model.parameters()) == before - mod
+    assert not [n for n, _ in model.named_parameters() if "_mod" in n]
+
+
+def test_rows_of_another_model_are_refused() -> None:
+    table = table_of(small(), LIGHTNING)
+    with pytest.raises(Internal):
+        RowModulation(small(num_layers=3), table, torch.device("cpu"))
+    with pytest.raises(Internal):
+        RowModulation(small(zero_cond_t=True), table, torch.device("cpu"))
+
+
+def test_weights_serve_every_timestep() -> None:
+    modulation = WeightModulation()
+    modulation.load(torch.tensor([13.7]))
+    modulation.select(0)
+
+
+def test_the_transformer_sees_lightnings_eight_steps_in_bf16() -> None:
+    assert (seen(LIGHTNING) * 1000).float().tolist() == pytest.approx(
+        [1000, 956, 900, 832, 752, 644, 500, 300], rel=1 / 256
+    )
+    expected = torch.tensor([1000.0, 956, 900, 832, 752, 644, 500, 300]).bfloat16() / 1000
+    assert torch.equal(seen(LIGHTNING), expected)
