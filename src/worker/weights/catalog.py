@@ -1,0 +1,326 @@
+"""Which models exist: one table, one row a model; and what the words of MODEL mean."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from worker.errors import InvalidSettings, WeightsUnavailable
+from worker.settings import Settings
+
+Task = Literal["text-to-image", "edit"]
+Sizes = Mapping[str, tuple[int, int]]
+
+DEFAULT: Final = "qwen-image-edit-2511"
+EMBEDDED: Final = "tiny"
+
+# Width and height by aspect ratio, as the model cards of Qwen-Image give them.
+PUBLISHED_SIZES: Final[Sizes] = {
+    "1:1": (1328, 1328),
+    "16:9": (1664, 928),
+    "9:16": (928, 1664),
+    "4:3": (1472, 1104),
+    "3:4": (1104, 1472),
+    "3:2": (1584, 1056),
+    "2:3": (1056, 1584),
+}
+TINY_SIZES: Final[Sizes] = {
+    "1:1": (96, 96),
+    "16:9": (128, 64),
+    "9:16": (64, 128),
+    "4:3": (112, 80),
+    "3:4": (80, 112),
+    "3:2": (112, 80),
+    "2:3": (80, 112),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoraFile:
+    """One Lightning LoRA: a file of a hub repository, or of the model's own folder (None)."""
+
+    repository: str | None
+    filename: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """What a pipeline class of the family does: its tasks and how many references it takes."""
+
+    tasks: tuple[Task, ...]
+    max_references: int
+    steps: int
+
+
+# diffusers' class name, as model_index.json gives it -> what the model can do.
+# QwenImageEditPipeline (the first edition) resizes its one reference to the output's area and puts
+# no "Picture 1:" before it; EditPlus (2509 and later) takes up to three.
+PIPELINES: Final[Mapping[str, Pipeline]] = {
+    "QwenImagePipeline": Pipeline(("text-to-image",), 0, 50),
+    "QwenImageEditPipeline": Pipeline(("edit",), 1, 50),
+    "QwenImageEditPlusPipeline": Pipeline(("edit",), 3, 40),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model: where it is published, what it does and its defaults.
+
+    `pipeline` is diffusers' class name, empty for a repository outside the table until `classified`
+    has read its model_index.json. `area` is pixels, `sizes` maps an aspect ratio to (width,
+    height). `lightning` maps a step count to its LoRA. `folder` is set when the weights are a
+    local folder, `embedded` is that folder's path below checkpoints/ for a model that ships with
+    the worker.
+    Whether the transformer has zero_cond_t (Edit-2511) is in its config.json, not here.
+    """
+
+    name: str
+    repository: str
+    pipeline: str
+    licence: str = "apache-2.0"
+    family: str = "qwen_image"
+    steps: int = 50
+    true_cfg_scale: float = 4.0
+    negative_prompt: str = " "
+    area: int = 1024 * 1024
+    sizes: Sizes = field(default_factory=lambda: PUBLISHED_SIZES)
+    lightning: Mapping[int, LoraFile] = field(default_factory=dict)
+    revision: str | None = None
+    embedded: str | None = None
+    folder: Path | None = None
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What it can do."""
+        return PIPELINES[self.pipeline].tasks if self.pipeline else ()
+
+    @property
+    def max_references(self) -> int:
+        """How many reference pictures one job may give."""
+        return PIPELINES[self.pipeline].max_references if self.pipeline else 0
+
+
+def _lightning(repository: str | None, pattern: str) -> Mapping[int, LoraFile]:
+    return {n: LoraFile(repository, pattern.format(n=n)) for n in (8, 4)}
+
+
+TABLE: Final = (
+    ModelSpec(
+        "qwen-image",
+        "Qwen/Qwen-Image",
+        "QwenImagePipeline",
+        lightning=_lightning(
+            "lightx2v/Qwen-Image-Lightning",
+            "Qwen-Image-Lightning-{n}steps-V2.0-bf16.safetensors",
+        ),
+    ),
+    ModelSpec(
+        "qwen-image-2512",
+        "Qwen/Qwen-Image-2512",
+        "QwenImagePipeline",
+        lightning=_lightning(
+            "lightx2v/Qwen-Image-2512-Lightning",
+            "Qwen-Image-2512-Lightning-{n}steps-V1.0-bf16.safetensors",
+        ),
+    ),
+    ModelSpec(
+        "qwen-image-edit",
+        "Qwen/Qwen-Image-Edit",
+        "QwenImageEditPipeline",
+        lightning=_lightning(
+            "lightx2v/Qwen-Image-Lightning",
+            "Qwen-Image-Edit-Lightning-{n}steps-V1.0-bf16.safetensors",
+        ),
+    ),
+    ModelSpec(
+        "qwen-image-edit-2509",
+        "Qwen/Qwen-Image-Edit-2509",
+        "QwenImageEditPlusPipeline",
+        steps=40,
+        lightning=_lightning(
+            "lightx2v/Qwen-Image-Lightning",
+            "Qwen-Image-Edit-2509/Qwen-Image-Edit-2509-Lightning-{n}steps-V1.0-bf16.safetensors",
+        ),
+    ),
+    ModelSpec(
+        "qwen-image-edit-2511",
+        "Qwen/Qwen-Image-Edit-2511",
+        "QwenImageEditPlusPipeline",
+        steps=40,
+        lightning=_lightning(
+            "lightx2v/Qwen-Image-Edit-2511-Lightning",
+            "Qwen-Image-Edit-2511-Lightning-{n}steps-V1.0-bf16.safetensors",
+        ),
+    ),
+    ModelSpec(
+        "tiny-image",
+        "tiny/image",
+        "QwenImagePipeline",
+        steps=40,
+        area=96 * 96,
+        sizes=TINY_SIZES,
+        lightning=_lightning(None, "lightning-{n}steps.safetensors"),
+        embedded="tiny/image",
+    ),
+    ModelSpec(
+        "tiny-edit",
+        "tiny/edit",
+        "QwenImageEditPlusPipeline",
+        steps=40,
+        area=96 * 96,
+        sizes=TINY_SIZES,
+        lightning=_lightning(None, "lightning-{n}steps.safetensors"),
+        embedded="tiny/edit",
+    ),
+)
+GROUPS: Final[Mapping[str, tuple[str, ...]]] = {EMBEDDED: ("tiny-image", "tiny-edit")}
+
+REPOSITORY: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+LIGHTNING_FILE: Final = re.compile(
+    r"(?:.*[-_/])?lightning-(\d+)steps?\b.*\.safetensors", re.IGNORECASE
+)
+
+
+def names() -> tuple[str, ...]:
+    """Return every word of the catalogue that MODEL may hold."""
+    return (*(row.name for row in TABLE), *GROUPS)
+
+
+def resolve(models: Sequence[str], settings: Settings, *, has_gpu: bool) -> tuple[ModelSpec, ...]:
+    """Turn the words of MODEL into models, in the caller's order and without doubles.
+
+    A word is a catalogue name (a group gives several), a repository "org/name" or
+    "org/name@revision", or a local folder. Without words: MODEL_PATH if it is set, else the
+    embedded pair when there is neither a GPU nor RunPod, else the default model.
+    Raises WeightsUnavailable for a word that means nothing, InvalidSettings when MODEL_REVISION
+    could mean more than one model.
+    """
+    words = list(models)
+    if not words and settings.model_path is not None:
+        words = [str(settings.model_path)]
+    if not words:
+        words = [DEFAULT if has_gpu or settings.on_platform else EMBEDDED]
+    specs: dict[str, ModelSpec] = {}
+    for word in words:
+        for spec in _meaning(word):
+            specs.setdefault(spec.name, spec)
+    found = tuple(specs.values())
+    if settings.model_revision is not None:
+        published = [spec for spec in found if spec.folder is None]
+        if len(published) > 1:
+            raise InvalidSettings(
+                "MODEL_REVISION: MODEL names several models; write org/name@revision for each"
+            )
+        found = tuple(
+            spec
+            if spec.folder or spec.revision
+            else replace(spec, revision=settings.model_revision)
+            for spec in found
+        )
+    return found
+
+
+def _meaning(word: str) -> tuple[ModelSpec, ...]:
+    if word.lower() in GROUPS:
+        return tuple(
+            _placed(row) for name in GROUPS[word.lower()] for row in TABLE if row.name == name
+        )
+    for row in TABLE:
+        if word.lower() == row.name:
+            return (_placed(row),)
+    path = Path(word).expanduser()
+    if path.is_absolute() or word.startswith((".", "~")):
+        return (of_folder(path),)
+    repository, _, revision = word.partition("@")
+    if REPOSITORY.fullmatch(repository):
+        for row in TABLE:
+            if repository.lower() == row.repository.lower():
+                return (_placed(replace(row, revision=revision or None)),)
+        name = repository.rpartition("/")[2].lower()
+        taken = any(name == row.name for row in TABLE)
+        return (
+            ModelSpec(
+                repository.lower() if taken else name,
+                repository,
+                pipeline="",
+                licence="unknown",
+                revision=revision or None,
+            ),
+        )
+    raise WeightsUnavailable(
+        f"MODEL: no model is called {word[:80]!r}; known are {', '.join(names())}; a repository"
+        " (org/name) and an absolute folder work too"
+    )
+
+
+def _placed(row: ModelSpec) -> ModelSpec:
+    """Return the row, with its folder when the model ships with the worker."""
+    if row.embedded is None:
+        return row
+    folder = checkpoints() / row.embedded
+    if not (folder / "model_index.json").is_file():
+        raise WeightsUnavailable(
+            f"MODEL: {row.name} ships in checkpoints/, which this installation does not have; take"
+            " the project's image or folder, or name another model"
+        )
+    return replace(row, folder=folder)
+
+
+def checkpoints() -> Path:
+    """Return the folder of the embedded models: beside src/ (editable), else the image's."""
+    beside = Path(__file__).resolve().parents[3] / "checkpoints"
+    return beside if beside.is_dir() else Path("/app/checkpoints")
+
+
+def of_folder(folder: Path) -> ModelSpec:
+    """Describe a local folder in diffusers' layout by its model_index.json.
+
+    A folder named like a row of the table, with that row's pipeline, is that model: its Lightning
+    files are known. Raises WeightsUnavailable when it is no model of a known family.
+    """
+    try:
+        index = json.loads((folder / "model_index.json").read_bytes())
+    except (OSError, ValueError):
+        raise WeightsUnavailable(
+            "MODEL: the folder has no readable model_index.json; give the folder of a diffusers"
+            " checkpoint (transformer/, text_encoder/, vae/, tokenizer/, scheduler/)"
+        ) from None
+    name = folder.resolve().name.lower()
+    files = [path.name for path in sorted(folder.iterdir()) if path.is_file()]
+    for row in TABLE:
+        tail = row.repository.rpartition("/")[2].lower()
+        if (
+            row.embedded is None
+            and name in (row.name, tail)
+            and index.get("_class_name") == row.pipeline
+        ):
+            return replace(row, folder=folder)
+    spec = ModelSpec(name, name, pipeline="", licence="unknown", folder=folder)
+    return classified(spec, index, files)
+
+
+def classified(spec: ModelSpec, index: Mapping[str, Any], files: Sequence[str]) -> ModelSpec:
+    """Complete a model from outside the table by its model_index.json and the names of its files.
+
+    Lightning LoRAs are taken from the model's own files, named like
+    "...-Lightning-8steps...safetensors". A row of the table is returned as it is when the class
+    agrees. Raises WeightsUnavailable when the class is not of a known family.
+    """
+    pipeline = str(index.get("_class_name", ""))
+    if pipeline not in PIPELINES:
+        raise WeightsUnavailable(
+            f"MODEL: {spec.name} is a {pipeline[:60] or 'repository without a pipeline class'};"
+            f" this worker serves {', '.join(PIPELINES)}"
+        )
+    if spec.pipeline == pipeline:
+        return spec
+    own = {
+        int(match[1]): LoraFile(None, name)
+        for name in files
+        if (match := LIGHTNING_FILE.fullmatch(name))
+    }
+    return replace(
+        spec, pipeline=pipeline, steps=PIPELINES[pipeline].steps, lightning=spec.lightning or own
+    )

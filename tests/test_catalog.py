@@ -1,0 +1,171 @@
+"""MODEL's words become models; what means nothing says what would."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from worker import settings
+from worker.errors import InvalidSettings, WeightsUnavailable
+from worker.weights import catalog
+
+
+def resolved(
+    models: str = "", *, has_gpu: bool = True, **environ: str
+) -> tuple[catalog.ModelSpec, ...]:
+    read = settings.read({"MODEL": models, **environ})
+    return catalog.resolve(read.model, read, has_gpu=has_gpu)
+
+
+def a_folder(at: Path, pipeline: str, *files: str) -> Path:
+    at.mkdir(parents=True)
+    (at / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    for name in files:
+        (at / name).touch()
+    return at
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    a_folder(tmp_path / "checkpoints/tiny/image", "QwenImagePipeline")
+    a_folder(tmp_path / "checkpoints/tiny/edit", "QwenImageEditPlusPipeline")
+    monkeypatch.setattr(catalog, "checkpoints", lambda: tmp_path / "checkpoints")
+    return tmp_path / "checkpoints"
+
+
+@pytest.mark.parametrize("row", catalog.TABLE, ids=lambda row: row.name)
+def test_a_row_holds_together(row: catalog.ModelSpec) -> None:
+    assert row.pipeline in catalog.PIPELINES
+    assert row.tasks
+    assert set(row.lightning) == {4, 8}
+    assert all(str(n) + "steps" in file.filename for n, file in row.lightning.items())
+    assert set(row.sizes) == {"1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3"}
+    assert all(side % 16 == 0 for size in row.sizes.values() for side in size)
+    assert row.licence == "apache-2.0"
+
+
+def test_names_are_unique() -> None:
+    assert len(set(catalog.names())) == len(catalog.names())
+
+
+def test_a_size_is_its_aspect_ratio_turned() -> None:
+    for sizes in (catalog.PUBLISHED_SIZES, catalog.TINY_SIZES):
+        for ratio, (width, height) in sizes.items():
+            across, down = map(int, ratio.split(":"))
+            assert sizes[f"{down}:{across}"] == (height, width)
+            assert (width > height) == (across > down)
+
+
+def test_a_catalogue_name_is_its_row() -> None:
+    (spec,) = resolved("Qwen-Image-Edit-2511")
+    assert (spec.repository, spec.pipeline, spec.steps) == (
+        "Qwen/Qwen-Image-Edit-2511",
+        "QwenImageEditPlusPipeline",
+        40,
+    )
+    assert (spec.tasks, spec.max_references) == (("edit",), 3)
+
+
+def test_the_first_edit_model_takes_one_reference() -> None:
+    (spec,) = resolved("qwen-image-edit")
+    assert (spec.pipeline, spec.max_references) == ("QwenImageEditPipeline", 1)
+
+
+def test_a_repository_of_the_table_is_that_row_and_keeps_its_revision() -> None:
+    (spec,) = resolved("qwen/qwen-image-2512@abc123")
+    assert (spec.name, spec.revision) == ("qwen-image-2512", "abc123")
+
+
+def test_several_models_keep_their_order_and_lose_their_doubles() -> None:
+    found = resolved("qwen-image-2512, qwen-image-edit-2511 ,Qwen/Qwen-Image-2512")
+    assert [spec.name for spec in found] == ["qwen-image-2512", "qwen-image-edit-2511"]
+
+
+def test_tiny_is_both_embedded_models(tiny: Path) -> None:
+    found = resolved("tiny")
+    assert [spec.tasks for spec in found] == [("text-to-image",), ("edit",)]
+    assert [spec.folder for spec in found] == [tiny / "tiny/image", tiny / "tiny/edit"]
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "environ", "names"),
+    [
+        (True, {}, ["qwen-image-edit-2511"]),
+        (False, {}, ["tiny-image", "tiny-edit"]),
+        (False, {"RUNPOD_WEBHOOK_GET_JOB": "http://x/job-take"}, ["qwen-image-edit-2511"]),
+    ],
+)
+@pytest.mark.usefixtures("tiny")
+def test_without_model_the_gpu_and_the_platform_choose(
+    has_gpu: bool, environ: dict[str, str], names: list[str]
+) -> None:
+    assert [spec.name for spec in resolved(has_gpu=has_gpu, **environ)] == names
+
+
+def test_an_installation_without_checkpoints_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "checkpoints", lambda: tmp_path)
+    with pytest.raises(WeightsUnavailable, match=r"ships in checkpoints/"):
+        resolved("tiny")
+
+
+def test_without_model_model_path_is_the_model(tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "mine", "QwenImagePipeline")
+    (spec,) = resolved(MODEL_PATH=str(folder))
+    assert (spec.name, spec.folder, spec.tasks) == ("mine", folder, ("text-to-image",))
+
+
+def test_a_folder_brings_its_own_lightning_files(tmp_path: Path) -> None:
+    folder = a_folder(
+        tmp_path / "tuned",
+        "QwenImageEditPlusPipeline",
+        "My-Edit-Lightning-8steps-V1.0-bf16.safetensors",
+        "lightning-4steps.safetensors",
+        "other.safetensors",
+    )
+    (spec,) = resolved(str(folder))
+    assert {n: file.filename for n, file in spec.lightning.items()} == {
+        8: "My-Edit-Lightning-8steps-V1.0-bf16.safetensors",
+        4: "lightning-4steps.safetensors",
+    }
+    assert spec.steps == 40
+
+
+def test_a_folder_named_like_a_row_is_that_model(tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "Qwen-Image-Edit-2511", "QwenImageEditPlusPipeline")
+    (spec,) = resolved(str(folder))
+    assert (spec.name, spec.folder) == ("qwen-image-edit-2511", folder)
+    assert set(spec.lightning) == {8, 4}
+
+
+def test_another_repository_is_a_model_once_its_index_is_read() -> None:
+    (spec,) = resolved("someone/Painter@v2")
+    assert (spec.name, spec.revision, spec.pipeline, spec.tasks) == ("painter", "v2", "", ())
+    known = catalog.classified(spec, {"_class_name": "QwenImagePipeline"}, ["a.txt"])
+    assert (known.tasks, known.steps, dict(known.lightning)) == (("text-to-image",), 50, {})
+
+
+def test_another_owners_copy_does_not_take_the_rows_name() -> None:
+    found = resolved("someone/Qwen-Image-2512,qwen-image-2512")
+    assert [spec.name for spec in found] == ["someone/qwen-image-2512", "qwen-image-2512"]
+
+
+def test_another_family_is_refused_with_what_is_served() -> None:
+    (spec,) = resolved("black-forest-labs/FLUX.1-dev")
+    with pytest.raises(WeightsUnavailable, match=r"FluxPipeline.*QwenImagePipeline"):
+        catalog.classified(spec, {"_class_name": "FluxPipeline"}, [])
+
+
+@pytest.mark.parametrize("word", ["qwen-image-3000", "a/b/c", "../nowhere", "/no/such/folder"])
+def test_a_word_that_means_nothing_is_refused_with_advice(word: str) -> None:
+    with pytest.raises(WeightsUnavailable, match=r"MODEL: .*folder") as refused:
+        resolved(word)
+    assert "/no/such" not in refused.value.message
+
+
+def test_model_revision_belongs_to_the_one_published_model() -> None:
+    (spec,) = resolved("qwen-image", MODEL_REVISION="v1")
+    assert spec.revision == "v1"
+    with pytest.raises(InvalidSettings, match="several models"):
+        resolved("qwen-image,qwen-image-2512", MODEL_REVISION="v1")
