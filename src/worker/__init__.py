@@ -1,0 +1,1 @@
+"""A RunPod serverless worker for open image models."""

@@ -1,0 +1,1 @@
+"""The warm model: sampler, schedules, adapters, modulation, precision, memory."""

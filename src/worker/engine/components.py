@@ -13,10 +13,10 @@ from worker.engine.modulation import Modulation
 class Components:
     """The open parts of one Qwen-Image model.
 
-    `transformer`, `text_encoder` and `vae` are diffusers' and transformers' own modules on `device`,
-    in eval mode; floating tensors have `dtype` unless the precision keeps them otherwise.
-    `scheduler` is the base schedule's configuration (scheduler_config.json); `processor` is None for
-    a model without references.
+    `transformer`, `text_encoder` and `vae` are diffusers' and transformers' own modules on
+    `device`, in eval mode; floating tensors have `dtype` unless the precision keeps them otherwise.
+    `scheduler` is the base schedule's configuration (scheduler_config.json); `processor` is None
+    for a model without references.
     """
 
     transformer: Any

@@ -61,7 +61,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One picture (RGB) and the facts of its making; `timings_ms` by phase, `peak_vram_mb` in MiB."""
+    """One picture (RGB) and how it was made; `timings_ms` by phase, `peak_vram_mb` in MiB."""
 
     image: Image.Image
     lightning_enabled: bool

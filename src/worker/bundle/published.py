@@ -1,0 +1,69 @@
+"""A published diffusers folder -> components as it is: the reference that bundles are held to."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from safetensors.torch import load_file
+from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from worker.engine.components import Components
+from worker.engine.lora import Adapters, canonical, lightning_modules
+from worker.engine.modulation import WeightModulation
+
+
+def attach_lightning(
+    adapters: Adapters, files: Mapping[str, Path], *, blocks: int, parts: Components
+) -> None:
+    """Attach Lightning LoRAs (adapter name -> file) in the components' dtype, on their device.
+
+    Raises LoraNotApplied when one does not reach exactly the modules it must.
+    """
+    for name, file in files.items():
+        state = {
+            key: tensor.to(parts.device, parts.dtype)
+            for key, tensor in canonical(load_file(file)).items()
+        }
+        adapters.attach(name, state, expected=lightning_modules(blocks))
+
+
+def open_published(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    lightning: Mapping[str, Path] | None = None,
+) -> Components:
+    """Open a diffusers folder with from_pretrained, all weights in place, in one dtype.
+
+    `lightning` maps adapter names to LoRA files. Raises LoraNotApplied.
+    """
+
+    def module(kind: Any, part: str) -> Any:
+        name = "dtype" if kind is Qwen2_5_VLForConditionalGeneration else "torch_dtype"
+        opened = kind.from_pretrained(folder / part, **{name: dtype}, local_files_only=True)
+        return opened.to(device).eval()
+
+    transformer = module(QwenImageTransformer2DModel, "transformer")
+    processor = None
+    if (folder / "processor").is_dir():
+        processor = AutoProcessor.from_pretrained(folder / "processor", local_files_only=True)
+    parts = Components(
+        transformer=transformer,
+        text_encoder=module(Qwen2_5_VLForConditionalGeneration, "text_encoder"),
+        vae=module(AutoencoderKLQwenImage, "vae"),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+        processor=processor,
+        scheduler=json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
+        adapters=Adapters(transformer),
+        modulation=WeightModulation(),
+        device=device,
+        dtype=dtype,
+    )
+    attach_lightning(
+        parts.adapters, lightning or {}, blocks=len(transformer.transformer_blocks), parts=parts
+    )
+    return parts

@@ -1,0 +1,49 @@
+"""What the device says of itself and how its failures become ours."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from worker.errors import CudaOutOfMemory, DeviceLost
+
+
+def free_memory() -> None:
+    """Give unused device memory back to the driver."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise CudaOutOfMemory or DeviceLost where torch raises its own errors of the device."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise CudaOutOfMemory(
+            "the device ran out of memory; ask for a smaller picture or fewer references, or give"
+            " the endpoint a larger GPU"
+        ) from error
+    except torch.AcceleratorError as error:
+        raise DeviceLost("the device stopped answering; this worker will be replaced") from error
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done everything it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_mb(device: torch.device) -> int:
+    """Return the peak of allocated device memory since the last reset, in MiB; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.max_memory_allocated(device) >> 20)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start measuring the peak anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)

@@ -1,0 +1,119 @@
+"""Prompts to embeddings: Qwen2.5-VL over a chat template, the user's text never a special token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+# The templates that the published models were trained with (diffusers' pipelines hold the same).
+# Their first tokens, up to and including "user\n", are dropped from the embeddings.
+DESCRIBE: Final = (
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial"
+    " relationships of the objects and background:"
+)
+ALTER: Final = (
+    "Describe the key features of the input image (color, shape, size, texture, objects,"
+    " background), then explain how the user's text instruction should alter or modify the image."
+    " Generate a new image that meets the user's requirements while maintaining consistency with"
+    " the original input where appropriate."
+)
+MAX_TOKENS: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A chat template: the system text, the tokens it costs, and what stands before a reference."""
+
+    system: str
+    dropped: int
+    reference: str = ""
+
+
+TEXT_TO_IMAGE: Final = Template(DESCRIBE, dropped=34)
+EDIT: Final = Template(ALTER, dropped=64)
+EDIT_PLUS: Final = Template(ALTER, dropped=64, reference="Picture {}: ")
+
+
+class PromptEncoder:
+    """Tokenise and embed prompts, with references where the template has them."""
+
+    def __init__(self, tokenizer: Any, processor: Any | None, text_encoder: Any) -> None:
+        self._tokenizer = tokenizer
+        self._processor = processor
+        self._encoder = text_encoder
+        self._image_pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+
+    def _plain(self, text: str) -> list[int]:
+        """Tokenise text in which nothing is a special token."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        return ids
+
+    def is_cut(self, prompt: str) -> bool:
+        """Tell whether a prompt is longer than the 1024 tokens that are used of it."""
+        return len(self._plain(prompt)) > MAX_TOKENS
+
+    def tokens(self, prompt: str, template: Template, image_tokens: Sequence[int]) -> list[int]:
+        """Return the token ids of a whole prompt.
+
+        `image_tokens` are the numbers of tokens of the references. The text between two special
+        tokens is tokenised in one piece, so that a prompt without special tokens in it gives what
+        the stock template gives.
+        """
+        special = self._tokenizer.convert_tokens_to_ids
+        ids = [
+            special("<|im_start|>"),
+            *self._plain("system\n" + template.system),
+            special("<|im_end|>"),
+            *self._plain("\n"),
+            special("<|im_start|>"),
+        ]
+        text = "user\n"
+        for number, count in enumerate(image_tokens, 1):
+            ids += self._plain(text + template.reference.format(number))
+            ids += [special("<|vision_start|>"), *[self._image_pad] * count]
+            ids += [special("<|vision_end|>")]
+            text = ""
+        user = self._plain(text + prompt)
+        room = MAX_TOKENS + (len(self._plain(text)) if text else 0)
+        ids += [*user[:room], special("<|im_end|>"), *self._plain("\n")]
+        return [*ids, special("<|im_start|>"), *self._plain("assistant\n")]
+
+    @torch.inference_mode()
+    def encode(
+        self, prompt: str, template: Template, references: Sequence[Image.Image] = ()
+    ) -> Tensor:
+        """Return the embeddings [1, tokens, dim] of one prompt with its references.
+
+        `references` are RGB, already at the size that the encoder shall see.
+        """
+        device = self._encoder.device
+        vision: dict[str, Tensor] = {}
+        counts: list[int] = []
+        if references and self._processor is not None:
+            images = self._processor.image_processor(images=list(references), return_tensors="pt")
+            merge = self._processor.image_processor.merge_size**2
+            counts = [int(grid.prod()) // merge for grid in images["image_grid_thw"]]
+            vision = {
+                "pixel_values": images["pixel_values"].to(device),
+                "image_grid_thw": images["image_grid_thw"].to(device),
+            }
+        ids = self.tokens(prompt, template, counts)
+        input_ids = torch.tensor([ids], device=device)
+        if vision:
+            # diffusers 0.42.1 leaves these out; transformers 5 then silently gives image tokens
+            # the positions of text (diffusers #14194)
+            vision["mm_token_type_ids"] = (input_ids == self._image_pad).int()
+        # `.model` is the encoder without lm_head, whose logits over every token nobody reads
+        output = self._encoder.model(
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            use_cache=False,
+            **vision,
+        )
+        embeds: Tensor = output.last_hidden_state[:, template.dropped :]
+        return embeds.clone()

@@ -1,0 +1,237 @@
+"""Qwen-Image 1.x: text-to-image and instruction edits with references, in the order it runs."""
+
+import hashlib
+import math
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from worker.engine import device as gpu
+from worker.engine import prompts, schedule
+from worker.engine.cache import TensorCache
+from worker.engine.components import Components
+from worker.engine.prompts import PromptEncoder, Template
+from worker.engine.sampler import Conditioning, LatentShape, denoise, noise, stack
+from worker.engine.vae import Vae, picture
+from worker.errors import CudaOutOfMemory, LoraNotApplied
+from worker.families import Control, Drawn, Generation, Phase, Served
+
+Variant = Literal["text-to-image", "edit", "edit-plus"]
+TEMPLATES: Final[dict[Variant, Template]] = {
+    "text-to-image": prompts.TEXT_TO_IMAGE,
+    "edit": prompts.EDIT,
+    "edit-plus": prompts.EDIT_PLUS,
+}
+# pixels of a reference as the text encoder sees it (CONDITION_IMAGE_SIZE of diffusers' EditPlus)
+CONDITION_AREA: Final = 384 * 384
+# prompt embeddings are 7 MB at most (1024 tokens x 3584 x bf16), reference latents 0.5 MB each
+CACHE_BYTES: Final = 64 << 20
+# an output whose aspect is this close to a reference's (natural logarithm of the ratio) shares its
+# size, so that an edit neither shifts nor zooms; rounding to 16 pixels alone moves 1024 by 0.016
+SAME_ASPECT: Final = 0.03
+
+
+def adapter_name(steps: int) -> str:
+    """Name the Lightning adapter for a number of steps."""
+    return f"lightning_{steps}"
+
+
+def sized(area: int, ratio: float) -> tuple[int, int]:
+    """Return (width, height) of about `area` pixels at an aspect, in multiples of 32.
+
+    The formula of diffusers' calculate_dimensions, at least one multiple each way.
+    """
+    width = math.sqrt(area * ratio)
+    height = width / ratio
+    return max(32, round(width / 32) * 32), max(32, round(height / 32) * 32)
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Milliseconds by phase; a phase ends when the device has finished it."""
+
+    device: torch.device
+    spent: dict[Phase, float]
+
+    @contextmanager
+    def phase(self, name: Phase) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            gpu.synchronize(self.device)
+            elapsed = (time.perf_counter() - start) * 1000
+            self.spent[name] = self.spent.get(name, 0.0) + elapsed
+
+
+def _digest(images: Sequence[Image.Image]) -> str:
+    """Identify references by their pixels."""
+    digest = hashlib.blake2b(digest_size=16)
+    for image in images:
+        digest.update(f"{image.mode}{image.size}".encode())
+        digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+class QwenImage:
+    """One warm Qwen-Image model."""
+
+    def __init__(
+        self,
+        components: Components,
+        served: Served,
+        variant: Variant,
+        *,
+        condition_area: int = CONDITION_AREA,
+    ) -> None:
+        self.served = served
+        self._parts = components
+        self._variant = variant
+        self._condition_area = condition_area
+        self._prompts = PromptEncoder(
+            components.tokenizer, components.processor, components.text_encoder
+        )
+        self._vae = Vae(components.vae)
+        self._cache = TensorCache(CACHE_BYTES)
+
+    def generate(self, generation: Generation, control: Control) -> Drawn:
+        """Make one picture; after running out of memory once more, with its memory freed first.
+
+        Raises BadPicture, CudaOutOfMemory, DeviceLost, LoraNotApplied, or what `control` raises.
+        """
+        try:
+            return self._draw(generation, control)
+        except CudaOutOfMemory:
+            pass  # the failed attempt's tensors live in the exception: leave it before freeing
+        self._cache.clear()
+        gpu.free_memory()
+        self._vae.tile(on=True)
+        try:
+            return self._draw(generation, control)
+        finally:
+            self._vae.tile(on=False)
+            gpu.free_memory()
+
+    def release(self) -> None:
+        """Drop the modules and free their memory; the model cannot be used afterwards."""
+        self._cache.clear()
+        del self._parts, self._prompts, self._vae
+        gpu.free_memory()
+
+    def reference_size(self, image: Image.Image, generation: Generation) -> tuple[int, int]:
+        """Return the (width, height) at which a reference is encoded.
+
+        The output's own where the aspects agree; else the reference's aspect at the model's area,
+        as the stock pipeline does.
+        """
+        ratio = image.width / image.height
+        if abs(math.log(generation.width / generation.height / ratio)) < SAME_ASPECT:
+            return generation.width, generation.height
+        return sized(self.served.area, ratio)
+
+    def latents(self, generations: Sequence[Generation], control: Control, clock: _Clock) -> Tensor:
+        """Return the final packed latents [batch, tokens, channels] of a batch of generations.
+
+        They must agree in everything but prompt, references' pixels and seed.
+        """
+        first, parts = generations[0], self._parts
+        name = adapter_name(first.steps) if first.lightning else None
+        if name is not None and name not in parts.adapters.held:
+            raise LoraNotApplied(f"no Lightning LoRA for {first.steps} steps is held")
+        parts.adapters.use(name)
+
+        prompt = stack([self._embed(g, g.prompt, clock) for g in generations])
+        negative = None
+        if first.negative_prompt is not None and first.true_cfg_scale > 1:
+            unwanted = first.negative_prompt
+            negative = stack([self._embed(g, unwanted, clock) for g in generations])
+        control.report("text", 1, 1)
+
+        references, shapes = self._references(generations, control, clock)
+        step = self._vae.scale
+        height, width = first.height // step, first.width // step
+        start = noise(
+            [g.seed for g in generations], self._vae.channels, height, width, parts.dtype
+        ).to(parts.device)
+        tokens = start.shape[1]
+        steps = (
+            schedule.lightning(first.steps, tokens)
+            if first.lightning
+            else schedule.schedule(parts.scheduler, first.steps, tokens)
+        )
+        with clock.phase("denoise"):
+            return denoise(
+                parts.transformer,
+                parts.modulation,
+                steps,
+                start,
+                prompt,
+                [(1, height // 2, width // 2), *shapes],
+                negative=negative,
+                true_cfg_scale=first.true_cfg_scale,
+                references=references,
+                on_step=lambda done, of: control.report("denoise", done, of),
+            )
+
+    def _draw(self, generation: Generation, control: Control) -> Drawn:
+        clock = _Clock(self._parts.device, {})
+        gpu.reset_peak(self._parts.device)
+        with gpu.translated():
+            latents = self.latents([generation], control, clock)
+            with clock.phase("decode"):
+                pixels = self._vae.decode(latents, generation.width, generation.height)
+                image = picture(pixels[0])
+        cut = self._prompts.is_cut(generation.prompt)
+        warnings = (f"the prompt was cut at {prompts.MAX_TOKENS} tokens",) if cut else ()
+        return Drawn(
+            image=image,
+            lightning_enabled=generation.lightning,
+            timings_ms=clock.spent,
+            peak_vram_mb=gpu.peak_mb(self._parts.device),
+            warnings=warnings,
+        )
+
+    def _embed(self, generation: Generation, text: str, clock: _Clock) -> Conditioning:
+        shown = self._shown(generation.references)
+        key: Hashable = ("text", text, _digest(shown))
+        with clock.phase("text"):
+            embeds = self._cache.get(
+                key, lambda: self._prompts.encode(text, TEMPLATES[self._variant], shown)
+            )
+        return Conditioning(embeds.to(self._parts.dtype))
+
+    def _shown(self, references: Sequence[Image.Image]) -> list[Image.Image]:
+        """Resize references to what the text encoder shall see."""
+        area = self.served.area if self._variant == "edit" else self._condition_area
+        return [
+            image.resize(sized(area, image.width / image.height), Image.Resampling.LANCZOS)
+            for image in references
+        ]
+
+    def _references(
+        self, generations: Sequence[Generation], control: Control, clock: _Clock
+    ) -> tuple[Tensor | None, list[LatentShape]]:
+        """Return all references' packed latents [batch, tokens, channels] and their shapes."""
+        first = generations[0]
+        if not first.references:
+            return None, []
+        sizes = [self.reference_size(image, first) for image in first.references]
+
+        def encoded(image: Image.Image, size: tuple[int, int]) -> Tensor:
+            key = ("reference", _digest([image]), size)
+            return self._cache.get(key, lambda: self._vae.encode(image, *size))
+
+        rows = []
+        with clock.phase("reference"):
+            for generation in generations:
+                pairs = zip(generation.references, sizes, strict=True)
+                rows.append(torch.cat([encoded(*pair) for pair in pairs], dim=1))
+        control.report("reference", 1, 1)
+        unit = self._vae.scale * 2
+        return torch.cat(rows), [(1, height // unit, width // unit) for width, height in sizes]
