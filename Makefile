@@ -2,11 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint format lock clean
+.PHONY: help setup demo test lint format lock image-check clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-.venv/.ready: builder/requirements.lock builder/requirements-dev.lock builder/venv.sh pyproject.toml
+.venv/.ready: builder/requirements-uv.lock builder/requirements.lock builder/requirements-dev.lock builder/venv.sh pyproject.toml
 	PYTHON=$(PYTHON) bash builder/venv.sh --dev
 	touch $@
 
@@ -24,8 +24,12 @@ format: setup ## let ruff format
 	$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .
 
 lock: setup ## resolve the dependencies again, with hashes
-	cd builder && ../$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url -o requirements.lock requirements.in
-	cd builder && ../$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url -o requirements-dev.lock requirements-dev.in
+	cd builder && for name in requirements-uv requirements requirements-dev; do \
+	  UV_CUSTOM_COMPILE_COMMAND="make lock" ../$(BIN)/uv pip compile -q --universal --python-version 3.11 \
+	    --generate-hashes --no-emit-index-url -o $$name.lock $$name.in || exit 1; done
+
+image-check: setup ## carry out the Dockerfile in a fresh Debian root, without Docker (as root; 8 GB of disk)
+	$(BIN)/python builder/image_check.py
 
 clean: ## remove what set-up and the demo made
 	rm -rf .venv out

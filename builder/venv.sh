@@ -1,19 +1,61 @@
 #!/usr/bin/env bash
 # Make .venv/ at the project's root from the locks: uv by pip, then all the rest by uv, with hashes.
-#   builder/venv.sh [--dev]      PYTHON names the interpreter (3.11 or newer)
+#   builder/venv.sh [--dev | --no-project]
+#     --dev         also the tools that the tests and linters need
+#     --no-project  the dependencies only: an image layer that a change of code leaves alone
+# PYTHON names the interpreter (3.11 or newer; default python3). TORCH_INDEX_URL, TORCH_VERSION and
+# TORCHVISION_VERSION, given together, install that build of torch in place of the locked one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
-"$python" -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
-if ! [ -x .venv/bin/pip ]; then
-  # Debian ships python3 without ensurepip; its package is the only thing that we ask the system for
-  "$python" -m venv .venv 2>/dev/null || {
-    apt-get update -q && apt-get install -qy --no-install-recommends python3-venv
-    "$python" -m venv --clear .venv
-  }
+
+fail() {
+  echo "venv.sh: $*" >&2
+  exit 1
+}
+
+dev='' project=yes
+case "${1:-}" in
+  '') ;;
+  --dev) dev=yes ;;
+  --no-project) project='' ;;
+  *) fail "unknown argument $1 (known: --dev, --no-project)" ;;
+esac
+[ $# -le 1 ] || fail "one argument at most"
+if [ -n "${TORCH_INDEX_URL:-}${TORCH_VERSION:-}${TORCHVISION_VERSION:-}" ]; then
+  [ -n "${TORCH_INDEX_URL:-}" ] && [ -n "${TORCH_VERSION:-}" ] && [ -n "${TORCHVISION_VERSION:-}" ] ||
+    fail "TORCH_INDEX_URL, TORCH_VERSION and TORCHVISION_VERSION belong together: give all or none"
 fi
-.venv/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
-locks=(-r builder/requirements.lock)
-[ "${1:-}" != --dev ] || locks+=(-r builder/requirements-dev.lock)
-.venv/bin/uv pip install --quiet --require-hashes "${locks[@]}"
-.venv/bin/uv pip install --quiet --no-deps --no-build-isolation --editable .
+
+python=${PYTHON:-python3}
+command -v "$python" >/dev/null || fail "$python is not there: install Python 3.11 or newer, or set PYTHON"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  fail "$("$python" --version) is too old: Python 3.11 or newer is needed; name one with PYTHON=..."
+
+# A half-made .venv (an interrupted run, a Python that went away) is made anew.
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  if ! "$python" -m venv --clear .venv >/dev/null 2>&1; then
+    # Debian ships python3 without ensurepip; its package is the only thing that we ask the system for.
+    minor=$("$python" -c 'import sys; print(f"{sys.version_info[0]}.{sys.version_info[1]}")')
+    command -v apt-get >/dev/null || fail "this Python cannot make a venv: install its ensurepip"
+    [ "$(id -u)" = 0 ] || fail "this Python has no ensurepip: install python$minor-venv, then run this again"
+    apt-get update -q
+    apt-get install -qy --no-install-recommends "python$minor-venv" ||
+      apt-get install -qy --no-install-recommends python3-venv
+    "$python" -m venv --clear .venv
+  fi
+fi
+
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r builder/requirements-uv.lock
+uv=(.venv/bin/uv pip install --quiet --python .venv/bin/python)
+if [ -n "${TORCH_INDEX_URL:-}" ]; then
+  # The lock is complete, so leaving torch and its CUDA parts out leaves nothing else to resolve.
+  rest=$(mktemp)
+  trap 'rm -f "$rest"' EXIT
+  bash builder/lock_without_torch.sh <builder/requirements.lock >"$rest"
+  "${uv[@]}" --require-hashes --no-deps -r "$rest"
+  "${uv[@]}" --index-url "$TORCH_INDEX_URL" "torch==$TORCH_VERSION" "torchvision==$TORCHVISION_VERSION"
+else
+  "${uv[@]}" --require-hashes -r builder/requirements.lock
+fi
+[ -z "$dev" ] || "${uv[@]}" --require-hashes -r builder/requirements-dev.lock
+[ -z "$project" ] || bash builder/project.sh

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Install what the image takes from Debian or Ubuntu: Python with venv, and certificates for https.
+# CUDA's libraries come with torch's wheels and the driver from the host, so no CUDA base is needed.
+set -euo pipefail
+[ "$(id -u)" = 0 ] || { echo "system.sh: run me as root" >&2; exit 1; }
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q
+apt-get install -qy --no-install-recommends ca-certificates python3 python3-venv
+rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb
