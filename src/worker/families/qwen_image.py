@@ -1,17 +1,19 @@
 """Qwen-Image 1.x: text-to-image and instruction edits with references, in the order it runs."""
 
 import hashlib
+import json
 import math
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from worker.bundle.published import open_published
 from worker.engine import device as gpu
 from worker.engine import prompts, schedule
 from worker.engine.cache import TensorCache
@@ -19,14 +21,16 @@ from worker.engine.components import Components
 from worker.engine.prompts import PromptEncoder, Template
 from worker.engine.sampler import Conditioning, LatentShape, denoise, noise, stack
 from worker.engine.vae import Vae, picture
-from worker.errors import CudaOutOfMemory, LoraNotApplied
+from worker.errors import CudaOutOfMemory, LoraNotApplied, WeightsUnavailable
 from worker.families import Control, Drawn, Generation, Phase, Served
+from worker.weights.catalog import ModelSpec
 
-Variant = Literal["text-to-image", "edit", "edit-plus"]
-TEMPLATES: Final[dict[Variant, Template]] = {
-    "text-to-image": prompts.TEXT_TO_IMAGE,
-    "edit": prompts.EDIT,
-    "edit-plus": prompts.EDIT_PLUS,
+FIRST_EDIT: Final = "QwenImageEditPipeline"
+# by diffusers' name of the pipeline class that the checkpoint was published for
+TEMPLATES: Final[dict[str, Template]] = {
+    "QwenImagePipeline": prompts.TEXT_TO_IMAGE,
+    FIRST_EDIT: prompts.EDIT,
+    "QwenImageEditPlusPipeline": prompts.EDIT_PLUS,
 }
 # pixels of a reference as the text encoder sees it (CONDITION_IMAGE_SIZE of diffusers' EditPlus)
 CONDITION_AREA: Final = 384 * 384
@@ -86,13 +90,13 @@ class QwenImage:
         self,
         components: Components,
         served: Served,
-        variant: Variant,
+        pipeline: str,
         *,
         condition_area: int = CONDITION_AREA,
     ) -> None:
         self.served = served
         self._parts = components
-        self._variant = variant
+        self._pipeline = pipeline
         self._condition_area = condition_area
         self._prompts = PromptEncoder(
             components.tokenizer, components.processor, components.text_encoder
@@ -202,13 +206,13 @@ class QwenImage:
         key: Hashable = ("text", text, _digest(shown))
         with clock.phase("text"):
             embeds = self._cache.get(
-                key, lambda: self._prompts.encode(text, TEMPLATES[self._variant], shown)
+                key, lambda: self._prompts.encode(text, TEMPLATES[self._pipeline], shown)
             )
         return Conditioning(embeds.to(self._parts.dtype))
 
     def _shown(self, references: Sequence[Image.Image]) -> list[Image.Image]:
         """Resize references to what the text encoder shall see."""
-        area = self.served.area if self._variant == "edit" else self._condition_area
+        area = self.served.area if self._pipeline == FIRST_EDIT else self._condition_area
         return [
             image.resize(sized(area, image.width / image.height), Image.Resampling.LANCZOS)
             for image in references
@@ -235,3 +239,23 @@ class QwenImage:
         control.report("reference", 1, 1)
         unit = self._vae.scale * 2
         return torch.cat(rows), [(1, height // unit, width // unit) for width, height in sizes]
+
+
+def open_model(spec: ModelSpec, served: Served) -> QwenImage:
+    """Open a model whose weights are a local folder."""
+    folder = spec.folder
+    if folder is None:
+        raise WeightsUnavailable(f"{spec.name} is not here")
+    parts = open_published(
+        folder,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+        lightning={
+            adapter_name(n): folder / spec.lightning[n].filename for n in served.lightning_steps
+        },
+    )
+    facts = folder / "worker.json"
+    own = json.loads(facts.read_text()) if facts.is_file() else {}
+    return QwenImage(
+        parts, served, spec.pipeline, condition_area=own.get("condition_area", CONDITION_AREA)
+    )

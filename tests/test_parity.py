@@ -1,0 +1,265 @@
+"""Our sampler gives what the stock diffusers pipelines give, to the last bit, in fp32."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    QwenImageEditPlusPipeline,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
+from PIL import Image
+
+from worker.bundle.published import open_published
+from worker.engine.schedule import LIGHTNING
+from worker.families import Generation, Phase, Served
+from worker.families.qwen_image import QwenImage, _Clock, adapter_name, sized
+from worker.weights.catalog import TABLE, checkpoints
+
+CPU = torch.device("cpu")
+SPECS = {spec.name: spec for spec in TABLE}
+
+
+class Silent:
+    """A job that never stops and listens to nothing."""
+
+    def report(self, phase: Phase, step: int, steps: int) -> None:
+        """Take no notice."""
+
+
+def folder_of(name: str) -> Path:
+    """Return the embedded checkpoint of that name."""
+    return checkpoints() / str(SPECS[name].embedded)
+
+
+def served(name: str) -> Served:
+    """Describe an embedded model as a worker would."""
+    spec = SPECS[name]
+    return Served(
+        id=name,
+        repository=spec.repository,
+        revision="local",
+        precision="fp32",
+        licence=spec.licence,
+        tasks=spec.tasks,
+        steps=spec.steps,
+        true_cfg_scale=spec.true_cfg_scale,
+        negative_prompt=spec.negative_prompt,
+        lightning_steps=(8, 4),
+        area=spec.area,
+        max_pixels=4 * spec.area,
+        max_references=spec.max_references,
+        sizes=spec.sizes,
+    )
+
+
+def lightning_files(name: str) -> dict[str, Path]:
+    """Return the Lightning LoRA files of an embedded model by adapter name."""
+    files = SPECS[name].lightning
+    return {adapter_name(n): folder_of(name) / files[n].filename for n in (8, 4)}
+
+
+def condition_area(name: str) -> int:
+    """Return the area at which an embedded model's encoder sees references."""
+    facts = json.loads((folder_of(name) / "worker.json").read_text())
+    return int(facts["condition_area"])
+
+
+class Pair:
+    """One checkpoint, open twice: by us and as a stock pipeline."""
+
+    def __init__(self, name: str, *, zero_cond_t: bool) -> None:
+        folder = folder_of(name)
+        parts = open_published(
+            folder, dtype=torch.float32, device=CPU, lightning=lightning_files(name)
+        )
+        kind = QwenImagePipeline if name == "tiny-image" else QwenImageEditPlusPipeline
+        transformer = QwenImageTransformer2DModel.from_pretrained(
+            folder / "transformer", zero_cond_t=zero_cond_t, torch_dtype=torch.float32
+        )
+        assert transformer.config.zero_cond_t == zero_cond_t
+        if parts.transformer.config.zero_cond_t != zero_cond_t:
+            parts.transformer.zero_cond_t = zero_cond_t
+            for block in parts.transformer.transformer_blocks:
+                block.zero_cond_t = zero_cond_t
+        self.stock: Any = kind.from_pretrained(
+            folder, transformer=transformer, torch_dtype=torch.float32
+        )
+        self.stock.set_progress_bar_config(disable=True)
+        self.base = self.stock.scheduler
+        self._patch_encoder()
+        for adapter, file in lightning_files(name).items():
+            self.stock.load_lora_weights(file, adapter_name=adapter, use_safetensors=True)
+        self.stock.disable_lora()
+        self.ours = QwenImage(
+            parts, served(name), SPECS[name].pipeline, condition_area=condition_area(name)
+        )
+
+    def _patch_encoder(self) -> None:
+        """Mend a known bug of the stock pipeline: no mm_token_type_ids (diffusers #14194)."""
+        encoder = self.stock.text_encoder
+        forward = encoder.forward
+        pad = self.stock.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+
+        def patched(**given: Any) -> Any:
+            if given.get("pixel_values") is not None:
+                given["mm_token_type_ids"] = (given["input_ids"] == pad).int()
+            return forward(**given)
+
+        encoder.forward = patched
+
+    def stock_latents(self, generation: Generation, output: str = "latent") -> Any:
+        """Run the stock pipeline as a careful user would set it up."""
+        if generation.lightning:
+            self.stock.scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(LIGHTNING))
+            self.stock.enable_lora()
+            self.stock.set_adapters(adapter_name(generation.steps))
+        else:
+            self.stock.scheduler = self.base
+            self.stock.disable_lora()
+        images = {"image": list(generation.references)} if generation.references else {}
+        return self.stock(
+            **images,
+            prompt=generation.prompt,
+            negative_prompt=generation.negative_prompt,
+            true_cfg_scale=generation.true_cfg_scale,
+            width=generation.width,
+            height=generation.height,
+            num_inference_steps=generation.steps,
+            generator=torch.Generator("cpu").manual_seed(generation.seed),
+            output_type=output,
+        ).images
+
+    def our_latents(self, *generations: Generation) -> torch.Tensor:
+        """Run our sampler on a batch."""
+        return self.ours.latents(list(generations), Silent(), _Clock(CPU, {}))
+
+
+@pytest.fixture(autouse=True)
+def reference_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the stock pipeline the small model's reference sizes; it reads them at call time."""
+    monkeypatch.setattr(edit_plus, "VAE_IMAGE_SIZE", SPECS["tiny-edit"].area)
+    monkeypatch.setattr(edit_plus, "CONDITION_IMAGE_SIZE", condition_area("tiny-edit"))
+
+
+@pytest.fixture(scope="module")
+def image_pair() -> Pair:
+    """The text-to-image checkpoint (no zero_cond_t, as Qwen-Image)."""
+    return Pair("tiny-image", zero_cond_t=False)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["zero_cond_t", "plain"])
+def edit_pair(request: pytest.FixtureRequest) -> Pair:
+    """The edit checkpoint with zero_cond_t (as Edit-2511) and without (as Edit-2509)."""
+    return Pair("tiny-edit", zero_cond_t=request.param)
+
+
+def drawing(width: int, height: int, seed: int) -> Image.Image:
+    """Make a picture that no other seed gives."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+BASE = Generation(
+    task="text-to-image",
+    prompt="a small red circle on a blue background, on the left",
+    negative_prompt=None,
+    references=(),
+    width=96,
+    height=96,
+    steps=4,
+    true_cfg_scale=1.0,
+    lightning=False,
+    seed=7,
+)
+CFG = {"negative_prompt": " ", "true_cfg_scale": 4.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="base"),
+        pytest.param(CFG, id="cfg"),
+        pytest.param({"lightning": True}, id="lightning-4"),
+        pytest.param({"lightning": True, "steps": 8}, id="lightning-8"),
+        pytest.param({"width": 128, "height": 64, "steps": 7, **CFG}, id="wide-cfg-7-steps"),
+    ],
+)
+def test_text_to_image_equals_the_stock_pipeline(image_pair: Pair, changes: Any) -> None:
+    """The final latents are those of QwenImagePipeline, bit for bit."""
+    generation = replace(BASE, **changes)
+    assert torch.equal(image_pair.our_latents(generation), image_pair.stock_latents(generation))
+
+
+def references(count: int) -> tuple[Image.Image, ...]:
+    """Return references of different shapes."""
+    return tuple(
+        drawing(*size, seed) for seed, size in enumerate([(96, 96), (150, 90), (70, 120)][:count])
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "changes"),
+    [
+        pytest.param(1, {}, id="one"),
+        pytest.param(1, CFG, id="one-cfg"),
+        pytest.param(1, {"lightning": True}, id="one-lightning-4"),
+        pytest.param(1, {"lightning": True, "steps": 8}, id="one-lightning-8"),
+        pytest.param(2, CFG, id="two-cfg"),
+        pytest.param(3, {}, id="three"),
+    ],
+)
+def test_edits_equal_the_stock_pipeline(edit_pair: Pair, count: int, changes: Any) -> None:
+    """The final latents are those of QwenImageEditPlusPipeline with 1-3 references, bit for bit."""
+    given = references(count)
+    width, height = sized(SPECS["tiny-edit"].area, given[-1].width / given[-1].height)
+    generation = replace(
+        BASE,
+        task="edit",
+        prompt="make it green",
+        references=given,
+        width=width,
+        height=height,
+        **changes,
+    )
+    assert torch.equal(edit_pair.our_latents(generation), edit_pair.stock_latents(generation))
+
+
+def test_decoded_floats_equal_the_stock_pipeline(image_pair: Pair) -> None:
+    """The decoded picture equals the stock one before it is rounded to 8 bits."""
+    ours = image_pair.ours._vae.decode(image_pair.our_latents(BASE), BASE.width, BASE.height)
+    stock = image_pair.stock_latents(BASE, output="np")
+    shown = (ours * 0.5 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().numpy()
+    assert np.array_equal(shown, stock)
+
+
+@pytest.mark.parametrize("prompts", [("one", "two", "six"), ("one", "a large white star", "two")])
+def test_a_text_batch_equals_single_runs(image_pair: Pair, prompts: tuple[str, ...]) -> None:
+    """Batched latents differ from single ones by less than 1e-5 of their spread at 8 steps."""
+    generations = [
+        replace(BASE, prompt=prompt, seed=seed, steps=8) for seed, prompt in enumerate(prompts)
+    ]
+    batch = image_pair.our_latents(*generations)
+    single = torch.cat([image_pair.our_latents(g) for g in generations])
+    assert (batch - single).abs().max() < 1e-5 * (single.max() - single.min())
+
+
+def test_an_edit_batch_equals_single_runs(edit_pair: Pair) -> None:
+    """Edits batch too, which the stock pipeline refuses."""
+    generations = [
+        replace(
+            BASE, task="edit", references=(drawing(96, 96, seed), drawing(90, 90, 9)), seed=seed,
+            prompt="make it blue", steps=8,
+        )
+        for seed in range(3)
+    ]  # fmt: skip
+    batch = edit_pair.our_latents(*generations)
+    single = torch.cat([edit_pair.our_latents(g) for g in generations])
+    assert (batch - single).abs().max() < 1e-5 * (single.max() - single.min())
