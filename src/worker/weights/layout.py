@@ -1,0 +1,78 @@
+"""Which files of a published repository a model needs, and whether a folder has them all."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from worker.weights.proof import safetensors_fault
+
+INDEX: Final = "model_index.json"
+WITH_WEIGHTS: Final = ("transformer", "text_encoder", "vae")
+COMPONENTS: Final = (*WITH_WEIGHTS, "tokenizer", "processor", "scheduler")
+# The published shards without a variant: "diffusion_pytorch_model.fp16.safetensors" and
+# "pytorch_model.bin" are other copies of the same weights.
+SHARD: Final = re.compile(r"(?:diffusion_pytorch_)?model(?:-\d{5}-of-\d{5})?\.safetensors")
+CONFIGURATION: Final = (".json", ".txt", ".model", ".jinja")
+
+
+def is_needed(path: str) -> bool:
+    """Tell whether a model is built from this file of its repository."""
+    folder, _, name = path.rpartition("/")
+    if not folder:
+        return name == INDEX
+    if folder not in COMPONENTS:
+        return False
+    return name.endswith(CONFIGURATION) or SHARD.fullmatch(name) is not None
+
+
+def needed(paths: Iterable[str]) -> tuple[str, ...]:
+    """Return the files that a model is built from, small ones (configuration) first."""
+    return tuple(
+        sorted((p for p in paths if is_needed(p)), key=lambda p: (p.endswith(".safetensors"), p))
+    )
+
+
+def fault(folder: Path) -> str | None:
+    """Say why a folder cannot be opened as a published model; None when it can.
+
+    Looks at names, headers and sizes only: the shards that an index names are there, and no
+    safetensors file is cut short. Reads no weights.
+    """
+    try:
+        index = json.loads((folder / INDEX).read_bytes())
+    except OSError:
+        return f"has no {INDEX}"
+    except ValueError:
+        return f"has an unreadable {INDEX}"
+    try:
+        for component in WITH_WEIGHTS:
+            if component in index and (reason := _weights_fault(folder, component)):
+                return reason
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return f"cannot be read ({type(error).__name__})"
+    absent = [c for c in COMPONENTS if c in index and not (folder / c).is_dir()]
+    return f"lacks {absent[0]}/" if absent else None
+
+
+def _weights_fault(folder: Path, component: str) -> str | None:
+    if not (folder / component / "config.json").is_file():
+        return f"lacks {component}/config.json"
+    shards = {path.name for path in (folder / component).glob("*.safetensors")}
+    indexes = [
+        path
+        for path in (folder / component).glob("*.safetensors.index.json")
+        if SHARD.fullmatch(path.name.removesuffix(".index.json"))
+    ]
+    wanted = {name for name in shards if SHARD.fullmatch(name)}
+    for path in indexes:
+        wanted = set(json.loads(path.read_bytes())["weight_map"].values())
+    if not wanted:
+        return f"lacks the weights of {component}/"
+    for name in sorted(wanted):
+        if name not in shards:
+            return f"lacks {component}/{name}"
+        if reason := safetensors_fault(folder / component / name):
+            return f"{component}/{name} has {reason}"
+    return None

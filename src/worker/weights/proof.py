@@ -1,0 +1,86 @@
+"""Proof that a file's bytes are the ones its publisher recorded."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+READ_BYTES: Final = 4 * 1024 * 1024
+HEADER_LENGTH_BYTES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file as its repository records it: `path` in the repository, `size` in bytes.
+
+    `sha256` is known for files in LFS, `blob_id` (git's sha1) for the small ones; a plain local
+    folder knows neither.
+    """
+
+    path: str
+    size: int
+    sha256: str | None = None
+    blob_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """What one reading of a file gives: its size in bytes, sha256 and git blob id, in hex."""
+
+    size: int
+    sha256: str
+    blob_id: str
+
+
+def digests(path: Path) -> Digests:
+    """Read a file once.
+
+    The blob id is sha1 of "blob <size>" + NUL + the bytes, as git defines it.
+    """
+    size = path.stat().st_size
+    sha256 = hashlib.sha256()
+    blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    buffer = memoryview(bytearray(READ_BYTES))
+    seen = 0
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            sha256.update(buffer[:count])
+            blob.update(buffer[:count])
+            seen += count
+    return Digests(seen, sha256.hexdigest(), blob.hexdigest())
+
+
+def difference(found: Digests, file: RemoteFile) -> str | None:
+    """Say in which way the bytes are not the recorded ones; None when they are proven."""
+    if found.size != file.size:
+        return f"{found.size} bytes instead of {file.size}"
+    if file.sha256 is not None and found.sha256 != file.sha256:
+        return "another sha256 than recorded"
+    if file.sha256 is None and file.blob_id is not None and found.blob_id != file.blob_id:
+        return "another git blob id than recorded"
+    return None
+
+
+def safetensors_fault(path: Path) -> str | None:
+    """Say why a safetensors file cannot be whole, by its header and size alone; None when it can.
+
+    The format: 8 bytes little-endian header length, a JSON header, then the data; the largest
+    `data_offsets` end is the end of the file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(HEADER_LENGTH_BYTES), "little")
+        if not 1 < length <= size - HEADER_LENGTH_BYTES:
+            return "no safetensors header"
+        try:
+            header = json.loads(file.read(length))
+            ends = [
+                int(entry["data_offsets"][1])
+                for name, entry in header.items()
+                if name != "__metadata__"
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            return "an unreadable safetensors header"
+    expected = HEADER_LENGTH_BYTES + length + max(ends, default=0)
+    return None if size == expected else f"{size} bytes instead of {expected}"

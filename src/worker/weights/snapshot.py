@@ -1,0 +1,146 @@
+"""One published model at one commit: its files, proven as they are taken, wherever they lie."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Protocol
+
+from worker.errors import WeightsUnavailable
+from worker.weights.proof import Digests, RemoteFile, difference, digests, safetensors_fault
+
+Progress = Callable[[RemoteFile, int], None]
+
+# RunPod's cache is laid out as huggingface_hub's: snapshots/COMMIT/path links to blobs/ETAG, and
+# the etag is the sha256 of an LFS file and the git blob id of a small one.
+SHA256: Final = re.compile(r"[0-9a-f]{64}")
+BLOB_ID: Final = re.compile(r"[0-9a-f]{40}")
+
+
+def quiet(_file: RemoteFile, _done: int) -> None:
+    """Report progress to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """A file whose bytes are the published ones, with our own sha256 of them.
+
+    `disposable` files were made for the caller, who may delete them; the others are the
+    operator's or RunPod's own.
+    """
+
+    path: Path
+    sha256: str
+    disposable: bool
+
+
+class Snapshot(Protocol):
+    """The files of one repository at one commit."""
+
+    @property
+    def repository(self) -> str:
+        """Return "org/name", or a folder's name."""
+
+    @property
+    def commit(self) -> str:
+        """Return the commit that the revision meant when it was resolved; "local" for a folder."""
+
+    @property
+    def files(self) -> tuple[RemoteFile, ...]:
+        """Return every file of the commit."""
+
+    def digest(self, file: RemoteFile) -> str:
+        """Return "sha256:..." or "git:...": equal digests mean equal bytes."""
+
+    def fetch_file(self, file: RemoteFile, into: Path, progress: Progress = quiet) -> Proven:
+        """Return the file, proven; `into` is the folder of the snapshot's copies, if it needs any.
+
+        Raises WeightsUnavailable (HubUnreachable when trying later may help) and VolumeFull.
+        """
+
+    def read_range(self, file: RemoteFile, start: int, end: int) -> bytes:
+        """Return bytes `start` up to `end` (exclusive), such as a safetensors header.
+
+        Their number is checked, their content is not: compare what you took from them once
+        `fetch_file` has proven the whole. Raises as `fetch_file`.
+        """
+
+
+def named(snapshot: Snapshot, path: str) -> RemoteFile:
+    """Return the file of that path; raises WeightsUnavailable when the commit has none."""
+    for file in snapshot.files:
+        if file.path == path:
+            return file
+    raise WeightsUnavailable(f"{snapshot.repository} has no {path}; check MODEL and MODEL_REVISION")
+
+
+@dataclass(frozen=True)
+class LocalSnapshot:
+    """A published model that is already on a disk of this machine; nothing is copied."""
+
+    folder: Path
+    repository: str
+    commit: str = "local"
+    _read: dict[str, Digests] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def files(self) -> tuple[RemoteFile, ...]:
+        """Return every file of the folder, with the digests that a cache's links give away."""
+        return tuple(self._listed())
+
+    def _listed(self) -> Iterator[RemoteFile]:
+        for path in sorted(self.folder.rglob("*")):
+            relative = path.relative_to(self.folder)
+            if not path.is_file() or any(part.startswith(".") for part in relative.parts):
+                continue
+            blob = path.resolve().name if path.is_symlink() else ""
+            yield RemoteFile(
+                relative.as_posix(),
+                path.stat().st_size,
+                sha256=blob if SHA256.fullmatch(blob) else None,
+                blob_id=blob if BLOB_ID.fullmatch(blob) else None,
+            )
+
+    def digest(self, file: RemoteFile) -> str:
+        """Return "sha256:..." or "git:..."; reads the file when no link gives it away."""
+        if file.sha256 is not None:
+            return f"sha256:{file.sha256}"
+        if file.blob_id is not None:
+            return f"git:{file.blob_id}"
+        return f"sha256:{self._digests(file).sha256}"
+
+    def fetch_file(self, file: RemoteFile, into: Path, progress: Progress = quiet) -> Proven:
+        """Return the file where it lies, once its bytes agree with what is known of it.
+
+        Raises WeightsUnavailable when the file is damaged; `into` stays as it is.
+        """
+        del into
+        path = self.folder / file.path
+        if file.path.endswith(".safetensors") and (reason := safetensors_fault(path)):
+            raise self._damaged(file, reason)
+        found = self._digests(file)
+        if reason := difference(found, file):
+            raise self._damaged(file, reason)
+        progress(file, file.size)
+        return Proven(path, found.sha256, disposable=False)
+
+    def read_range(self, file: RemoteFile, start: int, end: int) -> bytes:
+        """Return bytes `start` up to `end`; raises WeightsUnavailable when the file is shorter."""
+        with (self.folder / file.path).open("rb") as opened:
+            opened.seek(start)
+            data = opened.read(end - start)
+        if len(data) != end - start:
+            raise self._damaged(file, f"no bytes {start} to {end}")
+        return data
+
+    def _digests(self, file: RemoteFile) -> Digests:
+        if file.path not in self._read:
+            self._read[file.path] = digests(self.folder / file.path)
+        return self._read[file.path]
+
+    def _damaged(self, file: RemoteFile, reason: str) -> WeightsUnavailable:
+        return WeightsUnavailable(
+            f"{self.repository}: the local {file.path} has {reason}; replace that file, or take the"
+            " folder away so that the weights are downloaded"
+        )
