@@ -29,7 +29,7 @@ lock: setup ## resolve the dependencies again, with hashes
 	    --generate-hashes --no-emit-index-url -o $$name.lock $$name.in || exit 1; done
 
 image-check: setup ## carry out the Dockerfile in a fresh Debian root, without Docker (as root; 8 GB of disk)
-	$(BIN)/python builder/image_check.py
+	$(BIN)/python -m builder.image_check
 
 clean: ## remove what set-up and the demo made
 	rm -rf .venv out

@@ -1,0 +1,253 @@
+"""Carry out the Dockerfile in a fresh Debian root, without Docker, and ask that root for a picture.
+
+    python -m builder.image_check [--root DIRECTORY] [--target slim] [--keep]
+
+It needs root, debootstrap and unshare (util-linux). The build steps reach the package registry as
+this machine does; the worker then runs with the image's environment alone, as process 1, without
+network.
+"""
+
+import argparse
+import ast
+import base64
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from PIL import Image
+
+from builder import dockerfile
+
+HERE: Final = Path(__file__).resolve().parent.parent
+INSIDE: Final = "IMAGE_CHECK_IN_NAMESPACE"
+# how this machine reaches its registry: handed to the build steps, never to the worker
+REGISTRY: Final = re.compile(
+    r"(pip_|uv_)\w+|\w*(_ca_bundle|_certs?|_cert_file|_cert_dir)|\w+_proxy", re.IGNORECASE
+)
+PIP_FILES: Final = ("/etc/pip.conf", "/root/.config/pip/pip.conf", "/root/.pip/pip.conf")
+# off the platform the SDK's own fitness checks would fail for want of a GPU and of a network
+OFF_PLATFORM: Final = {
+    "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+    "RUNPOD_SKIP_GPU_CHECK": "true",
+}
+JOB_RESULT: Final = "Job result: "
+
+
+def say(text: str) -> None:
+    """Print one line at once, so that a long step is seen to run."""
+    print(f"image-check: {text}", flush=True)
+
+
+def mirror(suite: str) -> list[str]:
+    """Return this machine's own Debian mirror for a suite, or nothing for debootstrap's default."""
+    for path in sorted(Path("/etc/apt/sources.list.d").glob("*.sources")):
+        for stanza in path.read_text().split("\n\n"):
+            fields = dict(re.findall(r"^(\w+):\s*(.+)$", stanza, re.MULTILINE))
+            if suite in fields.get("Suites", "").split():
+                return [str(fields["URIs"]).split()[0]]
+    listed = Path("/etc/apt/sources.list")
+    lines = listed.read_text() if listed.exists() else ""
+    found = re.search(rf"^deb\s+(?:\[.*?\]\s+)?(\S+)\s+{suite}\s", lines, re.MULTILINE)
+    return [found[1]] if found else []
+
+
+class Root:
+    """A Debian root directory on which Dockerfile instructions are carried out."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+        self.arguments: dict[str, str] = {}
+        self.folder = "/"
+        self.command: list[str] = []
+        self.registry = self._registry()
+
+    def _inside(self, path: str) -> Path:
+        return self.path / str(Path(self.folder) / path).lstrip("/")
+
+    def mount(self, source: str, target: str, *options: str) -> None:
+        """Bind a file or folder of this machine into the root; gone with the mount namespace."""
+        inside = self._inside(target)
+        if Path(source).is_dir():
+            inside.mkdir(parents=True, exist_ok=True)
+        else:
+            inside.parent.mkdir(parents=True, exist_ok=True)
+            inside.touch()
+        subprocess.run(["mount", "--bind", *options, source, str(inside)], check=True)
+
+    def _handed_in(self, path: str) -> str:
+        """Bind what the registry's set-up names under /host; return its name there."""
+        if not path.startswith("/") or path.count("/") < 2 or not Path(path).exists():
+            return path
+        target = f"/host{path}"
+        if not self._inside(target).exists():
+            self.mount(path, target, "-o", "ro")
+        return target
+
+    def _registry(self) -> dict[str, str]:
+        given = {k: self._handed_in(v) for k, v in os.environ.items() if REGISTRY.fullmatch(k)}
+        for name in filter(os.path.exists, PIP_FILES):
+            text = Path(name).read_text()
+            inside = self._inside(name)
+            inside.parent.mkdir(parents=True, exist_ok=True)
+            paths = re.compile(r"(?<=[\s=])(file://)?(/[\w./-]+)")
+            inside.write_text(paths.sub(lambda m: (m[1] or "") + self._handed_in(m[2]), text))
+        return given
+
+    def run(self, words: list[str], environment: Mapping[str, str]) -> None:
+        """Run a command in the root, in the current folder."""
+        change = ["sh", "-c", 'cd "$0" && exec "$@"', self.folder, *words]
+        subprocess.run(["chroot", str(self.path), *change], env=dict(environment), check=True)
+
+    def carry_out(self, step: dockerfile.Instruction) -> None:
+        """Do what one instruction says; raises ValueError on one that this does not know."""
+        values = self.arguments | self.environment
+        match step.keyword:
+            case "ARG":
+                self.arguments |= {k: dockerfile.expand(v, values) for k, v in step.pairs.items()}
+            case "ENV":
+                self.environment |= {k: dockerfile.expand(v, values) for k, v in step.pairs.items()}
+            case "WORKDIR":
+                self.folder = step.rest
+                self._inside(".").mkdir(parents=True, exist_ok=True)
+            case "COPY":
+                *sources, target = step.words
+                for source in sources:
+                    self._copy(HERE / source, target)
+            case "RUN":
+                for name, value in step.flags:
+                    self._mounted(name, value)
+                self.run(["sh", "-c", step.rest], self.registry | self.arguments | self.environment)
+            case "CMD":
+                self.command = step.words
+            case _:
+                raise ValueError(f"line {step.line}: {step.keyword} is not carried out here")
+
+    def _copy(self, source: Path, target: str) -> None:
+        inside = self._inside(target)
+        if source.is_dir():
+            unwanted = shutil.ignore_patterns("__pycache__", "*.pyc")
+            shutil.copytree(source, inside, dirs_exist_ok=True, ignore=unwanted)
+        else:
+            into = inside / source.name if target.endswith("/") else inside
+            into.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, into)
+
+    def _mounted(self, name: str, value: str) -> None:
+        """Bind a cache to this machine's own folder of that name; leave a secret out."""
+        options = dict(part.partition("=")[::2] for part in value.split(","))
+        if name != "mount" or options["type"] not in {"cache", "secret"}:
+            raise ValueError(f"--{name}={value} is not carried out here")
+        if options["type"] == "cache":
+            Path(options["target"]).mkdir(parents=True, exist_ok=True)
+            self.mount(options["target"], options["target"])
+
+
+def build(path: Path, target: str) -> Root:
+    """Make a fresh root at `path` and carry out every instruction down to a target."""
+    image, steps = dockerfile.parse((HERE / "Dockerfile").read_text()).chain(target)
+    suite = re.fullmatch(r"debian:(\w+)-slim", image)
+    if not suite:
+        raise SystemExit(f"image-check: {image} is not a Debian image that debootstrap can make")
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    began = time.monotonic()
+    say(f"{image}, by debootstrap")
+    subprocess.run(
+        ["debootstrap", "--variant=minbase", suite[1], str(path), *mirror(suite[1])],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    root = Root(path)
+    for name in ("/etc/resolv.conf", "/etc/hosts", "/dev", "/proc"):
+        root.mount(name, name)
+    for step in steps:
+        say(f"{time.monotonic() - began:5.0f} s  {step.keyword} {step.rest[:80]}")
+        root.carry_out(step)
+    files = (f for f in path.joinpath("app").rglob("*") if f.is_file() and not f.is_symlink())
+    size = sum(file.stat().st_size for file in files)
+    say(f"{time.monotonic() - began:5.0f} s  built; /app holds {size / 1e9:.1f} GB")
+    return root
+
+
+def answer(root: Root) -> str:
+    """Run the image's command as process 1 without network; return what it printed."""
+    alone = ["unshare", "--net", "--pid", "--fork", "--kill-child"]
+    change = ["sh", "-c", 'cd "$0" && exec "$@"', root.folder, *root.command]
+    done = subprocess.run(
+        [*alone, f"--mount-proc={root.path}/proc", "chroot", str(root.path), *change],
+        env=root.environment | OFF_PLATFORM,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(
+            f"image-check: rc {done.returncode} from the worker\n{done.stdout[-4000:]}"
+        )
+    return done.stdout
+
+
+def pictures(printed: str) -> list[Image.Image]:
+    """Return the pictures of the job result that the SDK printed; raises SystemExit without one."""
+    for line in printed.splitlines():
+        _, mark, result = line.partition(JOB_RESULT)
+        if mark:
+            images = ast.literal_eval(result)["output"]["images"]
+            data = [base64.b64decode(entry["base64"], validate=True) for entry in images]
+            return [Image.open(io.BytesIO(each)).convert("RGB") for each in data]
+    raise SystemExit(f"image-check: no job result in the output\n{printed[-4000:]}")
+
+
+def check(root: Root) -> None:
+    """Ask the root for the picture of test_input.json; raises SystemExit when it is none."""
+    say(f"process 1, no network: {' '.join(root.command)}")
+    asked = time.monotonic()
+    made = pictures(answer(root))
+    if not made or any(len(picture.getcolors(2) or "many") == 1 for picture in made):
+        raise SystemExit("image-check: no picture, or one flat colour")
+    sizes = ", ".join(f"{picture.width}x{picture.height}" for picture in made)
+    say(f"answered test_input.json in {time.monotonic() - asked:.1f} s: {sizes}")
+
+
+def main() -> None:
+    """Enter a mount namespace of our own, build there, ask there, and leave nothing mounted."""
+    parser = argparse.ArgumentParser(description="Carry the Dockerfile out without Docker.")
+    parser.add_argument("--root", type=Path, default=HERE / "out" / "image-root")
+    parser.add_argument("--target", default="slim")
+    parser.add_argument("--keep", action="store_true", help="leave the root behind")
+    arguments = parser.parse_args()
+    if INSIDE in os.environ:
+        check(build(arguments.root, arguments.target))
+        return
+    if os.geteuid():
+        raise SystemExit("image-check: run me as root: chroot and mounts need it")
+    for tool in ("debootstrap", "unshare"):
+        if not shutil.which(tool):
+            raise SystemExit(
+                f"image-check: apt-get install debootstrap util-linux ({tool} is missing)"
+            )
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "--propagation", "private"),
+            *(sys.executable, "-m", "builder.image_check", *sys.argv[1:]),
+        ],
+        env={**os.environ, INSIDE: "1"},
+        cwd=HERE,
+        check=False,
+    )
+    if not arguments.keep:
+        shutil.rmtree(arguments.root, ignore_errors=True)
+    raise SystemExit(done.returncode)
+
+
+if __name__ == "__main__":
+    main()
