@@ -1,0 +1,167 @@
+"""Weights in fewer bits: which ones, how they are stored, and the Linears that use them."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worker.engine.lora import LIGHTNING_MODULES
+
+Precision = Literal["4bit", "8bit", "bf16"]
+PRECISIONS: Final[tuple[Precision, ...]] = ("4bit", "8bit", "bf16")
+
+# bitsandbytes' block for NF4, and its second quantisation's block for the block maxima.
+BLOCK: Final = 64
+NESTED_BLOCK: Final = 256
+# On a CPU with AVX512-BF16 bitsandbytes packs 32 rows at a time and divides columns into blocks.
+ROWS: Final = 32
+NF4_STATE: Final = "quant_state.bitsandbytes__nf4"
+
+# img_in, txt_in, time_text_embed, norm_out, proj_out, norms and the vision tower are sensitive and
+# small: they stay bf16. The modulation becomes rows (modulation.py).
+QUANTISED: Final[Mapping[str, re.Pattern[str]]] = {
+    "transformer": re.compile(
+        rf"transformer_blocks\.\d+\.({'|'.join(map(re.escape, LIGHTNING_MODULES))})\.weight"
+    ),
+    "text_encoder": re.compile(
+        r"model\.language_model\.layers\.\d+\."
+        r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight"
+    ),
+}
+
+
+def is_quantised(component: str, name: str, shape: Sequence[int], precision: Precision) -> bool:
+    """Tell whether a component's tensor is stored in fewer bits at `precision`.
+
+    A weight [out, in] with out % 32 or in % 64 left over stays bf16: bitsandbytes refuses it on
+    CPUs with AVX512-BF16.
+    """
+    pattern = QUANTISED.get(component)
+    if precision == "bf16" or pattern is None or not pattern.fullmatch(name):
+        return False
+    return shape[0] % ROWS == 0 and shape[1] % BLOCK == 0
+
+
+def stored_bytes(shape: Sequence[int], precision: Precision) -> int:
+    """Return the bytes that a weight of `shape` takes, on disk and on the device.
+
+    NF4: half a byte a weight, one byte a block of 64, a float32 a 256 blocks, and its tables.
+    8bit: a byte a weight and a float32 a row.
+    """
+    count = 1
+    for size in shape:
+        count *= size
+    if precision == "bf16":
+        return 2 * count
+    if precision == "8bit":
+        return count + 4 * shape[0]
+    blocks = -(-count // BLOCK)
+    tables = 16 * 4 + 256 * 4 + len(_nf4_state(shape, 0.0))
+    return -(-count // 2) + blocks + 4 * -(-blocks // NESTED_BLOCK) + tables
+
+
+def quantise(weight: Tensor, precision: Precision, device: torch.device) -> dict[str, Tensor]:
+    """Quantise `weight` [out, in] on `device` into tensors on the CPU, keyed by suffix.
+
+    4bit: bitsandbytes NF4 with double quantisation, under the keys of its own state dicts, so that
+    other loaders read the files. 8bit: int8 in [-127, 127] and a float32 scale [out] a row.
+    """
+    if precision == "4bit":
+        return _quantise_nf4(weight, device)
+    if precision == "8bit":
+        return _quantise_int8(weight.to(device))
+    raise ValueError("bf16 weights are not quantised")
+
+
+def _quantise_nf4(weight: Tensor, device: torch.device) -> dict[str, Tensor]:
+    from bitsandbytes import functional as bnb  # noqa: PLC0415 - only a 4-bit model pays its import
+
+    packed, state = bnb.quantize_4bit(
+        weight.to(device, torch.bfloat16).contiguous(),
+        blocksize=BLOCK,
+        compress_statistics=True,
+        quant_type="nf4",
+    )
+    parts: dict[str, Tensor] = {"weight": packed.cpu()}
+    for key, value in state.as_dict(packed=True).items():
+        parts[f"weight.{key}"] = value.cpu().contiguous()
+    return parts
+
+
+def _nf4_state(shape: Sequence[int], offset: float) -> bytes:
+    """Return what bitsandbytes packs beside the tensors; used for its size."""
+    facts: dict[str, Any] = {
+        "quant_type": "nf4",
+        "blocksize": BLOCK,
+        "dtype": "bfloat16",
+        "shape": list(shape),
+        "nested_blocksize": NESTED_BLOCK,
+        "nested_dtype": "float32",
+        "nested_offset": offset,
+    }
+    return json.dumps(facts).encode()
+
+
+def _quantise_int8(weight: Tensor) -> dict[str, Tensor]:
+    rows = weight.float()
+    scale = rows.abs().amax(dim=1).clamp_(min=torch.finfo(torch.float32).tiny) / 127
+    levels = (rows / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+    return {"weight": levels.cpu(), "weight.scale": scale.cpu()}
+
+
+class Linear8bit(nn.Linear):
+    """A Linear of int8 weights and a scale a row; activations keep bf16 and its range.
+
+    bitsandbytes' LLM.int8 casts activations to fp16, whose range Qwen-Image leaves; here whole
+    numbers up to 127 are exact in bf16, so the product is that of bf16 weights rounded to 8 bits.
+    """
+
+    scale: Tensor
+
+    def __init__(self, levels: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        out_features, in_features = levels.shape
+        super().__init__(in_features, out_features, bias=False, device="meta")
+        self.weight = nn.Parameter(levels, requires_grad=False)
+        self.register_buffer("scale", scale, persistent=False)
+        if bias is not None:
+            self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., in] to [..., out] in x's dtype; the scaling is done in float32."""
+        y = functional.linear(x, self.weight.to(x.dtype)).float() * self.scale
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+
+def linear(
+    parts: Mapping[str, Tensor], bias: Tensor | None, precision: Precision, device: torch.device
+) -> nn.Linear:
+    """Make the Linear that computes with what `quantise` returned, moving nothing already there.
+
+    `parts` may be on `device` except NF4's packed state, which stays on the CPU.
+    """
+    if precision == "8bit":
+        return Linear8bit(parts["weight"].to(device), parts["weight.scale"].to(device), bias)
+    if precision != "4bit":
+        raise ValueError("bf16 weights are not quantised")
+    from bitsandbytes.nn import Linear4bit, Params4bit  # noqa: PLC0415 - only a 4-bit model pays its import
+
+    stats = {key.removeprefix("weight."): t for key, t in parts.items() if key != "weight"}
+    shape = json.loads(bytes(stats[NF4_STATE].tolist()))["shape"]
+    module: nn.Linear = Linear4bit(
+        shape[1],
+        shape[0],
+        bias=bias is not None,
+        compute_dtype=torch.bfloat16,
+        quant_type="nf4",
+        device="meta",
+    )
+    module.weight = Params4bit.from_prequantized(
+        parts["weight"], stats, device=device, module=module
+    )
+    if bias is not None:
+        module.bias = nn.Parameter(bias, requires_grad=False)
+    return module

@@ -1,0 +1,137 @@
+"""Quantised weights: which, how many bytes, and that they compute what they stand for."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit, Linear8bitLt
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from worker.engine.lora import LIGHTNING_MODULES
+from worker.engine.quantise import (
+    Linear8bit,
+    Precision,
+    is_quantised,
+    linear,
+    quantise,
+    stored_bytes,
+)
+
+CPU = torch.device("cpu")
+
+
+def weights(rows: int = 128, columns: int = 192) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(3)
+    return torch.randn(rows, columns).bfloat16() * 0.05, torch.randn(rows).bfloat16()
+
+
+def error(precision: Precision, x: torch.Tensor) -> float:
+    """Return the relative error of a quantised Linear against its bf16 weights."""
+    weight, bias = weights()
+    module = linear(quantise(weight, precision, CPU), bias, precision, CPU).eval()
+    with torch.inference_mode():
+        y = module(x).float()
+        expected = torch.nn.functional.linear(x, weight, bias).float()
+    assert y.isfinite().all()
+    return float((y - expected).norm() / expected.norm())
+
+
+def test_eight_bits_lie_between_four_and_sixteen() -> None:
+    x = torch.randn(16, 192).bfloat16()
+    assert 0.001 < error("8bit", x) < 0.02 < error("4bit", x) < 0.15
+    sizes = [stored_bytes((3072, 12288), p) / (3072 * 12288) for p in ("4bit", "8bit", "bf16")]
+    assert sizes == pytest.approx([0.516, 1.0, 2.0], abs=0.001)
+
+
+@pytest.mark.parametrize("precision", ["4bit", "8bit"])
+@pytest.mark.parametrize("scale", [1e3, 1e5, 1e7])
+def test_activations_beyond_the_range_of_fp16_stay_right(
+    precision: Precision, scale: float
+) -> None:
+    x = torch.randn(16, 192).bfloat16()
+    x[:, 5] *= scale
+    assert error(precision, x) < 0.25
+
+
+def test_llm_int8_without_a_threshold_fails_on_them_which_is_why_it_is_not_used() -> None:
+    weight, _ = weights(128, 128)
+    base = nn.Linear(128, 128, bias=False, dtype=torch.bfloat16)
+    base.weight = nn.Parameter(weight, requires_grad=False)
+    module = Linear8bitLt(128, 128, bias=False, has_fp16_weights=False, threshold=0.0).eval()
+    module.load_state_dict(base.state_dict())
+    x = torch.randn(4, 128).bfloat16()
+    x[:, 5] *= 1e5
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert not module.to(CPU)(x).isfinite().all()
+
+
+@pytest.mark.parametrize("precision", ["4bit", "8bit"])
+@pytest.mark.parametrize("shape", [(128, 192), (320, 64), (3072, 256)])
+def test_the_bytes_are_those_that_were_computed(
+    precision: Precision, shape: tuple[int, int]
+) -> None:
+    parts = quantise(weights(*shape)[0], precision, CPU)
+    real = sum(t.numel() * t.element_size() for t in parts.values())
+    # NF4 writes a number of a varying count of digits into its packed state
+    assert real == pytest.approx(stored_bytes(shape, precision), abs=24)
+
+
+def test_nf4_survives_a_file_and_gives_bitsandbytes_own_result(tmp_path: Path) -> None:
+    weight, bias = weights()
+    save_file(quantise(weight, "4bit", CPU), tmp_path / "w.safetensors")
+    module = linear(load_file(tmp_path / "w.safetensors"), bias, "4bit", CPU).eval()
+    stock = Linear4bit(192, 128, compute_dtype=torch.bfloat16, quant_type="nf4").eval()
+    stock.load_state_dict({"weight": weight, "bias": bias})
+    stock = stock.to(CPU)
+    x = torch.randn(9, 192).bfloat16()
+    with torch.inference_mode():
+        assert torch.equal(module(x), stock(x))
+    assert not any(p.is_meta for p in module.parameters())
+
+
+def test_a_row_of_zeros_stays_zero_in_eight_bits() -> None:
+    weight, _ = weights()
+    weight[3] = 0
+    parts = quantise(weight, "8bit", CPU)
+    module = Linear8bit(parts["weight"], parts["weight.scale"], None)
+    y = module(torch.randn(2, 192).bfloat16())
+    assert y.isfinite().all()
+    assert (y[:, 3] == 0).all()
+
+
+def test_only_block_linears_and_the_language_model_are_quantised() -> None:
+    big = (3072, 3072)
+    for module in LIGHTNING_MODULES:
+        name = f"transformer_blocks.59.{module}.weight"
+        assert is_quantised("transformer", name, big, "4bit")
+        assert not is_quantised("transformer", name, big, "bf16")
+    for name in (
+        "img_in.weight",
+        "txt_in.weight",
+        "proj_out.weight",
+        "norm_out.linear.weight",
+        "time_text_embed.timestep_embedder.linear_1.weight",
+        "transformer_blocks.0.img_mod.1.weight",
+        "transformer_blocks.0.attn.norm_q.weight",
+        "transformer_blocks.0.attn.to_q.bias",
+    ):
+        assert not is_quantised("transformer", name, big, "4bit"), name
+    layer = "model.language_model.layers.3."
+    assert is_quantised("text_encoder", layer + "mlp.down_proj.weight", big, "8bit")
+    for name in (
+        "lm_head.weight",
+        "model.language_model.embed_tokens.weight",
+        "model.visual.blocks.0.mlp.down_proj.weight",
+        layer + "input_layernorm.weight",
+    ):
+        assert not is_quantised("text_encoder", name, big, "4bit"), name
+    assert not is_quantised("vae", "decoder.mid_block.weight", big, "4bit")
+
+
+def test_a_weight_that_bitsandbytes_refuses_on_some_cpus_stays_bf16() -> None:
+    name = "transformer_blocks.0.attn.to_q.weight"
+    assert not is_quantised("transformer", name, (3072, 3420), "4bit")
+    assert not is_quantised("transformer", name, (48, 64), "4bit")
