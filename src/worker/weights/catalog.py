@@ -161,7 +161,7 @@ TABLE: Final = (
         steps=40,
         area=96 * 96,
         sizes=TINY_SIZES,
-        lightning=_lightning(None, "lightning-{n}steps.safetensors"),
+        lightning=_lightning(None, "lightning/tiny-Lightning-{n}steps.safetensors"),
         embedded="tiny/image",
     ),
     ModelSpec(
@@ -171,7 +171,7 @@ TABLE: Final = (
         steps=40,
         area=96 * 96,
         sizes=TINY_SIZES,
-        lightning=_lightning(None, "lightning-{n}steps.safetensors"),
+        lightning=_lightning(None, "lightning/tiny-Lightning-{n}steps.safetensors"),
         embedded="tiny/edit",
     ),
 )
