@@ -1,0 +1,127 @@
+"""The little world that the tiny checkpoint knows: one coloured shape on a coloured background."""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from PIL import Image, ImageDraw
+
+SIDE = 96
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 165, 70),
+    "blue": (45, 80, 215),
+    "yellow": (245, 220, 60),
+    "orange": (245, 135, 25),
+    "purple": (145, 60, 180),
+    "black": (20, 20, 20),
+    "white": (245, 245, 245),
+}
+SHAPES = ("circle", "square", "triangle", "star")
+SIZES = {"small": (0.17, 0.20), "large": (0.27, 0.30)}  # radius over the side
+POSITIONS = {"left": 0.34, "center": 0.50, "right": 0.66}  # centre over the side
+_SHIFT = 0.02
+_SHIFT_DOWN = 0.04
+_FINER = 4  # drawn this much larger, then averaged: soft edges
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a picture shows, in the words of the prompts."""
+
+    colour: str
+    shape: str
+    background: str
+    size: str
+    position: str
+
+    @property
+    def held_out(self) -> bool:
+        """Tell whether training must never see this: a fixed fifth of colour, shape, background."""
+        colours = list(COLOURS)
+        code = colours.index(self.colour) + 2 * SHAPES.index(self.shape)
+        return (code + 3 * colours.index(self.background)) % 5 == 0
+
+
+def scenes() -> Iterator[Scene]:
+    """Yield every scene: 8 x 4 x 7 combinations in 2 sizes and 3 positions."""
+    for colour in COLOURS:
+        for shape in SHAPES:
+            for background in COLOURS:
+                if background == colour:
+                    continue
+                for size in SIZES:
+                    for position in POSITIONS:
+                        yield Scene(colour, shape, background, size, position)
+
+
+def random_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
+    """Return a scene that is held out, or one that is not."""
+    while True:
+        colour, background = rng.sample(list(COLOURS), 2)
+        scene = Scene(
+            colour,
+            rng.choice(SHAPES),
+            background,
+            rng.choice(list(SIZES)),
+            rng.choice(list(POSITIONS)),
+        )
+        if scene.held_out == held_out:
+            return scene
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a shape is and how large, over the side of the picture."""
+
+    x: float
+    y: float
+    radius: float
+
+
+def place(scene: Scene, rng: random.Random) -> Place:
+    """Choose where exactly: an edit that keeps position or size keeps these numbers too."""
+    x = POSITIONS[scene.position] + rng.uniform(-_SHIFT, _SHIFT)
+    return Place(x, 0.5 + rng.uniform(-_SHIFT_DOWN, _SHIFT_DOWN), rng.uniform(*SIZES[scene.size]))
+
+
+def moved(where: Place, before: Scene, after: Scene, rng: random.Random) -> Place:
+    """Return the place after an edit: only what the edit asks for changes."""
+    fresh = place(after, rng)
+    if after.position != before.position:
+        where = replace(where, x=fresh.x)
+    if after.size != before.size:
+        where = replace(where, radius=fresh.radius)
+    return where
+
+
+def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
+    if shape == "square":
+        h = 0.86 * r
+        return [(x - h, y - h), (x + h, y - h), (x + h, y + h), (x - h, y + h)]
+    if shape == "triangle":
+        radii, turns, y = [1.22 * r], 3, y + 0.2 * r
+    else:
+        radii, turns = [1.15 * r, 0.48 * r], 10
+    points = []
+    for i in range(turns):
+        angle = 2 * math.pi * i / turns - math.pi / 2
+        radius = radii[i % len(radii)]
+        points.append((x + radius * math.cos(angle), y + radius * math.sin(angle)))
+    return points
+
+
+def draw(scene: Scene, where: Place, side: int = SIDE) -> Image.Image:
+    """Return the RGB picture of a scene, `side` pixels square."""
+    fine = side * _FINER
+    mask = Image.new("L", (fine, fine), 0)
+    pen = ImageDraw.Draw(mask)
+    x, y, r = where.x * fine, where.y * fine, where.radius * fine
+    if scene.shape == "circle":
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=255)
+    else:
+        pen.polygon(_outline(scene.shape, x, y, r), fill=255)
+    picture = Image.new("RGB", (side, side), COLOURS[scene.background])
+    picture.paste(COLOURS[scene.colour], mask=mask.reduce(_FINER))
+    return picture
