@@ -93,11 +93,13 @@ class Settings(BaseModel):
     max_pixels: int | None = Field(None, ge=64 * 64)
     max_input_images: int = Field(3, ge=1, le=3)
     max_image_bytes: int = Field(20 * MB, ge=1024)
+    max_image_pixels: int = Field(50_000_000, ge=256 * 256)
     max_images_per_request: int = Field(4, ge=1, le=4)
     max_reply_bytes: int = Field(18 * MB, ge=1024)
     allowed_image_hosts: Words = ()
     allow_http_images: bool = False
     allowed_image_networks: Networks = ()
+    fetch_nameservers: Words = ()
     fetch_connect_s: float = Field(5, gt=0)
     fetch_total_s: float = Field(20, gt=0)
     job_deadline_s: float = Field(0, ge=0)

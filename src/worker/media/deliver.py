@@ -1,0 +1,259 @@
+"""Encoded pictures -> reply entries: base64, data URL, a bucket, or the caller's presigned URLs."""
+
+import asyncio
+import base64
+import re
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import aiohttp
+import stamina
+from yarl import URL
+
+from worker.errors import (
+    DeliveryFailed,
+    Detail,
+    ImageFetchRefused,
+    InvalidInput,
+    WorkerError,
+)
+from worker.media.dial import request, was_refused
+from worker.media.s3 import Bucket
+from worker.media.url import check
+from worker.settings import Settings
+
+ResponseFormat = Literal["base64", "data_url", "url"]
+
+UPLOAD_ATTEMPTS: Final = 4
+UPLOAD_ATTEMPT_S: Final = 30.0  # a picture of 20 MB at 6 Mbit/s
+UPLOAD_TOTAL_S: Final = 90.0
+PUT_TTL_S: Final = 3600
+AGAIN: Final = frozenset({408, 425, 429})
+STORED: Final = range(200, 300)
+SERVER_ERROR: Final = 500
+EXTENSIONS: Final = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One picture as a file: its bytes, what they are, its size in pixels and its own seed."""
+
+    data: bytes = field(repr=False)
+    mime_type: str
+    width: int
+    height: int
+    seed: int
+
+
+class _TryAgainError(Exception):
+    """An upload failed in a way that may pass; the message may be shown to the caller."""
+
+
+def callers_bucket(s3_config: Mapping[str, Any], settings: Settings) -> Bucket:
+    """Return the bucket that a job brings: {accessId, accessSecret, bucketName, endpointUrl}.
+
+    Its endpoint obeys the policy for image URLs. Raises InvalidInput or ImageFetchRefused.
+    """
+    values: dict[str, str] = {}
+    details: list[Detail] = []
+    for key in ("endpointUrl", "accessId", "accessSecret", "bucketName", "region"):
+        value = s3_config.get(key)
+        if value is None and key in {"bucketName", "region"}:
+            continue
+        if not isinstance(value, str) or not value.strip() or len(value) > 2048:  # noqa: PLR2004 - the longest that anybody's key is
+            details.append(Detail(f"s3Config.{key}", "must be a string that is not empty"))
+        else:
+            values[key] = value.strip()
+    if not details:
+        try:
+            bucket = Bucket(
+                endpoint=values["endpointUrl"],
+                access_key_id=values["accessId"],
+                secret_access_key=values["accessSecret"],
+                name=values.get("bucketName"),
+                region=values.get("region"),
+            )
+            check(bucket.address("probe"), settings)
+        except ImageFetchRefused as error:
+            raise _refused("s3Config.endpointUrl", error.message) from None
+        except ValueError as error:
+            details.append(Detail("s3Config", str(error)))
+        else:
+            return bucket
+    raise InvalidInput("; ".join(f"{d.field}: {d.message}" for d in details), details=details)
+
+
+def own_bucket(settings: Settings) -> Bucket | None:
+    """Return the operator's bucket (BUCKET_*), None when there is none.
+
+    Raises DeliveryFailed when it is not whole.
+    """
+    endpoint = settings.bucket_endpoint_url
+    access, secret = settings.bucket_access_key_id, settings.bucket_secret_access_key
+    if endpoint is None or access is None or secret is None:
+        return None
+    try:
+        return Bucket(
+            endpoint=endpoint,
+            access_key_id=access.get_secret_value(),
+            secret_access_key=secret.get_secret_value(),
+            name=settings.bucket_name,
+            region=settings.bucket_region,
+            prefix=settings.bucket_prefix,
+        )
+    except ValueError as error:
+        raise DeliveryFailed(f"this endpoint's bucket is not set up: {error}") from None
+
+
+def check_targets(
+    *, upload_urls: Sequence[str], s3_config: Mapping[str, Any] | None, settings: Settings
+) -> None:
+    """Judge where a job wants its pictures, before any is drawn.
+
+    Raises ImageFetchRefused or InvalidInput; addresses behind names are judged when they are
+    dialled.
+    """
+    for url in upload_urls:
+        try:
+            check(url, settings)
+        except ImageFetchRefused as error:
+            raise _refused("upload_url", error.message) from None
+    if s3_config is not None:
+        callers_bucket(s3_config, settings)
+
+
+async def deliver(
+    pictures: Sequence[Encoded],
+    response_format: ResponseFormat,
+    *,
+    upload_urls: Sequence[str],
+    s3_config: Mapping[str, Any] | None,
+    job_id: str,
+    settings: Settings,
+) -> list[dict[str, Any]]:
+    """Return the reply's entry of each picture, with exactly one of `base64`, `data_url`, `url`.
+
+    `url` goes to `upload_urls` (one for each picture) if there are any, else to the job's own
+    bucket, else to the operator's. Uploads run side by side and are tried again for what may pass.
+    A bucket's `url` is presigned for BUCKET_URL_TTL_S; of an upload URL the address without its
+    signature is told.
+
+    Raises DeliveryFailed, ImageFetchRefused or InvalidInput.
+    """
+    if response_format == "url":
+        values = await _upload(pictures, upload_urls, s3_config, job_id, settings)
+    else:
+        values = await asyncio.to_thread(_inline, pictures, response_format)
+    return [
+        {
+            "index": index,
+            response_format: value,
+            "mime_type": picture.mime_type,
+            "width": picture.width,
+            "height": picture.height,
+            "seed": picture.seed,
+        }
+        for index, (picture, value) in enumerate(zip(pictures, values, strict=True))
+    ]
+
+
+def _inline(pictures: Sequence[Encoded], response_format: ResponseFormat) -> list[str]:
+    texts = [base64.b64encode(picture.data).decode("ascii") for picture in pictures]
+    if response_format == "base64":
+        return texts
+    return [f"data:{p.mime_type};base64,{text}" for p, text in zip(pictures, texts, strict=True)]
+
+
+async def _upload(
+    pictures: Sequence[Encoded],
+    upload_urls: Sequence[str],
+    s3_config: Mapping[str, Any] | None,
+    job_id: str,
+    settings: Settings,
+) -> list[str]:
+    uploads: list[Coroutine[Any, Any, str]]
+    if upload_urls:
+        if len(upload_urls) < len(pictures):
+            raise InvalidInput("upload_url: one is needed for each picture")
+        uploads = [
+            _to_presigned(url, picture, settings)
+            for url, picture in zip(upload_urls, pictures, strict=False)
+        ]
+    else:
+        bucket = callers_bucket(s3_config, settings) if s3_config else own_bucket(settings)
+        if bucket is None:
+            raise InvalidInput("response_format: url needs a bucket or upload_url")
+        folder = re.sub(r"[^A-Za-z0-9_-]", "-", job_id)[:128] or "job"
+        uploads = [
+            _to_bucket(bucket, f"{folder}/{index}", picture, settings, trusted=s3_config is None)
+            for index, picture in enumerate(pictures)
+        ]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(upload) for upload in uploads]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+async def _to_presigned(url: str, picture: Encoded, settings: Settings) -> str:
+    try:
+        target = check(url, settings)
+        await _put(target, picture, settings, trusted=False)
+    except ImageFetchRefused as error:
+        raise _refused("upload_url", error.message) from None
+    return str(target.with_query(None).with_fragment(None))
+
+
+async def _to_bucket(
+    bucket: Bucket, stem: str, picture: Encoded, settings: Settings, *, trusted: bool
+) -> str:
+    key = f"{stem}.{EXTENSIONS.get(picture.mime_type, 'bin')}"
+    put = await asyncio.to_thread(bucket.signed, "PUT", key, PUT_TTL_S, picture.mime_type)
+    try:
+        target = URL(put, encoded=True) if trusted else check(put, settings)
+        await _put(target, picture, settings, trusted=trusted)
+    except ImageFetchRefused as error:
+        raise _refused("s3Config.endpointUrl", error.message) from None
+    return await asyncio.to_thread(bucket.signed, "GET", key, settings.bucket_url_ttl_s)
+
+
+async def _put(url: URL, picture: Encoded, settings: Settings, *, trusted: bool) -> None:
+    """Send one picture; raises DeliveryFailed or ImageFetchRefused when it does not arrive."""
+    try:
+        async for attempt in stamina.retry_context(
+            on=_TryAgainError,
+            attempts=UPLOAD_ATTEMPTS,
+            timeout=UPLOAD_TOTAL_S,
+            wait_initial=0.2,
+            wait_max=5.0,
+        ):
+            with attempt:
+                await _put_once(url, picture, settings, trusted=trusted)
+    except _TryAgainError as error:
+        raise DeliveryFailed(f"{error} (tried up to {UPLOAD_ATTEMPTS} times)") from None
+
+
+async def _put_once(url: URL, picture: Encoded, settings: Settings, *, trusted: bool) -> None:
+    headers = {"Content-Type": picture.mime_type}
+    try:
+        async with (
+            asyncio.timeout(UPLOAD_ATTEMPT_S),
+            request(
+                "PUT", url, settings, body=picture.data, headers=headers, trusted=trusted
+            ) as response,
+        ):
+            status = response.status
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        if was_refused(error):
+            raise ImageFetchRefused("a URL must lead to a public address") from None
+        raise _TryAgainError("the store could not be reached") from None
+    if status in AGAIN or status >= SERVER_ERROR:
+        raise _TryAgainError(f"the store answered with status {status}")
+    if status not in STORED:  # a redirect's target would not match the signature
+        raise DeliveryFailed(f"the store answered with status {status}")
+
+
+def _refused(field: str, message: str) -> WorkerError:
+    return ImageFetchRefused(f"{field}: {message}", details=(Detail(field, message),))

@@ -1,0 +1,143 @@
+"""The guarded dialler: one HTTP request to an address that was judged at the socket."""
+
+import socket
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any
+
+import aiodns
+import aiohttp
+import certifi
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from worker.media.address import Gate
+from worker.settings import Settings
+
+
+class AddressRefusedError(OSError):
+    """The host leads to an address that callers may not reach."""
+
+
+@cache
+def tls_context() -> ssl.SSLContext:
+    """Verify certificates against the system's authorities and certifi's; made once: 20 ms."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
+
+
+class GuardedResolver(AbstractResolver):
+    """Resolve a name without a thread, and refuse it when any of its addresses is refused.
+
+    One refused address spoils the name: it would otherwise be a matter of luck, or of a second
+    answer, which one is dialled.
+    """
+
+    def __init__(self, gate: Gate | None, settings: Settings) -> None:
+        self._gate = gate
+        self._resolver = aiodns.DNSResolver(nameservers=settings.fetch_nameservers or None)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return all addresses of `host`; raises AddressRefusedError, or OSError without any."""
+        try:
+            answer = await self._resolver.getaddrinfo(
+                host, family=family, port=port, type=socket.SOCK_STREAM
+            )
+        except aiodns.error.DNSError:
+            raise OSError("the name has no address") from None
+        found: list[ResolveResult] = []
+        for node in answer.nodes:
+            address = node.addr[0].decode("ascii")
+            if self._gate is not None and not self._gate.permits(address, port):
+                raise AddressRefusedError("an address is not public")
+            found.append(
+                ResolveResult(
+                    hostname=host,
+                    host=address,
+                    port=port,
+                    family=node.family,
+                    proto=0,
+                    flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+                )
+            )
+        if not found:
+            raise OSError("the name has no address")
+        return found
+
+    async def close(self) -> None:
+        """Cancel what is being asked and end the resolver."""
+        await self._resolver.close()
+
+
+def _guarded_socket(gate: Gate | None) -> Any:
+    def create(info: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol, _, address = info
+        if gate is not None and not gate.permits(str(address[0]), int(address[1])):
+            raise AddressRefusedError("an address is not public")
+        return socket.socket(family=family, type=kind, proto=protocol)
+
+    return create
+
+
+@asynccontextmanager
+async def request(
+    method: str,
+    url: URL,
+    settings: Settings,
+    *,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    trusted: bool = False,
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Send one request and yield its answer, whatever its status; follows nothing, retries nothing.
+
+    Every address of the host is judged when it is resolved and again when its socket is made, and
+    the socket goes to the address that was judged; TLS still verifies the host's name. `trusted`
+    is for the operator's own endpoints, which may be anywhere. FETCH_CONNECT_S bounds resolving,
+    connecting and TLS together; the caller bounds the rest. Proxies, netrc and cookies are not
+    used, and no body is decompressed.
+
+    Raises AddressRefusedError (perhaps as the `os_error` of a ClientConnectorError), and otherwise
+    aiohttp.ClientError, OSError, TimeoutError or ValueError when there is no answer.
+    """
+    gate = None if trusted else Gate.of(url.scheme, settings)
+    resolver = GuardedResolver(gate, settings)
+    connector = aiohttp.TCPConnector(
+        resolver=resolver,
+        socket_factory=_guarded_socket(gate),
+        ssl=tls_context(),
+        use_dns_cache=False,
+        force_close=True,
+    )
+    try:
+        async with (
+            aiohttp.ClientSession(
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, connect=settings.fetch_connect_s),
+                auto_decompress=False,
+                trust_env=False,
+                requote_redirect_url=False,
+            ) as session,
+            session.request(
+                method,
+                url,
+                data=body,
+                headers={"Accept-Encoding": "identity", **(headers or {})},
+                allow_redirects=False,
+            ) as response,
+        ):
+            yield response
+    finally:
+        await resolver.close()
+
+
+def was_refused(error: BaseException) -> bool:
+    """Tell whether `error`, or what it wraps, is a refused address."""
+    inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    return isinstance(inner, AddressRefusedError)
