@@ -1,0 +1,190 @@
+"""The picture's size: from what the caller asked, the model's own area and the last reference."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from worker.errors import Detail, InvalidInput
+from worker.families import Served
+
+SMALLEST: Final = 64
+# The transformer's rotary positions are 4096 to a side, each 16 pixels; the limit in pixels is far
+# lower, this one keeps the arithmetic in its range.
+LARGEST: Final = 4096 * 16
+# The VAE's 8 pixels times the transformer's patches of 2: no other side can be drawn.
+MULTIPLE: Final = 16
+# The multiple of diffusers' calculate_dimensions (pipeline_qwenimage_edit_plus.py), at which the
+# references are encoded: an output of the same size does not shift against them.
+ALIGNED: Final = 32
+
+RATIOS: Final[Mapping[str, tuple[int, int]]] = {
+    "1:1": (1, 1),
+    "16:9": (16, 9),
+    "9:16": (9, 16),
+    "4:3": (4, 3),
+    "3:4": (3, 4),
+    "3:2": (3, 2),
+    "2:3": (2, 3),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a caller asked of the size, in pixels; nothing set is the model's default.
+
+    `aspect_ratio` is a key of RATIOS, or None for the last reference's (edit) or the square
+    (text-to-image). `as_input` asks for exactly the last reference's size. `field` is the caller's
+    name for it, for messages.
+    """
+
+    width: int | None = None
+    height: int | None = None
+    aspect_ratio: str | None = None
+    as_input: bool = False
+    field: str = "size"
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """The size to draw, multiples of 16 pixels, and what to tell the caller about it.
+
+    `final` is the size to resample the drawn picture to, None when it is delivered as drawn.
+    `adjusted` maps "width" or "height" to (asked, drawn).
+    """
+
+    width: int
+    height: int
+    final: tuple[int, int] | None = None
+    adjusted: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+class Sized(Protocol):
+    """Anything that asks a model for a picture of some size; worker.request.Request does."""
+
+    @property
+    def size(self) -> Size:
+        """What the caller asked."""
+
+    @property
+    def model(self) -> Served:
+        """The model that draws."""
+
+
+def dimensions(request: Sized, reference_sizes: Sequence[tuple[int, int]]) -> Dimensions:
+    """Choose the size of the picture; `reference_sizes` are (width, height) in the caller's order.
+
+    Raises InvalidInput when the size that was asked has more pixels than the model's limit.
+    """
+    last = reference_sizes[-1] if reference_sizes else None
+    return choose(request.size, request.model, last)
+
+
+def choose(size: Size, model: Served, last: tuple[int, int] | None) -> Dimensions:
+    """Choose the size for a model; `last` is the last reference's (width, height), if any.
+
+    Raises InvalidInput when the size that was asked has more pixels than the model's limit, or asks
+    for a reference's size where there is none.
+    """
+    if size.as_input:
+        if last is None:
+            raise _refused(size, "there is no input picture to take the size from")
+        return _like(last, model)
+    width, height = size.width, size.height
+    if width is None and height is None:
+        return _limited(*_default(size, model, last), model)
+    ratio = _ratio(size, last)
+    if width is None:
+        width = _nearest((height or 0) * ratio)
+    if height is None:
+        height = _nearest(width / ratio)
+    return _exact(size, width, height, model)
+
+
+def _default(size: Size, model: Served, last: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the model's own size for an aspect ratio, for the last reference's, or for neither."""
+    if size.aspect_ratio is not None and size.aspect_ratio in model.sizes:
+        width, height = model.sizes[size.aspect_ratio]
+        return width // MULTIPLE * MULTIPLE, height // MULTIPLE * MULTIPLE
+    if size.aspect_ratio is None and last is None:
+        side = _nearest(math.sqrt(model.area))
+        return side, side
+    return at_area(model.area, _ratio(size, last))
+
+
+def at_area(area: int, ratio: float) -> tuple[int, int]:
+    """Return (width, height) of about `area` pixels at width/height `ratio`, multiples of 32.
+
+    The formula is diffusers' calculate_dimensions; where that would give a side under 64 pixels
+    (an aspect of more than area / 4096), that side is 64 and the other keeps the area.
+    """
+    width = math.sqrt(area * ratio)
+    height = width / ratio
+    wide, high = round(width / ALIGNED) * ALIGNED, round(height / ALIGNED) * ALIGNED
+    longest = max(SMALLEST, area // SMALLEST // ALIGNED * ALIGNED)
+    if high < SMALLEST:
+        return min(max(wide, SMALLEST), longest), SMALLEST
+    if wide < SMALLEST:
+        return SMALLEST, min(high, longest)
+    return wide, high
+
+
+def _ratio(size: Size, last: tuple[int, int] | None) -> float:
+    width, height = RATIOS[size.aspect_ratio] if size.aspect_ratio is not None else last or (1, 1)
+    return width / height
+
+
+def _nearest(side: float) -> int:
+    return max(SMALLEST, round(side / MULTIPLE) * MULTIPLE)
+
+
+def _refused(size: Size, message: str) -> InvalidInput:
+    return InvalidInput(f"{size.field}: {message}", details=[Detail(size.field, message)])
+
+
+def _exact(size: Size, width: int, height: int, model: Served) -> Dimensions:
+    """Draw what was asked, floored to multiples of 16."""
+    wide, high = width // MULTIPLE * MULTIPLE, height // MULTIPLE * MULTIPLE
+    if wide * high > model.max_pixels:
+        told = f"(got {width}x{height} = {width * height})"
+        raise _refused(size, f"must have at most {model.max_pixels} pixels {told}")
+    adjusted = {
+        name: (asked, drawn)
+        for name, asked, drawn in (("width", width, wide), ("height", height, high))
+        if asked != drawn
+    }
+    return Dimensions(wide, high, adjusted=adjusted)
+
+
+def _limited(width: int, height: int, model: Served) -> Dimensions:
+    """Draw a size that the caller left to us: made smaller, and said, where the limit is lower."""
+    wide, high = width, height
+    if wide * high > model.max_pixels:
+        scale = math.sqrt(model.max_pixels / (wide * high))
+        wide = max(SMALLEST, int(wide * scale) // ALIGNED * ALIGNED)
+        high = max(SMALLEST, int(high * scale) // ALIGNED * ALIGNED)
+        # a side that was held at 64 leaves too many pixels in the other
+        wide = min(wide, max(SMALLEST, model.max_pixels // high // MULTIPLE * MULTIPLE))
+        high = min(high, max(SMALLEST, model.max_pixels // wide // MULTIPLE * MULTIPLE))
+        told = f"size: {width}x{height} is over this worker's {model.max_pixels} pixels; "
+        return Dimensions(wide, high, warnings=(f"{told}drawn at {wide}x{high}",))
+    return Dimensions(wide, high)
+
+
+def _like(last: tuple[int, int], model: Served) -> Dimensions:
+    """Deliver exactly the last reference's size, drawn at it or at the model's own area.
+
+    From a quarter of the model's area up to the limit the picture is drawn at the input's size (to
+    the nearest 16 pixels); smaller or larger ones would be drawn badly or not at all, so they are
+    drawn at the model's area. What differs from the input is resampled at the end, and said.
+    """
+    width, height = last
+    wide, high = _nearest(width), _nearest(height)
+    if not model.area // 4 <= wide * high <= model.max_pixels:
+        drawn = _limited(*at_area(model.area, width / height), model)
+        wide, high = drawn.width, drawn.height
+    if (wide, high) == last:
+        return Dimensions(wide, high)
+    told = f"size: drawn at {wide}x{high} and resampled to the input's {width}x{height}"
+    return Dimensions(wide, high, final=last, warnings=(told,))
