@@ -19,6 +19,7 @@ WorkerError
 `-- Fault                 ours or the operator's to mend
     |-- BadPicture            BAD_PICTURE
     |-- WeightsUnavailable    WEIGHTS_UNAVAILABLE
+    |   `-- HubUnreachable        WEIGHTS_UNAVAILABLE   (trying again may mend it)
     |-- VolumeFull            VOLUME_FULL
     |-- LoraNotApplied        LORA_NOT_APPLIED
     |-- InvalidSettings       WORKER_NOT_READY
@@ -165,6 +166,12 @@ class WeightsUnavailable(Fault):
     """The weights cannot be had; the message says what to do."""
 
     code = "WEIGHTS_UNAVAILABLE"
+
+
+class HubUnreachable(WeightsUnavailable):
+    """The hub did not deliver for now; a later start may succeed."""
+
+    retryable = True
 
 
 class VolumeFull(Fault):

@@ -1,0 +1,118 @@
+"""Where the bytes of a hub file really are: redirects followed by hand, the token kept at home."""
+
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote, urljoin, urlsplit
+
+import requests
+
+from worker.settings import Settings
+from worker.weights.retry import Again, Patience, refused
+
+HUB: Final = "https://huggingface.co"
+MOST_REDIRECTS: Final = 5
+OK: Final = 200
+REDIRECT: Final = range(300, 400)
+FAILURES: Final = 400
+
+
+class NoAuth(requests.auth.AuthBase):
+    """Keep requests from sending the password that a .netrc may hold for a host."""
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Return the request as it is."""
+        return request
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """A hub's address and the token for it; the token goes to that scheme, host and port only."""
+
+    endpoint: str
+    token: str | None
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Hub":
+        """Return the hub of HF_ENDPOINT and HF_TOKEN."""
+        token = settings.hf_token.get_secret_value() if settings.hf_token else None
+        return cls((settings.hf_endpoint or HUB).rstrip("/"), token)
+
+    def address(self, repository: str, commit: str, path: str) -> str:
+        """Return the URL of a file at a commit."""
+        return f"{self.endpoint}/{repository}/resolve/{commit}/{quote(path)}"
+
+    def headers(self, url: str) -> dict[str, str]:
+        """Return the headers for a URL: bytes as they are, and the token at home only."""
+        headers = {"Accept-Encoding": "identity", "User-Agent": "worker"}
+        if self.token and _origin(url) == _origin(self.endpoint):
+            headers["Authorization"] = f"Bearer {self.token}"
+        return headers
+
+    def open(
+        self,
+        url: str,
+        patience: Patience,
+        *,
+        what: str,
+        method: str = "GET",
+        span: str | None = None,
+        accept: tuple[int, ...] = (OK,),
+    ) -> requests.Response:
+        """Request a URL, following redirects; `span` is a Range header's value.
+
+        The body is not read yet; close the response. Its `url` is where the bytes are. Raises
+        Again, or WeightsUnavailable for a status that no other attempt will change.
+        """
+        session = requests.Session()
+        session.auth = NoAuth()
+        for _ in range(MOST_REDIRECTS + 1):
+            headers = self.headers(url) | ({"Range": span} if span else {})
+            try:
+                response = session.request(
+                    method,
+                    url,
+                    headers=headers,
+                    timeout=(patience.connect_s, patience.stall_s),
+                    stream=True,
+                    allow_redirects=False,
+                )
+            except requests.RequestException as error:
+                raise Again(_plainly(error)) from None
+            if response.status_code in REDIRECT and "Location" in response.headers:
+                response.close()
+                url = _next(url, response.headers["Location"])
+                continue
+            if response.status_code in accept:
+                return response
+            response.close()
+            if response.status_code >= FAILURES:
+                if _origin(url) != _origin(self.endpoint):  # a signature that ran out, say
+                    raise Again(f"the hub's storage answered {response.status_code}")
+                raise refused(response.status_code, response.headers.get("Retry-After"), what)
+            raise Again(f"the hub answered {response.status_code}")
+        raise Again(f"the hub redirected more than {MOST_REDIRECTS} times")
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _next(url: str, location: str) -> str:
+    there = urljoin(url, location)
+    if urlsplit(there).scheme not in ("http", "https"):
+        raise Again("the hub redirected to an address that is not a web address")
+    if urlsplit(url).scheme == "https" and urlsplit(there).scheme != "https":
+        raise Again("the hub redirected from https to http")
+    return there
+
+
+def _plainly(error: requests.RequestException) -> str:
+    """Name what went wrong without the address that requests puts into its messages."""
+    if isinstance(error, requests.Timeout):
+        return "the hub did not answer in time"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "the hub's certificate was not accepted"
+    if isinstance(error, requests.ConnectionError):
+        return "the hub cannot be reached, or hung up"
+    return f"the request failed ({type(error).__name__})"

@@ -1,0 +1,127 @@
+"""What a hub knows of a repository: a revision's commit, once and for all, and its files."""
+
+import json
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from worker import log
+from worker.errors import WeightsUnavailable
+from worker.settings import Settings
+from worker.weights import temporary
+from worker.weights.address import Hub
+from worker.weights.download import HubSnapshot
+from worker.weights.proof import RemoteFile
+from worker.weights.retry import Again, Patience, given_up, refused
+
+KEPT: Final = "revisions"
+_FILES: Final = TypeAdapter(tuple[RemoteFile, ...])
+_UNSAFE: Final = re.compile(r"[^\w.-]+")
+
+
+def resolve(
+    repository: str,
+    revision: str | None,
+    settings: Settings,
+    *,
+    patience: Patience | None = None,
+) -> HubSnapshot:
+    """Return the commit that a revision (default: main) means, with every file's size and digest.
+
+    The answer is kept in MODEL_DIR: later starts, and a start after a crash, go on with the same
+    commit although the revision may have moved, and ask the hub nothing. Delete
+    MODEL_DIR/revisions to ask again. Raises WeightsUnavailable, and HubUnreachable when trying
+    later may help.
+    """
+    patience = patience or Patience.of(settings)
+    hub = Hub.of(settings)
+    log.hide(hub.token)
+    name = f"{repository.replace('/', '--')}@{revision or 'main'}"
+    kept = settings.home / KEPT / f"{_UNSAFE.sub('_', name)}.json"
+    known = _kept(kept, repository)
+    if known is None:
+        known = _patiently(repository, revision, hub, patience)
+        _keep(kept, repository, *known)
+    commit, files = known
+    return HubSnapshot(repository, commit, files, settings, hub, patience)
+
+
+def _patiently(
+    repository: str, revision: str | None, hub: Hub, patience: Patience
+) -> tuple[str, tuple[RemoteFile, ...]]:
+    try:
+        for attempt in patience.tries():
+            with attempt:
+                return _ask(repository, revision, hub, patience)
+    except Again as error:
+        raise given_up(error, repository) from None
+    raise AssertionError("stamina ends by success or by raising")
+
+
+def _ask(
+    repository: str, revision: str | None, hub: Hub, patience: Patience
+) -> tuple[str, tuple[RemoteFile, ...]]:
+    """Ask once, by huggingface_hub; raises Again or WeightsUnavailable."""
+    # imported here: half a second that a start from a bundle does not need
+    from huggingface_hub import HfApi  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
+
+    api = HfApi(endpoint=hub.endpoint, token=hub.token or False)
+    try:
+        info = api.model_info(
+            repository, revision=revision, files_metadata=True, timeout=patience.stall_s
+        )
+    except HFValidationError:
+        raise WeightsUnavailable(
+            f"{repository[:100]}: not a repository name; write org/name in MODEL"
+        ) from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise refused(status, error.response.headers.get("Retry-After"), repository) from None
+    except Exception as error:  # noqa: BLE001 - the reason follows
+        # huggingface_hub 1 and 2 raise the errors of httpx and httpx2, and of json for a reply that
+        # is none; what they have in common is that another attempt may go better
+        raise Again(f"the hub cannot be reached, or hung up ({type(error).__name__})") from None
+    files = tuple(_file(sibling, repository) for sibling in info.siblings or ())
+    if not info.sha or not files:
+        raise Again("the hub's answer names no commit or no files")
+    return info.sha, files
+
+
+def _file(sibling: Any, repository: str) -> RemoteFile:
+    path = str(sibling.rfilename)
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path:
+        raise WeightsUnavailable(f"{repository}: a file of it would be written outside its folder")
+    if sibling.size is None:
+        raise Again("the hub's answer lacks the size of a file")
+    sha256 = sibling.lfs.sha256 if sibling.lfs else None
+    return RemoteFile(path, int(sibling.size), sha256=sha256, blob_id=sibling.blob_id)
+
+
+def _kept(path: Path, repository: str) -> tuple[str, tuple[RemoteFile, ...]] | None:
+    try:
+        record = json.loads(path.read_bytes())
+        if record["repository"] != repository:
+            return None
+        return str(record["commit"]), _FILES.validate_python(record["files"])
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        return None
+
+
+def _keep(path: Path, repository: str, commit: str, files: tuple[RemoteFile, ...]) -> None:
+    record = {
+        "repository": repository,
+        "commit": commit,
+        "files": _FILES.dump_python(files, mode="json"),
+    }
+    part = temporary.unique(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(record))
+        temporary.publish(part, path)
+    except OSError as error:  # the files themselves will say what is wrong with the place
+        part.unlink(missing_ok=True)
+        log.get().warning("revision not kept", repository=repository, reason=error.strerror)

@@ -1,0 +1,125 @@
+"""Room on the disk: asked for before the first byte, and named when it runs out."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from worker.errors import VolumeFull, WeightsUnavailable, WorkerError
+from worker.settings import Settings
+
+GB: Final = 1_000_000_000
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    while not folder.is_dir():
+        folder = folder.parent
+    return folder
+
+
+def free_bytes(folder: Path, settings: Settings) -> int:
+    """Return how many bytes may still be written below a folder.
+
+    Network volumes report the cluster's free space and not the quota: with VOLUME_SIZE_GB set, it
+    is at most that size less all that the volume holds.
+    """
+    folder = existing(folder)
+    state = os.statvfs(folder)
+    free = state.f_bavail * state.f_frsize
+    if settings.volume_size_gb is not None:
+        free = min(free, int(settings.volume_size_gb * GB) - used_bytes(_volume(folder)))
+    return max(free, 0)
+
+
+def used_bytes(root: Path) -> int:
+    """Return the bytes that a tree takes on its disk, without other disks mounted in it."""
+    device = root.stat().st_dev
+    total = 0
+    counted: set[int] = set()
+    for folder, folders, files in os.walk(root):
+        folders[:] = [f for f in folders if _device(Path(folder, f)) == device]
+        for name in files:
+            try:
+                state = Path(folder, name).lstat()
+            except OSError:  # another worker's temporary file, gone meanwhile
+                continue
+            if state.st_ino not in counted:
+                counted.add(state.st_ino)
+                total += state.st_blocks * 512  # POSIX counts st_blocks in 512 bytes
+    return total
+
+
+def require(needed: int, folder: Path, settings: Settings) -> None:
+    """Check that `needed` bytes fit below the folder and leave MIN_STORAGE_FREE_GB.
+
+    Raises VolumeFull, which says how much is missing.
+    """
+    free = free_bytes(folder, settings)
+    reserve = int(settings.min_storage_free_gb * GB)
+    if (missing := needed + reserve - free) > 0:
+        raise VolumeFull(
+            f"{_gb(missing)} more disk space is needed: {_gb(needed)} to write and"
+            f" {_gb(reserve)} to leave free (MIN_STORAGE_FREE_GB), of which {_gb(free)} is there;"
+            " take a larger volume, or delete what it no longer needs"
+        )
+
+
+@contextmanager
+def writing(needed: int, folder: Path, settings: Settings) -> Iterator[None]:
+    """Turn what a disk says inside the block into an error of ours.
+
+    `needed` is the bytes that the block writes. Raises VolumeFull for ENOSPC and EDQUOT, and
+    WeightsUnavailable when the place cannot be written at all.
+    """
+    try:
+        yield
+    except WorkerError:
+        raise
+    except OSError as error:
+        if failure := disk_failure(error.errno, needed, folder, settings):
+            raise failure from error
+        raise
+
+
+def disk_failure(
+    number: int | None, needed: int, folder: Path, settings: Settings
+) -> WorkerError | None:
+    """Return the error of ours for an errno, None for one that is not about the place."""
+    if number in FULL:
+        free = free_bytes(folder, settings)
+        quota = "" if free < needed or number == errno.ENOSPC else " (its quota is used up)"
+        return VolumeFull(
+            f"the disk was full while {_gb(needed)} were written{quota}: at least"
+            f" {_gb(max(needed - free, 0))} more is needed; take a larger volume, or delete what it"
+            " no longer needs"
+        )
+    if number in UNWRITABLE:
+        return WeightsUnavailable(
+            "MODEL_DIR cannot be written: mount the volume read-write, or set MODEL_DIR to a folder"
+            " that this worker may write"
+        )
+    return None
+
+
+def _volume(folder: Path) -> Path:
+    """Return the mount point above a folder."""
+    folder = folder.resolve()
+    while not folder.is_mount():
+        folder = folder.parent
+    return folder
+
+
+def _device(folder: Path) -> int | None:
+    try:
+        return folder.lstat().st_dev
+    except OSError:
+        return None
+
+
+def _gb(count: int) -> str:
+    return f"{count / GB:.2f} GB" if count >= GB // 100 else f"{count / 1_000_000:.3f} MB"

@@ -1,0 +1,132 @@
+"""Files under construction: a unique name while unproven, the final name only by one rename.
+
+A name such as `.model.safetensors.h1a2b3c4d-77-90210-1.part` tells which process makes it, so that
+what a dead one left is found and swept. Locks may lie on network file systems; names do not.
+"""
+
+import hashlib
+import itertools
+import os
+import re
+import socket
+import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+SUFFIX: Final = ".part"
+RESUMABLE: Final = ".resume.part"
+# A part of another machine is an orphan once nobody has written to it for this long.
+FOREIGN_ORPHAN_S: Final = 900.0
+
+_OWNER: Final = re.compile(r"\.h([0-9a-f]{8})-(\d+)-(\d+)-\d+(?:\.resume)?\.part$")
+_serial = itertools.count(1)
+
+
+def unique(target: Path, *, resumable: bool = False) -> Path:
+    """Return a name beside `target` that no other process or call uses.
+
+    A resumable part is written from its first byte on, so that its size says what is there.
+    """
+    tail = RESUMABLE if resumable else SUFFIX
+    owner = f"h{_machine()}-{os.getpid()}-{_started(os.getpid())}"
+    return target.with_name(f".{target.name}.{owner}-{next(_serial)}{tail}")
+
+
+def parts(target: Path) -> list[Path]:
+    """Return every part of `target`, of this and other processes."""
+    return sorted(target.parent.glob(f".{_literal(target.name)}.h*{SUFFIX}"))
+
+
+def adopt(target: Path) -> Path | None:
+    """Take over the largest resumable part that a dead process left; None when there is none."""
+    orphans = [p for p in parts(target) if p.name.endswith(RESUMABLE) and is_orphan(p)]
+    for orphan in sorted(orphans, key=_size, reverse=True):
+        mine = unique(target, resumable=True)
+        with suppress(OSError):  # another process was faster
+            orphan.rename(mine)
+            return mine
+    return None
+
+
+def is_orphan(part: Path) -> bool:
+    """Tell whether the process that made a part is gone."""
+    match = _OWNER.search(part.name)
+    if match is None:
+        return False
+    machine, process, started = match[1], int(match[2]), match[3]
+    if machine == _machine():
+        return _started(process) != started
+    try:
+        return time.time() - part.stat().st_mtime > FOREIGN_ORPHAN_S
+    except OSError:
+        return False
+
+
+def sweep(root: Path) -> int:
+    """Delete the parts that dead processes left below a folder; return the bytes that freed."""
+    freed = 0
+    for part in root.rglob(f".*{SUFFIX}"):
+        if is_orphan(part):
+            size = _size(part)
+            with suppress(OSError):
+                part.unlink()
+                freed += size
+    return freed
+
+
+def publish(part: Path, target: Path) -> None:
+    """Give a proven part its final name, so that a crash leaves the whole file or none."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@cache
+def _machine() -> str:
+    """Return what this container is called among those that share a volume."""
+    space = "/proc/self/ns/pid"
+    where = f"{socket.gethostname()}|{Path(space).readlink() if Path(space).exists() else ''}"
+    return hashlib.sha256(where.encode()).hexdigest()[:8]
+
+
+def _started(process: int) -> str:
+    """Return when a process started, in clock ticks after boot; "0" when there is none.
+
+    A number alone does not name a process: numbers are used again. Field 22 of /proc/PID/stat, see
+    proc_pid_stat(5).
+    """
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return "0" if Path("/proc/self/stat").exists() else _alive(process)
+    after_name = stat.rpartition(")")[2].split()
+    return "0" if after_name[0] == "Z" else after_name[19]
+
+
+def _alive(process: int) -> str:
+    """Stand in for start times where there is no /proc."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return "0"
+    except PermissionError:
+        pass
+    return "1"
+
+
+def _literal(name: str) -> str:
+    return re.sub(r"([\[\]*?])", r"[\1]", name)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
