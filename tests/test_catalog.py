@@ -21,6 +21,7 @@ def a_folder(at: Path, pipeline: str, *files: str) -> Path:
     at.mkdir(parents=True)
     (at / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
     for name in files:
+        (at / name).parent.mkdir(exist_ok=True)
         (at / name).touch()
     return at
 
@@ -121,15 +122,22 @@ def test_a_folder_brings_its_own_lightning_files(tmp_path: Path) -> None:
         tmp_path / "tuned",
         "QwenImageEditPlusPipeline",
         "My-Edit-Lightning-8steps-V1.0-bf16.safetensors",
-        "lightning-4steps.safetensors",
+        "lightning/tuned-Lightning-4steps.safetensors",
         "other.safetensors",
     )
     (spec,) = resolved(str(folder))
     assert {n: file.filename for n, file in spec.lightning.items()} == {
         8: "My-Edit-Lightning-8steps-V1.0-bf16.safetensors",
-        4: "lightning-4steps.safetensors",
+        4: "lightning/tuned-Lightning-4steps.safetensors",
     }
     assert spec.steps == 40
+
+
+def test_a_folder_tells_its_own_area(tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "small", "QwenImagePipeline")
+    (folder / "worker.json").write_text(json.dumps({"area": 96 * 96}))
+    (spec,) = resolved(str(folder))
+    assert (spec.area, spec.sizes["1:1"]) == (96 * 96, (96, 96))
 
 
 def test_a_folder_named_like_a_row_is_that_model(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.settings import Settings
+from worker.weights.layout import ABOUT, INDEX
 
 Task = Literal["text-to-image", "edit"]
 Sizes = Mapping[str, tuple[int, int]]
@@ -26,6 +27,7 @@ PUBLISHED_SIZES: Final[Sizes] = {
     "3:2": (1584, 1056),
     "2:3": (1056, 1584),
 }
+TINY_AREA: Final = 96 * 96
 TINY_SIZES: Final[Sizes] = {
     "1:1": (96, 96),
     "16:9": (128, 64),
@@ -159,7 +161,7 @@ TABLE: Final = (
         "tiny/image",
         "QwenImagePipeline",
         steps=40,
-        area=96 * 96,
+        area=TINY_AREA,
         sizes=TINY_SIZES,
         lightning=_lightning(None, "lightning/tiny-Lightning-{n}steps.safetensors"),
         embedded="tiny/image",
@@ -169,7 +171,7 @@ TABLE: Final = (
         "tiny/edit",
         "QwenImageEditPlusPipeline",
         steps=40,
-        area=96 * 96,
+        area=TINY_AREA,
         sizes=TINY_SIZES,
         lightning=_lightning(None, "lightning/tiny-Lightning-{n}steps.safetensors"),
         embedded="tiny/edit",
@@ -260,7 +262,7 @@ def _placed(row: ModelSpec) -> ModelSpec:
     if row.embedded is None:
         return row
     folder = checkpoints() / row.embedded
-    if not (folder / "model_index.json").is_file():
+    if not (folder / INDEX).is_file():
         raise WeightsUnavailable(
             f"MODEL: {row.name} ships in checkpoints/, which this installation does not have; take"
             " the project's image or folder, or name another model"
@@ -280,32 +282,34 @@ def of_folder(folder: Path) -> ModelSpec:
     A folder named like a row of the table, with that row's pipeline, is that model: its Lightning
     files are known. Raises WeightsUnavailable when it is no model of a known family.
     """
-    try:
-        index = json.loads((folder / "model_index.json").read_bytes())
-    except (OSError, ValueError):
+    index = _json(folder / INDEX)
+    if index is None:
         raise WeightsUnavailable(
             "MODEL: the folder has no readable model_index.json; give the folder of a diffusers"
             " checkpoint (transformer/, text_encoder/, vae/, tokenizer/, scheduler/)"
-        ) from None
+        )
     name = folder.resolve().name.lower()
-    files = [path.name for path in sorted(folder.iterdir()) if path.is_file()]
     for row in TABLE:
         tail = row.repository.rpartition("/")[2].lower()
-        if (
-            row.embedded is None
-            and name in (row.name, tail)
-            and index.get("_class_name") == row.pipeline
-        ):
+        known = row.embedded is None and name in (row.name, tail)
+        if known and index.get("_class_name") == row.pipeline:
             return replace(row, folder=folder)
+    files = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*.safetensors"))]
     spec = ModelSpec(name, name, pipeline="", licence="unknown", folder=folder)
-    return classified(spec, index, files)
+    return classified(spec, index, files, _json(folder / ABOUT))
 
 
-def classified(spec: ModelSpec, index: Mapping[str, Any], files: Sequence[str]) -> ModelSpec:
-    """Complete a model from outside the table by its model_index.json and the names of its files.
+def classified(
+    spec: ModelSpec,
+    index: Mapping[str, Any],
+    files: Sequence[str],
+    about: Mapping[str, Any] | None = None,
+) -> ModelSpec:
+    """Complete a model from outside the table by its own files.
 
-    Lightning LoRAs are taken from the model's own files, named like
-    "...-Lightning-8steps...safetensors". A row of the table is returned as it is when the class
+    `index` is its model_index.json, `files` the paths of its files, `about` its worker.json, if it
+    has one ("area", in pixels). Lightning LoRAs are taken from its own files, named like
+    "...Lightning-8steps...safetensors". A row of the table is returned as it is when the class
     agrees. Raises WeightsUnavailable when the class is not of a known family.
     """
     pipeline = str(index.get("_class_name", ""))
@@ -321,6 +325,20 @@ def classified(spec: ModelSpec, index: Mapping[str, Any], files: Sequence[str]) 
         for name in files
         if (match := LIGHTNING_FILE.fullmatch(name))
     }
+    area = (about or {}).get("area")
     return replace(
-        spec, pipeline=pipeline, steps=PIPELINES[pipeline].steps, lightning=spec.lightning or own
+        spec,
+        pipeline=pipeline,
+        steps=PIPELINES[pipeline].steps,
+        lightning=spec.lightning or own,
+        area=area if isinstance(area, int) and area > 0 else spec.area,
+        sizes=TINY_SIZES if area == TINY_AREA else spec.sizes,
     )
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -9,6 +9,9 @@ from typing import Final
 from worker.weights.proof import safetensors_fault
 
 INDEX: Final = "model_index.json"
+# What a checkpoint tells this worker of itself, where model_index.json has no place for it.
+ABOUT: Final = "worker.json"
+LIGHTNING: Final = "lightning"
 WITH_WEIGHTS: Final = ("transformer", "text_encoder", "vae")
 COMPONENTS: Final = (*WITH_WEIGHTS, "tokenizer", "processor", "scheduler")
 # The published shards without a variant: "diffusion_pytorch_model.fp16.safetensors" and
@@ -21,7 +24,9 @@ def is_needed(path: str) -> bool:
     """Tell whether a model is built from this file of its repository."""
     folder, _, name = path.rpartition("/")
     if not folder:
-        return name == INDEX
+        return name in (INDEX, ABOUT)
+    if folder == LIGHTNING:
+        return name.endswith(".safetensors")
     if folder not in COMPONENTS:
         return False
     return name.endswith(CONFIGURATION) or SHARD.fullmatch(name) is not None
