@@ -1,6 +1,7 @@
 """Our sampler gives what the stock diffusers pipelines give, to the last bit, in fp32."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,21 +83,21 @@ class Pair:
         )
         kind = QwenImagePipeline if name == "tiny-image" else QwenImageEditPlusPipeline
         transformer = QwenImageTransformer2DModel.from_pretrained(
-            folder / "transformer", zero_cond_t=zero_cond_t, torch_dtype=torch.float32
+            folder / "transformer", zero_cond_t=zero_cond_t, dtype=torch.float32
         )
         assert transformer.config.zero_cond_t == zero_cond_t
         if parts.transformer.config.zero_cond_t != zero_cond_t:
             parts.transformer.zero_cond_t = zero_cond_t
             for block in parts.transformer.transformer_blocks:
                 block.zero_cond_t = zero_cond_t
-        self.stock: Any = kind.from_pretrained(
-            folder, transformer=transformer, torch_dtype=torch.float32
-        )
+        self.stock: Any = kind.from_pretrained(folder, transformer=transformer, dtype=torch.float32)
         self.stock.set_progress_bar_config(disable=True)
         self.base = self.stock.scheduler
         self._patch_encoder()
-        for adapter, file in lightning_files(name).items():
-            self.stock.load_lora_weights(file, adapter_name=adapter, use_safetensors=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft warns of a second adapter beside the first
+            for adapter, file in lightning_files(name).items():
+                self.stock.load_lora_weights(file, adapter_name=adapter, use_safetensors=True)
         self.stock.disable_lora()
         self.ours = QwenImage(
             parts, served(name), SPECS[name].pipeline, condition_area=condition_area(name)
@@ -263,3 +264,27 @@ def test_an_edit_batch_equals_single_runs(edit_pair: Pair) -> None:
     batch = edit_pair.our_latents(*generations)
     single = torch.cat([edit_pair.our_latents(g) for g in generations])
     assert (batch - single).abs().max() < 1e-5 * (single.max() - single.min())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"prompt": "a large green star"}, id="prompt"),
+        pytest.param({"seed": 8}, id="seed"),
+        pytest.param({"lightning": True}, id="adapter"),
+        pytest.param(CFG, id="cfg"),
+    ],
+)
+def test_every_input_reaches_the_latents(image_pair: Pair, changes: Any) -> None:
+    """Equality above is not that of a model that ignores what it is given."""
+    changed = image_pair.our_latents(replace(BASE, **changes))
+    assert not torch.allclose(changed, image_pair.our_latents(BASE), atol=1e-3)
+
+
+def test_the_patched_bug_is_real(edit_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without mm_token_type_ids the stock encoder sees references at other positions."""
+    generation = replace(BASE, task="edit", references=references(1))
+    encoder = edit_pair.stock.text_encoder
+    monkeypatch.setattr(encoder, "forward", type(encoder).forward.__get__(encoder))
+    unpatched = edit_pair.stock_latents(generation)
+    assert not torch.equal(edit_pair.our_latents(generation), unpatched)

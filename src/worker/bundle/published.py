@@ -43,8 +43,7 @@ def open_published(
     """
 
     def module(kind: Any, part: str) -> Any:
-        name = "dtype" if kind is Qwen2_5_VLForConditionalGeneration else "torch_dtype"
-        opened = kind.from_pretrained(folder / part, **{name: dtype}, local_files_only=True)
+        opened = kind.from_pretrained(folder / part, dtype=dtype, local_files_only=True)
         return opened.to(device).eval()
 
     transformer = module(QwenImageTransformer2DModel, "transformer")

@@ -1,0 +1,31 @@
+"""The tensor cache keeps what was used last, within its bytes."""
+
+import torch
+
+from worker.engine.cache import TensorCache
+
+
+def test_the_least_recently_used_gives_way() -> None:
+    """Of three tensors in room for two, the one not touched since is computed again."""
+    cache = TensorCache(budget=2 * 16)
+    for key in ("a", "b", "a", "c", "a", "b"):
+        cache.get(key, lambda: torch.zeros(4))
+    assert (cache.hits, cache.misses) == (2, 4)
+
+
+def test_a_tensor_over_the_budget_is_given_but_not_kept() -> None:
+    """It does not push out all others for nothing."""
+    cache = TensorCache(budget=16)
+    cache.get("small", lambda: torch.zeros(4))
+    assert cache.get("large", lambda: torch.zeros(5)).numel() == 5
+    cache.get("small", lambda: torch.zeros(4))
+    assert cache.hits == 1
+
+
+def test_cleared_means_empty() -> None:
+    """After clear, everything is computed again."""
+    cache = TensorCache(budget=64)
+    cache.get("a", lambda: torch.zeros(4))
+    cache.clear()
+    cache.get("a", lambda: torch.zeros(4))
+    assert cache.misses == 2

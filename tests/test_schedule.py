@@ -1,0 +1,54 @@
+"""Lightning's timesteps are the distilled ones at every size; the base schedule is the model's."""
+
+import pytest
+import torch
+
+from worker.engine import schedule
+from worker.errors import LoraNotApplied
+
+BASE = {
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 8192,
+    "max_shift": 0.9,
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "shift_terminal": 0.02,
+    "time_shift_type": "exponential",
+    "use_dynamic_shifting": True,
+}
+
+
+@pytest.mark.parametrize("tokens", [36, 256, 4096, 6889])
+@pytest.mark.parametrize(
+    ("steps", "timesteps"),
+    [
+        (4, [1000.0, 900.0, 750.0, 500.0]),
+        (8, [1000, 954.5455, 900, 833.3333, 750, 642.8571, 500, 300]),
+    ],
+)
+def test_lightning_timesteps_are_the_distilled_ones(
+    steps: int, timesteps: list[float], tokens: int
+) -> None:
+    """They do not depend on the resolution."""
+    got = schedule.lightning(steps, tokens).timesteps
+    assert torch.allclose(got, torch.tensor(timesteps), atol=1e-3)
+
+
+def test_lightning_has_no_other_step_counts() -> None:
+    """A LoRA distilled on 8 steps has no schedule for 6."""
+    with pytest.raises(LoraNotApplied):
+        schedule.lightning(6, 4096)
+
+
+def test_the_base_schedule_depends_on_the_resolution() -> None:
+    """Larger pictures stay longer at high noise, and the last timestep is shift_terminal's."""
+    small = schedule.schedule(BASE, 40, 256).timesteps
+    large = schedule.schedule(BASE, 40, 6889).timesteps
+    assert (large[1:-1] > small[1:-1]).all()
+    assert torch.allclose(small[-1], torch.tensor(20.0), atol=1e-2)
+
+
+def test_every_picture_gets_a_scheduler_of_its_own() -> None:
+    """A scheduler keeps its place in the loop; two pictures share none."""
+    assert schedule.lightning(4, 36) is not schedule.lightning(4, 36)
