@@ -1,0 +1,295 @@
+"""A hostile web site on loopback, with a name server of its own and a tap on every dialled address.
+
+Its pages misbehave by path (see `Site.serve`); its names answer what a test says, also another
+address each time. Beside it, 127.0.0.2 stands for the inside of a network: whoever connects there
+has been let in where no caller may be.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, Self
+from urllib.parse import parse_qs, urlsplit
+
+from worlds.certificates import Authority
+
+HOST: Final = "127.0.0.1"
+INSIDE: Final = "127.0.0.2"
+Answer = list[str] | Callable[[], list[str]]
+
+_taps: list[list[tuple[Any, ...]]] = []
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "socket.connect" and _taps and isinstance(arguments[1], tuple):
+        for tap in _taps:
+            tap.append(arguments[1])
+
+
+sys.addaudithook(_audit)
+
+
+@contextlib.contextmanager
+def tapped() -> Iterator[list[tuple[Any, ...]]]:
+    """Collect the address of every `connect` that this process makes through Python's sockets."""
+    tap: list[tuple[Any, ...]] = []
+    _taps.append(tap)
+    try:
+        yield tap
+    finally:
+        _taps.remove(tap)
+
+
+class Names(asyncio.DatagramProtocol):
+    """A name server over UDP: A and AAAA from `answers`, NXDOMAIN for every other name."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[str] = []
+        self._transport: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Keep the transport to answer on."""
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        """Answer one question."""
+        labels, at = [], 12
+        while data[at]:
+            labels.append(data[at + 1 : at + 1 + data[at]].decode("ascii"))
+            at += 1 + data[at]
+        kind = struct.unpack(">H", data[at + 1 : at + 3])[0]
+        name = ".".join(labels).lower()
+        self.asked.append(name)
+        answer = self.answers.get(name)
+        if answer == ["silence"]:
+            return
+        addresses = answer() if callable(answer) else answer or []
+        records = b""
+        count = 0
+        for address in addresses:
+            packed = socket.inet_pton(
+                socket.AF_INET6 if ":" in address else socket.AF_INET, address
+            )
+            if (kind == 1 and len(packed) == 4) or (kind == 28 and len(packed) == 16):
+                records += struct.pack(">HHHIH", 0xC00C, kind, 1, 0, len(packed)) + packed
+                count += 1
+        status = 0x8180 if answer is not None else 0x8183
+        head = data[:2] + struct.pack(">HHHHH", status, 1, count, 0, 0)
+        self._transport.sendto(head + data[12 : at + 5] + records, addr)
+
+
+class Site:
+    """The site, its names and its insides, served from a thread; a context manager.
+
+    `files` maps a path to the bytes it serves; `hits` are the paths asked for; `intruders` counts
+    connections to the inside; `stored` holds what was PUT; `headers` the last request's own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        authority = Authority(folder)
+        self.authority = authority.file
+        self._certificate = authority.issue("site.test", "other.test", "*.site.test")
+        self.names = Names()
+        self.files: dict[str, bytes] = {}
+        self.stored: dict[str, bytes] = {}
+        self.put_statuses: list[int] = []
+        self.hits: list[str] = []
+        self.headers: dict[str, str] = {}
+        self.intruders = 0
+        self.http_port = self.https_port = self.dns_port = 0
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._ready = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    @property
+    def http(self) -> str:
+        """The site's address without TLS."""
+        return f"http://{HOST}:{self.http_port}"
+
+    @property
+    def https(self) -> str:
+        """The site's address with TLS, by the name that its certificate is for."""
+        return f"https://site.test:{self.https_port}"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The settings that open the site, and nothing else, to the worker."""
+        return {
+            "ALLOWED_IMAGE_NETWORKS": f"{HOST}/32:{self.http_port},{HOST}/32:{self.https_port}",
+            "FETCH_NAMESERVERS": f"{HOST}:{self.dns_port}",
+        }
+
+    def allows(self, addresses: Iterable[tuple[Any, ...]]) -> bool:
+        """Tell whether every dialled address is one that `environ` opens."""
+        opened = {(HOST, self.http_port), (HOST, self.https_port)}
+        return all(tuple(address[:2]) in opened for address in addresses)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._open())
+        self._ready.set()
+        self._loop.run_forever()
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        for server in self._servers:
+            server.close()
+        self._datagrams.close()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
+
+    async def _open(self) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self._certificate)
+        plain = await asyncio.start_server(self._accept, HOST, 0, backlog=256)
+        secret = await asyncio.start_server(self._accept, HOST, 0, ssl=context, backlog=256)
+        self.http_port = plain.sockets[0].getsockname()[1]
+        self.https_port = secret.sockets[0].getsockname()[1]
+        inside = [
+            await asyncio.start_server(self._intrude, INSIDE, port)
+            for port in (self.http_port, self.https_port)
+        ]
+        self._servers = [plain, secret, *inside]
+        self._datagrams, _ = await self._loop.create_datagram_endpoint(
+            lambda: self.names, local_addr=(HOST, 0)
+        )
+        self.dns_port = self._datagrams.get_extra_info("sockname")[1]
+        for name in ("site.test", "other.test", "a.site.test"):
+            self.names.answers[name] = [HOST]
+
+    async def _intrude(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.intruders += 1
+        writer.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            method, target, _ = head.split("\r\n")[0].split(" ", 2)
+            self.headers = {
+                name.strip().lower(): value.strip()
+                for name, _, value in (line.partition(":") for line in head.split("\r\n")[1:])
+            }
+            self.hits.append(target)
+            if method == "PUT":
+                body = await reader.readexactly(int(self.headers.get("content-length", "0")))
+                status = self.put_statuses.pop(0) if self.put_statuses else 200
+                if status == 200:
+                    self.stored[target] = body
+                writer.write(_answer(status))
+            else:
+                async for part in self.serve(target):
+                    writer.write(part)
+                    await writer.drain()
+        with contextlib.suppress(OSError):
+            writer.close()
+
+    async def serve(self, target: str) -> AsyncIterator[bytes]:  # noqa: C901, PLR0912, PLR0915 - one case a misdeed
+        """Yield the raw bytes that answer a request for `target`."""
+        path, query = urlsplit(target).path, parse_qs(urlsplit(target).query)
+        picture = self.files.get("/good.png", b"")
+        word = path.strip("/").split("/")[0]
+        if path in self.files:
+            yield _answer(200, self.files[path])
+        elif word == "status":
+            yield _answer(int(path.rpartition("/")[2]))
+        elif word == "to":
+            status = int(query.get("status", ["302"])[0])
+            yield _answer(status, headers=f"Location: {query['url'][0]}\r\n")
+        elif word == "hops":
+            left = int(path.rpartition("/")[2])
+            where = f"/hops/{left - 1}" if left else "/good.png"
+            yield _answer(302, headers=f"Location: {where}\r\n")
+        elif word == "nowhere":
+            yield _answer(302)
+        elif word == "drip":
+            yield _head(200, f"Content-Length: {len(picture)}\r\n")
+            for at in range(len(picture)):
+                yield picture[at : at + 1]
+                await asyncio.sleep(0.1)
+        elif word == "slow-head":
+            for character in "HTTP/1.1 200 OK\r\n" + "X: y\r\n" * 1000:
+                yield character.encode()
+                await asyncio.sleep(0.1)
+        elif word == "silent":
+            await asyncio.sleep(3600)
+        elif word == "endless":
+            yield _head(200, "")
+            while True:
+                yield bytes(1 << 16)
+        elif word == "endless-chunks":
+            yield _head(200, "Transfer-Encoding: chunked\r\n")
+            while True:
+                yield b"10000\r\n" + bytes(1 << 16) + b"\r\n"
+        elif word == "tiny-chunks":
+            yield _head(200, "Transfer-Encoding: chunked\r\n")
+            while True:
+                yield b"1\r\n\x00\r\n" * 4096
+        elif word == "claims":
+            yield _head(200, f"Content-Length: {query['bytes'][0]}\r\n")
+            yield picture
+        elif word == "gzip":
+            yield _answer(200, picture, headers="Content-Encoding: gzip\r\n")
+        elif word == "short":
+            yield _head(200, f"Content-Length: {len(picture) + 10}\r\n") + picture
+        elif word == "cut-chunks":
+            yield _head(200, "Transfer-Encoding: chunked\r\n")
+            yield b"%x\r\n" % len(picture) + picture + b"\r\n"
+        elif word == "bad-chunks":
+            yield _head(200, "Transfer-Encoding: chunked\r\n") + b"zz\r\n" + picture
+        elif word == "both-lengths":
+            yield _head(200, "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n") + b"0\r\n\r\n"
+        elif word == "two-lengths":
+            yield _head(200, "Content-Length: 5\r\nContent-Length: 9\r\n") + b"hello"
+        elif word == "no-http":
+            yield b"SSH-2.0-OpenSSH_9.6\r\n"
+        elif word == "nothing":
+            yield b""
+        elif word == "header-flood":
+            yield b"HTTP/1.1 200 OK\r\n"
+            while True:
+                yield b"X-Flood: yes\r\n" * 1000
+        elif word == "long-header":
+            yield b"HTTP/1.1 200 OK\r\nX-Long: " + b"a" * 1_000_000 + b"\r\n\r\n"
+        elif word == "continue-flood":
+            while True:
+                yield b"HTTP/1.1 100 Continue\r\n\r\n" * 100
+        elif word == "cookie":
+            yield _answer(302, headers="Set-Cookie: a=b\r\nLocation: /good.png\r\n")
+        elif word == "upgrade":
+            yield b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"
+        elif word == "partial":
+            yield _answer(206, picture)
+        elif word == "html":
+            yield _answer(200, b"<!doctype html><title>Sign in</title>" * 20)
+        else:
+            yield _answer(404, b"not here")
+
+
+def _head(status: int, headers: str) -> bytes:
+    return f"HTTP/1.1 {status} Status\r\n{headers}Connection: close\r\n\r\n".encode()
+
+
+def _answer(status: int, body: bytes = b"", headers: str = "") -> bytes:
+    return _head(status, f"Content-Length: {len(body)}\r\n{headers}") + body
