@@ -4,6 +4,6 @@
 set -euo pipefail
 [ "$(id -u)" = 0 ] || { echo "system.sh: run me as root" >&2; exit 1; }
 export DEBIAN_FRONTEND=noninteractive
-apt-get update -q
-apt-get install -qy --no-install-recommends ca-certificates python3 python3-venv
+apt-get update -qq
+apt-get install -qqy --no-install-recommends ca-certificates python3 python3-venv >/dev/null
 rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb

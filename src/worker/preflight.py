@@ -1,0 +1,246 @@
+"""What can be known before anything is loaded: versions, driver, GPU, memory and disk.
+
+Milliseconds, without torch. `boot` stops on a fatal finding; `python -m worker doctor` prints all.
+"""
+
+import importlib.util
+import os
+import runpy
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from worker import versions
+from worker.driver import Driver, DriverError, Gpu, ask
+from worker.errors import WorkerError
+from worker.settings import Settings
+from worker.weights import catalog
+
+Level = Literal["ok", "advice", "fatal"]
+
+# 4bit with one LoRA, computed: 13.63 B parameters of the lean transformer at 4.127 bits (7.0 GB),
+# the text encoder without lm_head 5.8 GB (vision tower and embeddings bf16), VAE 0.25 GB, LoRA
+# 0.85 GB, and about 1.5 GB of activations for an edit at 1024x1024 (est.).
+LEAST_VRAM: Final = 15_000_000_000
+# preparing holds the largest published shard (5 GB) and one LoRA, besides Python and torch
+LEAST_MEMORY: Final = 10_000_000_000
+GB: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: what was found and, unless it is ok, what to change."""
+
+    check: str
+    level: Level
+    found: str
+    change: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        """Return the finding as a plain dictionary."""
+        return asdict(self)
+
+
+def check(settings: Settings) -> list[Finding]:
+    """Look at everything that can be known before anything is loaded; never raises."""
+    findings = [*_python(), *_packages()]
+    full = True
+    try:
+        driver, problem = ask(), ""
+    except DriverError as error:
+        driver, problem = None, str(error)
+    try:
+        has_gpu = driver is not None and bool(driver.gpus)
+        specs = catalog.resolve(settings.model, settings, has_gpu=has_gpu)
+        full = any(spec.embedded is None for spec in specs)
+        findings.append(Finding("model", "ok", ", ".join(spec.name for spec in specs)))
+    except WorkerError as error:
+        findings.append(Finding("model", "fatal", error.message, "mend MODEL"))
+    if problem:
+        findings.append(
+            Finding(
+                "driver",
+                "fatal",
+                f"the NVIDIA driver does not answer: {problem}",
+                "use another machine, or restart this one (a driver was updated under it)",
+            )
+        )
+    else:
+        findings += _gpu(driver, torch_cuda(), full=full, on_platform=settings.on_platform)
+    findings += [*_memory(full=full), *_disk(settings)]
+    return findings
+
+
+def fatal(findings: list[Finding]) -> list[Finding]:
+    """Return the findings with which no start can succeed."""
+    return [finding for finding in findings if finding.level == "fatal"]
+
+
+def torch_cuda() -> tuple[int, int] | None:
+    """Return the CUDA that the installed torch is built for, None for a CPU build or no torch.
+
+    Read from torch/version.py by itself: importing torch takes seconds.
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin).with_name("version.py")
+    cuda = runpy.run_path(str(file)).get("cuda") if file.is_file() else None
+    if not cuda:
+        return None
+    major, minor = str(cuda).split(".")[:2]
+    return int(major), int(minor)
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
+
+
+def _packages() -> Iterator[Finding]:
+    for package in dict.fromkeys([*versions.TESTED, *(bad.package for bad in versions.KNOWN_BAD)]):
+        version = versions.installed(package)
+        tested = versions.TESTED.get(package)
+        if version is None:
+            if tested:
+                yield Finding(package, "fatal", "not installed", f"install {package} {tested}")
+            continue
+        bad = versions.known_bad(package, version)
+        if bad:
+            yield Finding(package, "fatal", f"{version}: {bad.why}", f"install {bad.instead}")
+        elif tested and version.public != tested:
+            yield Finding(package, "advice", f"{version}, untested", f"tested is {tested}")
+        else:
+            yield Finding(package, "ok", str(version))
+    yield from _pair()
+
+
+def _pair() -> Iterator[Finding]:
+    torch, vision = versions.installed("torch"), versions.installed("torchvision")
+    if torch is None or vision is None:
+        return
+    wanted = versions.torchvision_for(torch)
+    if f"{vision.major}.{vision.minor}" != wanted:
+        yield Finding(
+            "torch and torchvision",
+            "fatal",
+            f"torchvision {vision} is not made for torch {torch}",
+            f"install torchvision {wanted}.x of the same build",
+        )
+    elif torch.local and vision.local and torch.local != vision.local:
+        yield Finding(
+            "torch and torchvision",
+            "fatal",
+            f"two builds: {torch} and {vision}",
+            "install both from one index",
+        )
+
+
+def _gpu(
+    driver: Driver | None, torch_cuda: tuple[int, int] | None, *, full: bool, on_platform: bool
+) -> Iterator[Finding]:
+    """Judge the driver and its first GPU; `full` is whether a model is more than the embedded."""
+    if driver is None or not driver.gpus:
+        found = "no NVIDIA driver" if driver is None else f"driver {driver.version} without a GPU"
+        if full and on_platform:
+            yield Finding("gpu", "fatal", found, "give the endpoint a GPU pool, or set MODEL=tiny")
+        elif full:
+            yield Finding("gpu", "advice", found, "a full model needs a GPU; MODEL=tiny does not")
+        else:
+            yield Finding("gpu", "ok", f"{found}: the embedded model runs on the CPU")
+        return
+    newest = ".".join(map(str, driver.cuda))
+    found = f"{driver.version}, CUDA up to {newest}"
+    if torch_cuda is None:
+        yield Finding(
+            "driver",
+            "advice",
+            f"{found}; this torch is built without CUDA, so the GPU stays unused",
+            "install a torch built for CUDA",
+        )
+    elif driver.cuda[0] < torch_cuda[0]:
+        least = versions.OLDEST_DRIVER.get(torch_cuda[0])
+        needed = f"driver {least} or newer" if least else f"CUDA {torch_cuda[0]}"
+        built = ".".join(map(str, torch_cuda))
+        yield Finding(
+            "driver",
+            "fatal",
+            f"{found}; this torch is built for CUDA {built}",
+            f"allow only hosts with {needed} (allowedCudaVersions), or build the image with a torch"
+            f" for CUDA {newest} (build.sh --torch)",
+        )
+    else:
+        yield Finding("driver", "ok", found)
+    yield from _device(driver.gpus[0], full=full)
+
+
+def _device(gpu: Gpu, *, full: bool) -> Iterator[Finding]:
+    capability = ".".join(map(str, gpu.capability))
+    found = f"{gpu.name}, compute capability {capability}"
+    if gpu.capability < versions.OLDEST_CAPABILITY:
+        least = ".".join(map(str, versions.OLDEST_CAPABILITY))
+        yield Finding("gpu", "fatal", found, f"use a GPU of compute capability {least} or more")
+    elif gpu.capability < versions.BF16_CAPABILITY:
+        yield Finding("gpu", "advice", f"{found}: no bf16 units", "Ampere or newer is much faster")
+    else:
+        yield Finding("gpu", "ok", found)
+    found = f"{gpu.free / GB:.1f} of {gpu.total / GB:.1f} GB free"
+    if full and gpu.total < LEAST_VRAM:
+        yield Finding("vram", "advice", found, "4bit needs about 15 GB: use a pool of 16 or 24 GB")
+    elif full and gpu.free < LEAST_VRAM:
+        yield Finding("vram", "advice", found, "end the other process that holds the GPU's memory")
+    else:
+        yield Finding("vram", "ok", found)
+
+
+def _limit() -> int | None:
+    """Return the memory limit of this container in bytes (cgroup v2), None where there is none."""
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _memory(*, full: bool) -> Iterator[Finding]:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = min(total, _limit() or total)
+    if full and total < LEAST_MEMORY:
+        yield Finding(
+            "memory",
+            "advice",
+            f"{total / GB:.1f} GB",
+            "preparing a full model needs about 10 GB: prepare it on a larger machine",
+        )
+    else:
+        yield Finding("memory", "ok", f"{total / GB:.1f} GB")
+
+
+def _disk(settings: Settings) -> Iterator[Finding]:
+    place = settings.home
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    found = f"{free / GB:.1f} GB free"
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        yield Finding(
+            "disk",
+            "advice",
+            f"MODEL_DIR cannot be written ({error.strerror})",
+            "mount it writable, or fill it beforehand (python -m worker prepare)",
+        )
+        return
+    if free < settings.min_storage_free_gb * GB:
+        yield Finding(
+            "disk",
+            "advice",
+            found,
+            f"MIN_STORAGE_FREE_GB asks for {settings.min_storage_free_gb:g} GB: enlarge the volume",
+        )
+    else:
+        yield Finding("disk", "ok", found)
