@@ -14,7 +14,7 @@ from worker.errors import HubUnreachable
 from worker.settings import Settings
 from worker.weights import parallel, sequential, space, temporary
 from worker.weights.address import Hub
-from worker.weights.proof import RemoteFile, difference, digests
+from worker.weights.proof import RemoteFile, difference, digests, digests_of
 from worker.weights.retry import Again, Patience, WrongBytes, given_up
 from worker.weights.snapshot import Progress, Proven, Snapshot, quiet
 
@@ -71,6 +71,19 @@ class HubSnapshot:
                 self.hub, self._url(file), file, start, end, self.patience
             ),
         )
+
+    def read_file(self, file: RemoteFile) -> bytes:
+        """Return a small file's bytes, proven. Raises as `fetch_file`."""
+
+        def read() -> bytes:
+            data = sequential.read_range(
+                self.hub, self._url(file), file, 0, file.size, self.patience
+            )
+            if reason := difference(digests_of(data), file):
+                raise WrongBytes(f"the hub's bytes are not the ones that it recorded ({reason})")
+            return data
+
+        return self._patiently(file, read)
 
     def _url(self, file: RemoteFile) -> str:
         return self.hub.address(self.repository, self.commit, file.path)

@@ -51,6 +51,12 @@ def digests(path: Path) -> Digests:
     return Digests(seen, sha256.hexdigest(), blob.hexdigest())
 
 
+def digests_of(data: bytes) -> Digests:
+    """Return the digests of bytes in memory."""
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
+    return Digests(len(data), hashlib.sha256(data).hexdigest(), blob.hexdigest())
+
+
 def difference(found: Digests, file: RemoteFile) -> str | None:
     """Say in which way the bytes are not the recorded ones; None when they are proven."""
     if found.size != file.size:

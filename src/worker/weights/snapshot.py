@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from worker.errors import WeightsUnavailable
-from worker.weights.proof import Digests, RemoteFile, difference, digests, safetensors_fault
+from worker.weights.proof import (
+    Digests,
+    RemoteFile,
+    difference,
+    digests,
+    digests_of,
+    safetensors_fault,
+)
 
 Progress = Callable[[RemoteFile, int], None]
 
@@ -65,6 +72,9 @@ class Snapshot(Protocol):
         Their number is checked, their content is not: compare what you took from them once
         `fetch_file` has proven the whole. Raises as `fetch_file`.
         """
+
+    def read_file(self, file: RemoteFile) -> bytes:
+        """Return a small file's bytes, proven. Raises as `fetch_file`."""
 
 
 def named(snapshot: Snapshot, path: str) -> RemoteFile:
@@ -132,6 +142,13 @@ class LocalSnapshot:
             data = opened.read(end - start)
         if len(data) != end - start:
             raise self._damaged(file, f"no bytes {start} to {end}")
+        return data
+
+    def read_file(self, file: RemoteFile) -> bytes:
+        """Return a small file's bytes; raises WeightsUnavailable when it is damaged."""
+        data = (self.folder / file.path).read_bytes()
+        if reason := difference(digests_of(data), file):
+            raise self._damaged(file, reason)
         return data
 
     def _digests(self, file: RemoteFile) -> Digests:
