@@ -78,7 +78,7 @@ def test_switching_off_gives_the_base_back() -> None:
     adapters = Adapters(ours)
     adapters.attach("a", canonical(published_lora(plain, 3)))
     adapters.attach("b", canonical(published_lora(plain, 4)))
-    outputs = {}
+    outputs: dict[str | None, Tensor] = {}
     for name in ("a", "b", None, "a"):
         adapters.use(name)
         output = predict(ours)

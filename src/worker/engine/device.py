@@ -9,6 +9,17 @@ import torch
 from worker.errors import CudaOutOfMemory, DeviceLost
 
 
+def threads_for(device: torch.device) -> None:
+    """Use one thread where the CPU is the device.
+
+    Only the embedded models run there: at their size a second thread gains nothing on a quiet
+    machine, and on a busy one they wait for each other (measured on 2 shared cores, 8 steps at
+    96x96: 0.15 s with one thread, 4.2 s with two). It also makes results independent of the cores.
+    """
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+
+
 def free_memory() -> None:
     """Give unused device memory back to the driver."""
     gc.collect()

@@ -246,10 +246,12 @@ def open_model(spec: ModelSpec, served: Served) -> QwenImage:
     folder = spec.folder
     if folder is None:
         raise WeightsUnavailable(f"{spec.name} is not here")
+    device = torch.device("cpu")
+    gpu.threads_for(device)
     parts = open_published(
         folder,
         dtype=torch.bfloat16,
-        device=torch.device("cpu"),
+        device=device,
         lightning={
             adapter_name(n): folder / spec.lightning[n].filename for n in served.lightning_steps
         },

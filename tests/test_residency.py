@@ -1,0 +1,106 @@
+"""Models stay in memory while they fit; else the least recently used gives way."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from PIL import Image
+
+from worker.errors import ModelNotServed
+from worker.families import Control, Drawn, Generation, Served
+from worker.residency import Openable, Residency
+
+
+def served(name: str) -> Served:
+    """Describe a model that makes pictures from text."""
+    return Served(
+        id=name,
+        repository=f"org/{name}",
+        revision="0",
+        precision="bf16",
+        licence="apache-2.0",
+        tasks=("text-to-image",),
+        steps=50,
+        true_cfg_scale=4.0,
+        negative_prompt=" ",
+        lightning_steps=(),
+        area=1024 * 1024,
+        max_pixels=2048 * 2048,
+        max_references=0,
+        sizes={},
+    )
+
+
+@dataclass
+class Shelf:
+    """Counts what is opened and released."""
+
+    events: list[str] = field(default_factory=list)
+
+    def openable(self, name: str, size: int) -> Openable:
+        """Describe a model of that many bytes."""
+
+        def opened() -> Recorded:
+            self.events.append(f"open {name}")
+            return Recorded(served(name), self)
+
+        return Openable(served(name), size, opened)
+
+
+@dataclass
+class Recorded:
+    """A model that tells the shelf when it is released."""
+
+    served: Served
+    shelf: Shelf
+
+    def generate(self, generation: Generation, control: Control) -> Drawn:
+        """Draw one grey pixel."""
+        control.report("denoise", 1, generation.steps)
+        return Drawn(Image.new("RGB", (1, 1)), lightning_enabled=False, timings_ms={})
+
+    def release(self) -> None:
+        """Tell the shelf."""
+        self.shelf.events.append(f"release {self.served.id}")
+
+
+def test_models_that_fit_are_opened_once_and_stay() -> None:
+    """A second job of either model opens nothing."""
+    shelf = Shelf()
+    models = Residency([shelf.openable("a", 5), shelf.openable("b", 5)], budget=10)
+    models.fill()
+    for name in ("a", "b", "a", "b"):
+        assert models.take(name).served.id == name
+    assert shelf.events == ["open a", "open b"]
+
+
+def test_the_least_recently_used_gives_way() -> None:
+    """Room for two: the third replaces the one not used since, freed before the next is opened."""
+    shelf = Shelf()
+    models = Residency([shelf.openable(n, 5) for n in "abc"], budget=10)
+    for name in ("a", "b", "a", "c", "a"):
+        models.take(name)
+    assert shelf.events == ["open a", "open b", "release b", "open c"]
+    assert models.health()["resident"] == ["c", "a"]
+
+
+def test_filling_leaves_closed_what_does_not_fit() -> None:
+    """At start nothing is opened only to be thrown out again, and the first is always opened."""
+    shelf = Shelf()
+    models = Residency([shelf.openable(n, s) for n, s in (("a", 9), ("b", 5), ("c", 1))], budget=10)
+    models.fill()
+    assert shelf.events == ["open a", "open c"]
+
+
+def test_a_model_larger_than_the_budget_is_tried_alone() -> None:
+    """The sizes are computed; only the device can say no."""
+    shelf = Shelf()
+    models = Residency([shelf.openable("a", 50)], budget=10)
+    models.fill()
+    assert shelf.events == ["open a"]
+
+
+def test_a_model_that_is_not_served_is_named() -> None:
+    """The caller learns what is."""
+    models = Residency([Shelf().openable("a", 1)], budget=None)
+    with pytest.raises(ModelNotServed, match="serves a"):
+        models.take("z")
