@@ -102,6 +102,7 @@ class Site:
         self.put_statuses: list[int] = []
         self.hits: list[str] = []
         self.headers: dict[str, str] = {}
+        self._arrived = threading.Condition()
         self.intruders = 0
         self.http_port = self.https_port = self.dns_port = 0
         self._loop = asyncio.new_event_loop()
@@ -135,6 +136,11 @@ class Site:
             "ALLOWED_IMAGE_NETWORKS": f"{HOST}/32:{self.http_port},{HOST}/32:{self.https_port}",
             "FETCH_NAMESERVERS": f"{HOST}:{self.dns_port}",
         }
+
+    def wait_for(self, target: str, timeout_s: float = 10) -> None:
+        """Wait until `target` was asked for."""
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: target in self.hits, timeout_s), target
 
     def allows(self, addresses: Iterable[tuple[Any, ...]]) -> bool:
         """Tell whether every dialled address is one that `environ` opens."""
@@ -191,7 +197,9 @@ class Site:
                 name.strip().lower(): value.strip()
                 for name, _, value in (line.partition(":") for line in head.split("\r\n")[1:])
             }
-            self.hits.append(target)
+            with self._arrived:
+                self.hits.append(target)
+                self._arrived.notify_all()
             if method == "PUT":
                 body = await reader.readexactly(int(self.headers.get("content-length", "0")))
                 status = self.put_statuses.pop(0) if self.put_statuses else 200

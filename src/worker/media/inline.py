@@ -5,6 +5,7 @@ from typing import Final
 
 from worker.errors import ImageTooLarge, InvalidInput
 
+NOT_BASE64: Final = "a picture is not valid base64"
 LINE_BREAKS: Final = str.maketrans("", "", "\r\n")
 
 
@@ -25,10 +26,12 @@ def decode_base64(text: str, max_bytes: int) -> bytes:
         text = text.translate(LINE_BREAKS)
     if len(text) > longest:
         raise ImageTooLarge(f"a picture must have at most {max_bytes} bytes")
+    if len(text) % 4:  # strict mode overlooks padding after a whole group
+        raise InvalidInput(NOT_BASE64)
     try:
         data = binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
     except ValueError:
-        raise InvalidInput("a picture is not valid base64") from None
+        raise InvalidInput(NOT_BASE64) from None
     if not data:
         raise InvalidInput("a picture is empty")
     if len(data) > max_bytes:
