@@ -112,7 +112,7 @@ def _https(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(_plain)]
+Plain = AfterValidator(_plain)
 Side = Annotated[int, BeforeValidator(_integer), Field(ge=SMALLEST, le=LARGEST)]
 Pictures = Annotated[
     list[Annotated[ImageSource, BeforeValidator(source)]],
@@ -147,10 +147,10 @@ class JobInput(BaseModel):
         strict=True, extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=False
     )
 
-    prompt: Annotated[Text, Field(min_length=1, max_length=5000)] | None = _field(
+    prompt: Annotated[str, Field(min_length=1, max_length=5000), Plain] | None = _field(
         "string, 1-5000 characters; NUL and lone surrogates are refused", "required", "text"
     )
-    negative_prompt: Annotated[Text, Field(max_length=2000)] | None = _field(
+    negative_prompt: Annotated[str, Field(max_length=2000), Plain] | None = _field(
         "string, up to 2000 characters; used when CFG > 1", '" " when CFG > 1', "negative"
     )
     images: Pictures | None = _field(
@@ -170,7 +170,7 @@ class JobInput(BaseModel):
         Annotated[Literal["text-to-image", "edit", "img2img", "inpaint", "layered", "speech"], Word]
         | None
     ) = _field("`text-to-image`, `edit`", "images: edit, else text-to-image", "mode", "workflow")
-    model: Annotated[Text, Field(min_length=1, max_length=200)] | None = _field(
+    model: Annotated[str, Field(min_length=1, max_length=200), Plain] | None = _field(
         "a model this worker serves, by its name or repository",
         "the first that can do the task",
     )

@@ -1,0 +1,150 @@
+"""Sizes: what is drawn, what is delivered and what is said, from what was asked."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds.published import EDIT, IMAGE
+
+from worker.errors import InvalidInput
+from worker.families import Served
+from worker.geometry import LARGEST, RATIOS, Dimensions, Size, at_area, dimensions
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The part of a request that decides on the size."""
+
+    size: Size = field(default_factory=Size)
+    model: Served = IMAGE
+
+
+def test_text_to_image_defaults_to_the_models_own_square() -> None:
+    assert dimensions(Wish(), []) == Dimensions(1024, 1024)
+    assert dimensions(Wish(model=replace(IMAGE, area=96 * 96)), []) == Dimensions(96, 96)
+
+
+def test_asked_sides_are_floored_to_multiples_of_16_and_reported() -> None:
+    found = dimensions(Wish(Size(width=1023, height=1472)), [])
+    assert (found.width, found.height) == (1008, 1472)
+    assert found.adjusted == {"width": (1023, 1008)}
+    assert found.final is None
+
+
+def test_the_widespread_typo_1140_is_floored() -> None:
+    found = dimensions(Wish(Size(width=1472, height=1140)), [])
+    assert (found.width, found.height) == (1472, 1136)
+
+
+@pytest.mark.parametrize(("ratio", "size"), IMAGE.sizes.items())
+def test_an_aspect_ratio_is_the_models_published_size(ratio: str, size: tuple[int, int]) -> None:
+    assert dimensions(Wish(Size(aspect_ratio=ratio)), []) == Dimensions(*size)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_an_aspect_ratio_without_a_published_size_is_made_at_the_models_area(ratio: str) -> None:
+    found = dimensions(Wish(Size(aspect_ratio=ratio), replace(IMAGE, sizes={})), [])
+    wide, high = RATIOS[ratio]
+    assert (found.width, found.height) == calculate_dimensions(1024 * 1024, wide / high)
+
+
+def test_one_side_alone_gets_the_other_from_the_aspect() -> None:
+    assert dimensions(Wish(Size(width=512)), []) == Dimensions(512, 512)
+    assert dimensions(Wish(Size(width=1024, aspect_ratio="16:9")), []) == Dimensions(1024, 576)
+    assert dimensions(Wish(Size(height=576), EDIT), [(100, 100), (1600, 900)]) == Dimensions(
+        1024, 576
+    )
+
+
+def test_an_edit_takes_the_last_pictures_aspect_at_the_models_area() -> None:
+    found = dimensions(Wish(model=EDIT), [(100, 900), (3000, 2000)])
+    assert (found.width, found.height) == calculate_dimensions(1024 * 1024, 3000 / 2000)
+    assert found.final is None
+    assert found.warnings == ()
+
+
+@given(width=st.integers(1, 20_000), height=st.integers(1, 20_000))
+def test_moderate_aspects_give_exactly_the_stock_pipelines_size(width: int, height: int) -> None:
+    """Below 64 pixels a side the stock formula's result is refused by our limits, so we differ."""
+    stock = calculate_dimensions(1024 * 1024, width / height)
+    found = at_area(1024 * 1024, width / height)
+    if min(stock) >= 64:
+        assert found == stock
+    else:
+        assert min(found) == 64
+
+
+REFERENCE = st.tuples(st.integers(1, 60_000), st.integers(1, 60_000))
+SIDE = st.none() | st.integers(64, LARGEST)
+SIZES = st.builds(
+    Size,
+    width=SIDE,
+    height=SIDE,
+    aspect_ratio=st.none() | st.sampled_from(sorted(RATIOS)),
+    as_input=st.booleans(),
+)
+AREAS = st.integers(8, 128).map(lambda side: (side * 16) ** 2)
+
+
+@given(size=SIZES, last=st.none() | REFERENCE, area=AREAS, room=st.integers(64 * 64, 5_000_000))
+def test_whatever_is_asked_can_be_drawn_or_is_refused(
+    size: Size, last: tuple[int, int] | None, area: int, room: int
+) -> None:
+    """Every size is in 64..limit, a multiple of 16, and delivered exactly where that is asked."""
+    model = replace(EDIT, area=area, max_pixels=room)
+    try:
+        found = dimensions(Wish(size, model), [last] if last else [])
+    except InvalidInput:
+        asked = size.width or size.height or (size.as_input and last is None)
+        assert asked, "a size that is left to us is never refused"
+        return
+    assert found.width >= 64
+    assert found.height >= 64
+    assert found.width % 16 == found.height % 16 == 0
+    assert found.width * found.height <= room
+    if size.as_input:
+        assert (found.final or (found.width, found.height)) == last
+
+
+def test_input_draws_at_the_pictures_own_size_when_it_can() -> None:
+    assert dimensions(Wish(Size(as_input=True), EDIT), [(1008, 720)]) == Dimensions(1008, 720)
+
+
+@pytest.mark.parametrize(
+    ("last", "drawn"),
+    [
+        ((1000, 750), (992, 752)),  # no multiple of 16
+        ((4000, 3000), (1184, 896)),  # over the limit
+        ((200, 150), (1184, 896)),  # too small to be drawn well
+    ],
+)
+def test_input_says_when_the_picture_is_resampled_at_the_end(
+    last: tuple[int, int], drawn: tuple[int, int]
+) -> None:
+    found = dimensions(Wish(Size(as_input=True), EDIT), [last])
+    assert (found.width, found.height) == drawn
+    assert found.final == last
+    assert found.adjusted == {}
+    (warning,) = found.warnings
+    assert f"{last[0]}x{last[1]}" in warning
+    assert "resampled" in warning
+
+
+def test_a_size_over_the_limit_is_refused_with_the_limit() -> None:
+    with pytest.raises(InvalidInput, match="at most 4194304 pixels") as refused:
+        dimensions(Wish(Size(width=4096, height=4096, field="width")), [])
+    assert refused.value.details[0].field == "width"
+
+
+def test_the_models_own_size_is_made_smaller_where_the_limit_is_lower_and_said() -> None:
+    found = dimensions(Wish(model=replace(IMAGE, max_pixels=512 * 512)), [])
+    assert found.width * found.height <= 512 * 512
+    assert "262144 pixels" in found.warnings[0]
+
+
+@pytest.mark.parametrize("last", [(60_000, 1), (1, 60_000)])
+def test_an_extreme_aspect_keeps_64_pixels_on_its_short_side(last: tuple[int, int]) -> None:
+    found = dimensions(Wish(model=EDIT), [last])
+    assert min(found.width, found.height) == 64
