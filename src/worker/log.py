@@ -1,4 +1,4 @@
-"""One JSON line an event on standard error, with the job id, without secrets, prompts or pictures."""
+"""One JSON line an event on standard error: with the job id, without secrets or pictures."""
 
 import logging
 import sys
@@ -9,6 +9,9 @@ import structlog
 
 LEVELS: Final = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 SECRET_WORDS: Final = ("token", "secret", "password", "authorization", "access_key", "api_key")
+# Loggers whose warnings are about choices made on purpose: bitsandbytes tells at import that
+# it lacks a package which fetches kernels from a hub, and on every 8-bit call that it casts.
+CHATTY: Final = ("bitsandbytes", "diffusers", "transformers", "py.warnings")
 
 _secrets: set[str] = set()
 
@@ -38,24 +41,41 @@ def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
 
 
 def configure(level: str = "INFO") -> None:
-    """Write events of `level` (DEBUG, INFO, WARNING, ERROR) and above to standard error."""
+    """Write events of `level` (DEBUG, INFO, WARNING, ERROR) and above to standard error.
+
+    What libraries log through `logging` and `warnings` comes the same way, from WARNING on; from
+    ERROR on for those in `CHATTY`.
+    """
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    last: list[structlog.typing.Processor] = [
+        structlog.processors.format_exc_info,
+        _redact,
+        structlog.processors.JSONRenderer(),
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            _redact,
-            structlog.processors.JSONRenderer(),
-        ],
+        processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=max(LEVELS[level], LEVELS["WARNING"]), force=True)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.captureWarnings(capture=True)
 
 
 def get() -> structlog.typing.FilteringBoundLogger:
-    """Return the logger; bind the job id with `structlog.contextvars.bound_contextvars(job_id=...)`."""
+    """Return the logger; `structlog.contextvars.bound_contextvars(job_id=...)` binds a job."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
     return logger
