@@ -1,0 +1,207 @@
+"""Replies hold the contract's keys, fit RunPod's budget and leak nothing."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds.published import EDIT, IMAGE
+
+from worker import log, settings
+from worker.errors import (
+    Detail,
+    DeviceLost,
+    ImageFetchFailed,
+    Internal,
+    InvalidInput,
+    OutputTooLarge,
+    WorkerError,
+)
+from worker.reply import failure, measure, success, worker_version
+from worker.request import Request, parse
+
+
+def a_request(**given: Any) -> Request:
+    request = parse({"prompt": "a cat", "seed": 42, **given}, (IMAGE, EDIT), settings.read({}))
+    assert isinstance(request, Request)
+    return request
+
+
+def an_image(carrier: str = "base64", value: str = "aGVsbG8=") -> dict[str, Any]:
+    return {carrier: value, "mime_type": "image/png", "width": 64, "height": 64, "seed": 42}
+
+
+def a_success(
+    *images: dict[str, Any], request: Request | None = None, **more: Any
+) -> dict[str, Any]:
+    return success(
+        request or a_request(),
+        images or (an_image(),),
+        **{
+            "lightning_enabled": True,
+            "timings_ms": {},
+            "peak_vram_mb": 0,
+            "adjusted": {},
+            **more,
+        },
+    )
+
+
+def test_a_success_has_exactly_the_contracts_keys() -> None:
+    reply = a_success(
+        timings_ms={"text": 1.6, "reference": 2.0, "denoise": 3.4, "total": 9},
+        adjusted={"width": (1023, 1008)},
+        warnings=("the prompt was cut",),
+        peak_vram_mb=7,
+    )
+    assert reply == {
+        "images": [{"index": 0, **an_image()}],
+        "prompt": "a cat",
+        "negative_prompt": None,
+        "task": "text-to-image",
+        "seed": 42,
+        "num_inference_steps": 8,
+        "true_cfg_scale": 1.0,
+        "lightning_enabled": True,
+        "model": {
+            "id": "qwen-image-2512",
+            "revision": "0123456789abcdef0123456789abcdef01234567",
+            "precision": "4bit",
+        },
+        "adjusted": {"width": [1023, 1008]},
+        "warnings": ["the prompt was cut"],
+        "timings_ms": {
+            "fetch": 0,
+            "text": 4,
+            "denoise": 3,
+            "decode": 0,
+            "encode": 0,
+            "deliver": 0,
+            "total": 9,
+        },
+        "peak_vram_mb": 7,
+        "worker_version": worker_version(),
+    }
+
+
+def test_no_key_of_a_success_is_one_that_the_sdk_takes_away() -> None:
+    assert {"error", "refresh_worker"}.isdisjoint(a_success())
+
+
+def test_the_requests_warnings_come_first_and_each_once() -> None:
+    reply = a_success(request=a_request(widht=5), warnings=("cut", "cut"))
+    assert reply["warnings"] == ["widht: is not a known field; did you mean width?", "cut"]
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert worker_version().split(".")[0].isdigit()
+
+
+@pytest.mark.parametrize("key", ["output_image_base64", "image", "image_base64", "image_url"])
+@pytest.mark.parametrize("carrier", ["base64", "data_url", "url"])
+def test_old_callers_find_the_first_picture_at_their_key_and_nowhere_else(
+    key: str, carrier: str
+) -> None:
+    second = an_image(carrier, "second")
+    reply = a_success(an_image(carrier, "first"), second, compat=key)
+    assert reply[key] == "first"
+    assert json.dumps(reply).count('"first"') == 1
+    assert carrier not in reply["images"][0]
+    assert reply["images"][0]["seed"] == 42
+    assert reply["images"][1] == {"index": 1, **second}
+
+
+def test_a_failure_has_exactly_the_contracts_keys() -> None:
+    message = "must be at least 64 (got 3)"
+    error = InvalidInput(f"width: {message}", details=[Detail("width", message)])
+    assert failure(error) == {
+        "error": "INVALID_INPUT: width: must be at least 64 (got 3)",
+        "error_code": "INVALID_INPUT",
+        "error_type": "bad_request",
+        "retryable": False,
+        "details": [{"field": "width", "message": "must be at least 64 (got 3)"}],
+    }
+    assert failure(DeviceLost("gone"))["retryable"] is True
+
+
+@pytest.fixture
+def hidden() -> Iterator[str]:
+    before = set(log._secrets)
+    log.hide("hf_aSecretToken")
+    yield "hf_aSecretToken"
+    log._secrets.clear()
+    log._secrets.update(before)
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        "/runpod-volume/models/x",
+        "/etc/passwd",
+        "/root/.cache/huggingface/token",
+        "169.254.169.254",
+        "10.0.0.7:8080",
+        "::1",
+        "fe80::1",
+        "[fd00::12]",
+        "hf_aSecretToken",
+    ],
+)
+def test_a_failure_hides_what_is_not_the_callers_to_know(leak: str, hidden: str) -> None:
+    assert hidden
+    for message in (leak, f"cannot open {leak}: no", f"'{leak}'", f"at ({leak})"):
+        error = ImageFetchFailed(message, details=[Detail("images[0]", message)])
+        assert leak not in json.dumps(failure(error))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "size: must have at most 4194304 pixels (got 10230x6400 = 65472000)",
+        'must be "WxH", "W*H", "auto" or "input" (got \'3\')',
+        "must be an https URL, a data URI, base64, or an object",
+        "https://example.com/pictures/of/cats.png answered 404",
+        "add one of qwen-image to MODEL; see Qwen/Qwen-Image",
+        "16:9, 4:3 and 2:3",
+        "at 12:30:05",
+    ],
+)
+def test_a_failure_keeps_what_helps_the_caller(message: str) -> None:
+    assert failure(InvalidInput(message))["error"] == f"INVALID_INPUT: {message}"
+
+
+@given(message=st.text(alphabet=st.characters()), field=st.text(alphabet=st.characters()))
+def test_a_failure_can_always_be_sent(message: str, field: str) -> None:
+    error = Internal(message * 50, details=[Detail(field, message)] * 200)
+    assert measure(failure(error), 1_000_000) < 1_000_000
+
+
+def test_a_reply_is_measured_as_the_sdk_sends_it() -> None:
+    reply = a_success(request=a_request(prompt="\u732b"))
+    size = len(json.dumps(reply, ensure_ascii=False).encode())
+    assert measure(reply, size) == size
+    with pytest.raises(OutputTooLarge, match=r"jpeg or webp.*fewer pictures.*upload_url"):
+        measure(reply, size - 1)
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), b"bytes", {1, 2}, object(), "\ud800", {(1, 2): 3}]
+)
+def test_what_the_sdk_would_lose_is_an_internal_error(value: object) -> None:
+    with pytest.raises(Internal):
+        measure({"x": value}, 1000)
+
+
+def test_every_error_becomes_a_reply_that_can_be_sent() -> None:
+    def leaves(kind: type[WorkerError]) -> Iterator[type[WorkerError]]:
+        for child in kind.__subclasses__():
+            yield child
+            yield from leaves(child)
+
+    for kind in leaves(WorkerError):
+        if "code" in vars(kind):
+            reply = failure(kind("why"))
+            assert reply["error"] == f"{kind.code}: why"
+            assert measure(reply, 1000)
