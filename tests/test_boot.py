@@ -1,0 +1,50 @@
+"""What a worker says of its models follows from the catalogue, the settings and the device."""
+
+import pytest
+
+from worker import boot, settings
+from worker.errors import InvalidSettings
+from worker.weights.catalog import TABLE
+
+SPECS = {spec.name: spec for spec in TABLE}
+GB = 1 << 30
+
+
+def lightning(name: str, **environ: str) -> tuple[int, ...]:
+    """Return the step counts that a worker with this environment holds."""
+    return boot.lightning_steps(SPECS[name], settings.read(environ))
+
+
+def test_eight_steps_are_held_unless_told_otherwise() -> None:
+    """Published models hold one LoRA by default, the embedded pair both; the first is default."""
+    assert lightning("qwen-image") == (8,)
+    assert lightning("tiny-edit") == (8, 4)
+    assert lightning("qwen-image", LIGHTNING_STEPS="4,8") == (4, 8)
+    assert lightning("tiny-edit", LIGHTNING_STEPS="4") == (4,)
+    assert lightning("qwen-image", USE_LIGHTNING_LORA="false") == ()
+
+
+def test_a_count_without_a_lora_is_a_wrong_setting() -> None:
+    """The message names what the model has."""
+    with pytest.raises(InvalidSettings, match=r"LIGHTNING_STEPS: qwen-image.* 6 steps.* 8, 4"):
+        lightning("qwen-image", LIGHTNING_STEPS="6")
+
+
+@pytest.mark.parametrize(
+    ("memory", "side"), [(16 * GB, 1328), (24 * GB, 1536), (80 * GB, 2048), (None, 1328)]
+)
+def test_the_largest_picture_follows_the_memory(memory: int | None, side: int) -> None:
+    """And MAX_PIXELS overrules it."""
+    spec = SPECS["qwen-image"]
+    facts = {"revision": "0", "precision": "4bit", "memory": memory}
+    assert boot.describe(spec, settings.read({}), **facts).max_pixels == side * side  # type: ignore[arg-type] # mypy cannot type a **dict
+    asked = settings.read({"MAX_PIXELS": "1000000"})
+    assert boot.describe(spec, asked, **facts).max_pixels == 1_000_000  # type: ignore[arg-type] # the same
+
+
+def test_a_small_model_makes_no_large_pictures() -> None:
+    """At most four times the area that the embedded model was trained at."""
+    given = boot.describe(
+        SPECS["tiny-image"], settings.read({}), revision="0", precision="bf16", memory=None
+    )
+    assert given.max_pixels == 4 * 96 * 96
