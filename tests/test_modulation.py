@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 
-from worker.engine.modulation import RowModulation, RowTable, WeightModulation, seen
+from worker.engine.modulation import RowModulation, RowPart, RowTable, WeightModulation, seen
 from worker.errors import Internal
 
 LIGHTNING = torch.tensor([1000.0, 954.5455, 900.0, 833.3333, 750.0, 642.8572, 500.0, 300.0])
@@ -35,16 +35,22 @@ def table_of(model: Any, timesteps: torch.Tensor) -> RowTable:
     keys = torch.unique(seen(timesteps).float()).to(torch.bfloat16)
     hidden = torch.empty(0, dtype=torch.bfloat16)
     flag = torch.zeros(1, dtype=torch.long) if model.config.use_additional_t_cond else None
-    rows, zero = [], None
+    rows, zero = [], torch.empty(0, 6 * model.inner_dim, dtype=torch.bfloat16)
     with torch.inference_mode():
         for key in keys:
             timestep = torch.stack([key, key * 0]) if model.zero_cond_t else key[None]
             temb = model.time_text_embed(timestep, hidden, flag)
             image = torch.stack([b.img_mod(temb) for b in model.transformer_blocks])
             text = torch.stack([b.txt_mod(temb[:1]) for b in model.transformer_blocks])
-            rows.append(torch.stack([image[:, 0], text[:, 0]]))
-            zero = image[:, 1] if model.zero_cond_t else None
-    return RowTable(keys=keys, rows=torch.stack(rows), zero=zero)
+            rows.append(torch.cat([image[:, 0], text[:, 0]]))
+            zero = image[:, 1] if model.zero_cond_t else zero
+    table, half = torch.stack(rows), len(model.transformer_blocks)
+    # two files, as if the blocks lay in two shards: one has every image stream, one every text's
+    parts = (
+        RowPart(table[:, :half], torch.arange(half), zero, torch.arange(len(zero))),
+        RowPart(table[:, half:], torch.arange(half, 2 * half), zero[:0], torch.arange(0)),
+    )
+    return RowTable(keys, parts)
 
 
 def forward(model: Any, timestep: torch.Tensor, *, batch: int = 1, side: int = 4) -> torch.Tensor:
@@ -142,10 +148,11 @@ def test_no_modulation_weight_is_left_in_the_transformer() -> None:
 
 def test_rows_of_another_model_are_refused() -> None:
     table = table_of(small(), LIGHTNING)
+    for other in ({"num_layers": 3}, {"zero_cond_t": True}, {"num_attention_heads": 2}):
+        with pytest.raises(Internal):
+            RowModulation(small(**other), table, torch.device("cpu"))
     with pytest.raises(Internal):
-        RowModulation(small(num_layers=3), table, torch.device("cpu"))
-    with pytest.raises(Internal):
-        RowModulation(small(zero_cond_t=True), table, torch.device("cpu"))
+        RowModulation(small(), RowTable(table.keys, table.parts[:1]), torch.device("cpu"))
 
 
 def test_weights_serve_every_timestep() -> None:

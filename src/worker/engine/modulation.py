@@ -41,17 +41,31 @@ class WeightModulation:
 
 
 @dataclass(frozen=True, slots=True)
-class RowTable:
-    """The modulation of every block for every timestep, usually mapped from a file.
+class RowPart:
+    """Some blocks' modulation for every timestep, usually mapped from a file.
 
-    `keys` bf16 [T]: what the transformer sees (`seen`), ascending. `rows` bf16
-    [T, 2, blocks, 6 * dim], image stream first. `zero` bf16 [blocks, 6 * dim]: the image rows of
-    t = 0 for a zero_cond_t transformer, else None. All on the CPU.
+    `rows` bf16 [T, n, 6 * dim]; `slots` int64 [n] says whose: stream * blocks + block, the image
+    stream being 0. `zero` bf16 [m, 6 * dim] and `zero_blocks` int64 [m] are the image rows of t = 0
+    for a zero_cond_t transformer, else m is 0. All on the CPU.
     """
 
-    keys: torch.Tensor
     rows: torch.Tensor
-    zero: torch.Tensor | None
+    slots: torch.Tensor
+    zero: torch.Tensor
+    zero_blocks: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RowTable:
+    """The modulation of every block; `keys` bf16 [T] are what the transformer sees, ascending."""
+
+    keys: torch.Tensor
+    parts: tuple[RowPart, ...]
+
+    @property
+    def width(self) -> int:
+        """Return the length of a row, 6 * dim."""
+        return int(self.parts[0].rows.shape[2])
 
     def find(self, timesteps: torch.Tensor) -> torch.Tensor:
         """Return the table's index (int64 [steps]) of each of `timesteps` (float32, 0..1000).
@@ -67,6 +81,26 @@ class RowTable:
                 "prepare the model again for this schedule"
             )
         return index
+
+    def check(self, blocks: int, width: int, *, zero: bool) -> None:
+        """Raise Internal unless every stream of every block has its rows exactly once."""
+        slots = torch.cat([part.slots for part in self.parts]).sort().values
+        zeros = torch.cat([part.zero_blocks for part in self.parts]).sort().values
+        rows = [tuple(part.rows.shape[::2]) for part in self.parts]
+        if (
+            slots.tolist() != list(range(len(STREAMS) * blocks))
+            or zeros.tolist() != (list(range(blocks)) if zero else [])
+            or any(shape != (len(self.keys), width) for shape in rows)
+        ):
+            raise Internal("the modulation rows are not those of this transformer")
+
+    def gather(self, index: torch.Tensor, blocks: int, device: torch.device) -> torch.Tensor:
+        """Copy the rows at `index` [steps] to `device`: bf16 [steps, 2, blocks, 6 * dim]."""
+        shape = (len(index), len(STREAMS) * blocks, self.width)
+        rows = torch.empty(shape, dtype=self.keys.dtype, device=device)
+        for part in self.parts:
+            rows[:, part.slots.to(device)] = part.rows.index_select(0, index).to(device)
+        return rows.view(len(index), len(STREAMS), blocks, self.width)
 
 
 class _Rows(torch.nn.Module):
@@ -100,20 +134,18 @@ class RowModulation:
 
     def __init__(self, transformer: Any, table: RowTable, device: torch.device) -> None:
         blocks = transformer.transformer_blocks
-        _, streams, count, width = table.rows.shape
-        if (streams, count) != (len(STREAMS), len(blocks)) or width != 6 * transformer.inner_dim:
-            raise Internal(f"modulation rows {tuple(table.rows.shape)} do not fit the transformer")
-        if bool(transformer.zero_cond_t) != (table.zero is not None):
-            raise Internal("modulation rows and transformer disagree on zero_cond_t")
+        zero = bool(transformer.zero_cond_t)
+        table.check(len(blocks), 6 * transformer.inner_dim, zero=zero)
         self._table = table
         self._device = device
         self._loaded_index: torch.Tensor | None = None
         self._loaded: torch.Tensor | None = None
-        pair = 1 if table.zero is None else 2
-        self._image = torch.empty(count, pair, width, dtype=table.rows.dtype, device=device)
-        self._text = torch.empty(count, 1, width, dtype=table.rows.dtype, device=device)
-        if table.zero is not None:
-            self._image[:, 1].copy_(table.zero)
+        dtype, width = table.keys.dtype, table.width
+        self._image = torch.empty(len(blocks), 1 + zero, width, dtype=dtype, device=device)
+        self._text = torch.empty(len(blocks), 1, width, dtype=dtype, device=device)
+        for part in table.parts:
+            if len(part.zero):
+                self._image[part.zero_blocks.to(device), 1] = part.zero.to(device)
         self._forget()
         for block, image, text in zip(blocks, self._image, self._text, strict=True):
             block.img_mod = _Rows(image)
@@ -134,7 +166,7 @@ class RowModulation:
         index = self._table.find(timesteps)
         if self._loaded_index is None or not torch.equal(index, self._loaded_index):
             self._loaded = None
-            self._loaded = self._table.rows.index_select(0, index).to(self._device)
+            self._loaded = self._table.gather(index, len(self._image), self._device)
             self._loaded_index = index
 
     def select(self, step: int) -> None:

@@ -1,0 +1,259 @@
+"""What a bundle folder holds, what each part is identified by, and how it is proven whole.
+
+    HOME/bundles/NAME/manifest.json     one model at one precision: which components it is made of
+    HOME/components/ID/manifest.json    one component: its files with sizes and sha256
+    HOME/components/ID/...              safetensors files and configuration
+
+A bundle that was pushed somewhere carries its components in its own folder. A component's ID is a
+digest of its source files' digests and of the recipe, so models that publish the same text encoder
+or VAE share one. Each manifest is published last and by one rename; a folder without it does not
+count, so nobody opens half a bundle even where locks lie.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+
+from worker.errors import WeightsUnavailable
+from worker.weights import temporary
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+BUNDLES: Final = "bundles"
+COMPONENTS: Final = "components"
+DAMAGED: Final = ".damaged-"
+LIBRARIES: Final = ("torch", "diffusers", "transformers", "bitsandbytes", "safetensors")
+HASHING_THREADS: Final = 8
+# A manifest may come from a repository: no name in it may lead out of its folder.
+NAME: Final = r"^[\w-][\w.-]*$"
+
+
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+
+
+class Damaged(WeightsUnavailable):
+    """A part of a bundle is not what its manifest says; `folder` is that part."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(f"the bundle's {folder.name} is damaged: {reason}")
+        self.folder = folder
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class FileRecord(_Record):
+    """A file's size in bytes and its sha256."""
+
+    size: int
+    sha256: str
+
+
+class Component(_Record):
+    """One component: what it was made of (`sources`: path -> digest), how, and its files."""
+
+    format: int
+    identity: Name
+    role: str
+    recipe: dict[str, Any]
+    sources: dict[str, str]
+    prepared_on: str
+    libraries: dict[str, str]
+    files: dict[Name, FileRecord]
+
+
+class LoraRecord(_Record):
+    """Where a Lightning LoRA came from."""
+
+    repository: str
+    filename: str
+    sha256: str
+
+
+class Bundle(_Record):
+    """One model at one precision; `components` maps roles to identities.
+
+    `fused` is the step count of the Lightning LoRA in the weights, None when none is. `facts` is
+    the model's own worker.json, if it has one.
+    """
+
+    format: int
+    model: str
+    repository: str
+    revision: str
+    pipeline: str
+    precision: Literal["4bit", "8bit", "bf16"]
+    fused: int | None
+    lightning: dict[int, LoraRecord]
+    components: dict[str, Name]
+    libraries: dict[str, str]
+    facts: dict[str, Any] = {}
+
+
+Manifest = TypeVar("Manifest", Bundle, Component)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A bundle whose files are there: `parts` maps roles to (folder, manifest)."""
+
+    folder: Path
+    bundle: Bundle
+    parts: Mapping[str, tuple[Path, Component]]
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of all its files."""
+        return sum(r.size for _, part in self.parts.values() for r in part.files.values())
+
+
+def adapter_role(steps: int) -> str:
+    """Name the component, and the adapter, of the Lightning LoRA for a number of steps."""
+    return f"lightning_{steps}"
+
+
+def bundle_name(model: str, precision: str, fused: int | None) -> str:
+    """Name a bundle by model and precision, and by the LoRA in its weights if there is one."""
+    safe = "".join(c if c.isalnum() or c in "-._" else "-" for c in model.replace("/", "--"))
+    return f"{safe}-{precision}" + (f"-lightning{fused}" if fused else "")
+
+
+def identity(role: str, digests: Iterable[str], recipe: Mapping[str, Any]) -> str:
+    """Return a component's ID, the name of its folder."""
+    facts = {"format": FORMAT, "role": role, "digests": sorted(digests), "recipe": recipe}
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return f"{role}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of the libraries that decide what a prepared file holds."""
+    found: dict[str, str] = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def publish(folder: Path, manifest: Bundle | Component) -> None:
+    """Make a finished folder count: its manifest, synced and renamed into place."""
+    target = folder / MANIFEST
+    part = temporary.unique(target)
+    part.write_text(manifest.model_dump_json(indent=1) + "\n")
+    temporary.publish(part, target)
+
+
+def component_folder(bundle: Path, name: str) -> Path:
+    """Return where a component of a bundle lies: in it if it was pushed, else beside it."""
+    inside = bundle / COMPONENTS / name
+    return inside if inside.is_dir() else bundle.parent.parent / COMPONENTS / name
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read a bundle's manifest.
+
+    Raises FileNotFoundError when there is none and Damaged when it cannot be understood.
+    """
+    return _read(folder, Bundle)
+
+
+def read_component(folder: Path) -> Component:
+    """Read a component's manifest.
+
+    Raises FileNotFoundError when there is none and Damaged when it cannot be understood.
+    """
+    return _read(folder, Component)
+
+
+def _read(folder: Path, kind: type[Manifest]) -> Manifest:
+    text = (folder / MANIFEST).read_bytes()
+    try:
+        manifest = kind.model_validate_json(text)
+    except ValidationError as error:
+        raise Damaged(folder, f"its manifest has {error.error_count()} faults") from None
+    if manifest.format != FORMAT:
+        raise Damaged(folder, f"format {manifest.format}, and this worker reads {FORMAT}")
+    return manifest
+
+
+def verify(folder: Path, level: Literal["sizes", "full"] = "sizes") -> Verified:
+    """Check that every file of a bundle is there in its size and, at "full", with its sha256.
+
+    Raises FileNotFoundError when there is no bundle, and Damaged naming the first part that is
+    missing or wrong.
+    """
+    bundle = read_bundle(folder)
+    parts = {}
+    for role, name in bundle.components.items():
+        place = component_folder(folder, name)
+        try:
+            part = read_component(place)
+        except FileNotFoundError:
+            raise Damaged(place, "it is not there") from None
+        verify_component(place, part, level)
+        parts[role] = (place, part)
+    return Verified(folder, bundle, parts)
+
+
+def verify_component(place: Path, part: Component, level: Literal["sizes", "full"]) -> None:
+    """Check a component's files; raises Damaged."""
+    for name, record in part.files.items():
+        try:
+            size = (place / name).stat().st_size
+        except OSError:
+            raise Damaged(place, f"{name} is missing") from None
+        if size != record.size:
+            raise Damaged(place, f"{name} has {size} bytes instead of {record.size}")
+    if level == "full":
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:
+            found = pool.map(lambda name: sha256(place / name), part.files)
+            for (name, record), digest in zip(part.files.items(), found, strict=True):
+                if digest != record.sha256:
+                    raise Damaged(place, f"{name} has another sha256 than recorded")
+
+
+def sha256(path: Path) -> str:
+    """Return a file's sha256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged part so that it is never opened, and return its new name.
+
+    What was set aside before it is deleted; `drop_aside` deletes this too, once it is replaced.
+    """
+    drop_aside(folder)
+    aside = folder.with_name(f"{folder.name}{DAMAGED}{int(time.time())}-{os.getpid()}")
+    with suppress(FileNotFoundError):  # another worker set it aside meanwhile
+        folder.rename(aside)
+    return aside
+
+
+def drop_aside(folder: Path) -> None:
+    """Delete what was set aside of a part."""
+    for old in folder.parent.glob(f"{folder.name}{DAMAGED}*"):
+        for path in sorted(old.rglob("*"), reverse=True):
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+        with suppress(OSError):
+            old.rmdir()
+
+
+def files_of(verified: Verified) -> dict[str, Path]:
+    """Return every file of a bundle by its path in a repository that carries the whole of it."""
+    files = {MANIFEST: verified.folder / MANIFEST}
+    for place, part in verified.parts.values():
+        for name in (MANIFEST, *part.files):
+            files[f"{COMPONENTS}/{part.identity}/{name}"] = place / name
+    return files

@@ -1,0 +1,138 @@
+"""Safetensors files as the bundle needs them: headers by range, and writing without a copy."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from worker.bundle.format import FileRecord
+from worker.weights import temporary
+
+LENGTH_BYTES: Final = 8
+PAGE: Final = 4096
+METADATA: Final = "__metadata__"
+DTYPES: Final[Mapping[str, torch.dtype]] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a file; `start` and `end` are offsets in the file, in bytes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def count(self) -> int:
+        """Return the number of elements."""
+        return prod(self.shape)
+
+
+Header = dict[str, Entry]
+
+
+def header(read: Callable[[int, int], bytes]) -> Header:
+    """Return what a safetensors file holds; `read(start, end)` gives its bytes.
+
+    The format: 8 bytes little-endian length, a JSON header, then the tensors without holes. Raises
+    ValueError or KeyError for bytes that are no such file.
+    """
+    length = int.from_bytes(read(0, LENGTH_BYTES), "little")
+    base = LENGTH_BYTES + length
+    facts = json.loads(read(LENGTH_BYTES, base))
+    return {
+        name: Entry(
+            DTYPES[fact["dtype"]],
+            tuple(fact["shape"]),
+            base + fact["data_offsets"][0],
+            base + fact["data_offsets"][1],
+        )
+        for name, fact in facts.items()
+        if name != METADATA
+    }
+
+
+def header_of(path: Path) -> Header:
+    """Return what a local safetensors file holds."""
+    with path.open("rb") as file:
+
+        def read(start: int, end: int) -> bytes:
+            file.seek(start)
+            return file.read(end - start)
+
+        return header(read)
+
+
+def decode(entry: Entry, data: bytes) -> torch.Tensor:
+    """Return the tensor whose bytes these are."""
+    return torch.frombuffer(bytearray(data), dtype=entry.dtype).reshape(entry.shape)
+
+
+def write(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, FileRecord]:
+    """Write CPU tensors to `folder`/`stem`-HASH.safetensors; return its name and record.
+
+    The name holds the content's sha256, so that two workers who prepare the same thing with other
+    rounding never mix their files. Tensors follow each other by falling alignment of their size,
+    behind a header padded to a page: each lies at a multiple of the largest power of two that
+    divides its size, as devices like it. Bytes go from the tensors to the file, hashed on the way,
+    where safetensors' own writer copies all of them first.
+    """
+    order = sorted(tensors, key=lambda name: (-_alignment(tensors[name]), name))
+    facts: dict[str, object] = {METADATA: {"format": "pt"}}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        facts[name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(facts, separators=(",", ":")).encode()
+    text += b" " * (-(LENGTH_BYTES + len(text)) % PAGE)
+    digest = hashlib.sha256()
+    part = temporary.unique(folder / f"{stem}.safetensors")
+    try:
+        with part.open("wb", buffering=0) as file:
+            for piece in (len(text).to_bytes(LENGTH_BYTES, "little"), text):
+                file.write(piece)
+                digest.update(piece)
+            for name in order:
+                view = _bytes(tensors[name])
+                digest.update(view)
+                while view:
+                    view = view[file.write(view) :]
+        name = f"{stem}-{digest.hexdigest()[:16]}.safetensors"
+        temporary.publish(part, folder / name)
+    finally:
+        part.unlink(missing_ok=True)
+    size = LENGTH_BYTES + len(text) + end
+    return name, FileRecord(size=size, sha256=digest.hexdigest())
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    flat: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat)
+
+
+def _alignment(tensor: torch.Tensor) -> int:
+    size = tensor.numel() * tensor.element_size()
+    return size & -size if size else PAGE
