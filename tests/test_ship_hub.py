@@ -1,0 +1,157 @@
+"""RunPod's Hub files, against the Hub's rules and against what the worker itself accepts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker import boot, preflight, request, settings, versions
+from worker.weights import catalog
+
+ROOT = Path(__file__).resolve().parent.parent
+HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
+TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())
+CONFIG = HUB["config"]
+INPUTS = {row["key"]: row["input"] for row in CONFIG["env"] if "input" in row}
+FIXED = {row["key"]: row["value"] for row in CONFIG["env"] if "value" in row}
+# RunPod's pools of 20 GB and more (its documentation's list of GPU pools)
+POOLS = {
+    *("AMPERE_24", "ADA_24", "ADA_32_PRO", "AMPERE_48", "ADA_48_PRO"),
+    *("AMPERE_80", "ADA_80_PRO", "HOPPER_141", "BLACKWELL_96", "BLACKWELL_180"),
+}
+# set by RunPod or by tests, not by a person who deploys
+NOT_FOR_USERS = {"RUNPOD_WEBHOOK_GET_JOB", "ALLOWED_IMAGE_NETWORKS", "FETCH_NAMESERVERS"}
+
+
+def as_text(row: dict[str, Any], value: Any) -> str:
+    """Write a value as the Hub puts it into the environment."""
+    if row["type"] == "boolean":
+        return str(row["trueValue"] if value else row["falseValue"])
+    return str(value)
+
+
+def defaults() -> dict[str, str]:
+    return {key: as_text(row, row.get("default", "")) for key, row in INPUTS.items()}
+
+
+def test_the_listing_has_what_the_hub_requires() -> None:
+    assert set(HUB) == {"title", "description", "type", "category", "config"}
+    assert 0 < len(HUB["description"]) <= 191
+    assert HUB["type"] == "serverless"
+    assert HUB["category"] in {"audio", "embedding", "language", "video", "image"}
+    assert set(CONFIG) == {
+        *("runsOn", "containerDiskInGb", "gpuCount", "gpuIds"),
+        *("allowedCudaVersions", "presets", "env"),
+    }
+    assert CONFIG["runsOn"] == "GPU"
+    assert CONFIG["gpuCount"] == 1
+
+
+def test_the_pools_are_runpod_s_own_and_large_enough() -> None:
+    assert set(CONFIG["gpuIds"].split(",")) <= POOLS
+
+
+def test_the_container_disk_holds_the_image_and_one_prepared_bf16_model_without_a_volume() -> None:
+    image, bundle, shards = 6, 27.3 + 15.5 + 0.3 + 3.2 + 0.9, 2 * 5
+    assert CONFIG["containerDiskInGb"] >= image + bundle + shards
+
+
+@pytest.mark.parametrize("file", [HUB, TESTS], ids=["hub", "tests"])
+def test_the_cuda_versions_are_those_that_this_torch_runs_on(file: dict[str, Any]) -> None:
+    built = preflight.torch_cuda()
+    assert built is not None
+    allowed = [tuple(map(int, v.split("."))) for v in file["config"]["allowedCudaVersions"]]
+    assert built in allowed
+    assert all(version[0] == built[0] and version >= built for version in allowed)
+    assert versions.OLDEST_DRIVER[built[0]]
+
+
+def test_every_input_is_of_a_form_that_the_hub_knows() -> None:
+    keys = [row["key"] for row in CONFIG["env"]]
+    assert len(keys) == len(set(keys))
+    for row in INPUTS.values():
+        assert row["name"]
+        assert row["description"].endswith(".")
+        assert isinstance(row["advanced"], bool)
+        if row["type"] == "boolean":
+            assert isinstance(row["default"], bool)
+            assert (row["trueValue"], row["falseValue"]) == ("true", "false")
+        elif row["type"] == "number":
+            assert row["min"] <= row.get("default", row["min"]) <= row["max"]
+        else:
+            assert row["type"] == "string"
+            options = [option["value"] for option in row.get("options", [])]
+            assert not options or row["default"] in options
+
+
+def test_every_setting_that_a_user_may_want_is_offered() -> None:
+    names = {group[0] for group in settings.variables()}
+    assert set(INPUTS) == names - NOT_FOR_USERS
+
+
+def test_the_defaults_offered_are_the_worker_s_own() -> None:
+    offered = settings.read(defaults())
+    assert offered.model == (catalog.DEFAULT,)
+    assert offered.model_copy(update={"model": ()}) == settings.read({})
+
+
+@pytest.mark.parametrize("key", INPUTS)
+def test_every_value_that_the_form_allows_is_accepted(key: str) -> None:
+    row = INPUTS[key]
+    ends = [row[end] for end in ("min", "max") if end in row]
+    options = [option["value"] for option in row.get("options", [])]
+    switches = [True, False] if row["type"] == "boolean" else []
+    for value in [*ends, *options, *switches]:
+        settings.read({key: as_text(row, value)})
+
+
+def test_the_presets_are_settings_that_resolve_to_models() -> None:
+    assert len(CONFIG["presets"]) == 3
+    for preset in CONFIG["presets"]:
+        assert set(preset["defaults"]) <= set(INPUTS)
+        chosen = {key: as_text(INPUTS[key], value) for key, value in preset["defaults"].items()}
+        given = settings.read(defaults() | chosen)
+        for spec in catalog.resolve(given.model, given, has_gpu=True):
+            steps = boot.lightning_steps(spec, given)
+            assert bool(steps) == given.use_lightning_lora
+
+
+def test_a_first_start_has_time_to_prepare() -> None:
+    published, slow_gigabytes_a_second = 58, 0.05
+    assert int(FIXED["RUNPOD_INIT_TIMEOUT"]) >= published / slow_gigabytes_a_second
+    assert FIXED["RUNPOD_LOG_LEVEL"] == "INFO"
+
+
+def jobs() -> list[Any]:
+    """Return the input of every example that the repository ships."""
+    examples = sorted((ROOT / "docs" / "examples").glob("*.json"))
+    shipped = [*examples, ROOT / "test_input.json"]
+    return [
+        *(pytest.param(test["input"], id=test["name"]) for test in TESTS["tests"]),
+        *(pytest.param(json.loads(f.read_text())["input"], id=f.stem) for f in shipped),
+    ]
+
+
+@pytest.mark.parametrize("job", jobs())
+def test_every_example_is_a_job_that_the_embedded_models_take_without_a_warning(job: Any) -> None:
+    given = settings.read({"MODEL": "tiny", "STRICT_INPUT": "true"})
+    served = [
+        boot.describe(spec, given, revision="local", precision="bf16", memory=None)
+        for spec in catalog.resolve(given.model, given, has_gpu=False)
+    ]
+    parsed = request.parse(job, served, given)
+    assert not parsed.warnings
+
+
+def test_the_hub_s_own_test_needs_neither_a_volume_nor_a_download() -> None:
+    config = TESTS["config"]
+    environ = {row["key"]: row["value"] for row in config["env"]}
+    given = settings.read(environ)
+    specs = catalog.resolve(given.model, given, has_gpu=True)
+    assert all(spec.embedded and spec.folder and spec.folder.is_dir() for spec in specs)
+    assert config["gpuTypeId"].startswith("NVIDIA ")
+    assert {"text-to-image", "edit"} == {task for spec in specs for task in spec.tasks}
+    names = [test["name"] for test in TESTS["tests"]]
+    assert len(names) == len(set(names))
+    assert all(test["timeout"] >= 60_000 for test in TESTS["tests"])
