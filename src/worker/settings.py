@@ -155,6 +155,11 @@ class Settings(BaseModel):
         return Path(tempfile.gettempdir()) / "worker-models"
 
 
+def where_we_run() -> Settings:
+    """Read only what tells whether this is the platform: for a start whose environment is wrong."""
+    return read({name: os.environ.get(name, "") for name in ("RUNPOD_WEBHOOK_GET_JOB",)})
+
+
 def variables() -> tuple[tuple[str, ...], ...]:
     """Return every variable with its aliases, in the order of the fields."""
     names: list[tuple[str, ...]] = []

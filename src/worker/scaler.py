@@ -1,0 +1,176 @@
+"""The SDK's worker loop, made to lose no job: its class with the parts that do replaced.
+
+What is wrong in runpod 1.12 (rp_scale.JobScaler) and is mended here:
+- On SIGTERM, refresh_worker and a fatal error the job long-poll stays open for up to 90 s after
+  the runner has ended, and a job handed out in that time is lost. Here taking ends first, then the
+  jobs that were taken, then the rest.
+- A cancel is not heard any more while the last jobs finish, and is lost for a job that was taken
+  but has not started; a task cancelled before its first step counts as in progress for ever.
+- A slot that is full is looked at once a second, so each job costs up to an idle second.
+- A malformed entry in a batch ends the process; one without an input is dropped without an answer;
+  and a platform that answers 500 is asked again without a pause.
+"""
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import aiohttp
+from runpod.http_client import AsyncClientSession, get_auth_header
+from runpod.serverless.modules import rp_http, rp_job, rp_scale
+
+from worker import log
+from worker.take import Job, Taker
+
+# How long the cancel of a job that has not started is remembered; the same id may come back later.
+STOP_S: Final = 10.0
+
+# What the guard replaces or relies on.
+MEMBERS: Final = (
+    "current_occupancy",
+    "get_jobs",
+    "handle_job",
+    "handle_shutdown",
+    "is_alive",
+    "kill_worker",
+    "monitor_stop_signals",
+    "run",
+    "run_jobs",
+    "set_scale",
+    "start",
+    "stop_job",
+)
+
+
+class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no types
+    """The loop of one worker; `leave` ends it once the jobs that were taken have their answers."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self._leaving = False
+        self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._taker: Taker | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._started: set[str] = set()
+        self._stopped: dict[str, float] = {}
+        self._seconds: float | None = None
+
+    def leave(self) -> None:
+        """Take no further job, answer those that were taken, then end; on the loop's thread."""
+        self._leaving = True
+        self._changed.set()
+        if self._taker is not None:
+            self._taker.leave()
+
+    def leave_after(self, seconds: float) -> None:
+        """Let a run that has not begun end by itself after this many seconds."""
+        self._seconds = seconds
+
+    def kill_worker(self) -> None:
+        """Leave; the SDK calls this after a job when config["refresh_worker"] is set."""
+        self.leave()
+
+    def handle_shutdown(self, signum: int, frame: object) -> None:
+        """Leave on SIGTERM or SIGINT; called between two bytecodes of whatever runs."""
+        del frame
+        log.get().info("leaving", signal=signal.Signals(signum).name)
+        self._leaving = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.leave)
+
+    async def run(self) -> None:
+        """Take jobs and run them until told to leave; then finish what was taken."""
+        self._loop = asyncio.get_running_loop()
+        if self._seconds is not None:
+            self._loop.call_later(self._seconds, self.leave)
+        async with (
+            AsyncClientSession() as session,
+            Taker(rp_job._job_get_url, get_auth_header()) as taker,  # noqa: SLF001 - the address as the SDK makes it
+        ):
+            self._session, self._taker = session, taker
+            if self._leaving:
+                taker.leave()
+            async with asyncio.TaskGroup() as group:
+                runs = group.create_task(self.run_jobs(session))
+                stops = group.create_task(self.monitor_stop_signals(session))
+                await self.get_jobs(session)
+                while self.job_progress.get_job_count():
+                    await self._change()
+                self._shutdown_event.set()
+                await runs
+                stops.cancel()
+
+    async def get_jobs(self, session: aiohttp.ClientSession) -> None:
+        """Take a job whenever a slot is free, until told to leave."""
+        del session
+        assert self._taker is not None  # noqa: S101 - run() made it
+        await self.set_scale()
+        while not self._leaving:
+            free = self.current_concurrency - self.job_progress.get_job_count()
+            if free <= 0:
+                await self._change()
+                continue
+            for job in await self._taker.take(free):
+                if self.job_progress.get(job["id"]) is not None:
+                    log.get().warning("job handed out twice", job_id=job["id"])
+                    continue
+                self.job_progress.add(job["id"])
+                await self.jobs_queue.put(job)
+
+    async def handle_job(self, session: aiohttp.ClientSession, job: Job) -> None:
+        """Run one job and post its result, unless it was cancelled before it could start."""
+        self._started.add(job["id"])
+        try:
+            if time.monotonic() - self._stopped.pop(job["id"], -STOP_S) < STOP_S:
+                task = asyncio.current_task()
+                assert task is not None  # noqa: S101 - the SDK runs this as a task
+                task.cancel()
+            await super().handle_job(session, job)
+        finally:
+            self._started.discard(job["id"])
+            self._changed.set()
+
+    async def stop_job(self, job_id: str) -> bool:
+        """Cancel a job: at once if it runs, else when it starts."""
+        if job_id in self._started:
+            stopped: bool = await super().stop_job(job_id)
+            return stopped
+        now = time.monotonic()
+        self._stopped = {i: at for i, at in self._stopped.items() if now - at < STOP_S}
+        self._stopped[job_id] = now
+        return True
+
+    async def progress(self, job_id: str, update: Mapping[str, Any]) -> None:
+        """Post one update of a running job; no second try, since a newer one is on its way."""
+        assert self._session is not None  # noqa: S101 - a job runs, so run() made it
+        url = rp_http.JOB_DONE_URL.replace("$ID", job_id) + "&isStream=false"
+        body = json.dumps({"status": "IN_PROGRESS", "output": dict(update)})
+        headers = {"X-Request-ID": job_id, "Content-Type": "application/x-www-form-urlencoded"}
+        async with self._session.post(url, data=body, headers=headers) as response:
+            response.raise_for_status()
+
+    async def _change(self) -> None:
+        """Wait until a job has ended or we shall leave."""
+        await self._changed.wait()
+        self._changed.clear()
+
+
+def install(made: Callable[[GuardedScaler], None]) -> None:
+    """Let the SDK's start() use the guarded loop, and hand it to `made` when it does.
+
+    Raises RuntimeError when the SDK is not built as the guard expects.
+    """
+    missing = [name for name in MEMBERS if not callable(getattr(rp_scale.JobScaler, name, None))]
+    if missing:
+        raise RuntimeError(f"this runpod has no JobScaler.{missing[0]}: its loop cannot be guarded")
+
+    def make(config: dict[str, Any]) -> GuardedScaler:
+        scaler = GuardedScaler(config)
+        made(scaler)
+        return scaler
+
+    rp_scale.JobScaler = make
