@@ -1,6 +1,7 @@
 """Bytes <-> RGB picture, within a pixel budget; formats are told by content alone."""
 
 import io
+import warnings
 import zlib
 from collections.abc import Mapping
 from typing import Final
@@ -32,6 +33,8 @@ FULL_CHROMA_QUALITY: Final = 90  # below it JPEG halves the colour planes, as is
 
 # Sizes are judged from our own reading of the header, before Pillow sees a byte.
 Image.MAX_IMAGE_PIXELS = None
+# Pillow tells of broken EXIF and the like as warnings; a caller's file is not worth a log line.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -1,0 +1,294 @@
+"""PNG, JPEG and WEBP become upright RGB pictures, judged by content and size before decoding."""
+
+import functools
+import io
+import struct
+import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image, ImageOps
+from worlds.files import chunk, exif, gradient, jpeg_claiming, png, riff, saved, webp_canvas
+
+from worker.errors import ImageTooLarge, ImageUnreadable, InvalidInput
+from worker.media import header
+from worker.media.images import MAX_ASPECT, MIME_TYPES, UPRIGHT, decode, encode
+
+PICTURE = gradient()
+
+
+def _lossless(kind: str) -> dict[str, object]:
+    return {"lossless": True} if kind == "WEBP" else {}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_pixels_come_back_as_they_were(kind: str, mode: str) -> None:
+    image = PICTURE.convert(mode)
+    assert decode(saved(image, kind, **_lossless(kind))).tobytes() == image.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_a_jpeg_of_any_kind_is_read(options: dict[str, object]) -> None:
+    decoded = decode(saved(PICTURE, "JPEG", quality=95, **options))
+    assert (decoded.mode, decoded.size) == ("RGB", PICTURE.size)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "I;16", "CMYK", "L"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    image = PICTURE.convert("L").convert("I;16") if mode == "I;16" else PICTURE.convert(mode)
+    decoded = decode(saved(image, kind))
+    assert (decoded.mode, decoded.size) == ("RGB", PICTURE.size)
+
+
+def test_sixteen_bits_are_scaled_to_eight_and_not_clipped() -> None:
+    row = b"\0" + b"".join(struct.pack(">H", value) for value in range(0, 65536, 1024))
+    decoded = decode(png(64, 64, bits=16, colour=0, raw=row * 64))
+    assert [decoded.getpixel((x, 0)) for x in (0, 1, 63)] == [(0,) * 3, (4,) * 3, (252,) * 3]
+    rgb = decode(
+        png(64, 64, bits=16, colour=2, raw=(b"\0" + b"\x80\x00\x40\x00\x20\x00" * 64) * 64)
+    )
+    assert rgb.getpixel((5, 5)) == (0x80, 0x40, 0x20)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_transparency_is_laid_over_white(kind: str) -> None:
+    image = Image.new("RGBA", (64, 64), (255, 0, 0, 255))
+    image.paste((0, 0, 255, 0), (0, 0, 32, 64))
+    image.paste((0, 0, 0, 128), (0, 0, 64, 16))
+    decoded = decode(saved(image, kind, exact=True, **_lossless(kind)))
+    assert decoded.getpixel((5, 40)) == (255, 255, 255)
+    assert decoded.getpixel((50, 40)) == (255, 0, 0)
+    assert decoded.getpixel((5, 5)) == (127, 127, 127)
+
+
+def test_transparent_colours_of_palette_grey_and_rgb_are_laid_over_white() -> None:
+    palette = Image.new("P", (32, 32), 1)
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    assert decode(saved(palette, "PNG", transparency=1)).getpixel((3, 3)) == (255, 255, 255)
+    assert decode(saved(palette, "PNG", transparency=0)).getpixel((3, 3)) == (0, 255, 0)
+    grey = Image.new("L", (32, 32), 7)
+    assert decode(saved(grey, "PNG", transparency=7)).getpixel((3, 3)) == (255, 255, 255)
+    rgb = Image.new("RGB", (32, 32), (1, 2, 3))
+    assert decode(saved(rgb, "PNG", transparency=(1, 2, 3))).getpixel((3, 3)) == (255, 255, 255)
+    raw = (b"\0" + b"\x80\x10" * 32) * 32
+    for clear, expected in ((b"\x80\x10", 255), (b"\x80\x11", 0x80)):
+        wide = png(32, 32, bits=16, colour=0, raw=raw, extra=chunk(b"tRNS", clear))
+        assert decode(wide).getpixel((3, 3)) == (expected,) * 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
+    data = saved(PICTURE, kind, exif=exif(orientation), **_lossless(kind))
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    decoded = decode(data)
+    assert decoded.size == ((48, 64) if orientation >= 5 else (64, 48))
+    assert decoded.tobytes() == expected.tobytes()
+    assert set(UPRIGHT) == set(range(2, 9))
+
+
+@pytest.mark.parametrize(
+    "broken", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"MM\0*" * 9]
+)
+def test_broken_exif_leaves_the_picture_as_it_is(broken: bytes) -> None:
+    assert decode(saved(PICTURE, "JPEG", exif=broken)).size == PICTURE.size
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_does_not_exist_is_ignored(orientation: int) -> None:
+    assert decode(saved(PICTURE, "JPEG", exif=exif(orientation))).size == PICTURE.size
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_animation_gives_its_first_frame(kind: str) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "green", "blue")]
+    data = saved(frames[0], kind, save_all=True, append_images=frames[1:], **_lossless(kind))
+    assert Image.open(io.BytesIO(data)).n_frames == 3  # type: ignore[attr-defined]
+    assert decode(data).getpixel((5, 5)) == (255, 0, 0)
+
+
+def test_no_metadata_survives() -> None:
+    for kind in ("PNG", "JPEG", "WEBP"):
+        data = saved(
+            PICTURE, kind, exif=exif(6), icc_profile=b"profile" * 40, xmp=b"<xmp>home</xmp>"
+        )
+        decoded = decode(data)
+        assert decoded.info == {}
+        again = b"".join(encode(decoded, name) for name in MIME_TYPES)
+        for trace in (b"profile", b"taken at home", b"xmp", b"Exif", b"iCCP"):
+            assert trace not in again
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff",
+        b"\xff\xd8\xff\xd9",
+        b"RIFF\0\0\0\0WEBP",
+        b"GIF89a" + bytes(100),
+        b"BM" + bytes(100),
+        b"II*\0" + bytes(100),
+        b"%PDF-1.7\n" + bytes(100),
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n",
+        bytes(10_000),
+        saved(PICTURE, "PNG")[:-200],
+        saved(PICTURE, "JPEG")[:-200],
+        saved(PICTURE, "WEBP")[:-200],
+        saved(PICTURE, "GIF"),
+        saved(PICTURE, "BMP"),
+        saved(PICTURE, "TIFF"),
+        saved(PICTURE, "PPM"),
+        saved(PICTURE, "JPEG2000"),
+        saved(PICTURE, "ICO"),
+        b"\x00" + saved(PICTURE, "PNG"),
+        png(64, 64, raw=b"\0"),
+        png(64, 64, bits=3),
+        png(64, 64, colour=9),
+        png(64, 64, raw=b"\x09" * 64 * 193),
+        png(64, 64).replace(b"IDAT", b"IDOT"),
+        saved(PICTURE, "PNG").replace(b"IHDR", b"IHDX"),
+        riff(webp_canvas(64, 64), (b"JUNK", bytes(10))),
+        riff((b"VP8L", b"\x2f" + struct.pack("<I", 63 << 14 | 63) + bytes(20))),
+        riff((b"VP8 ", bytes(30))),
+    ],
+    ids=range(31),
+)
+def test_anything_else_is_unreadable(data: bytes) -> None:
+    with pytest.raises(ImageUnreadable):
+        decode(data)
+
+
+@functools.cache
+def _bombs() -> dict[str, bytes]:
+    frame = saved(PICTURE, "WEBP", lossless=True)[12:]
+    return {
+        "png claims": png(60_000, 60_000),
+        "png of 2^31": png(2**31 - 1, 2**31 - 1),
+        "png is true": png(8000, 8000, colour=0, raw=bytes(8001 * 8000)),
+        "jpeg claims": jpeg_claiming(saved(PICTURE, "JPEG"), 65_500, 65_500),
+        "webp canvas": riff(webp_canvas(16_000, 16_000), (frame[:4], frame[8:])),
+        "webp canvas of 2^48": riff(webp_canvas(2**24, 2**24)),
+        "webp lossless": riff((b"VP8L", b"\x2f" + struct.pack("<I", 0x0FFF_FFFF) + bytes(99))),
+        "webp lossy": riff((b"VP8 ", b"\x10\0\0\x9d\x01\x2a\xff\x3f\xff\x3f" + bytes(99))),
+    }
+
+
+@pytest.mark.parametrize("name", _bombs())
+def test_a_bomb_is_told_by_its_header(name: str) -> None:
+    data = _bombs()[name]
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageTooLarge, match="at most 1000000 pixels"):
+            decode(data, max_pixels=1_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_text_that_unpacks_to_far_more_than_it_weighs_is_refused() -> None:
+    import zlib  # noqa: PLC0415 - made only here
+
+    bomb = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(60_000_000)))
+    with pytest.raises(ImageUnreadable):
+        decode(png(64, 64, extra=bomb, raw=bytes(64 * 193)))
+
+
+def test_a_jpeg_with_thousands_of_scans_is_refused_unread() -> None:
+    data = saved(PICTURE, "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    assert decode(data).size == PICTURE.size
+    with pytest.raises(ImageUnreadable, match="scans"):
+        decode(data[:-2] + scan * 5000 + data[-2:])
+
+
+@pytest.mark.parametrize("size", [(15, 64), (64, 15), (1, 1)])
+def test_a_picture_under_sixteen_pixels_is_invalid(size: tuple[int, int]) -> None:
+    with pytest.raises(InvalidInput, match="at least 16"):
+        decode(saved(Image.new("RGB", size), "PNG"))
+    assert decode(saved(Image.new("RGB", (16, 16)), "PNG")).size == (16, 16)
+
+
+def test_a_picture_that_is_almost_a_line_is_invalid() -> None:
+    assert decode(saved(Image.new("RGB", (16 * MAX_ASPECT, 16)), "PNG"))
+    with pytest.raises(InvalidInput, match="longer side"):
+        decode(saved(Image.new("RGB", (16, 16 * MAX_ASPECT + 1)), "PNG"))
+
+
+def test_the_limit_of_pixels_is_inclusive() -> None:
+    data = saved(Image.new("RGB", (100, 100)), "PNG")
+    assert decode(data, max_pixels=10_000).size == (100, 100)
+    with pytest.raises(ImageTooLarge):
+        decode(data, max_pixels=9_999)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("size", [(16, 16), (17, 31), (500, 333)])
+def test_our_reading_of_a_header_is_pillows(kind: str, size: tuple[int, int]) -> None:
+    for options in ({}, {"lossless": True}, {"exif": exif(3)}, {"progressive": True}):
+        data = saved(gradient(*size), kind, **options)
+        assert header.read(data) == header.Header(kind.lower(), *size)  # type: ignore[arg-type]
+    transparent = saved(gradient(*size, mode="RGBA"), kind) if kind != "JPEG" else data
+    assert (header.read(transparent).width, header.read(transparent).height) == size
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "webp"])
+def test_what_is_encoded_is_of_that_format_and_reads_back(name: header.Format) -> None:
+    data = encode(PICTURE, name, 95)
+    assert header.read(data) == header.Header(name, 64, 48)
+    difference = max(
+        abs(a - b) for a, b in zip(decode(data).tobytes(), PICTURE.tobytes(), strict=True)
+    )
+    assert difference == 0 if name == "png" else difference < 24
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp"])
+def test_quality_buys_bytes(name: header.Format) -> None:
+    noise = Image.effect_noise((256, 256), 60).convert("RGB")
+    sizes = [len(encode(noise, name, quality)) for quality in (1, 50, 90, 100)]
+    assert sizes == sorted(set(sizes))
+
+
+def test_a_png_tells_how_it_was_made_and_only_when_asked() -> None:
+    told = {"prompt": "a cat, 猫, naïve", "seed": "42"}
+    with Image.open(io.BytesIO(encode(PICTURE, "png", metadata=told))) as image:
+        image.load()
+        assert image.info == told
+    plain = encode(PICTURE, "png")
+    assert b"tEXt" not in plain
+    assert b"iTXt" not in plain
+    assert b"tIME" not in plain
+
+
+def test_the_same_picture_gives_the_same_bytes() -> None:
+    for name in MIME_TYPES:
+        assert encode(PICTURE, name) == encode(PICTURE.copy(), name)
+
+
+def test_pictures_can_be_decoded_and_encoded_from_many_threads() -> None:
+    files = [saved(gradient(200, 100 + i), "PNG", exif=exif(i)) for i in range(1, 9)] * 4
+    expected = [decode(data).tobytes() for data in files]
+    with ThreadPoolExecutor(8) as threads:
+        assert [image.tobytes() for image in threads.map(decode, files)] == expected
+
+
+def test_encoding_leaves_the_event_loops_thread_free() -> None:
+    """The encoder frees the GIL: another thread goes on while a large PNG is made."""
+    large = Image.effect_noise((2048, 2048), 60).convert("RGB")
+    steps, done = 0, threading.Event()
+
+    def work() -> None:
+        encode(large, "png")
+        done.set()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while not done.wait(0.001):
+        steps += 1
+    thread.join()
+    assert steps > 20
