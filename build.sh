@@ -67,7 +67,7 @@ done
 
 [ ${#tags[@]} -gt 0 ] || fail "give at least one --tag"
 for tag in "${tags[@]}"; do
-  [[ $tag =~ ^[a-z0-9][a-z0-9._/:-]*[a-zA-Z0-9._-]$ && ! $tag =~ (//|:/|::) ]] || fail "not an image name: $tag"
+  [[ $tag =~ ^[a-z0-9]+([._/-][a-z0-9._-]+)*(:[0-9]+/[a-z0-9._/-]+)?(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?$ ]] || fail "not an image name: $tag"
 done
 case "$target" in slim | baked) ;; *) fail "unknown target: $target (known: slim, baked)" ;; esac
 if [ "$target" != baked ] && [ -n "$model$precision$lightning" ]; then

@@ -34,7 +34,7 @@ class Instruction:
 
 @dataclass(slots=True)
 class Stage:
-    """One FROM with what follows it; `name` is what AS says, `base` an image or another stage."""
+    """One FROM with what follows; `name` is AS's or its number, `base` an image or a stage."""
 
     base: str
     name: str
@@ -95,7 +95,7 @@ def parse(text: str) -> Dockerfile:
         instruction = Instruction(keyword.upper(), tuple(flags), rest, number)
         if instruction.keyword == "FROM":
             base, *named = instruction.words
-            stages.append(Stage(base, named[1] if named else base))
+            stages.append(Stage(base, named[1] if named else str(len(stages))))
         elif stages:
             stages[-1].instructions.append(instruction)
         elif instruction.keyword == "ARG":

@@ -1,0 +1,344 @@
+"""The image's files: linted, cut into the right layers, and refusing nonsense."""
+
+import fnmatch
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from builder import dockerfile, image_check
+from builder.dockerfile import Instruction
+from worker import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+PARSED = dockerfile.parse((ROOT / "Dockerfile").read_text())
+SCRIPTS = sorted([*(ROOT / "builder").glob("*.sh"), ROOT / "build.sh", ROOT / ".ci" / "run"])
+TARGETS = ("slim", "baked")
+TORCH_2_11 = ("--tag", "a", "--torch", "2.11.0")
+
+
+def steps(target: str) -> list[Instruction]:
+    return PARSED.chain(target)[1]
+
+
+def environment(target: str) -> dict[str, str]:
+    return {k: v for step in steps(target) if step.keyword == "ENV" for k, v in step.pairs.items()}
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    done = subprocess.run(
+        [BIN / "hadolint", "--no-color", "Dockerfile"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script: Path) -> None:
+    done = subprocess.run(
+        [BIN / "shellcheck", "--external-sources", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_can_be_run_and_stops_at_the_first_failure(script: Path) -> None:
+    assert os.access(script, os.X_OK)
+    assert "set -euo pipefail" in script.read_text()
+
+
+def test_the_default_target_is_slim_without_anything_that_baked_adds() -> None:
+    assert [stage.name for stage in PARSED.stages] == ["base", "baked", "slim"]
+    assert PARSED.stage("slim").base == "base"
+    assert PARSED.stage("slim").instructions == []
+
+
+def test_the_base_is_debian_whose_python_is_the_one_the_lock_is_for() -> None:
+    image, _ = PARSED.chain("slim")
+    assert image == "debian:bookworm-slim"
+    makefile = (ROOT / "Makefile").read_text()
+    assert "--python-version 3.11" in makefile
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_python_is_process_1_as_root(target: str) -> None:
+    commands = [step for step in steps(target) if step.keyword in {"CMD", "ENTRYPOINT"}]
+    assert len(commands) == 1
+    assert commands[0].rest.startswith("[")
+    assert commands[0].words == ["python", "-u", "handler.py"]
+    assert not [step for step in steps(target) if step.keyword == "USER"]
+    assert environment(target)["PATH"].startswith("/app/.venv/bin:")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_all_install_work_is_in_builder_scripts_that_are_there_when_they_run(target: str) -> None:
+    here: set[str] = set()
+    for step in steps(target):
+        if step.keyword == "COPY":
+            *sources, folder = step.words
+            here |= {f"{folder}{Path(s).name}" if folder.endswith("/") else s for s in sources}
+        if step.keyword == "RUN":
+            called = re.findall(r"bash (builder/\w+\.sh)", step.rest)
+            assert called
+            assert not re.search(r"\b(apt-get|pip|curl|wget)\b", step.rest)
+            for script in called:
+                named = re.findall(r"builder/[\w-]+\.(?:sh|lock)\b", (ROOT / script).read_text())
+                optional = {"builder/requirements-dev.lock"}
+                if "--no-project" in step.rest:
+                    optional.add("builder/project.sh")
+                assert {script, *named} - optional <= here
+
+
+def test_a_change_of_code_leaves_the_dependencies_layer_alone() -> None:
+    order = [(step.keyword, step.rest) for step in steps("slim")]
+    installed = next(n for n, (k, rest) in enumerate(order) if k == "RUN" and "venv.sh" in rest)
+    before = " ".join(rest for keyword, rest in order[:installed] if keyword == "COPY")
+    assert "requirements.lock" in before
+    assert "src" not in before
+    assert "checkpoints" not in before
+    # the checkpoint changes more seldom than the code
+    copies = [rest.split()[0] for keyword, rest in order if keyword == "COPY"]
+    assert copies.index("checkpoints") < copies.index("src")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_environment_tames_the_sdk_and_shows_the_gpu(target: str) -> None:
+    given = environment(target)
+    assert given["RUNPOD_LOG_LEVEL"] == "INFO"
+    assert float(given["RUNPOD_MIN_DISK_PERCENT"]) <= 1
+    assert set(given["NVIDIA_DRIVER_CAPABILITIES"].split(",")) == {"compute", "utility"}
+    assert given["NVIDIA_VISIBLE_DEVICES"] == "all"
+    assert given["PYTHONUNBUFFERED"] == "1"
+
+
+def test_the_token_reaches_the_baked_build_as_a_secret_and_no_layer() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    assert "--mount=type=secret,id=HF_TOKEN,required=false" in text
+    assert not [s for s in steps("baked") if s.keyword in {"ARG", "ENV"} and "HF_TOKEN" in s.rest]
+
+
+def test_the_baked_image_s_own_settings_are_settings() -> None:
+    given = environment("baked")
+    arguments = {
+        k: v for step in steps("baked") if step.keyword == "ARG" for k, v in step.pairs.items()
+    }
+    known = {name for group in settings.variables() for name in group}
+    baked = {k: dockerfile.expand(v, arguments) for k, v in given.items() if k in known}
+    assert set(baked) >= {"MODEL", "PRECISION_MODE", "LIGHTNING_STEPS", "MODEL_DIR"}
+    assert settings.read(baked).model == ("qwen-image-edit-2511",)
+
+
+def ignored(path: str) -> bool:
+    """Tell whether .dockerignore keeps a path out: the last matching line decides."""
+    out = False
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pattern = line.removeprefix("!").removeprefix("**/")
+        parts = Path(path).parts
+        prefixes = ["/".join(parts[: n + 1]) for n in range(len(parts))]
+        names = [*prefixes, *parts] if "**/" in line else prefixes
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            out = not line.startswith("!")
+    return out
+
+
+def test_the_build_context_holds_what_is_copied_and_nothing_private() -> None:
+    copied = {s for step in steps("baked") if step.keyword == "COPY" for s in step.words[:-1]}
+    assert not [path for path in copied if ignored(path)]
+    assert not ignored("src/worker/engine/sampler.py")
+    for path in (".env", ".git/config", "tests/test_ship_image.py", "out/a", ".venv/bin/python"):
+        assert ignored(path)
+    assert ignored("src/worker/__pycache__/boot.cpython-311.pyc")
+
+
+def test_no_package_index_is_named_in_what_the_image_is_built_from() -> None:
+    files = [*SCRIPTS, ROOT / "Dockerfile", *(ROOT / "builder").glob("*.lock")]
+    for file in files:
+        named = re.findall(r"https?://\S+", file.read_text())
+        assert not [url for url in named if "astral" not in url and "example" not in url], file
+
+
+def test_compose_serves_the_same_command_on_the_local_api_with_a_gpu() -> None:
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["worker"]
+    command = next(step for step in steps("slim") if step.keyword == "CMD").words
+    assert service["command"][: len(command)] == command
+    assert "--rp_serve_api" in service["command"]
+    assert service["build"]["target"] in TARGETS
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    known = {name for group in settings.variables() for name in group}
+    assert set(service["environment"]) <= known
+    devices = service["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+
+
+def build(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ROOT / "build.sh", *words],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_build_explains_itself() -> None:
+    done = build("--help")
+    assert done.returncode == 0
+    for option in re.findall(r"^ {6}(--[a-z-]+)(?: \|[^)]*)?\)", (ROOT / "build.sh").read_text()):
+        assert option in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "at least one --tag"),
+        (["--tag"], "--tag needs a value"),
+        (["--tag", "--push"], "--tag needs a value"),
+        (["--tag", ""], "--tag needs a value"),
+        (["--tag", "Not A Name"], "not an image name"),
+        (["--tag", "a/b:"], "not an image name"),
+        (["--tag", "a", "--platform", "linux/arm64"], "unknown argument: --platform"),
+        (["--tag", "a", "--target", "fat"], "unknown target"),
+        (["--tag", "a", "--model", "tiny"], "belong to --target baked"),
+        (["--tag", "a", "--target", "baked", "--precision", "fp16"], "unknown precision"),
+        (["--tag", "a", "--target", "baked", "--lightning-steps", "5"], "unknown steps"),
+        (["--tag", "a", "--torch", "2.11.0"], "belong together"),
+        (
+            [*TORCH_2_11, "--torchvision", "0.28.0", "--torch-index", "https://index.example/c"],
+            "not made for torch 2.11.0 (it would be 0.26.x)",
+        ),
+        (
+            [*TORCH_2_11, "--torchvision", "0.26.0", "--torch-index", "http://index.example/c"],
+            "must be an https URL",
+        ),
+        (["latest"], "unknown argument: latest"),
+    ],
+)
+def test_build_refuses_nonsense(words: list[str], reason: str) -> None:
+    done = build("--dry-run", *words)
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert "docker" not in done.stdout
+
+
+def test_build_builds_slim_for_amd64_and_keeps_it_here() -> None:
+    done = build("--dry-run", "--tag", "me/worker:1", "--tag", "me/worker:latest")
+    assert done.returncode == 0
+    assert (
+        done.stdout.split()
+        == (
+            "docker buildx build --platform linux/amd64 --target slim"
+            " --tag me/worker:1 --tag me/worker:latest --load ."
+        ).split()
+    )
+
+
+def test_build_hands_the_token_over_as_a_secret_only() -> None:
+    words = ("--dry-run", "--tag", "me/worker", "--target", "baked", "--model", "tiny", "--push")
+    done = build(*words, HF_TOKEN="hf_not_to_be_seen")
+    assert "--secret id=HF_TOKEN" in done.stdout.replace("\\", "")
+    assert "--build-arg MODEL=tiny" in done.stdout
+    assert "--push" in done.stdout
+    assert "hf_not_to_be_seen" not in done.stdout + done.stderr
+
+
+def test_another_torch_build_is_handed_to_the_venv_script_by_its_own_names() -> None:
+    done = build(
+        *("--dry-run", "--tag", "a", "--torch", "2.11.0", "--torchvision", "0.26.0"),
+        *("--torch-index", "https://index.example/cu128"),
+    )
+    given = dict(re.findall(r"--build-arg (\w+)=(\S+)", done.stdout))
+    arguments = {k for s in steps("slim") if s.keyword == "ARG" for k in s.pairs}
+    assert set(given) == arguments
+    assert all(name in (ROOT / "builder" / "venv.sh").read_text() for name in given)
+
+
+def venv(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ROOT / "builder" / "venv.sh", *words],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "reason"),
+    [
+        (["--develop"], {}, "unknown argument --develop"),
+        (["--dev", "--dev"], {}, "one argument at most"),
+        ([], {"TORCH_VERSION": "2.11.0"}, "belong together"),
+        ([], {"PYTHON": "python-that-is-not-there"}, "is not there"),
+    ],
+)
+def test_setting_up_refuses_before_it_touches_anything(
+    words: list[str], environ: dict[str, str], reason: str
+) -> None:
+    done = venv(*words, **environ)
+    assert done.returncode == 1
+    assert reason in done.stderr
+
+
+def test_setting_up_refuses_an_old_python(tmp_path: Path) -> None:
+    old = tmp_path / "python3"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.10.9"\nexit 1\n')
+    old.chmod(0o755)
+    done = venv(PYTHON=str(old))
+    assert done.returncode == 1
+    assert "Python 3.10.9 is too old" in done.stderr
+
+
+def test_leaving_torch_out_of_the_lock_leaves_the_rest_whole() -> None:
+    lock = (ROOT / "builder" / "requirements.lock").read_text()
+    rest = subprocess.run(
+        [ROOT / "builder" / "lock_without_torch.sh"],
+        input=lock,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    block = re.compile(r"^[a-z0-9].*\n(?: .*\n)*", re.MULTILINE)
+    own = re.compile(r"(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==")
+    kept, all_of_it = block.findall(rest), block.findall(lock)
+    assert kept == [entry for entry in all_of_it if not own.match(entry)]
+    assert len(all_of_it) - len(kept) > 15
+    assert any(entry.startswith("bitsandbytes==") for entry in kept)
+
+
+def test_a_dockerfile_is_read_with_its_comments_continuations_and_stages() -> None:
+    parsed = dockerfile.parse(
+        "# a comment\nARG A=1 B\nFROM debian:${A} AS base\nRUN --mount=type=cache,target=/c \\\n"
+        '    # between\n    one && \\\n    two\nFROM base\nCMD ["a", "b c"]\n'
+    )
+    image, both = parsed.chain("base")
+    assert image == "debian:1"
+    assert both[0].flags == (("mount", "type=cache,target=/c"),)
+    assert (both[0].rest, both[0].line) == ("one && two", 4)
+    assert parsed.stages[1].instructions[0].words == ["a", "b c"]
+    with pytest.raises(ValueError, match="line 1: RUN before FROM"):
+        dockerfile.parse("RUN true\n")
+
+
+def test_the_image_check_reads_the_picture_of_a_printed_job_result() -> None:
+    pixel = (
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQBnEmq9AAAAAElFTkSu"
+        "QmCC"
+    )
+    printed = f"INFO   | Job result: {{'output': {{'images': [{{'base64': '{pixel}'}}]}}}}\n"
+    pictures = image_check.pictures("--- Starting\n" + printed)
+    assert [picture.size for picture in pictures] == [(1, 1)]
+    with pytest.raises(SystemExit, match="no job result"):
+        image_check.pictures("INFO   | nothing\n")
