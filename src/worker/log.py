@@ -13,6 +13,8 @@ SECRET_WORDS: Final = ("token", "secret", "password", "authorization", "access_k
 # it lacks a package which fetches kernels from a hub, and on every 8-bit call that it casts.
 CHATTY: Final = ("bitsandbytes", "diffusers", "transformers", "py.warnings")
 
+LONGEST: Final = 20_000  # characters; tracebacks are shorter, pictures in base64 are not
+
 _secrets: set[str] = set()
 
 
@@ -22,17 +24,22 @@ def hide(*values: str | None) -> None:
 
 
 def redact(value: Any, key: str = "") -> Any:
-    """Return `value` without secrets: by field name and by every value given to `hide`."""
+    """Return `value` without secrets and pictures.
+
+    A secret is known by its field's name (numbers are none) or its value was given to `hide`;
+    a string too long to be read is a picture, or as good as one, and is cut.
+    """
     if any(word in key.lower() for word in SECRET_WORDS) and value:
-        return "[hidden]"
+        return value if isinstance(value, int | float) else "[hidden]"
     if isinstance(value, str):
         for secret in _secrets:
             value = value.replace(secret, "[hidden]")
-        return value
+        cut = f"{value[:LONGEST]}... ({len(value)} characters)"
+        return value if len(value) <= LONGEST else cut
     if isinstance(value, dict):
         return {name: redact(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [redact(item) for item in value]
+        return [redact(item, key) for item in value]
     return value
 
 

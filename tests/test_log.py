@@ -1,0 +1,146 @@
+"""The log: one JSON line an event, with the job id, without secrets or pictures."""
+
+import base64
+import json
+import logging
+import random
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker import log, settings
+
+SECRET = "hf_quiteSecret"
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave structlog, logging and the known secrets as they were."""
+    monkeypatch.setattr(log, "_secrets", set())
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    structlog.reset_defaults()
+    logging.captureWarnings(capture=False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return [json.loads(line) for line in captured.err.splitlines()]
+
+
+def test_an_event_is_one_json_line_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure()
+    log.get().info("job done", steps=8, text="two\nlines")
+    (line,) = lines(capsys)
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {"event": "job done", "level": "info", "steps": 8, "text": "two\nlines"}
+
+
+def test_events_of_a_job_carry_its_id_and_others_do_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log.configure()
+    with structlog.contextvars.bound_contextvars(job_id="job-1"):
+        log.get().info("started")
+    log.get().info("idle")
+    first, second = lines(capsys)
+    assert first["job_id"] == "job-1"
+    assert "job_id" not in second
+
+
+def test_events_below_the_level_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("WARNING")
+    log.get().info("no")
+    log.get().warning("yes")
+    assert [line["event"] for line in lines(capsys)] == ["yes"]
+
+
+@pytest.mark.parametrize(
+    "name", ["hf_token", "Authorization", "accessSecret", "BUCKET_ACCESS_KEY_ID", "api_key"]
+)
+def test_a_field_named_like_a_secret_is_hidden_at_any_depth(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure()
+    log.get().info("x", **{name: SECRET}, deep=[{"more": {name: [SECRET]}}])
+    assert SECRET not in json.dumps(lines(capsys))
+
+
+def test_numbers_are_no_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure()
+    log.get().info("x", tokens=1024, secret=None)
+    (line,) = lines(capsys)
+    assert (line["tokens"], line["secret"]) == (1024, None)
+
+
+def test_a_known_secret_is_hidden_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure()
+    log.hide(SECRET, None, "")
+    log.get().info(f"got {SECRET}", url=f"https://x/?t={SECRET}", all=[SECRET, {"a": SECRET}])
+    try:
+        raise RuntimeError(SECRET)  # noqa: TRY301 - its traceback is what is looked at
+    except RuntimeError:
+        log.get().exception("failed")
+    first, second = lines(capsys)
+    assert SECRET not in json.dumps([first, second])
+    assert "RuntimeError: [hidden]" in second["exception"]
+
+
+def test_the_environments_secrets_are_known_as_soon_as_it_is_read(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings.read({"HF_TOKEN": SECRET})
+    log.configure()
+    log.get().info("x", said=f"Bearer {SECRET}")
+    assert SECRET not in json.dumps(lines(capsys))
+
+
+def test_short_words_are_not_taken_for_secrets() -> None:
+    log.hide("a", "cat")
+    assert log.redact("a cat") == "a cat"
+
+
+def test_a_picture_never_gets_into_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure()
+    picture = base64.b64encode(random.Random(0).randbytes(100_000)).decode()
+    log.get().info("x", images=[{"base64": picture}])
+    (line,) = lines(capsys)
+    assert len(json.dumps(line)) < 21_000
+    assert line["images"][0]["base64"].endswith(f"({len(picture)} characters)")
+
+
+def test_what_libraries_log_or_warn_of_comes_the_same_way(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log.configure()
+    log.hide(SECRET)
+    logging.getLogger("some.library").warning("careful with %s", SECRET)
+    logging.getLogger("some.library").info("chatter")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+    (line,) = lines(capsys)
+    assert line["event"] == "careful with [hidden]"
+    assert line["logger"] == "some.library"
+    assert line["level"] == "warning"
+
+
+@given(
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_what_has_no_secret_is_logged_as_it_is(value: Any) -> None:
+    plain = repr(value).lower()
+    if not any(word in plain for word in log.SECRET_WORDS):
+        assert repr(log.redact(value)) == repr(value)
