@@ -205,6 +205,8 @@ class Site:
                 status = self.put_statuses.pop(0) if self.put_statuses else 200
                 if status == 200:
                     self.stored[target] = body
+                if status < 0:  # never answers
+                    await asyncio.sleep(3600)
                 writer.write(_answer(status))
             else:
                 async for part in self.serve(target):

@@ -28,6 +28,7 @@ ResponseFormat = Literal["base64", "data_url", "url"]
 UPLOAD_ATTEMPTS: Final = 4
 UPLOAD_ATTEMPT_S: Final = 30.0  # a picture of 20 MB at 6 Mbit/s
 UPLOAD_TOTAL_S: Final = 90.0
+WAIT_INITIAL_S: Final = 0.2
 PUT_TTL_S: Final = 3600
 AGAIN: Final = frozenset({408, 425, 429})
 STORED: Final = range(200, 300)
@@ -226,7 +227,8 @@ async def _put(url: URL, picture: Encoded, settings: Settings, *, trusted: bool)
             on=_TryAgainError,
             attempts=UPLOAD_ATTEMPTS,
             timeout=UPLOAD_TOTAL_S,
-            wait_initial=0.2,
+            wait_initial=WAIT_INITIAL_S,
+            wait_jitter=WAIT_INITIAL_S,
             wait_max=5.0,
         ):
             with attempt:

@@ -38,7 +38,9 @@ class GuardedResolver(AbstractResolver):
 
     def __init__(self, gate: Gate | None, settings: Settings) -> None:
         self._gate = gate
-        self._resolver = aiodns.DNSResolver(nameservers=settings.fetch_nameservers or None)
+        # FETCH_NAMESERVERS are for callers' names; the operator's own may be known only inside.
+        nameservers = settings.fetch_nameservers if gate is not None else ()
+        self._resolver = aiodns.DNSResolver(nameservers=nameservers or None)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC

@@ -1,0 +1,383 @@
+"""Pictures reach the reply, any S3-compatible bucket, or the caller's URL, and no one else."""
+
+import asyncio
+import base64
+import datetime as dt
+import http.client
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import botocore.auth
+import pytest
+from worlds.bucket import ACCESS, SECRET, Store
+from worlds.site import HOST, INSIDE, Site, tapped
+
+from worker import settings
+from worker.errors import DeliveryFailed, ImageFetchRefused, InvalidInput, WorkerError
+from worker.media import deliver as delivery
+from worker.media.deliver import Encoded, ResponseFormat, check_targets, deliver
+from worker.media.s3 import Bucket, region_of
+from worker.settings import Settings
+
+PICTURES = [
+    Encoded(b"first picture", "image/png", 64, 48, 7),
+    Encoded(b"second picture", "image/webp", 32, 16, 8),
+]
+CREDENTIALS = {"accessId": ACCESS, "accessSecret": SECRET}
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with Store("pictures", "virtual") as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with Site(tmp_path_factory.mktemp("site")) as site:
+        site.names.answers["inside.test"] = [INSIDE]
+        yield site
+
+
+@pytest.fixture(autouse=True)
+def _nobody_inside(site: Site) -> Iterator[None]:
+    site.stored.clear()
+    site.put_statuses.clear()
+    yield
+    assert site.intruders == 0
+
+
+def send(
+    given: Settings,
+    response_format: ResponseFormat = "url",
+    pictures: Sequence[Encoded] = PICTURES,
+    *,
+    upload_urls: Sequence[str] = (),
+    s3_config: Mapping[str, Any] | None = None,
+    job_id: str = "job-1",
+) -> list[dict[str, Any]]:
+    return asyncio.run(
+        deliver(
+            pictures,
+            response_format,
+            upload_urls=upload_urls,
+            s3_config=s3_config,
+            job_id=job_id,
+            settings=given,
+        )
+    )
+
+
+def read(url: str) -> tuple[int, bytes, str | None]:
+    """Get a URL as a caller would: without credentials."""
+    split = urlsplit(url)
+    connection = http.client.HTTPConnection(HOST, split.port, timeout=10)
+    try:
+        connection.request("GET", f"{split.path}?{split.query}", headers={"Host": split.netloc})
+        answer = connection.getresponse()
+        return answer.status, answer.read(), answer.getheader("Content-Type")
+    finally:
+        connection.close()
+
+
+def own(store: Store, **changes: str) -> Settings:
+    return settings.read(
+        {
+            "BUCKET_ENDPOINT_URL": store.endpoint,
+            "BUCKET_ACCESS_KEY_ID": ACCESS,
+            "BUCKET_SECRET_ACCESS_KEY": SECRET,
+            "BUCKET_NAME": "pictures",
+            **changes,
+        }
+    )
+
+
+def test_base64_and_data_urls_hold_the_bytes_and_the_facts() -> None:
+    plain, urls = (send(settings.read({}), form) for form in ("base64", "data_url"))
+    for index, (entry, url, picture) in enumerate(zip(plain, urls, PICTURES, strict=True)):
+        assert base64.b64decode(entry["base64"], validate=True) == picture.data
+        assert url["data_url"] == f"data:{picture.mime_type};base64,{entry['base64']}"
+        for told in (entry, url):
+            assert told["index"] == index
+            assert (told["width"], told["height"]) == (picture.width, picture.height)
+            assert (told["seed"], told["mime_type"]) == (picture.seed, picture.mime_type)
+            assert len({"base64", "data_url", "url"} & told.keys()) == 1
+
+
+def test_the_operators_bucket_takes_the_pictures_and_the_links_read_them(store: Store) -> None:
+    entries = send(
+        own(store, BUCKET_PREFIX="/out put/ä", BUCKET_URL_TTL_S="120"), job_id="a/../b c"
+    )
+    assert store.objects("pictures") == {
+        "out put/ä/a----b-c/0.png": b"first picture",
+        "out put/ä/a----b-c/1.webp": b"second picture",
+    }
+    for entry, picture in zip(entries, PICTURES, strict=True):
+        assert read(entry["url"]) == (200, picture.data, picture.mime_type)
+        assert parse_qs(urlsplit(entry["url"]).query)["X-Amz-Expires"] == ["120"]
+        assert SECRET not in entry["url"]
+
+
+def test_the_jobs_own_bucket_takes_them_by_either_style(store: Store, site: Site) -> None:
+    """Path style by address; virtual style by the bucket's own host name."""
+    site.names.answers["virtual.s3.us-east-1.amazonaws.com"] = [HOST]
+    given = settings.read(
+        {
+            "ALLOWED_IMAGE_NETWORKS": f"{HOST}/32:{store.port}",
+            "FETCH_NAMESERVERS": f"{HOST}:{site.dns_port}",
+        }
+    )
+    path = {**CREDENTIALS, "endpointUrl": store.endpoint, "bucketName": "pictures"}
+    host = f"http://virtual.s3.us-east-1.amazonaws.com:{store.port}"
+    for number, config in enumerate(
+        (
+            path,
+            {**CREDENTIALS, "endpointUrl": f"{store.endpoint}/pictures"},
+            {**CREDENTIALS, "endpointUrl": host},
+            {**CREDENTIALS, "endpointUrl": host, "bucketName": "virtual"},
+        )
+    ):
+        entry = send(given, pictures=PICTURES[:1], s3_config=config, job_id=f"own-{number}")[0]
+        bucket = "pictures" if number < 2 else "virtual"
+        assert store.objects(bucket)[f"own-{number}/0.png"] == b"first picture"
+        assert read(entry["url"])[:2] == (200, b"first picture")
+
+
+def test_no_checksum_is_sent_that_other_stores_do_not_know(site: Site) -> None:
+    given = settings.read(
+        {
+            "BUCKET_ENDPOINT_URL": f"{site.http}/pictures",
+            "BUCKET_ACCESS_KEY_ID": ACCESS,
+            "BUCKET_SECRET_ACCESS_KEY": SECRET,
+        }
+    )
+    send(given, pictures=PICTURES[:1])
+    assert site.headers["content-type"] == "image/png"
+    assert site.headers["content-length"] == str(len(PICTURES[0].data))
+    assert not any(
+        name.startswith("x-amz") or "encoding" in name
+        for name in site.headers
+        if name != "accept-encoding"
+    )
+    query = parse_qs(urlsplit(site.hits[-1]).query)
+    assert query["X-Amz-SignedHeaders"] == ["content-type;host"]
+    assert not any("checksum" in name.lower() for name in query)
+
+
+def test_a_presigned_upload_url_takes_each_picture_at_its_own_address(store: Store) -> None:
+    given = settings.read({"ALLOWED_IMAGE_NETWORKS": f"{HOST}/32:{store.port}"})
+    urls = [
+        store.client.generate_presigned_url(
+            "put_object", Params={"Bucket": "pictures", "Key": f"mine~{index}.png"}
+        )
+        for index in range(2)
+    ]
+    entries = send(given, upload_urls=urls)
+    assert [entry["url"] for entry in entries] == [url.split("?")[0] for url in urls]
+    stored = store.objects("pictures")
+    assert (stored["mine~0.png"], stored["mine~1.png"]) == (b"first picture", b"second picture")
+
+
+@pytest.mark.parametrize("faults", [[500], [503, 503, 429], [408, 500, 502]])
+def test_an_upload_is_tried_again_until_the_store_takes_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch, faults: list[int]
+) -> None:
+    monkeypatch.setattr(delivery, "WAIT_INITIAL_S", 0.01)
+    site.put_statuses.extend(faults)
+    given = settings.read(site.environ)
+    send(given, pictures=PICTURES[:1], upload_urls=[f"{site.http}/mine?sig=x"])
+    assert site.stored == {"/mine?sig=x": b"first picture"}
+
+
+@pytest.mark.parametrize("status", [301, 307, 400, 403, 404, 409, 412])
+def test_a_refusal_of_the_store_is_final(site: Site, status: int) -> None:
+    site.put_statuses.append(status)
+    site.hits.clear()
+    with pytest.raises(DeliveryFailed, match=str(status)):
+        send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
+    assert len(site.hits) == 1
+
+
+def test_a_store_that_keeps_failing_is_a_failed_delivery(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "WAIT_INITIAL_S", 0.01)
+    site.put_statuses.extend([500] * 9)
+    with pytest.raises(DeliveryFailed, match="status 500"):
+        send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
+    assert len(site.put_statuses) == 9 - delivery.UPLOAD_ATTEMPTS
+
+
+def test_a_store_that_never_answers_ends_with_the_budget(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "UPLOAD_ATTEMPT_S", 0.1)
+    monkeypatch.setattr(delivery, "UPLOAD_TOTAL_S", 0.3)
+    monkeypatch.setattr(delivery, "WAIT_INITIAL_S", 0.01)
+    site.put_statuses.extend([-1] * 9)
+    started = time.monotonic()
+    with pytest.raises(DeliveryFailed, match="reached"):
+        send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
+    assert time.monotonic() - started < 2
+
+
+REFUSED = [
+    "http://{inside}:{port}/bucket",
+    "http://inside.test:{port}/bucket",
+    "https://169.254.169.254/bucket",
+    "https://user:password@store.test/bucket",
+    "https://store.test:22/bucket",
+    "http://store.test/bucket",
+    "https://store.test\\@other.test/bucket",
+    "https://2130706433/bucket",
+    "https://[::1]/bucket",
+    "ftp://store.test/bucket",
+    "file:///etc/passwd",
+    "/runpod-volume/out.png",
+]
+
+
+@pytest.mark.parametrize("url", REFUSED)
+def test_upload_targets_obey_the_policy_for_image_urls(site: Site, url: str) -> None:
+    given, target = settings.read(site.environ), url.format(inside=INSIDE, port=site.http_port)
+    config = {**CREDENTIALS, "endpointUrl": target}
+    with tapped() as dialled:
+        with pytest.raises(ImageFetchRefused) as failure:
+            send(given, pictures=PICTURES[:1], upload_urls=[target])
+        assert failure.value.details[0].field == "upload_url"
+        with pytest.raises((ImageFetchRefused, InvalidInput)):
+            send(given, pictures=PICTURES[:1], s3_config=config)
+    assert not dialled
+    if "inside.test" not in url:
+        with pytest.raises(ImageFetchRefused):
+            check_targets(upload_urls=[target], s3_config=None, settings=given)
+        with pytest.raises((ImageFetchRefused, InvalidInput)):
+            check_targets(upload_urls=[], s3_config=config, settings=given)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"endpointUrl": "https://store.test", "bucketName": "b"},
+        {**CREDENTIALS, "bucketName": "b"},
+        {**CREDENTIALS, "endpointUrl": "https://store.test"},
+        {**CREDENTIALS, "endpointUrl": 7, "bucketName": "b"},
+        {**CREDENTIALS, "endpointUrl": "https://store.test", "bucketName": ["b"]},
+        {**CREDENTIALS, "endpointUrl": "", "bucketName": "b"},
+        {**CREDENTIALS, "endpointUrl": "https://store.test?x=1", "bucketName": "b"},
+        {**CREDENTIALS, "endpointUrl": "https://[store/b", "bucketName": "b"},
+        {**CREDENTIALS, "accessId": "x" * 5000, "endpointUrl": "https://store.test/b"},
+    ],
+)
+def test_a_jobs_bucket_that_is_not_whole_is_invalid(config: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput) as failure:
+        check_targets(upload_urls=[], s3_config=config, settings=settings.read({}))
+    assert failure.value.details
+    assert SECRET not in str(failure.value)
+
+
+def test_an_operators_bucket_without_a_name_says_so_without_its_address() -> None:
+    given = settings.read(
+        {
+            "BUCKET_ENDPOINT_URL": "https://account.r2.cloudflarestorage.com",
+            "BUCKET_ACCESS_KEY_ID": ACCESS,
+            "BUCKET_SECRET_ACCESS_KEY": SECRET,
+        }
+    )
+    with pytest.raises(DeliveryFailed, match="no name") as failure:
+        send(given)
+    assert "cloudflare" not in failure.value.message
+
+
+def test_url_without_any_target_is_invalid() -> None:
+    with pytest.raises(InvalidInput, match="needs a bucket"):
+        send(settings.read({}))
+    with pytest.raises(InvalidInput, match="each picture"):
+        send(settings.read({}), upload_urls=["https://store.test/x"])
+
+
+def test_no_failure_tells_a_secret_an_address_or_a_host(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "WAIT_INITIAL_S", 0.01)
+    given = settings.read(site.environ)
+    messages = []
+    for target in (
+        f"http://inside.test:{site.http_port}/b",
+        f"http://nosuch.test:{site.http_port}/b",
+    ):
+        for arguments in (
+            {"upload_urls": [f"{target}?X-Amz-Signature=abcdef"]},
+            {"s3_config": {**CREDENTIALS, "endpointUrl": target}},
+        ):
+            with pytest.raises(WorkerError) as failure:
+                send(given, pictures=PICTURES[:1], **arguments)
+            messages.append(failure.value.message)
+    assert len(messages) == 4
+    for word in ("127.", ".test", "abcdef", ACCESS, SECRET, str(site.http_port)):
+        assert not any(word in message for message in messages)
+
+
+def test_signatures_are_those_of_the_published_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Amazon's own example of a presigned GET (Authenticating Requests: Using Query Parameters)."""
+    moment = dt.datetime(2013, 5, 24, tzinfo=dt.UTC)
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *_, **__: moment)
+    bucket = Bucket("https://examplebucket.s3.amazonaws.com", ACCESS, SECRET)
+    query = parse_qs(urlsplit(bucket.signed("GET", "test.txt", 86400)).query)
+    assert query["X-Amz-Signature"] == [
+        "aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "name", "expected"),
+    [
+        ("https://s3.eu-west-1.amazonaws.com", "b", "https://b.s3.eu-west-1.amazonaws.com/k"),
+        ("https://b.s3.eu-west-1.amazonaws.com", None, "https://b.s3.eu-west-1.amazonaws.com/k"),
+        ("https://b.s3.eu-west-1.amazonaws.com/", "b", "https://b.s3.eu-west-1.amazonaws.com/k"),
+        ("https://s3.amazonaws.com", "a.b", "https://s3.amazonaws.com/a.b/k"),
+        ("https://x.r2.cloudflarestorage.com", "b", "https://x.r2.cloudflarestorage.com/b/k"),
+        ("https://x.r2.cloudflarestorage.com/b", None, "https://x.r2.cloudflarestorage.com/b/k"),
+        ("https://x.r2.cloudflarestorage.com/b", "b", "https://x.r2.cloudflarestorage.com/b/k"),
+        ("https://storage.googleapis.com", "b", "https://storage.googleapis.com/b/k"),
+        ("http://minio:9000", "b", "http://minio:9000/b/k"),
+        ("http://minio:9000/proxy", "b", "http://minio:9000/proxy/b/k"),
+        ("https://b.nyc3.digitaloceanspaces.com", None, "https://b.nyc3.digitaloceanspaces.com/k"),
+        ("https://s3api-eu-ro-1.runpod.io", "b", "https://s3api-eu-ro-1.runpod.io/b/k"),
+    ],
+)
+def test_the_object_is_addressed_as_the_store_wants(
+    endpoint: str, name: str | None, expected: str
+) -> None:
+    assert Bucket(endpoint, ACCESS, SECRET, name).address("k") == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "region"),
+    [
+        ("s3.eu-west-1.amazonaws.com", "eu-west-1"),
+        ("b.s3.dualstack.eu-west-1.amazonaws.com", "eu-west-1"),
+        ("b.s3-us-west-2.amazonaws.com", "us-west-2"),
+        ("s3.amazonaws.com", "us-east-1"),
+        ("s3.us-west-004.backblazeb2.com", "us-west-004"),
+        ("s3.fr-par.scw.cloud", "fr-par"),
+        ("b.nyc3.digitaloceanspaces.com", "nyc3"),
+        ("x.r2.cloudflarestorage.com", "auto"),
+        ("s3api-eu-ro-1.runpod.io", "EU-RO-1"),
+        ("s3.company.example", "us-east-1"),
+        ("minio:9000", "us-east-1"),
+    ],
+)
+def test_the_region_is_read_from_the_stores_name(host: str, region: str) -> None:
+    assert region_of(host) == region
+    signed = Bucket(f"https://{host}/b", ACCESS, SECRET).signed("GET", "k", 60)
+    assert f"%2F{region}%2Fs3%2F" in signed
+    fixed = Bucket(f"https://{host}/b", ACCESS, SECRET, region="moon-1").signed("GET", "k", 60)
+    assert "%2Fmoon-1%2Fs3%2F" in fixed
+
+
+def test_a_bucket_shows_no_secret() -> None:
+    assert SECRET not in repr(Bucket("https://store.test/b", ACCESS, SECRET))
