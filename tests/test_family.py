@@ -1,0 +1,217 @@
+"""One warm model serves every schedule in any order, and no picture depends on the one before."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+from worker import boot, settings
+from worker.engine.sampler import noise
+from worker.errors import BadPicture, CudaOutOfMemory, DeviceLost, LoraNotApplied
+from worker.families import Generation, Phase
+from worker.families.qwen_image import QwenImage
+
+
+class Listener:
+    """Records what a running picture tells, and stops it where it is told to."""
+
+    def __init__(self, stop_at: tuple[Phase, int] | None = None) -> None:
+        self.reports: list[tuple[Phase, int, int]] = []
+        self._stop_at = stop_at
+
+    def report(self, phase: Phase, step: int, steps: int) -> None:
+        """Record, and raise InterruptedError at the step to stop at."""
+        self.reports.append((phase, step, steps))
+        if (phase, step) == self._stop_at:
+            raise InterruptedError
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, QwenImage]]:
+    """The embedded pair, opened as a worker opens it."""
+    home = tmp_path_factory.mktemp("home")
+    opened: Any = boot.boot(settings.read({"MODEL": "tiny", "MODEL_DIR": str(home)}))
+    yield {name: opened.take(name) for name in ("tiny-image", "tiny-edit")}
+    for name in ("tiny-image", "tiny-edit"):
+        opened.take(name).release()
+
+
+PROMPTS = ("a small red circle on a blue background", "a large green star on a white background")
+TEXT = Generation(
+    task="text-to-image",
+    prompt=PROMPTS[0],
+    negative_prompt=None,
+    references=(),
+    width=96,
+    height=96,
+    steps=8,
+    true_cfg_scale=1.0,
+    lightning=True,
+    seed=5,
+)
+REFERENCE = Image.linear_gradient("L").resize((96, 96)).convert("RGB")
+EDIT = replace(TEXT, task="edit", prompt="make it blue", references=(REFERENCE,))
+BASE: Any = {"lightning": False, "negative_prompt": " ", "true_cfg_scale": 4.0, "steps": 5}
+
+
+def drawn(model: QwenImage, generation: Generation) -> bytes:
+    """Draw one picture and return its pixels."""
+    return model.generate(generation, Listener()).image.tobytes()
+
+
+def test_any_order_gives_the_same_pictures(models: dict[str, QwenImage]) -> None:
+    """Eight steps, four steps and base with CFG, in every order of three."""
+    jobs = [TEXT, replace(TEXT, steps=4), replace(TEXT, **BASE), replace(TEXT, prompt=PROMPTS[1])]
+    model = models["tiny-image"]
+    first = [drawn(model, job) for job in jobs]
+    assert len(set(first)) == len(jobs)
+    for order in itertools.permutations(range(len(jobs)), 3):
+        assert [drawn(model, jobs[i]) for i in order] == [first[i] for i in order]
+
+
+def test_edits_share_nothing_either(models: dict[str, QwenImage]) -> None:
+    """A cached prompt or reference changes no picture, and another reference changes it."""
+    model = models["tiny-edit"]
+    other = replace(EDIT, references=(ImageChops.invert(REFERENCE),))
+    two = replace(EDIT, references=(REFERENCE, ImageChops.invert(REFERENCE)))
+    first = [drawn(model, job) for job in (EDIT, other, two)]
+    assert len(set(first)) == 3
+    assert [drawn(model, job) for job in (two, EDIT, other)] == [first[2], first[0], first[1]]
+
+
+def test_a_seed_is_a_picture(models: dict[str, QwenImage]) -> None:
+    """The same seed gives the same bytes, another does not, and 0 and 2**63 - 1 are seeds."""
+    model = models["tiny-image"]
+    seeds = [0, 1, 2**63 - 1]
+    pictures = [drawn(model, replace(TEXT, seed=seed)) for seed in seeds]
+    assert len(set(pictures)) == 3
+    assert [drawn(model, replace(TEXT, seed=seed)) for seed in seeds] == pictures
+
+
+def test_noise_does_not_depend_on_the_batch() -> None:
+    """A seed's noise is drawn by itself."""
+    batch = noise([3, 4], 16, 12, 12, torch.bfloat16)
+    assert torch.equal(batch[1:], noise([4], 16, 12, 12, torch.bfloat16))
+
+
+def test_steps_are_reported_in_order(models: dict[str, QwenImage]) -> None:
+    """Text, reference, then every step of the loop."""
+    listener = Listener()
+    models["tiny-edit"].generate(EDIT, listener)
+    steps = [("denoise", step, 8) for step in range(1, 9)]
+    assert listener.reports == [("text", 1, 1), ("reference", 1, 1), *steps]
+
+
+@pytest.mark.parametrize("stop_at", [("text", 1), ("reference", 1), ("denoise", 3), ("denoise", 8)])
+def test_a_stop_takes_effect_within_a_step(
+    models: dict[str, QwenImage], stop_at: tuple[Phase, int]
+) -> None:
+    """Nothing runs after the report that raised, and the next picture is right."""
+    model = models["tiny-edit"]
+    expected = drawn(model, EDIT)
+    listener = Listener(stop_at)
+    with pytest.raises(InterruptedError):
+        model.generate(EDIT, listener)
+    assert listener.reports[-1][:2] == stop_at
+    assert drawn(model, EDIT) == expected
+
+
+def test_nan_latents_are_a_bad_picture(models: dict[str, QwenImage]) -> None:
+    """A model that breaks down is an error, not a black success; the next picture is right."""
+    model = models["tiny-image"]
+    expected = drawn(model, TEXT)
+    bias = model._parts.transformer.proj_out.bias
+    kept = bias.detach().clone()
+    with torch.no_grad():
+        bias.fill_(float("nan"))
+    with pytest.raises(BadPicture):
+        model.generate(TEXT, Listener())
+    with torch.no_grad():
+        bias.copy_(kept)
+    assert drawn(model, TEXT) == expected
+
+
+class Failing:
+    """A transformer that raises the device's errors for the first `times` forwards."""
+
+    def __init__(self, real: Any, error: Exception, times: int) -> None:
+        self._real, self._error, self._left = real, error, times
+
+    def __call__(self, **given: Any) -> Any:
+        """Fail, or run the real one."""
+        if self._left > 0:
+            self._left -= 1
+            raise self._error
+        return self._real(**given)
+
+
+def test_out_of_memory_is_tried_once_again(
+    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once is survived; twice is CUDA_OUT_OF_MEMORY; and the next job is right."""
+    model = models["tiny-image"]
+    expected = drawn(model, TEXT)
+    real = model._parts.transformer
+    for times in (1, 2):
+        failing = Failing(real, torch.OutOfMemoryError("full"), times)
+        monkeypatch.setattr(model._parts, "transformer", failing)
+        if times == 1:
+            # 96x96 is smaller than a tile: the second try gives the very same picture
+            assert drawn(model, TEXT) == expected
+        else:
+            with pytest.raises(CudaOutOfMemory):
+                model.generate(TEXT, Listener())
+    monkeypatch.setattr(model._parts, "transformer", real)
+    assert drawn(model, TEXT) == expected
+    assert not model._parts.vae.use_tiling
+
+
+def test_a_lost_device_is_fatal(
+    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CUDA context cannot be mended in this process."""
+    model = models["tiny-image"]
+    failing = Failing(model._parts.transformer, torch.AcceleratorError("lost"), 9)
+    monkeypatch.setattr(model._parts, "transformer", failing)
+    with pytest.raises(DeviceLost) as caught:
+        model.generate(TEXT, Listener())
+    assert caught.value.fatal
+
+
+def test_lightning_without_its_lora_is_an_error(models: dict[str, QwenImage]) -> None:
+    """Never a silent base picture."""
+    with pytest.raises(LoraNotApplied):
+        models["tiny-image"].generate(replace(TEXT, steps=6), Listener())
+
+
+@pytest.mark.parametrize(
+    ("reference", "output", "encoded"),
+    [
+        ((96, 96), (96, 96), (96, 96)),
+        ((192, 192), (64, 64), (64, 64)),  # the same aspect: the output's size, nothing shifts
+        ((300, 100), (96, 96), (160, 64)),  # another: its own aspect at the model's area
+    ],
+)
+def test_references_are_encoded_aligned_with_the_output(
+    models: dict[str, QwenImage],
+    reference: tuple[int, int],
+    output: tuple[int, int],
+    encoded: tuple[int, int],
+) -> None:
+    """A reference of the output's aspect has the output's size to the pixel."""
+    generation = replace(EDIT, width=output[0], height=output[1])
+    assert models["tiny-edit"].reference_size(Image.new("RGB", reference), generation) == encoded
+
+
+def test_a_released_model_is_gone(tmp_path: Path) -> None:
+    """Its modules are dropped, so that another model has the room."""
+    opened: Any = boot.boot(settings.read({"MODEL": "tiny-image", "MODEL_DIR": str(tmp_path)}))
+    model = opened.take("tiny-image")
+    model.release()
+    with pytest.raises(AttributeError):
+        model.generate(TEXT, Listener())
