@@ -1,0 +1,332 @@
+"""What the worker adds around the model for one 1024 x 1024 edit: phase by phase, and in all.
+
+    python bench/overhead.py [--jobs 200] [--out bench/results/overhead.json]
+
+Every job fetches a reference picture from a loopback site, and a stand-in family returns a fixed
+noisy picture at once, so that what is left is the worker's own. Beside it the same job is done the
+naive way: requests, Pillow's defaults at the same quality, json, all of it in the handler's thread.
+The two take turns, so that whatever else the machine does falls on both. The event loop's lag is
+how late a 2 ms tick comes while jobs run. Prints tables and writes the figures as JSON.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import functools
+import http.server
+import io
+import json
+import math
+import multiprocessing
+import platform
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Self
+
+import requests
+from PIL import Image
+
+from worker import geometry, log, reply, settings
+from worker.families import Control, Drawn, Generation, Served
+from worker.media import images
+from worker.media.deliver import Encoded, deliver
+from worker.media.fetch import fetch_all
+from worker.request import OutputFormat, Request, parse
+from worker.serve import Worker
+
+SIDE: Final = 1024
+QUALITY: Final = 95
+TICK_S: Final = 0.002
+FORMATS: Final[tuple[OutputFormat, ...]] = ("png", "jpeg", "webp")
+RESULTS: Final = Path(__file__).parent / "results"
+SERVED: Final = Served(
+    id="standin",
+    repository="bench/standin",
+    revision="local",
+    precision="none",
+    licence="apache-2.0",
+    tasks=("text-to-image", "edit"),
+    steps=8,
+    true_cfg_scale=1.0,
+    negative_prompt=" ",
+    lightning_steps=(),
+    area=SIDE * SIDE,
+    max_pixels=SIDE * SIDE,
+    max_references=3,
+    sizes={},
+)
+
+Samples = dict[str, list[float]]
+
+
+def noisy_picture(seed: int) -> Image.Image:
+    """Return a picture that compresses like a photograph: soft shapes under fine noise."""
+    rng = random.Random(seed)
+    shapes = Image.frombytes("RGB", (24, 24), rng.randbytes(3 * 24 * 24))
+    soft = shapes.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    noise = Image.frombytes("RGB", (SIDE, SIDE), rng.randbytes(3 * SIDE * SIDE))
+    return Image.blend(soft, noise, 0.05)
+
+
+class StandIn:
+    """A model that returns its picture at once."""
+
+    served = SERVED
+
+    def __init__(self, picture: Image.Image) -> None:
+        self._picture = picture
+
+    def generate(self, generation: Generation, control: Control) -> Drawn:
+        """Return the fixed picture."""
+        control.report("denoise", generation.steps, generation.steps)
+        return Drawn(self._picture, False, {})
+
+    def release(self) -> None:
+        """Hold nothing, free nothing."""
+
+
+class StandIns:
+    """The models of a worker that has the stand-in alone."""
+
+    served = (SERVED,)
+
+    def __init__(self, picture: Image.Image) -> None:
+        self._model = StandIn(picture)
+
+    def take(self, model_id: str) -> StandIn:
+        """Return the stand-in."""
+        assert model_id == SERVED.id
+        return self._model
+
+    def health(self) -> Mapping[str, object]:
+        """Tell nothing."""
+        return {}
+
+
+def _serve(folder: str, port: Any) -> None:
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    handler = functools.partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        port.put(server.server_port)
+        server.serve_forever()
+
+
+@contextlib.contextmanager
+def site(data: bytes) -> Iterator[int]:
+    """Serve /reference.png on loopback from a process of its own; yield the port."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "reference.png").write_bytes(data)
+        ports: Any = context.Queue()
+        process = context.Process(target=_serve, args=(folder, ports), daemon=True)
+        process.start()
+        try:
+            yield ports.get(timeout=60)
+        finally:
+            process.kill()
+            process.join()
+
+
+class Lag:
+    """How late the event loop's ticks come, in milliseconds; an async context manager."""
+
+    def __init__(self) -> None:
+        self.most = 0.0
+
+    async def _tick(self) -> None:
+        while True:
+            due = time.perf_counter() + TICK_S
+            await asyncio.sleep(TICK_S)
+            self.most = max(self.most, (time.perf_counter() - due) * 1000)
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._tick())
+        await asyncio.sleep(TICK_S)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.sleep(TICK_S)
+        self._task.cancel()
+
+
+class Clock:
+    """Milliseconds by phase, one sample a job."""
+
+    def __init__(self) -> None:
+        self.samples: Samples = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time one phase of one job."""
+        start = time.perf_counter()
+        yield
+        self.samples.setdefault(name, []).append((time.perf_counter() - start) * 1000)
+
+
+async def by_phase(
+    job_input: dict[str, Any], picture: Image.Image, chosen: settings.Settings, clock: Clock
+) -> None:
+    """Do the worker's work in the worker's way, each phase timed by itself."""
+    with clock.phase("parse"):
+        request = parse(job_input, (SERVED,), chosen)
+    assert isinstance(request, Request)
+    with clock.phase("fetch"):
+        (data,) = await fetch_all(request.sources, chosen)
+    with clock.phase("decode"):
+        reference = await asyncio.to_thread(images.decode, data)
+    dimensions = geometry.dimensions(request, [reference.size])
+    assert (dimensions.width, dimensions.height) == (SIDE, SIDE)
+    with clock.phase(f"encode {request.output_format}"):
+        encoded = await asyncio.to_thread(
+            images.encode, picture, request.output_format, request.output_quality, {}
+        )
+    mime_type = images.MIME_TYPES[request.output_format]
+    with clock.phase(f"base64 {request.output_format}"):
+        entries = await deliver(
+            [Encoded(encoded, mime_type, SIDE, SIDE, request.seed)],
+            request.response_format,
+            upload_urls=(),
+            s3_config=None,
+            job_id="bench",
+            settings=chosen,
+        )
+    with clock.phase(f"reply {request.output_format}"):
+        output = reply.success(
+            request,
+            entries,
+            lightning_enabled=False,
+            timings_ms={},
+            peak_vram_mb=0,
+            adjusted=dimensions.adjusted,
+        )
+        await asyncio.to_thread(reply.measure, output, chosen.max_reply_bytes)
+
+
+async def naive(job_input: dict[str, Any], picture: Image.Image, clock: Clock) -> None:
+    """Do the same job as a first handler would: one thread, Pillow's defaults, no checks."""
+    output_format = job_input["output_format"]
+    with clock.phase("fetch"):
+        data = requests.get(job_input["image_url"], timeout=20).content  # noqa: ASYNC210 - naive
+    with clock.phase("decode"):
+        Image.open(io.BytesIO(data)).convert("RGB")
+    with clock.phase(f"encode {output_format}"):
+        buffer = io.BytesIO()
+        quality = {} if output_format == "png" else {"quality": QUALITY}
+        picture.save(buffer, output_format.upper(), **quality)
+    with clock.phase(f"base64 {output_format}"):
+        text = base64.b64encode(buffer.getvalue()).decode()
+    with clock.phase(f"reply {output_format}"):
+        json.dumps({"images": [{"base64": text, "seed": job_input["seed"]}]})
+
+
+async def measured(
+    work: Callable[[], Awaitable[Any]], name: str, clock: Clock, lags: dict[str, float]
+) -> None:
+    """Time one whole job and note the worst lag of the event loop beside it."""
+    async with Lag() as lag:
+        with clock.phase(name):
+            await work()
+    lags[name] = max(lags.get(name, 0.0), lag.most)
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Return the smallest value that `share` of all do not exceed (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+async def run(jobs: int, output_format: OutputFormat, port: int) -> dict[str, Any]:
+    """Do `jobs` jobs of one format each way, in turns; return milliseconds."""
+    chosen = settings.read({"ALLOWED_IMAGE_NETWORKS": f"127.0.0.1/32:{port}"})
+    picture = noisy_picture(2)
+    worker = Worker(chosen, StandIns(picture))
+    ours, theirs, whole, lags = Clock(), Clock(), Clock(), dict[str, float]()
+    for index in range(jobs + 3):
+        if index == 3:  # the first jobs import and connect
+            ours, theirs, whole, lags = Clock(), Clock(), Clock(), {}
+        job_input = {
+            "prompt": "the same cat with a hat",
+            "image_url": f"http://127.0.0.1:{port}/reference.png",
+            "seed": index,
+            "output_format": output_format,
+            "output_quality": QUALITY,
+        }
+        await by_phase(job_input, picture, chosen, ours)
+        job = {"id": f"job-{index}", "input": job_input}
+        await measured(functools.partial(worker.handle, job), "worker", whole, lags)
+        await measured(functools.partial(naive, job_input, picture, theirs), "naive", whole, lags)
+    answer = await worker.handle({"id": "last", "input": job_input})
+    assert "error" not in answer, answer
+    return {
+        "worker_phases_ms": summary(ours.samples),
+        "naive_phases_ms": summary(theirs.samples),
+        "whole_job_ms": summary(whole.samples),
+        "event_loop_lag_max_ms": {name: round(most, 1) for name, most in lags.items()},
+        "picture_bytes": len(base64.b64decode(answer["images"][0]["base64"])),
+    }
+
+
+def summary(samples: Samples) -> dict[str, dict[str, float]]:
+    """Return p50 and p99 of every phase."""
+    return {
+        name: {"p50": round(statistics.median(v), 2), "p99": round(percentile(v, 0.99), 2)}
+        for name, v in samples.items()
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine without its name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        cpu = platform.machine()
+    return {
+        "cpu": cpu,
+        "cores": multiprocessing.cpu_count(),
+        "python": platform.python_version(),
+        "pillow": version("pillow"),
+    }
+
+
+def table(result: Mapping[str, Any]) -> None:
+    """Print one format's figures."""
+    print(f"{'ms':<14}{'worker p50':>12}{'p99':>9}{'naive p50':>12}{'p99':>9}")
+    ours, theirs = result["worker_phases_ms"], result["naive_phases_ms"]
+    whole = result["whole_job_ms"]
+    rows = [(name, ours[name], theirs.get(name)) for name in ours]
+    for name, mine, other in [*rows, ("whole job", whole["worker"], whole["naive"])]:
+        cells = f"{other['p50']:>12.1f}{other['p99']:>9.1f}" if other else f"{'-':>12}{'-':>9}"
+        print(f"{name:<14}{mine['p50']:>12.1f}{mine['p99']:>9.1f}{cells}")
+    lag = result["event_loop_lag_max_ms"]
+    print(f"{'loop lag, max':<14}{lag['worker']:>12.1f}{'':>9}{lag['naive']:>12.1f}\n")
+
+
+def main() -> None:
+    """Run the bench."""
+    parser = argparse.ArgumentParser(description="What the worker adds around the model.")
+    parser.add_argument("--jobs", type=int, default=200, help="jobs for each format")
+    parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json", help="results")
+    given = parser.parse_args()
+    log.configure("ERROR")
+    data = images.encode(noisy_picture(1), "png")
+    results = {"jobs": given.jobs, "machine": machine(), "reference_bytes": len(data)}
+    with site(data) as port:
+        for output_format in FORMATS:
+            results[output_format] = asyncio.run(run(given.jobs, output_format, port))
+            table(results[output_format])
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
