@@ -7,6 +7,7 @@ What is wrong in runpod 1.12 (rp_scale.JobScaler) and is mended here:
 - A cancel is not heard any more while the last jobs finish, and is lost for a job that was taken
   but has not started; a task cancelled before its first step counts as in progress for ever.
 - A slot that is full is looked at once a second, so each job costs up to an idle second.
+- A result is given up at the first dropped connection (worker.post).
 - A malformed entry in a batch ends the process; one without an input is dropped without an answer;
   and a platform that answers 500 is asked again without a pause.
 """
@@ -23,6 +24,7 @@ from runpod.http_client import AsyncClientSession, get_auth_header
 from runpod.serverless.modules import rp_http, rp_job, rp_scale
 
 from worker import log
+from worker.post import transmit
 from worker.take import Job, Taker
 
 # How long the cancel of a job that has not started is remembered; the same id may come back later.
@@ -165,8 +167,10 @@ def install(made: Callable[[GuardedScaler], None]) -> None:
     Raises RuntimeError when the SDK is not built as the guard expects.
     """
     missing = [name for name in MEMBERS if not callable(getattr(rp_scale.JobScaler, name, None))]
+    if not callable(getattr(rp_http, "_transmit", None)):
+        missing.append("_transmit")
     if missing:
-        raise RuntimeError(f"this runpod has no JobScaler.{missing[0]}: its loop cannot be guarded")
+        raise RuntimeError(f"this runpod has no {missing[0]}: its loop cannot be guarded")
 
     def make(config: dict[str, Any]) -> GuardedScaler:
         scaler = GuardedScaler(config)
@@ -174,3 +178,4 @@ def install(made: Callable[[GuardedScaler], None]) -> None:
         return scaler
 
     rp_scale.JobScaler = make
+    rp_http._transmit = transmit  # noqa: SLF001 - send_result calls it; the only place to mend

@@ -41,8 +41,9 @@ class Slow:
 
 
 Fault = int | str | Slow
-"""A status code; "garbage" (not JSON), "html", "drop" (close the connection); for job-take also
-"no-input", "no-id" and "list" (the job in a list of one, with a stray word beside it); or Slow."""
+"""A status code; "garbage" (not JSON), "html", "drop" (close the connection); or Slow. When a job
+is handed out: "no-input", "no-id", "list" (in a list, beside a stray word) or "cancelled" (the
+stop signal overtakes the job)."""
 
 
 @dataclass(slots=True)
@@ -177,7 +178,7 @@ class Pod:
         self._call(cancel())
 
     def misbehave(self, kind: str, *faults: Fault) -> None:
-        """Break the next requests of a kind: job-take, job-stop, job-done, progress or ping."""
+        """Break the next requests: job-take, hand, job-stop, job-done, progress or ping."""
 
         async def add() -> None:
             self._faults.setdefault(kind, deque()).extend(faults)
@@ -193,7 +194,7 @@ class Pod:
                 if left <= 0:
                     seen = ", ".join(f"{e.kind} {e.job or ''}".strip() for e in self.events[-40:])
                     raise TimeoutError(f"not in {timeout_s} s; the platform saw: {seen}")
-                self._changed.wait(left)
+                self._changed.wait(min(left, 0.02))  # what it asks may be in the worker's log
             return value
 
     def answer(self, job_id: str, timeout_s: float = 20.0) -> Job:
@@ -322,23 +323,28 @@ class Pod:
                 return web.Response(status=204)
         handed = [self._queue.popleft() for _ in range(min(wanted, len(self._queue)))]
         told = [{"id": job_id, **self.jobs[job_id].body} for job_id in handed]
-        if fault in ("no-input", "no-id"):
-            told[0].pop(fault.removeprefix("no-"))
         payload: Any = told if batch else told[0]
-        if fault == "list":
+        fault = self._next_fault("hand")
+        if fault in ("no-input", "no-id"):
+            told[0].pop(str(fault).removeprefix("no-"))
+        elif fault == "list":
             payload = [*told, "stray"]
-        return await self._hand(request, handed, payload)
+        return await self._hand(request, handed, payload, cancelled=fault == "cancelled")
 
     async def _hand(
-        self, request: web.Request, handed: list[str], payload: Any
+        self, request: web.Request, handed: list[str], payload: Any, *, cancelled: bool
     ) -> web.StreamResponse:
         worker = request.match_info["worker"]
         for job_id in handed:
             job = self.jobs[job_id]
             job.status, job.worker, job.taken = "IN_PROGRESS", worker, time.monotonic()
             self._record("taken", job_id)
+            if cancelled:
+                self._cancel(job)
         response = web.json_response(payload)
         try:
+            while cancelled and not self.seen("stop", handed[-1]):  # noqa: ASYNC110 - for one test
+                await asyncio.sleep(0.01)
             await response.prepare(request)
             await response.write_eof()
             if request.transport is None or request.transport.is_closing():
@@ -461,12 +467,17 @@ class Pod:
             raise web.HTTPNotFound(text=json.dumps({"error": "job not found"}))
         return job
 
-    async def _fault(self, kind: str, request: web.Request) -> web.Response | Fault | None:
+    def _next_fault(self, kind: str) -> Fault | None:
         waiting = self._faults.get(kind)
         if not waiting:
             return None
-        fault = waiting.popleft()
-        self._record("fault", data=(kind, fault))
+        self._record("fault", data=(kind, waiting[0]))
+        return waiting.popleft()
+
+    async def _fault(self, kind: str, request: web.Request) -> web.Response | Fault | None:
+        fault = self._next_fault(kind)
+        if fault is None:
+            return None
         match fault:
             case Slow(seconds):
                 await asyncio.sleep(seconds)

@@ -1,0 +1,53 @@
+"""Post a job's result until the platform has it."""
+
+from http import HTTPStatus
+from typing import Final
+
+import aiohttp
+import stamina
+
+from worker import log
+
+TOTAL_S: Final = 120.0
+ATTEMPT_S: Final = 60.0  # 20 MB at 3 Mbit/s
+LONGEST_WAIT_S: Final = 10.0
+AGAIN: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
+
+
+class _TryAgainError(Exception):
+    """The platform did not take the result, and may take it later."""
+
+
+async def transmit(session: aiohttp.ClientSession, url: str, body: str) -> None:
+    """Post a result, again and again for TOTAL_S where that may help; never raises but cancelled.
+
+    The SDK's own (rp_http._transmit of runpod 1.12) tries three times after a 5xx, but gives a
+    result up at the first dropped connection, timeout or 429.
+    """
+    try:
+        async for attempt in stamina.retry_context(
+            on=_TryAgainError,
+            attempts=None,
+            timeout=TOTAL_S,
+            wait_initial=0.5,
+            wait_max=LONGEST_WAIT_S,
+            wait_jitter=0.5,
+        ):
+            with attempt:
+                await _once(session, url, body.encode())
+    except _TryAgainError as error:
+        log.get().error("answer lost", reason=str(error))
+
+
+async def _once(session: aiohttp.ClientSession, url: str, body: bytes) -> None:
+    timeout = aiohttp.ClientTimeout(total=ATTEMPT_S)
+    headers = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded"}
+    try:
+        async with session.post(url, data=body, headers=headers, timeout=timeout) as response:
+            status = response.status
+    except (aiohttp.ClientError, OSError) as error:
+        raise _TryAgainError(type(error).__name__) from error
+    if status in AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise _TryAgainError(f"status {status}")
+    if status >= HTTPStatus.BAD_REQUEST:
+        log.get().error("answer refused", status=status, bytes=len(body))

@@ -1,0 +1,184 @@
+"""A stand-in model behind the seam of families, and the script that serves it through the SDK.
+
+A prompt is a script of words, done in order; what is left makes a noisy picture at once:
+    steps=N         denoise in N steps (default 2)
+    pause=S         S seconds before each step
+    hold=PHASE[:K]  wait in that phase (text, denoise, decode), before step K ends ...
+    gate=NAME       ... for the gate of this name to open
+    nan oom lost bug slow-text   BadPicture; CudaOutOfMemory; DeviceLost; a bug; many text reports
+    big             noise that does not compress, 1024 x 1024 whatever the size
+Environment: STANDIN_GATES (a folder for hold), STANDIN_BOOT_S (seconds), STANDIN_BOOT (gated, full,
+hub, bug: how the start fails), STANDIN_REFUSE_S.
+"""
+
+import os
+import random
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from worker import log, loop, settings
+from worker.errors import (
+    BadPicture,
+    CudaOutOfMemory,
+    DeviceLost,
+    HubUnreachable,
+    InvalidSettings,
+    VolumeFull,
+    WeightsUnavailable,
+)
+from worker.families import Control, Drawn, Generation, Phase, Served
+from worker.settings import Settings
+
+COMMAND = (sys.executable, __file__)
+GATES = Path(os.environ.get("STANDIN_GATES", "."))
+SERVED = Served(
+    id="standin",
+    repository="tests/standin",
+    revision="local",
+    precision="bf16",
+    licence="apache-2.0",
+    tasks=("text-to-image", "edit"),
+    steps=4,
+    true_cfg_scale=1.0,
+    negative_prompt=" ",
+    lightning_steps=(),
+    area=64 * 64,
+    max_pixels=2048 * 2048,
+    max_references=3,
+    sizes={"1:1": (64, 64)},
+)
+
+
+class Gate:
+    """A place where the stand-in waits for the test, in a folder that both see."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self._reached, self._open = folder / f"{name}.reached", folder / f"{name}.open"
+
+    def wait(self) -> None:
+        """Tell that it is reached and wait until it is open."""
+        self._reached.touch()
+        while not self._open.exists():
+            time.sleep(0.005)
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the stand-in waits there, or did."""
+        return self._reached.exists()
+
+    def open(self) -> None:
+        """Let the stand-in go on."""
+        self._open.touch()
+
+
+class Script:
+    """What a prompt asks for."""
+
+    def __init__(self, prompt: str) -> None:
+        words = prompt.split()
+        values = dict(word.split("=", 1) for word in words if "=" in word)
+        self.words = frozenset(words)
+        self.steps = int(values.get("steps", "2"))
+        self.pause = float(values.get("pause", "0"))
+        phase, _, step = values.get("hold", "").partition(":")
+        self.hold = (phase, int(step or "1"))
+        self.gate = Gate(GATES, values.get("gate", "gate"))
+
+    def reach(self, phase: Phase, step: int, control: Control, steps: int) -> None:
+        """Do one step of a phase: hold, pause, report."""
+        if self.hold == (phase, step):
+            self.gate.wait()
+        time.sleep(self.pause)
+        control.report(phase, step, steps)
+
+
+class StandIn:
+    """A model that draws noise and fails as it is told."""
+
+    served = SERVED
+
+    def generate(self, generation: Generation, control: Control) -> Drawn:
+        """Draw noise of the generation's seed, or do what the prompt says."""
+        script = Script(generation.prompt)
+        log.get().info("standin begins", seed=generation.seed)
+        try:
+            return self._generate(generation, control, script)
+        finally:
+            log.get().info("standin ends", seed=generation.seed)
+
+    def _generate(self, generation: Generation, control: Control, script: Script) -> Drawn:
+        start = time.monotonic()
+        for step in range(1, 1 + (200 if "slow-text" in script.words else 1)):
+            script.reach("text", step, control, 200 if "slow-text" in script.words else 1)
+        for step in range(1, script.steps + 1):
+            script.reach("denoise", step, control, script.steps)
+        if "nan" in script.words:
+            raise BadPicture("the model's picture has values that are not numbers")
+        if "oom" in script.words:
+            raise CudaOutOfMemory("the device ran out of memory; ask for a smaller picture")
+        if "lost" in script.words:
+            raise DeviceLost("the device stopped answering; this worker will be replaced")
+        if "bug" in script.words:
+            raise KeyError("/root/secret/place on host gpu-7.internal")
+        if script.hold[0] == "decode":
+            script.gate.wait()
+        size = (1024, 1024) if "big" in script.words else (generation.width, generation.height)
+        rng = random.Random(f"{generation.seed} {generation.prompt}")
+        image = Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1]))
+        return Drawn(image, False, {"denoise": (time.monotonic() - start) * 1000})
+
+    def release(self) -> None:
+        """Hold nothing, free nothing."""
+
+
+class StandIns:
+    """The models of a worker that serves the stand-in alone."""
+
+    served = (SERVED,)
+
+    def __init__(self) -> None:
+        self._model = StandIn()
+
+    def take(self, model_id: str) -> StandIn:
+        """Return the stand-in."""
+        assert model_id == SERVED.id
+        return self._model
+
+    def health(self) -> Mapping[str, object]:
+        """Tell that it is there."""
+        return {"resident": [SERVED.id]}
+
+
+def boot(chosen: Settings) -> StandIns:
+    """Start after STANDIN_BOOT_S seconds, or fail as STANDIN_BOOT says."""
+    time.sleep(float(os.environ.get("STANDIN_BOOT_S", "0")))
+    match os.environ.get("STANDIN_BOOT"):
+        case "gated":
+            raise WeightsUnavailable("standin is gated: accept its licence and set HF_TOKEN")
+        case "full":
+            raise VolumeFull("the volume is full: 3.1 GB are missing")
+        case "hub":
+            raise HubUnreachable("the hub did not answer")
+        case "bug":
+            raise KeyError("/root/secret/place")
+    log.get().info("standin booted", images=len(chosen.model))
+    return StandIns()
+
+
+def main() -> int:
+    """Serve the stand-in as handler.py serves a model."""
+    refuse_s = float(os.environ.get("STANDIN_REFUSE_S", "300"))
+    try:
+        chosen = settings.read()
+    except InvalidSettings as error:
+        return loop.refuse(error, refuse_s=refuse_s)
+    return loop.run(chosen, boot, refuse_s=refuse_s)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
