@@ -32,6 +32,7 @@ MANIFEST: Final = "manifest.json"
 BUNDLES: Final = "bundles"
 COMPONENTS: Final = "components"
 DAMAGED: Final = ".damaged-"
+ADAPTER: Final = "adapter"
 LIBRARIES: Final = ("torch", "diffusers", "transformers", "bitsandbytes", "safetensors")
 HASHING_THREADS: Final = 8
 # A manifest may come from a repository: no name in it may lead out of its folder.
@@ -74,11 +75,11 @@ class Component(_Record):
 
 
 class LoraRecord(_Record):
-    """Where a Lightning LoRA came from."""
+    """Where a Lightning LoRA came from; `digest` is "sha256:..." as its hub recorded it."""
 
     repository: str
     filename: str
-    sha256: str
+    digest: str
 
 
 class Bundle(_Record):
@@ -203,6 +204,17 @@ def verify(folder: Path, level: Literal["sizes", "full"] = "sizes") -> Verified:
         verify_component(place, part, level)
         parts[role] = (place, part)
     return Verified(folder, bundle, parts)
+
+
+def fault(folder: Path) -> str | None:
+    """Say why a folder is no bundle that can be opened; None when it is one."""
+    try:
+        verify(folder)
+    except Damaged as error:
+        return error.message
+    except OSError:
+        return "has no bundle"
+    return None
 
 
 def verify_component(place: Path, part: Component, level: Literal["sizes", "full"]) -> None:

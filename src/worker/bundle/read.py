@@ -1,0 +1,155 @@
+"""Safetensors files into tensors on the device: several ranges at once, no second copy."""
+
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import torch
+from torch import Tensor
+
+from worker.bundle.format import Damaged
+from worker.bundle.tensors import Entry, header_of
+
+# Tensors from this size on are read into their own memory; runs of smaller ones in one go.
+BIG_BYTES: Final = 1 << 20
+# One request to the disk; a network volume answers several at once faster than one after another.
+RANGE_BYTES: Final = 16 << 20
+THREADS: Final = 8
+
+
+@dataclass(slots=True)
+class _File:
+    """A file on its way: where each tensor will be, and what must be done before it is."""
+
+    path: Path
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    ranges: list[Future[Any]] = field(default_factory=list)
+
+
+class Reader:
+    """Read safetensors files from threads while the caller does other things, such as imports.
+
+    Tensors of a MiB and more are read straight into memory of their own: on a CPU into the tensor
+    itself, on CUDA through two pinned buffers a thread. Smaller ones come as views of one block on
+    the CPU. Use it as a context manager.
+    """
+
+    def __init__(self, device: torch.device, threads: int = THREADS) -> None:
+        self._device = device
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
+        self._files: dict[Path, _File] = {}
+        self._own = threading.local()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def start(self, path: Path) -> None:
+        """Begin to read a file."""
+        file = _File(path)
+        entries = sorted(header_of(path).items(), key=lambda item: item[1].start)
+        run: list[tuple[str, Entry]] = []
+        for name, entry in entries:
+            if entry.end - entry.start < BIG_BYTES:
+                run.append((name, entry))
+                continue
+            self._run(file, run)
+            run = []
+            place = torch.empty(entry.end - entry.start, dtype=torch.uint8, device=self._device)
+            file.tensors[name] = place.view(entry.dtype).reshape(entry.shape)
+            self._read(file, place, entry.start)
+        self._run(file, run)
+        self._files[path] = file
+
+    def take(self, path: Path) -> dict[str, Tensor]:
+        """Wait for a file and return its tensors; raises Damaged when it ends too early."""
+        file = self._files.pop(path)
+        for future in file.ranges:
+            event = future.result()
+            if event is not None:
+                event.synchronize()
+        return file.tensors
+
+    def _run(self, file: _File, run: Sequence[tuple[str, Entry]]) -> None:
+        """Read neighbouring small tensors in one go; they stay on the CPU."""
+        if not run:
+            return
+        base = run[0][1].start
+        block = torch.empty(run[-1][1].end - base, dtype=torch.uint8)
+        for name, entry in run:
+            part = block[entry.start - base : entry.end - base]
+            file.tensors[name] = part.view(entry.dtype).reshape(entry.shape)
+        self._read(file, block, base)
+
+    def _read(self, file: _File, place: Tensor, offset: int) -> None:
+        for start in range(0, len(place), RANGE_BYTES):
+            piece = place[start : start + RANGE_BYTES]
+            file.ranges.append(self._pool.submit(self._range, file.path, piece, offset + start))
+
+    def _range(self, path: Path, piece: Tensor, offset: int) -> Any:
+        if piece.device.type == "cpu":
+            _fill(path, piece, offset)
+            return None
+        return self._through_pinned(path, piece, offset)
+
+    def _through_pinned(self, path: Path, piece: Tensor, offset: int) -> Any:
+        """Read into one of this thread's two pinned buffers and copy from it on its own stream."""
+        own = self._own
+        if not hasattr(own, "stream"):
+            own.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            own.stream.wait_stream(torch.cuda.default_stream(self._device))
+            own.buffers = [
+                torch.empty(RANGE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)
+            ]
+            own.events = [None, None]
+            own.turn = 0
+        own.turn = 1 - own.turn
+        if own.events[own.turn] is not None:
+            own.events[own.turn].synchronize()
+        pinned = own.buffers[own.turn][: len(piece)]
+        _fill(path, pinned, offset)
+        with torch.cuda.stream(own.stream):
+            piece.copy_(pinned, non_blocking=True)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            event.record(own.stream)
+        own.events[own.turn] = event
+        return event
+
+
+def _fill(path: Path, place: Tensor, offset: int) -> None:
+    """Read exactly as many bytes as `place` (uint8, on the CPU) has, from `offset` on."""
+    array: Any = place.numpy()
+    view = memoryview(array)
+    number = os.open(path, os.O_RDONLY)
+    try:
+        while view:
+            count = os.preadv(number, [view], offset)
+            if count == 0:
+                raise Damaged(path.parent, f"{path.name} ends at byte {offset}")
+            view, offset = view[count:], offset + count
+    finally:
+        os.close(number)
+
+
+def read_ahead(files: Sequence[Path]) -> None:
+    """Ask the kernel to read files into its cache, without waiting; for the time imports take."""
+    for path in files:
+        with suppress(OSError):
+            number = os.open(path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(number, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(number)

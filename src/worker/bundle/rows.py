@@ -1,0 +1,129 @@
+"""Modulation rows: computed once from the bf16 weights for every timestep a schedule can pass."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from worker.engine.modulation import STREAMS, RowPart, RowTable, seen
+from worker.errors import Internal
+
+HIGHEST: Final = 1000.0
+# The base schedule ends at shift_terminal (0.02 -> 20); without one, 100 steps of any of the
+# family's shifts end above 1000 / (1 + 99 / e^0.5) = 16.
+LOWEST_WITHOUT_TERMINAL: Final = 10.0
+PREFIX: Final = "time_text_embed."
+
+
+def keys(scheduler: Mapping[str, Any]) -> Tensor:
+    """Return every value that the transformer can see (bf16 [T], ascending) under a schedule.
+
+    They are all bf16 timesteps from the schedule's last to 1000, as `seen`: Lightning's steps end
+    at 300 and lie among them. `scheduler` is scheduler_config.json.
+    """
+    terminal = scheduler.get("shift_terminal")
+    lowest = HIGHEST * terminal if terminal else LOWEST_WITHOUT_TERMINAL
+    # The bits of positive bf16 numbers count up with them.
+    bits = torch.tensor([lowest, HIGHEST]).to(torch.bfloat16).view(torch.int16).tolist()
+    every = torch.arange(bits[0], bits[1] + 1, dtype=torch.int16).view(torch.bfloat16)
+    found: Tensor = torch.unique(seen(every.float()).float())
+    return found.to(torch.bfloat16)
+
+
+class TimeEmbedding:
+    """temb of every key, in the shape that a forward at batch 1 computes it.
+
+    GEMMs of other row counts round differently (seen at M = 1 and M = 2), so each key is computed
+    alone, or as the pair [t, 0] where the transformer has zero_cond_t. `activated` is
+    silu(temb), what every block's layer multiplies: [T, 1 or 2, dim] on `device`.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        config: Mapping[str, Any],
+        wanted: Tensor,
+        device: torch.device,
+    ) -> None:
+        from diffusers.models.transformers import (  # noqa: PLC0415 - takes seconds to import
+            transformer_qwenimage,
+        )
+
+        dim = config["num_attention_heads"] * config["attention_head_dim"]
+        flagged = bool(config.get("use_additional_t_cond", False))
+        module = transformer_qwenimage.QwenTimestepProjEmbeddings(dim, flagged)
+        module.load_state_dict({name.removeprefix(PREFIX): t for name, t in weights.items()})
+        module = module.to(device, torch.bfloat16).eval()
+        self.keys = wanted
+        self.is_pair = bool(config.get("zero_cond_t", False))
+        like = torch.empty(0, dtype=torch.bfloat16, device=device)
+        # The layered pipeline passes 0 for every picture it makes.
+        flag = torch.zeros(1, dtype=torch.long, device=device) if flagged else None
+        rows = []
+        with torch.inference_mode():
+            for key in wanted.to(device):
+                timestep = torch.stack([key, key * 0]) if self.is_pair else key[None]
+                rows.append(functional.silu(module(timestep, like, flag)))
+        self.activated = torch.stack(rows)
+
+    def rows(self, stream: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return one layer's rows bf16 [T, 6 * dim] on the CPU, and its row of t = 0 [6 * dim].
+
+        The latter is None unless it is the image stream of a zero_cond_t transformer; the text
+        stream sees t alone. `weight` [6 * dim, dim] and `bias` are bf16 on the device. Raises
+        Internal when the row of t = 0 depends on its partner.
+        """
+        pair = self.is_pair and stream == STREAMS[0]
+        shown = self.activated if pair else self.activated[:, :1]
+        with torch.inference_mode():
+            rows = torch.stack([functional.linear(temb, weight, bias) for temb in shown])
+        if not pair:
+            return rows[:, 0].cpu(), None
+        zero = rows[0, 1]
+        if not torch.equal(rows[:, 1], zero.expand_as(rows[:, 1])):
+            raise Internal("the modulation of t = 0 differs between timesteps on this device")
+        return rows[:, 0].cpu(), zero.cpu()
+
+
+class Collector:
+    """The rows of one shard's layers, on their way into a file."""
+
+    def __init__(self, embedding: TimeEmbedding, blocks: int) -> None:
+        self._embedding = embedding
+        self._blocks = blocks
+        self._rows: dict[int, Tensor] = {}
+        self._zero: dict[int, Tensor] = {}
+
+    def add(self, block: int, stream: str, weight: Tensor, bias: Tensor) -> None:
+        """Compute one layer's rows; `weight` and `bias` are bf16 on the device."""
+        rows, zero = self._embedding.rows(stream, weight, bias)
+        self._rows[STREAMS.index(stream) * self._blocks + block] = rows
+        if zero is not None:
+            self._zero[block] = zero
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what the file holds, timestep-major; nothing when the shard has no such layer."""
+        if not self._rows:
+            return {}
+        empty = torch.empty(0, next(iter(self._rows.values())).shape[1], dtype=torch.bfloat16)
+        zero = torch.stack(list(self._zero.values())) if self._zero else empty
+        return {
+            "keys": self._embedding.keys,
+            "rows": torch.stack(list(self._rows.values()), dim=1),
+            "slots": torch.tensor(list(self._rows), dtype=torch.int64),
+            "zero": zero,
+            "zero_blocks": torch.tensor(list(self._zero), dtype=torch.int64),
+        }
+
+
+def table(files: list[Mapping[str, Tensor]]) -> RowTable:
+    """Put the files of all shards together; raises Internal when their timesteps differ."""
+    first = files[0]["keys"]
+    if any(not torch.equal(held["keys"], first) for held in files):
+        raise Internal("the files of modulation rows differ in their timesteps")
+    return RowTable(
+        first,
+        tuple(RowPart(f["rows"], f["slots"], f["zero"], f["zero_blocks"]) for f in files),
+    )

@@ -1,0 +1,162 @@
+"""A component with weights, made shard by shard: fetch, transform, write, drop; resumable."""
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import safe_open
+from torch import Tensor
+
+from worker import log
+from worker.bundle import tensors
+from worker.bundle.format import FileRecord
+from worker.bundle.plan import Shard
+from worker.errors import WeightsUnavailable
+from worker.weights import temporary
+from worker.weights.proof import RemoteFile
+from worker.weights.snapshot import Progress, Proven, Snapshot
+
+RECEIPT: Final = ".shard-{:05d}.json"
+# Another worker of the volume may drop a shard between our fetch and our open.
+OPEN_TRIES: Final = 3
+
+# A published tensor's name and a way to read it -> what the bundle holds of it.
+Read = Callable[[str], Tensor]
+# What one shard becomes: stem of a file -> its tensors, on the CPU.
+Transform = Callable[[Shard, Read], Mapping[str, Mapping[str, Tensor]]]
+
+
+class _Stopped(Exception):  # noqa: N818 - it never leaves this file
+    """The component failed: the download ahead of it has no reader any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where shards come from and go: `into` is for downloads, `folder` is the component's."""
+
+    snapshot: Snapshot
+    into: Path
+    folder: Path
+    keep: bool
+    progress: Progress
+
+
+def stream(place: Place, shards: Sequence[Shard], transform: Transform) -> dict[str, FileRecord]:
+    """Make a component's files from its shards and return their records.
+
+    A shard that has a receipt is done. The next one is fetched while this one is transformed, so at
+    most two lie on the disk. Memory holds what one shard becomes; the shard itself is mapped.
+    """
+    with _ahead(place, [s for s in shards if _receipt(place.folder, shards.index(s)) is None]) as (
+        fetched
+    ):
+        for index, shard in enumerate(shards):
+            if _receipt(place.folder, index) is not None:
+                continue
+            start = time.monotonic()
+            records, proven = _made(place, index, shard, fetched, transform)
+            _write_receipt(place.folder, index, records)
+            if proven.disposable and not place.keep:
+                proven.path.unlink(missing_ok=True)
+            log.get().info(
+                "shard prepared",
+                part=place.folder.name,
+                shard=index + 1,
+                shards=len(shards),
+                seconds=round(time.monotonic() - start, 1),
+            )
+    records = {}
+    for index in range(len(shards)):
+        receipt = _receipt(place.folder, index)
+        if receipt is None:
+            raise WeightsUnavailable(f"{place.folder.name}: files vanished while it was prepared")
+        records.update(receipt)
+    return records
+
+
+def forget_receipts(folder: Path) -> None:
+    """Delete the receipts of a component that is published."""
+    for path in folder.glob(".shard-*.json"):
+        path.unlink(missing_ok=True)
+
+
+def _made(
+    place: Place,
+    index: int,
+    shard: Shard,
+    fetched: Callable[[RemoteFile], Proven],
+    transform: Transform,
+) -> tuple[dict[str, FileRecord], Proven]:
+    for attempt in range(OPEN_TRIES):
+        proven = fetched(shard.file)
+        try:
+            with safe_open(proven.path, framework="pt") as file:
+                made = transform(shard, file.get_tensor)
+                records = {}
+                for stem, held in made.items():
+                    if held:
+                        name, record = tensors.write(place.folder, f"{stem}-{index:05d}", held)
+                        records[name] = record
+                return records, proven
+        except FileNotFoundError:
+            if attempt + 1 == OPEN_TRIES or proven.path.exists():
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+@contextmanager
+def _ahead(place: Place, pending: Sequence[Shard]) -> Iterator[Callable[[RemoteFile], Proven]]:
+    """Give a way to fetch a shard that starts on the next one as soon as it has this one."""
+    stopped = threading.Event()
+
+    def progress(file: RemoteFile, done: int) -> None:
+        if stopped.is_set():
+            raise _Stopped
+        place.progress(file, done)
+
+    def fetch(file: RemoteFile) -> Proven:
+        return place.snapshot.fetch_file(file, place.into, progress)
+
+    order = [shard.file for shard in pending]
+    after = {file.path: following for file, following in itertools.pairwise(order)}
+    waiting: dict[str, Future[Proven]] = {}
+    pool = ThreadPoolExecutor(1, thread_name_prefix="fetch-ahead")
+
+    def fetched(file: RemoteFile) -> Proven:
+        future = waiting.pop(file.path, None) or pool.submit(fetch, file)
+        proven = future.result()
+        following = after.get(file.path)
+        if following is not None and following.path not in waiting:
+            waiting[following.path] = pool.submit(fetch, following)
+        return proven
+
+    try:
+        yield fetched
+    finally:
+        stopped.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _receipt(folder: Path, index: int) -> dict[str, FileRecord] | None:
+    """Return the files that a shard became, if they are all there."""
+    try:
+        held: dict[str, Any] = json.loads((folder / RECEIPT.format(index)).read_bytes())
+        records = {name: FileRecord.model_validate(record) for name, record in held.items()}
+        whole = all((folder / name).stat().st_size == r.size for name, r in records.items())
+    except (OSError, ValueError):
+        return None
+    return records if whole else None
+
+
+def _write_receipt(folder: Path, index: int, records: Mapping[str, FileRecord]) -> None:
+    target = folder / RECEIPT.format(index)
+    part = temporary.unique(target)
+    part.write_text(json.dumps({name: r.model_dump() for name, r in records.items()}))
+    temporary.publish(part, target)
