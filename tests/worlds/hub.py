@@ -152,7 +152,8 @@ class Hub:
         self.gated: set[str] = set()
         self.private: set[str] = set()
         self.tokens: dict[str, set[str]] = {}  # token -> repositories whose licence it accepted
-        self.released = threading.Event()
+        self.released = threading.Event()  # lets go of what stalls
+        self.stalled = threading.Event()  # a body stands still now
         self.uploaded: dict[str, bytes] = {}
         self.lock = threading.Lock()
         self._signature = 0
@@ -478,6 +479,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[:at])
         self.wfile.flush()
         if act == "stall-body":
+            self.hub.stalled.set()
             self.hub.released.wait(LONGEST_STALL_S)
         elif act == "drip":
             for start in range(at, len(body), 100):

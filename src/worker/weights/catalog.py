@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.settings import Settings
-from worker.weights.layout import ABOUT, INDEX
+from worker.weights.layout import ABOUT, INDEX, MANIFEST
 
 Task = Literal["text-to-image", "edit"]
 Sizes = Mapping[str, tuple[int, int]]
@@ -277,18 +277,21 @@ def checkpoints() -> Path:
 
 
 def of_folder(folder: Path) -> ModelSpec:
-    """Describe a local folder in diffusers' layout by its model_index.json.
+    """Describe a local folder: a bundle, or diffusers' layout with a model_index.json.
 
     A folder named like a row of the table, with that row's pipeline, is that model: its Lightning
     files are known. Raises WeightsUnavailable when it is no model of a known family.
     """
+    name = folder.resolve().name.lower()
     index = _json(folder / INDEX)
+    if index is None and (manifest := _json(folder / MANIFEST)):
+        bundle = ModelSpec(name, name, pipeline="", licence="unknown", folder=folder)
+        return of_manifest(bundle, manifest)
     if index is None:
         raise WeightsUnavailable(
-            "MODEL: the folder has no readable model_index.json; give the folder of a diffusers"
-            " checkpoint (transformer/, text_encoder/, vae/, tokenizer/, scheduler/)"
+            "MODEL: the folder has no readable model_index.json; give the folder of a bundle or of"
+            " a diffusers checkpoint (transformer/, text_encoder/, vae/, tokenizer/, scheduler/)"
         )
-    name = folder.resolve().name.lower()
     for row in TABLE:
         tail = row.repository.rpartition("/")[2].lower()
         known = row.embedded is None and name in (row.name, tail)
@@ -334,6 +337,27 @@ def classified(
         area=area if isinstance(area, int) and area > 0 else spec.area,
         sizes=TINY_SIZES if area == TINY_AREA else spec.sizes,
     )
+
+
+def of_manifest(spec: ModelSpec, manifest: Mapping[str, Any]) -> ModelSpec:
+    """Complete a model that is a bundle by the bundle's manifest.
+
+    A bundle of a row of the table is that model, by its name. Raises WeightsUnavailable when the
+    class is not of a known family.
+    """
+    pipeline = str(manifest.get("pipeline", ""))
+    for row in TABLE:
+        if manifest.get("model") == row.name and pipeline == row.pipeline:
+            return replace(
+                row,
+                repository=spec.repository,
+                revision=spec.revision,
+                folder=spec.folder,
+                embedded=None,
+            )
+    loras = manifest.get("lightning")
+    files = [str(lora.get("filename")) for lora in loras.values()] if loras else []
+    return classified(spec, {"_class_name": pipeline}, files, manifest.get("facts"))
 
 
 def _json(path: Path) -> dict[str, Any] | None:

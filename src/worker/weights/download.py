@@ -25,8 +25,16 @@ PARALLEL_TRIES: Final = 2
 # A sequential attempt that moved on by this much is not counted as a failed one.
 PROGRESS_BYTES: Final = 8 * 1024 * 1024
 POLL_S: Final = 0.2
+BLOCK_BYTES: Final = 512  # POSIX counts st_blocks in these
 
 T = TypeVar("T")
+
+
+class Holes(Again):
+    """A range was never written: hf_transfer does not notice when the disk refuses one.
+
+    Seen with ENOSPC on tmpfs; the sequential way gets the disk's own answer.
+    """
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class HubSnapshot:
     hub: Hub
     patience: Patience
     parallel_from: int = PARALLEL_FROM_BYTES
+    range_bytes: int = parallel.RANGE_BYTES
 
     def digest(self, file: RemoteFile) -> str:
         """Return "sha256:..." or "git:..." as the hub recorded it."""
@@ -110,7 +119,11 @@ class HubSnapshot:
             nonlocal tries
             tries += 1
             if file.size >= self.parallel_from and tries <= PARALLEL_TRIES and not part.exists():
-                return self._in_parallel(file, target, progress)
+                try:
+                    return self._in_parallel(file, target, progress)
+                except Holes:
+                    tries = PARALLEL_TRIES
+                    raise
             return self._in_sequence(file, target, part, progress)
 
         try:
@@ -132,8 +145,13 @@ class HubSnapshot:
                 self.patience,
                 lambda done: progress(file, done),
                 workers=self.settings.download_workers,
+                range_bytes=self.range_bytes,
             )
             return self._proven(file, part, target)
+        except WrongBytes:
+            if part.stat().st_blocks * BLOCK_BYTES < file.size:
+                raise Holes("the parallel transfer left holes in the file") from None
+            raise
         finally:
             part.unlink(missing_ok=True)
 

@@ -11,6 +11,8 @@ from worker.weights.proof import safetensors_fault
 INDEX: Final = "model_index.json"
 # What a checkpoint tells this worker of itself, where model_index.json has no place for it.
 ABOUT: Final = "worker.json"
+# A bundle's own description, see bundle/format.py.
+MANIFEST: Final = "manifest.json"
 LIGHTNING: Final = "lightning"
 WITH_WEIGHTS: Final = ("transformer", "text_encoder", "vae")
 COMPONENTS: Final = (*WITH_WEIGHTS, "tokenizer", "processor", "scheduler")

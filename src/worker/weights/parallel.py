@@ -35,6 +35,7 @@ def download(
     report: Callable[[int], None],
     *,
     workers: int,
+    range_bytes: int = RANGE_BYTES,
 ) -> None:
     """Write the whole file to `part`, which hf_transfer creates; `report` gets the bytes so far.
 
@@ -54,7 +55,7 @@ def download(
         "url": url,
         "filename": str(part),
         "max_files": workers,
-        "chunk_size": RANGE_BYTES,
+        "chunk_size": range_bytes,
         "parallel_failures": min(RANGE_FAILURES, workers - 1),
         "max_retries": RANGE_RETRIES if workers > 1 else 0,
         "headers": hub.headers(url),

@@ -113,11 +113,15 @@ def described(spec: ModelSpec, snapshot: Snapshot) -> ModelSpec:
     if spec.pipeline:
         return spec
     files = {file.path: file for file in snapshot.files}
-    if layout.INDEX not in files:
+    described_by = layout.INDEX if layout.INDEX in files else layout.MANIFEST
+    if described_by not in files:
         raise WeightsUnavailable(
-            f"MODEL: {spec.name} has no {layout.INDEX}: it is no diffusers checkpoint and no bundle"
+            f"MODEL: {spec.name} has no {layout.INDEX} and no {layout.MANIFEST}: it is neither a"
+            " diffusers checkpoint nor a bundle"
         )
     try:
+        if described_by == layout.MANIFEST:
+            return catalog.of_manifest(spec, json.loads(snapshot.read_file(files[described_by])))
         index = json.loads(snapshot.read_file(files[layout.INDEX]))
         about = json.loads(snapshot.read_file(files[layout.ABOUT])) if layout.ABOUT in files else {}
     except ValueError:

@@ -40,14 +40,18 @@ def parts(target: Path) -> list[Path]:
 
 
 def adopt(target: Path) -> Path | None:
-    """Take over the largest resumable part that a dead process left; None when there is none."""
-    orphans = [p for p in parts(target) if p.name.endswith(RESUMABLE) and is_orphan(p)]
-    for orphan in sorted(orphans, key=_size, reverse=True):
-        mine = unique(target, resumable=True)
+    """Take over the largest resumable part that a dead process left, and delete the others.
+
+    Returns None when there is none.
+    """
+    mine = None
+    for orphan in sorted(filter(is_orphan, parts(target)), key=_size, reverse=True):
         with suppress(OSError):  # another process was faster
-            orphan.rename(mine)
-            return mine
-    return None
+            if mine is None and orphan.name.endswith(RESUMABLE):
+                mine = orphan.rename(unique(target, resumable=True))
+            else:
+                orphan.unlink()
+    return mine
 
 
 def is_orphan(part: Path) -> bool:

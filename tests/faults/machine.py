@@ -1,0 +1,302 @@
+"""What processes, disks and neighbours do wrong."""
+
+import errno
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from faults.network import Case, Expected
+from faults.room import SHARD, Room
+from worlds.hub import Fault
+
+from worker.errors import VolumeFull
+from worker.weights import space, temporary
+from worker.weights.proof import RemoteFile
+
+ENDS_S = 30.0
+
+
+class NotPermitted(Exception):  # noqa: N818 - a reason to skip, not an error
+    """This machine does not let us mount."""
+
+
+def disk(room: Room, size: int) -> None:
+    """Put the room's home on a file system of `size` bytes in memory, until the room is left."""
+    room.home.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(room.home)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NotPermitted(done.stderr.strip() or "mount failed")
+    room.leaving.callback(subprocess.run, ["umount", "-l", str(room.home)], check=True)
+
+
+def await_line(process: "subprocess.Popen[str]", start: str) -> str:
+    """Read the process's lines up to one that starts so."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(start):
+            return line
+    raise AssertionError(f"the process ended without {start!r}: {_errors(process)}")
+
+
+def _errors(process: "subprocess.Popen[str]") -> str:
+    return process.stderr.read() if process.stderr else ""
+
+
+def _ended(process: "subprocess.Popen[str]") -> str:
+    """Wait for its end and return what it said."""
+    output, _ = process.communicate(timeout=ENDS_S)
+    return output
+
+
+def _children(process: int) -> list[int]:
+    return [
+        int(word)
+        for path in Path(f"/proc/{process}/task").glob("*/children")
+        for word in path.read_text().split()
+    ]
+
+
+def _assert_gone(processes: list[int]) -> None:
+    """Assert that they end by themselves, soon."""
+    deadline = time.monotonic() + 5
+    while any(_runs(process) for process in processes):
+        assert time.monotonic() < deadline, "the transfer process outlived its parent"
+        time.sleep(0.01)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _killed(share: float, how: signal.Signals) -> "Case":
+    def run(room: Room) -> None:
+        # the parallel way asks twice for one byte before it starts
+        room.hub.misbehave(
+            Fault("stall-body", path=SHARD, times=None, at=share, skip=2 * room.parallel)
+        )
+        process = room.process()
+        assert room.hub.stalled.wait(ENDS_S), "the transfer never got there"
+        # the bytes up to there are on their way: wait until a part has them, where one grows
+        _wait_for_part(room, share)
+        children = _children(process.pid)
+        assert bool(children) == room.parallel
+        process.send_signal(how)
+        process.communicate(timeout=ENDS_S)
+        _assert_gone(children)
+        room.hub.faults.clear()
+        room.hub.seen.clear()
+        room.fetch()
+        if not room.parallel and share > 0.2:
+            spans = [s.span for s in room.hub.requests("bytes", SHARD)]
+            assert spans[0] not in (None, "bytes=0-"), "the download started anew"
+        assert not room.parts(), "parts of a dead process were left"
+
+    return Case(f"{how.name} at {share:.0%}", "recovered", run, "process", fast=False)
+
+
+def _wait_for_part(room: Room, share: float) -> None:
+    if room.parallel:
+        return
+    wanted = int(len(room.published[SHARD]) * share) - 1
+    deadline = time.monotonic() + ENDS_S
+    while not any(part.stat().st_size >= wanted for part in room.parts()):
+        assert time.monotonic() < deadline, "the part does not grow"
+        time.sleep(0.005)
+
+
+def _killed_at(stop: str, name: str) -> Case:
+    def run(room: Room) -> None:
+        process = room.process(stop=stop)
+        await_line(process, f"at {stop}")
+        process.kill()
+        process.communicate(timeout=ENDS_S)
+        room.fetch()
+        assert not room.parts()
+
+    return Case(f"SIGKILL {name}", "recovered", run, "process", fast=False)
+
+
+def _full_at_start(room: Room) -> None:
+    """No byte is asked for, and the message says how much is missing."""
+    disk(room, 512 * 1024)
+    room.snapshot()
+    missing = sum(map(len, room.published.values())) - space.free_bytes(room.home, room.settings)
+    message = ""
+    try:
+        room.fetch()
+    except VolumeFull as error:
+        message = error.message
+        raise
+    finally:
+        said = float(message.split(" MB")[0])
+        assert abs(said - missing / 1e6) < 0.02, message
+        assert not room.hub.requests("bytes"), "bytes were asked for before there was room"
+
+
+def _full_in_the_middle(room: Room) -> None:
+    """A neighbour takes the rest of the disk; nothing is left behind, and the next start works."""
+    disk(room, 8 * 1024 * 1024)
+    neighbour = room.home / "neighbour"
+
+    def fill(file: RemoteFile, done: int) -> None:
+        if file.path != SHARD or not done:
+            return
+        with neighbour.open("ab", buffering=0) as opened:
+            try:
+                while opened.write(bytes(4096)):
+                    pass
+            except OSError as error:
+                assert error.errno == errno.ENOSPC  # noqa: PT017 - the loop ends by it
+
+    # ranges that fail once make hf_transfer come back to a disk that is full by then
+    room.hub.misbehave(Fault("cut", path=SHARD, times=3, skip=int(room.parallel)))
+    try:
+        room.fetch(fill)
+    finally:
+        assert not room.parts(), "parts were left on a full disk"
+        neighbour.unlink()
+        room.fetch()
+
+
+def _over_quota(room: Room) -> None:
+    def refuse(file: RemoteFile, _done: int) -> None:
+        if file.path == SHARD:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    room.fetch(refuse)
+
+
+def _volume_size(room: Room) -> None:
+    disk(room, 64 * 1024 * 1024)
+    (room.home / "other").write_bytes(bytes(3_000_000))
+    room.environ["VOLUME_SIZE_GB"] = "0.004"
+    room.fetch()
+
+
+def _read_only(room: Room) -> None:
+    disk(room, 8 * 1024 * 1024)
+    subprocess.run(["mount", "-o", "remount,ro", str(room.home)], check=True)
+    room.fetch()
+
+
+def _read_only_with_all_there(room: Room) -> None:
+    disk(room, 8 * 1024 * 1024)
+    room.fetch()
+    subprocess.run(["mount", "-o", "remount,ro", str(room.home)], check=True)
+    room.hub.stop()
+    room.fetch()
+
+
+def _at_rest(name: str, damage: str) -> Case:
+    def run(room: Room) -> None:
+        room.fetch()
+        path = room.into / SHARD
+        data = bytearray(path.read_bytes())
+        spot = room.rng.randrange(len(data))
+        if damage == "truncated":
+            path.write_bytes(data[:spot])
+        elif damage == "flipped":
+            data[spot] ^= 1 << room.rng.randrange(8)
+            path.write_bytes(data)
+        else:
+            path.unlink()
+        room.hub.seen.clear()
+        room.fetch()
+        taken = {s.path for s in room.hub.requests("bytes")}
+        assert taken == {SHARD}, f"downloaded again: {taken}"
+
+    return Case(name, "recovered", run, "disk")
+
+
+def _orphans(room: Room) -> None:
+    """Parts of a dead process of this machine go at once, those of another when they are old."""
+    room.into.mkdir(parents=True)
+    target = room.into / "gone.safetensors"
+    mine = temporary.unique(target)
+    process = subprocess.run(
+        ["/bin/sh", "-c", "echo $$"], capture_output=True, text=True, check=True
+    )
+    words = mine.name.rpartition(".h")
+    machine = words[2].split("-")[0]
+    dead = mine.with_name(f"{words[0]}.h{machine}-{process.stdout.strip()}-12345-1.part")
+    foreign = mine.with_name(f"{words[0]}.hffffffff-1-1-1.part")
+    old = mine.with_name(f"{words[0]}.hffffffff-1-2-1.part")
+    for part in (mine, dead, foreign, old):
+        part.write_bytes(bytes(10))
+    os.utime(old, (0, 0))
+    assert temporary.sweep(room.home) == 20
+    assert sorted(room.parts()) == sorted([mine, foreign])
+    room.fetch()
+
+
+def _stale_lock(room: Room) -> None:
+    room.snapshot()
+    (room.into / SHARD).parent.mkdir(parents=True)
+    (room.into / SHARD).with_name(f".{Path(SHARD).name}.lock").touch()
+    room.fetch()
+
+
+def _stopped_neighbour(room: Room) -> None:
+    """A process that holds the lock and sleeps for ever does not hold up another."""
+    process = room.process(stop="proven")
+    await_line(process, "at proven")
+    process.send_signal(signal.SIGSTOP)
+    try:
+        room.fetch()
+    finally:
+        process.kill()
+        process.communicate(timeout=ENDS_S)
+
+
+def _together(count: int, flock: str) -> Case:
+    def run(room: Room) -> None:
+        processes = [room.process(wait=True, flock=flock) for _ in range(count)]
+        for process in processes:
+            await_line(process, "started")
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in processes:
+            said = _ended(process)
+            assert said.splitlines()[-1] == "done", said
+        assert not room.parts()
+        starts = [s for s in room.hub.requests("bytes", SHARD) if s.span in (None, "bytes=0-0")]
+        if flock == "true":
+            most = 2 if room.parallel else 1  # the probe and hf_transfer's own
+            assert len(starts) <= most, f"downloaded {len(starts)} times"
+
+    return Case(f"{count} processes, flock {flock}", "recovered", run, "process", fast=False)
+
+
+FULL: Expected = "VOLUME_FULL"
+CASES: tuple[Case, ...] = (
+    _killed(0.10, signal.SIGKILL),
+    _killed(0.50, signal.SIGKILL),
+    _killed(0.99, signal.SIGKILL),
+    _killed(0.50, signal.SIGTERM),
+    _killed_at("proven", "after the hash, before the rename"),
+    _killed_at("between files", "between files"),
+    Case("disk full at start", FULL, _full_at_start, "disk"),
+    Case("disk full in the middle", FULL, _full_in_the_middle, "disk"),
+    Case("quota used up (EDQUOT)", FULL, _over_quota, "disk"),
+    Case("VOLUME_SIZE_GB used up", FULL, _volume_size, "disk"),
+    Case("read-only volume", "WEIGHTS_UNAVAILABLE", _read_only, "disk"),
+    Case("read-only volume, all files there", "recovered", _read_only_with_all_there, "disk"),
+    _at_rest("file truncated at rest", "truncated"),
+    _at_rest("file flipped at rest", "flipped"),
+    _at_rest("missing shard", "missing"),
+    Case("orphans of dead processes", "recovered", _orphans, "process"),
+    Case("stale lock file", "recovered", _stale_lock, "process"),
+    Case("lock held by a stopped process", "recovered", _stopped_neighbour, "process", fast=False),
+    _together(2, "true"),
+    _together(2, "no-op"),
+    _together(8, "true"),
+    _together(8, "no-op"),
+)
