@@ -4,7 +4,8 @@ import ipaddress
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -88,8 +89,25 @@ Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
 Precision = Annotated[Literal["auto", "bf16", "8bit", "4bit", "fp32"], BeforeValidator(_lower)]
 
 
-def _named(*names: str) -> AliasChoices:
-    return AliasChoices(*names)
+def _setting(
+    default: Any,
+    meaning: str,
+    *,
+    names: Sequence[str] = (),
+    shown: str | None = None,
+    **limits: Any,
+) -> Any:
+    """Declare a variable; `meaning` and `shown` (its default in words) are what README says.
+
+    `names` are the variable's own and its aliases, where it has any.
+    """
+    return Field(
+        default,
+        description=meaning,
+        validation_alias=AliasChoices(*names) if names else None,
+        json_schema_extra=None if shown is None else {"shown": shown},
+        **limits,
+    )
 
 
 class Settings(BaseModel):
@@ -103,66 +121,118 @@ class Settings(BaseModel):
         frozen=True, extra="ignore", hide_input_in_errors=True, allow_inf_nan=False
     )
 
-    model: Words = Field((), validation_alias=_named("MODEL", "MODEL_ID"))
-    model_revision: str | None = None
-    model_path: Path | None = None
-    model_dir: Path | None = Field(None, validation_alias=_named("MODEL_DIR", "QWEN_HOME"))
-    hf_token: SecretStr | None = None
-    hf_endpoint: Address | None = None
-    precision_mode: Precision = "auto"
-    use_lightning_lora: bool = True
-    lightning_steps: Counts = (8,)
-    lightning_fused: bool = False
+    model: Words = _setting(
+        (),
+        "models to serve, comma-separated: names of the catalogue, repositories (org/name or"
+        " org/name@revision), or a folder",
+        names=("MODEL", "MODEL_ID"),
+        shown="`qwen-image-edit-2511`; off RunPod without a GPU `tiny`",
+    )
+    model_revision: str | None = _setting(
+        None, "the revision of that one model", shown="the newest"
+    )
+    model_path: Path | None = _setting(None, "a folder with the model's weights")
+    model_dir: Path | None = _setting(
+        None,
+        "where bundles and weights are kept",
+        names=("MODEL_DIR", "QWEN_HOME"),
+        shown="`/runpod-volume/models` with a volume, else a temporary folder",
+    )
+    hf_token: SecretStr | None = _setting(None, "token for gated or private repositories")
+    hf_endpoint: Address | None = _setting(None, "another hub", shown="the public hub")
+    precision_mode: Precision = _setting(
+        "auto", "`auto` (by the device and its free memory), `bf16`, `8bit`, `4bit`, `fp32`"
+    )
+    use_lightning_lora: bool = _setting(True, "hold the Lightning LoRA and use it by default")
+    lightning_steps: Counts = _setting(
+        (8,),
+        "`8`, `4` or `8,4`: the counts kept warm, the first is the default",
+        shown="`8`; tiny `8,4`",
+    )
+    lightning_fused: bool = _setting(
+        False, "bake that one LoRA into the weights: faster, serves nothing else"
+    )
 
-    download_workers: int = Field(8, ge=1, le=64)
-    download_retries: int = Field(5, ge=0, le=100)
-    download_stall_s: float = Field(60, gt=0)
-    min_storage_free_gb: float = Field(2, ge=0)
-    volume_size_gb: float | None = Field(None, gt=0)
-    runpod_cache_dir: Path = VOLUME / "huggingface-cache" / "hub"
-    verify: Literal["sizes", "full"] = "sizes"
-    keep_source_weights: bool = False
+    download_workers: int = _setting(8, "parallel ranges of a download", ge=1, le=64)
+    download_retries: int = _setting(5, "attempts after the first", ge=0, le=100)
+    download_stall_s: float = _setting(60, "seconds without a byte that count as a failure", gt=0)
+    min_storage_free_gb: float = _setting(2, "GB that stay free on the disk", ge=0)
+    volume_size_gb: float | None = _setting(
+        None, "the volume's quota in GB, where the file system does not tell it", gt=0
+    )
+    runpod_cache_dir: Path = _setting(
+        VOLUME / "huggingface-cache" / "hub", "where RunPod's model cache is"
+    )
+    verify: Literal["sizes", "full"] = _setting(
+        "sizes", "how a bundle is checked at each start: `sizes`, `full` (every byte)"
+    )
+    keep_source_weights: bool = _setting(False, "keep the published weights after preparing")
 
-    max_pixels: int | None = Field(None, ge=64 * 64)
-    max_input_images: int = Field(3, ge=1, le=3)
-    max_image_bytes: Bytes = Field(20 * MB, ge=1024)
-    max_image_pixels: int = Field(50_000_000, ge=256 * 256)
-    max_images_per_request: int = Field(4, ge=1, le=4)
-    max_reply_bytes: Bytes = Field(18 * MB, ge=1024)
-    allowed_image_hosts: Words = ()
-    allow_http_images: bool = False
-    allowed_image_networks: Networks = ()
-    fetch_nameservers: Words = ()
-    fetch_connect_s: float = Field(5, gt=0)
-    fetch_total_s: float = Field(20, gt=0)
-    job_deadline_s: float = Field(0, ge=0)
+    max_pixels: int | None = _setting(
+        None, "pixels of a picture, at most", shown="by the device's memory", ge=64 * 64
+    )
+    max_input_images: int = _setting(3, "references of a job, at most", ge=1, le=3)
+    max_image_bytes: Bytes = _setting(20 * MB, "bytes of a reference, at most", ge=1024)
+    max_image_pixels: int = _setting(50_000_000, "pixels of a reference, at most", ge=256 * 256)
+    max_images_per_request: int = _setting(4, "pictures of a job, at most", ge=1, le=4)
+    max_reply_bytes: Bytes = _setting(18 * MB, "bytes of a reply, at most", ge=1024)
+    allowed_image_hosts: Words = _setting(
+        (), "hosts that image URLs may name, also as `*.example.com`", shown="any public host"
+    )
+    allow_http_images: bool = _setting(False, "allow image URLs without TLS")
+    allowed_image_networks: Networks = _setting(
+        (), "`CIDR:port` list, the only opening to non-public addresses; logged at the start"
+    )
+    fetch_nameservers: Words = _setting(
+        (), "name servers (`address:port`) for image URLs", shown="the system's"
+    )
+    fetch_connect_s: float = _setting(5, "seconds to connect to an image's site", gt=0)
+    fetch_total_s: float = _setting(20, "seconds for all references of a job", gt=0)
+    job_deadline_s: float = _setting(
+        0, "stop a job between two steps after these seconds; 0: never", ge=0
+    )
 
-    bucket_endpoint_url: Address | None = None
-    bucket_access_key_id: SecretStr | None = None
-    bucket_secret_access_key: SecretStr | None = None
-    bucket_name: str | None = None
-    bucket_prefix: str = ""
-    bucket_region: str | None = None
-    bucket_url_ttl_s: int = Field(7 * 24 * 3600, ge=60, le=7 * 24 * 3600)
+    bucket_endpoint_url: Address | None = _setting(None, "the bucket that pictures go to")
+    bucket_access_key_id: SecretStr | None = _setting(None, "its access key")
+    bucket_secret_access_key: SecretStr | None = _setting(None, "its secret key")
+    bucket_name: str | None = _setting(None, "its name, where the endpoint does not hold it")
+    bucket_prefix: str = _setting("", "what the keys of its objects begin with")
+    bucket_region: str | None = _setting(None, "its region")
+    bucket_url_ttl_s: int = _setting(
+        7 * 24 * 3600, "seconds that a picture's URL is valid", ge=60, le=7 * 24 * 3600
+    )
 
-    prefetch: bool = False
-    png_metadata: bool = True
+    prefetch: bool = _setting(
+        False,
+        "take the next job while one runs: no idle second between them, but it waits here with"
+        " its clock going",
+    )
+    png_metadata: bool = _setting(True, "write the generation's parameters into PNGs")
     response_compat: Literal["output_image_base64", "image", "image_base64", "image_url"] | None = (
-        None
+        _setting(
+            None,
+            "`output_image_base64`, `image`, `image_base64` or `image_url`: the top-level key that"
+            " takes the first picture, for old callers",
+        )
     )
-    strict_input: bool = False
-    refresh_worker: bool = False
+    strict_input: bool = _setting(False, "refuse unknown fields instead of warning")
+    refresh_worker: bool = _setting(False, "replace the worker after each job")
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = (
-        Field("INFO", validation_alias=_named("LOG_LEVEL", "RUNPOD_LOG_LEVEL"))
+        _setting(
+            "INFO",
+            "`DEBUG`, `INFO`, `WARNING`, `ERROR`",
+            names=("LOG_LEVEL", "RUNPOD_LOG_LEVEL"),
+        )
     )
-    log_prompts: bool = False
+    log_prompts: bool = _setting(False, "write prompts into the log")
+    runpod_webhook_get_job: str | None = _setting(
+        None, "set by RunPod; tells the worker that it runs there"
+    )
 
     @property
     def on_platform(self) -> bool:
         """Whether this process was started by RunPod (the SDK's own test: a job-take address)."""
         return self.runpod_webhook_get_job is not None
-
-    runpod_webhook_get_job: str | None = None
 
     @property
     def home(self) -> Path:
@@ -179,8 +249,39 @@ def where_we_run() -> Settings:
     return read({name: os.environ.get(name, "") for name in ("RUNPOD_WEBHOOK_GET_JOB",)})
 
 
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One row of the table of settings, as README shows it."""
+
+    names: tuple[str, ...]
+    meaning: str
+    default: str
+
+
+def table() -> tuple[Variable, ...]:
+    """Return every variable with its aliases, meaning and default, in the order of the fields."""
+    return tuple(
+        Variable(
+            names, info.description or "", _default(name, info.default, info.json_schema_extra)
+        )
+        for names, (name, info) in zip(variables(), Settings.model_fields.items(), strict=True)
+    )
+
+
+def _default(name: str, value: Any, extra: Any) -> str:
+    if extra:
+        return str(extra["shown"])
+    if value is None or value in ((), ""):
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if name.endswith("_bytes"):
+        return f"`{value // MB} MB`"
+    return f"`{value}`"
+
+
 def variables() -> tuple[tuple[str, ...], ...]:
-    """Return every variable with its aliases, in the order of the fields."""
+    """Return every variable's name and its aliases, in the order of the fields."""
     names: list[tuple[str, ...]] = []
     for name, field in Settings.model_fields.items():
         alias = field.validation_alias
