@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test lint format lock image-check clean
+.PHONY: help setup demo test faults lint format lock image-check clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -14,6 +14,9 @@ setup: .venv/.ready ## install everything into .venv/
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest -q
+
+faults: setup ## every fault of hub, network, disk and neighbours, five seeds each (as root, for small disks)
+	cd tests && ../$(BIN)/python -m faults.campaign
 
 lint: setup ## ruff, its format check, mypy strict
 	$(BIN)/ruff check .

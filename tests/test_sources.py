@@ -1,0 +1,283 @@
+"""Weights are taken from the first place that has them whole, and the others say why not."""
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from worker import settings
+from worker.errors import WeightsUnavailable
+from worker.settings import Settings
+from worker.weights import catalog, layout, sources
+from worker.weights.catalog import LoraFile, ModelSpec
+from worker.weights.proof import digests
+from worker.weights.snapshot import LocalSnapshot, named
+from worker.weights.sources import Source
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LAST = "diffusion_pytorch_model-00002-of-00002.safetensors"
+SPEC = next(row for row in catalog.TABLE if row.name == "qwen-image")
+
+
+def safetensors(values: int = 4) -> bytes:
+    header = json.dumps(
+        {"x": {"dtype": "U8", "shape": [values], "data_offsets": [0, values]}}
+    ).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(values)
+
+
+def publish(folder: Path, pipeline: str = "QwenImagePipeline") -> Path:
+    """Lay out a published model of a few bytes."""
+    parts = ("transformer", "text_encoder", "vae", "tokenizer", "scheduler")
+    for part in parts:
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text("{}")
+    index = {"_class_name": pipeline, **{part: ["a", "b"] for part in parts}}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    shards = {f"x{n}": LAST.replace("00002-of", f"0000{n}-of") for n in (1, 2)}
+    for name in shards.values():
+        (folder / "transformer" / name).write_bytes(safetensors())
+    (folder / "transformer/diffusion_pytorch_model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": shards})
+    )
+    (folder / "text_encoder/model.safetensors").write_bytes(safetensors())
+    (folder / "vae/diffusion_pytorch_model.safetensors").write_bytes(safetensors())
+    return folder
+
+
+def cache(root: Path, repository: str = SPEC.repository) -> Path:
+    """Lay a repository out as RunPod's cache does; return the snapshot's folder."""
+    at = root / f"models--{repository.replace('/', '--')}"
+    (at / "refs").mkdir(parents=True)
+    (at / "refs/main").write_text(COMMIT)
+    return at / "snapshots" / COMMIT
+
+
+def bundle(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "whole").touch()
+    return folder
+
+
+def bundle_fault(folder: Path) -> str | None:
+    return None if (folder / "whole").is_file() else "has no manifest"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def configured(home: Path, **environ: str) -> Settings:
+    return settings.read({"RUNPOD_CACHE_DIR": str(home / "cache"), **environ})
+
+
+def find(home: Path, spec: ModelSpec = SPEC, **environ: str) -> Source:
+    return sources.find(
+        spec,
+        configured(home, **environ),
+        bundle=home / "models/qwen-image-4bit",
+        bundle_fault=bundle_fault,
+        baked=home / "baked",
+    )
+
+
+def test_with_nothing_anywhere_the_hub_is_asked_and_every_place_says_why_not(home: Path) -> None:
+    source = find(home)
+    assert (source.kind, source.folder, source.bundle) == ("hub", None, False)
+    assert source.facts()["not_used"] == {
+        "MODEL_DIR": "no bundle yet",
+        "MODEL_PATH": "not set",
+        "RunPod cache": "not there",
+        "image": "not there",
+    }
+
+
+def test_the_places_come_in_their_order(home: Path) -> None:
+    order: list[str] = []
+    publish(home / "baked/qwen-image")
+    order.append(find(home).kind)
+    publish(cache(home / "cache"))
+    order.append(find(home).kind)
+    publish(home / "mine")
+    order.append(find(home, MODEL_PATH=str(home / "mine")).kind)
+    bundle(home / "models/qwen-image-4bit")
+    order.append(find(home, MODEL_PATH=str(home / "mine")).kind)
+    assert order == ["image", "RunPod cache", "MODEL_PATH", "MODEL_DIR"]
+
+
+def test_the_cache_gives_its_commit(home: Path) -> None:
+    folder = publish(cache(home / "cache"))
+    source = find(home)
+    assert (source.folder, source.commit, source.bundle) == (folder, COMMIT, False)
+
+
+def test_the_cache_finds_a_repository_in_any_case(home: Path) -> None:
+    folder = publish(cache(home / "cache", SPEC.repository.lower()))
+    assert find(home).folder == folder
+
+
+def test_the_cache_of_another_revision_is_not_used(home: Path) -> None:
+    publish(cache(home / "cache"))
+    source = find(home, replace(SPEC, revision="v9"))
+    assert source.kind == "hub"
+    assert "v9" in source.facts()["not_used"]["RunPod cache"]
+
+
+def test_a_cache_without_refs_is_used_when_it_holds_one_snapshot(home: Path) -> None:
+    folder = publish(cache(home / "cache"))
+    (folder.parents[1] / "refs/main").unlink()
+    assert find(home).folder == folder
+
+
+@pytest.mark.parametrize("place", ["MODEL_PATH", "RunPod cache", "image"])
+def test_a_bundle_may_lie_in_every_place(home: Path, place: str) -> None:
+    folder = {
+        "MODEL_PATH": home / "mine",
+        "RunPod cache": cache(home / "cache"),
+        "image": home / "baked/qwen-image",
+    }[place]
+    bundle(folder)
+    mine = str(folder) if place == "MODEL_PATH" else ""
+    source = find(home, MODEL_PATH=mine)
+    assert (source.kind, source.bundle, source.folder) == (place, True, folder)
+
+
+def test_a_bundle_that_is_not_whole_is_passed_over_with_its_reason(home: Path) -> None:
+    (home / "models/qwen-image-4bit").mkdir(parents=True)
+    assert find(home).facts()["not_used"]["MODEL_DIR"] == "has no manifest"
+
+
+def damage(folder: Path, how: str) -> None:
+    last = folder / "transformer" / LAST
+    if how == "shard missing":
+        last.unlink()
+    elif how == "shard cut":
+        last.write_bytes(last.read_bytes()[:-1])
+    elif how == "shard is a pointer":
+        last.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n")
+    elif how == "component missing":
+        (folder / "tokenizer/config.json").unlink()
+        (folder / "tokenizer").rmdir()
+    elif how == "index broken":
+        (folder / "model_index.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("shard missing", f"lacks transformer/{LAST}"),
+        ("shard cut", "bytes instead of"),
+        ("shard is a pointer", "no safetensors header"),
+        ("component missing", "lacks tokenizer/"),
+        ("index broken", "unreadable model_index.json"),
+    ],
+)
+def test_an_incomplete_cache_is_passed_over_with_its_reason(
+    home: Path, how: str, reason: str
+) -> None:
+    damage(publish(cache(home / "cache")), how)
+    source = find(home)
+    assert source.kind == "hub"
+    assert reason in source.facts()["not_used"]["RunPod cache"]
+
+
+def test_another_pipeline_in_model_path_is_passed_over(home: Path) -> None:
+    publish(home / "mine", "QwenImageEditPlusPipeline")
+    reason = find(home, MODEL_PATH=str(home / "mine")).facts()["not_used"]["MODEL_PATH"]
+    assert reason == "holds a QwenImageEditPlusPipeline, not a QwenImagePipeline"
+
+
+def test_model_path_may_hold_several_models(home: Path) -> None:
+    publish(home / "mine/Qwen-Image")
+    publish(home / "mine/qwen-image-2512")
+    assert find(home, MODEL_PATH=str(home / "mine")).folder == home / "mine/Qwen-Image"
+
+
+def test_a_folder_that_model_names_is_never_replaced_by_another_source(home: Path) -> None:
+    folder = publish(home / "mine")
+    spec = catalog.of_folder(folder)
+    assert find(home, spec).folder == folder
+    damage(folder, "shard missing")
+    with pytest.raises(WeightsUnavailable, match="lacks transformer/") as refused:
+        find(home, spec)
+    assert str(home) not in refused.value.message
+
+
+def test_a_lora_comes_from_the_models_own_files_or_from_the_cache(home: Path) -> None:
+    own = LocalSnapshot(publish(home / "mine"), "mine")
+    read = configured(home)
+    assert sources.lora_of(LoraFile(None, "lightning/a.safetensors"), own, read) is own
+    folder = cache(home / "cache", "someone/loras")
+    folder.mkdir(parents=True)
+    (folder / "b.safetensors").write_bytes(safetensors())
+    found = sources.lora_of(LoraFile("someone/loras", "b.safetensors"), own, read)
+    assert isinstance(found, LocalSnapshot)
+    assert (found.folder, found.commit) == (folder, COMMIT)
+
+
+def test_a_caches_links_prove_its_files(home: Path) -> None:
+    """A blob's name is its digest, so that a flipped byte at rest is found."""
+    folder = cache(home / "cache")
+    folder.mkdir(parents=True)
+    blobs = folder.parents[1] / "blobs"
+    blobs.mkdir()
+    data = safetensors()
+    (blobs / "new").write_bytes(data)
+    blob = blobs / digests(blobs / "new").sha256
+    (blobs / "new").rename(blob)
+    (folder / "x.safetensors").symlink_to(blob)
+    snapshot = LocalSnapshot(folder, SPEC.repository, COMMIT)
+    file = named(snapshot, "x.safetensors")
+    proven = snapshot.fetch_file(file, home / "unused")
+    assert (proven.sha256, proven.disposable) == (blob.name, False)
+    assert snapshot.digest(file) == f"sha256:{blob.name}"
+    blob.write_bytes(data[:-1] + b"!")
+    with pytest.raises(WeightsUnavailable, match="another sha256"):
+        LocalSnapshot(folder, SPEC.repository, COMMIT).fetch_file(file, home / "unused")
+
+
+def test_only_the_files_that_a_model_needs_are_needed() -> None:
+    paths = [
+        "README.md",
+        "model_index.json",
+        "worker.json",
+        "picture.png",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model-00001-of-00009.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors.index.json",
+        "transformer/diffusion_pytorch_model.fp16.safetensors",
+        "transformer/diffusion_pytorch_model.bin",
+        "text_encoder/model-00001-of-00004.safetensors",
+        "tokenizer/merges.txt",
+        "processor/chat_template.jinja",
+        "safety_checker/model.safetensors",
+        "lightning/tiny-Lightning-8steps.safetensors",
+    ]
+    assert set(paths) - set(layout.needed(paths)) == {
+        "README.md",
+        "picture.png",
+        "transformer/diffusion_pytorch_model.fp16.safetensors",
+        "transformer/diffusion_pytorch_model.bin",
+        "safety_checker/model.safetensors",
+    }
+
+
+def test_a_bundle_of_a_known_model_is_that_model(home: Path) -> None:
+    manifest = {"model": "qwen-image-edit-2511", "pipeline": "QwenImageEditPlusPipeline"}
+    folder = bundle(home / "pushed")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    spec = catalog.of_folder(folder)
+    assert (spec.name, spec.folder, spec.steps) == ("qwen-image-edit-2511", folder, 40)
+    source = find(home, spec)
+    assert (source.bundle, source.folder) == (True, folder)
+
+
+def test_another_repository_describes_itself(home: Path) -> None:
+    folder = publish(home / "painter", "QwenImageEditPlusPipeline")
+    (folder / "worker.json").write_text(json.dumps({"area": 96 * 96}))
+    (spec,) = catalog.resolve(["someone/painter"], configured(home), has_gpu=True)
+    known = sources.described(spec, LocalSnapshot(folder, "someone/painter"))
+    assert (known.tasks, known.area, known.max_references) == (("edit",), 96 * 96, 3)
