@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from worker.bundle import format as layout
-from worker.bundle import rows, transform
+from worker.bundle import rows
 from worker.bundle.format import Damaged, Verified
 from worker.bundle.read import THREADS, Reader
 from worker.engine.components import Components
@@ -160,7 +160,7 @@ class _Opening:
     def _rows(self) -> RowTable:
         """Map the files of modulation rows: a loop reads the pages of its own timesteps."""
         held: list[Mapping[str, Tensor]] = []
-        for path in self._files("transformer", transform.ROWS):
+        for path in self._files("transformer", layout.ROWS):
             with safe_open(path, framework="pt") as file:
                 held.append({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no mapping
         return rows.table(held)
@@ -192,7 +192,7 @@ class _Opening:
         return [folder / name for name in sorted(part.files) if name.startswith(f"{stem}-")]
 
     def _weights(self, role: str) -> list[Path]:
-        return self._files(role, layout.ADAPTER) or self._files(role, transform.WEIGHTS)
+        return self._files(role, layout.ADAPTER) or self._files(role, layout.WEIGHTS)
 
     def _reader(self, role: str) -> Reader:
         return self._readers.get(role) or self._readers[""]

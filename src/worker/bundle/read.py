@@ -4,7 +4,6 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -142,14 +141,3 @@ def _fill(path: Path, place: Tensor, offset: int) -> None:
             view, offset = view[count:], offset + count
     finally:
         os.close(number)
-
-
-def read_ahead(files: Sequence[Path]) -> None:
-    """Ask the kernel to read files into its cache, without waiting; for the time imports take."""
-    for path in files:
-        with suppress(OSError):
-            number = os.open(path, os.O_RDONLY)
-            try:
-                os.posix_fadvise(number, 0, 0, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(number)

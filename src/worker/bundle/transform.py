@@ -1,21 +1,19 @@
 """What one published shard becomes: renamed, fused, quantised or cast, its modulation as rows."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from worker.bundle import plan, rows, tensors
+from worker.bundle.format import ROWS, WEIGHTS
 from worker.bundle.plan import MODULATION, Shard
 from worker.bundle.stream import Read
 from worker.engine import lora
 from worker.engine.quantise import Precision, is_quantised, quantise
 from worker.errors import LoraNotApplied, WeightsUnavailable
 from worker.weights.snapshot import Snapshot
-
-WEIGHTS: Final = "weights"
-ROWS: Final = "modulation"
 
 
 class Weights:

@@ -1,0 +1,92 @@
+"""Which precision a model is served in: chosen from computed sizes, before anything is prepared."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from worker.engine.quantise import PRECISIONS, Precision
+from worker.errors import InvalidSettings
+
+GB: Final = 1_000_000_000
+# What a picture takes beside the weights: activations of a 1024x1024 edit with references and the
+# VAE's decoding (est.).
+WORKING_BYTES: Final = 4 * GB
+# bf16 arithmetic begins with compute capability 8.0 (CUDA C++ programming guide, table of
+# arithmetic instructions); fp16 gives black or NaN pictures with Qwen-Image, so it is no way out.
+BF16_CAPABILITY: Final = (8, 0)
+
+Mode = Literal["auto", "bf16", "8bit", "4bit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Device bytes of all weights, and of those that cannot wait in the host's memory."""
+
+    whole: int
+    without_text_encoder: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A precision and why; `offload` when the text encoder must stay in the host's memory."""
+
+    precision: Precision
+    reason: str
+    offload: bool = False
+
+
+def choose(
+    mode: Mode,
+    need: Mapping[Precision, Need],
+    *,
+    free: int | None,
+    capability: tuple[int, int] | None,
+    working: int = WORKING_BYTES,
+) -> Choice:
+    """Choose the most exact precision whose weights fit, or check the one that was asked for.
+
+    `need` holds every precision; `free` is the device's free memory in bytes and `capability` its
+    compute capability, both None without a GPU; `working` is what a picture takes beside the
+    weights. Raises InvalidSettings, with what to change, when nothing fits or the GPU has no bf16.
+    """
+    if free is None or capability is None:
+        if mode != "auto":
+            return Choice(mode, f"PRECISION_MODE={mode}")
+        return Choice("bf16", "there is no GPU: bf16 is exact and quantised weights are no faster")
+    if capability < BF16_CAPABILITY:
+        raise InvalidSettings(
+            f"the GPU has compute capability {capability[0]}.{capability[1]} and no bf16"
+            " arithmetic, which this model needs: choose a pool of Ampere or newer"
+        )
+    wanted: tuple[Precision, ...] = tuple(reversed(PRECISIONS)) if mode == "auto" else (mode,)
+    for precision in wanted:
+        if need[precision].whole + working <= free:
+            return Choice(precision, _fits(need[precision].whole, working, free))
+    last = wanted[-1]
+    if need[last].without_text_encoder + working <= free:
+        reason = _fits(need[last].without_text_encoder, working, free)
+        return Choice(last, f"{reason} once the text encoder waits in the host's memory", True)
+    raise InvalidSettings(_advice(mode, need, free, working))
+
+
+def _fits(whole: int, working: int, free: int) -> str:
+    return f"{_gb(whole)} of weights and {_gb(working)} to work in fit {_gb(free)}"
+
+
+def _advice(mode: Mode, need: Mapping[Precision, Need], free: int, working: int) -> str:
+    smaller = [p for p in PRECISIONS if need[p].without_text_encoder + working <= free]
+    least = need["4bit"].without_text_encoder + working
+    change = (
+        f"set PRECISION_MODE={smaller[-1]}"
+        if smaller
+        else f"choose a pool with at least {_gb(least)} of GPU memory"
+    )
+    asked = need["4bit" if mode == "auto" else mode].whole
+    return (
+        f"the GPU has {_gb(free)} free and the model takes {_gb(asked)} at"
+        f" {'4bit' if mode == 'auto' else mode} and {_gb(working)} to work in: {change}"
+    )
+
+
+def _gb(count: int) -> str:
+    return f"{count / GB:.1f} GB"
