@@ -329,13 +329,8 @@ def test_a_dockerfile_is_read_with_its_comments_continuations_and_stages() -> No
         dockerfile.parse("RUN true\n")
 
 
-def test_the_image_check_reads_the_picture_of_a_printed_job_result() -> None:
-    pixel = (
-        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mP4z8AAAAMBAQBnEmq9AAAAAElFTkSu"
-        "QmCC"
-    )
-    printed = f"INFO   | Job result: {{'output': {{'images': [{{'base64': '{pixel}'}}]}}}}\n"
-    pictures = image_check.pictures("--- Starting\n" + printed)
-    assert [picture.size for picture in pictures] == [(1, 1)]
-    with pytest.raises(SystemExit, match="no job result"):
-        image_check.pictures("INFO   | nothing\n")
+def test_the_image_check_finds_the_reply_among_the_lines() -> None:
+    printed = '--- Starting\n{"images": [{"base64": "<9 characters>"}], "seed": 1}\nINFO | done\n'
+    assert image_check.reply(printed)["images"] == [{"base64": "<9 characters>"}]
+    with pytest.raises(SystemExit, match="no reply with pictures"):
+        image_check.reply('INFO | nothing\n{"error": "INTERNAL: no"}\n')
