@@ -45,10 +45,11 @@ def run(
     worker = Worker(settings, models, loop.announce if settings.on_platform else None)
 
     async def handle(job: dict[str, Any]) -> dict[str, Any]:
-        answer = await worker.handle(job)
-        if worker.fatal is not None:
-            loop.fail()
-        return answer
+        try:
+            return await worker.handle(job)
+        finally:
+            if worker.fatal is not None:
+                loop.fail()
 
     return loop.serve(handle)
 

@@ -3,7 +3,7 @@
 A prompt is a script of words, done in order; what is left makes a noisy picture at once:
     steps=N         denoise in N steps (default 2)
     pause=S         S seconds before each step
-    hold=PHASE[:K]  wait in that phase (text, denoise, decode), before step K ends ...
+    hold=PHASE[:K]  wait in that phase (text, denoise, lost, decode), before step K ends ...
     gate=NAME       ... for the gate of this name to open
     nan oom lost bug slow-text   BadPicture; CudaOutOfMemory; DeviceLost; a bug; many text reports
     big             noise that does not compress, 1024 x 1024 whatever the size
@@ -122,6 +122,8 @@ class StandIn:
         if "oom" in script.words:
             raise CudaOutOfMemory("the device ran out of memory; ask for a smaller picture")
         if "lost" in script.words:
+            if script.hold[0] == "lost":
+                script.gate.wait()
             raise DeviceLost("the device stopped answering; this worker will be replaced")
         if "bug" in script.words:
             raise KeyError("/root/secret/place on host gpu-7.internal")
@@ -156,6 +158,7 @@ class StandIns:
 
 def boot(chosen: Settings) -> StandIns:
     """Start after STANDIN_BOOT_S seconds, or fail as STANDIN_BOOT says."""
+    log.get().info("standin starts", models=len(chosen.model))
     time.sleep(float(os.environ.get("STANDIN_BOOT_S", "0")))
     match os.environ.get("STANDIN_BOOT"):
         case "gated":
@@ -166,7 +169,6 @@ def boot(chosen: Settings) -> StandIns:
             raise HubUnreachable("the hub did not answer")
         case "bug":
             raise KeyError("/root/secret/place")
-    log.get().info("standin booted", images=len(chosen.model))
     return StandIns()
 
 

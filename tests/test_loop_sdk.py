@@ -1,0 +1,90 @@
+"""The guard was written against one version of the SDK; another must be read before it is used."""
+
+import hashlib
+import inspect
+import signal
+import sys
+import time
+from typing import Any
+
+import pytest
+import structlog
+from worlds.pod import Pod
+
+from worker import scaler, sdk
+
+sdk.load()
+
+from runpod import serverless  # noqa: E402 - after load(), which makes its import fast
+from runpod.serverless import worker as sdk_worker  # noqa: E402
+from runpod.serverless.modules import rp_http, rp_job, rp_logger, rp_ping, rp_scale  # noqa: E402
+
+# The code that the guard replaces, calls or is called by, as it was when the guard was written.
+# Another hash: read what has changed, mend src/worker/scaler.py and its like, and only then this.
+KNOWN = {
+    "serverless.start": (serverless.start, "aa3f846dcfc5da4f"),
+    "worker.run_worker": (sdk_worker.run_worker, "ce0b9b3f79f9f9d3"),
+    "JobScaler": (rp_scale.JobScaler, "b9b75d9270a3ae4f"),
+    "rp_job.handle_job": (rp_job.handle_job, "849f93639768bc87"),
+    "rp_job.run_job": (rp_job.run_job, "3d5c3ab8a46d71fd"),
+    "rp_job._job_get_url": (rp_job._job_get_url, "08b9c30905c64480"),
+    "rp_job.get_stop_signals": (rp_job.get_stop_signals, "031a55cb85064132"),
+    "rp_http._handle_result": (rp_http._handle_result, "ce88ccb812bcc41f"),
+    "rp_http._transmit": (rp_http._transmit, "fc9d60458af96c8a"),
+    "Heartbeat": (rp_ping.Heartbeat, "aa0c15420df377b2"),
+    "RunPodLogger": (rp_logger.RunPodLogger, "41935b62649a8f88"),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_sdk_is_the_one_that_the_guard_was_written_for(name: str) -> None:
+    code, known = KNOWN[name]
+    assert hashlib.sha256(inspect.getsource(code).encode()).hexdigest()[:16] == known
+
+
+def test_the_guard_refuses_an_sdk_without_what_it_replaces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(rp_scale.JobScaler, "kill_worker")
+    with pytest.raises(RuntimeError, match="kill_worker"):
+        scaler.install(lambda _: None)
+
+
+UNGUARDED = """
+import runpod
+
+async def handle(job):
+    return {"done": job["input"]}
+
+runpod.serverless.start({"handler": handle})
+"""
+
+
+def test_the_sdk_alone_loses_a_job_that_comes_after_sigterm() -> None:
+    """Why there is a guard; once this fails, the SDK may do without."""
+    with (
+        Pod(hold_s=5.0) as pod,
+        pod.worker([sys.executable, "-c", UNGUARDED], {"RUNPOD_LOG_LEVEL": "INFO"}) as worker,
+    ):
+        assert pod.answer(pod.submit({"n": 1})).output == {"done": {"n": 1}}
+        pod.until(lambda: pod.events[-1].kind == "poll")
+        worker.send(signal.SIGTERM)
+        time.sleep(0.5)
+        lost = pod.submit({"n": 2})
+        pod.until(lambda: pod.seen("taken", lost))
+        time.sleep(1)
+        assert worker.running
+        assert pod.jobs[lost].answers == 0
+
+
+def test_the_sdk_logs_through_our_log_and_never_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    sdk_log: Any = rp_logger.RunPodLogger()
+    monkeypatch.setattr(sdk_log, "log", sdk_log.log)  # what route_log replaces is put back
+    sdk.route_log("DEBUG")
+    with structlog.testing.capture_logs() as lines:
+        sdk_log.debug("Handler output: the picture")
+        sdk_log.info("Job result: the picture")
+        sdk_log.warn("Started.", request_id="job-1")
+    assert lines == [
+        {"event": "sdk", "message": "Started.", "job_id": "job-1", "log_level": "warning"}
+    ]
