@@ -102,12 +102,15 @@ def _words(scene: Scene) -> dict[str, str]:
     }
 
 
+def describe_parts(phrase: str) -> tuple[str, ...]:
+    """Return which parts of a scene a phrase of PROMPTS fixes."""
+    phrase = phrase.replace("{place}", "{position}")
+    return tuple(part for part in PARTS if "{" + part + "}" in phrase)
+
+
 def describe(scene: Scene, phrase: str) -> Asked:
     """Return the prompt for a scene in one of PROMPTS."""
-    names = {"place": "position"}
-    fixed = [part for part in PARTS if "{" + part + "}" in phrase]
-    fixed += [names[key] for key in names if "{" + key + "}" in phrase]
-    return Asked(phrase.format(**_words(scene)), scene, tuple(fixed))
+    return Asked(phrase.format(**_words(scene)), scene, describe_parts(phrase))
 
 
 def change(scene: Scene, part: str, rng: random.Random) -> Scene:

@@ -2,11 +2,13 @@
 
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from builder.tiny import world
@@ -29,8 +31,14 @@ def pictures(count: int, seed: int) -> Tensor:
     drawn = []
     for _ in range(count):
         scene = world.random_scene(rng)
-        drawn.append(np.asarray(world.draw(scene, world.place(scene, rng))))
-    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
+        drawn.append(world.draw(scene, world.random_jitter(rng)))
+    return stack(drawn)
+
+
+def stack(drawn: Sequence[Image.Image]) -> Tensor:
+    """Return RGB pictures of one size as uint8 (count, 3, height, width)."""
+    arrays = np.stack([np.asarray(one) for one in drawn])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
 
 
 def unit(frames: Tensor) -> Tensor:

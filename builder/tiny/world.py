@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
@@ -72,28 +72,20 @@ def random_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a shape is and how large, over the side of the picture."""
+class Jitter:
+    """What the words leave open, each in -1..1: the shift right and down, and the exact size.
+
+    An edit keeps the jitter of its reference, so only what it asks for changes.
+    """
 
     x: float
     y: float
-    radius: float
+    size: float
 
 
-def place(scene: Scene, rng: random.Random) -> Place:
-    """Choose where exactly: an edit that keeps position or size keeps these numbers too."""
-    x = POSITIONS[scene.position] + rng.uniform(-_SHIFT, _SHIFT)
-    return Place(x, 0.5 + rng.uniform(-_SHIFT_DOWN, _SHIFT_DOWN), rng.uniform(*SIZES[scene.size]))
-
-
-def moved(where: Place, before: Scene, after: Scene, rng: random.Random) -> Place:
-    """Return the place after an edit: only what the edit asks for changes."""
-    fresh = place(after, rng)
-    if after.position != before.position:
-        where = replace(where, x=fresh.x)
-    if after.size != before.size:
-        where = replace(where, radius=fresh.radius)
-    return where
+def random_jitter(rng: random.Random) -> Jitter:
+    """Choose uniformly."""
+    return Jitter(*(rng.uniform(-1, 1) for _ in range(3)))
 
 
 def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, float]]:
@@ -112,12 +104,15 @@ def _outline(shape: str, x: float, y: float, r: float) -> list[tuple[float, floa
     return points
 
 
-def draw(scene: Scene, where: Place, side: int = SIDE) -> Image.Image:
+def draw(scene: Scene, jitter: Jitter, side: int = SIDE) -> Image.Image:
     """Return the RGB picture of a scene, `side` pixels square."""
     fine = side * _FINER
     mask = Image.new("L", (fine, fine), 0)
     pen = ImageDraw.Draw(mask)
-    x, y, r = where.x * fine, where.y * fine, where.radius * fine
+    smallest, largest = SIZES[scene.size]
+    x = (POSITIONS[scene.position] + _SHIFT * jitter.x) * fine
+    y = (0.5 + _SHIFT_DOWN * jitter.y) * fine
+    r = (smallest + (largest - smallest) * (1 + jitter.size) / 2) * fine
     if scene.shape == "circle":
         pen.ellipse((x - r, y - r, x + r, y + r), fill=255)
     else:

@@ -1,0 +1,86 @@
+"""Everything the transformer is trained on, drawn and encoded once: latents and vision tokens."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import Qwen2VLImageProcessor
+
+from builder.tiny import world
+from builder.tiny.architecture import PROCESSOR_PIXELS
+from builder.tiny.flat_vae import FlatVae
+from builder.tiny.train_vae import unit
+
+OBJECT_APART = 24  # of 255: a 16 x 16 block with a pixel this far from the corner shows the object
+
+
+@dataclass(frozen=True, slots=True)
+class Bank:
+    """Encoded pictures of every scene in several jitters; scene and jitter index the first axis.
+
+    `latents` (J, S, 36, 64) packed and normalised; `vision` (J, S, 9, D); `shown` (J, S, 36) is
+    True where the object is; `mean` and `std` (16,) are the VAE's latents_mean and latents_std.
+    """
+
+    scenes: list[world.Scene]
+    latents: Tensor
+    vision: Tensor
+    shown: Tensor
+    mean: Tensor
+    std: Tensor
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Return (B, H/2 * W/2, 4 C) of latents (B, C, H, W), in the pipelines' order."""
+    b, c, h, w = latents.shape
+    parts = latents.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    return parts.reshape(b, (h // 2) * (w // 2), 4 * c)
+
+
+def unpack(tokens: Tensor, side: int = world.SIDE // 8) -> Tensor:
+    """Return latents (B, C, side, side) of packed tokens."""
+    b, _, c = tokens.shape
+    parts = tokens.reshape(b, side // 2, side // 2, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return parts.reshape(b, c // 4, side, side)
+
+
+@torch.no_grad()
+def see(text_encoder: Any, pictures: list[Any]) -> Tensor:
+    """Return what the vision tower makes of square pictures: (B, 9, D)."""
+    smallest, largest = PROCESSOR_PIXELS
+    processor = Qwen2VLImageProcessor(min_pixels=smallest, max_pixels=largest)
+    inputs = processor(images=pictures, return_tensors="pt")
+    tower = text_encoder.model.visual
+    device = tower.patch_embed.proj.weight.device
+    patches = inputs["pixel_values"].to(device, tower.patch_embed.proj.weight.dtype)
+    seen: Tensor = tower(patches, grid_thw=inputs["image_grid_thw"].to(device)).pooler_output
+    return seen.reshape(len(pictures), -1, seen.shape[-1])
+
+
+@torch.no_grad()
+def build(flat: FlatVae, text_encoder: Any, jitters: int, seed: int, device: torch.device) -> Bank:
+    """Draw and encode every scene that is not held out, `jitters` times."""
+    rng = random.Random(seed)
+    scenes = [scene for scene in world.scenes() if not scene.held_out]
+    latents, vision, shown = [], [], []
+    for _ in range(jitters):
+        jitter = world.random_jitter(rng)
+        drawn = [world.draw(scene, jitter) for scene in scenes]
+        frames = torch.from_numpy(np.stack([np.asarray(d) for d in drawn])).permute(0, 3, 1, 2)
+        far = (frames.int() - frames[:, :, :1, :1].int()).abs().amax(1) > OBJECT_APART
+        shown.append(far.unfold(1, 16, 16).unfold(2, 16, 16).flatten(3).any(3).flatten(1))
+        parts = []
+        for start in range(0, len(drawn), 32):
+            with torch.autocast(device.type, torch.bfloat16):
+                moments = flat.encode(unit(frames[start : start + 32]).to(device))
+            parts.append(moments.float().chunk(2, dim=1)[0].cpu())
+            vision.append(see(text_encoder, drawn[start : start + 32]).cpu())
+        latents.append(torch.cat(parts))
+    every = torch.stack(latents)
+    mean, std = every.mean((0, 1, 3, 4)), every.std((0, 1, 3, 4))
+    packed = [pack((part - mean[:, None, None]) / std[:, None, None]) for part in latents]
+    looked = torch.cat(vision).reshape(jitters, len(scenes), *vision[0].shape[1:])
+    return Bank(scenes, torch.stack(packed), looked, torch.stack(shown), mean, std)

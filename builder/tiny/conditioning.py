@@ -1,0 +1,107 @@
+"""Prompt embeddings for training: the Qwen2.5-VL language model with the template's prefix shared.
+
+The 34 or 64 tokens before a prompt are the same in every sample, so they run once a step. The
+result equals the model's own last hidden states, cut where the pipelines cut; a test holds that.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name every torch source uses
+from torch import Tensor, nn
+
+from builder.tiny.architecture import PROCESSOR_PIXELS
+from builder.tiny.tokenizer import PREFIX_TOKENS, templates
+
+PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
+GRID = round(PROCESSOR_PIXELS[1] ** 0.5) // 28  # tokens along a side of a square reference
+TOKENS = GRID * GRID
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+class Conditioner:
+    """Turn prompts, with vision embeddings of their references, into prompt embeddings."""
+
+    def __init__(self, text_encoder: Any, tokenizer: Any) -> None:
+        self.model = text_encoder.model.language_model
+        self.tokenizer = tokenizer
+        self.image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        self.templates = templates()
+
+    def ids(self, prompt: str, pictures: int) -> tuple[list[int], int]:
+        """Return all token ids of the filled template, and how many of them are prefix."""
+        task = "edit" if pictures else "text-to-image"
+        before = "".join(PICTURE.format(i + 1) for i in range(pictures))
+        before = before.replace("<|image_pad|>", "<|image_pad|>" * TOKENS)
+        text = self.templates[task].format(before + prompt)
+        return self.tokenizer(text).input_ids, PREFIX_TOKENS[task]
+
+    def positions(self, ids: list[int]) -> Tensor:
+        """Return (3, 1, L): time, row and column for image tokens, one count for text."""
+        out: list[tuple[int, int, int]] = []
+        count, i = 0, 0
+        while i < len(ids):
+            if ids[i] == self.image:
+                out += [(count, count + n // GRID, count + n % GRID) for n in range(TOKENS)]
+                count, i = count + GRID, i + TOKENS
+            else:
+                out.append((count, count, count))
+                count, i = count + 1, i + 1
+        return torch.tensor(out).T[:, None]
+
+    def __call__(self, ids: list[list[int]], prefix: int, vision: Tensor | None) -> Tensor:
+        """Return (B, L - prefix, D) for B prompts of equal length L in the same template.
+
+        `vision` is (B, pictures * TOKENS, D), what the vision tower makes of the references.
+        """
+        embed = self.model.embed_tokens
+        device = embed.weight.device
+        tokens = torch.tensor(ids, device=device)
+        head, tail = embed(tokens[:1, :prefix]), embed(tokens[:, prefix:])
+        if vision is not None:
+            tail = tail.masked_scatter((tokens[:, prefix:] == self.image)[..., None], vision)
+        places = self.positions(ids[0]).to(device)
+        cos, sin = self.model.rotary_emb(tail, places)
+        length = tail.shape[1]
+        mask = torch.ones(length, prefix + length, dtype=torch.bool, device=device).tril(prefix)
+        for layer in self.model.layers:
+            head, tail = self._layer(layer, head, tail, (cos, sin), mask)
+        out: Tensor = self.model.norm(tail)
+        return out
+
+    def _layer(
+        self, layer: Any, head: Tensor, tail: Tensor, turn: tuple[Tensor, Tensor], mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        attention, p = layer.self_attn, head.shape[1]
+        cos, sin = (part.reshape(1, 1, -1, part.shape[-1]) for part in turn)
+
+        def heads(project: nn.Module, x: Tensor) -> Tensor:
+            split: Tensor = project(x).unflatten(-1, (-1, attention.head_dim))
+            return split.transpose(1, 2)
+
+        def kept(x: Tensor, where: slice) -> tuple[Tensor, Tensor, Tensor]:
+            x = layer.input_layernorm(x)
+            q, k = heads(attention.q_proj, x), heads(attention.k_proj, x)
+            here = cos[:, :, where], sin[:, :, where]
+            return _turn(q, *here), _turn(k, *here), heads(attention.v_proj, x)
+
+        q1, k1, v1 = kept(head, slice(0, p))
+        q2, k2, v2 = kept(tail, slice(p, None))
+        batch = (len(tail), -1, -1, -1)
+        mixed1 = F.scaled_dot_product_attention(q1, k1, v1, is_causal=True, enable_gqa=True)
+        mixed2 = F.scaled_dot_product_attention(
+            q2,
+            torch.cat((k1.expand(batch), k2), dim=2),
+            torch.cat((v1.expand(batch), v2), dim=2),
+            attn_mask=mask,
+            enable_gqa=True,
+        )
+        done = []
+        for x, mixed in ((head, mixed1), (tail, mixed2)):
+            y = x + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+            done.append(y + layer.mlp(layer.post_attention_layernorm(y)))
+        return done[0], done[1]

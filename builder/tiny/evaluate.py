@@ -1,0 +1,203 @@
+"""Judge the tiny checkpoint from the pixels that the worker's own engine makes.
+
+    python -m builder.tiny.evaluate [--folder checkpoints/tiny] [--count 200] [--out out/eval]
+
+Seen and held-out combinations are told apart; the checker knows nothing of how scenes are drawn.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from builder.tiny import checker, phrases, world
+from worker import boot, settings
+from worker.families import Control, Generation, Model, Phase
+
+WAYS: Final = {  # name: (lightning, steps, true CFG)
+    "lightning-8": (True, 8, 1.0),
+    "lightning-4": (True, 4, 1.0),
+    "base-4": (False, 4, 4.0),
+    "teacher": (False, 40, 4.0),
+}
+WHOLE: Final = tuple(p for p in phrases.PROMPTS if len(phrases.describe_parts(p)) == 5)
+SHOWN: Final = 8  # rows of the contact sheet
+
+
+class Unheard(Control):
+    """Nobody listens to these pictures' progress."""
+
+    def report(self, phase: Phase, step: int, steps: int) -> None:
+        """Take no notice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One picture to ask for: the words, the drawn references, and the scene that must come."""
+
+    kind: str
+    prompt: str
+    references: tuple[Image.Image, ...]
+    scene: world.Scene
+    part: str
+    seed: int
+
+    @property
+    def held_out(self) -> bool:
+        """Tell whether training never saw what must come."""
+        return self.scene.held_out
+
+
+def prompts(count: int, seed: int) -> Iterator[Case]:
+    """Yield text-to-image cases, every second one held out, each fixing all five parts."""
+    rng = random.Random(seed)
+    for i in range(count):
+        scene = world.random_scene(rng, held_out=i % 2 == 1)
+        asked = phrases.describe(scene, rng.choice(WHOLE))
+        yield Case("prompt", asked.prompt, (), scene, "all", 1000 + i)
+
+
+def edits(count: int, seed: int) -> Iterator[Case]:
+    """Yield edits of one reference, the five parts by turns, every second result held out."""
+    rng = random.Random(seed)
+    parts = phrases.PARTS
+    while count:
+        count -= 1
+        part = parts[count % len(parts)]
+        while True:
+            before = world.random_scene(rng, held_out=rng.random() < 0.2)
+            after = phrases.change(before, part, rng)
+            if after.held_out == bool(count // len(parts) % 2):
+                break
+        edit = phrases.instruct(before, after, part, rng.choice(phrases.EDITS[part]))
+        picture = world.draw(before, world.random_jitter(rng))
+        yield Case("edit", edit.prompt, (picture,), after, part, 2000 + count)
+
+
+def exchanges(count: int, seed: int) -> Iterator[Case]:
+    """Yield edits with two references, every second result held out."""
+    rng = random.Random(seed)
+    while count:
+        first, second = world.random_scene(rng), world.random_scene(rng)
+        edit = phrases.exchange(first, second, rng.choice(phrases.EXCHANGES))
+        if second.background == first.colour or edit.scene.held_out != bool(count % 2):
+            continue
+        drawn = [world.draw(scene, world.random_jitter(rng)) for scene in (first, second)]
+        yield Case(
+            "two references", edit.prompt, tuple(drawn), edit.scene, "exchange", 3000 + count
+        )
+        count -= 1
+
+
+def make(model: Model, case: Case, way: str) -> Image.Image:
+    """Let the engine make one picture."""
+    lightning, steps, scale = WAYS[way]
+    generation = Generation(
+        task="edit" if case.references else "text-to-image",
+        prompt=case.prompt,
+        negative_prompt=None if lightning else " ",
+        references=case.references,
+        width=world.SIDE,
+        height=world.SIDE,
+        steps=steps,
+        true_cfg_scale=scale,
+        lightning=lightning,
+        seed=case.seed,
+    )
+    return model.generate(generation, Unheard()).image
+
+
+def rates(cases: Sequence[Case], pictures: Sequence[Image.Image]) -> dict[str, float]:
+    """Return the share right: each part, all of them, what was asked, and all the rest."""
+    right: dict[str, list[bool]] = {}
+    for case, picture in zip(cases, pictures, strict=True):
+        seen = checker.read(picture)
+        same = {p: getattr(seen, p) == getattr(case.scene, p) for p in phrases.PARTS}
+        for part, good in same.items():
+            right.setdefault(part, []).append(good)
+        right.setdefault("all five", []).append(all(same.values()))
+        if case.kind == "edit":
+            right.setdefault("asked", []).append(same[case.part])
+            right.setdefault(f"asked {case.part}", []).append(same[case.part])
+            kept = [good for part, good in same.items() if part != case.part]
+            right.setdefault("rest kept", []).append(all(kept))
+    return {name: sum(values) / len(values) for name, values in right.items()}
+
+
+def error(ours: Sequence[Image.Image], theirs: Sequence[Image.Image]) -> float:
+    """Return the mean squared error of pictures in 0..1."""
+    pairs = zip(ours, theirs, strict=True)
+    differences = [np.asarray(a, np.float64) - np.asarray(b, np.float64) for a, b in pairs]
+    return float(np.mean([(d / 255) ** 2 for d in differences]))
+
+
+def sheet(cases: Sequence[Case], drawn: dict[str, list[Image.Image]], target: Path) -> None:
+    """Write a contact sheet: a row a case, the references first, then a column a way."""
+    side, rows = world.SIDE, min(SHOWN, len(cases))
+    page = Image.new("RGB", ((side + 4) * (2 + len(drawn)), (side + 4) * rows), (128, 128, 128))
+    for row, case in enumerate(cases[:rows]):
+        columns = list(case.references) + [None] * (2 - len(case.references))
+        for column, one in enumerate([*columns, *(pictures[row] for pictures in drawn.values())]):
+            if one is not None:
+                page.paste(one, (column * (side + 4), row * (side + 4)))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    page.save(target)
+
+
+def run(models: dict[str, Model], cases: list[Case], ways: Sequence[str], out: Path) -> None:
+    """Make every case in every way and print the table of one kind."""
+    kind, drawn = cases[0].kind, {}
+    model = models["edit" if cases[0].references else "image"]
+    for way in ways:
+        start = time.monotonic()
+        drawn[way] = [make(model, case, way) for case in cases]
+        each = (time.monotonic() - start) / len(cases)
+        for name, held in (("seen", False), ("held-out", True)):
+            pairs = [(c, p) for c, p in zip(cases, drawn[way], strict=True) if c.held_out == held]
+            result = rates([c for c, _ in pairs], [p for _, p in pairs])
+            cells = " | ".join(f"{part} {rate:.1%}" for part, rate in result.items())
+            print(f"{kind} | {way} | {name} {len(pairs)} | {cells} | {each:.2f} s", flush=True)
+        if way != ways[0] and "teacher" in drawn:
+            print(
+                f"{kind} | {way} | error to the teacher {error(drawn[way], drawn['teacher']):.5f}"
+            )
+    sheet(cases, drawn, out / f"{kind.replace(' ', '-')}.png")
+
+
+def main() -> None:
+    """Print the accuracy table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("checkpoints/tiny"))
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--ways", default="teacher,base-4,lightning-4,lightning-8")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--out", type=Path, default=Path("out/eval"))
+    options = parser.parse_args()
+    folders = [str((options.folder / name).resolve()) for name in ("image", "edit")]
+    opened: Any = boot.boot(
+        settings.read(
+            {
+                "MODEL": ",".join(folders),
+                "MODEL_DIR": str(options.out / "models"),
+                "LIGHTNING_STEPS": "8,4",
+                "PRECISION_MODE": options.precision,
+                "LOG_LEVEL": "ERROR",
+            }
+        )
+    )
+    served = {("edit" if "edit" in one.tasks else "image"): one.id for one in opened.served}
+    models = {name: opened.take(model_id) for name, model_id in served.items()}
+    ways = options.ways.split(",")
+    run(models, list(prompts(options.count, 11)), ways, options.out)
+    run(models, list(edits(options.count, 12)), ways, options.out)
+    run(models, list(exchanges(options.count // 4, 13)), ways, options.out)
+
+
+if __name__ == "__main__":
+    main()

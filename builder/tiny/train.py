@@ -1,0 +1,145 @@
+"""Train the tiny checkpoint from nothing, in stages that resume and gates that must hold.
+
+    python -m builder.tiny.train FOLDER [--out checkpoints/tiny] [--scale 1.0] [--compile]
+
+FOLDER keeps the state of every stage (never committed); a killed run goes on from there. Stages:
+vae, bank (drawn and encoded pictures), model, teacher (what the LoRAs learn from), lightning.
+"""
+
+import argparse
+import random
+import time
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from builder.tiny import architecture, bank, checker, distil, train_model, train_vae, world
+from builder.tiny.bank import Bank
+from builder.tiny.conditioning import Conditioner
+from builder.tiny.flat_vae import FlatVae
+from builder.tiny.make import Parts, write
+from builder.tiny.pixels import picture
+from builder.tiny.tokenizer import build_tokenizer
+
+SEED = 20
+JITTERS = 6
+VAE_STEPS = 4500
+MODEL_STEPS = 4000
+TEACHER_GROUPS = 60
+LIGHTNING_ROUNDS = {4: 500, 8: 250}  # the 8-step LoRA starts from the 4-step one
+VAE_GATE_DB = 33.0
+VAE_GATE_READ = 0.97
+
+
+def vae_gate(flat: FlatVae, device: torch.device) -> str:
+    """Return the VAE's figures; raise RuntimeError below 33 dB or 97 % of pictures readable."""
+    rng = random.Random(SEED)
+    scenes = [world.random_scene(rng, held_out=i % 2 == 0) for i in range(200)]
+    drawn = [world.draw(scene, world.random_jitter(rng)) for scene in scenes]
+    frames = train_vae.unit(train_vae.stack(drawn)).to(device)
+    ours = train_vae.reconstruct(flat, frames)
+    db = train_vae.psnr(ours, frames)
+    reads = [checker.read(picture(frame)) for frame in ours]
+    right = [astuple(r) == astuple(s) for r, s in zip(reads, scenes, strict=True)]
+    read = sum(right) / len(right)
+    if db < VAE_GATE_DB or read < VAE_GATE_READ:
+        raise RuntimeError(f"the VAE is not good enough: {db:.1f} dB, {read:.1%} read right")
+    return f"{db:.1f} dB, {read:.1%} of 200 reconstructions read right in all five parts"
+
+
+def lightning(
+    folder: Path,
+    device: torch.device,
+    scale: float,
+    *,
+    transformer: Any,
+    make: Conditioner,
+    encoded: Bank,
+    flat: FlatVae,
+) -> dict[int, dict[str, Tensor]]:
+    """Draw the teacher's pictures, or take them from `folder`, and distil both LoRAs."""
+    file = folder / "teacher.pt"
+    if not file.exists():
+        groups = round(TEACHER_GROUPS * scale)
+        drawn = distil.lessons(transformer, make, encoded, flat, groups, device)
+        torch.save(drawn, file.with_suffix(".part"))
+        file.with_suffix(".part").replace(file)
+    with torch.serialization.safe_globals([distil.Lesson, train_model.Sample]):
+        taught = torch.load(file, weights_only=True)
+    states: dict[int, dict[str, Tensor]] = {}
+    for steps, rounds in LIGHTNING_ROUNDS.items():
+        states[steps] = distil.student(
+            folder,
+            steps,
+            round(rounds * scale),
+            device,
+            transformer=transformer,
+            make=make,
+            bank=encoded,
+            taught=taught,
+            start=states.get(4),
+        )
+    return states
+
+
+def main() -> None:
+    """Run the stages that are not done yet, then write the checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/tiny"))
+    parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks: 1.6x on a CPU")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    folder, device = options.folder, torch.device(options.device)
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+
+    def told(stage: str, figures: str) -> None:
+        print(f"{stage}: {figures} ({time.monotonic() - began:.0f} s since start)", flush=True)
+
+    vae = train_vae.train(folder, round(VAE_STEPS * options.scale), device)
+    flat = FlatVae(vae).to(device)
+    told("vae", vae_gate(flat, device))
+
+    torch.manual_seed(SEED)
+    tokenizer = build_tokenizer()
+    text_encoder: Any = architecture.build_text_encoder(tokenizer).to(device)
+    transformer: Any = architecture.build_transformer(zero_cond_t=True).to(device)
+    train_model.initialise(transformer, text_encoder, SEED)
+    encoded = bank.build(flat, text_encoder, JITTERS, SEED, device)
+    told("bank", f"{encoded.latents.shape[0]} x {len(encoded.scenes)} pictures encoded")
+    if options.compile:
+        for block in transformer.transformer_blocks:
+            block.compile(dynamic=True)
+    train_model.train(
+        folder,
+        round(MODEL_STEPS * options.scale),
+        device,
+        transformer=transformer,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        bank=encoded,
+    )
+    told("model", "trained")
+    loras = lightning(
+        folder,
+        device,
+        options.scale,
+        transformer=transformer,
+        make=Conditioner(text_encoder, tokenizer),
+        encoded=encoded,
+        flat=flat,
+    )
+    told("lightning", "distilled")
+    vae.register_to_config(latents_mean=encoded.mean.tolist(), latents_std=encoded.std.tolist())
+    whole = Parts(tokenizer, text_encoder.cpu(), vae, transformer.cpu(), loras)
+    write(options.out, whole)
+    told("checkpoint", f"written to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
