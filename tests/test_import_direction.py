@@ -1,0 +1,125 @@
+"""Imports point one way, the environment is read in one place, and torch stays in its rooms."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src"
+
+# room -> the rooms that its files may import. What belongs to no other room is the house: one job
+# from request to reply, and the loop around it.
+ROOMS = {
+    "floor": {"floor"},
+    "seam": {"floor"},
+    "media": {"floor", "media"},
+    "weights": {"floor", "weights"},
+    "engine": {"floor", "engine"},
+    "bundle": {"floor", "weights", "engine", "bundle"},
+    "families": {"floor", "seam", "weights", "engine", "bundle", "families"},
+    "house": {"floor", "seam", "media", "weights", "house"},
+    "boot": {"floor", "seam", "weights", "engine", "bundle", "families", "house", "boot"},
+}
+FLOOR = {"errors", "log", "settings"}
+BOOT = {"boot", "__main__"}
+HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes"}
+HEAVY_ROOMS = {"engine", "bundle", "families"}
+
+
+def module(file: Path) -> str:
+    parts = file.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module(file): file for file in sorted((SOURCE / "worker").rglob("*.py"))}
+
+
+def room(name: str) -> str:
+    inner = name.split(".")[1:]
+    if name == "worker.families":
+        return "seam"
+    if inner and inner[0] in ROOMS:
+        return inner[0]
+    if not inner or inner[0] in FLOOR:
+        return "floor"
+    return "boot" if inner[0] in BOOT else "house"
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Yield every module that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{file}: a relative import"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in FILES else node.module
+
+
+IMPORTS = {name: set(imported(file)) for name, file in FILES.items()}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_imports_only_from_the_rooms_below_it(name: str) -> None:
+    wrong = {
+        other
+        for other in IMPORTS[name]
+        if other in FILES and other != "worker" and room(other) not in ROOMS[room(name)]
+    }
+    assert not wrong
+
+
+def test_no_two_files_import_each_other() -> None:
+    graph = {name: {o for o in others if o in FILES} for name, others in IMPORTS.items()}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_booting_and_serving_do_not_know_each_other() -> None:
+    assert not IMPORTS["worker.boot"] & {"worker.loop", "worker.serve", "worker.scaler"}
+    assert "worker.boot" not in IMPORTS["worker.loop"] | IMPORTS["worker.serve"]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if room(name) not in HEAVY_ROOMS])
+def test_torch_stays_in_its_rooms(name: str) -> None:
+    assert not {other.split(".")[0] for other in IMPORTS[name]} & HEAVY
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "worker.settings"])
+def test_only_settings_reads_the_environment(name: str) -> None:
+    touched = {
+        node.attr
+        for node in ast.walk(ast.parse(FILES[name].read_text()))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "os"
+    }
+    assert not touched & {"environ", "environb", "getenv", "putenv"}
+
+
+def python(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_door_costs_nothing_to_import() -> None:
+    code = (
+        "import sys, time; start = time.perf_counter(); import handler;"
+        "print(time.perf_counter() - start, len({'torch', 'worker', 'runpod'} & set(sys.modules)))"
+    )
+    seconds, heavy = min(tuple(map(float, python(code).split())) for _ in range(3))
+    assert seconds < 0.1
+    assert heavy == 0
+
+
+def test_all_but_the_rooms_of_torch_loads_without_it() -> None:
+    names = [
+        name for name in FILES if room(name) not in HEAVY_ROOMS and not name.endswith("__main__")
+    ]
+    code = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
+    assert python(code).strip() == "False"
