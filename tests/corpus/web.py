@@ -157,7 +157,7 @@ UPLOADS: Final = [
     Case("upload targets", "a file", upload(upload_url="file:///runpod-volume/x.png")),
     Case("upload targets", "a path", upload(upload_url="/runpod-volume/x.png")),
     Case("upload targets", "backslash", upload(upload_url="https://a.test\\@b.test/"), REFUSED),
-    Case("upload targets", "two for one picture", upload(upload_url=["{http}/x", "{http}/y"])),
+    Case("upload targets", "two for one picture", upload(upload_url=["https://a.test/x", "https://a.test/y"])),
     Case("upload targets", "a number", upload(upload_url=7)),
     Case("upload targets", "forbidden", upload(upload_url="{http}/forbidden"), "DELIVERY_FAILED"),
     Case("upload targets", "redirected inside",
