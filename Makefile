@@ -26,6 +26,12 @@ lint: setup ## ruff, its format check, mypy strict
 format: setup ## let ruff format
 	$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .
 
+train-tiny: setup ## train checkpoints/tiny from nothing (hours on two cores; TRAIN=--compile: faster, takes g++)
+	$(BIN)/python -m builder.tiny.train out/train-tiny $(TRAIN)
+
+eval-tiny: setup ## what checkpoints/tiny draws and edits, judged from pixels
+	$(BIN)/python -m builder.tiny.evaluate
+
 lock: setup ## resolve the dependencies again, with hashes
 	cd builder && for name in requirements-uv requirements requirements-dev; do \
 	  UV_CUSTOM_COMPILE_COMMAND="make lock" ../$(BIN)/uv pip compile -q --universal --python-version 3.11 \

@@ -4,6 +4,7 @@ A single frame meets only the last temporal tap of a causal convolution (the oth
 a Conv2d with that tap computes the same function, two to three times faster on a CPU.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -87,11 +88,14 @@ def _half(source: Any, entry: str) -> nn.ModuleDict:
         if hasattr(block, "conv1"):
             blocks.append(Residual(block))
         elif hasattr(block, "resample"):
-            blocks.append(nn.ModuleDict({"resample": block.resample}))
+            blocks.append(nn.ModuleDict({"resample": copy.deepcopy(block.resample)}))
         else:
             up = {"resnets": nn.ModuleList([Residual(inner) for inner in block.resnets])}
             if block.upsamplers is not None:
-                steps = [nn.ModuleDict({"resample": one.resample}) for one in block.upsamplers]
+                steps = [
+                    nn.ModuleDict({"resample": copy.deepcopy(one.resample)})
+                    for one in block.upsamplers
+                ]
                 up["upsamplers"] = nn.ModuleList(steps)
             blocks.append(nn.ModuleDict(up))
     return nn.ModuleDict(
