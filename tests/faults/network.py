@@ -7,6 +7,8 @@ from typing import Final, Literal
 from faults.room import REPOSITORY, SHARD, TOKEN, Room
 from worlds.hub import Act, Fault, Step
 
+ANYWHERE: Final = Fault("cut").at
+OF_BODIES: Final = ("cut", "reset", "short", "long", "flip", "gzip", "wrong-range", "drip")
 Expected = Literal["recovered", "WEIGHTS_UNAVAILABLE", "try later", "VOLUME_FULL"]
 
 
@@ -37,10 +39,15 @@ def case(
 
 
 def _fresh(fault: Fault, room: Room) -> Fault:
-    """Copy a fault, with its place in the body drawn from the seed."""
+    """Copy a fault, with its place in the body and among the ranges drawn from the seed.
+
+    The parallel way asks twice for one byte before it starts: no place for a broken body.
+    """
     copy = Fault(**vars(fault))
-    if copy.at == 0.5:
+    if copy.at == ANYWHERE:
         copy.at = room.rng.uniform(0.05, 0.95)
+    if room.parallel and copy.path == SHARD:
+        copy.skip = room.rng.randrange(2 if copy.act in OF_BODIES else 0, 5)
     return copy
 
 
@@ -139,7 +146,7 @@ CASES: tuple[Case, ...] = (
     case("HTML instead of weights for ever", LATER, shard("html", None)),
     case("gzip", RECOVERED, shard("gzip")),
     case("Range ignored", RECOVERED, shard("cut"), shard("no-range", None)),
-    case("wrong Content-Range", RECOVERED, shard("cut"), shard("wrong-range", 2)),
+    case("wrong Content-Range", RECOVERED, shard("cut"), shard("wrong-range")),
     case("stall before the body", RECOVERED, shard("stall-before"), fast=False),
     case("stall in the body", RECOVERED, shard("stall-body"), fast=False),
     case("1 KB/s drip", RECOVERED, shard("drip"), fast=False),

@@ -4,6 +4,7 @@ Two servers, as the real one has: the hub itself (model info, tree, resolve) and
 another host, to which large files are redirected with a signature. HF_ENDPOINT is `Hub.endpoint`.
 """
 
+import base64
 import gzip
 import hashlib
 import json
@@ -136,6 +137,15 @@ class Entry:
         return entry
 
 
+def _is_lfs(path: str) -> bool:
+    return path.endswith((".safetensors", ".bin"))
+
+
+def _objects(body: bytes) -> list[dict[str, Any]]:
+    objects: list[dict[str, Any]] = json.loads(body)["objects"]
+    return objects
+
+
 @lru_cache(maxsize=256)
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
@@ -204,10 +214,7 @@ class Hub:
                 for path in sorted(root.rglob("*"))
                 if path.is_file()
             }
-        entries = {
-            path: Entry(path, data, lfs=path.endswith((".safetensors", ".bin")))
-            for path, data in files.items()
-        }
+        entries = {path: Entry(path, data, lfs=_is_lfs(path)) for path, data in files.items()}
         tree = "".join(f"{path} {entry.sha256}\n" for path, entry in sorted(entries.items()))
         commit = hashlib.sha1(tree.encode(), usedforsecurity=False).hexdigest()
         self.commits.setdefault(repository, {})[commit] = entries
@@ -285,6 +292,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer as GET, without the body."""
         self._answer()
 
+    def do_POST(self) -> None:
+        """Take part of a push: a new repository, what to upload how, and the commit."""
+        self._push()
+
+    def do_PUT(self) -> None:
+        """Take the bytes of one large file."""
+        self._push()
+
     def do_GET(self) -> None:
         """Answer a request for metadata or for a file."""
         self._answer()
@@ -310,6 +325,79 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._note(None, parts.path)
             self._send(404, b"no such page")
+
+    def _push(self) -> None:
+        """Answer one request of huggingface_hub's upload: LFS for weights, inline for the rest."""
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        words = unquote(urlsplit(self.path).path).strip("/").split("/")
+        self._note(None, "/".join(words))
+        if self.command == "PUT":
+            self.hub.uploaded[words[-1]] = body
+            self._send(200, b"")
+            return
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if token not in self.hub.tokens:
+            self._send(401 if not token else 403, b"{}")
+        elif words == ["api", "repos", "create"]:
+            asked = json.loads(body)
+            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            self.hub.commits.setdefault(name, {})
+            if asked.get("private") or asked.get("visibility") == "private":
+                self.hub.private.add(name)
+            self._json({"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name})
+        elif "preupload" in words:
+            self._json(
+                {
+                    "files": [
+                        {
+                            "path": file["path"],
+                            "uploadMode": "lfs" if _is_lfs(file["path"]) else "regular",
+                            "shouldIgnore": False,
+                        }
+                        for file in json.loads(body)["files"]
+                    ]
+                }
+            )
+        elif words[-1] == "batch":
+            self._json({"transfer": "basic", "objects": list(map(self._asked, _objects(body)))})
+        elif words[-2] == "commit":
+            self._commit("/".join(words[2:4]), words[-1], body)
+        else:
+            self._send(404, b"no such page")
+
+    def _asked(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """Say where to upload an object to, unless it is there."""
+        answer: dict[str, Any] = {"oid": wanted["oid"], "size": wanted["size"]}
+        if wanted["oid"] not in self.hub.uploaded:
+            answer["actions"] = {"upload": {"href": f"{self.hub.storage}/{wanted['oid']}"}}
+        return answer
+
+    def _commit(self, repository: str, branch: str, body: bytes) -> None:
+        """Publish what a commit adds to the branch."""
+        files: dict[str, bytes] = {
+            path: entry.data
+            for path, entry in self.hub.commits[repository]
+            .get(self.hub.branches.get(repository, {}).get(branch, ""), {})
+            .items()
+        }
+        for line in body.splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploaded[value["oid"]]
+        commit = self.hub.add(repository, files, branch)
+        self._json(
+            {
+                "success": True,
+                "commitOid": commit,
+                "commitUrl": f"{self.hub.endpoint}/{repository}/commit/{commit}",
+            }
+        )
+
+    def _json(self, answer: Any) -> None:
+        self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _note(self, step: Step | None, path: str) -> None:
         with self.hub.lock:
@@ -432,10 +520,9 @@ class _Handler(BaseHTTPRequestHandler):
         if start > end:
             self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             return
-        body = data[start : end + 1]
         if fault and fault.act == "wrong-range":
-            start += 1
-            end += 1
+            start, end = (start - 1, end - 1) if start else (start + 1, end + 1)
+        body = data[start : end + 1]
         headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
         self._body(fault, body, 206, headers)
 

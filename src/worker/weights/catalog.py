@@ -190,6 +190,27 @@ def names() -> tuple[str, ...]:
     return (*(row.name for row in TABLE), *GROUPS)
 
 
+def lightning_steps(spec: ModelSpec, settings: Settings) -> tuple[int, ...]:
+    """Return the step counts whose LoRA is held, the default first.
+
+    LIGHTNING_STEPS where it was set, else 8 (both for the embedded pair); none when
+    USE_LIGHTNING_LORA is off or the model has no Lightning. Raises InvalidSettings for a count
+    that the model has no LoRA for.
+    """
+    if not settings.use_lightning_lora or not spec.lightning:
+        return ()
+    if "lightning_steps" not in settings.model_fields_set:
+        held = sorted(spec.lightning, reverse=True)
+        return tuple(held) if spec.embedded and not settings.lightning_fused else (held[0],)
+    missing = [n for n in settings.lightning_steps if n not in spec.lightning]
+    if missing:
+        held_text = ", ".join(map(str, spec.lightning))
+        raise InvalidSettings(
+            f"LIGHTNING_STEPS: {spec.name} has no LoRA for {missing[0]} steps, it has {held_text}"
+        )
+    return settings.lightning_steps
+
+
 def resolve(models: Sequence[str], settings: Settings, *, has_gpu: bool) -> tuple[ModelSpec, ...]:
     """Turn the words of MODEL into models, in the caller's order and without doubles.
 

@@ -1,0 +1,54 @@
+"""A folder of files -> one commit of a hub repository, by huggingface_hub."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from worker import log
+from worker.errors import HubUnreachable, WeightsUnavailable
+from worker.settings import Settings
+from worker.weights.address import Hub
+from worker.weights.retry import Again, refused
+
+
+def push(
+    files: Mapping[str, Path], repository: str, settings: Settings, *, message: str = "Upload"
+) -> str:
+    """Upload files (path in the repository -> local file) in one commit; return the commit.
+
+    The repository is made, private, if it is not there. huggingface_hub uploads large files first
+    and skips those that the hub has, so that a push that broke off goes on. Raises
+    WeightsUnavailable (no token, or not one that may write), HubUnreachable.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi  # noqa: PLC0415 - half a second
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
+    from huggingface_hub.utils.tqdm import disable_progress_bars  # noqa: PLC0415
+
+    hub = Hub.of(settings)
+    log.hide(hub.token)
+    if hub.token is None:
+        raise WeightsUnavailable("push needs HF_TOKEN, a token that may write")
+    api = HfApi(endpoint=hub.endpoint, token=hub.token)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    operations = [CommitOperationAdd(path, str(local)) for path, local in sorted(files.items())]
+    try:
+        api.create_repo(repository, private=True, exist_ok=True)
+        commit = api.create_commit(repository, operations, commit_message=message)
+    except HFValidationError:
+        raise WeightsUnavailable(f"{repository[:100]}: not a repository name: org/name") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if isinstance(refused(status, None, repository), Again):
+            raise _later(repository, f"the hub answered {status}") from None
+        raise WeightsUnavailable(
+            f"{repository}: the hub refuses the push (status {status}): HF_TOKEN must be one that"
+            " may write to it"
+        ) from None
+    except Exception as error:
+        raise _later(repository, f"the upload broke off ({type(error).__name__})") from error
+    return commit.oid
+
+
+def _later(repository: str, reason: str) -> HubUnreachable:
+    return HubUnreachable(f"{repository}: {reason}; push again, it goes on where it was")

@@ -1,0 +1,86 @@
+"""What was pushed is what comes back, and who may not push is told what is needed."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from worlds.hub import Hub, running
+
+from worker import settings
+from worker.errors import WeightsUnavailable
+from worker.weights import metadata
+from worker.weights.download import fetch_snapshot
+from worker.weights.push import push
+
+# huggingface_hub 2.4 hands httpx2 its file in a way that httpx2 warns about
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")
+
+TOKEN = "hf_loopback_token"
+CONTENT = {"manifest.json": b'{"format": 1}', "components/vae-1/weights.safetensors": bytes(5000)}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    # Xet is a storage of its own; the loopback hub speaks LFS, as mirrors do
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with running() as given:
+        given.tokens[TOKEN] = set()
+        yield given
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Mapping[str, Path]:
+    made = {path: tmp_path / f"file-{n}" for n, path in enumerate(CONTENT)}
+    for path, local in made.items():
+        local.write_bytes(CONTENT[path])
+    return made
+
+
+def configured(hub: Hub, home: Path, token: str = TOKEN) -> settings.Settings:
+    return settings.read(
+        {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": token,
+            "MODEL_DIR": str(home),
+            "MIN_STORAGE_FREE_GB": "0",
+        }
+    )
+
+
+def test_what_was_pushed_comes_back(hub: Hub, files: Mapping[str, Path], tmp_path: Path) -> None:
+    read = configured(hub, tmp_path / "home")
+    commit = push(files, "acme/bundle", read)
+    assert "acme/bundle" in hub.private
+    snapshot = metadata.resolve("acme/bundle", None, read)
+    assert snapshot.commit == commit
+    found = fetch_snapshot(snapshot, snapshot.files, tmp_path / "back", read)
+    assert {path: proven.path.read_bytes() for path, proven in found.items()} == CONTENT
+
+
+def test_a_second_push_uploads_nothing_that_is_there(
+    hub: Hub, files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    read = configured(hub, tmp_path)
+    push(files, "acme/bundle", read)
+    hub.seen.clear()
+    push(files, "acme/bundle", read)
+    assert not [seen for seen in hub.requests() if seen.method == "PUT"]
+
+
+def test_the_token_does_not_reach_the_storage(
+    hub: Hub, files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    push(files, "acme/bundle", configured(hub, tmp_path))
+    puts = [seen for seen in hub.requests() if seen.method == "PUT"]
+    assert puts
+    assert {seen.authorization for seen in puts} == {None}
+
+
+@pytest.mark.parametrize("token", ["", "hf_of_a_reader"])
+def test_a_push_needs_a_token_that_may_write(
+    hub: Hub, files: Mapping[str, Path], tmp_path: Path, token: str
+) -> None:
+    with pytest.raises(WeightsUnavailable, match="HF_TOKEN") as refused:
+        push(files, "acme/bundle", configured(hub, tmp_path, token))
+    assert "may write" in refused.value.message
+    assert not hub.uploaded
