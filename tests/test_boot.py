@@ -2,9 +2,10 @@
 
 import pytest
 
-from worker import boot, settings
+from worker import settings
 from worker.errors import InvalidSettings
-from worker.weights.catalog import TABLE
+from worker.families.describe import describe
+from worker.weights.catalog import TABLE, lightning_steps
 
 SPECS = {spec.name: spec for spec in TABLE}
 GB = 1 << 30
@@ -12,7 +13,7 @@ GB = 1 << 30
 
 def lightning(name: str, **environ: str) -> tuple[int, ...]:
     """Return the step counts that a worker with this environment holds."""
-    return boot.lightning_steps(SPECS[name], settings.read(environ))
+    return lightning_steps(SPECS[name], settings.read(environ))
 
 
 def test_eight_steps_are_held_unless_told_otherwise() -> None:
@@ -36,15 +37,20 @@ def test_a_count_without_a_lora_is_a_wrong_setting() -> None:
 def test_the_largest_picture_follows_the_memory(memory: int | None, side: int) -> None:
     """And MAX_PIXELS overrules it."""
     spec = SPECS["qwen-image"]
-    facts = {"revision": "0", "precision": "4bit", "memory": memory}
-    assert boot.describe(spec, settings.read({}), **facts).max_pixels == side * side  # type: ignore[arg-type] # mypy cannot type a **dict
+    facts = {"revision": "0", "precision": "4bit", "lightning": (8,), "memory": memory}
+    assert describe(spec, settings.read({}), **facts).max_pixels == side * side  # type: ignore[arg-type] # mypy cannot type a **dict
     asked = settings.read({"MAX_PIXELS": "1000000"})
-    assert boot.describe(spec, asked, **facts).max_pixels == 1_000_000  # type: ignore[arg-type] # the same
+    assert describe(spec, asked, **facts).max_pixels == 1_000_000  # type: ignore[arg-type] # the same
 
 
 def test_a_small_model_makes_no_large_pictures() -> None:
     """At most four times the area that the embedded model was trained at."""
-    given = boot.describe(
-        SPECS["tiny-image"], settings.read({}), revision="0", precision="bf16", memory=None
+    given = describe(
+        SPECS["tiny-image"],
+        settings.read({}),
+        revision="0",
+        precision="bf16",
+        lightning=(),
+        memory=None,
     )
     assert given.max_pixels == 4 * 96 * 96

@@ -18,10 +18,11 @@ from diffusers import (
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from PIL import Image
 
+from worker.bundle.format import adapter_role
 from worker.bundle.published import open_published
 from worker.engine.schedule import LIGHTNING
 from worker.families import Generation, Phase, Served
-from worker.families.qwen_image import QwenImage, _Clock, adapter_name, sized
+from worker.families.qwen_image import QwenImage, _Clock, sized
 from worker.weights.catalog import TABLE, checkpoints
 
 CPU = torch.device("cpu")
@@ -64,7 +65,7 @@ def served(name: str) -> Served:
 def lightning_files(name: str) -> dict[str, Path]:
     """Return the Lightning LoRA files of an embedded model by adapter name."""
     files = SPECS[name].lightning
-    return {adapter_name(n): folder_of(name) / files[n].filename for n in (8, 4)}
+    return {adapter_role(n): folder_of(name) / files[n].filename for n in (8, 4)}
 
 
 def condition_area(name: str) -> int:
@@ -121,7 +122,7 @@ class Pair:
         if generation.lightning:
             self.stock.scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(LIGHTNING))
             self.stock.enable_lora()
-            self.stock.set_adapters(adapter_name(generation.steps))
+            self.stock.set_adapters(adapter_role(generation.steps))
         else:
             self.stock.scheduler = self.base
             self.stock.disable_lora()

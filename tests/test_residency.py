@@ -1,13 +1,14 @@
 """Models stay in memory while they fit; else the least recently used gives way."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from worker.errors import ModelNotServed
-from worker.families import Control, Drawn, Generation, Served
-from worker.residency import Openable, Residency
+from worker.families import Control, Drawn, Generation, Openable, Served
+from worker.residency import Residency
 
 
 def served(name: str) -> Served:
@@ -36,14 +37,14 @@ class Shelf:
 
     events: list[str] = field(default_factory=list)
 
-    def openable(self, name: str, size: int) -> Openable:
-        """Describe a model of that many bytes."""
+    def openable(self, name: str, size: int, **shared: int) -> Openable:
+        """Describe a model of that many bytes of its own, and the parts it shares."""
 
         def opened() -> Recorded:
             self.events.append(f"open {name}")
             return Recorded(served(name), self)
 
-        return Openable(served(name), size, opened)
+        return Openable(served(name), {name: size, **shared}, opened)
 
 
 @dataclass
@@ -67,7 +68,7 @@ def test_models_that_fit_are_opened_once_and_stay() -> None:
     """A second job of either model opens nothing."""
     shelf = Shelf()
     models = Residency([shelf.openable("a", 5), shelf.openable("b", 5)], budget=10)
-    models.fill()
+    list(models.fill())
     for name in ("a", "b", "a", "b"):
         assert models.take(name).served.id == name
     assert shelf.events == ["open a", "open b"]
@@ -80,14 +81,23 @@ def test_the_least_recently_used_gives_way() -> None:
     for name in ("a", "b", "a", "c", "a"):
         models.take(name)
     assert shelf.events == ["open a", "open b", "release b", "open c"]
-    assert models.health()["resident"] == ["c", "a"]
+    facts: Any = models.health()["models"]
+    assert [name for name, fact in facts.items() if fact["resident"]] == ["a", "c"]
+
+
+def test_a_shared_part_counts_once() -> None:
+    """Two models with one text encoder fit where two encoders would not."""
+    shelf = Shelf()
+    pair = [shelf.openable(name, 5, encoder=6) for name in "ab"]
+    list(Residency(pair, budget=16).fill())
+    assert shelf.events == ["open a", "open b"]
 
 
 def test_filling_leaves_closed_what_does_not_fit() -> None:
     """At start nothing is opened only to be thrown out again, and the first is always opened."""
     shelf = Shelf()
     models = Residency([shelf.openable(n, s) for n, s in (("a", 9), ("b", 5), ("c", 1))], budget=10)
-    models.fill()
+    list(models.fill())
     assert shelf.events == ["open a", "open c"]
 
 
@@ -95,7 +105,7 @@ def test_a_model_larger_than_the_budget_is_tried_alone() -> None:
     """The sizes are computed; only the device can say no."""
     shelf = Shelf()
     models = Residency([shelf.openable("a", 50)], budget=10)
-    models.fill()
+    list(models.fill())
     assert shelf.events == ["open a"]
 
 

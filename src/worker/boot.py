@@ -2,20 +2,20 @@
 
 import importlib
 import time
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
-from worker import log
+from worker import log, preflight
+from worker.bundle import format as bundle
 from worker.errors import InvalidSettings
-from worker.families import Control, Generation, Model, Models, Phase, Served
-from worker.residency import Openable, Residency
+from worker.families import Control, Generation, Model, Models, Phase
+from worker.residency import Residency
 from worker.settings import Settings
 from worker.weights import catalog
 from worker.weights.catalog import ModelSpec
 
-# the largest picture by free device memory in bytes, in pixels: activations of a 1024x1024 edit
-# take about 3 GB beside the weights (est.)
-LARGEST = ((40 << 30, 2048 * 2048), (22 << 30, 1536 * 1536), (0, 1328 * 1328))
+# What pictures take beside the weights (est.): what models may not fill.
+WORKING_BYTES: Final = 4_000_000_000
 
 
 class _Unheard(Control):
@@ -27,53 +27,8 @@ class _Unheard(Control):
 
 def family(name: str) -> Any:
     """Import one family's module; that is when torch is imported."""
+    importlib.import_module("worker.engine")  # first: it makes the imports of all others faster
     return importlib.import_module(f"worker.families.{name}")
-
-
-def lightning_steps(spec: ModelSpec, settings: Settings) -> tuple[int, ...]:
-    """Return the step counts whose LoRA is held, the default first.
-
-    LIGHTNING_STEPS where it was set, else 8 (both for the embedded pair); none when
-    USE_LIGHTNING_LORA is off or the model has no Lightning. Raises InvalidSettings for a count
-    that the model has no LoRA for.
-    """
-    if not settings.use_lightning_lora or not spec.lightning:
-        return ()
-    if "lightning_steps" not in settings.model_fields_set:
-        return tuple(spec.lightning) if spec.embedded else tuple(spec.lightning)[:1]
-    missing = [n for n in settings.lightning_steps if n not in spec.lightning]
-    if missing:
-        held = ", ".join(map(str, spec.lightning))
-        raise InvalidSettings(
-            f"LIGHTNING_STEPS: {spec.name} has no LoRA for {missing[0]} steps, it has {held}"
-        )
-    return settings.lightning_steps
-
-
-def describe(
-    spec: ModelSpec, settings: Settings, *, revision: str, precision: str, memory: int | None
-) -> Served:
-    """Say what callers may ask of a model; `memory` is the device's in bytes, None on a CPU."""
-    largest = settings.max_pixels
-    if largest is None:
-        room = next((pixels for floor, pixels in LARGEST if (memory or 0) >= floor), 0)
-        largest = min(room, 4 * spec.area)
-    return Served(
-        id=spec.name,
-        repository=spec.repository,
-        revision=revision,
-        precision=precision,
-        licence=spec.licence,
-        tasks=spec.tasks,
-        steps=spec.steps,
-        true_cfg_scale=spec.true_cfg_scale,
-        negative_prompt=spec.negative_prompt,
-        lightning_steps=lightning_steps(spec, settings),
-        area=spec.area,
-        max_pixels=largest,
-        max_references=min(spec.max_references, settings.max_input_images),
-        sizes=spec.sizes,
-    )
 
 
 def warm(model: Model) -> float:
@@ -104,39 +59,43 @@ def warm(model: Model) -> float:
     return time.monotonic() - start
 
 
-@dataclass(frozen=True, slots=True)
-class _Opener:
-    """How one model is opened, warmed and logged, at start or when it is swapped in."""
-
-    spec: ModelSpec
-    served: Served
-    settings: Settings
-
-    def __call__(self) -> Model:
-        start = time.monotonic()
-        model: Model = family(self.spec.family).open_model(self.spec, self.served)
-        opened = time.monotonic() - start
-        warmed = warm(model)
-        log.get().info(
-            "model warm",
-            model=self.spec.name,
-            precision=self.served.precision,
-            open_s=round(opened, 2),
-            warm_s=round(warmed, 2),
-        )
-        return model
-
-
 def boot(settings: Settings) -> Models:
     """Bring the models of this worker from wherever they are to warm.
 
     Raises WorkerError: what is wrong and what to do about it.
     """
-    specs = catalog.resolve(settings.model, settings, has_gpu=False)
-    openables = []
-    for spec in specs:
-        served = describe(spec, settings, revision="local", precision="bf16", memory=None)
-        openables.append(Openable(served, 0, _Opener(spec, served, settings)))
-    models = Residency(openables, budget=None)
-    models.fill()
+    start = time.monotonic()
+    gpu = preflight.usable_gpu()
+    specs = catalog.resolve(settings.model, settings, has_gpu=gpu is not None)
+    _say(specs, settings)
+    _preflight(settings)
+    bundle.read_ahead_of([spec.name for spec in specs], settings.home)
+    openables = [family(spec.family).ready(spec, settings, gpu) for spec in specs]
+    models = Residency(openables, budget=gpu.free - WORKING_BYTES if gpu else None)
+    for model in models.fill():
+        seconds = warm(model)
+        log.get().info("model warm", model=model.served.id, seconds=round(seconds, 2))
+    log.get().info("started", seconds=round(time.monotonic() - start, 2))
     return models
+
+
+def _say(specs: Sequence[ModelSpec], settings: Settings) -> None:
+    """Tell what nobody must overlook: that the embedded model is not the one people come for."""
+    if not settings.model and all(spec.embedded for spec in specs):
+        log.get().warning(
+            "no GPU and no MODEL: serving the small embedded checkpoint, whose pictures are toys"
+        )
+    if settings.allowed_image_networks:
+        networks = [f"{network}:{port}" for network, port in settings.allowed_image_networks]
+        log.get().warning("images may be fetched from non-public addresses", networks=networks)
+
+
+def _preflight(settings: Settings) -> None:
+    """Log what is not as it should be; raise InvalidSettings where no start can succeed."""
+    findings = preflight.check(settings)
+    for finding in findings:
+        if finding.level != "ok":
+            log.get().warning("preflight", **finding.as_json())
+    broken = preflight.fatal(findings)
+    if broken:
+        raise InvalidSettings("; ".join(f"{f.check}: {f.found}; {f.change}" for f in broken))

@@ -75,6 +75,17 @@ def check(settings: Settings) -> list[Finding]:
     return findings
 
 
+def usable_gpu() -> Gpu | None:
+    """Return the first GPU; None without one, or with a torch that cannot use it."""
+    try:
+        driver = ask()
+    except DriverError:
+        return None
+    if driver is None or not driver.gpus or torch_cuda() is None:
+        return None
+    return driver.gpus[0]
+
+
 def fatal(findings: list[Finding]) -> list[Finding]:
     """Return the findings with which no start can succeed."""
     return [finding for finding in findings if finding.level == "fatal"]

@@ -86,7 +86,7 @@ Counts = Annotated[tuple[int, ...], BeforeValidator(_words), AfterValidator(_ste
 Bytes = Annotated[int, BeforeValidator(_bytes)]
 Address = Annotated[str, AfterValidator(_address)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
-Precision = Annotated[Literal["auto", "bf16", "8bit", "4bit", "fp32"], BeforeValidator(_lower)]
+Precision = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_lower)]
 
 
 def _setting(
@@ -141,7 +141,7 @@ class Settings(BaseModel):
     hf_token: SecretStr | None = _setting(None, "token for gated or private repositories")
     hf_endpoint: Address | None = _setting(None, "another hub", shown="the public hub")
     precision_mode: Precision = _setting(
-        "auto", "`auto` (by the device and its free memory), `bf16`, `8bit`, `4bit`, `fp32`"
+        "auto", "`auto` (by the device and its free memory), `bf16`, `8bit`, `4bit`"
     )
     use_lightning_lora: bool = _setting(True, "hold the Lightning LoRA and use it by default")
     lightning_steps: Counts = _setting(

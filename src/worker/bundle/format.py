@@ -289,3 +289,12 @@ def read_ahead(found: Verified) -> None:
                     os.posix_fadvise(number, 0, 0, os.POSIX_FADV_WILLNEED)
                 finally:
                     os.close(number)
+
+
+def read_ahead_of(models: Iterable[str], home: Path) -> None:
+    """Read ahead the bundles of models by their names, where each has but one on this disk."""
+    for model in models:
+        candidates = list((home / BUNDLES).glob(f"{bundle_name(model, '', None)}*/{MANIFEST}"))
+        if len(candidates) == 1:
+            with suppress(Damaged, OSError):
+                read_ahead(verify(candidates[0].parent))

@@ -4,7 +4,7 @@ Nothing here, and nothing above it, knows what a transformer or a VAE is. A fami
 this package, imported by name when one of its models is opened.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -92,6 +92,20 @@ class Model(Protocol):
 
     def release(self) -> None:
         """Free the device memory; the model cannot be used afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Openable:
+    """A model that can be opened at any time: what it serves, what it takes, and how.
+
+    `parts` maps what identifies a part to its device bytes: models may share parts. `facts` tell in
+    op=health where it came from.
+    """
+
+    served: Served
+    parts: Mapping[str, int]
+    open: Callable[[], Model]
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 class Models(Protocol):

@@ -1,28 +1,34 @@
 """Qwen-Image 1.x: text-to-image and instruction edits with references, in the order it runs."""
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from worker.bundle.published import open_published
-from worker.engine import device as gpu
+from worker import log
+from worker.bundle.format import Damaged, adapter_role, set_aside
+from worker.bundle.obtain import Obtained, obtain
+from worker.bundle.open import open_bundle, shared
+from worker.driver import Gpu
+from worker.engine import device as devices
 from worker.engine import prompts, schedule
 from worker.engine.cache import TensorCache
 from worker.engine.components import Components
 from worker.engine.prompts import PromptEncoder, Template
 from worker.engine.sampler import Conditioning, LatentShape, denoise, noise, stack
 from worker.engine.vae import Vae, picture
-from worker.errors import CudaOutOfMemory, LoraNotApplied, WeightsUnavailable
-from worker.families import Control, Drawn, Generation, Phase, Served
+from worker.errors import CudaOutOfMemory, InvalidSettings, LoraNotApplied
+from worker.families import Control, Drawn, Generation, Openable, Phase, Served
+from worker.families.describe import describe
+from worker.settings import Settings
 from worker.weights.catalog import ModelSpec
 
 FIRST_EDIT: Final = "QwenImageEditPipeline"
@@ -39,11 +45,8 @@ CACHE_BYTES: Final = 64 << 20
 # an output whose aspect is this close to a reference's (natural logarithm of the ratio) shares its
 # size, so that an edit neither shifts nor zooms; rounding to 16 pixels alone moves 1024 by 0.016
 SAME_ASPECT: Final = 0.03
-
-
-def adapter_name(steps: int) -> str:
-    """Name the Lightning adapter for a number of steps."""
-    return f"lightning_{steps}"
+# text encoders and VAEs that several open models have in common
+_SHARED: Final = shared()
 
 
 def sized(area: int, ratio: float) -> tuple[int, int]:
@@ -69,7 +72,7 @@ class _Clock:
         try:
             yield
         finally:
-            gpu.synchronize(self.device)
+            devices.synchronize(self.device)
             elapsed = (time.perf_counter() - start) * 1000
             self.spent[name] = self.spent.get(name, 0.0) + elapsed
 
@@ -114,19 +117,19 @@ class QwenImage:
         except CudaOutOfMemory:
             pass  # the failed attempt's tensors live in the exception: leave it before freeing
         self._cache.clear()
-        gpu.free_memory()
+        devices.free_memory()
         self._vae.tile(on=True)
         try:
             return self._draw(generation, control)
         finally:
             self._vae.tile(on=False)
-            gpu.free_memory()
+            devices.free_memory()
 
     def release(self) -> None:
         """Drop the modules and free their memory; the model cannot be used afterwards."""
         self._cache.clear()
         del self._parts, self._prompts, self._vae
-        gpu.free_memory()
+        devices.free_memory()
 
     def reference_size(self, image: Image.Image, generation: Generation) -> tuple[int, int]:
         """Return the (width, height) at which a reference is encoded.
@@ -145,7 +148,7 @@ class QwenImage:
         They must agree in everything but prompt, references' pixels and seed.
         """
         first, parts = generations[0], self._parts
-        name = adapter_name(first.steps) if first.lightning else None
+        name = adapter_role(first.steps) if first.lightning else None
         if name is not None and name not in parts.adapters.held:
             raise LoraNotApplied(f"no Lightning LoRA for {first.steps} steps is held")
         parts.adapters.use(name)
@@ -185,8 +188,8 @@ class QwenImage:
 
     def _draw(self, generation: Generation, control: Control) -> Drawn:
         clock = _Clock(self._parts.device, {})
-        gpu.reset_peak(self._parts.device)
-        with gpu.translated():
+        devices.reset_peak(self._parts.device)
+        with devices.translated():
             latents = self.latents([generation], control, clock)
             with clock.phase("decode"):
                 pixels = self._vae.decode(latents, generation.width, generation.height)
@@ -197,7 +200,7 @@ class QwenImage:
             image=image,
             lightning_enabled=generation.lightning,
             timings_ms=clock.spent,
-            peak_vram_mb=gpu.peak_mb(self._parts.device),
+            peak_vram_mb=devices.peak_mb(self._parts.device),
             warnings=warnings,
         )
 
@@ -208,7 +211,7 @@ class QwenImage:
             embeds = self._cache.get(
                 key, lambda: self._prompts.encode(text, TEMPLATES[self._pipeline], shown)
             )
-        return Conditioning(embeds.to(self._parts.dtype))
+        return Conditioning(embeds.to(self._parts.device, self._parts.dtype))
 
     def _shown(self, references: Sequence[Image.Image]) -> list[Image.Image]:
         """Resize references to what the text encoder shall see."""
@@ -241,23 +244,69 @@ class QwenImage:
         return torch.cat(rows), [(1, height // unit, width // unit) for width, height in sizes]
 
 
-def open_model(spec: ModelSpec, served: Served) -> QwenImage:
-    """Open a model whose weights are a local folder."""
-    folder = spec.folder
-    if folder is None:
-        raise WeightsUnavailable(f"{spec.name} is not here")
-    device = torch.device("cpu")
-    gpu.threads_for(device)
-    parts = open_published(
-        folder,
-        dtype=torch.bfloat16,
-        device=device,
-        lightning={
-            adapter_name(n): folder / spec.lightning[n].filename for n in served.lightning_steps
-        },
+def ready(spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Openable:
+    """Bring a model's bundle to this machine and return how to open it.
+
+    `gpu` is None on a CPU. Raises WeightsUnavailable, VolumeFull, LoraNotApplied, InvalidSettings.
+    """
+    obtained = obtain(spec, settings, gpu)
+    served = describe(
+        obtained.spec,
+        settings,
+        revision=obtained.bundle.revision,
+        precision=obtained.bundle.precision,
+        lightning=obtained.lightning,
+        memory=gpu.total if gpu else None,
     )
-    facts = folder / "worker.json"
-    own = json.loads(facts.read_text()) if facts.is_file() else {}
+    return Openable(
+        served,
+        obtained.parts,
+        lambda: _opened(obtained, served, settings, gpu),
+        obtained.facts,
+    )
+
+
+def _opened(obtained: Obtained, served: Served, settings: Settings, gpu: Gpu | None) -> QwenImage:
+    """Open a bundle: a damaged one once more after mending, one too large with less on the GPU."""
+    start = time.monotonic()
+    device = torch.device("cuda" if gpu else "cpu")
+    devices.threads_for(device)
+    try:
+        parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
+    except Damaged as damage:
+        log.get().warning("damaged part set aside", reason=damage.message)
+        set_aside(damage.folder)
+        obtained = obtain(obtained.spec, settings, gpu, mend=True)
+        parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
+    log.get().info(
+        "model open",
+        model=served.id,
+        precision=served.precision,
+        seconds=round(time.monotonic() - start, 2),
+    )
     return QwenImage(
-        parts, served, spec.pipeline, condition_area=own.get("condition_area", CONDITION_AREA)
+        parts,
+        served,
+        obtained.bundle.pipeline,
+        condition_area=obtained.bundle.facts.get("condition_area", CONDITION_AREA),
+    )
+
+
+def _placed(folder: Path, device: torch.device, settings: Settings, *, offload: bool) -> Components:
+    """Open a bundle on the device; out of memory, once more with the text encoder on the CPU.
+
+    Raises Damaged, LoraNotApplied, InvalidSettings.
+    """
+    host = torch.device("cpu")
+    for away in (host,) if offload else (None, host):
+        try:
+            return open_bundle(
+                folder, device, verify=settings.verify, text_encoder_device=away, share=_SHARED
+            )
+        except torch.OutOfMemoryError:
+            devices.free_memory()
+            log.get().warning("out of memory while opening", text_encoder="cpu" if away else "gpu")
+    raise InvalidSettings(
+        "the GPU has too little memory for the model even with its text encoder on the CPU: set"
+        " PRECISION_MODE=4bit, or choose a pool with more memory"
     )

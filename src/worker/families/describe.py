@@ -1,0 +1,43 @@
+"""What callers may ask of a model, from the catalogue, the settings and the device's memory."""
+
+from typing import Final
+
+from worker.families import Served
+from worker.settings import Settings
+from worker.weights.catalog import ModelSpec
+
+# The largest picture in pixels by device memory in bytes: what a picture takes beside the weights
+# grows with its tokens, about 3 GB for a 1024x1024 edit (est.).
+LARGEST: Final = ((40 << 30, 2048 * 2048), (22 << 30, 1536 * 1536), (0, 1328 * 1328))
+
+
+def describe(
+    spec: ModelSpec,
+    settings: Settings,
+    *,
+    revision: str,
+    precision: str,
+    lightning: tuple[int, ...],
+    memory: int | None,
+) -> Served:
+    """Say what callers may ask of a model; `memory` is the device's in bytes, None on a CPU."""
+    largest = settings.max_pixels
+    if largest is None:
+        room = next(pixels for floor, pixels in LARGEST if (memory or 0) >= floor)
+        largest = min(room, 4 * spec.area)
+    return Served(
+        id=spec.name,
+        repository=spec.repository,
+        revision=revision,
+        precision=precision,
+        licence=spec.licence,
+        tasks=spec.tasks,
+        steps=spec.steps,
+        true_cfg_scale=spec.true_cfg_scale,
+        negative_prompt=spec.negative_prompt,
+        lightning_steps=lightning,
+        area=spec.area,
+        max_pixels=largest,
+        max_references=min(spec.max_references, settings.max_input_images),
+        sizes=spec.sizes,
+    )
