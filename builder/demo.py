@@ -1,0 +1,120 @@
+"""make demo: a job through RunPod's API on loopback to the real worker, and its pictures in out/.
+
+What answers is handler.py with MODEL=tiny behind tests/worlds/pod.py; what asks is curl, as on
+RunPod (Python where there is no curl).
+"""
+
+import base64
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from worlds.pod import FINAL, KEY, Pod  # noqa: E402 - tests/ is no package
+
+EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+START_S = 300.0
+JOB_S = 120.0
+POLL_S = 0.3
+
+
+def call(method: str, url: str, body: str | None = None) -> Any:
+    """Ask the API as any caller would; returns its JSON."""
+    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    if shutil.which("curl"):
+        command = ["curl", "--silent", "--show-error", "--fail", "-X", method, url]
+        for name, value in headers.items():
+            command += ["-H", f"{name}: {value}"]
+        if body is not None:
+            command += ["--data-binary", "@-"]
+        return json.loads(
+            subprocess.run(
+                command, input=body, text=True, check=True, stdout=subprocess.PIPE
+            ).stdout
+        )
+    data = None if body is None else body.encode()
+    request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 - loopback
+    with urllib.request.urlopen(request) as response:  # noqa: S310
+        return json.load(response)
+
+
+def follow(pod: Pod, job_id: str) -> dict[str, Any]:
+    """Poll a job's status, printing what changes, until it is final."""
+    shown: Any = None
+    end = time.monotonic() + JOB_S
+    while time.monotonic() < end:
+        told: dict[str, Any] = call("GET", f"{pod.url}/status/{job_id}")
+        if told["status"] in FINAL:
+            return told
+        news = told["status"], told.get("output")
+        if news != shown:
+            shown = news
+            step = told.get("output")
+            where = f"{step['phase']} {step['step']} of {step['steps']}" if step else ""
+            print(f"  {told['status']:<12} {where}".rstrip(), flush=True)
+        time.sleep(POLL_S)
+    raise SystemExit(f"the job did not end within {JOB_S:g} s")
+
+
+def save(output: dict[str, Any], out: Path) -> None:
+    """Write the pictures and, without their bytes, the output."""
+    out.mkdir(exist_ok=True)
+    for stale in (*out.glob("demo-*"), *out.glob("demo.json")):
+        stale.unlink()
+    for image in output["images"]:
+        path = out / f"demo-{image['index']}.{EXTENSIONS[image['mime_type']]}"
+        path.write_bytes(base64.b64decode(image.pop("base64")))
+        print(
+            f"  {path.relative_to(ROOT)}  {image['width']} x {image['height']}, seed {image['seed']}"
+        )
+    path = out / "demo.json"
+    path.write_text(json.dumps(output, indent=2, ensure_ascii=False) + "\n")
+    print(f"  {path.relative_to(ROOT)}")
+
+
+def main() -> int:
+    """Run the demo; returns 0 when the pictures are there."""
+    # An interrupted demo leaves the worker's context like any other end: nothing stays behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    job = (ROOT / "test_input.json").read_text()
+    environ = {"MODEL": "tiny", "LOG_LEVEL": "WARNING"}
+    if "OMP_NUM_THREADS" not in os.environ:
+        environ["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
+    with Pod() as pod, pod.worker([sys.executable, "handler.py"], environ, cwd=ROOT) as worker:
+        print(f"worker starting (MODEL=tiny), API at {pod.url}", flush=True)
+        start = time.monotonic()
+        while not pod.seen("poll"):
+            if not worker.running or time.monotonic() - start > START_S:
+                print(worker.stderr, file=sys.stderr)
+                return 1
+            time.sleep(0.05)
+        ready_s = time.monotonic() - worker.started
+        print(f"  ready after {ready_s:.1f} s\nPOST /run  test_input.json", flush=True)
+        begin = time.monotonic()
+        posted = call("POST", f"{pod.url}/run", job)
+        told = follow(pod, posted["id"])
+        total_s = time.monotonic() - begin
+        print(f"  {told['status']}")
+        if told["status"] != "COMPLETED":
+            print(f"{told.get('error')}\n{worker.stderr}", file=sys.stderr)
+            return 1
+        save(told["output"], ROOT / "out")
+        timings = ", ".join(f"{phase} {ms}" for phase, ms in told["output"]["timings_ms"].items())
+        print(f"job: {total_s:.2f} s from POST to result; milliseconds: {timings}")
+        worker.send(signal.SIGTERM)
+        code = worker.wait(10)
+        print(f"worker ended with {code}")
+        return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
