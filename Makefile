@@ -12,6 +12,9 @@ help: ## show the targets
 
 setup: .venv/.ready ## install everything into .venv/
 
+demo: setup ## a job through RunPod's API on loopback to the real worker; pictures in out/
+	$(BIN)/python builder/demo.py
+
 test: setup ## run the tests
 	$(BIN)/python -m pytest -q
 

@@ -73,9 +73,8 @@ def save(output: dict[str, Any], out: Path) -> None:
     for image in output["images"]:
         path = out / f"demo-{image['index']}.{EXTENSIONS[image['mime_type']]}"
         path.write_bytes(base64.b64decode(image.pop("base64")))
-        print(
-            f"  {path.relative_to(ROOT)}  {image['width']} x {image['height']}, seed {image['seed']}"
-        )
+        size = f"{image['width']} x {image['height']}"
+        print(f"  {path.relative_to(ROOT)}  {size}, seed {image['seed']}")
     path = out / "demo.json"
     path.write_text(json.dumps(output, indent=2, ensure_ascii=False) + "\n")
     print(f"  {path.relative_to(ROOT)}")

@@ -25,7 +25,7 @@ from worker import sdk
 
 ROOT = Path(__file__).parent.parent
 HANDLER = (sys.executable, "handler.py")
-START_S = 180.0  # imports take 5-15 s, several times that on a machine that does something else
+START_S = 300.0  # imports take 5-15 s, several times that on a machine that does something else
 JOB_S = 60.0
 
 
