@@ -1,9 +1,11 @@
 """One JSON line an event on standard error: with the job id, without secrets or pictures."""
 
+import json
 import logging
 import sys
 from collections.abc import MutableMapping
 from typing import Any, Final
+from urllib.parse import quote
 
 import structlog
 
@@ -19,8 +21,14 @@ _secrets: set[str] = set()
 
 
 def hide(*values: str | None) -> None:
-    """Never let these values (tokens, keys) appear in a log line, whatever field they are in."""
-    _secrets.update(value for value in values if value and len(value) >= 6)  # noqa: PLR2004 - shorter ones are words
+    """Never let these values (tokens, keys) appear in a log line, whatever field they are in.
+
+    Nor as they are written in a URL, in JSON or in a traceback.
+    """
+    for value in values:
+        if value and len(value) >= 6:  # noqa: PLR2004 - shorter ones are words
+            _secrets.update((value, quote(value, safe=""), json.dumps(value)[1:-1]))
+            _secrets.add(repr(value)[1:-1])
 
 
 def redact(value: Any, key: str = "") -> Any:
@@ -31,20 +39,20 @@ def redact(value: Any, key: str = "") -> Any:
     """
     if any(word in key.lower() for word in SECRET_WORDS) and value:
         return value if isinstance(value, int | float) else "[hidden]"
-    if isinstance(value, str):
-        for secret in _secrets:
-            value = value.replace(secret, "[hidden]")
-        cut = f"{value[:LONGEST]}... ({len(value)} characters)"
-        return value if len(value) <= LONGEST else cut
     if isinstance(value, dict):
-        return {name: redact(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list | tuple):
+        return {redact(str(name)): redact(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
         return [redact(item, key) for item in value]
-    return value
+    if value is None or isinstance(value, int | float):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    for secret in sorted(_secrets, key=len, reverse=True):  # one may be the start of another
+        text = text.replace(secret, "[hidden]")
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
 
 def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return {name: redact(item, name) for name, item in event.items()}
+    return {redact(name): redact(item, name) for name, item in event.items()}
 
 
 def configure(level: str = "INFO") -> None:
