@@ -4,9 +4,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from worker import log, preflight, settings
-from worker.errors import WorkerError
+from worker.errors import WeightsUnavailable, WorkerError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,6 +17,13 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this machine and say what to change")
     doctor.add_argument("--json", action="store_true", help="print JSON instead of lines")
     commands.add_parser("run", help="serve jobs, as handler.py does")
+    prepare = commands.add_parser("prepare", help="make a model's bundle, on a volume ahead of use")
+    prepare.add_argument("model", metavar="MODEL", help="as the variable MODEL")
+    prepare.add_argument("--precision", metavar="P", help="as PRECISION_MODE")
+    prepare.add_argument("--out", metavar="DIR", help="as MODEL_DIR")
+    push = commands.add_parser("push", help="upload a bundle to a repository of the hub")
+    push.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder that prepare printed")
+    push.add_argument("repository", metavar="REPO", help="org/name; made private if it is new")
     return top
 
 
@@ -41,6 +49,31 @@ def run() -> int:
     return loop.run(settings.read(), boot.boot)
 
 
+def prepare(model: str, precision: str | None, out: str | None) -> int:
+    """Prepare the bundles of MODEL's words and print their folders."""
+    from worker import boot  # noqa: PLC0415 - torch only where it is needed
+
+    given = {"MODEL": model, "PRECISION_MODE": precision, "MODEL_DIR": out}
+    chosen = settings.read(instead={name: value for name, value in given.items() if value})
+    log.configure(chosen.log_level)
+    for folder in boot.prepare(chosen):
+        print(folder)  # noqa: T201 - its output
+    return 0
+
+
+def push(bundle: Path, repository: str) -> int:
+    """Upload a bundle with all its components and print the commit."""
+    from worker.bundle import format as layout  # noqa: PLC0415 - only here
+    from worker.weights import push as hub  # noqa: PLC0415 - only here
+
+    try:
+        whole = layout.verify(bundle, "full")
+    except FileNotFoundError:
+        raise WeightsUnavailable("push: the folder holds no bundle (no manifest.json)") from None
+    print(hub.push(layout.files_of(whole), repository, settings.read()))  # noqa: T201 - its output
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out one command; return its exit code."""
     given = parser().parse_args(arguments)
@@ -48,6 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command == "doctor":
             return doctor(as_json=given.json)
+        if given.command == "prepare":
+            return prepare(given.model, given.precision, given.out)
+        if given.command == "push":
+            return push(given.bundle, given.repository)
         return run()
     except WorkerError as error:
         print(f"{error.code}: {error.message}", file=sys.stderr)  # noqa: T201 - its output

@@ -3,6 +3,7 @@
 import importlib
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from worker import log, preflight
@@ -77,6 +78,16 @@ def boot(settings: Settings) -> Models:
         log.get().info("model warm", model=model.served.id, seconds=round(seconds, 2))
     log.get().info("started", seconds=round(time.monotonic() - start, 2))
     return models
+
+
+def prepare(settings: Settings) -> list[Path]:
+    """Bring the bundles of MODEL's words to this machine and return their folders.
+
+    Raises WorkerError.
+    """
+    gpu = preflight.usable_gpu()
+    specs = catalog.resolve(settings.model, settings, has_gpu=gpu is not None)
+    return [family(spec.family).prepare(spec, settings, gpu) for spec in specs]
 
 
 def _say(specs: Sequence[ModelSpec], settings: Settings) -> None:

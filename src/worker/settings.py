@@ -292,13 +292,16 @@ def variables() -> tuple[tuple[str, ...], ...]:
     return tuple(names)
 
 
-def read(environ: Mapping[str, str] | None = None) -> Settings:
+def read(
+    environ: Mapping[str, str] | None = None, *, instead: Mapping[str, str] | None = None
+) -> Settings:
     """Read the environment (or a mapping like it); empty values count as not set.
 
+    What `instead` holds goes before it: a command line's options, by the variables' names.
     The secrets in it are kept out of the log from here on. Raises InvalidSettings naming every
     wrong variable at once, without their values.
     """
-    given = os.environ if environ is None else environ
+    given = {**(os.environ if environ is None else environ), **(instead or {})}
     known: dict[str, str] = {}
     written: dict[str, str] = {}  # the variable that was set, by the name pydantic reports
     for name, names in zip(Settings.model_fields, variables(), strict=True):

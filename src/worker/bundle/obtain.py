@@ -182,10 +182,10 @@ class _Search:
         """Prepare the bundle from a source's published weights."""
         log.get().info("preparing", model=self._spec.name, **source.facts())
         snapshot = sources.snapshot_of(source, self._spec, self._settings)
-        total = sum(size for size in _weight_sizes(snapshot)) if source.kind == "hub" else 0
-        with Meter(total, self._spec.name) as meter:
-            order = self._order(snapshot, choice.precision, meter)
-            return prepare(order)
+        if source.kind != "hub":
+            return prepare(self._order(snapshot, choice.precision))
+        with Meter(sum(_weight_sizes(snapshot)), self._spec.name) as meter:
+            return prepare(self._order(snapshot, choice.precision, meter))
 
     def _downloaded(self, snapshot: Snapshot) -> Path:
         """Download a published bundle: all its files, and its manifest as the last of them."""

@@ -266,6 +266,11 @@ def ready(spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Openable:
     )
 
 
+def prepare(spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Path:
+    """Bring a model's bundle to this machine and return its folder; raises as `ready`."""
+    return obtain(spec, settings, gpu).folder
+
+
 def _opened(obtained: Obtained, served: Served, settings: Settings, gpu: Gpu | None) -> QwenImage:
     """Open a bundle: a damaged one once more after mending, one too large with less on the GPU."""
     start = time.monotonic()
