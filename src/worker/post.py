@@ -1,5 +1,6 @@
 """Post a job's result until the platform has it."""
 
+import io
 from http import HTTPStatus
 from typing import Final
 
@@ -43,7 +44,9 @@ async def _once(session: aiohttp.ClientSession, url: str, body: bytes) -> None:
     timeout = aiohttp.ClientTimeout(total=ATTEMPT_S)
     headers = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded"}
     try:
-        async with session.post(url, data=body, headers=headers, timeout=timeout) as response:
+        # a file, not bytes: aiohttp sends those in one go, which holds up the event loop
+        data = io.BytesIO(body)
+        async with session.post(url, data=data, headers=headers, timeout=timeout) as response:
             status = response.status
     except (aiohttp.ClientError, OSError) as error:
         raise _TryAgainError(type(error).__name__) from error

@@ -1,5 +1,6 @@
 """The guarded dialler: one HTTP request to an address that was judged at the socket."""
 
+import io
 import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -129,7 +130,7 @@ async def request(
             session.request(
                 method,
                 url,
-                data=body,
+                data=None if body is None else io.BytesIO(body),  # bytes would block the loop
                 headers={"Accept-Encoding": "identity", **(headers or {})},
                 allow_redirects=False,
             ) as response,
