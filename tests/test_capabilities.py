@@ -1,0 +1,34 @@
+"""op=capabilities tells what may be asked, from the tables that judge it."""
+
+import json
+from dataclasses import replace
+
+from worlds.published import EDIT, IMAGE
+
+from worker import fields, settings
+from worker.capabilities import capabilities
+from worker.reply import measure
+
+
+def test_every_model_is_told_with_its_limits() -> None:
+    told = capabilities((IMAGE, replace(EDIT, sizes={})), settings.read({"MAX_INPUT_IMAGES": "2"}))
+    first, second = told["models"]
+    assert (first["id"], first["tasks"], first["max_images"]) == (IMAGE.id, ["text-to-image"], 0)
+    assert first["sizes"]["16:9"] == [1664, 928]
+    assert first["lightning_steps"] == [8, 4]
+    assert (second["max_images"], second["max_pixels"]) == (2, EDIT.max_pixels)
+
+
+def test_every_field_and_alias_is_told() -> None:
+    told = capabilities((IMAGE,), settings.read({}))["input"]
+    names = {name for row in told for name in (row["field"], *row["aliases"])}
+    assert names == set(fields.NAMES)
+
+
+def test_the_answer_is_plain_json_without_the_operators_secrets() -> None:
+    environ = {"HF_TOKEN": "hf_topsecret", "MODEL_DIR": "/data/models", "MAX_REPLY_BYTES": "5 MB"}
+    told = capabilities((IMAGE, EDIT), settings.read(environ))
+    assert measure(told, 100_000)
+    assert told["limits"]["max_reply_bytes"] == 5_000_000
+    assert "topsecret" not in json.dumps(told)
+    assert "/data" not in json.dumps(told)
