@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test faults lint format lock image-check clean
+.PHONY: help setup demo test faults fuzz lint format lock image-check clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -21,6 +21,14 @@ test: setup ## run the tests
 faults: setup ## every fault of hub, network, disk and neighbours, five seeds each (as root, for small disks)
 	cd tests && ../$(BIN)/python -m faults.campaign
 
+FUZZ_S ?= 300
+FUZZ_EXAMPLES ?= 3000
+fuzz: setup ## the properties on FUZZ_EXAMPLES inputs each, then FUZZ_S seconds of coverage-guided fuzzing a target
+	$(BIN)/uv pip install -q --require-hashes -r builder/requirements-fuzz.lock
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q tests/test_fuzz.py
+	cd tests && for target in parsing decoding addressing; do \
+	  ../$(BIN)/python -m fuzz.campaign $$target $(FUZZ_S) ../out/fuzz || exit 1; done
+
 lint: setup ## ruff, its format check, mypy strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,7 +44,7 @@ eval-tiny: setup ## what checkpoints/tiny draws and edits, judged from pixels
 	$(BIN)/python -m builder.tiny.evaluate
 
 lock: setup ## resolve the dependencies again, with hashes
-	cd builder && for name in requirements-uv requirements requirements-dev; do \
+	cd builder && for name in requirements-uv requirements requirements-dev requirements-fuzz; do \
 	  UV_CUSTOM_COMPILE_COMMAND="make lock" ../$(BIN)/uv pip compile -q --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url -o $$name.lock $$name.in || exit 1; done
 
