@@ -16,7 +16,7 @@ from worker.pictures import KEYS
 Entry = tuple[str, Any]  # the caller's name for a field, and its value
 
 MAX_UNKNOWN: Final = 10
-MANY_UNKNOWN: Final = Detail("input", f"has more than {MAX_UNKNOWN} unknown fields")
+LONGEST_NAME: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +39,19 @@ def read(given: Mapping[Any, Any]) -> Read:
     found: dict[str, list[Entry]] = {}
     faults: list[Detail] = []
     broken: set[str] = set()
-    unknown: list[Detail] = []
+    strangers: list[tuple[str, Any]] = []
     for word, value in given.items():
         name = NAMES.get(word) if isinstance(word, str) else None
         if name is None:
-            unknown.append(_unknown(word) if len(unknown) < MAX_UNKNOWN else MANY_UNKNOWN)
+            strangers.append(("", word))
         elif value is not None:
             parsed, wrong = _parsed(name, word, value)
             found.setdefault(name, []).append((word, parsed))
             faults += wrong
-            unknown += _unknown_in(word, value) if name == "images" and not wrong else ()
             if wrong:
                 broken.add(name)
+            elif name == "images":
+                strangers += _extra_keys(word, value)
     values: dict[str, Any] = {}
     for name, entries in found.items():
         if name not in broken:
@@ -64,7 +65,7 @@ def read(given: Mapping[Any, Any]) -> Read:
         words={name: entries[0][0] for name, entries in found.items()},
         broken=frozenset(broken),
         faults=tuple(faults),
-        unknown=tuple(dict.fromkeys(unknown)),
+        unknown=_unknown(strangers),
     )
 
 
@@ -109,25 +110,26 @@ def _placed(
     return placed, faults
 
 
-def _unknown(word: Any) -> Detail:
-    if not isinstance(word, str):
-        return Detail(shown(word), "is not a field name")
-    name = word if word.isascii() and word.isprintable() and len(word) <= 60 else shown(word)  # noqa: PLR2004
-    close = difflib.get_close_matches(word[:60], NAMES, n=1, cutoff=0.75)
-    return Detail(
-        name, f"is not a known field; did you mean {close[0]}?" if close else "is not a known field"
-    )
+def _extra_keys(word: str, value: Any) -> list[tuple[str, Any]]:
+    """Return what else stands in pictures that were given as objects, with the field it is in."""
+    items = value if isinstance(value, list) else [value]
+    objects = [item for item in items if isinstance(item, dict)]
+    return [(f"{word}.", key) for item in objects for key in item if key not in KEYS]
 
 
-def _unknown_in(word: str, value: Any) -> list[Detail]:
-    """Name the extra keys of pictures that were given as objects."""
-    return [
-        Detail(f"{word}.{_unknown(key).field}", "is not a known field")
-        for item in (value if isinstance(value, list) else [value])
-        if isinstance(item, dict)
-        for key in item
-        if key not in KEYS
-    ]
+def _unknown(strangers: Sequence[tuple[str, Any]]) -> tuple[Detail, ...]:
+    """Name the first unknown fields and guess what they were meant to be; the rest are counted."""
+    told = [_stranger(where, word) for where, word in strangers[:MAX_UNKNOWN]]
+    more = len(strangers) - len(told)
+    return (*told, Detail("input", f"has {more} more unknown fields")) if more else tuple(told)
+
+
+def _stranger(where: str, word: Any) -> Detail:
+    plain = isinstance(word, str) and word.isascii() and word.isprintable()
+    name = where + (word if plain and len(word) <= LONGEST_NAME else shown(word))
+    close = difflib.get_close_matches(word, NAMES, n=1, cutoff=0.75) if name == word else []
+    told = "is not a known field"
+    return Detail(name, f"{told}; did you mean {close[0]}?" if close else told)
 
 
 # pydantic's error types in our words; {ctx} names come from pydantic, {got} is the value.

@@ -125,7 +125,7 @@ def parse(
     response_format, upload_urls = _delivery(values, num_images, settings, callers_bucket, verdict)
     if model is None:
         verdict.judge()
-        raise InvalidInput("model: none can do this")  # pragma: no cover - a fault says so above
+        raise AssertionError("a model is missing, and no fault says why")
     _references(values, task, model, settings, verdict)
     lightning, steps = _steps(values, model, settings, verdict)
     scale, negative_prompt = _guidance(values, model, lightning=lightning, verdict=verdict)
