@@ -291,10 +291,16 @@ def read_ahead(found: Verified) -> None:
                     os.close(number)
 
 
+def bundles_of(model: str, home: Path) -> list[Path]:
+    """Return the folders of a model's bundles at all precisions."""
+    start = bundle_name(model, "", None)
+    return sorted(found.parent for found in (home / BUNDLES).glob(f"{start}*/{MANIFEST}"))
+
+
 def read_ahead_of(models: Iterable[str], home: Path) -> None:
     """Read ahead the bundles of models by their names, where each has but one on this disk."""
     for model in models:
-        candidates = list((home / BUNDLES).glob(f"{bundle_name(model, '', None)}*/{MANIFEST}"))
+        candidates = bundles_of(model, home)
         if len(candidates) == 1:
             with suppress(Damaged, OSError):
-                read_ahead(verify(candidates[0].parent))
+                read_ahead(verify(candidates[0]))

@@ -72,6 +72,8 @@ class _Search:
         source = self._found(Path(NOWHERE))
         if source.bundle and source.folder is not None:
             return self._obtained(source.folder, source, None)
+        if not self._spec.pipeline and (held := self._prepared_before()) is not None:
+            self._spec = catalog.of_manifest(self._spec, held.model_dump())
         if not self._spec.pipeline:
             snapshot = sources.snapshot_of(source, self._spec, self._settings)
             self._spec = sources.described(self._spec, snapshot)
@@ -100,11 +102,22 @@ class _Search:
         missing = [n for n in self._lightning if n not in held.lightning]
         return f"has no Lightning LoRA for {missing[0]} steps" if missing else None
 
+    def _prepared_before(self) -> layout.Bundle | None:
+        """Return a bundle of this model at any precision: it says what the model is, offline."""
+        for folder in layout.bundles_of(self._model, self._settings.home):
+            with suppress(layout.Damaged, OSError):
+                return layout.read_bundle(folder)
+        return None
+
+    @property
+    def _model(self) -> str:
+        """Return what bundles of this model are named by."""
+        spec = self._spec
+        return f"{spec.name}@{spec.revision}" if spec.revision else spec.name
+
     def _folder(self, chosen: Precision) -> Path:
         """Return where this worker keeps the bundle of a precision."""
-        spec = self._spec
-        model = f"{spec.name}@{spec.revision}" if spec.revision else spec.name
-        name = layout.bundle_name(model, chosen, self._fused)
+        name = layout.bundle_name(self._model, chosen, self._fused)
         return self._settings.home / layout.BUNDLES / name
 
     @property

@@ -18,7 +18,6 @@ from worker import log
 from worker.bundle import tensors
 from worker.bundle.format import FileRecord
 from worker.bundle.plan import Shard
-from worker.errors import WeightsUnavailable
 from worker.weights import temporary
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Progress, Proven, Snapshot
@@ -54,30 +53,15 @@ def stream(place: Place, shards: Sequence[Shard], transform: Transform) -> dict[
     A shard that has a receipt is done. The next one is fetched while this one is transformed, so at
     most two lie on the disk. Memory holds what one shard becomes; the shard itself is mapped.
     """
-    with _ahead(place, [s for s in shards if _receipt(place.folder, shards.index(s)) is None]) as (
-        fetched
-    ):
+    done = [_receipt(place.folder, index) for index in range(len(shards))]
+    pending = [shard for shard, held in zip(shards, done, strict=True) if held is None]
+    records: dict[str, FileRecord] = {}
+    with _ahead(place, pending) as fetched:
         for index, shard in enumerate(shards):
-            if _receipt(place.folder, index) is not None:
-                continue
-            start = time.monotonic()
-            records, proven = _made(place, index, shard, fetched, transform)
-            _write_receipt(place.folder, index, records)
-            if proven.disposable and not place.keep:
-                proven.path.unlink(missing_ok=True)
-            log.get().info(
-                "shard prepared",
-                part=place.folder.name,
-                shard=index + 1,
-                shards=len(shards),
-                seconds=round(time.monotonic() - start, 1),
-            )
-    records = {}
-    for index in range(len(shards)):
-        receipt = _receipt(place.folder, index)
-        if receipt is None:
-            raise WeightsUnavailable(f"{place.folder.name}: files vanished while it was prepared")
-        records.update(receipt)
+            held = _receipt(place.folder, index)  # another worker may have made it meanwhile
+            if held is None:
+                held = _prepared(place, (index, len(shards)), shard, fetched, transform)
+            records |= held
     return records
 
 
@@ -85,6 +69,29 @@ def forget_receipts(folder: Path) -> None:
     """Delete the receipts of a component that is published."""
     for path in folder.glob(".shard-*.json"):
         path.unlink(missing_ok=True)
+
+
+def _prepared(
+    place: Place,
+    position: tuple[int, int],
+    shard: Shard,
+    fetched: Callable[[RemoteFile], Proven],
+    transform: Transform,
+) -> dict[str, FileRecord]:
+    index, count = position
+    start = time.monotonic()
+    records, proven = _made(place, index, shard, fetched, transform)
+    _write_receipt(place.folder, index, records)
+    if proven.disposable and not place.keep:
+        proven.path.unlink(missing_ok=True)
+    log.get().info(
+        "shard prepared",
+        part=place.folder.name,
+        shard=index + 1,
+        shards=count,
+        seconds=round(time.monotonic() - start, 1),
+    )
+    return records
 
 
 def _made(

@@ -126,7 +126,7 @@ class Linear8bit(nn.Linear):
         out_features, in_features = levels.shape
         super().__init__(in_features, out_features, bias=False, device="meta")
         self.weight = nn.Parameter(levels, requires_grad=False)
-        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("scale", scale)
         if bias is not None:
             self.bias = nn.Parameter(bias, requires_grad=False)
 

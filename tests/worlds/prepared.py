@@ -1,0 +1,75 @@
+"""Orders for bundles of the embedded models, and the models opened from them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from worlds.published import EDIT, IMAGE
+
+from worker import settings
+from worker.bundle.format import adapter_role
+from worker.bundle.open import Shared, open_bundle
+from worker.bundle.prepare import Order, prepare
+from worker.bundle.published import open_published
+from worker.engine.components import Components
+from worker.engine.quantise import Precision
+from worker.families.qwen_image import QwenImage
+from worker.weights.catalog import TABLE, ModelSpec, checkpoints
+from worker.weights.snapshot import LocalSnapshot, Snapshot
+
+CPU = torch.device("cpu")
+CONDITION_AREA = 96 * 96
+SPECS = {spec.name: spec for spec in TABLE}
+
+
+def folder_of(name: str) -> Path:
+    """Return an embedded checkpoint's folder."""
+    return checkpoints() / str(SPECS[name].embedded)
+
+
+def order_of(
+    name: str,
+    home: Path,
+    precision: Precision = "bf16",
+    *,
+    snapshot: Snapshot | None = None,
+    fused: int | None = None,
+    variables: dict[str, str] | None = None,
+) -> Order:
+    """Return what asks for an embedded model's bundle with both Lightning LoRAs."""
+    spec = SPECS[name]
+    source = snapshot or LocalSnapshot(folder_of(name), spec.repository)
+    return Order(
+        spec,
+        source,
+        precision,
+        settings.read({"MIN_STORAGE_FREE_GB": "0", **(variables or {})}),
+        CPU,
+        home,
+        home / "downloads",
+        lightning={n: (source, lora.filename) for n, lora in spec.lightning.items()},
+        fused=fused,
+    )
+
+
+def opened(
+    name: str, home: Path, precision: Precision = "bf16", *, share: Shared | None = None
+) -> Components:
+    """Prepare and open an embedded model's bundle."""
+    return open_bundle(prepare(order_of(name, home, precision)), CPU, share=share)
+
+
+def published(name: str, folder: Path | None = None) -> Components:
+    """Open an embedded model with from_pretrained in bf16, its modulation weights in place."""
+    spec: ModelSpec = SPECS[name]
+    folder = folder or folder_of(name)
+    files = {adapter_role(n): folder / lora.filename for n, lora in spec.lightning.items()}
+    return open_published(folder, dtype=torch.bfloat16, device=CPU, lightning=files)
+
+
+def model(name: str, parts: Components) -> QwenImage:
+    """Return the family's model over open components."""
+    spec = SPECS[name]
+    edits = "edit" in spec.tasks
+    served = replace(EDIT if edits else IMAGE, id=name, area=spec.area, max_pixels=4 * spec.area)
+    return QwenImage(parts, served, spec.pipeline, condition_area=CONDITION_AREA)
