@@ -6,7 +6,8 @@ What is wrong in runpod 1.12 (rp_scale.JobScaler) and is mended here:
   jobs that were taken, then the rest.
 - A cancel is not heard any more while the last jobs finish, and is lost for a job that was taken
   but has not started; a task cancelled before its first step counts as in progress for ever.
-- A slot that is full is looked at once a second, so each job costs up to an idle second.
+- A slot that is full is looked at once a second, and the queue ten times a second: each job costs
+  more than an idle second. Here a job starts when it is taken, and the next is taken when it ends.
 - A result is given up at the first dropped connection (worker.post).
 - A malformed entry in a batch ends the process; one without an input is dropped without an answer;
   and a platform that answers 500 is asked again without a pause.
@@ -32,7 +33,6 @@ STOP_S: Final = 10.0
 
 # What the guard replaces or relies on.
 MEMBERS: Final = (
-    "current_occupancy",
     "get_jobs",
     "handle_job",
     "handle_shutdown",
@@ -40,7 +40,6 @@ MEMBERS: Final = (
     "kill_worker",
     "monitor_stop_signals",
     "run",
-    "run_jobs",
     "set_scale",
     "start",
     "stop_job",
@@ -97,18 +96,17 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
             if self._leaving:
                 taker.leave()
             async with asyncio.TaskGroup() as group:
-                runs = group.create_task(self.run_jobs(session))
                 stops = group.create_task(self.monitor_stop_signals(session))
-                await self.get_jobs(session)
-                while self.job_progress.get_job_count():
-                    await self._change()
-                self._shutdown_event.set()
-                await runs
-                stops.cancel()
+                try:
+                    await self.get_jobs(session)
+                finally:
+                    while self.job_progress.get_job_count():
+                        await self._change()
+                    self._shutdown_event.set()
+                    stops.cancel()
 
     async def get_jobs(self, session: aiohttp.ClientSession) -> None:
-        """Take a job whenever a slot is free, until told to leave."""
-        del session
+        """Take a job whenever a slot is free and start it, until told to leave."""
         assert self._taker is not None  # noqa: S101 - run() made it
         await self.set_scale()
         while not self._leaving:
@@ -120,8 +118,16 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
                 if self.job_progress.get(job["id"]) is not None:
                     log.get().warning("job handed out twice", job_id=job["id"])
                     continue
-                self.job_progress.add(job["id"])
-                await self.jobs_queue.put(job)
+                self._start(session, job)
+
+    def _start(self, session: aiohttp.ClientSession, job: Job) -> None:
+        self.job_progress.add(job["id"])
+        # handle_job counts the job off the SDK's queue, which is not used for more than that
+        self.jobs_queue.put_nowait(job)
+        self.jobs_queue.get_nowait()
+        task = asyncio.create_task(self.handle_job(session, job))
+        self.jobs_tasks[job["id"]] = task
+        task.add_done_callback(_told)
 
     async def handle_job(self, session: aiohttp.ClientSession, job: Job) -> None:
         """Run one job and post its result, unless it was cancelled before it could start."""
@@ -159,6 +165,13 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
         """Wait until a job has ended or we shall leave."""
         await self._changed.wait()
         self._changed.clear()
+
+
+def _told(task: asyncio.Task[None]) -> None:
+    """Log what the SDK itself failed with; a cancel is no failure."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        log.get().error("answer lost", reason=type(error).__name__)
 
 
 def install(made: Callable[[GuardedScaler], None]) -> None:

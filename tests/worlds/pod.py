@@ -90,7 +90,7 @@ class Event:
 
     Kinds: submitted, poll, taken, returned (handed to a connection that was gone), progress,
     answer, refused (a result that the platform does not take), cancelled, stop (the worker was
-    told), ping, stop-pod, stream, fault.
+    told), stop-poll, ping, stop-pod, stream, fault.
     """
 
     at: float
@@ -343,7 +343,7 @@ class Pod:
                 self._cancel(job)
         response = web.json_response(payload)
         try:
-            while cancelled and not self.seen("stop", handed[-1]):  # noqa: ASYNC110 - for one test
+            while cancelled and not self._has_heard(handed[-1]):  # noqa: ASYNC110 - for one test
                 await asyncio.sleep(0.01)
             await response.prepare(request)
             await response.write_eof()
@@ -360,7 +360,13 @@ class Pod:
             raise
         return response
 
+    def _has_heard(self, job_id: str) -> bool:
+        """Whether the worker has been told to stop a job and asks for the next signal."""
+        told = self.seen("stop", job_id)
+        return bool(told) and any(e.at > told[0].at for e in self.seen("stop-poll"))
+
     async def _stop(self, request: web.Request) -> web.Response:
+        self._record("stop-poll")
         fault = await self._fault("job-stop", request)
         if isinstance(fault, web.Response):
             return fault
