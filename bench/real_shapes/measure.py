@@ -1,0 +1,112 @@
+"""Time and memory on a device, its matrix-multiply ceiling, and the work of a forward."""
+
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from worker.engine.device import synchronize
+
+GIB = 1 << 30
+
+
+def seconds(device: torch.device, work: Callable[[], Any]) -> float:
+    """Return the wall time of work, from an idle device to an idle device."""
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def free(device: torch.device) -> None:
+    """Give memory that nothing holds any more back to the driver."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def peak(device: torch.device) -> dict[str, float]:
+    """Return the peak of allocated and reserved device memory in GiB; zeros on a CPU."""
+    if device.type != "cuda":
+        return {"allocated_gib": 0.0, "reserved_gib": 0.0}
+    return {
+        "allocated_gib": round(torch.cuda.max_memory_allocated(device) / GIB, 3),
+        "reserved_gib": round(torch.cuda.max_memory_reserved(device) / GIB, 3),
+    }
+
+
+def held(device: torch.device) -> float:
+    """Return the device memory that is allocated now, in GiB; zero on a CPU."""
+    return round(torch.cuda.memory_allocated(device) / GIB, 3) if device.type == "cuda" else 0.0
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Say what this was measured on."""
+    facts: dict[str, Any] = {
+        "device": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {
+            "device": properties.name,
+            "memory_gib": round(properties.total_memory / GIB, 1),
+            "capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+        }
+    return facts
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A matrix product [m, k] x [k, n]."""
+
+    m: int
+    k: int
+    n: int
+
+
+def ceiling(device: torch.device, products: list[Product], *, repeats: int) -> dict[str, float]:
+    """Return the bf16 TFLOP/s of matrix products on random operands; the median of `repeats`.
+
+    Random and not zeros: zeros switch fewer transistors and run faster than any real product.
+    """
+    rates = {}
+    for product in products:
+        left = torch.randn(product.m, product.k, dtype=torch.bfloat16, device=device)
+        right = torch.randn(product.k, product.n, dtype=torch.bfloat16, device=device)
+        out = torch.empty(product.m, product.n, dtype=torch.bfloat16, device=device)
+        calls = 10 if device.type == "cuda" else 1
+
+        def work(left: Any = left, right: Any = right, out: Any = out, calls: int = calls) -> None:
+            for _ in range(calls):
+                torch.matmul(left, right, out=out)
+
+        for _ in range(2):
+            seconds(device, work)
+        taken = statistics.median(seconds(device, work) for _ in range(repeats)) / calls
+        flops = 2 * product.m * product.k * product.n
+        rates[f"{product.m}x{product.k}x{product.n}"] = round(flops / taken / 1e12, 3)
+    return rates
+
+
+def forward_flops(
+    *, blocks: int, dim: int, image_tokens: int, text_tokens: int, rank: int, batch: int
+) -> float:
+    """Return the floating-point operations of one forward of the denoiser.
+
+    A token of either stream passes four dim x dim projections and an MLP of 4 dim: 12 dim^2
+    multiply-adds, 24 dim^2 operations; attention costs 4 dim a pair of tokens; a LoRA of rank r
+    beside all of them 36 r dim a token. Norms, embeddings and modulation are left out (below 1 %).
+    """
+    tokens = image_tokens + text_tokens
+    linear = 24 * dim**2 * tokens + 36 * rank * dim * tokens
+    attention = 4 * dim * tokens**2
+    return float(batch * blocks * (linear + attention))

@@ -1,0 +1,180 @@
+"""Our engine over random weights: lean transformer, modulation rows, no lm_head, adapters."""
+
+import itertools
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from bench.real_shapes import shapes, weights
+from bench.real_shapes.job import Case, Quiet
+from bench.real_shapes.shapes import Architecture
+from worker.bundle import rows
+from worker.bundle.format import adapter_role
+from worker.bundle.open import FusedAdapter, NoHead, fill
+from worker.engine import device as gpu
+from worker.engine import schedule
+from worker.engine.components import Components
+from worker.engine.lora import Adapters, lightning_modules
+from worker.engine.modulation import STREAMS, RowModulation, RowTable, seen
+from worker.engine.quantise import Precision
+from worker.engine.vae import picture
+from worker.families import Generation, Phase, Served
+from worker.families.qwen_image import QwenImage, _Clock
+from worker.media.images import encode
+
+STEPS: Final = (8, 4)
+PIPELINES: Final = {False: "QwenImagePipeline", True: "QwenImageEditPlusPipeline"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """What two models of one family have in common."""
+
+    text_encoder: Any
+    vae: Any
+
+
+def row_table(transformer: Any, config: dict[str, Any], device: torch.device) -> RowTable:
+    """Return the rows of Lightning's timesteps, from the very weights that the stock build has.
+
+    One layer's weights exist at a time, and none when it returns; the blocks lose theirs.
+    """
+    steps = torch.cat([schedule.lightning(count, 4096).timesteps for count in STEPS])
+    wanted = torch.unique(seen(steps).float()).to(torch.bfloat16)
+    time_embedding = weights.made(transformer, device, {}, below=rows.PREFIX)
+    blocks = transformer.transformer_blocks
+    embedding = rows.TimeEmbedding(time_embedding, config, wanted, device)
+    collector = rows.Collector(embedding, len(blocks))
+    for (index, block), stream in itertools.product(enumerate(blocks), STREAMS):
+        name, layer = f"transformer_blocks.{index}.{stream}.1", getattr(block, stream)[1]
+        weight = weights.value(layer, f"{name}.weight", layer.weight, device)
+        bias = weights.value(layer, f"{name}.bias", layer.bias, device)
+        collector.add(index, stream, weight, bias)
+        setattr(block, stream, nn.Identity())
+    return rows.table([collector.tensors()])
+
+
+def text_encoder(architecture: Architecture, precision: Precision, device: torch.device) -> Any:
+    """Return the text encoder as a bundle opens it: quantised, without lm_head."""
+    made = shapes.text_encoder(architecture)
+    made.lm_head = NoHead()
+    return weights.build(made, device, precision, role="text_encoder")
+
+
+def vae(architecture: Architecture, device: torch.device) -> Any:
+    """Return the VAE in bf16."""
+    made = shapes.vae(architecture)
+    fill(made, weights.made(made, device, {}), "bf16", device)
+    return made
+
+
+def components(
+    architecture: Architecture,
+    *,
+    edit: bool,
+    precision: Precision,
+    device: torch.device,
+    fused: int | None = None,
+    lent: Lent | None = None,
+) -> Components:
+    """Return the open parts of one model; `lent` is another's text encoder and VAE.
+
+    `fused` bakes the LoRA of that many steps into the weights, as LIGHTNING_FUSED does; without
+    it, those of 8 and 4 steps are adapters.
+    """
+    if lent is None:
+        encoder = text_encoder(architecture, precision, device)
+        lent = Lent(encoder, vae(architecture, device))
+    transformer = shapes.transformer(architecture, edit=edit)
+    table = row_table(transformer, architecture.transformer_config(edit=edit), device)
+    lora = weights.lightning(transformer, fused, device) if fused else None
+    modulation = RowModulation(transformer, table, device)
+    weights.build(transformer, device, precision, lora=lora)
+    adapters: Adapters
+    if fused:
+        adapters = FusedAdapter(transformer, adapter_role(fused))
+    else:
+        adapters = Adapters(transformer)
+        expected = lightning_modules(len(transformer.transformer_blocks))
+        for steps in STEPS:
+            state = weights.lightning(transformer, steps, device)
+            adapters.attach(adapter_role(steps), state, expected=expected)
+    return Components(
+        transformer=transformer,
+        text_encoder=lent.text_encoder,
+        vae=lent.vae,
+        tokenizer=shapes.tokenizer(),
+        processor=shapes.processor(architecture),
+        scheduler=architecture.scheduler,
+        adapters=adapters,
+        modulation=modulation,
+        device=device,
+        dtype=torch.bfloat16,
+    )
+
+
+def served(architecture: Architecture, *, edit: bool, precision: Precision) -> Served:
+    """Return what a worker would serve of it."""
+    return Served(
+        id=architecture.name,
+        repository="bench/random",
+        revision="random",
+        precision=precision,
+        licence="none",
+        tasks=("edit",) if edit else ("text-to-image",),
+        steps=STEPS[0],
+        true_cfg_scale=1.0,
+        negative_prompt=" ",
+        lightning_steps=STEPS,
+        area=architecture.small**2,
+        max_pixels=architecture.large**2,
+        max_references=3,
+        sizes={},
+    )
+
+
+class Ours:
+    """One warm model of ours, a job at a time."""
+
+    def __init__(
+        self, architecture: Architecture, parts: Components, *, edit: bool, precision: Precision
+    ) -> None:
+        self._parts = parts
+        self._model = QwenImage(
+            parts,
+            served(architecture, edit=edit, precision=precision),
+            PIPELINES[edit],
+            condition_area=architecture.condition_area,
+        )
+
+    @property
+    def lent(self) -> Lent:
+        """What another model may have of this one."""
+        return Lent(self._parts.text_encoder, self._parts.vae)
+
+    def latents(self, generations: list[Generation]) -> torch.Tensor:
+        """Return the final latents of a batch."""
+        return self._model.latents(generations, Quiet(), _Clock(self._parts.device, {}))
+
+    def job(self, case: Case, generations: list[Generation]) -> dict[str, float]:
+        """Make the pictures of a job, PNGs and all; return milliseconds by phase."""
+        clock = _Clock(self._parts.device, {})
+        with gpu.translated():
+            latents = self._model.latents(generations, Quiet(), clock)
+            with clock.phase("decode"):
+                pixels = self._model._vae.decode(latents, case.side, case.side)  # noqa: SLF001 - generate() makes one picture, a batch is timed here
+                images = [picture(each) for each in pixels]
+        start = time.perf_counter()
+        for image in images:
+            encode(image, "png")
+        phases: dict[str, float] = {str(phase): spent for phase, spent in clock.spent.items()}
+        return phases | {"png": (time.perf_counter() - start) * 1000}
+
+    def text_tokens(self, generation: Generation) -> int:
+        """Return how many tokens of the prompt the denoiser attends to."""
+        clock = _Clock(self._parts.device, dict[Phase, float]())
+        embeds = self._model._embed(generation, generation.prompt, clock)  # noqa: SLF001 - for counting
+        return int(embeds.embeds.shape[1])

@@ -1,0 +1,108 @@
+"""Random weights, made on the device one tensor at a time, the same for every build of a name."""
+
+import re
+import zlib
+from collections.abc import Mapping
+from math import prod
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from worker.bundle.open import fill
+from worker.engine.lora import LIGHTNING_MODULES, fused
+from worker.engine.quantise import QUANTISED, Precision, quantise
+
+RANK: Final = 64  # of the published Lightning LoRAs
+# the usual recipe keeps the first block's img_mod, the most sensitive layer, in bf16
+MODULATION: Final = re.compile(
+    r"transformer_blocks\.(?!0\.img_mod)\d+\.(img_mod|txt_mod)\.1\.weight"
+)
+Lora = Mapping[str, Tensor]
+
+
+def _random(name: str, shape: tuple[int, ...], scale: float, device: torch.device) -> Tensor:
+    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+    made = torch.empty(shape, dtype=torch.bfloat16, device=device)
+    return made.normal_(0.0, scale, generator=generator)
+
+
+def value(owner: nn.Module, name: str, like: Tensor, device: torch.device) -> Tensor:
+    """Return a parameter's values in bf16: norms 1, biases 0, weights normal by their fan-in.
+
+    So activations keep their size from layer to layer, and sixty blocks stay finite.
+    """
+    shape, last = tuple(like.shape), name.rpartition(".")[2]
+    if "norm" in type(owner).__name__.lower() and last in {"weight", "gamma"}:
+        return torch.ones(shape, dtype=torch.bfloat16, device=device)
+    if last == "bias" or len(shape) == 1:
+        return torch.zeros(shape, dtype=torch.bfloat16, device=device)
+    return _random(name, shape, prod(shape[1:]) ** -0.5, device)
+
+
+def made(
+    model: nn.Module,
+    device: torch.device,
+    quantised: Mapping[str, Precision],
+    *,
+    lora: Lora | None = None,
+    below: str = "",
+) -> dict[str, Tensor]:
+    """Return the tensors of every parameter without storage, as `bundle.open.fill` takes them.
+
+    `quantised` maps names of weights to their precision; `lora` is fused into them in bf16 first.
+    Only the names under `below` are made where it is given.
+    """
+    held: dict[str, Tensor] = {}
+    for path, owner in model.named_modules():
+        for leaf, like in owner.named_parameters(recurse=False):
+            name = f"{path}.{leaf}"
+            if not like.is_meta or not name.startswith(below):
+                continue
+            tensor = value(owner, name, like, device)
+            if lora is not None and f"{path}.lora_A.weight" in lora and leaf == "weight":
+                tensor = fused(tensor, lora[f"{path}.lora_A.weight"], lora[f"{path}.lora_B.weight"])
+            if name not in quantised:
+                held[name] = tensor
+                continue
+            for key, part in quantise(tensor, quantised[name], device).items():
+                held[f"{path}.{key}"] = part
+    return held
+
+
+def build(
+    model: nn.Module,
+    device: torch.device,
+    precision: Precision,
+    *,
+    every_linear: bool = False,
+    role: str = "transformer",
+    lora: Lora | None = None,
+) -> Any:
+    """Give a model without storage random weights on a device, at a precision, and return it.
+
+    Ours quantises what a bundle quantises; `every_linear` also the modulation: what users of the
+    stock pipeline do.
+    """
+    chosen: dict[str, Precision] = {}
+    if precision != "bf16":
+        for name, _ in model.named_parameters():
+            if QUANTISED[role].fullmatch(name) or (every_linear and MODULATION.fullmatch(name)):
+                chosen[name] = precision
+    fill(model, made(model, device, chosen, lora=lora), precision, device)
+    return model
+
+
+def lightning(transformer: Any, steps: int, device: torch.device) -> dict[str, Tensor]:
+    """Return a random Lightning LoRA in bf16: all twelve modules of every block, rank 64."""
+    state = {}
+    for block in range(len(transformer.transformer_blocks)):
+        for module in LIGHTNING_MODULES:
+            name = f"transformer_blocks.{block}.{module}"
+            target = transformer.get_submodule(name)
+            target = getattr(target, "base", target)  # an adapter may stand before it
+            down, up = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+            width, height = target.in_features, target.out_features
+            state[down] = _random(f"{steps} {down}", (RANK, width), width**-0.5, device)
+            state[up] = _random(f"{steps} {up}", (height, RANK), 0.02, device)
+    return state
