@@ -302,18 +302,18 @@ def _put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> None:
 def on_meta(model: nn.Module) -> Iterator[str]:
     """Name every tensor of a model that is on meta: parameters, buffers and plain attributes."""
     for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            for tensor in _tensors(value):
-                if tensor.is_meta:
-                    yield f"{path}.{name}"
+        for name, tensor in _tensors("", vars(module)):
+            if tensor.is_meta:
+                yield f"{path}{name}"
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """Find the tensors in a value and in the dicts and sequences in it."""
     if isinstance(value, Tensor):
-        yield value
+        yield name, value
     elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
+        for key, item in value.items():
+            yield from _tensors(f"{name}.{key}", item)
     elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
+        for index, item in enumerate(value):
+            yield from _tensors(f"{name}.{index}", item)

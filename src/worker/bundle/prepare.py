@@ -66,7 +66,9 @@ class Order:
     @property
     def folder(self) -> Path:
         """Return the bundle's folder."""
-        name = layout.bundle_name(self.spec.name, self.precision, self.fused)
+        spec = self.spec
+        model = f"{spec.name}@{spec.revision}" if spec.revision else spec.name
+        name = layout.bundle_name(model, self.precision, self.fused)
         return self.home / layout.BUNDLES / name
 
     @cached_property
