@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from worlds.site import HOST, INSIDE, Site, tapped
@@ -72,6 +74,7 @@ def fetch(given: Settings, *urls: str) -> list[bytes]:
 def test_a_picture_arrives_whole(site: Site, scheme: str) -> None:
     assert fetch(read(site), f"{getattr(site, scheme)}/good.png") == [PICTURE]
     assert site.headers["accept-encoding"] == "identity"
+    assert site.headers["accept"] == "image/png, image/jpeg, image/webp"
     assert "cookie" not in site.headers
 
 
@@ -148,6 +151,19 @@ def test_redirects_are_followed_three_times(site: Site, status: int) -> None:
     assert fetch(read(site), f"{site.http}/hops/2") == [PICTURE]
     with pytest.raises(ImageFetchFailed, match="more than 3"):
         fetch(read(site), f"{site.http}/hops/3")
+
+
+@pytest.mark.parametrize(
+    "location", ["/good.png", "good.png", "../good.png", "//127.0.0.1:{port}/good.png"]
+)
+def test_a_redirect_may_be_relative(site: Site, location: str) -> None:
+    url = location.format(port=site.http_port)
+    assert fetch(read(site), f"{site.http}/to?url={url}") == [PICTURE]
+
+
+def test_a_relative_redirect_may_hold_another_url_in_its_query(site: Site) -> None:
+    site.files["/login"] = b"sign in"
+    assert fetch(read(site), f"{site.http}/to?url=/login?next=https://other.test/") == [b"sign in"]
 
 
 def test_a_redirect_may_climb_to_https_but_never_down(site: Site) -> None:
@@ -274,6 +290,28 @@ def test_a_cancelled_job_leaves_no_thread_and_no_connection(site: Site) -> None:
     asyncio.run(cancel())
     assert time.monotonic() - started < 1
     assert threading.active_count() <= before + 2  # one of pycares, one of to_thread
+
+
+@pytest.mark.parametrize("path", ["/good.png", "/endless", "/status/404", "/short"])
+def test_every_connection_is_closed_when_its_answer_is_used(
+    site: Site, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Also of TLS, where asyncio would wait 30 s for a site that never says goodbye."""
+    made: list[socket.socket] = []
+
+    class Watched(dial.GuardedSockets):
+        def __call__(self, info: tuple[Any, ...]) -> socket.socket:
+            made.append(super().__call__(info))
+            return made[-1]
+
+    monkeypatch.setattr(dial, "GuardedSockets", Watched)
+
+    async def fetch_and_look() -> list[int]:
+        with contextlib.suppress(WorkerError):
+            await fetch_all([ImageSource("url", site.https + path)] * 2, read(site))
+        return [one.fileno() for one in made]
+
+    assert asyncio.run(fetch_and_look()) == [-1, -1]
 
 
 def test_proxies_of_the_environment_are_not_used(

@@ -111,6 +111,12 @@ def test_an_animation_gives_its_first_frame(kind: str) -> None:
     assert decode(data).getpixel((5, 5)) == (255, 0, 0)
 
 
+def test_a_telephones_picture_of_several_pictures_gives_the_first() -> None:
+    first, second = gradient(64, 48), Image.new("RGB", (32, 24), "red")
+    data = saved(first, "MPO", save_all=True, append_images=[second])
+    assert decode(data).tobytes() == decode(saved(first, "JPEG")).tobytes()
+
+
 def test_no_metadata_survives() -> None:
     for kind in ("PNG", "JPEG", "WEBP"):
         data = saved(

@@ -210,6 +210,8 @@ class Site:
                 writer.write(_answer(status))
             else:
                 async for part in self.serve(target):
+                    if writer.is_closing():  # over TLS a write into the void is not told
+                        break
                     writer.write(part)
                     await writer.drain()
         with contextlib.suppress(OSError):

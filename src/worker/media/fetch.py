@@ -1,6 +1,7 @@
 """A reference picture, URL or base64 -> bytes, all of a job's side by side within one budget."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -18,6 +19,9 @@ MAX_REDIRECTS: Final = 3
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 OK: Final = 200
 CHUNK: Final = 1 << 16
+ABSOLUTE: Final = re.compile(r"[a-z][a-z0-9+.-]{0,31}:", re.IGNORECASE)
+# Sites that choose a format by what is asked would else send AVIF.
+ASKED: Final = {"Accept": "image/png, image/jpeg, image/webp", "User-Agent": "image-worker"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ async def fetch_url(text: str, settings: Settings) -> bytes:
     url = check(text, settings)
     for _ in range(MAX_REDIRECTS + 1):
         try:
-            async with request("GET", url, settings) as response:
+            async with request("GET", url, settings, headers=ASKED) as response:
                 if response.status not in REDIRECTS:
                     return await _read(response, settings.max_image_bytes)
                 location = response.headers.get("Location", "")
@@ -85,7 +89,9 @@ def _follow(url: URL, location: str, settings: Settings) -> URL:
     if not location:
         raise ImageFetchFailed("the site redirected to nowhere")
     try:
-        target = location if "://" in location else str(url.join(URL(location, encoded=True)))
+        target = (
+            location if ABSOLUTE.match(location) else str(url.join(URL(location, encoded=True)))
+        )
     except ValueError:
         raise ImageFetchRefused("the site redirected to a malformed URL") from None
     following = check(target, settings)
