@@ -43,13 +43,15 @@ class GuardedResolver(AbstractResolver):
     def __init__(self, gate: Gate | None, settings: Settings) -> None:
         self._gate = gate
         # FETCH_NAMESERVERS are for callers' names; the operator's own may be known only inside.
-        nameservers = settings.fetch_nameservers if gate is not None else ()
-        self._resolver = aiodns.DNSResolver(nameservers=nameservers or None)
+        self._nameservers = settings.fetch_nameservers if gate is not None else ()
+        self._resolver: aiodns.DNSResolver | None = None
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         """Return all addresses of `host`; raises AddressRefusedError, or OSError without any."""
+        if self._resolver is None:  # it has a thread and sockets: only where there is a name
+            self._resolver = aiodns.DNSResolver(nameservers=self._nameservers or None)
         try:
             answer = await self._resolver.getaddrinfo(
                 host, family=family, port=port, type=socket.SOCK_STREAM
@@ -77,7 +79,8 @@ class GuardedResolver(AbstractResolver):
 
     async def close(self) -> None:
         """Cancel what is being asked and end the resolver."""
-        await self._resolver.close()
+        if self._resolver is not None:
+            await self._resolver.close()
 
 
 class GuardedSockets:
