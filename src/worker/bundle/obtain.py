@@ -17,6 +17,7 @@ from worker.driver import Gpu
 from worker.engine import precision
 from worker.engine.precision import Choice, Need
 from worker.engine.quantise import Precision
+from worker.errors import InvalidSettings
 from worker.settings import Settings
 from worker.weights import catalog, sources, temporary
 from worker.weights.catalog import ModelSpec
@@ -72,8 +73,8 @@ class _Search:
         source = self._found(Path(NOWHERE))
         if source.bundle and source.folder is not None:
             return self._obtained(source.folder, source, None)
-        if not self._spec.pipeline and (held := self._prepared_before()) is not None:
-            self._spec = catalog.of_manifest(self._spec, held.model_dump())
+        if not self._spec.pipeline:
+            self._remember()
         if not self._spec.pipeline:
             snapshot = sources.snapshot_of(source, self._spec, self._settings)
             self._spec = sources.described(self._spec, snapshot)
@@ -102,12 +103,15 @@ class _Search:
         missing = [n for n in self._lightning if n not in held.lightning]
         return f"has no Lightning LoRA for {missing[0]} steps" if missing else None
 
-    def _prepared_before(self) -> layout.Bundle | None:
-        """Return a bundle of this model at any precision: it says what the model is, offline."""
+    def _remember(self) -> None:
+        """Learn what the model is from a bundle of it that serves, so that no hub is asked."""
         for folder in layout.bundles_of(self._model, self._settings.home):
-            with suppress(layout.Damaged, OSError):
-                return layout.read_bundle(folder)
-        return None
+            with suppress(layout.Damaged, OSError, InvalidSettings):
+                held = layout.read_bundle(folder)
+                known = catalog.of_manifest(self._spec, held.model_dump())
+                catalog.lightning_steps(known, self._settings)
+                self._spec = known
+                return
 
     @property
     def _model(self) -> str:
