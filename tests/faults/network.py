@@ -1,15 +1,19 @@
 """What a hub and the network do wrong: each case sets it up, downloads, and names its outcome."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
-from faults.room import REPOSITORY, SHARD, TOKEN, Room
+from faults.room import REPOSITORY, SHARD, TOKEN, Room, room
 from worlds.hub import Act, Fault, Step
 
 ANYWHERE: Final = Fault("cut").at
 OF_BODIES: Final = ("cut", "reset", "short", "long", "flip", "gzip", "wrong-range", "drip")
-Expected = Literal["recovered", "WEIGHTS_UNAVAILABLE", "try later", "VOLUME_FULL"]
+Expected = Literal[
+    "recovered", "WEIGHTS_UNAVAILABLE", "try later", "VOLUME_FULL", "LORA_NOT_APPLIED"
+]
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class Case:
     run: Callable[[Room], None]
     group: str = "network"
     fast: bool = True
+    home: Callable[[Path, int], AbstractContextManager[Room]] = room
 
 
 def case(

@@ -1,16 +1,13 @@
 """One trial of a fault: a hub with a repository, an empty volume, and what came of it."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from faults.driver import Orders, Process
 from worlds.hub import Hub, running
 
 from worker import settings
@@ -23,7 +20,6 @@ from worker.weights.retry import Patience
 REPOSITORY = "acme/painter"
 TOKEN = "hf_loopback_token"
 SHARD = "transformer/diffusion_pytorch_model-00001-of-00002.safetensors"
-TESTS = Path(__file__).parents[1]
 
 # Waits short enough for a campaign; a stall long enough for a process to start on a busy machine.
 FAST = Patience(
@@ -42,6 +38,7 @@ class Room:
     patience: Patience = FAST
     environ: dict[str, str] = field(default_factory=dict)
     published: dict[str, bytes] = field(default_factory=dict)
+    prepares: bool = False
     leaving: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -52,16 +49,19 @@ class Room:
     @property
     def settings(self) -> Settings:
         """What the operator set."""
-        return settings.read(
-            {
-                "HF_ENDPOINT": self.hub.endpoint,
-                "HF_TOKEN": TOKEN,
-                "MODEL_DIR": str(self.home),
-                "MIN_STORAGE_FREE_GB": "0",
-                "DOWNLOAD_WORKERS": "4",
-                **self.environ,
-            }
-        )
+        return settings.read(self.variables)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment of a worker in this room."""
+        return {
+            "HF_ENDPOINT": self.hub.endpoint,
+            "HF_TOKEN": TOKEN,
+            "MODEL_DIR": str(self.home),
+            "MIN_STORAGE_FREE_GB": "0",
+            "DOWNLOAD_WORKERS": "4",
+            **self.environ,
+        }
 
     def snapshot(self) -> HubSnapshot:
         """Resolve the repository."""
@@ -79,31 +79,23 @@ class Room:
         else:
             fetch_snapshot(snapshot, files, self.into, self.settings, progress)
 
-    def process(self, **orders: Any) -> "subprocess.Popen[str]":
-        """Start a process that does as `fetch` and stops where it is told, see driver.py."""
-        orders |= {
-            "environ": {
-                "HF_ENDPOINT": self.hub.endpoint,
-                "HF_TOKEN": TOKEN,
-                "MODEL_DIR": str(self.home),
-                "MIN_STORAGE_FREE_GB": "0",
-                "DOWNLOAD_WORKERS": "4",
-                **self.environ,
-            },
-            "into": str(self.into),
-            "parallel": self.parallel,
-        }
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("driver.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}"},
+    def process(
+        self, *, stop: str = "", go_on: bool = False, wait: bool = False, locks: bool = True
+    ) -> Process:
+        """Start a process that does as `fetch`, see `Orders`."""
+        orders = Orders(
+            self.variables,
+            REPOSITORY,
+            None if self.prepares else self.into,
+            self.patience,
+            self.parallel,
+            stop,
+            go_on,
+            wait,
+            locks,
         )
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(orders) + "\n")
-        process.stdin.flush()
+        process = Process(orders)
+        self.leaving.callback(process.kill)
         return process
 
     def wrong(self) -> list[str]:
