@@ -146,7 +146,7 @@ def test_a_cancelled_job_stops_within_a_step_and_posts_nothing(
     job_id = pod.submit({"prompt": f"steps=9 hold={place} gate={gate.name}"})
     reached(gate)
     pod.cancel(job_id)
-    pod.until(lambda: pod.seen("stop", job_id))
+    pod.until(lambda: pod.has_heard(job_id))
     next_id = pod.submit({"prompt": "next"})
     gate.open()
     assert is_right(pod, next_id)
@@ -199,7 +199,7 @@ def test_a_cancel_that_overtakes_its_job_stops_it_before_it_starts(
     before = len(worker.log("standin begins"))
     pod.misbehave("hand", "cancelled")
     job_id = pod.submit({"prompt": "never"})
-    pod.until(lambda: pod.seen("stop", job_id))
+    pod.until(lambda: pod.has_heard(job_id))
     assert is_right(pod, pod.submit({"prompt": "next"}))
     assert pod.jobs[job_id].answers == 0
     assert len(worker.log("standin begins")) == before + 1

@@ -1,6 +1,5 @@
 """Boot, then RunPod's loop around the worker, guarded: every job taken gets its answer."""
 
-import asyncio
 import json
 import multiprocessing
 import os
@@ -47,7 +46,6 @@ def run(
 
     async def handle(job: dict[str, Any]) -> dict[str, Any]:
         try:
-            await asyncio.sleep(0)  # where a job that was cancelled before its start ends
             return await worker.handle(job)
         finally:
             if worker.fatal is not None:

@@ -138,6 +138,7 @@ class Worker:
             raise
 
     async def _answer(self, job: _Job) -> dict[str, Any]:
+        await asyncio.sleep(0)  # where a job that was cancelled before its start ends
         if self.fatal is not None:
             raise WorkerNotReady(f"this worker is being replaced ({self.fatal.code}); try again")
         served, s3_config = self._models.served, _s3_config(job.s3_config)

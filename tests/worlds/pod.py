@@ -206,6 +206,11 @@ class Pod:
         """Return the events of a kind so far, of one job or of all."""
         return [e for e in self.events if e.kind == kind and job_id in (None, e.job)]
 
+    def has_heard(self, job_id: str) -> bool:
+        """Whether the worker has been told to stop a job and asks for the next signal."""
+        told = self.seen("stop", job_id)
+        return bool(told) and any(e.at > told[0].at for e in self.seen("stop-poll"))
+
     @contextlib.contextmanager
     def worker(
         self,
@@ -343,7 +348,7 @@ class Pod:
                 self._cancel(job)
         response = web.json_response(payload)
         try:
-            while cancelled and not self._has_heard(handed[-1]):  # noqa: ASYNC110 - for one test
+            while cancelled and not self.has_heard(handed[-1]):  # noqa: ASYNC110 - for one test
                 await asyncio.sleep(0.01)
             await response.prepare(request)
             await response.write_eof()
@@ -359,11 +364,6 @@ class Pod:
             self._arrived.set()
             raise
         return response
-
-    def _has_heard(self, job_id: str) -> bool:
-        """Whether the worker has been told to stop a job and asks for the next signal."""
-        told = self.seen("stop", job_id)
-        return bool(told) and any(e.at > told[0].at for e in self.seen("stop-poll"))
 
     async def _stop(self, request: web.Request) -> web.Response:
         self._record("stop-poll")
