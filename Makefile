@@ -29,6 +29,9 @@ fuzz: setup ## the properties on FUZZ_EXAMPLES inputs each, then FUZZ_S seconds 
 	cd tests && for target in parsing decoding addressing; do \
 	  ../$(BIN)/python -m fuzz.campaign $$target $(FUZZ_S) ../out/fuzz || exit 1; done
 
+soak: setup ## ten thousand jobs through the real loop, with bad, slow and cancelled ones among them
+	$(BIN)/python bench/soak.py
+
 lint: setup ## ruff, its format check, mypy strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

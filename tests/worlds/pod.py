@@ -1,6 +1,6 @@
 """A RunPod platform on loopback: the job API for callers and for workers, able to misbehave.
 
-`python tests/worlds/pod.py -- COMMAND` serves it, runs COMMAND as its worker and says where it is.
+`python -m worlds.pod -- COMMAND` in tests/ serves it with COMMAND as its worker, and says where.
 """
 
 import argparse
@@ -103,15 +103,24 @@ class Pod:
     """The platform, in a thread of its own; a context manager.
 
     `hold_s` is how long a poll for a job or a stop signal is held open before it answers 204.
+    Without `keep` the events, which grow with every job, are not kept for longer than their job.
     """
 
-    def __init__(self, *, hold_s: float = 2.0, endpoint: str = "local", port: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        hold_s: float = 2.0,
+        endpoint: str = "local",
+        port: int = 0,
+        keep: bool = True,
+    ) -> None:
         self.endpoint = endpoint
         self.pod_id = f"pod-{uuid.uuid4().hex[:12]}"
         self.hold_s = hold_s
         self.events: list[Event] = []
         self.jobs: dict[str, Job] = {}
         self._port = port
+        self._keep = keep
         self._queue: deque[str] = deque()
         self._stops: dict[str, list[str]] = {}
         self._faults: dict[str, deque[Fault]] = {}
@@ -196,6 +205,22 @@ class Pod:
                     raise TimeoutError(f"not in {timeout_s} s; the platform saw: {seen}")
                 self._changed.wait(min(left, 0.02))  # what it asks may be in the worker's log
             return value
+
+    def change(self, timeout_s: float) -> None:
+        """Wait until something happens, this long at most."""
+        with self._changed:
+            self._changed.wait(timeout_s)
+
+    def forget(self, job_id: str) -> None:
+        """Drop a final job; of its events, too, unless they are kept."""
+
+        async def forget() -> None:
+            del self.jobs[job_id], self._answered[job_id]
+            if not self._keep:
+                with self._changed:
+                    self.events = [e for e in self.events if e.job in self.jobs]
+
+        self._call(forget())
 
     def answer(self, job_id: str, timeout_s: float = 20.0) -> Job:
         """Wait for the end of a job and return it."""
