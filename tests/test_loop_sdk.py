@@ -11,7 +11,7 @@ import pytest
 import structlog
 from worlds.pod import Pod
 
-from worker import scaler, sdk
+from worker import scaler, sdk, settings
 
 sdk.load()
 
@@ -88,3 +88,17 @@ def test_the_sdk_logs_through_our_log_and_never_a_result(monkeypatch: pytest.Mon
     assert lines == [
         {"event": "sdk", "message": "Started.", "job_id": "job-1", "log_level": "warning"}
     ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "level"),
+    [
+        ("RUNPOD_LOG_LEVEL", "WARN", "WARNING"),
+        ("RUNPOD_LOG_LEVEL", "debug", "DEBUG"),
+        ("RUNPOD_LOG_LEVEL", "TRACE", "DEBUG"),
+        ("RUNPOD_LOG_LEVEL", "NOTSET", "ERROR"),
+        ("LOG_LEVEL", "warning", "WARNING"),
+    ],
+)
+def test_the_sdks_names_of_log_levels_are_understood(variable: str, value: str, level: str) -> None:
+    assert settings.read({variable: value}).log_level == level

@@ -77,8 +77,12 @@ def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-def _upper(value: Any) -> Any:
-    return value.upper() if isinstance(value, str) else value
+def _level(value: Any) -> Any:
+    """Read our names of levels and, for RUNPOD_LOG_LEVEL, the SDK's."""
+    if not isinstance(value, str):
+        return value
+    theirs = {"WARN": "WARNING", "TRACE": "DEBUG", "NOTSET": "ERROR"}
+    return theirs.get(value.upper(), value.upper())
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
@@ -217,7 +221,7 @@ class Settings(BaseModel):
     )
     strict_input: bool = _setting(False, "refuse unknown fields instead of warning")
     refresh_worker: bool = _setting(False, "replace the worker after each job")
-    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = (
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_level)] = (
         _setting(
             "INFO",
             "`DEBUG`, `INFO`, `WARNING`, `ERROR`",
