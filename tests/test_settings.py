@@ -109,7 +109,7 @@ WRONG = {
     "RESPONSE_COMPAT": "picture",
     "STRICT_INPUT": "strictly",
     "REFRESH_WORKER": "never",
-    "LOG_LEVEL": "TRACE",
+    "LOG_LEVEL": "LOUD",
     "LOG_PROMPTS": "some",
 }
 
