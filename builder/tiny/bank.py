@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,3 +85,22 @@ def build(flat: FlatVae, text_encoder: Any, jitters: int, seed: int, device: tor
     packed = [pack((part - mean[:, None, None]) / std[:, None, None]) for part in latents]
     looked = torch.cat(vision).reshape(jitters, len(scenes), *vision[0].shape[1:])
     return Bank(scenes, torch.stack(packed), looked, torch.stack(shown), mean, std)
+
+
+def cached(
+    folder: Path,
+    flat: FlatVae,
+    text_encoder: Any,
+    jitters: int,
+    seed: int,
+    device: torch.device,
+) -> Bank:
+    """Return `folder`/bank.pt, built first where it is not there yet."""
+    file = folder / "bank.pt"
+    if not file.exists():
+        built = build(flat, text_encoder, jitters, seed, device)
+        state = {name: getattr(built, name) for name in Bank.__slots__ if name != "scenes"}
+        torch.save(state, file.with_suffix(".part"))
+        file.with_suffix(".part").replace(file)
+    scenes = [scene for scene in world.scenes() if not scene.held_out]
+    return Bank(scenes=scenes, **torch.load(file, weights_only=True))

@@ -26,7 +26,6 @@ from builder.tiny.train_model import Sample, Tasks, condition, velocity
 from worker.engine import schedule
 
 GROUP = 16
-TEACHER_STEPS = 40
 TEACHER_CFG = 4.0
 LEARNING_RATE = 2e-3
 TURNS = ("image", "edit", "image", "edit", "exchange")
@@ -90,12 +89,14 @@ def lessons(
     flat: FlatVae,
     count: int,
     device: torch.device,
+    *,
+    steps: int,
     seed: int = 3,
 ) -> list[Lesson]:
-    """Let the teacher draw `count` groups; return those pictures that show what was asked."""
+    """Let the teacher draw `count` groups in `steps`; return what shows what was asked."""
     tasks = Tasks(bank, seed)
     torch.manual_seed(seed)
-    levels = sigmas(TEACHER_STEPS, lightning=False)
+    levels = sigmas(steps, lightning=False)
     made: list[Lesson] = []
     asked = kept = 0
     for turn in range(count):

@@ -1,6 +1,6 @@
 """Train the tiny checkpoint from nothing, in stages that resume and gates that must hold.
 
-    python -m builder.tiny.train FOLDER [--out checkpoints/tiny] [--scale 1.0] [--compile]
+    python -m builder.tiny.train FOLDER [--out checkpoints/tiny] [--compile] [--model-steps N ...]
 
 FOLDER keeps the state of every stage (never committed); a killed run goes on from there. Stages:
 vae, bank (drawn and encoded pictures), model, teacher (what the LoRAs learn from), lightning.
@@ -9,6 +9,7 @@ vae, bank (drawn and encoded pictures), model, teacher (what the LoRAs learn fro
 import argparse
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from builder.tiny.tokenizer import build_tokenizer
 SEED = 20
 JITTERS = 6
 VAE_STEPS = 4500
-MODEL_STEPS = 4000
-TEACHER_GROUPS = 60
-LIGHTNING_ROUNDS = {4: 500, 8: 250}  # the 8-step LoRA starts from the 4-step one
+MODEL_STEPS = 12000
+TEACHER_GROUPS = 120
+TEACHER_STEPS = 40
+ROUNDS = 1000
+LIGHTNING_ROUNDS = {4: 1.0, 8: 0.5}  # of ROUNDS: the 8-step LoRA starts from the 4-step one
 VAE_GATE_DB = 33.0
 VAE_GATE_READ = 0.97
 
@@ -50,10 +53,12 @@ def vae_gate(flat: FlatVae, device: torch.device) -> str:
     return f"{db:.1f} dB, {read:.1%} of 200 reconstructions read right in all five parts"
 
 
-def lightning(
+def lightning(  # noqa: PLR0913 - the parts of a model
     folder: Path,
     device: torch.device,
-    scale: float,
+    rounds: Mapping[int, int],
+    groups: int,
+    teacher_steps: int,
     *,
     transformer: Any,
     make: Conditioner,
@@ -63,18 +68,19 @@ def lightning(
     """Draw the teacher's pictures, or take them from `folder`, and distil both LoRAs."""
     file = folder / "teacher.pt"
     if not file.exists():
-        groups = round(TEACHER_GROUPS * scale)
-        drawn = distil.lessons(transformer, make, encoded, flat, groups, device)
+        drawn = distil.lessons(
+            transformer, make, encoded, flat, groups, device, steps=teacher_steps
+        )
         torch.save(drawn, file.with_suffix(".part"))
         file.with_suffix(".part").replace(file)
     with torch.serialization.safe_globals([distil.Lesson, train_model.Sample]):
         taught = torch.load(file, weights_only=True)
     states: dict[int, dict[str, Tensor]] = {}
-    for steps, rounds in LIGHTNING_ROUNDS.items():
+    for steps, count in rounds.items():
         states[steps] = distil.student(
             folder,
             steps,
-            round(rounds * scale),
+            count,
             device,
             transformer=transformer,
             make=make,
@@ -90,7 +96,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("checkpoints/tiny"))
-    parser.add_argument("--scale", type=float, default=1.0, help="of the number of steps")
+    parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
+    parser.add_argument("--model-steps", type=int, default=MODEL_STEPS)
+    parser.add_argument("--groups", type=int, default=TEACHER_GROUPS, help="of 16 teacher pictures")
+    parser.add_argument("--teacher-steps", type=int, default=TEACHER_STEPS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of distillation")
     parser.add_argument("--compile", action="store_true", help="compile the blocks: 1.6x on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -101,7 +111,7 @@ def main() -> None:
     def told(stage: str, figures: str) -> None:
         print(f"{stage}: {figures} ({time.monotonic() - began:.0f} s since start)", flush=True)
 
-    vae = train_vae.train(folder, round(VAE_STEPS * options.scale), device)
+    vae = train_vae.train(folder, options.vae_steps, device)
     flat = FlatVae(vae).to(device)
     told("vae", vae_gate(flat, device))
 
@@ -110,14 +120,14 @@ def main() -> None:
     text_encoder: Any = architecture.build_text_encoder(tokenizer).to(device)
     transformer: Any = architecture.build_transformer(zero_cond_t=True).to(device)
     train_model.initialise(transformer, text_encoder, SEED)
-    encoded = bank.build(flat, text_encoder, JITTERS, SEED, device)
+    encoded = bank.cached(folder, flat, text_encoder, JITTERS, SEED, device)
     told("bank", f"{encoded.latents.shape[0]} x {len(encoded.scenes)} pictures encoded")
     if options.compile:
         for block in transformer.transformer_blocks:
             block.compile(dynamic=True)
     train_model.train(
         folder,
-        round(MODEL_STEPS * options.scale),
+        options.model_steps,
         device,
         transformer=transformer,
         text_encoder=text_encoder,
@@ -125,10 +135,13 @@ def main() -> None:
         bank=encoded,
     )
     told("model", "trained")
+    torch.compiler.set_stance("force_eager")  # adding a LoRA would compile every block again
     loras = lightning(
         folder,
         device,
-        options.scale,
+        {steps: round(options.rounds * share) for steps, share in LIGHTNING_ROUNDS.items()},
+        options.groups,
+        options.teacher_steps,
         transformer=transformer,
         make=Conditioner(text_encoder, tokenizer),
         encoded=encoded,
