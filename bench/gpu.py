@@ -29,6 +29,7 @@ from bench.real_shapes.job import Case  # noqa: E402
 from bench.real_shapes.measure import Product  # noqa: E402
 from bench.real_shapes.results import Results, table  # noqa: E402
 from bench.real_shapes.shapes import Architecture  # noqa: E402
+from worker import log  # noqa: E402
 from worker.engine.device import reset_peak, threads_for  # noqa: E402
 from worker.engine.quantise import Precision  # noqa: E402
 from worker.errors import CudaOutOfMemory  # noqa: E402
@@ -50,6 +51,7 @@ class Run:
     repeats: int
     batches: tuple[int, ...]
     steps: tuple[int, ...]
+    only: tuple[str, ...]
     patience_s: float
     until: float
 
@@ -136,6 +138,7 @@ def _open_cases(run: Run, precision: Precision, side: str, *, edit: bool) -> lis
         if case.edit == edit
         and not run.results.has("cases", f"{precision}/{case.name}", side)
         and (side != "fused" or case.steps == run.steps[0])
+        and (not run.only or any(word in case.name for word in run.only))
     ]
 
 
@@ -246,7 +249,7 @@ def caps(run: Run) -> None:
 
 def cold(run: Run) -> None:
     """Prepare a bundle from shards made on the fly, open it from the disk, draw."""
-    from bench.real_shapes import cold as starts  # noqa: PLC0415 - it needs more of the worker
+    from bench.real_shapes import cold as starts  # noqa: PLC0415 - it needs more packages
 
     precision: Precision = "4bit"
     if not run.results.has("cold", precision):
@@ -281,6 +284,7 @@ def main() -> None:
     parser.add_argument("--warmups", type=int, default=2)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--steps", type=int, nargs="+", choices=ours.STEPS, default=[4, 8])
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="cases named so")
     parser.add_argument("--out", type=Path, help="default: bench/results/gpu-DEVICE.json")
     parser.add_argument("--again", action="store_true", help="forget what was measured")
     given = parser.parse_args()
@@ -290,6 +294,7 @@ def main() -> None:
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
     threads_for(device)
+    log.configure("WARNING")
     architecture = shapes.tiny() if given.tiny else shapes.full()
     facts = measure.machine(device)
     slug = "".join(c if c.isalnum() else "-" for c in str(facts["device"]).lower())
@@ -306,6 +311,7 @@ def main() -> None:
         repeats=given.repeats,
         batches=tuple(given.batch),
         steps=tuple(given.steps),
+        only=tuple(given.only),
         patience_s=20.0,
         until=time.monotonic() + given.minutes * 60,
     )

@@ -22,8 +22,10 @@ Lora = Mapping[str, Tensor]
 
 
 def _random(name: str, shape: tuple[int, ...], scale: float, device: torch.device) -> Tensor:
-    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
     made = torch.empty(shape, dtype=torch.bfloat16, device=device)
+    if made.is_meta:
+        return made
+    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
     return made.normal_(0.0, scale, generator=generator)
 
 
@@ -93,16 +95,23 @@ def build(
     return model
 
 
+def lora(name: str, shape: tuple[int, ...], steps: int, device: torch.device) -> Tensor:
+    """Return one matrix of a random Lightning LoRA in bf16."""
+    scale = shape[1] ** -0.5 if ".lora_A." in name else 0.02
+    return _random(f"{steps} {name}", shape, scale, device)
+
+
 def lightning(transformer: Any, steps: int, device: torch.device) -> dict[str, Tensor]:
     """Return a random Lightning LoRA in bf16: all twelve modules of every block, rank 64."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for block in range(len(transformer.transformer_blocks)):
         for module in LIGHTNING_MODULES:
             name = f"transformer_blocks.{block}.{module}"
             target = transformer.get_submodule(name)
             target = getattr(target, "base", target)  # an adapter may stand before it
-            down, up = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
-            width, height = target.in_features, target.out_features
-            state[down] = _random(f"{steps} {down}", (RANK, width), width**-0.5, device)
-            state[up] = _random(f"{steps} {up}", (height, RANK), 0.02, device)
+            sides = {
+                f"{name}.lora_A.weight": (RANK, target.in_features),
+                f"{name}.lora_B.weight": (target.out_features, RANK),
+            }
+            state |= {key: lora(key, shape, steps, device) for key, shape in sides.items()}
     return state
