@@ -104,7 +104,15 @@ def test_a_range_that_is_not_the_one_asked_for_is_asked_for_again(made: Room, ac
     made.hub.misbehave(Fault(act, path=SHARD))  # type: ignore[arg-type]
     shard = named(snapshot, SHARD)
     assert snapshot.read_range(shard, 100, 9000) == made.published[SHARD][100:9000]
-    assert len(made.hub.requests("bytes", SHARD)) == 2
+    assert len(made.hub.requests("bytes", SHARD)) == 3, "one more, as http is read twice"
+
+
+def test_a_flipped_byte_in_a_range_is_noticed_over_http(made: Room) -> None:
+    snapshot = made.snapshot()
+    shard = named(snapshot, SHARD)
+    made.hub.misbehave(Fault("flip", path=SHARD))
+    assert snapshot.read_range(shard, 100, 9000) == made.published[SHARD][100:9000]
+    assert len(made.hub.requests("bytes", SHARD)) == 4
 
 
 def test_a_small_file_is_read_with_proof(made: Room) -> None:

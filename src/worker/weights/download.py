@@ -70,29 +70,33 @@ class HubSnapshot:
         return Proven(target, own, disposable=True)
 
     def read_range(self, file: RemoteFile, start: int, end: int) -> bytes:
-        """Return bytes `start` up to `end`; their number is checked, their content is not.
+        """Return bytes `start` up to `end`; their number is checked, their content cannot be.
 
-        Raises WeightsUnavailable, HubUnreachable when trying later may help.
+        TLS keeps them as they were sent; over plain http they are read twice and must agree. Raises
+        WeightsUnavailable, HubUnreachable when trying later may help.
         """
-        return self._patiently(
-            file,
-            lambda: sequential.read_range(
-                self.hub, self._url(file), file, start, end, self.patience
-            ),
-        )
+
+        def read() -> bytes:
+            data = self._range(file, start, end)
+            if not self.hub.endpoint.startswith("https:") and data != self._range(file, start, end):
+                raise Again("two readings of the same bytes differ")
+            return data
+
+        return self._patiently(file, read)
 
     def read_file(self, file: RemoteFile) -> bytes:
         """Return a small file's bytes, proven. Raises as `fetch_file`."""
 
         def read() -> bytes:
-            data = sequential.read_range(
-                self.hub, self._url(file), file, 0, file.size, self.patience
-            )
+            data = self._range(file, 0, file.size)
             if reason := difference(digests_of(data), file):
                 raise WrongBytes(f"the hub's bytes are not the ones that it recorded ({reason})")
             return data
 
         return self._patiently(file, read)
+
+    def _range(self, file: RemoteFile, start: int, end: int) -> bytes:
+        return sequential.read_range(self.hub, self._url(file), file, start, end, self.patience)
 
     def _url(self, file: RemoteFile) -> str:
         return self.hub.address(self.repository, self.commit, file.path)
@@ -101,7 +105,7 @@ class HubSnapshot:
         """Return our sha256 of a file that is there and right; a damaged one is taken away."""
         if not target.is_file():
             return None
-        found = digests(target)
+        found = digests(target, blob_id=file.sha256 is None)
         if difference(found, file) is None:
             return found.sha256
         target.unlink()
@@ -179,7 +183,7 @@ class HubSnapshot:
             raise
 
     def _proven(self, file: RemoteFile, part: Path, target: Path) -> str:
-        found = digests(part)
+        found = digests(part, blob_id=file.sha256 is None)
         if reason := difference(found, file):
             raise WrongBytes(f"the hub's bytes are not the ones that it recorded ({reason})")
         temporary.publish(part, target)

@@ -153,7 +153,9 @@ class LocalSnapshot:
 
     def _digests(self, file: RemoteFile) -> Digests:
         if file.path not in self._read:
-            self._read[file.path] = digests(self.folder / file.path)
+            self._read[file.path] = digests(
+                self.folder / file.path, blob_id=file.blob_id is not None
+            )
         return self._read[file.path]
 
     def _damaged(self, file: RemoteFile, reason: str) -> WeightsUnavailable:
