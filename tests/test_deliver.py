@@ -14,7 +14,7 @@ import pytest
 from worlds.bucket import ACCESS, SECRET, Store
 from worlds.site import HOST, INSIDE, Site, tapped
 
-from worker import settings
+from worker import preflight, settings
 from worker.errors import DeliveryFailed, ImageFetchRefused, InvalidInput, WorkerError
 from worker.media import deliver as delivery
 from worker.media.deliver import Encoded, ResponseFormat, check_targets, deliver
@@ -381,3 +381,18 @@ def test_the_region_is_read_from_the_stores_name(host: str, region: str) -> None
 
 def test_a_bucket_shows_no_secret() -> None:
     assert SECRET not in repr(Bucket("https://store.test/b", ACCESS, SECRET))
+
+
+def test_a_bucket_that_cannot_work_stops_the_start() -> None:
+    given = {
+        "BUCKET_ENDPOINT_URL": "https://account.r2.cloudflarestorage.com",
+        "BUCKET_ACCESS_KEY_ID": ACCESS,
+        "BUCKET_SECRET_ACCESS_KEY": SECRET,
+    }
+
+    def found(**more: str) -> preflight.Finding:
+        findings = preflight.check(settings.read({**given, **more}))
+        return next(finding for finding in findings if finding.check == "bucket")
+
+    assert (found().level, found().change) == ("fatal", "mend BUCKET_NAME or BUCKET_ENDPOINT_URL")
+    assert found(BUCKET_NAME="pictures").level == "ok"

@@ -16,7 +16,8 @@ from typing import Final, Literal
 
 from worker import versions
 from worker.driver import Driver, DriverError, Gpu, ask
-from worker.errors import WorkerError
+from worker.errors import DeliveryFailed, WorkerError
+from worker.media.s3 import own_bucket
 from worker.settings import Settings
 from worker.weights import catalog
 
@@ -71,7 +72,7 @@ def check(settings: Settings) -> list[Finding]:
         )
     else:
         findings += _gpu(driver, torch_cuda(), full=full, on_platform=settings.on_platform)
-    findings += [*_memory(full=full), *_disk(settings)]
+    findings += [*_memory(full=full), *_disk(settings), *_bucket(settings)]
     return findings
 
 
@@ -255,3 +256,12 @@ def _disk(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding("disk", "ok", found)
+
+
+def _bucket(settings: Settings) -> Iterator[Finding]:
+    try:
+        bucket = own_bucket(settings)
+    except DeliveryFailed as error:
+        yield Finding("bucket", "fatal", error.message, "mend BUCKET_NAME or BUCKET_ENDPOINT_URL")
+    else:
+        yield Finding("bucket", "ok", "pictures go to it" if bucket else "none")

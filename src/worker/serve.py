@@ -28,8 +28,9 @@ from worker.errors import (
 from worker.families import Drawn, Generation, Models
 from worker.fields import NAMES
 from worker.media import images
-from worker.media.deliver import Encoded, check_targets, deliver, own_bucket
+from worker.media.deliver import Encoded, check_targets, deliver
 from worker.media.fetch import fetch_all
+from worker.media.s3 import own_bucket
 from worker.progress import Progress
 from worker.request import OutputFormat, Query, Request, ResponseFormat, parse
 from worker.settings import Settings

@@ -19,7 +19,7 @@ from worker.errors import (
     WorkerError,
 )
 from worker.media.dial import request, was_refused
-from worker.media.s3 import Bucket
+from worker.media.s3 import Bucket, own_bucket
 from worker.media.url import check
 from worker.settings import Settings
 
@@ -83,28 +83,6 @@ def callers_bucket(s3_config: Mapping[str, Any], settings: Settings) -> Bucket:
         else:
             return bucket
     raise InvalidInput("; ".join(f"{d.field}: {d.message}" for d in details), details=details)
-
-
-def own_bucket(settings: Settings) -> Bucket | None:
-    """Return the operator's bucket (BUCKET_*), None when there is none.
-
-    Raises DeliveryFailed when it is not whole.
-    """
-    endpoint = settings.bucket_endpoint_url
-    access, secret = settings.bucket_access_key_id, settings.bucket_secret_access_key
-    if endpoint is None or access is None or secret is None:
-        return None
-    try:
-        return Bucket(
-            endpoint=endpoint,
-            access_key_id=access.get_secret_value(),
-            secret_access_key=secret.get_secret_value(),
-            name=settings.bucket_name,
-            region=settings.bucket_region,
-            prefix=settings.bucket_prefix,
-        )
-    except ValueError as error:
-        raise DeliveryFailed(f"this endpoint's bucket is not set up: {error}") from None
 
 
 def check_targets(
@@ -182,7 +160,7 @@ async def _upload(
             for url, picture in zip(upload_urls, pictures, strict=False)
         ]
     else:
-        bucket = callers_bucket(s3_config, settings) if s3_config else own_bucket(settings)
+        bucket = own_bucket(settings) if s3_config is None else callers_bucket(s3_config, settings)
         if bucket is None:
             raise InvalidInput("response_format: url needs a bucket or upload_url")
         folder = re.sub(r"[^A-Za-z0-9_-]", "-", job_id)[:128] or "job"

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote, urlsplit
 
+from worker.errors import DeliveryFailed
+from worker.settings import Settings
+
 # Stores that want the bucket in front of the host's name; all others take it as the path's start.
 VIRTUAL_STYLE: Final = (".amazonaws.com", ".aliyuncs.com", ".myqcloud.com")
 BUCKET_IN_HOST: Final = re.compile(r"[^.]+\.(?:s3[.-]|oss-|cos\.|[a-z0-9]+\.digitaloceanspaces\.)")
@@ -87,3 +90,25 @@ class Bucket:
             expires=min(ttl_s, MAX_TTL_S),
         ).add_auth(request)
         return str(request.url)
+
+
+def own_bucket(settings: Settings) -> Bucket | None:
+    """Return the operator's bucket (BUCKET_*), None when there is none.
+
+    Raises DeliveryFailed when it is not whole.
+    """
+    endpoint = settings.bucket_endpoint_url
+    access, secret = settings.bucket_access_key_id, settings.bucket_secret_access_key
+    if endpoint is None or access is None or secret is None:
+        return None
+    try:
+        return Bucket(
+            endpoint=endpoint,
+            access_key_id=access.get_secret_value(),
+            secret_access_key=secret.get_secret_value(),
+            name=settings.bucket_name,
+            region=settings.bucket_region,
+            prefix=settings.bucket_prefix,
+        )
+    except ValueError as error:
+        raise DeliveryFailed(f"this endpoint's bucket is not set up: {error}") from None
