@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes import functional
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -90,6 +91,18 @@ def test_nf4_survives_a_file_and_gives_bitsandbytes_own_result(tmp_path: Path) -
     with torch.inference_mode():
         assert torch.equal(module(x), stock(x))
     assert not any(p.is_meta for p in module.parameters())
+
+
+def test_nf4_in_chunks_is_bitsandbytes_own_nf4(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.engine.quantise.CHUNK", 192 * 50)
+    weight, _ = weights()
+    packed, state = functional.quantize_4bit(
+        weight, blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    parts = quantise(weight, "4bit", CPU)
+    assert torch.equal(parts["weight"], packed)
+    for key, value in state.as_dict(packed=True).items():
+        assert torch.equal(parts[f"weight.{key}"], value), key
 
 
 def test_a_row_of_zeros_stays_zero_in_eight_bits() -> None:

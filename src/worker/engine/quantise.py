@@ -19,6 +19,8 @@ BLOCK: Final = 64
 NESTED_BLOCK: Final = 256
 # On a CPU with AVX512-BF16 bitsandbytes packs 32 rows at a time and divides columns into blocks.
 ROWS: Final = 32
+# Weights quantised at a time; a row and its blocks stay together.
+CHUNK: Final = 1 << 22
 NF4_STATE: Final = "quant_state.bitsandbytes__nf4"
 
 # img_in, txt_in, time_text_embed, norm_out, proj_out, norms and the vision tower are sensitive and
@@ -80,13 +82,31 @@ def quantise(weight: Tensor, precision: Precision, device: torch.device) -> dict
 def _quantise_nf4(weight: Tensor, device: torch.device) -> dict[str, Tensor]:
     from bitsandbytes import functional as bnb  # noqa: PLC0415 - only a 4-bit model pays its import
 
-    packed, state = bnb.quantize_4bit(
-        weight.to(device, torch.bfloat16).contiguous(),
+    # Chunk by chunk: on a CPU bitsandbytes takes 24 bytes a weight while it works. Blocks do not
+    # see each other, and their maxima are quantised together, so the result is that of one call.
+    chunks = [
+        bnb.quantize_4bit(
+            rows.to(device, torch.bfloat16).contiguous(),
+            blocksize=BLOCK,
+            compress_statistics=False,
+            quant_type="nf4",
+        )
+        for rows in torch.split(weight, max(1, CHUNK // weight.shape[1]))
+    ]
+    maxima = torch.cat([state.absmax for _, state in chunks])
+    offset = maxima.mean()
+    nested, second = bnb.quantize_blockwise(maxima - offset, blocksize=NESTED_BLOCK)
+    state = bnb.QuantState(
+        absmax=nested,
+        shape=weight.shape,
+        dtype=torch.bfloat16,
         blocksize=BLOCK,
-        compress_statistics=True,
+        code=chunks[0][1].code,
         quant_type="nf4",
+        offset=offset,
+        state2=second,
     )
-    parts: dict[str, Tensor] = {"weight": packed.cpu()}
+    parts: dict[str, Tensor] = {"weight": torch.cat([packed for packed, _ in chunks]).cpu()}
     for key, value in state.as_dict(packed=True).items():
         parts[f"weight.{key}"] = value.cpu().contiguous()
     return parts
