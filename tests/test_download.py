@@ -98,6 +98,15 @@ def test_a_range_is_read_exactly(made: Room) -> None:
     assert snapshot.read_range(shard, 5, 5) == b""
 
 
+def test_ranges_share_a_connection_to_each_host(made: Room) -> None:
+    snapshot = made.snapshot()
+    shard = named(snapshot, SHARD)
+    before = len(made.hub.connections)
+    for start in range(0, 100, 10):
+        snapshot.read_range(shard, start, start + 10)
+    assert len(made.hub.connections) - before <= 2
+
+
 @pytest.mark.parametrize("act", ["no-range", "wrong-range", "cut", "short", "long", "gzip"])
 def test_a_range_that_is_not_the_one_asked_for_is_asked_for_again(made: Room, act: str) -> None:
     snapshot = made.snapshot()
@@ -169,6 +178,16 @@ def test_a_revision_keeps_its_commit(made: Room) -> None:
     made.hub.add(REPOSITORY, {"model_index.json": b"{}"})
     assert made.snapshot().commit == first
     assert len(made.hub.requests("info")) == 1
+
+
+def test_a_commit_that_is_gone_is_forgotten(made: Room) -> None:
+    """A history that was rewritten does not fail for ever."""
+    first = made.snapshot()
+    newer = made.hub.add(REPOSITORY, {"model_index.json": b"{}"})
+    made.hub.commits[REPOSITORY][first.commit].clear()
+    with pytest.raises(WeightsUnavailable, match="MODEL_REVISION"):
+        made.fetch()
+    assert made.snapshot().commit == newer
 
 
 def test_another_revision_is_another_commit(made: Room) -> None:

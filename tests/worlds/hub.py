@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -166,6 +166,7 @@ class Hub:
         self.stalled = threading.Event()  # a body stands still now
         self.uploaded: dict[str, bytes] = {}
         self.lock = threading.Lock()
+        self.connections: list[socket.socket] = []
         self._signature = 0
         self._etag = 0
         self._servers = [
@@ -182,13 +183,17 @@ class Hub:
             thread.start()
 
     def stop(self) -> None:
-        """Hang up; from now on the ports refuse."""
+        """Hang up, on open connections too; from now on the ports refuse."""
         self.released.set()
         for server in self._servers:
             server.shutdown()
             server.server_close()
         for thread in self._threads:
             thread.join()
+        with self.lock:
+            for connection in self.connections:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     @property
     def endpoint(self) -> str:
@@ -284,6 +289,12 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _Server
+
+    def setup(self) -> None:
+        """Take note of the connection, to hang up on it."""
+        super().setup()
+        with self.hub.lock:
+            self.hub.connections.append(self.connection)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         """Keep standard error for the test."""

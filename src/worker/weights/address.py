@@ -1,5 +1,6 @@
 """Where the bytes of a hub file really are: redirects followed by hand, the token kept at home."""
 
+import threading
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote, urljoin, urlsplit
@@ -14,6 +15,9 @@ MOST_REDIRECTS: Final = 5
 OK: Final = 200
 REDIRECT: Final = range(300, 400)
 FAILURES: Final = 400
+SHORT_BYTES: Final = 16 * 1024
+
+_sessions = threading.local()
 
 
 class NoAuth(requests.auth.AuthBase):
@@ -63,8 +67,7 @@ class Hub:
         The body is not read yet; close the response. Its `url` is where the bytes are. Raises
         Again, or WeightsUnavailable for a status that no other attempt will change.
         """
-        session = requests.Session()
-        session.auth = NoAuth()
+        session = _session()
         for _ in range(MOST_REDIRECTS + 1):
             headers = self.headers(url) | ({"Range": span} if span else {})
             try:
@@ -79,7 +82,7 @@ class Hub:
             except requests.RequestException as error:
                 raise Again(_plainly(error)) from None
             if response.status_code in REDIRECT and "Location" in response.headers:
-                response.close()
+                _release(response)
                 url = _next(url, response.headers["Location"])
                 continue
             if response.status_code in accept:
@@ -91,6 +94,25 @@ class Hub:
                 raise refused(response.status_code, response.headers.get("Retry-After"), what)
             raise Again(f"the hub answered {response.status_code}")
         raise Again(f"the hub redirected more than {MOST_REDIRECTS} times")
+
+
+def _session() -> requests.Session:
+    """Return this thread's session: many headers are read over one connection a host."""
+    if not hasattr(_sessions, "mine"):
+        _sessions.mine = requests.Session()
+        _sessions.mine.auth = NoAuth()
+    mine: requests.Session = _sessions.mine
+    return mine
+
+
+def _release(response: requests.Response) -> None:
+    """Give the connection back for the next request, if what is left of the body is short."""
+    if response.headers.get("Content-Length", "").isdecimal():
+        left = int(response.headers["Content-Length"])
+        if left <= SHORT_BYTES and len(response.raw.read(SHORT_BYTES)) == left:
+            response.raw.release_conn()
+            return
+    response.close()
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

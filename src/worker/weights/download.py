@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -15,7 +15,7 @@ from worker.settings import Settings
 from worker.weights import parallel, sequential, space, temporary
 from worker.weights.address import Hub
 from worker.weights.proof import RemoteFile, difference, digests, digests_of
-from worker.weights.retry import Again, Patience, WrongBytes, given_up
+from worker.weights.retry import Again, Missing, Patience, WrongBytes, given_up
 from worker.weights.snapshot import Progress, Proven, Snapshot, quiet
 
 # Below this hf_transfer has nothing to split; one request is faster than a process.
@@ -39,7 +39,11 @@ class Holes(Again):
 
 @dataclass(frozen=True)
 class HubSnapshot:
-    """One commit of a hub repository; thread-safe, files may be fetched side by side."""
+    """One commit of a hub repository; thread-safe, files may be fetched side by side.
+
+    `kept` is the record of the commit on the volume: it is deleted when the hub does not have a
+    file of the commit any more, so that the next start asks for the revision again.
+    """
 
     repository: str
     commit: str
@@ -49,6 +53,7 @@ class HubSnapshot:
     patience: Patience
     parallel_from: int = PARALLEL_FROM_BYTES
     range_bytes: int = parallel.RANGE_BYTES
+    kept: Path | None = None
 
     def digest(self, file: RemoteFile) -> str:
         """Return "sha256:..." or "git:..." as the hub recorded it."""
@@ -196,6 +201,11 @@ class HubSnapshot:
             for attempt in self.patience.tries():
                 with attempt:
                     return action()
+        except Missing:
+            if self.kept is not None:
+                with suppress(OSError):
+                    self.kept.unlink(missing_ok=True)
+            raise
         except Again as error:
             raise given_up(error, what) from None
         raise AssertionError("stamina ends by success or by raising")

@@ -45,7 +45,7 @@ def resolve(
         known = _patiently(repository, revision, hub, patience)
         _keep(kept, repository, *known)
     commit, files = known
-    return HubSnapshot(repository, commit, files, settings, hub, patience)
+    return HubSnapshot(repository, commit, files, settings, hub, patience, kept=kept)
 
 
 def _patiently(

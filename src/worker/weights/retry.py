@@ -11,6 +11,7 @@ import stamina
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.settings import Settings
 
+NOT_FOUND: Final = 404
 REQUEST_TIMEOUT: Final = 408
 TOO_MANY_REQUESTS: Final = 429
 SERVER_ERRORS: Final = 500
@@ -18,7 +19,7 @@ ADVICE: Final = {
     401: "the hub wants a token: set HF_TOKEN (and check that MODEL names an existing repository)",
     403: "the hub refuses this account: accept the model's licence on its page, and set HF_TOKEN to"
     " a token of the account that did",
-    404: "there is no such repository, revision or file, or it is private: check MODEL,"
+    NOT_FOUND: "there is no such repository, revision or file, or it is private: check MODEL,"
     " MODEL_REVISION and HF_TOKEN",
     410: "the repository was taken down: name another in MODEL",
     451: "the repository may not be delivered here: name another in MODEL",
@@ -32,6 +33,10 @@ class Again(Exception):  # noqa: N818 - it names what to do, and never leaves we
         super().__init__(reason)
         self.reason = reason
         self.wait_s = wait_s
+
+
+class Missing(WeightsUnavailable):
+    """The hub has no such repository, revision or file."""
 
 
 class WrongBytes(Again):
@@ -93,9 +98,8 @@ def refused(status: int, retry_after: str | None, what: str) -> Again | WeightsU
     """Return what an HTTP status of 400 and more means for `what` (a repository or a file)."""
     if status in (REQUEST_TIMEOUT, TOO_MANY_REQUESTS) or status >= SERVER_ERRORS:
         return Again(f"the hub answered {status}", _seconds(retry_after))
-    return WeightsUnavailable(
-        f"{what}: {ADVICE.get(status, 'the hub refuses the request')} (status {status})"
-    )
+    kind = Missing if status == NOT_FOUND else WeightsUnavailable
+    return kind(f"{what}: {ADVICE.get(status, 'the hub refuses the request')} (status {status})")
 
 
 def given_up(error: Again, what: str) -> HubUnreachable:
