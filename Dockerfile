@@ -46,9 +46,9 @@ RUN bash builder/project.sh && python -m compileall -q src handler.py
 CMD ["python", "-u", "handler.py"]
 
 FROM base AS baked
-COPY builder/bake.sh builder/
+COPY builder/bake.sh builder/bake.py builder/
 ARG MODEL=qwen-image-edit-2511 PRECISION_MODE=4bit LIGHTNING_STEPS=8
-ENV MODEL=${MODEL} PRECISION_MODE=${PRECISION_MODE} LIGHTNING_STEPS=${LIGHTNING_STEPS} MODEL_DIR=/models
-RUN --mount=type=secret,id=HF_TOKEN,required=false bash builder/bake.sh "$MODEL" "$MODEL_DIR"
+ENV MODEL=${MODEL} PRECISION_MODE=${PRECISION_MODE} LIGHTNING_STEPS=${LIGHTNING_STEPS}
+RUN --mount=type=secret,id=HF_TOKEN,required=false bash builder/bake.sh "$MODEL" /app/models
 
 FROM base AS slim

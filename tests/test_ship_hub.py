@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from worker import boot, preflight, request, settings, versions
+from worker import preflight, request, settings, versions
+from worker.families.describe import describe
 from worker.weights import catalog
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,7 +114,7 @@ def test_the_presets_are_settings_that_resolve_to_models() -> None:
         chosen = {key: as_text(INPUTS[key], value) for key, value in preset["defaults"].items()}
         given = settings.read(defaults() | chosen)
         for spec in catalog.resolve(given.model, given, has_gpu=True):
-            steps = boot.lightning_steps(spec, given)
+            steps = catalog.lightning_steps(spec, given)
             assert bool(steps) == given.use_lightning_lora
 
 
@@ -137,7 +138,14 @@ def jobs() -> list[Any]:
 def test_every_example_is_a_job_that_the_embedded_models_take_without_a_warning(job: Any) -> None:
     given = settings.read({"MODEL": "tiny", "STRICT_INPUT": "true"})
     served = [
-        boot.describe(spec, given, revision="local", precision="bf16", memory=None)
+        describe(
+            spec,
+            given,
+            revision="local",
+            precision="bf16",
+            lightning=catalog.lightning_steps(spec, given),
+            memory=None,
+        )
         for spec in catalog.resolve(given.model, given, has_gpu=False)
     ]
     parsed = request.parse(job, served, given)

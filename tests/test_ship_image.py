@@ -13,6 +13,8 @@ import yaml
 from builder import dockerfile, image_check
 from builder.dockerfile import Instruction
 from worker import settings
+from worker.bundle import format as layout
+from worker.weights import sources
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -93,7 +95,7 @@ def test_all_install_work_is_in_builder_scripts_that_are_there_when_they_run(tar
             assert called
             assert not re.search(r"\b(apt-get|pip|curl|wget)\b", step.rest)
             for script in called:
-                named = re.findall(r"builder/[\w-]+\.(?:sh|lock)\b", (ROOT / script).read_text())
+                named = re.findall(r"builder/[\w-]+\.(?:sh|py|lock)\b", (ROOT / script).read_text())
                 optional = {"builder/requirements-dev.lock"}
                 if "--no-project" in step.rest:
                     optional.add("builder/project.sh")
@@ -135,8 +137,30 @@ def test_the_baked_image_s_own_settings_are_settings() -> None:
     }
     known = {name for group in settings.variables() for name in group}
     baked = {k: dockerfile.expand(v, arguments) for k, v in given.items() if k in known}
-    assert set(baked) >= {"MODEL", "PRECISION_MODE", "LIGHTNING_STEPS", "MODEL_DIR"}
+    assert set(baked) >= {"MODEL", "PRECISION_MODE", "LIGHTNING_STEPS"}
     assert settings.read(baked).model == ("qwen-image-edit-2511",)
+
+
+def test_baking_leaves_each_model_whole_where_the_worker_looks_for_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [ROOT / "builder" / "bake.sh", "tiny", tmp_path],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    folders = [tmp_path / "tiny-image", tmp_path / "tiny-edit"]
+    assert done.stdout.splitlines() == [str(folder) for folder in folders]
+    assert sorted(tmp_path.iterdir()) == sorted(folders)
+    roles = [layout.verify(folder, "full").bundle.components for folder in folders]
+    # what both publish lies on the disk once
+    vaes = [
+        f / "components" / held["vae"] / "manifest.json"
+        for f, held in zip(folders, roles, strict=True)
+    ]
+    assert vaes[0].samefile(vaes[1])
+    baked = next(s for s in steps("baked") if s.rest.startswith("bash builder/bake.sh"))
+    assert baked.rest.endswith(str(sources.BAKED))
 
 
 def ignored(path: str) -> bool:

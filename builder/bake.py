@@ -1,0 +1,37 @@
+"""Prepare models and leave each as one folder that carries its whole bundle: TARGET/NAME.
+
+    python builder/bake.py MODELS TARGET      MODELS as the variable MODEL
+
+Models that publish the same text encoder or VAE share its files: they are hard links.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from worker import boot, log, settings
+from worker.bundle import format as layout
+from worker.weights import catalog
+
+
+def bake(models: str, target: Path) -> list[Path]:
+    """Prepare `models` into `target` and return the folder of each; raises WorkerError."""
+    work = target / ".work"
+    chosen = settings.read(instead={"MODEL": models, "MODEL_DIR": str(work)})
+    log.configure(chosen.log_level)
+    specs = catalog.resolve(chosen.model, chosen, has_gpu=False)
+    folders = []
+    for spec, prepared in zip(specs, boot.prepare(chosen), strict=True):
+        folder = target / spec.name
+        for name, path in layout.files_of(layout.verify(prepared, "full")).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, folder / name)
+        folders.append(folder)
+    shutil.rmtree(work)
+    return folders
+
+
+if __name__ == "__main__":
+    for baked in bake(sys.argv[1], Path(sys.argv[2])):
+        print(baked)
