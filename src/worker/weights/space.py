@@ -32,7 +32,10 @@ def free_bytes(folder: Path, settings: Settings) -> int:
     state = os.statvfs(folder)
     free = state.f_bavail * state.f_frsize
     if settings.volume_size_gb is not None:
-        free = min(free, int(settings.volume_size_gb * GB) - used_bytes(_volume(folder)))
+        volume = _volume(folder)
+        # a home that is on no volume: the quota is meant for it, not for the whole container
+        root = existing(settings.home) if volume == Path(volume.anchor) else volume
+        free = min(free, int(settings.volume_size_gb * GB) - used_bytes(root))
     return max(free, 0)
 
 
