@@ -263,12 +263,8 @@ def main() -> int:
     p50, p99 = (overhead[int(len(overhead) * part)] for part in (0.5, 0.99))
     print(f"overhead of a text-to-image job: p50 {p50:.0f} ms, p99 {p99:.0f} ms")
     for name in ("memory", "descriptors", "threads"):
-        first, last = (tenth(findings.samples, name, part) for part in (1, 9))
-        unit = " MB" if name == "memory" else ""
-        most = max(getattr(one, name) for one in findings.samples)
-        print(
-            f"{name}: {first:.0f}{unit} after a tenth, {last:.0f}{unit} at the end, most {most:.0f}"
-        )
+        tenths = " ".join(f"{tenth(findings.samples, name, part):.0f}" for part in range(10))
+        print(f"{name}{' (MB)' if name == 'memory' else ''} by tenths of the run: {tenths}")
     problems = [*findings.wrong, *grown(findings)]
     for problem in problems[:20]:
         print(f"WRONG: {problem}")

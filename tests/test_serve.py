@@ -97,6 +97,10 @@ def test_prompts_are_logged_only_when_asked() -> None:
     for chosen, logged in (("false", False), ("true", True)):
         with structlog.testing.capture_logs() as lines:
             served({"prompt": "xyzzy"}, with_settings(LOG_PROMPTS=chosen))
+            # a refusal quotes what it refuses
+            refused = served({"prompt": ["xyzzy"], "model": "plugh"}, with_settings())
+        assert "plugh" in refused["error"]
+        assert "plugh" not in str(lines)
         assert ("xyzzy" in str(lines)) is logged
 
 

@@ -3,9 +3,8 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import structlog
@@ -21,46 +20,23 @@ from worker.errors import (
     Detail,
     Internal,
     InvalidInput,
-    OutputTooLarge,
     WorkerError,
     WorkerNotReady,
 )
 from worker.families import Drawn, Generation, Models
-from worker.fields import NAMES
+from worker.fitting import fitting
+from worker.job import Job
 from worker.media import images
-from worker.media.deliver import Encoded, check_targets, deliver
+from worker.media.deliver import check_targets
 from worker.media.fetch import fetch_all
-from worker.media.s3 import own_bucket
 from worker.progress import Progress
-from worker.request import OutputFormat, Query, Request, ResponseFormat, parse
+from worker.request import Query, Request, parse
 from worker.settings import Settings
 
 # Two jobs in a row out of memory, each of them tried twice: it is the worker, not the jobs.
 OOM_FATAL: Final = 2
-# What a reply over budget is encoded as, in turn, when the caller left the format open.
-SMALLER: Final[tuple[OutputFormat, ...]] = ("webp", "jpeg")
 
 Announce = Callable[[str, Mapping[str, Any]], Awaitable[None]]
-
-
-@dataclass(slots=True)
-class _Job:
-    """One job as it came, and the milliseconds that its phases took."""
-
-    id: str
-    input: Any
-    s3_config: Any
-    start: float
-    timings: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Measure one phase."""
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.timings[name] = _since(start)
 
 
 class Worker:
@@ -84,14 +60,14 @@ class Worker:
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Return the reply to one job; raises nothing but CancelledError."""
-        known = _Job(str(job["id"]), job.get("input"), job.get("s3Config"), time.monotonic())
+        known = Job(str(job["id"]), job.get("input"), job.get("s3Config"))
         with structlog.contextvars.bound_contextvars(job_id=known.id):
             try:
                 async with self._deadline(known):
                     answer = await self._answer(known)
             except asyncio.CancelledError:
                 self._counts["cancelled"] += 1
-                log.get().info("job cancelled", total_ms=round(_since(known.start)))
+                log.get().info("job cancelled", total_ms=round(known.elapsed_ms()))
                 raise
             except WorkerError as error:
                 answer = self._failed(error, known)
@@ -114,18 +90,21 @@ class Worker:
             "worker_version": reply.worker_version(),
         }
 
-    def _failed(self, error: WorkerError, job: _Job) -> dict[str, Any]:
+    def _failed(self, error: WorkerError, job: Job) -> dict[str, Any]:
         self._counts["failed"] += 1
+        # What is wrong with an input quotes it: prompts are logged only when asked for.
+        quotes = isinstance(error, InvalidInput) and not self._settings.log_prompts
+        reason = [detail.field for detail in error.details] if quotes else error.message
         log.get().warning(
             "job failed",
             error_code=error.code,
-            reason=error.message,
-            total_ms=round(_since(job.start)),
+            reason=reason,
+            total_ms=round(job.elapsed_ms()),
         )
         return reply.failure(error)
 
     @asynccontextmanager
-    async def _deadline(self, job: _Job) -> AsyncIterator[None]:
+    async def _deadline(self, job: Job) -> AsyncIterator[None]:
         """Stop the job as a cancel would when it runs past JOB_DEADLINE_S, and say so."""
         seconds = self._settings.job_deadline_s
         try:
@@ -138,17 +117,20 @@ class Worker:
                 ) from None
             raise
 
-    async def _answer(self, job: _Job) -> dict[str, Any]:
+    async def _answer(self, job: Job) -> dict[str, Any]:
         await asyncio.sleep(0)  # where a job that was cancelled before its start ends
         if self.fatal is not None:
             raise WorkerNotReady(f"this worker is being replaced ({self.fatal.code}); try again")
-        served, s3_config = self._models.served, _s3_config(job.s3_config)
-        request = parse(job.input, served, self._settings, callers_bucket=s3_config is not None)
+        served = self._models.served
+        has_bucket = job.bucket is not None
+        request = parse(job.input, served, self._settings, callers_bucket=has_bucket)
         if isinstance(request, Query):
             health = request.op == "health"
             told = self.health() if health else capabilities(served, self._settings)
             return {**told, "warnings": list(request.warnings)}
-        check_targets(upload_urls=request.upload_urls, s3_config=s3_config, settings=self._settings)
+        check_targets(
+            upload_urls=request.upload_urls, s3_config=job.bucket, settings=self._settings
+        )
         facts = {"prompt": request.prompt} if self._settings.log_prompts else {}
         log.get().info(
             "job started",
@@ -163,7 +145,7 @@ class Worker:
             references = await self._references(request)
         dimensions = geometry.dimensions(request, [image.size for image in references])
         drawn = await self._drawn(job, request, references, dimensions)
-        return await self._fitting(job, request, dimensions, drawn, s3_config)
+        return await fitting(job, request, dimensions, drawn, self._settings)
 
     async def _references(self, request: Request) -> tuple[Image.Image, ...]:
         """Fetch and decode the references, all at once."""
@@ -178,7 +160,7 @@ class Worker:
 
     async def _drawn(
         self,
-        job: _Job,
+        job: Job,
         request: Request,
         references: tuple[Image.Image, ...],
         dimensions: geometry.Dimensions,
@@ -244,114 +226,6 @@ class Worker:
             self.fatal = error
             log.get().error("fatal", error_code=error.code)
 
-    async def _fitting(
-        self,
-        job: _Job,
-        request: Request,
-        dimensions: geometry.Dimensions,
-        drawn: Sequence[Drawn],
-        s3_config: Mapping[str, Any] | None,
-    ) -> dict[str, Any]:
-        """Return the reply, by other ways than asked where it would not fit and that is allowed.
-
-        A bucket, if there is one; else another format, if the caller named none. Raises
-        OutputTooLarge.
-        """
-        asked = request.output_format, request.response_format
-        ways: list[tuple[OutputFormat, ResponseFormat]] = [asked]
-        if request.response_format != "url":
-            if s3_config is not None or own_bucket(self._settings) is not None:
-                ways.append((request.output_format, "url"))
-            elif not _is_given(job.input, "output_format"):
-                ways += [(smaller, request.response_format) for smaller in SMALLER]
-        refused: OutputTooLarge | None = None
-        for output_format, response_format in ways:
-            with job.phase("encode"):
-                pictures = await self._encoded(request, dimensions, drawn, output_format)
-            with job.phase("deliver"):
-                entries = await deliver(
-                    pictures,
-                    response_format,
-                    upload_urls=request.upload_urls,
-                    s3_config=s3_config,
-                    job_id=job.id,
-                    settings=self._settings,
-                )
-            job.timings["total"] = _since(job.start)
-            output = reply.success(
-                request,
-                entries,
-                lightning_enabled=all(picture.lightning_enabled for picture in drawn),
-                timings_ms=job.timings,
-                peak_vram_mb=max(picture.peak_vram_mb for picture in drawn),
-                adjusted=dimensions.adjusted,
-                warnings=[*dimensions.warnings, *(w for p in drawn for w in p.warnings)],
-                compat=self._settings.response_compat,
-            )
-            if output_format != request.output_format:
-                output["adjusted"]["output_format"] = [request.output_format, output_format]
-            if response_format != request.response_format:
-                output["adjusted"]["response_format"] = [request.response_format, response_format]
-            try:
-                size = await asyncio.to_thread(
-                    reply.measure, output, self._settings.max_reply_bytes
-                )
-            except OutputTooLarge as error:
-                refused = error
-                continue
-            log.get().info(
-                "job done",
-                task=request.task,
-                model=request.model.id,
-                width=dimensions.width,
-                height=dimensions.height,
-                pictures=len(pictures),
-                picture_bytes=sum(len(picture.data) for picture in pictures),
-                reply_bytes=size,
-                timings_ms=output["timings_ms"],
-            )
-            return output
-        assert refused is not None  # noqa: S101 - the loop ends here only after a refusal
-        raise refused
-
-    async def _encoded(
-        self,
-        request: Request,
-        dimensions: geometry.Dimensions,
-        drawn: Sequence[Drawn],
-        output_format: OutputFormat,
-    ) -> list[Encoded]:
-        """Encode the pictures side by side, off the event loop."""
-
-        def encode(index: int, picture: Image.Image) -> Encoded:
-            if dimensions.final is not None:
-                picture = picture.resize(dimensions.final, Image.Resampling.LANCZOS)
-            seed = request.seed + index
-            chunks = _parameters(request, seed) if self._settings.png_metadata else {}
-            data = images.encode(picture, output_format, request.output_quality, chunks)
-            mime_type = images.MIME_TYPES[output_format]
-            return Encoded(data, mime_type, picture.width, picture.height, seed)
-
-        work = [asyncio.to_thread(encode, i, picture.image) for i, picture in enumerate(drawn)]
-        return list(await asyncio.gather(*work))
-
-
-def _since(start: float) -> float:
-    return (time.monotonic() - start) * 1000
-
-
-def _s3_config(given: Any) -> Mapping[str, Any] | None:
-    """Return the job's own bucket; raises InvalidInput when it is no object."""
-    if given is None or isinstance(given, dict):
-        return given
-    message = "must be an object"
-    raise InvalidInput(f"s3Config: {message}", details=[Detail("s3Config", message)])
-
-
-def _is_given(job_input: Mapping[str, Any], name: str) -> bool:
-    """Tell whether the caller set a field, by any of its names."""
-    return any(value is not None and NAMES.get(word) == name for word, value in job_input.items())
-
 
 def _decode(index: int, data: bytes, max_pixels: int) -> Image.Image:
     try:
@@ -360,21 +234,3 @@ def _decode(index: int, data: bytes, max_pixels: int) -> Image.Image:
         name = f"images[{index}]"
         details = [Detail(name, error.message)]
         raise type(error)(f"{name}: {error.message}", details=details) from error
-
-
-def _parameters(request: Request, seed: int) -> dict[str, str]:
-    """Return what makes the same picture again, as PNG text chunks."""
-    facts = {
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "seed": seed,
-        "steps": request.steps,
-        "true_cfg_scale": request.true_cfg_scale,
-        "lightning": "true" if request.lightning else "false",
-        "task": request.task,
-        "model": request.model.id,
-        "revision": request.model.revision,
-        "precision": request.model.precision,
-        "software": f"worker {reply.worker_version()}",
-    }
-    return {name: str(value) for name, value in facts.items() if value is not None}
