@@ -25,7 +25,7 @@ ROOMS = {
     "house": {"floor", "seam", "media", "weights", "house"},
     "boot": {"floor", "seam", "weights", "engine", "bundle", "families", "house", "boot"},
 }
-FLOOR = {"errors", "log", "settings"}
+FLOOR = {"errors", "log", "settings", "driver", "versions"}  # they know nothing of ours
 BOOT = {"boot", "__main__"}
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes"}
 HEAVY_ROOMS = {"engine", "bundle", "families"}
