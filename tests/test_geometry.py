@@ -97,7 +97,7 @@ def test_whatever_is_asked_can_be_drawn_or_is_refused(
     try:
         found = dimensions(Wish(size, model), [last] if last else [])
     except InvalidInput:
-        asked = size.width or size.height or (size.as_input and last is None)
+        asked = size.width or size.height or size.as_input
         assert asked, "a size that is left to us is never refused"
         return
     assert found.width >= 64
@@ -148,3 +148,9 @@ def test_the_models_own_size_is_made_smaller_where_the_limit_is_lower_and_said()
 def test_an_extreme_aspect_keeps_64_pixels_on_its_short_side(last: tuple[int, int]) -> None:
     found = dimensions(Wish(model=EDIT), [last])
     assert min(found.width, found.height) == 64
+
+
+def test_input_is_refused_for_a_picture_too_large_to_deliver() -> None:
+    assert dimensions(Wish(Size(as_input=True), EDIT), [(4096, 4096)]).final == (4096, 4096)
+    with pytest.raises(InvalidInput, match="4097x4096 pixels, at most 16777216"):
+        dimensions(Wish(Size(as_input=True), EDIT), [(4097, 4096)])

@@ -111,6 +111,8 @@ GEOMETRY: Final = [
          edit(riff(webp_canvas(512, 512), (WEBP[12:16], WEBP[20:]))), UNREADABLE),
     Case("geometry", "picture larger than its canvas",
          edit(riff(webp_canvas(16, 16), (WEBP[12:16], WEBP[20:]))), UNREADABLE),
+    Case("geometry", "size input of a huge picture",
+         edit(png(7000, 7000, bits=1, colour=0, raw=bytes(876 * 7000)), size="input")),
     Case("geometry", "size input and a width", edit(GOOD, size="input", width=128)),
     Case("geometry", "size and another width", edit(GOOD, size="128x128", width=256)),
 ]  # fmt: skip
