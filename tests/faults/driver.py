@@ -22,7 +22,8 @@ from worker.weights.download import fetch_snapshot
 from worker.weights.retry import Patience
 
 ENDS_S = 120.0
-PRELOADED = ["faults.driver", "faults.preparing"]
+# What processes are forked with; a campaign that prepares bundles adds what imports torch.
+PRELOADED = ["faults.driver"]
 
 
 @dataclass(frozen=True)

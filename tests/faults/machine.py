@@ -78,7 +78,8 @@ def _killed(share: float, how: signal.Signals) -> "Case":
             assert spans[0] not in (None, "bytes=0-"), "the download started anew"
         assert not room.parts(), "parts of a dead process were left"
 
-    return Case(f"{how.name} at {share:.0%}", "recovered", run, "process", fast=False)
+    name = f"{how.name} at {share:.0%}"
+    return Case(name, "recovered", run, "process", fast=share == 0.5)
 
 
 def _wait_for_part(room: Room, share: float) -> None:
@@ -99,7 +100,7 @@ def _killed_at(stop: str, name: str) -> Case:
         room.fetch()
         assert not room.parts()
 
-    return Case(f"SIGKILL {name}", "recovered", run, "process", fast=False)
+    return Case(f"SIGKILL {name}", "recovered", run, "process")
 
 
 def _full_at_start(room: Room) -> None:
@@ -251,7 +252,8 @@ def _together(count: int, *, locks: bool) -> Case:
         assert not locks or len(starts) <= most, f"downloaded {len(starts)} times"
 
     flock = "true" if locks else "a no-op"
-    return Case(f"{count} processes, flock {flock}", "recovered", run, "process", fast=False)
+    name = f"{count} processes, flock {flock}"
+    return Case(name, "recovered", run, "process", fast=count == 2)
 
 
 FULL: Expected = "VOLUME_FULL"
