@@ -16,6 +16,7 @@ from worker.weights import catalog
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 README: Final = ROOT / "README.md"
+SIZES: Final = ROOT / "bench" / "results" / "sizes.json"
 OVERHEAD: Final = ROOT / "bench" / "results" / "overhead.json"
 
 # What stands beside src/worker, in the order of the reader's interest.
@@ -148,17 +149,31 @@ def overhead_table() -> str:
 
     def row(name: str) -> tuple[str, ...]:
         ours, theirs = results[name]["worker_phases_ms"], results[name]["naive_phases_ms"]
-        whole, lag = results[name]["whole_job_ms"], results[name]["event_loop_lag_max_ms"]
+        cpu, lag = results[name]["whole_job_cpu_ms"], results[name]["event_loop_lag_max_ms"]
         pairs = (
             (theirs[f"encode {name}"]["p50"], ours[f"encode {name}"]["p50"]),
-            (whole["naive"]["p50"], whole["worker"]["p50"]),
-            (whole["naive"]["p99"], whole["worker"]["p99"]),
+            (cpu["naive"]["p50"], cpu["worker"]["p50"]),
             (lag["naive"], lag["worker"]),
         )
         return name, *(f"{naive / worker:.1f}" for naive, worker in pairs)
 
-    header = ("naive / worker", "encode, p50", "whole job, p50", "whole job, p99", "event loop lag")
+    header = (
+        "naive / worker",
+        "encode, p50",
+        "whole job, p50",
+        "its CPU time, p50",
+        "event loop lag",
+    )
     return markdown(header, (row(name) for name in ("png", "jpeg", "webp")))
+
+
+def precisions_table() -> str:
+    """Return what each precision takes, as bench/sizes.py computed it."""
+    held = json.loads(SIZES.read_text(encoding="utf-8"))
+    names = ("disk", "device", "transformer", "text_encoder", "vae", "lora")
+    rows = ((code(name), *(f"{sizes[n]:.1f}" for n in names)) for name, sizes in held.items())
+    header = ("GB", "disk", "device", "transformer", "text encoder", "VAE", "one LoRA")
+    return markdown(header, rows)
 
 
 TABLES: Final[Mapping[str, Callable[[], str]]] = {
@@ -167,6 +182,7 @@ TABLES: Final[Mapping[str, Callable[[], str]]] = {
     "settings": settings_table,
     "models": models_table,
     "files": files_table,
+    "precisions": precisions_table,
     "overhead": overhead_table,
 }
 

@@ -1,0 +1,88 @@
+"""What each precision takes, computed from the full architecture: `python bench/sizes.py`.
+
+No weights and no GPU: the modules are built without storage and counted by the same code that a
+cold start chooses its precision with. Writes bench/results/sizes.json.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from real_shapes import shapes
+
+from worker.bundle import plan, rows
+from worker.bundle.plan import Shard
+from worker.bundle.tensors import Entry, Header
+from worker.engine.lora import lightning_modules
+from worker.engine.quantise import PRECISIONS
+from worker.weights.proof import RemoteFile
+
+RESULTS: Final = Path(__file__).parent / "results" / "sizes.json"
+GB: Final = 1e9
+# the published LoRAs; the default is to keep one of them, for 8 steps, beside the weights
+RANK: Final = 64
+BF16_BYTES: Final = 2
+
+
+def header(model: Any) -> Header:
+    """Return a model's tensors as the header of a safetensors file has them."""
+    return {
+        name: Entry(tensor.dtype, tuple(tensor.shape), 0, 0)
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def adapter(transformer: Any) -> int:
+    """Return the bytes of one Lightning LoRA in bf16."""
+    shapes_of = (
+        transformer.get_submodule(name).weight.shape
+        for name in lightning_modules(len(transformer.transformer_blocks))
+    )
+    return BF16_BYTES * RANK * sum(out + into for out, into in shapes_of)
+
+
+def computed() -> dict[str, dict[str, float]]:
+    """Return GB by precision: on disk, on the device and of the parts, without activations."""
+    architecture = shapes.full()
+    models = {
+        "transformer": shapes.transformer(architecture, edit=True),
+        "text_encoder": shapes.text_encoder(architecture),
+        "vae": shapes.vae(architecture),
+    }
+    parts = {
+        role: [Shard(RemoteFile(f"{role}/model.safetensors", 0), header(model))]
+        for role, model in models.items()
+    }
+    keys = len(rows.keys(architecture.scheduler))
+    beside = adapter(models["transformer"])
+    held: dict[str, dict[str, float]] = {}
+    for precision in PRECISIONS:
+        size = plan.sizes(parts, precision, keys=keys, adapters=beside)
+        figures = {
+            "disk": size.disk,
+            "device": size.memory,
+            "transformer": size.transformer,
+            "text_encoder": size.text_encoder,
+            "vae": size.vae,
+            "lora": size.adapters,
+        }
+        held[precision] = {name: round(value / GB, 2) for name, value in figures.items()}
+    return held
+
+
+def main() -> None:
+    """Compute, print and write."""
+    held = computed()
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(held, indent=2) + "\n")
+    names = next(iter(held.values()))
+    print("GB".ljust(10), *(name.rjust(13) for name in names))
+    for precision, figures in held.items():
+        print(precision.ljust(10), *(f"{value:13.2f}" for value in figures.values()))
+
+
+if __name__ == "__main__":
+    main()
