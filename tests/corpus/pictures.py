@@ -112,7 +112,7 @@ GEOMETRY: Final = [
     Case("geometry", "picture larger than its canvas",
          edit(riff(webp_canvas(16, 16), (WEBP[12:16], WEBP[20:]))), UNREADABLE),
     Case("geometry", "size input of a huge picture",
-         edit(png(7000, 7000, bits=1, colour=0, raw=bytes(876 * 7000)), size="input")),
+         edit(png(5000, 5000, bits=1, colour=0, raw=bytes(626 * 5000)), size="input")),
     Case("geometry", "size input and a width", edit(GOOD, size="input", width=128)),
     Case("geometry", "size and another width", edit(GOOD, size="128x128", width=256)),
 ]  # fmt: skip
@@ -139,9 +139,9 @@ BOMBS: Final = [
     }.items()
 ] + [
     Case("bombs", "JPEG of 5000 scans", edit(_PROGRESSIVE[:-2] + _SCAN * 5000), UNREADABLE),
-    Case("bombs", "PNG within the limit and cut", edit(png(7000, 7000)), UNREADABLE),
+    Case("bombs", "PNG within the limit and cut", edit(png(5000, 5000)), UNREADABLE),
     Case("bombs", "WEBP within the limit and broken",
-         edit(riff(webp_canvas(7000, 7000), (b"VP8L", b"\x2f" + bytes(60)))), UNREADABLE),
+         edit(riff(webp_canvas(3500, 3500), (b"VP8L", b"\x2f" + bytes(60)))), UNREADABLE),
     Case("bombs", "PNG of a colour profile that unpacks to 50 MB",
          edit(png(64, 64, extra=chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(50_000_000))))),
          UNREADABLE),

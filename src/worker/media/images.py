@@ -1,6 +1,8 @@
 """Bytes <-> RGB picture, within a pixel budget; formats are told by content alone."""
 
+import contextlib
 import io
+import threading
 import warnings
 import zlib
 from collections.abc import Mapping
@@ -9,11 +11,13 @@ from typing import Final
 from PIL import Image, PngImagePlugin
 
 from worker.errors import ImageTooLarge, ImageUnreadable, InvalidInput
-from worker.media.header import UNREADABLE, Format, read
+from worker.media.header import UNREADABLE, Format, Header, read
 
 MIN_SIDE: Final = 16
 MAX_ASPECT: Final = 32  # beyond it a side shrinks under one patch of the reference encoder
-MAX_PIXELS: Final = 50_000_000  # the largest pictures of today's phones have 48.8 million
+MAX_PIXELS: Final = 25_000_000  # a phone's usual largest has 24.5 million
+# Above this, pictures are decoded one at a time: a file of 40 bytes can ask for 200 MB.
+LARGE: Final = 4_000_000
 ORIENTATION: Final = 0x0112
 UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,6 +35,8 @@ MIME_TYPES: Final[Mapping[Format, str]] = {
 }
 FULL_CHROMA_QUALITY: Final = 90  # below it JPEG halves the colour planes, as is customary
 
+_one_at_a_time = threading.Lock()
+
 # Sizes are judged from our own reading of the header, before Pillow sees a byte.
 Image.MAX_IMAGE_PIXELS = None
 # Pillow tells of broken EXIF and the like as warnings; a caller's file is not worth a log line.
@@ -41,27 +47,26 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a PNG, JPEG or WEBP into an upright RGB picture without metadata.
 
     The first frame of an animation; transparency over white; 16 bits a channel become 8; EXIF
-    orientation is applied. Sizes are in pixels as stored. Takes 4 bytes a pixel, and up to 9 for a
-    moment. Use it off the event loop: Pillow's decoders free the GIL.
+    orientation is applied. Sizes are in pixels as stored. The picture takes 4 bytes a pixel, the
+    decoding up to 10; a WEBP's, which may be an animation, takes 16, so that it may have half of
+    `max_pixels`. Use it off the event loop: Pillow's decoders free the GIL.
 
-    Raises ImageUnreadable, ImageTooLarge (over `max_pixels`), or InvalidInput (a side under 16
-    pixels, or one 32 times the other).
+    Raises ImageUnreadable, ImageTooLarge, or InvalidInput (a side under 16 pixels, or one 32 times
+    the other).
     """
     header = read(data)
+    if header.format == "webp":
+        max_pixels //= 2
     _check_size(header.width, header.height, max_pixels)
-    try:
-        with Image.open(io.BytesIO(data), formats=(header.format.upper(),)) as opened:
-            # A file may say one size in its container and another to the decoder.
-            _check_size(*opened.size, max_pixels)
-            opened.load()
-            orientation = _orientation(opened)
-            picture = _to_rgb(opened)
-    except (ImageTooLarge, InvalidInput):
-        raise
-    except Exception as error:  # Pillow's plugins raise anything on broken bytes
-        raise ImageUnreadable(UNREADABLE) from error
-    if orientation in UPRIGHT:
-        picture = picture.transpose(UPRIGHT[orientation])
+    with _one_at_a_time if header.width * header.height > LARGE else contextlib.nullcontext():
+        try:
+            picture, orientation = _decoded(data, header, max_pixels)
+        except (ImageTooLarge, InvalidInput):
+            raise
+        except Exception as error:  # Pillow's plugins raise anything on broken bytes
+            raise ImageUnreadable(UNREADABLE) from error
+        if orientation in UPRIGHT:
+            picture = picture.transpose(UPRIGHT[orientation])
     picture.info = {}
     return picture
 
@@ -90,6 +95,15 @@ def encode(
     else:
         image.save(buffer, "WEBP", quality=quality, method=2)
     return buffer.getvalue()
+
+
+def _decoded(data: bytes, header: Header, max_pixels: int) -> tuple[Image.Image, int]:
+    """Return the picture as stored, in RGB, and its EXIF orientation; frees Pillow's own."""
+    with Image.open(io.BytesIO(data), formats=(header.format.upper(),)) as opened:
+        # A file may say one size in its container and another to the decoder.
+        _check_size(*opened.size, max_pixels)
+        opened.load()
+        return _to_rgb(opened), _orientation(opened)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -121,7 +135,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _grey16_to_rgb(image)
     if image.has_transparency_data:
-        return _over_white(image.convert("RGBA"))
+        return _over_white(image if image.mode == "RGBA" else image.convert("RGBA"))
     return image.convert("RGB")
 
 
