@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from real_shapes import shapes
-
+from bench.real_shapes import shapes
 from worker.bundle import plan, rows
 from worker.bundle.plan import Shard
 from worker.bundle.tensors import Entry, Header
@@ -41,7 +40,7 @@ def adapter(transformer: Any) -> int:
         transformer.get_submodule(name).weight.shape
         for name in lightning_modules(len(transformer.transformer_blocks))
     )
-    return BF16_BYTES * RANK * sum(out + into for out, into in shapes_of)
+    return int(BF16_BYTES * RANK * sum(out + into for out, into in shapes_of))
 
 
 def computed() -> dict[str, dict[str, float]]:
