@@ -1,0 +1,171 @@
+"""The guides: codes and variables are ours, examples are jobs, and the Python one runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from worlds.pod import KEY, Pod
+
+from bench.real_shapes import cold, shapes
+from worker import errors, request, settings
+from worker.bundle.prepare import sizes
+from worker.families.describe import describe
+from worker.versions import OLDEST_DRIVER
+from worker.weights import catalog
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+GUIDES = ("api.md", "deploy.md", "troubleshooting.md")
+# the platform's, the SDK's or the caller's own
+OTHERS = {
+    *("RUNPOD_INIT_TIMEOUT", "RUNPOD_MIN_DISK_PERCENT", "RUNPOD_API_KEY", "ENDPOINT_ID"),
+    *("COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED", "JOB", "JPEG", "WEBP"),
+}
+START_S = 300.0
+
+
+def codes() -> set[str]:
+    """Return every code of the error tree."""
+    waiting, found = [errors.WorkerError], set()
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        if "code" in vars(kind):
+            found.add(kind.code)
+    return found
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", DOCS[name], re.MULTILINE | re.DOTALL)
+
+
+def test_every_failure_code_has_its_section_in_the_order_of_the_tree() -> None:
+    told = re.findall(r"^### (\w+)$", DOCS["troubleshooting.md"], re.MULTILINE)
+    assert len(told) == len(set(told))
+    # bundle.format.Damaged and others refine a code of the tree
+    assert set(told) == codes()
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_every_variable_that_a_guide_names_exists(name: str) -> None:
+    known = {variable for group in settings.variables() for variable in group} | codes() | OTHERS
+    words = re.findall(r"`\$?([A-Z][A-Z_]{2,})(?:=[^`]*)?`", DOCS[name])
+    assert words
+    assert set(words) <= known
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_every_link_between_the_guides_leads_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", DOCS[name]):
+        path, _, anchor = target.partition("#")
+        file = ROOT / "docs" / path if path else ROOT / "docs" / name
+        assert file.is_file(), target
+        heads = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+        slugs = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
+        assert not anchor or anchor in slugs, target
+
+
+def jobs() -> Iterator[Any]:
+    for name in GUIDES:
+        for text in blocks(name, "json"):
+            yield json.loads(text)
+        for text in blocks(name, "sh"):
+            for body in re.findall(r"-d '(\{.*?\})'", text):
+                yield json.loads(body)
+        for body in re.findall(r"`(\{\"input\".*?\})`", DOCS[name]):
+            yield json.loads(body)
+
+
+def test_every_job_that_a_guide_shows_is_accepted() -> None:
+    given = settings.read(
+        {
+            "MODEL": "tiny",
+            "STRICT_INPUT": "true",
+            "BUCKET_ENDPOINT_URL": "https://s3.example.com",
+            "BUCKET_ACCESS_KEY_ID": "key-of-a-test",
+            "BUCKET_SECRET_ACCESS_KEY": "secret-of-a-test",
+            "BUCKET_NAME": "pictures",
+        }
+    )
+    served = [
+        describe(
+            spec,
+            given,
+            revision="local",
+            precision="bf16",
+            lightning=catalog.lightning_steps(spec, given),
+            memory=None,
+        )
+        for spec in catalog.resolve(given.model, given, has_gpu=False)
+    ]
+    found = list(jobs())
+    assert len(found) >= 6
+    for job in found:
+        request.parse(job["input"], served, given)
+
+
+def test_the_sizes_are_those_that_the_code_computes() -> None:
+    rows = re.findall(r"^\| (4bit|8bit|bf16) \| (.+) \|$", DOCS["deploy.md"], re.MULTILINE)
+    told = {precision: [float(cell) for cell in cells.split("|")] for precision, cells in rows}
+    order = cold.order(shapes.full(), "4bit", torch.device("cpu"), Path("nowhere"))
+    computed = {}
+    for precision, size in sizes(order).items():
+        shared = size.text_encoder + size.vae
+        columns = (
+            *(size.disk, size.transformer, size.text_encoder, size.vae, size.adapters),
+            *(size.memory, 2 * (size.memory - shared) + shared),
+        )
+        computed[precision] = [round(column / 1e9, 1) for column in columns]
+    assert told == computed
+
+
+def test_the_driver_and_the_sdk_s_versions_are_those_of_the_code() -> None:
+    assert f"branch {OLDEST_DRIVER[13]}" in DOCS["deploy.md"]
+    locked = (ROOT / "builder" / "requirements.lock").read_text()
+    version = re.search(r"the image has ([\d.]+),", DOCS["troubleshooting.md"])
+    assert version is not None
+    assert f"\nrunpod=={version[1]} " in locked
+
+
+def test_no_guide_boasts_or_names_a_registry() -> None:
+    for text in DOCS.values():
+        assert not re.search(r"pypi|blazing|seamless|effortless|cutting-edge", text, re.IGNORECASE)
+        assert text.isascii()
+
+
+@pytest.mark.slow
+def test_the_python_example_draws_and_edits(tmp_path: Path) -> None:
+    """The script of docs/api.md, as it stands, against the real worker with the embedded models."""
+    (script,) = blocks("api.md", "python")
+    environ = {"MODEL": "tiny", "OMP_NUM_THREADS": "1", "MODEL_DIR": str(tmp_path / "models")}
+    handler = (sys.executable, "handler.py")
+    with Pod(hold_s=2.0) as pod, pod.worker(handler, environ, cwd=ROOT):
+        pod.until(lambda: pod.seen("poll"), START_S)
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={
+                **os.environ,
+                "RUNPOD_ENDPOINT_BASE_URL": pod.base,
+                "ENDPOINT_ID": pod.endpoint,
+                "RUNPOD_API_KEY": KEY,
+            },
+            cwd=tmp_path,
+            check=True,
+        )
+    for name in ("circle.png", "green.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_examples_in_other_languages_ask_for_the_same_picture() -> None:
+    (python,), (script,) = blocks("api.md", "python"), blocks("api.md", "js")
+    shell = "".join(blocks("api.md", "sh"))
+    prompt = "a large red circle on a blue background"
+    assert all(prompt in text for text in (python, script, shell))
+    assert all("42" in text for text in (python, script, shell))
