@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from faults.room import REPOSITORY, SHARD, TOKEN, Room, room
-from worlds.hub import Fault
+from worlds.hub import Entry, Fault
 
 from worker import settings
 from worker.errors import HubUnreachable, VolumeFull, WeightsUnavailable
@@ -199,6 +199,17 @@ def test_another_revision_is_another_commit(made: Room) -> None:
 def test_a_file_that_would_leave_its_folder_is_refused(made: Room) -> None:
     made.hub.add(REPOSITORY, {"../outside.json": b"{}"})
     with pytest.raises(WeightsUnavailable, match="outside its folder"):
+        made.snapshot()
+
+
+def test_a_hub_that_gives_no_digest_proves_nothing(
+    made: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sibling = Entry.sibling
+    monkeypatch.setattr(
+        Entry, "sibling", lambda self: {k: v for k, v in sibling(self).items() if k != "blobId"}
+    )
+    with pytest.raises(HubUnreachable, match="digest"):
         made.snapshot()
 
 

@@ -108,12 +108,13 @@ class HubSnapshot:
 
     def _already(self, file: RemoteFile, target: Path) -> str | None:
         """Return our sha256 of a file that is there and right; a damaged one is taken away."""
-        if not target.is_file():
+        try:
+            found = digests(target, blob_id=file.sha256 is None)
+        except FileNotFoundError:  # a worker that needs it no more may drop it at any time
             return None
-        found = digests(target, blob_id=file.sha256 is None)
         if difference(found, file) is None:
             return found.sha256
-        target.unlink()
+        target.unlink(missing_ok=True)
         return None
 
     def _download(self, file: RemoteFile, target: Path, progress: Progress) -> str:

@@ -95,9 +95,9 @@ def _file(sibling: Any, repository: str) -> RemoteFile:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path:
         raise WeightsUnavailable(f"{repository}: a file of it would be written outside its folder")
-    if sibling.size is None:
-        raise Again("the hub's answer lacks the size of a file")
     sha256 = sibling.lfs.sha256 if sibling.lfs else None
+    if sibling.size is None or not (sha256 or sibling.blob_id):
+        raise Again("the hub's answer lacks the size or the digest of a file")
     return RemoteFile(path, int(sibling.size), sha256=sha256, blob_id=sibling.blob_id)
 
 
