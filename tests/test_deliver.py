@@ -6,11 +6,13 @@ import datetime as dt
 import http.client
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlsplit
 
+import boto3
 import botocore.auth
 import pytest
+from botocore.config import Config
 from worlds.bucket import ACCESS, SECRET, Store
 from worlds.site import HOST, INSIDE, Site, tapped
 
@@ -396,3 +398,34 @@ def test_a_bucket_that_cannot_work_stops_the_start() -> None:
 
     assert (found().level, found().change) == ("fatal", "mend BUCKET_NAME or BUCKET_ENDPOINT_URL")
     assert found(BUCKET_NAME="pictures").level == "ok"
+
+
+@pytest.mark.parametrize("style", ["path", "virtual"])
+def test_an_upload_is_signed_as_amazons_own_client_signs_it(
+    monkeypatch: pytest.MonkeyPatch, style: Literal["path", "virtual"]
+) -> None:
+    moment = dt.datetime(2026, 11, 20, tzinfo=dt.UTC)
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *_, **__: moment)
+    host = "https://s3.eu-west-1.amazonaws.com"
+    theirs = boto3.client(
+        "s3",
+        endpoint_url=host,
+        region_name="eu-west-1",
+        aws_access_key_id=ACCESS,
+        aws_secret_access_key=SECRET,
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": style},
+            request_checksum_calculation="when_required",
+        ),
+    )
+    expected = theirs.generate_presigned_url(
+        "put_object",
+        Params={"Bucket": "pictures", "Key": "a b/ä~1.png", "ContentType": "image/png"},
+        ExpiresIn=600,
+    )
+    endpoint = host if style == "virtual" else f"{host}/pictures"
+    bucket = Bucket(endpoint, ACCESS, SECRET, "pictures" if style == "virtual" else None)
+    ours = bucket.signed("PUT", "a b/ä~1.png", 600, "image/png")
+    assert urlsplit(ours)[:3] == urlsplit(expected)[:3]
+    assert parse_qs(urlsplit(ours).query) == parse_qs(urlsplit(expected).query)
