@@ -222,7 +222,7 @@ def test_a_store_that_never_answers_ends_with_the_budget(
     started = time.monotonic()
     with pytest.raises(DeliveryFailed, match="reached"):
         send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
 
 
 REFUSED = [
