@@ -71,6 +71,9 @@ def publish(
     lora: dict[str, Tensor] = {}
     for name, tensor in weights.lightning(transformer, steps, CPU).items():
         lora[name.replace("lora_A", "lora_down").replace("lora_B", "lora_up")] = tensor
+        if "lora_A" in name:
+            rank = torch.tensor(float(len(tensor)), dtype=torch.bfloat16)
+            lora[name.replace("lora_A.weight", "alpha")] = rank
     save_file(lora, folder / LORA.format(steps))
     return folder
 

@@ -1,0 +1,146 @@
+"""A first picture by either way: our engine over a bundle, and diffusers as its users set it up."""
+
+import gc
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from torch import nn
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from bench.synthetic import LORA
+from worker.engine.components import Components
+from worker.engine.lora import LIGHTNING_MODULES
+from worker.engine.schedule import LIGHTNING
+from worker.families import Control, Generation, Phase, Served
+from worker.families.qwen_image import QwenImage
+
+# What users of the 4-bit recipes quantise: every Linear of the blocks but the first img_mod.
+USUAL: Final = {
+    "transformer": re.compile(r"transformer_blocks\.(?!0\.img_mod).*"),
+    "text_encoder": re.compile(r"model\.language_model\.layers\..*"),
+}
+
+
+class _Unheard(Control):
+    """A job that never stops and listens to nothing."""
+
+    def report(self, phase: Phase, step: int, steps: int) -> None:
+        """Take no notice."""
+
+
+def ours(parts: Components, published: Path, prompt: str, side: int, steps: int) -> None:
+    """Make one picture with the worker's engine."""
+    served = Served(
+        id="model",
+        repository=published.name,
+        revision="local",
+        precision="4bit",
+        licence="",
+        tasks=("text-to-image",),
+        steps=steps,
+        true_cfg_scale=1.0,
+        negative_prompt=" ",
+        lightning_steps=(steps,),
+        area=side * side,
+        max_pixels=side * side,
+        max_references=0,
+        sizes={},
+    )
+    model = QwenImage(parts, served, "QwenImagePipeline")
+    model.generate(
+        Generation(
+            task="text-to-image",
+            prompt=prompt,
+            negative_prompt=None,
+            references=(),
+            width=side,
+            height=side,
+            steps=steps,
+            true_cfg_scale=1.0,
+            lightning=True,
+            seed=0,
+        ),
+        _Unheard(),
+    )
+
+
+def loaded(published: Path) -> Any:
+    """Load the whole pipeline in bf16 with from_pretrained."""
+    kept = {"local_files_only": True}
+    vae = AutoencoderKLQwenImage.from_pretrained(
+        published / "vae", torch_dtype=torch.bfloat16, **kept
+    )
+    text_encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        published / "text_encoder", dtype=torch.bfloat16, **kept
+    )
+    transformer = QwenImageTransformer2DModel.from_pretrained(
+        published / "transformer", torch_dtype=torch.bfloat16, **kept
+    )
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_config(dict(LIGHTNING)),
+        vae=vae,
+        text_encoder=text_encoder.eval(),
+        tokenizer=AutoTokenizer.from_pretrained(published / "tokenizer", **kept),
+        transformer=transformer.eval(),
+    )
+
+
+def quantised(pipeline: Any) -> None:
+    """Quantise it to NF4 in place, as diffusers' and transformers' loaders do where there is a GPU.
+
+    They refuse a CPU, where bitsandbytes itself works: each Linear is replaced by a Linear4bit that
+    quantises the weight it is given.
+    """
+    for role, pattern in USUAL.items():
+        model: nn.Module = getattr(pipeline, role)
+        for name, module in list(model.named_modules()):
+            if not isinstance(module, nn.Linear) or not pattern.fullmatch(name):
+                continue
+            small = Linear4bit(
+                module.in_features,
+                module.out_features,
+                bias=module.bias is not None,
+                compute_dtype=torch.bfloat16,
+                quant_type="nf4",
+                device="meta",
+            )
+            small.weight = Params4bit(module.weight.data, quant_type="nf4", module=small)
+            small.bias = module.bias
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, small.to("cpu").eval())
+            del module
+        gc.collect()
+
+
+def with_lora(pipeline: Any, published: Path, steps: int) -> None:
+    """Attach the Lightning LoRA with peft."""
+    pipeline.load_lora_weights(
+        published, weight_name=LORA.format(steps), adapter_name="lightning", use_safetensors=True
+    )
+    reached = sum(hasattr(module, "lora_A") for module in pipeline.transformer.modules())
+    expected = len(LIGHTNING_MODULES) * len(pipeline.transformer.transformer_blocks)
+    if reached != expected:
+        raise RuntimeError(f"the LoRA reached {reached} of {expected} modules")
+
+
+def theirs(pipeline: Any, prompt: str, side: int, steps: int) -> None:
+    """Make one picture with the stock pipeline."""
+    pipeline.set_progress_bar_config(disable=True)
+    with torch.inference_mode():
+        pipeline(
+            prompt=prompt,
+            width=side,
+            height=side,
+            num_inference_steps=steps,
+            true_cfg_scale=1.0,
+            generator=torch.Generator("cpu").manual_seed(0),
+        )

@@ -1,0 +1,331 @@
+"""From files to a first picture: a bundle against the bytes it has to read and against today's way.
+
+    python bench/cold_start.py                    a checkpoint of a few GB, three rounds
+    python bench/cold_start.py --tiny --rounds 1  the embedded checkpoint's sizes, for a quick look
+
+The checkpoint has Qwen-Image's own layer shapes and random weights: a few blocks of the transformer
+and a few layers of the text encoder, the VAE whole. Every start is a process of its own whose files
+were dropped from the page cache before. The ways:
+
+    floor   read every byte of the bundle, eight ranges at once, and do nothing with them
+    open    open the bundle after all imports, so that only the opening is timed
+    start   the same as a worker does it: the kernel reads ahead while the imports run
+    today   what users do: from_pretrained in bf16, quantise to NF4, load the LoRA with peft
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+RESULTS: Final = ROOT / "bench" / "results" / "cold_start.json"
+STEPS: Final = 4
+SIDE: Final = 128  # pixels: a first picture that costs little beside the opening
+RANGE_BYTES: Final = 16 << 20
+THREADS: Final = 8
+BLOCKS: Final = 4
+LAYERS: Final = 2
+SHARD_BYTES: Final = 1_000_000_000
+GB: Final = 1_000_000_000
+PROMPT: Final = "a first picture"
+Figures = dict[str, float]
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return the weight files of a bundle's home or of a published folder."""
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def drop(files: Sequence[Path]) -> float:
+    """Drop files from the page cache and return the share of them that stayed in it."""
+    os.sync()
+    for path in files:
+        number = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(number)
+    asked, held = 0, 0
+    for path in files:
+        number = os.open(path, os.O_RDONLY)
+        for offset in range(0, path.stat().st_size, RANGE_BYTES):
+            asked += 1
+            try:
+                held += bool(os.preadv(number, [bytearray(1)], offset, os.RWF_NOWAIT))
+            except BlockingIOError:
+                continue
+        os.close(number)
+    return held / max(asked, 1)
+
+
+def read_everything(files: Sequence[Path]) -> None:
+    """Read every byte, several ranges at once, into buffers that are thrown away."""
+
+    def read(place: tuple[Path, int]) -> None:
+        path, offset = place
+        number = os.open(path, os.O_RDONLY)
+        view = memoryview(bytearray(RANGE_BYTES))
+        while view and (count := os.preadv(number, [view], offset)):
+            view, offset = view[count:], offset + count
+        os.close(number)
+
+    ranges = [(p, at) for p in files for at in range(0, p.stat().st_size, RANGE_BYTES)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(read, ranges))
+
+
+class Clock:
+    """Seconds by phase, each from the end of the phase before."""
+
+    def __init__(self, started: float) -> None:
+        self.figures: Figures = {}
+        self._last = started
+
+    def end(self, phase: str) -> None:
+        """End a phase."""
+        now = time.time()
+        self.figures[phase] = now - self._last
+        self._last = now
+
+
+def child_floor(clock: Clock, home: Path, _published: Path) -> None:
+    """Read the bundle's bytes."""
+    clock.end("process")
+    read_everything(files_below(home))
+    clock.end("read")
+
+
+def child_open(clock: Clock, home: Path, published: Path) -> None:
+    """Open the bundle after the imports."""
+    _imports()
+    clock.end("imports")
+    _open_and_draw(clock, home, published)
+
+
+def child_start(clock: Clock, home: Path, published: Path) -> None:
+    """Open the bundle as a worker does, reading ahead of the imports."""
+    from worker.bundle import format as layout  # noqa: PLC0415 - timed
+
+    folder = next((home / layout.BUNDLES).iterdir())
+    layout.read_ahead(layout.verify(folder))
+    _imports()
+    clock.end("imports")
+    _open_and_draw(clock, home, published)
+
+
+def _imports() -> None:
+    """Import all that either way uses."""
+    import bitsandbytes  # noqa: F401, PLC0415 - timed
+    import diffusers  # noqa: PLC0415 - timed
+    import peft  # noqa: F401, PLC0415 - timed
+    import transformers  # noqa: PLC0415 - timed
+
+    from worker.families import qwen_image  # noqa: F401, PLC0415 - timed
+
+    for name in ("QwenImagePipeline", "QwenImageTransformer2DModel", "AutoencoderKLQwenImage"):
+        getattr(diffusers, name)
+    for name in ("AutoTokenizer", "Qwen2_5_VLForConditionalGeneration"):
+        getattr(transformers, name)
+
+
+def _open_and_draw(clock: Clock, home: Path, published: Path) -> None:
+    import torch  # noqa: PLC0415 - the floor's process does not need it
+
+    from bench.cold_picture import ours  # noqa: PLC0415 - the same
+    from worker.bundle import format as layout  # noqa: PLC0415 - the same
+    from worker.bundle.open import open_bundle  # noqa: PLC0415 - the same
+
+    parts = open_bundle(next((home / layout.BUNDLES).iterdir()), torch.device("cpu"))
+    clock.end("open")
+    ours(parts, published, PROMPT, SIDE, STEPS)
+    clock.end("picture")
+
+
+def child_today(clock: Clock, _home: Path, published: Path) -> None:
+    """Load the published weights, quantise them and attach the LoRA with peft."""
+    _imports()
+    clock.end("imports")
+    from bench import cold_picture  # noqa: PLC0415 - the floor's process does not need it
+
+    pipeline = cold_picture.loaded(published)
+    clock.end("from_pretrained")
+    cold_picture.quantised(pipeline)
+    clock.end("quantise")
+    cold_picture.with_lora(pipeline, published, STEPS)
+    clock.end("lora")
+    cold_picture.theirs(pipeline, PROMPT, SIDE, STEPS)
+    clock.end("picture")
+
+
+WAYS: Final = {
+    "floor": child_floor,
+    "open": child_open,
+    "start": child_start,
+    "today": child_today,
+}
+
+
+def child(way: str, started: float, home: Path, published: Path) -> None:
+    """Run one way in this process and print its figures."""
+    clock = Clock(started)
+    WAYS[way](clock, home, published)
+    figures = clock.figures | {
+        "total": time.time() - started,
+        "peak_gb": _peak_bytes() / GB,
+    }
+    print(json.dumps(figures))
+
+
+def _peak_bytes() -> int:
+    """Return the most memory this process had, mapped files included.
+
+    From the kernel's own high-water mark: getrusage's begins with the parent's.
+    """
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def measured(way: str, home: Path, published: Path) -> Figures:
+    """Run one way in a process of its own, its files dropped from the page cache before."""
+    cached = drop([*files_below(home), *files_below(published)])
+    command = [sys.executable, __file__, "--child", way, str(time.time()), str(home)]
+    done = subprocess.run(
+        [*command, str(published)],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    return figures | {"cached_before": cached}
+
+
+def prepared(home: Path, published: Path) -> Figures:
+    """Prepare the bundle at 4bit and return what that took."""
+    import torch  # noqa: PLC0415 - children that need no torch do not pay for it
+
+    from bench import synthetic  # noqa: PLC0415 - the same
+    from worker import settings  # noqa: PLC0415 - the same
+    from worker.bundle.prepare import Order, prepare  # noqa: PLC0415 - the same
+    from worker.weights.catalog import ModelSpec  # noqa: PLC0415 - the same
+    from worker.weights.snapshot import LocalSnapshot  # noqa: PLC0415 - the same
+
+    start = time.monotonic()
+    snapshot = LocalSnapshot(published, "bench/model")
+    prepare(
+        Order(
+            ModelSpec("model", "bench/model", "QwenImagePipeline"),
+            snapshot,
+            "4bit",
+            settings.read({}),
+            torch.device("cpu"),
+            home,
+            home / "downloads",
+            lightning={STEPS: (snapshot, synthetic.LORA.format(STEPS))},
+        )
+    )
+    return {"seconds": time.monotonic() - start}
+
+
+def medians(rounds: Sequence[Figures]) -> Figures:
+    """Return the median of each figure over the rounds."""
+    return {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+
+
+def report(results: dict[str, Any]) -> Iterator[str]:
+    """Yield the table's lines."""
+    ways: dict[str, Figures] = results["ways"]
+    sizes = results["bytes"]
+    yield f"{results['model']}: published {sizes['published'] / GB:.2f} GB,"
+    yield f"bundle {sizes['bundle'] / GB:.2f} GB of which {sizes['rows'] / GB:.2f} GB rows, mapped"
+    phases = ("process", "read", "imports", "from_pretrained", "quantise", "lora", "open")
+    columns = (*phases, "picture", "total", "peak_gb")
+    yield " ".join(f"{name:>15}" for name in ("seconds", *columns))
+    for way, figures in ways.items():
+        cells = (f"{figures[c]:15.2f}" if c in figures else f"{'':15}" for c in columns)
+        yield " ".join((f"{way:>15}", *cells))
+    for name, value in results["ratios"].items():
+        yield f"{name}: {value:.2f}"
+
+
+def ratios(ways: dict[str, Figures]) -> Figures:
+    """Compare the ways; imports are left out of all but the last line."""
+    opening = ways["open"]["open"]
+    today = sum(ways["today"][phase] for phase in ("from_pretrained", "quantise", "lora"))
+    return {
+        "open / floor": opening / ways["floor"]["read"],
+        "today / open": today / opening,
+        "today / open, each to its first picture": (today + ways["today"]["picture"])
+        / (opening + ways["open"]["picture"]),
+        "today without quantising / open": (today - ways["today"]["quantise"]) / opening,
+        "today / start, process to first picture": ways["today"]["total"] / ways["start"]["total"],
+    }
+
+
+def main() -> None:
+    """Measure all ways in turn, print the table and write the results."""
+    parser = argparse.ArgumentParser(description="time cold starts")
+    parser.add_argument("--tiny", action="store_true", help="the embedded checkpoint's sizes")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="keep the checkpoint and the bundle here")
+    parser.add_argument("--out", type=Path, default=None, help="where the results go, as JSON")
+    given = parser.parse_args()
+    sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+    from bench import synthetic  # noqa: PLC0415 - children that need no torch do not pay for it
+    from bench.real_shapes import shapes  # noqa: PLC0415 - the same
+
+    architecture = shapes.tiny() if given.tiny else synthetic.few_blocks(BLOCKS, LAYERS)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = given.folder or Path(scratch)
+        home, published = root / "home", root / "published"
+        if not published.exists():
+            synthetic.publish(
+                published, architecture, edit=False, shard_bytes=SHARD_BYTES, steps=STEPS
+            )
+        prepare = prepared(home, published)
+        rounds: dict[str, list[Figures]] = {way: [] for way in WAYS}
+        for number in range(given.rounds):
+            for way in WAYS:
+                rounds[way].append(measured(way, home, published))
+                print(f"round {number + 1}, {way}: {rounds[way][-1]['total']:.1f} s", flush=True)
+        ways = {way: medians(figures) for way, figures in rounds.items()}
+        bundle = files_below(home)
+        results = {
+            "model": architecture.name,
+            "machine": {
+                "cores": os.cpu_count(),
+                "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB),
+                "architecture": platform.machine(),
+                "gpu": None,
+            },
+            "rounds": given.rounds,
+            "bytes": {
+                "published": sum(p.stat().st_size for p in files_below(published)),
+                "bundle": sum(p.stat().st_size for p in bundle),
+                "rows": sum(p.stat().st_size for p in bundle if p.name.startswith("modulation")),
+            },
+            "prepare": prepare,
+            "ways": ways,
+            "ratios": ratios(ways),
+            "every_round": rounds,
+        }
+    for line in report(results):
+        print(line)
+    out = given.out or (None if given.tiny else RESULTS)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], float(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))
+    else:
+        main()
