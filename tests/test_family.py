@@ -12,8 +12,14 @@ from PIL import Image, ImageChops
 
 from worker import boot, settings
 from worker.engine.sampler import noise
-from worker.errors import BadPicture, CudaOutOfMemory, DeviceLost, LoraNotApplied
-from worker.families import Generation, Phase
+from worker.errors import (
+    BadPicture,
+    CudaOutOfMemory,
+    DeviceLost,
+    InvalidSettings,
+    LoraNotApplied,
+)
+from worker.families import Generation, Phase, qwen_image
 from worker.families.qwen_image import QwenImage
 
 
@@ -215,3 +221,40 @@ def test_a_released_model_is_gone(tmp_path: Path) -> None:
     model.release()
     with pytest.raises(AttributeError):
         model.generate(TEXT, Listener())
+
+
+def opening(monkeypatch: pytest.MonkeyPatch, times: int) -> list[torch.device | None]:
+    """Let opening a bundle run out of memory so many times; return where text encoders went."""
+    tried: list[torch.device | None] = []
+    real = qwen_image.open_bundle
+
+    def opened(*given: Any, text_encoder_device: torch.device | None, **named: Any) -> Any:
+        tried.append(text_encoder_device)
+        if len(tried) <= times:
+            raise torch.OutOfMemoryError("full")
+        return real(*given, text_encoder_device=text_encoder_device, **named)
+
+    monkeypatch.setattr(qwen_image, "open_bundle", opened)
+    return tried
+
+
+def test_out_of_memory_while_opening_moves_the_text_encoder_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The second try has it in the host's memory, and serves."""
+    tried = opening(monkeypatch, times=1)
+    environ = {"MODEL": "tiny-image", "MODEL_DIR": str(tmp_path)}
+    model: Any = boot.boot(settings.read(environ)).take("tiny-image")
+    assert tried == [None, torch.device("cpu")]
+    assert drawn(model, TEXT)
+
+
+def test_out_of_memory_twice_while_opening_is_advice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Trying again cannot help: the operator learns which precision or pool would do."""
+    opening(monkeypatch, times=2)
+    environ = {"MODEL": "tiny-image", "MODEL_DIR": str(tmp_path)}
+    with pytest.raises(InvalidSettings, match="PRECISION_MODE=4bit") as caught:
+        boot.boot(settings.read(environ))
+    assert not caught.value.retryable

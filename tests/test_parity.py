@@ -11,10 +11,12 @@ import pytest
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
+    QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as first_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from PIL import Image
 
@@ -26,6 +28,10 @@ from worker.families.qwen_image import QwenImage, _Clock, sized
 from worker.weights.catalog import TABLE, checkpoints
 
 CPU = torch.device("cpu")
+KINDS: dict[str, Any] = {
+    "tiny-image": QwenImagePipeline,
+    "tiny-edit": QwenImageEditPlusPipeline,
+}
 SPECS = {spec.name: spec for spec in TABLE}
 
 
@@ -77,12 +83,12 @@ def condition_area(name: str) -> int:
 class Pair:
     """One checkpoint, open twice: by us and as a stock pipeline."""
 
-    def __init__(self, name: str, *, zero_cond_t: bool) -> None:
+    def __init__(self, name: str, *, zero_cond_t: bool, pipeline: Any = None) -> None:
         folder = folder_of(name)
         parts = open_published(
             folder, dtype=torch.float32, device=CPU, lightning=lightning_files(name)
         )
-        kind = QwenImagePipeline if name == "tiny-image" else QwenImageEditPlusPipeline
+        kind = pipeline or KINDS[name]
         transformer = QwenImageTransformer2DModel.from_pretrained(
             folder / "transformer", zero_cond_t=zero_cond_t, dtype=torch.float32
         )
@@ -101,7 +107,7 @@ class Pair:
                 self.stock.load_lora_weights(file, adapter_name=adapter, use_safetensors=True)
         self.stock.disable_lora()
         self.ours = QwenImage(
-            parts, served(name), SPECS[name].pipeline, condition_area=condition_area(name)
+            parts, served(name), kind.__name__, condition_area=condition_area(name)
         )
 
     def _patch_encoder(self) -> None:
@@ -126,7 +132,11 @@ class Pair:
         else:
             self.stock.scheduler = self.base
             self.stock.disable_lora()
-        images = {"image": list(generation.references)} if generation.references else {}
+        images: dict[str, Any] = {}
+        if generation.references:
+            # the first edition takes one picture; given a list, it forgets to resize it
+            first = isinstance(self.stock, QwenImageEditPipeline)
+            images["image"] = generation.references[0] if first else list(generation.references)
         return self.stock(
             **images,
             prompt=generation.prompt,
@@ -149,6 +159,12 @@ def reference_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the stock pipeline the small model's reference sizes; it reads them at call time."""
     monkeypatch.setattr(edit_plus, "VAE_IMAGE_SIZE", SPECS["tiny-edit"].area)
     monkeypatch.setattr(edit_plus, "CONDITION_IMAGE_SIZE", condition_area("tiny-edit"))
+    published = first_edit.calculate_dimensions
+    monkeypatch.setattr(
+        first_edit,
+        "calculate_dimensions",
+        lambda _area, ratio: published(SPECS["tiny-edit"].area, ratio),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +248,34 @@ def test_edits_equal_the_stock_pipeline(edit_pair: Pair, count: int, changes: An
         **changes,
     )
     assert torch.equal(edit_pair.our_latents(generation), edit_pair.stock_latents(generation))
+
+
+@pytest.fixture(scope="module")
+def first_edition() -> Pair:
+    """The edit checkpoint behind the pipeline of the first edition, Qwen-Image-Edit."""
+    return Pair("tiny-edit", zero_cond_t=False, pipeline=QwenImageEditPipeline)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (150, 90)])
+@pytest.mark.parametrize("changes", [{}, CFG, {"lightning": True}], ids=["base", "cfg", "4-steps"])
+def test_the_first_edition_equals_the_stock_pipeline(
+    first_edition: Pair, size: tuple[int, int], changes: Any
+) -> None:
+    """QwenImageEditPipeline: one reference, no "Picture 1:", seen by the encoder at full size."""
+    given = drawing(*size, 3)
+    width, height = sized(SPECS["tiny-edit"].area, given.width / given.height)
+    generation = replace(
+        BASE,
+        task="edit",
+        prompt="make it green",
+        references=(given,),
+        width=width,
+        height=height,
+        **changes,
+    )
+    assert torch.equal(
+        first_edition.our_latents(generation), first_edition.stock_latents(generation)
+    )
 
 
 def test_decoded_floats_equal_the_stock_pipeline(image_pair: Pair) -> None:
