@@ -226,7 +226,8 @@ def test_a_released_model_is_gone(tmp_path: Path) -> None:
 def opening(monkeypatch: pytest.MonkeyPatch, times: int) -> list[torch.device | None]:
     """Let opening a bundle run out of memory so many times; return where text encoders went."""
     tried: list[torch.device | None] = []
-    real = qwen_image.open_bundle
+    family: Any = qwen_image
+    real = family.open_bundle
 
     def opened(*given: Any, text_encoder_device: torch.device | None, **named: Any) -> Any:
         tried.append(text_encoder_device)
