@@ -27,7 +27,7 @@ BESIDE: Final[Mapping[str, str]] = {
     ".runpod/": "what RunPod's Hub shows and tests",
     "bench/": "what the numbers below come from",
     "tests/": "mirrors src/worker; worlds/ holds a loopback job API, hub, web site and bucket",
-    "docs/": "examples of jobs, and pictures",
+    "docs/": "how to call, deploy and mend it; examples of jobs, and pictures",
 }
 
 
@@ -157,13 +157,7 @@ def overhead_table() -> str:
         )
         return name, *(f"{naive / worker:.1f}" for naive, worker in pairs)
 
-    header = (
-        "naive / worker",
-        "encode, p50",
-        "whole job, p50",
-        "its CPU time, p50",
-        "event loop lag",
-    )
+    header = ("naive / worker", "encode, p50", "CPU time of the job, p50", "event loop lag, worst")
     return markdown(header, (row(name) for name in ("png", "jpeg", "webp")))
 
 

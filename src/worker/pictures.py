@@ -25,7 +25,7 @@ PATH: Final = re.compile(
 def source(value: Any) -> ImageSource:
     """Read one picture as the caller wrote it; media.fetch judges whether a URL may be fetched.
 
-    The base64 of the result has no header, no line breaks and full padding. Only its ends are
+    The base64 of the result has no header and no line breaks. Only its length and ends are
     looked at here, on the event loop, which tells a path or a name from a picture; media.inline
     decodes it strictly, in a thread. Raises ValueError, with a message for the caller, for anything
     else.
@@ -57,12 +57,13 @@ def source(value: Any) -> ImageSource:
 def _base64(text: str) -> str:
     if any(character in text[:END] for character in "\r\n \t"):
         text = "".join(text.split())
-    padding = len(text[-END:]) - len(text[-END:].rstrip("="))
-    digits = len(text) - padding
-    ends = (text[: min(END, digits)] + text[-END:].rstrip("=")).encode(errors="replace")
-    if ends.translate(None, ALPHABET) or digits % 4 == 1 or padding > 2:  # noqa: PLR2004 - base64's own
+    tail = text[-END:].rstrip("=")
+    padding = len(text[-END:]) - len(tail)
+    ends = (text[: min(END, len(text) - padding)] + tail).encode(errors="replace")
+    if ends.translate(None, ALPHABET) or padding > 2:  # noqa: PLR2004 - base64's own
         raise ValueError(f"must be {FORMS}")
-    if digits < SHORTEST:
+    if len(text) < SHORTEST:
         raise ValueError(f"must be {FORMS}: this is too short for a picture")
-    missing = -digits % 4 - padding
-    return text + "=" * missing if missing >= 0 else text[:missing]
+    if len(text) % 4:
+        raise ValueError("is not whole: base64 has a multiple of 4 characters, padding included")
+    return text

@@ -31,7 +31,7 @@ BASE64: Final = [
     Case("base64", "one digit too many", draw(image=TEXT.rstrip("=")[: len(TEXT) // 4 * 4 - 3])),
     Case("base64", "percent-encoded", draw(image=TEXT.replace("/", "%2F").replace("+", "%2B"))),
     Case("base64", "of base64", draw(image=base64.b64encode(TEXT.encode()).decode()), UNREADABLE),
-    Case("base64", "hex", draw(image=GOOD.hex()), UNREADABLE),
+    Case("base64", "hex", draw(image=(GOOD + GOOD).hex()), UNREADABLE),
     Case("base64", "data URI without base64", draw(image="data:image/png," + TEXT)),
     Case("base64", "data URI without comma", draw(image="data:image/png;base64" + TEXT)),
     Case("base64", "data URI without data", draw(image="data:image/png;base64,")),
