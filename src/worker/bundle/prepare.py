@@ -18,7 +18,7 @@ from worker.bundle import format as layout
 from worker.bundle import lock, plan, rows, tensors
 from worker.bundle.format import Bundle, Component, Damaged, FileRecord, LoraRecord
 from worker.bundle.plan import Shard, Sizes
-from worker.bundle.stream import Place, forget_receipts, stream
+from worker.bundle.stream import OPEN_TRIES, Place, forget_receipts, stream
 from worker.bundle.transform import Transformer, Weights, bf16, check_lora
 from worker.engine import lora
 from worker.engine.quantise import PRECISIONS, Precision
@@ -243,10 +243,16 @@ def _lightning(order: Order, steps: int) -> _Job:
 def _lora(order: Order, steps: int) -> dict[str, torch.Tensor]:
     """Fetch a Lightning LoRA and return it canonical in bf16, its modules counted."""
     snapshot, filename = order.lightning[steps]
-    proven = snapshot.fetch_file(
-        named(snapshot, filename), _loras_into(order, snapshot), order.progress
-    )
-    state = {name: bf16(t) for name, t in lora.canonical(load_file(proven.path)).items()}
+    file, into = named(snapshot, filename), _loras_into(order, snapshot)
+    for attempt in range(OPEN_TRIES):
+        proven = snapshot.fetch_file(file, into, order.progress)
+        try:
+            held = load_file(proven.path)
+            break
+        except FileNotFoundError:  # another worker of the volume dropped it after its own reading
+            if attempt + 1 == OPEN_TRIES:
+                raise
+    state = {name: bf16(t) for name, t in lora.canonical(held).items()}
     blocks = int(order.json(f"transformer/{CONFIGURATION}")["num_layers"])
     check_lora(state, order.shards["transformer"], blocks)
     if proven.disposable and not order.settings.keep_source_weights:
