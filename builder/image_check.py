@@ -1,6 +1,6 @@
 """Carry out the Dockerfile in a fresh Debian root, without Docker, and ask that root for a picture.
 
-    python -m builder.image_check [--root DIRECTORY] [--target slim] [--keep]
+    python -m builder.image_check [--target slim] [--build-arg NAME=VALUE] [--root DIR] [--keep]
 
 It needs root, debootstrap and unshare (util-linux). The build steps reach the package registry as
 this machine does; the worker then runs with the image's environment alone, as process 1, without
@@ -56,8 +56,9 @@ def mirror(suite: str) -> list[str]:
 class Root:
     """A Debian root directory on which Dockerfile instructions are carried out."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, given: Mapping[str, str]) -> None:
         self.path = path
+        self.given = given
         self.environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
         self.arguments: dict[str, str] = {}
         self.folder = "/"
@@ -106,7 +107,8 @@ class Root:
         values = self.arguments | self.environment
         match step.keyword:
             case "ARG":
-                self.arguments |= {k: dockerfile.expand(v, values) for k, v in step.pairs.items()}
+                declared = {k: dockerfile.expand(v, values) for k, v in step.pairs.items()}
+                self.arguments |= {k: self.given.get(k, v) for k, v in declared.items()}
             case "ENV":
                 self.environment |= {k: dockerfile.expand(v, values) for k, v in step.pairs.items()}
             case "WORKDIR":
@@ -145,8 +147,11 @@ class Root:
             self.mount(options["target"], options["target"])
 
 
-def build(path: Path, target: str) -> Root:
-    """Make a fresh root at `path` and carry out every instruction down to a target."""
+def build(path: Path, target: str, given: Mapping[str, str]) -> Root:
+    """Make a fresh root at `path` and carry out every instruction down to a target.
+
+    `given` are build arguments, as docker build has them.
+    """
     image, steps = dockerfile.parse((HERE / "Dockerfile").read_text()).chain(target)
     suite = re.fullmatch(r"debian:(\w+)-slim", image)
     if not suite:
@@ -160,7 +165,7 @@ def build(path: Path, target: str) -> Root:
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    root = Root(path)
+    root = Root(path, given)
     for name in ("/etc/resolv.conf", "/etc/hosts", "/dev", "/proc"):
         root.mount(name, name)
     for step in steps:
@@ -220,10 +225,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Carry the Dockerfile out without Docker.")
     parser.add_argument("--root", type=Path, default=HERE / "out" / "image-root")
     parser.add_argument("--target", default="slim")
+    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--keep", action="store_true", help="leave the root behind")
     arguments = parser.parse_args()
     if INSIDE in os.environ:
-        check(build(arguments.root, arguments.target))
+        given = dict(word.partition("=")[::2] for word in arguments.build_arg)
+        check(build(arguments.root, arguments.target, given))
         return
     if os.geteuid():
         raise SystemExit("image-check: run me as root: chroot and mounts need it")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from packaging.version import Version
-from worlds.nvml import Nvml
+from worlds.nvml import Fact, Nvml
 
 from worker import driver, preflight, settings, versions
 from worker.__main__ import main
@@ -102,12 +102,11 @@ def test_an_older_minor_version_of_the_same_major_is_enough(
     assert found.level == "ok"
 
 
-def test_a_card_without_machine_code_in_torch_is_fatal(on: Machine) -> None:
-    assert on(Nvml("580.95.05", 13000, [V100]))["gpu"].level == "fatal"
-
-
-def test_a_card_without_bf16_units_is_advised_against(on: Machine) -> None:
-    assert on(Nvml("580.95.05", 13000, [T4]))["gpu"].level == "advice"
+@pytest.mark.parametrize("card", [T4, V100], ids=lambda card: card[0])
+def test_a_card_without_bf16_is_fatal(on: Machine, card: Fact) -> None:
+    found = on(Nvml("580.95.05", 13000, [card]))["gpu"]
+    assert found.level == "fatal"
+    assert "Ampere" in found.change
 
 
 def test_a_card_too_small_for_a_full_model_is_advised_against_but_serves_the_embedded(

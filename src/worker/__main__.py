@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worker import log, preflight, settings
-from worker.errors import WeightsUnavailable, WorkerError
+from worker.errors import InvalidSettings, WeightsUnavailable, WorkerError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,10 +43,14 @@ def doctor(*, as_json: bool) -> int:
 
 
 def run() -> int:
-    """Boot and serve until told to stop; return the exit code."""
+    """Boot and serve until told to stop, as handler.py does; return the exit code."""
     from worker import boot, loop  # noqa: PLC0415 - torch and the SDK only where they are needed
 
-    return loop.run(settings.read(), boot.boot)
+    try:
+        chosen = settings.read()
+    except InvalidSettings as error:
+        return loop.refuse(error)
+    return loop.run(chosen, boot.boot)
 
 
 def prepare(model: str, precision: str | None, out: str | None) -> int:

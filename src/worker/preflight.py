@@ -193,10 +193,7 @@ def _device(gpu: Gpu, *, full: bool) -> Iterator[Finding]:
     capability = ".".join(map(str, gpu.capability))
     found = f"{gpu.name}, compute capability {capability}"
     if gpu.capability < versions.OLDEST_CAPABILITY:
-        least = ".".join(map(str, versions.OLDEST_CAPABILITY))
-        yield Finding("gpu", "fatal", found, f"use a GPU of compute capability {least} or more")
-    elif gpu.capability < versions.BF16_CAPABILITY:
-        yield Finding("gpu", "advice", f"{found}: no bf16 units", "Ampere or newer is much faster")
+        yield Finding("gpu", "fatal", f"{found}: no bf16", "use a pool of Ampere or newer")
     else:
         yield Finding("gpu", "ok", found)
     found = f"{gpu.free / GB:.1f} of {gpu.total / GB:.1f} GB free"

@@ -55,10 +55,8 @@ KNOWN_BAD: Final = (
 # The oldest driver branch by the major version of CUDA that a torch build carries (NVIDIA's minor
 # version compatibility: any driver of the branch runs every toolkit of that major version).
 OLDEST_DRIVER: Final = {12: 525, 13: 580}
-# Compute capabilities that the locked torch has machine code for (torch._C._cuda_getArchFlags()).
-OLDEST_CAPABILITY: Final = (7, 5)
-# bf16 tensor cores came with Ampere; below it every bf16 product is emulated.
-BF16_CAPABILITY: Final = (8, 0)
+# bf16 arithmetic came with Ampere; fp16, which older cards have, gives black pictures.
+OLDEST_CAPABILITY: Final = (8, 0)
 
 
 def installed(package: str) -> Version | None:
