@@ -27,6 +27,26 @@ WAYS: Final = {  # name: (lightning, steps, true CFG)
     "teacher": (False, 40, 4.0),
 }
 WHOLE: Final = tuple(p for p in phrases.PROMPTS if len(phrases.describe_parts(p)) == 5)
+GATES: Final = {  # of held-out cases in lightning-8: the least share right
+    "prompt": {
+        "colour": 0.98,
+        "background": 0.98,
+        "position": 0.98,
+        "size": 0.95,
+        "shape": 0.90,
+        "all five": 0.85,
+    },
+    "edit": {
+        "asked colour": 0.95,
+        "asked background": 0.95,
+        "asked position": 0.95,
+        "asked size": 0.95,
+        "asked shape": 0.85,
+        "rest kept": 0.85,
+    },
+    "two references": {"all five": 0.80},
+}
+GATED: Final = "lightning-8"
 SHOWN: Final = 8  # rows of the contact sheet
 
 
@@ -150,8 +170,17 @@ def sheet(cases: Sequence[Case], drawn: dict[str, list[Image.Image]], target: Pa
     page.save(target)
 
 
-def run(models: dict[str, Model], cases: list[Case], ways: Sequence[str], out: Path) -> None:
-    """Make every case in every way and print the table of one kind."""
+def gate(kind: str, result: dict[str, float]) -> int:
+    """Print what the held-out figures of one kind miss; return how many gates."""
+    missed = {name: least for name, least in GATES[kind].items() if result.get(name, 0.0) < least}
+    for name, least in missed.items():
+        print(f"gate not met | {kind} | {name} {result.get(name, 0.0):.1%} of {least:.0%}")
+    return len(missed)
+
+
+def run(models: dict[str, Model], cases: list[Case], ways: Sequence[str], out: Path) -> int:
+    """Make every case in every way and print the table of one kind; return the gates missed."""
+    missed = 0
     kind, drawn = cases[0].kind, {}
     model = models["edit" if cases[0].references else "image"]
     for way in ways:
@@ -163,11 +192,14 @@ def run(models: dict[str, Model], cases: list[Case], ways: Sequence[str], out: P
             result = rates([c for c, _ in pairs], [p for _, p in pairs])
             cells = " | ".join(f"{part} {rate:.1%}" for part, rate in result.items())
             print(f"{kind} | {way} | {name} {len(pairs)} | {cells} | {each:.2f} s", flush=True)
+            if held and way == GATED:
+                missed = gate(kind, result)
         if way != ways[0] and "teacher" in drawn:
             print(
                 f"{kind} | {way} | error to the teacher {error(drawn[way], drawn['teacher']):.5f}"
             )
     sheet(cases, drawn, out / f"{kind.replace(' ', '-')}.png")
+    return missed
 
 
 def main() -> None:
@@ -194,9 +226,14 @@ def main() -> None:
     served = {("edit" if "edit" in one.tasks else "image"): one.id for one in opened.served}
     models = {name: opened.take(model_id) for name, model_id in served.items()}
     ways = options.ways.split(",")
-    run(models, list(prompts(options.count, 11)), ways, options.out)
-    run(models, list(edits(options.count, 12)), ways, options.out)
-    run(models, list(exchanges(options.count // 4, 13)), ways, options.out)
+    kinds = (
+        prompts(options.count, 11),
+        edits(options.count, 12),
+        exchanges(options.count // 4, 13),
+    )
+    missed = sum(run(models, list(cases), ways, options.out) for cases in kinds)
+    if GATED in ways:
+        print(f"{missed} of {sum(map(len, GATES.values()))} gates not met")
 
 
 if __name__ == "__main__":
