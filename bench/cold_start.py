@@ -103,14 +103,14 @@ def child_floor(clock: Clock, home: Path, _published: Path) -> None:
     clock.end("read")
 
 
-def child_open(clock: Clock, home: Path, published: Path) -> None:
+def child_open(clock: Clock, home: Path, _published: Path) -> None:
     """Open the bundle after the imports."""
     _imports()
     clock.end("imports")
-    _open_and_draw(clock, home, published)
+    _open_and_draw(clock, home)
 
 
-def child_start(clock: Clock, home: Path, published: Path) -> None:
+def child_start(clock: Clock, home: Path, _published: Path) -> None:
     """Open the bundle as a worker does, reading ahead of the imports."""
     from worker.bundle import format as layout  # noqa: PLC0415 - timed
 
@@ -118,7 +118,7 @@ def child_start(clock: Clock, home: Path, published: Path) -> None:
     layout.read_ahead(layout.verify(folder))
     _imports()
     clock.end("imports")
-    _open_and_draw(clock, home, published)
+    _open_and_draw(clock, home)
 
 
 def _imports() -> None:
@@ -136,16 +136,16 @@ def _imports() -> None:
         getattr(transformers, name)
 
 
-def _open_and_draw(clock: Clock, home: Path, published: Path) -> None:
+def _open_and_draw(clock: Clock, home: Path) -> None:
     import torch  # noqa: PLC0415 - the floor's process does not need it
 
-    from bench.cold_picture import ours  # noqa: PLC0415 - the same
+    from bench import pictures  # noqa: PLC0415 - the same
     from worker.bundle import format as layout  # noqa: PLC0415 - the same
     from worker.bundle.open import open_bundle  # noqa: PLC0415 - the same
 
     parts = open_bundle(next((home / layout.BUNDLES).iterdir()), torch.device("cpu"))
     clock.end("open")
-    ours(parts, published, PROMPT, SIDE, STEPS)
+    pictures.ours(pictures.engine(parts, SIDE, STEPS), PROMPT, SIDE, STEPS)
     clock.end("picture")
 
 
@@ -153,15 +153,15 @@ def child_today(clock: Clock, _home: Path, published: Path) -> None:
     """Load the published weights, quantise them and attach the LoRA with peft."""
     _imports()
     clock.end("imports")
-    from bench import cold_picture  # noqa: PLC0415 - the floor's process does not need it
+    from bench import pictures, synthetic  # noqa: PLC0415 - the floor needs neither
 
-    pipeline = cold_picture.loaded(published)
+    pipeline = pictures.loaded(published)
     clock.end("from_pretrained")
-    cold_picture.quantised(pipeline)
+    pictures.quantised(pipeline)
     clock.end("quantise")
-    cold_picture.with_lora(pipeline, published, STEPS)
+    pictures.with_lora(pipeline, published / synthetic.LORA.format(STEPS))
     clock.end("lora")
-    cold_picture.theirs(pipeline, PROMPT, SIDE, STEPS)
+    pictures.theirs(pipeline, PROMPT, SIDE, STEPS)
     clock.end("picture")
 
 

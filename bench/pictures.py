@@ -1,4 +1,4 @@
-"""A first picture by either way: our engine over a bundle, and diffusers as its users set it up."""
+"""Pictures by either way: our engine over a bundle, and diffusers as its users set it up."""
 
 import gc
 import re
@@ -13,10 +13,10 @@ from diffusers import (
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
+from PIL import Image
 from torch import nn
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from bench.synthetic import LORA
 from worker.engine.components import Components
 from worker.engine.lora import LIGHTNING_MODULES
 from worker.engine.schedule import LIGHTNING
@@ -37,11 +37,11 @@ class _Unheard(Control):
         """Take no notice."""
 
 
-def ours(parts: Components, published: Path, prompt: str, side: int, steps: int) -> None:
-    """Make one picture with the worker's engine."""
+def engine(parts: Components, side: int, steps: int) -> QwenImage:
+    """Return the worker's engine over open components."""
     served = Served(
         id="model",
-        repository=published.name,
+        repository="bench/model",
         revision="local",
         precision="4bit",
         licence="",
@@ -55,8 +55,12 @@ def ours(parts: Components, published: Path, prompt: str, side: int, steps: int)
         max_references=0,
         sizes={},
     )
-    model = QwenImage(parts, served, "QwenImagePipeline")
-    model.generate(
+    return QwenImage(parts, served, "QwenImagePipeline")
+
+
+def ours(model: QwenImage, prompt: str, side: int, steps: int, seed: int = 0) -> Image.Image:
+    """Make one Lightning picture with the worker's engine."""
+    return model.generate(
         Generation(
             task="text-to-image",
             prompt=prompt,
@@ -67,10 +71,10 @@ def ours(parts: Components, published: Path, prompt: str, side: int, steps: int)
             steps=steps,
             true_cfg_scale=1.0,
             lightning=True,
-            seed=0,
+            seed=seed,
         ),
         _Unheard(),
-    )
+    ).image
 
 
 def loaded(published: Path) -> Any:
@@ -121,10 +125,10 @@ def quantised(pipeline: Any) -> None:
         gc.collect()
 
 
-def with_lora(pipeline: Any, published: Path, steps: int) -> None:
-    """Attach the Lightning LoRA with peft."""
+def with_lora(pipeline: Any, file: Path) -> None:
+    """Attach a Lightning LoRA with peft; raises RuntimeError unless it reaches every module."""
     pipeline.load_lora_weights(
-        published, weight_name=LORA.format(steps), adapter_name="lightning", use_safetensors=True
+        file.parent, weight_name=file.name, adapter_name="lightning", use_safetensors=True
     )
     reached = sum(hasattr(module, "lora_A") for module in pipeline.transformer.modules())
     expected = len(LIGHTNING_MODULES) * len(pipeline.transformer.transformer_blocks)
@@ -132,15 +136,16 @@ def with_lora(pipeline: Any, published: Path, steps: int) -> None:
         raise RuntimeError(f"the LoRA reached {reached} of {expected} modules")
 
 
-def theirs(pipeline: Any, prompt: str, side: int, steps: int) -> None:
+def theirs(pipeline: Any, prompt: str, side: int, steps: int, seed: int = 0) -> Image.Image:
     """Make one picture with the stock pipeline."""
     pipeline.set_progress_bar_config(disable=True)
     with torch.inference_mode():
-        pipeline(
+        made: Image.Image = pipeline(
             prompt=prompt,
             width=side,
             height=side,
             num_inference_steps=steps,
             true_cfg_scale=1.0,
-            generator=torch.Generator("cpu").manual_seed(0),
-        )
+            generator=torch.Generator("cpu").manual_seed(seed),
+        ).images[0]
+    return made
