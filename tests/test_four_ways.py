@@ -6,6 +6,7 @@ import functools
 import http.server
 import io
 import json
+import signal
 import socket
 import sys
 import threading
@@ -153,6 +154,9 @@ def worker(pod: Pod, site: int) -> Iterator[Process]:
             assert time.monotonic() < end, worker.stderr
             time.sleep(0.1)
         yield worker
+        worker.send(signal.SIGTERM)
+        assert worker.wait(5) == 0
+        assert not worker.relatives()
 
 
 def drawn(pod: Pod, **job_input: Any) -> dict[str, Any]:
@@ -290,7 +294,7 @@ def test_capabilities_and_health(pod: Pod, worker: Process) -> None:
     }
     health = pod.answer(pod.submit({"op": "health"}), JOB_S).output
     assert health["status"] == "ready"
-    assert len(health["resident"]) == 2
+    assert [model["resident"] for model in health["models"].values()] == [True, True]
     assert health["jobs"]["done"] > 0
     assert worker.running
 

@@ -28,12 +28,18 @@ def run(
 
     Serves in the SDK's four ways: the platform's jobs, `--rp_serve_api`, `--test_input` and
     test_input.json. 0 after SIGTERM, SIGINT or REFRESH_WORKER; not 0 after a fatal error, a failed
-    local test, or a start that failed.
+    local test, or a start that failed. On the platform it does not return: it ends the process.
     """
+    return _finished(_run(settings, boot, refuse_s), settings)
+
+
+def _run(settings: Settings, boot: Callable[[Settings], Models], refuse_s: float) -> int:
     log.configure(settings.log_level)
     signal.signal(signal.SIGTERM, _leave_boot)
     try:
         models = boot(settings)
+    except SystemExit:
+        return 0
     except WorkerError as error:
         return _not_started(error, settings, refuse_s)
     except Exception:  # noqa: BLE001 - another machine may do better: the platform starts us anew
@@ -57,7 +63,8 @@ def run(
 def refuse(error: WorkerError, *, refuse_s: float = REFUSE_S) -> int:
     """Answer the platform's jobs with why there is not even a valid environment, then exit."""
     log.configure()
-    return _not_started(error, where_we_run(), refuse_s)
+    settings = where_we_run()
+    return _finished(_not_started(error, settings, refuse_s), settings)
 
 
 def _not_started(error: WorkerError, settings: Settings, refuse_s: float) -> int:
@@ -114,9 +121,7 @@ class _Loop:
         except Exception:  # noqa: BLE001 - a broken loop must not look like a clean end
             log.get().exception("loop failed")
             self._failed = True
-        if self._failed:
-            _end(FAILED)
-        return 0
+        return FAILED if self._failed else 0
 
     def fail(self) -> None:
         """End after the answers to the jobs that were taken, with a code that tells of failure."""
@@ -159,8 +164,15 @@ def _without_pictures(value: Any) -> Any:
     return value
 
 
-def _end(code: int) -> None:
-    """End this process now: the teardown of a lost device can hang for ever."""
+def _finished(code: int, settings: Settings) -> int:
+    """Return the exit code, or on the platform end the process with it at once.
+
+    Python's own teardown of torch took 6 s on a busy machine, and that of a lost device can hang
+    for ever; there is nothing left to tear down but the heartbeat.
+    """
+    if not settings.on_platform:
+        return code
+    log.get().info("ended", code=code)
     for child in multiprocessing.active_children():
         child.kill()
         child.join()
