@@ -1,9 +1,7 @@
 """Our sampler gives what the stock diffusers pipelines give, to the last bit, in fp32."""
 
-import json
 import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,20 +17,25 @@ from diffusers import (
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as first_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from PIL import Image
+from worlds.prepared import (
+    CONDITION_AREA,
+    CPU,
+    SPECS,
+    folder_of,
+    lightning_files,
+    model,
+    published,
+)
 
 from worker.bundle.format import adapter_role
-from worker.bundle.published import open_published
 from worker.engine.schedule import LIGHTNING
-from worker.families import Generation, Phase, Served
-from worker.families.qwen_image import QwenImage, _Clock, sized
-from worker.weights.catalog import TABLE, checkpoints
+from worker.families import Generation, Phase
+from worker.families.qwen_image import _Clock, sized
 
-CPU = torch.device("cpu")
 KINDS: dict[str, Any] = {
     "tiny-image": QwenImagePipeline,
     "tiny-edit": QwenImageEditPlusPipeline,
 }
-SPECS = {spec.name: spec for spec in TABLE}
 
 
 class Silent:
@@ -42,52 +45,12 @@ class Silent:
         """Take no notice."""
 
 
-def folder_of(name: str) -> Path:
-    """Return the embedded checkpoint of that name."""
-    return checkpoints() / str(SPECS[name].embedded)
-
-
-def served(name: str) -> Served:
-    """Describe an embedded model as a worker would."""
-    spec = SPECS[name]
-    return Served(
-        id=name,
-        repository=spec.repository,
-        revision="local",
-        precision="fp32",
-        licence=spec.licence,
-        tasks=spec.tasks,
-        steps=spec.steps,
-        true_cfg_scale=spec.true_cfg_scale,
-        negative_prompt=spec.negative_prompt,
-        lightning_steps=(8, 4),
-        area=spec.area,
-        max_pixels=4 * spec.area,
-        max_references=spec.max_references,
-        sizes=spec.sizes,
-    )
-
-
-def lightning_files(name: str) -> dict[str, Path]:
-    """Return the Lightning LoRA files of an embedded model by adapter name."""
-    files = SPECS[name].lightning
-    return {adapter_role(n): folder_of(name) / files[n].filename for n in (8, 4)}
-
-
-def condition_area(name: str) -> int:
-    """Return the area at which an embedded model's encoder sees references."""
-    facts = json.loads((folder_of(name) / "worker.json").read_text())
-    return int(facts["condition_area"])
-
-
 class Pair:
     """One checkpoint, open twice: by us and as a stock pipeline."""
 
     def __init__(self, name: str, *, zero_cond_t: bool, pipeline: Any = None) -> None:
         folder = folder_of(name)
-        parts = open_published(
-            folder, dtype=torch.float32, device=CPU, lightning=lightning_files(name)
-        )
+        parts = published(name, dtype=torch.float32)
         kind = pipeline or KINDS[name]
         transformer = QwenImageTransformer2DModel.from_pretrained(
             folder / "transformer", zero_cond_t=zero_cond_t, dtype=torch.float32
@@ -106,9 +69,7 @@ class Pair:
             for adapter, file in lightning_files(name).items():
                 self.stock.load_lora_weights(file, adapter_name=adapter, use_safetensors=True)
         self.stock.disable_lora()
-        self.ours = QwenImage(
-            parts, served(name), kind.__name__, condition_area=condition_area(name)
-        )
+        self.ours = model(name, parts, kind.__name__)
 
     def _patch_encoder(self) -> None:
         """Mend a known bug of the stock pipeline: no mm_token_type_ids (diffusers #14194)."""
@@ -158,7 +119,7 @@ class Pair:
 def reference_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the stock pipeline the small model's reference sizes; it reads them at call time."""
     monkeypatch.setattr(edit_plus, "VAE_IMAGE_SIZE", SPECS["tiny-edit"].area)
-    monkeypatch.setattr(edit_plus, "CONDITION_IMAGE_SIZE", condition_area("tiny-edit"))
+    monkeypatch.setattr(edit_plus, "CONDITION_IMAGE_SIZE", CONDITION_AREA)
     published = first_edit.calculate_dimensions
     monkeypatch.setattr(
         first_edit,

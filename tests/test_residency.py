@@ -1,10 +1,11 @@
 """Models stay in memory while they fit; else the least recently used gives way."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 from PIL import Image
+from worlds.published import IMAGE
 
 from worker.errors import ModelNotServed
 from worker.families import Control, Drawn, Generation, Openable, Served
@@ -13,22 +14,7 @@ from worker.residency import Residency
 
 def served(name: str) -> Served:
     """Describe a model that makes pictures from text."""
-    return Served(
-        id=name,
-        repository=f"org/{name}",
-        revision="0",
-        precision="bf16",
-        licence="apache-2.0",
-        tasks=("text-to-image",),
-        steps=50,
-        true_cfg_scale=4.0,
-        negative_prompt=" ",
-        lightning_steps=(),
-        area=1024 * 1024,
-        max_pixels=2048 * 2048,
-        max_references=0,
-        sizes={},
-    )
+    return replace(IMAGE, id=name)
 
 
 @dataclass

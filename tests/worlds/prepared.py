@@ -59,17 +59,24 @@ def opened(
     return open_bundle(prepare(order_of(name, home, precision)), CPU, share=share)
 
 
-def published(name: str, folder: Path | None = None) -> Components:
-    """Open an embedded model with from_pretrained in bf16, its modulation weights in place."""
+def lightning_files(name: str, folder: Path | None = None) -> dict[str, Path]:
+    """Return the Lightning LoRA files of an embedded model by adapter name."""
     spec: ModelSpec = SPECS[name]
     folder = folder or folder_of(name)
-    files = {adapter_role(n): folder / lora.filename for n, lora in spec.lightning.items()}
-    return open_published(folder, dtype=torch.bfloat16, device=CPU, lightning=files)
+    return {adapter_role(n): folder / lora.filename for n, lora in spec.lightning.items()}
 
 
-def model(name: str, parts: Components) -> QwenImage:
-    """Return the family's model over open components."""
+def published(
+    name: str, folder: Path | None = None, dtype: torch.dtype = torch.bfloat16
+) -> Components:
+    """Open an embedded model with from_pretrained, its modulation weights in place."""
+    folder = folder or folder_of(name)
+    return open_published(folder, dtype=dtype, device=CPU, lightning=lightning_files(name, folder))
+
+
+def model(name: str, parts: Components, pipeline: str | None = None) -> QwenImage:
+    """Return the family's model over open components, as of another pipeline if one is named."""
     spec = SPECS[name]
     edits = "edit" in spec.tasks
     served = replace(EDIT if edits else IMAGE, id=name, area=spec.area, max_pixels=4 * spec.area)
-    return QwenImage(parts, served, spec.pipeline, condition_area=CONDITION_AREA)
+    return QwenImage(parts, served, pipeline or spec.pipeline, condition_area=CONDITION_AREA)
