@@ -83,6 +83,17 @@ def test_the_rows_of_a_loop_are_all_that_comes_to_the_device(pair: Pair) -> None
     assert loaded.shape[0] == 2
 
 
+def test_rows_are_mapped_from_their_file_not_read_into_memory(pair: Pair) -> None:
+    table = pair[0]._parts.modulation._table  # type: ignore[attr-defined]
+    address = table.parts[0].rows.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        if first <= address < last:
+            assert "/modulation-00000-" in line
+            return
+    raise AssertionError("the rows lie in no mapping")
+
+
 def test_text_embeddings_are_those_of_the_whole_text_encoder(pair: Pair) -> None:
     ids = torch.arange(20)[None]
     with torch.inference_mode():

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from worker.bundle import format as layout
@@ -17,7 +16,7 @@ from worker.bundle.format import Damaged, Verified
 from worker.bundle.read import THREADS, Reader
 from worker.engine.components import Components
 from worker.engine.lora import Adapters, lightning_modules
-from worker.engine.modulation import RowModulation, RowTable
+from worker.engine.modulation import RowModulation
 from worker.engine.quantise import Precision, linear
 from worker.errors import LoraNotApplied
 
@@ -113,7 +112,8 @@ class _Opening:
 
         with empty():
             model = QwenImageTransformer2DModel.from_config(self._json("transformer"))
-        modulation = RowModulation(model, self._rows(), self._device)
+        table = rows.table(self._files("transformer", layout.ROWS))
+        modulation = RowModulation(model, table, self._device)
         self._fill("transformer", model, self._bundle.precision)
         return model, modulation
 
@@ -156,14 +156,6 @@ class _Opening:
             state = {key: t.to(self._device) for key, t in self._taken(role).items()}
             adapters.attach(role, state, expected=expected)
         return adapters
-
-    def _rows(self) -> RowTable:
-        """Map the files of modulation rows: a loop reads the pages of its own timesteps."""
-        held: list[Mapping[str, Tensor]] = []
-        for path in self._files("transformer", layout.ROWS):
-            with safe_open(path, framework="pt") as file:
-                held.append({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no mapping
-        return rows.table(held)
 
     def _once(self, role: str, made: Callable[[], nn.Module]) -> nn.Module:
         """Return a module that another open model has, or make it."""

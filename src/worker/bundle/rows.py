@@ -1,12 +1,18 @@
 """Modulation rows: computed once from the bf16 weights for every timestep a schedule can pass."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
+from worker.bundle.tensors import Entry, header_of
 from worker.engine.modulation import STREAMS, RowPart, RowTable, seen
 from worker.errors import Internal
 
@@ -15,6 +21,7 @@ HIGHEST: Final = 1000.0
 # family's shifts end above 1000 / (1 + 99 / e^0.5) = 16.
 LOWEST_WITHOUT_TERMINAL: Final = 10.0
 PREFIX: Final = "time_text_embed."
+ROWS: Final = "rows"
 
 
 def keys(scheduler: Mapping[str, Any]) -> Tensor:
@@ -90,40 +97,66 @@ class TimeEmbedding:
 class Collector:
     """The rows of one shard's layers, on their way into a file."""
 
-    def __init__(self, embedding: TimeEmbedding, blocks: int) -> None:
+    def __init__(self, embedding: TimeEmbedding, blocks: int, layers: int) -> None:
         self._embedding = embedding
         self._blocks = blocks
-        self._rows: dict[int, Tensor] = {}
+        self._layers = layers
+        self._slots: list[int] = []
+        self._rows = torch.empty(0)
         self._zero: dict[int, Tensor] = {}
 
     def add(self, block: int, stream: str, weight: Tensor, bias: Tensor) -> None:
         """Compute one layer's rows; `weight` and `bias` are bf16 on the device."""
         rows, zero = self._embedding.rows(stream, weight, bias)
-        self._rows[STREAMS.index(stream) * self._blocks + block] = rows
+        if not self._slots:
+            self._rows = torch.empty(len(rows), self._layers, rows.shape[1], dtype=rows.dtype)
+        self._rows[:, len(self._slots)] = rows
+        self._slots.append(STREAMS.index(stream) * self._blocks + block)
         if zero is not None:
             self._zero[block] = zero
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what the file holds, timestep-major; nothing when the shard has no such layer."""
-        if not self._rows:
+        if not self._slots:
             return {}
-        empty = torch.empty(0, next(iter(self._rows.values())).shape[1], dtype=torch.bfloat16)
-        zero = torch.stack(list(self._zero.values())) if self._zero else empty
+        empty = torch.empty(0, self._rows.shape[2], dtype=self._rows.dtype)
         return {
             "keys": self._embedding.keys,
-            "rows": torch.stack(list(self._rows.values()), dim=1),
-            "slots": torch.tensor(list(self._rows), dtype=torch.int64),
-            "zero": zero,
+            ROWS: self._rows,
+            "slots": torch.tensor(self._slots, dtype=torch.int64),
+            "zero": torch.stack(list(self._zero.values())) if self._zero else empty,
             "zero_blocks": torch.tensor(list(self._zero), dtype=torch.int64),
         }
 
 
-def table(files: list[Mapping[str, Tensor]]) -> RowTable:
-    """Put the files of all shards together; raises Internal when their timesteps differ."""
-    first = files[0]["keys"]
-    if any(not torch.equal(held["keys"], first) for held in files):
-        raise Internal("the files of modulation rows differ in their timesteps")
-    return RowTable(
-        first,
-        tuple(RowPart(f["rows"], f["slots"], f["zero"], f["zero_blocks"]) for f in files),
-    )
+def table(paths: Sequence[Path]) -> RowTable:
+    """Map the files of all shards; raises Internal when there are none or their timesteps differ.
+
+    A loop's rows are read when it asks for them: the kernel is told of all of them at once, where
+    faulting them in page by page would wait for the disk each time.
+    """
+    parts, keys = [], None
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if keys is not None and not torch.equal(held["keys"], keys):
+            raise Internal("the files of modulation rows differ in their timesteps")
+        keys = held["keys"]
+        ahead = partial(_read_ahead, path, header_of(path)[ROWS])
+        parts.append(RowPart(held[ROWS], held["slots"], held["zero"], held["zero_blocks"], ahead))
+    if keys is None:
+        raise Internal("the bundle has no modulation rows")
+    return RowTable(keys, tuple(parts))
+
+
+def _read_ahead(path: Path, rows: Entry, index: Tensor) -> None:
+    """Ask the kernel for the rows at `index`, without waiting."""
+    size = (rows.end - rows.start) // rows.shape[0]
+    with suppress(OSError):
+        number = os.open(path, os.O_RDONLY)
+        try:
+            for row in index.tolist():
+                start = rows.start + row * size
+                os.posix_fadvise(number, start, size, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(number)

@@ -81,11 +81,14 @@ class Transformer(Weights):
         for name in shard.header.keys() & self._early.keys():
             if not torch.equal(read(name), self._early[name]):
                 raise WeightsUnavailable(f"{shard.file.path}: {name} changed while it was read")
-        found = rows.Collector(self._embedding, self._blocks)
-        for name in shard.header:
-            match = MODULATION.fullmatch(name)
-            if match is None or match[3] != "weight":
-                continue
+        layers = [
+            match
+            for name in shard.header
+            if (match := MODULATION.fullmatch(name)) and match[3] == "weight"
+        ]
+        found = rows.Collector(self._embedding, self._blocks, len(layers))
+        for match in layers:
+            name = match[0]
             bias_name = f"{name.removesuffix('weight')}bias"
             bias = read(bias_name) if bias_name in shard.header else self._early[bias_name]
             weight = self._fused(name, read(name))

@@ -1,5 +1,6 @@
 """What each block is modulated by: its own weights, or rows computed once for every timestep."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -40,19 +41,25 @@ class WeightModulation:
         """Do nothing: the blocks compute their modulation from the timestep embedding."""
 
 
+def in_memory(_index: torch.Tensor) -> None:
+    """Read nothing ahead: the rows lie in memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class RowPart:
     """Some blocks' modulation for every timestep, usually mapped from a file.
 
     `rows` bf16 [T, n, 6 * dim]; `slots` int64 [n] says whose: stream * blocks + block, the image
     stream being 0. `zero` bf16 [m, 6 * dim] and `zero_blocks` int64 [m] are the image rows of t = 0
-    for a zero_cond_t transformer, else m is 0. All on the CPU.
+    for a zero_cond_t transformer, else m is 0. All on the CPU. `ahead` is told which of the T rows
+    will be read, so that their disk can be asked for all at once.
     """
 
     rows: torch.Tensor
     slots: torch.Tensor
     zero: torch.Tensor
     zero_blocks: torch.Tensor
+    ahead: Callable[[torch.Tensor], None] = in_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,8 @@ class RowTable:
         """Copy the rows at `index` [steps] to `device`: bf16 [steps, 2, blocks, 6 * dim]."""
         shape = (len(index), len(STREAMS) * blocks, self.width)
         rows = torch.empty(shape, dtype=self.keys.dtype, device=device)
+        for part in self.parts:
+            part.ahead(index)
         for part in self.parts:
             rows[:, part.slots.to(device)] = part.rows.index_select(0, index).to(device)
         return rows.view(len(index), len(STREAMS), blocks, self.width)
