@@ -16,7 +16,7 @@ demo: setup ## a job through RunPod's API on loopback to the real worker; pictur
 	$(BIN)/python builder/demo.py
 
 test: setup ## run the tests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 faults: setup ## every fault of hub, network, disk and neighbours, five seeds each (as root, for small disks)
 	cd tests && ../$(BIN)/python -m faults.campaign

@@ -24,7 +24,7 @@ PAUSE_S: Final = 0.2
 Job = dict[str, Any]
 
 
-class TakeFailed(Exception):  # noqa: N818 - it is what happened
+class TakeFailed(Exception):
     """The platform did not answer a poll as it should; ask again after `wait_s` seconds, if set."""
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:

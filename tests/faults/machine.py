@@ -18,7 +18,7 @@ from worker.weights.proof import RemoteFile
 ENDS_S = 30.0
 
 
-class NotPermitted(Exception):  # noqa: N818 - a reason to skip, not an error
+class NotPermitted(Exception):
     """This machine does not let us mount."""
 
 

@@ -32,7 +32,7 @@ Read = Callable[[str], Tensor]
 Transform = Callable[[Shard, Read], Mapping[str, Mapping[str, Tensor]]]
 
 
-class _Stopped(Exception):  # noqa: N818 - it never leaves this file
+class _Stopped(Exception):
     """The component failed: the download ahead of it has no reader any more."""
 
 

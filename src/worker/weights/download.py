@@ -15,7 +15,7 @@ from worker.settings import Settings
 from worker.weights import parallel, sequential, space, temporary
 from worker.weights.address import Hub
 from worker.weights.proof import RemoteFile, difference, digests, digests_of
-from worker.weights.retry import Again, Missing, Patience, WrongBytes, given_up
+from worker.weights.retry import Again, Missing, Patience, WrongBytes
 from worker.weights.snapshot import Progress, Proven, Snapshot, quiet
 
 # Below this hf_transfer has nothing to split; one request is faster than a process.
@@ -197,19 +197,13 @@ class HubSnapshot:
 
     def _patiently(self, file: RemoteFile, action: Callable[[], T]) -> T:
         """Do it until it works, as `Patience` allows."""
-        what = f"{self.repository}: {file.path}"
         try:
-            for attempt in self.patience.tries():
-                with attempt:
-                    return action()
+            return self.patience.insist(action, f"{self.repository}: {file.path}")
         except Missing:
             if self.kept is not None:
                 with suppress(OSError):
                     self.kept.unlink(missing_ok=True)
             raise
-        except Again as error:
-            raise given_up(error, what) from None
-        raise AssertionError("stamina ends by success or by raising")
 
 
 def fetch_snapshot(

@@ -14,7 +14,7 @@ from worker.weights import temporary
 from worker.weights.address import Hub
 from worker.weights.download import HubSnapshot
 from worker.weights.proof import RemoteFile
-from worker.weights.retry import Again, Patience, given_up, refused
+from worker.weights.retry import Again, Patience, refused
 
 KEPT: Final = "revisions"
 _FILES: Final = TypeAdapter(tuple[RemoteFile, ...])
@@ -42,22 +42,10 @@ def resolve(
     kept = settings.home / KEPT / f"{_UNSAFE.sub('_', name)}.json"
     known = _kept(kept, repository)
     if known is None:
-        known = _patiently(repository, revision, hub, patience)
+        known = patience.insist(lambda: _ask(repository, revision, hub, patience), repository)
         _keep(kept, repository, *known)
     commit, files = known
     return HubSnapshot(repository, commit, files, settings, hub, patience, kept=kept)
-
-
-def _patiently(
-    repository: str, revision: str | None, hub: Hub, patience: Patience
-) -> tuple[str, tuple[RemoteFile, ...]]:
-    try:
-        for attempt in patience.tries():
-            with attempt:
-                return _ask(repository, revision, hub, patience)
-    except Again as error:
-        raise given_up(error, repository) from None
-    raise AssertionError("stamina ends by success or by raising")
 
 
 def _ask(

@@ -1,10 +1,10 @@
 """What is tried again, how often and how patiently: the only place that decides it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final
+from typing import Final, TypeVar
 
 import stamina
 
@@ -25,8 +25,10 @@ ADVICE: Final = {
     451: "the repository may not be delivered here: name another in MODEL",
 }
 
+T = TypeVar("T")
 
-class Again(Exception):  # noqa: N818 - it names what to do, and never leaves weights
+
+class Again(Exception):
     """A fault that another attempt may mend; `wait_s` is what the hub asked for, in seconds."""
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
@@ -65,6 +67,19 @@ class Patience:
         """Return the operator's patience: DOWNLOAD_RETRIES and DOWNLOAD_STALL_S."""
         return cls(attempts=settings.download_retries + 1, stall_s=settings.download_stall_s)
 
+    def insist(self, action: Callable[[], T], what: str) -> T:
+        """Do it until it works; raises HubUnreachable about `what` after the last attempt."""
+        try:
+            for attempt in self.tries():
+                with attempt:
+                    return action()
+        except Again as error:
+            raise HubUnreachable(
+                f"{what}: {error.reason}, at the last of several attempts; start again later, or"
+                " check the network, HF_ENDPOINT and the status of the hub"
+            ) from None
+        raise AssertionError("stamina ends by success or by raising")
+
     def tries(self) -> Iterator[stamina.Attempt]:
         """Yield attempts as context managers until one succeeds.
 
@@ -100,14 +115,6 @@ def refused(status: int, retry_after: str | None, what: str) -> Again | WeightsU
         return Again(f"the hub answered {status}", _seconds(retry_after))
     kind = Missing if status == NOT_FOUND else WeightsUnavailable
     return kind(f"{what}: {ADVICE.get(status, 'the hub refuses the request')} (status {status})")
-
-
-def given_up(error: Again, what: str) -> HubUnreachable:
-    """Return the error of `what` after the last attempt."""
-    return HubUnreachable(
-        f"{what}: {error.reason}, at the last of several attempts; start again later, or check the"
-        " network, HF_ENDPOINT and the status of the hub"
-    )
 
 
 def _seconds(retry_after: str | None) -> float | None:
