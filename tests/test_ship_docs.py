@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from worlds import embedded
 from worlds.pod import KEY, Pod
 
 from bench.real_shapes import cold, shapes
 from worker import errors, request, settings
 from worker.bundle.prepare import sizes
-from worker.families.describe import describe
 from worker.versions import OLDEST_DRIVER
-from worker.weights import catalog
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -94,17 +93,7 @@ def test_every_job_that_a_guide_shows_is_accepted() -> None:
             "BUCKET_NAME": "pictures",
         }
     )
-    served = [
-        describe(
-            spec,
-            given,
-            revision="local",
-            precision="bf16",
-            lightning=catalog.lightning_steps(spec, given),
-            memory=None,
-        )
-        for spec in catalog.resolve(given.model, given, has_gpu=False)
-    ]
+    served = embedded.served(given)
     found = list(jobs())
     assert len(found) >= 6
     for job in found:

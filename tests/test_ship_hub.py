@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from worlds import embedded
 
 from worker import preflight, request, settings, versions
-from worker.families.describe import describe
 from worker.weights import catalog
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,17 +137,7 @@ def jobs() -> list[Any]:
 @pytest.mark.parametrize("job", jobs())
 def test_every_example_is_a_job_that_the_embedded_models_take_without_a_warning(job: Any) -> None:
     given = settings.read({"MODEL": "tiny", "STRICT_INPUT": "true"})
-    served = [
-        describe(
-            spec,
-            given,
-            revision="local",
-            precision="bf16",
-            lightning=catalog.lightning_steps(spec, given),
-            memory=None,
-        )
-        for spec in catalog.resolve(given.model, given, has_gpu=False)
-    ]
+    served = embedded.served(given)
     parsed = request.parse(job, served, given)
     assert not parsed.warnings
 

@@ -1,0 +1,21 @@
+"""What a worker with the embedded models serves, without opening them."""
+
+from worker.families import Served
+from worker.families.describe import describe
+from worker.settings import Settings
+from worker.weights import catalog
+
+
+def served(settings: Settings) -> list[Served]:
+    """Return what callers may ask of the models that MODEL names, on a CPU."""
+    return [
+        describe(
+            spec,
+            settings,
+            revision="local",
+            precision="bf16",
+            lightning=catalog.lightning_steps(spec, settings),
+            memory=None,
+        )
+        for spec in catalog.resolve(settings.model, settings, has_gpu=False)
+    ]
