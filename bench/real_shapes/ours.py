@@ -18,7 +18,7 @@ from worker.engine import device as gpu
 from worker.engine import schedule
 from worker.engine.components import Components
 from worker.engine.lora import Adapters, lightning_modules
-from worker.engine.modulation import STREAMS, RowModulation, RowTable, seen
+from worker.engine.modulation import STREAMS, RowModulation, RowPart, RowTable, seen
 from worker.engine.quantise import Precision
 from worker.engine.vae import picture
 from worker.families import Generation, Phase, Served
@@ -47,14 +47,16 @@ def row_table(transformer: Any, config: dict[str, Any], device: torch.device) ->
     time_embedding = weights.made(transformer, device, {}, below=rows.PREFIX)
     blocks = transformer.transformer_blocks
     embedding = rows.TimeEmbedding(time_embedding, config, wanted, device)
-    collector = rows.Collector(embedding, len(blocks))
+    collector = rows.Collector(embedding, len(blocks), len(STREAMS) * len(blocks))
     for (index, block), stream in itertools.product(enumerate(blocks), STREAMS):
         name, layer = f"transformer_blocks.{index}.{stream}.1", getattr(block, stream)[1]
         weight = weights.value(layer, f"{name}.weight", layer.weight, device)
         bias = weights.value(layer, f"{name}.bias", layer.bias, device)
         collector.add(index, stream, weight, bias)
         setattr(block, stream, nn.Identity())
-    return rows.table([collector.tensors()])
+    held = collector.tensors()
+    part = RowPart(held[rows.ROWS], held["slots"], held["zero"], held["zero_blocks"])
+    return RowTable(held["keys"], (part,))
 
 
 def text_encoder(architecture: Architecture, precision: Precision, device: torch.device) -> Any:
