@@ -31,11 +31,11 @@ from bench.real_shapes.results import Results, table  # noqa: E402
 from bench.real_shapes.shapes import Architecture  # noqa: E402
 from worker import log  # noqa: E402
 from worker.engine.device import reset_peak, threads_for  # noqa: E402
-from worker.engine.quantise import Precision  # noqa: E402
+from worker.engine.quantise import PRECISIONS, Precision  # noqa: E402
 from worker.errors import CudaOutOfMemory  # noqa: E402
 from worker.families import Generation  # noqa: E402
 
-PARTS: Final = ("ceiling", "bf16", "4bit", "8bit", "memory", "cold")
+PARTS: Final = ("ceiling", "bf16", "4bit", "8bit", "memory", "cold", "profile")
 SIDES: Final = ("ours", "fused", "stock")
 OUT_OF_MEMORY: Final = (CudaOutOfMemory, torch.OutOfMemoryError)
 
@@ -52,6 +52,7 @@ class Run:
     batches: tuple[int, ...]
     steps: tuple[int, ...]
     only: tuple[str, ...]
+    precision: Precision
     patience_s: float
     until: float
 
@@ -258,6 +259,19 @@ def cold(run: Run) -> None:
         run.say(f"cold start: {told}")
 
 
+def profile(run: Run, precision: Precision) -> None:
+    """Tell where one edit's time goes, kernel by kernel: the input of every change for speed."""
+    edit = Case(run.architecture.small, 1, run.steps[0])
+    parts = ours.components(run.architecture, edit=True, precision=precision, device=run.device)
+    model = ours.Ours(run.architecture, parts, edit=True, precision=precision)
+    asked = job.inputs(edit)
+    model.job(edit, next(asked))
+    run.results.put(measure.kernels(run.device, lambda: model.job(edit, next(asked))), "profile")
+    run.say(f"profile of {precision}/{edit.name}, milliseconds and calls:")
+    for name, told in run.results.held["profile"].items():
+        print(f"{told['ms']:10.2f} {told['calls']:6d}  {name[:120]}", flush=True)
+
+
 def carry_out(run: Run, part: str) -> None:
     """Carry out one part."""
     run.say(f"part {part}")
@@ -270,6 +284,8 @@ def carry_out(run: Run, part: str) -> None:
             caps(run)
         case "cold":
             cold(run)
+        case "profile":
+            profile(run, run.precision)
     measure.free(run.device)
 
 
@@ -285,6 +301,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--steps", type=int, nargs="+", choices=ours.STEPS, default=[4, 8])
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="cases named so")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of part profile")
     parser.add_argument("--out", type=Path, help="default: bench/results/gpu-DEVICE.json")
     parser.add_argument("--again", action="store_true", help="forget what was measured")
     given = parser.parse_args()
@@ -312,6 +329,7 @@ def main() -> None:
         batches=tuple(given.batch),
         steps=tuple(given.steps),
         only=tuple(given.only),
+        precision=given.precision,
         patience_s=20.0,
         until=time.monotonic() + given.minutes * 60,
     )

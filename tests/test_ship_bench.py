@@ -87,7 +87,7 @@ def test_the_whole_harness_runs_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     words = ["--tiny", "--device", "cpu", "--repeats", "1", "--warmups", "0", "--batch", "1"]
     cases = ["--steps", "4", "--only", "edit-96-1ref", "image-96"]
-    parts = ["--part", "ceiling", "bf16", "4bit", "memory", "cold"]
+    parts = ["--part", "ceiling", "bf16", "4bit", "memory", "cold", "profile"]
     done = subprocess.run(
         [sys.executable, "bench/gpu.py", *words, *cases, *parts, "--out", out],
         cwd=ROOT,
@@ -113,4 +113,5 @@ def test_the_whole_harness_runs_on_a_cpu(tmp_path: Path) -> None:
     cold = held["cold"]["4bit"]
     assert cold["cold"]["first_picture_s"] > 0
     assert cold["bundle_gb"] > 0
+    assert sum(told["ms"] for told in held["profile"].values()) > 0
     assert "bf16/edit-96-1ref/4/1" in done.stdout

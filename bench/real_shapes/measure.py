@@ -97,6 +97,23 @@ def ceiling(device: torch.device, products: list[Product], *, repeats: int) -> d
     return rates
 
 
+def kernels(device: torch.device, work: Callable[[], Any], most: int = 40) -> dict[str, Any]:
+    """Return what took longest on the device while `work` ran: milliseconds and calls by name."""
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as watched:
+        seconds(device, work)
+    spent = {}
+    for event in watched.key_averages():
+        own = event.self_cpu_time_total
+        if device.type == "cuda":
+            own = event.self_device_time_total
+        spent[event.key] = {"ms": round(own / 1000, 3), "calls": event.count}
+    longest = sorted(spent.items(), key=lambda item: -item[1]["ms"])[:most]
+    return dict(longest)
+
+
 def forward_flops(
     *, blocks: int, dim: int, image_tokens: int, text_tokens: int, rank: int, batch: int
 ) -> float:
