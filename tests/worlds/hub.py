@@ -52,7 +52,7 @@ class Fault:
     """One way to misbehave: at which step, for which paths, how often (None: for ever).
 
     `at` is the share of the body that still arrives before a cut, a stall or a flipped byte.
-    `only_parts` spares requests without Range and `skip` the first so many that match.
+    `skip` spares the first so many that match.
     """
 
     act: Act
@@ -62,7 +62,6 @@ class Fault:
     status: int = 500
     headers: Mapping[str, str] = field(default_factory=dict)
     at: float = 0.5
-    only_parts: bool = False
     skip: int = 0
 
 
@@ -238,13 +237,13 @@ class Hub:
                 s for s in self.seen if (step is None or s.step == step) and fnmatch(s.path, path)
             ]
 
-    def match(self, step: Step, path: str, *, has_range: bool) -> Fault | None:
+    def match(self, step: Step, path: str) -> Fault | None:
         """Take the first fault for this request."""
         with self.lock:
             for fault in self.faults:
                 if fault.step != step or not fnmatch(path, fault.path):
                     continue
-                if fault.times == 0 or (fault.only_parts and not has_range):
+                if fault.times == 0:
                     continue
                 if fault.skip:
                     fault.skip -= 1
@@ -439,7 +438,7 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def _api(self, repository: str, rest: list[str]) -> None:
-        fault = self.hub.match("info", repository, has_range=False)
+        fault = self.hub.match("info", repository)
         if fault and self._misbehaved(fault, b"{}"):
             return
         if self._denied(repository):
@@ -483,7 +482,7 @@ class _Handler(BaseHTTPRequestHandler):
         redirects = at_hub and entry is not None and entry.lfs
         step: Step = "resolve" if redirects else "bytes"
         self._note(step, path)
-        fault = self.hub.match(step, path, has_range="Range" in self.headers)
+        fault = self.hub.match(step, path)
         if fault and self._misbehaved(fault, PAGE):
             return
         if at_hub and self._denied(repository):
