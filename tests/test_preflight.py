@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from packaging.version import Version
 from worlds.nvml import Fact, Nvml
 
@@ -237,6 +238,21 @@ def test_no_lock_holds_a_version_known_to_be_bad() -> None:
     ]
     assert len(found) > 100
     assert not any(found)
+
+
+def test_what_is_installed_is_what_the_locks_say() -> None:
+    """The locks resolve for this Python and platform, which are the image's own."""
+    wanted = {}
+    for lock in LOCKS:
+        for line in re.findall(r"^([a-z0-9][^\\\n]*==[^\\\n]*)", lock.read_text(), re.MULTILINE):
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate():
+                wanted[requirement.name] = requirement.specifier
+    assert len(wanted) > 100
+    for name, specifier in wanted.items():
+        version = versions.installed(name)
+        assert version is not None, name
+        assert specifier.contains(version.public, prereleases=True), name
 
 
 def test_every_pin_of_every_lock_has_a_hash() -> None:
