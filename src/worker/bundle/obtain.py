@@ -198,6 +198,7 @@ class _Search:
     def _prepared(self, source: Source, choice: Choice) -> Path:
         """Prepare the bundle from a source's published weights."""
         log.get().info("preparing", model=self._spec.name, **source.facts())
+        temporary.sweep(self._settings.home / DOWNLOADS)
         snapshot = sources.snapshot_of(source, self._spec, self._settings)
         if source.kind != "hub":
             return prepare(self._order(snapshot, choice.precision))
