@@ -15,6 +15,11 @@ LORA_MODULES = {
     *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
     *("img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2"),
 }
+# the text stream ends with the last block: what only feeds its end can learn nothing
+IDLE = {
+    f"transformer_blocks.5.{name}"
+    for name in ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
+}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -95,7 +100,8 @@ def test_each_lightning_lora_changes_twelve_modules_a_block(variant: str) -> Non
             rank, down = lora[f"{module}.lora_down.weight"][0]
             assert (down, lora[f"{module}.lora_up.weight"][0]) == (inner, [out, rank])
         with safe_open(ROOT / variant / file, "pt") as tensors:
-            assert all(tensors.get_tensor(f"{module}.lora_up.weight").any() for module in wanted)
+            still = {m for m in wanted if not tensors.get_tensor(f"{m}.lora_up.weight").any()}
+        assert still <= IDLE
 
 
 def test_the_tokenizer_gives_34_and_64_tokens_for_the_template_prefixes() -> None:

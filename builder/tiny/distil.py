@@ -1,9 +1,11 @@
-"""Stage 3: Lightning LoRAs, distilled from the base with 40 steps and true CFG 4.
+"""Stage 3: Lightning LoRAs, distilled from the base with true CFG.
 
-The teacher's pictures are drawn once from stored noise; those that the checker does not read as
-asked are left out. A student then walks its own 4 or 8 Lightning steps from the same noise, without
-CFG, and at every step its prediction of x_0 is pulled to the teacher's picture, so that it learns
-on the states that it will meet. Only the LoRA's weights learn.
+The teacher's pictures are drawn once from stored noise; where the checker does not read one as
+asked, the drawn scene takes its place. A student then walks its own 4 or 8 Lightning steps from the
+same noise, without CFG, and at every step its prediction of x_0 is pulled to the teacher's picture,
+so that it learns on the states that it will meet. Only the LoRA's weights learn.
+
+While the base is weak, a share of the rounds can do without teacher: fresh noise, drawn scenes.
 """
 
 import itertools
@@ -22,10 +24,10 @@ from builder.tiny.bank import Bank, unpack
 from builder.tiny.conditioning import Conditioner
 from builder.tiny.flat_vae import FlatVae
 from builder.tiny.pixels import picture
-from builder.tiny.train_model import Sample, Tasks, condition, velocity
+from builder.tiny.train_model import OBJECT_WEIGHT, Sample, Tasks, condition, velocity
 from worker.engine import schedule
 
-GROUP = 16
+GROUP = 8
 TEACHER_CFG = 4.0
 LEARNING_RATE = 2e-3
 TURNS = ("image", "edit", "image", "edit", "exchange")
@@ -82,6 +84,20 @@ def _decode(flat: FlatVae, bank: Bank, latents: Tensor) -> Tensor:
     return flat.decode(plain.to(latents.device))
 
 
+def scenes_of(bank: Bank, samples: Sequence[Sample]) -> Tensor:
+    """Return the packed latents (B, 36, 64) of the drawn scenes of a group, a copy."""
+    jitters = torch.tensor([sample.jitter for sample in samples])
+    return bank.latents[jitters, torch.tensor([sample.target for sample in samples])].clone()
+
+
+def weights_of(bank: Bank, samples: Sequence[Sample]) -> Tensor:
+    """Return the weight of each token (B, 36, 1) in the loss: more where the object is."""
+    jitters = torch.tensor([sample.jitter for sample in samples])
+    shown = bank.shown[jitters, torch.tensor([sample.target for sample in samples])]
+    weight = 1 + (OBJECT_WEIGHT - 1) * shown.float()
+    return (weight / weight.mean())[..., None]
+
+
 def lessons(
     transformer: Any,
     make: Conditioner,
@@ -93,7 +109,7 @@ def lessons(
     steps: int,
     seed: int = 3,
 ) -> list[Lesson]:
-    """Let the teacher draw `count` groups in `steps`; return what shows what was asked."""
+    """Let the teacher draw `count` groups in `steps`; return what the student shall draw."""
     tasks = Tasks(bank, seed)
     torch.manual_seed(seed)
     levels = sigmas(steps, lightning=False)
@@ -106,15 +122,15 @@ def lessons(
         with torch.no_grad():
             prompts = [condition(make, bank, some, device) for some in (samples, blank)]
         drawn = walk(transformer, noise, levels, prompts[0], prompts[1])
-        right = []
+        target = scenes_of(bank, samples)
         for i, frame in enumerate(_decode(flat, bank, drawn)):
             seen, scene = checker.read(picture(frame)), bank.scenes[samples[i].target]
             fixed = samples[i].fixed
             if all(getattr(seen, part) == getattr(scene, part) for part in fixed):
-                right.append(i)
-        asked, kept = asked + GROUP, kept + len(right)
-        if right:
-            made.append(Lesson([samples[i] for i in right], noise[right].cpu(), drawn[right].cpu()))
+                target[i] = drawn[i].cpu()
+                kept += 1
+        asked += GROUP
+        made.append(Lesson(samples, noise.cpu(), target))
         if (turn + 1) % 10 == 0:
             print(f"teacher {turn + 1}/{count}: {kept}/{asked} pictures right", flush=True)
     return made
@@ -173,12 +189,14 @@ def student(  # noqa: PLR0913 - the parts of a model, and how long
     make: Conditioner,
     bank: Bank,
     taught: Sequence[Lesson],
+    untaught: float = 0.0,
     start: dict[str, Tensor] | None = None,
     seed: int = 4,
 ) -> dict[str, Tensor]:
     """Distil for a number of Lightning steps, one walk a round; return the LoRA's state.
 
-    Resumes from `folder`/lightning-N.pt. `start` is a LoRA to begin with (the other step count's);
+    `untaught` is the share of rounds with drawn scenes instead of a lesson. Resumes from
+    `folder`/lightning-N.pt. `start` is a LoRA to begin with (the other step count's);
     else lora_up starts at zero.
     """
     file = folder / f"lightning-{steps}.pt"
@@ -196,26 +214,34 @@ def student(  # noqa: PLR0913 - the parts of a model, and how long
         optimiser.load_state_dict(saved["optimiser"])
     levels = sigmas(steps, lightning=True)
     rng = random.Random(seed * 1_000_003 + first)
+    tasks = Tasks(bank, seed * 1_000_003 + first)
+    torch.manual_seed(seed * 1_000_003 + first)
     began, errors = time.monotonic(), []
     for turn in range(first, rounds):
         factor = min(1.0, (turn + 1) / 20, max(0.02, (rounds - turn) / (0.5 * rounds)))
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * factor
-        lesson = taught[rng.randrange(len(taught))]
+        if rng.random() < untaught:
+            samples = tasks.group(rng.choice(TURNS), GROUP, dropping=False)
+            target = scenes_of(bank, samples)
+            lesson = Lesson(samples, torch.randn_like(target), target)
+        else:
+            lesson = taught[rng.randrange(len(taught))]
         with torch.no_grad():
             prompt = condition(make, bank, lesson.samples, device)
         x, target = lesson.noise.to(device), lesson.target.to(device)
+        weight = weights_of(bank, lesson.samples).to(device)
         for level, following in itertools.pairwise(levels):
             t = torch.full((len(x),), level, device=device)
             v = velocity(transformer, x, t, prompt)
-            loss = (x - level * v - target).square().mean() / max(level, 0.3)
+            loss = (weight * (x - level * v - target).square()).mean() / max(level, 0.3)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             x = x + (following - level) * v.detach()
         errors.append(float((x - target).square().mean()))
-        if (turn + 1) % 50 == 0 or turn + 1 == rounds:
+        if (turn + 1) % 25 == 0 or turn + 1 == rounds:
             print(
                 f"lightning {steps}, {turn + 1}/{rounds}: error to the teacher "
                 f"{sum(errors) / len(errors):.4f}, {time.monotonic() - began:.0f} s",

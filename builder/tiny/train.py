@@ -59,6 +59,7 @@ def lightning(  # noqa: PLR0913 - the parts of a model
     rounds: Mapping[int, int],
     groups: int,
     teacher_steps: int,
+    untaught: float,
     *,
     transformer: Any,
     make: Conditioner,
@@ -86,6 +87,7 @@ def lightning(  # noqa: PLR0913 - the parts of a model
             make=make,
             bank=encoded,
             taught=taught,
+            untaught=untaught,
             start=states.get(4),
         )
     return states
@@ -98,8 +100,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("checkpoints/tiny"))
     parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
     parser.add_argument("--model-steps", type=int, default=MODEL_STEPS)
-    parser.add_argument("--groups", type=int, default=TEACHER_GROUPS, help="of 16 teacher pictures")
+    parser.add_argument("--groups", type=int, default=TEACHER_GROUPS, help="of 8 teacher pictures")
     parser.add_argument("--teacher-steps", type=int, default=TEACHER_STEPS)
+    parser.add_argument("--untaught", type=float, default=0.0, help="share of untaught rounds")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of distillation")
     parser.add_argument("--compile", action="store_true", help="compile the blocks: 1.6x on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -142,6 +145,7 @@ def main() -> None:
         {steps: round(options.rounds * share) for steps, share in LIGHTNING_ROUNDS.items()},
         options.groups,
         options.teacher_steps,
+        options.untaught,
         transformer=transformer,
         make=Conditioner(text_encoder, tokenizer),
         encoded=encoded,
