@@ -249,6 +249,7 @@ def ready(spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Openable:
 
     `gpu` is None on a CPU. Raises WeightsUnavailable, VolumeFull, LoraNotApplied, InvalidSettings.
     """
+    devices.threads_for(_device(gpu))
     obtained = obtain(spec, settings, gpu)
     served = describe(
         obtained.spec,
@@ -266,16 +267,20 @@ def ready(spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Openable:
     )
 
 
+def _device(gpu: Gpu | None) -> torch.device:
+    return torch.device("cuda" if gpu else "cpu")
+
+
 def prepare(spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Path:
     """Bring a model's bundle to this machine and return its folder; raises as `ready`."""
+    devices.threads_for(_device(gpu))
     return obtain(spec, settings, gpu).folder
 
 
 def _opened(obtained: Obtained, served: Served, settings: Settings, gpu: Gpu | None) -> QwenImage:
     """Open a bundle: a damaged one once more after mending, one too large with less on the GPU."""
     start = time.monotonic()
-    device = torch.device("cuda" if gpu else "cpu")
-    devices.threads_for(device)
+    device = _device(gpu)
     try:
         parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
     except Damaged as damage:
