@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from builder.tiny import architecture, bank, checker, distil, train_model, train_vae, world
 from builder.tiny.bank import Bank
@@ -93,11 +95,22 @@ def lightning(  # noqa: PLR0913 - the parts of a model
     return states
 
 
+def go_on(edit: Path, transformer: Any, text_encoder: Any) -> None:
+    """Take the weights of a written checkpoint, the vision tower's included."""
+    read = QwenImageTransformer2DModel.from_pretrained(edit / "transformer")
+    transformer.load_state_dict(read.state_dict())
+    words = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        edit / "text_encoder", dtype=torch.float32
+    )
+    text_encoder.load_state_dict(words.state_dict())
+
+
 def main() -> None:
     """Run the stages that are not done yet, then write the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("checkpoints/tiny"))
+    parser.add_argument("--start", type=Path, help="a checkpoint to go on from, with its VAE")
     parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
     parser.add_argument("--model-steps", type=int, default=MODEL_STEPS)
     parser.add_argument("--groups", type=int, default=TEACHER_GROUPS, help="of 8 teacher pictures")
@@ -114,7 +127,10 @@ def main() -> None:
     def told(stage: str, figures: str) -> None:
         print(f"{stage}: {figures} ({time.monotonic() - began:.0f} s since start)", flush=True)
 
-    vae = train_vae.train(folder, options.vae_steps, device)
+    if options.start is None:
+        vae = train_vae.train(folder, options.vae_steps, device)
+    else:
+        vae = AutoencoderKLQwenImage.from_pretrained(options.start / "edit" / "vae")
     flat = FlatVae(vae).to(device)
     told("vae", vae_gate(flat, device))
 
@@ -123,6 +139,8 @@ def main() -> None:
     text_encoder: Any = architecture.build_text_encoder(tokenizer).to(device)
     transformer: Any = architecture.build_transformer(zero_cond_t=True).to(device)
     train_model.initialise(transformer, text_encoder, SEED)
+    if options.start is not None:
+        go_on(options.start / "edit", transformer, text_encoder)
     encoded = bank.cached(folder, flat, text_encoder, JITTERS, SEED, device)
     told("bank", f"{encoded.latents.shape[0]} x {len(encoded.scenes)} pictures encoded")
     if options.compile:
