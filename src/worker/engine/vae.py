@@ -41,8 +41,8 @@ class Vae:
         """Return the pixels [batch, 3, height, width] in [-1, 1] of packed latents."""
         latents = unpack(tokens, height // self.scale, width // self.scale).to(self._vae.dtype)
         mean, std = self._statistics(latents)
-        # a division by the reciprocal, as the stock pipelines compute it: equal to the last bit
-        latents = latents / (1.0 / std).to(latents.device, latents.dtype) + mean
+        # by the reciprocal, rounded where the stock pipelines round: equal to the last bit
+        latents = latents / (1.0 / std.to(latents.device, latents.dtype)) + mean
         pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
         return pixels[:, :, 0]
 
