@@ -10,6 +10,8 @@ import structlog
 @pytest.fixture(autouse=True)
 def default_log() -> Iterator[None]:
     """Undo what `log.configure` did in a test: its stream may be the test's own."""
+    # the hostile site of tests/worlds writes to clients that have left, and asyncio tells each time
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     yield
     structlog.reset_defaults()
     logging.captureWarnings(capture=False)
