@@ -214,6 +214,8 @@ class Site:
                         break
                     writer.write(part)
                     await writer.drain()
+                    # drain need not give way, and then nobody learns that the peer has left
+                    await asyncio.sleep(0)
         with contextlib.suppress(OSError):
             writer.close()
 
