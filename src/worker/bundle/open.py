@@ -1,4 +1,4 @@
-"""One bundle folder -> the modules of a warm model, at the speed of the disk."""
+"""One bundle folder -> the modules of a warm model, filled while its files are read."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
