@@ -296,15 +296,23 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="the embedded checkpoint's sizes")
     parser.add_argument("--minutes", type=float, default=8.0, help="start no case after these")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--warmups", type=int, default=2)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--steps", type=int, nargs="+", choices=ours.STEPS, default=[4, 8])
+    parser.add_argument("--repeats", type=int, help="default 5; 1 with --tiny")
+    parser.add_argument("--warmups", type=int, help="default 2; 0 with --tiny")
+    parser.add_argument("--batch", type=int, nargs="+", help="default 1 2 4; 1 with --tiny")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", choices=ours.STEPS, help="4 8; 4 with --tiny"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="cases named so")
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of part profile")
     parser.add_argument("--out", type=Path, help="default: bench/results/gpu-DEVICE.json")
     parser.add_argument("--again", action="store_true", help="forget what was measured")
     given = parser.parse_args()
+    # --tiny shows that everything runs, in a minute on two cores; its times say nothing
+    usual: dict[str, Any] = {"repeats": 5, "warmups": 2, "batch": [1, 2, 4], "steps": [4, 8]}
+    quick: dict[str, Any] = {"repeats": 1, "warmups": 0, "batch": [1], "steps": [4]}
+    for name, value in (quick if given.tiny else usual).items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no CUDA device here; --tiny --device cpu runs the same code on a CPU")
