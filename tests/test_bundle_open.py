@@ -225,7 +225,8 @@ def test_lightning_loras_are_counted_against_the_model_at_open(mine: Path) -> No
         open_bundle(bundle(mine), CPU)
 
 
-def test_files_are_read_in_ranges_and_runs_exactly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_files_are_read_in_ranges_and_runs_exactly(tmp_path: Path, *, mapped: bool) -> None:
     torch.manual_seed(0)
     written = {
         "several ranges": torch.randn(RANGE_BYTES // 4 + 1000),
@@ -240,7 +241,7 @@ def test_files_are_read_in_ranges_and_runs_exactly(tmp_path: Path) -> None:
     assert path.stat().st_size == record.size
     assert layout.sha256(path) == record.sha256
     assert record.sha256.startswith(name.removeprefix("weights-").removesuffix(".safetensors"))
-    with Reader(CPU, threads=3) as reader:
+    with Reader(CPU, threads=3, mapped=mapped) as reader:
         reader.start(path)
         read = reader.take(path)
     assert read.keys() == written.keys()
@@ -249,12 +250,13 @@ def test_files_are_read_in_ranges_and_runs_exactly(tmp_path: Path) -> None:
         assert torch.equal(read[key], tensor), key
 
 
-def test_a_file_that_ends_too_early_is_damage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_file_that_ends_too_early_is_damage(tmp_path: Path, *, mapped: bool) -> None:
     name, _ = tensors.write(tmp_path, "weights", {"x": torch.zeros(BIG_BYTES)})
     cut(tmp_path / name)
-    with Reader(CPU) as reader:
+    with Reader(CPU, mapped=mapped) as reader:
         reader.start(tmp_path / name)
-        with pytest.raises(Damaged, match="ends at byte"):
+        with pytest.raises(Damaged, match="ends before byte"):
             reader.take(tmp_path / name)
 
 

@@ -73,9 +73,11 @@ class _Opening:
 
     def components(self) -> Components:
         """Start every read, build the modules as their files arrive, and check that all is real."""
+        # An offloaded text encoder has memory of its own: the cache of a volume may be taken away.
+        mapped = self._device.type == "cpu"
         with (
-            Reader(self._device, self._threads) as near,
-            Reader(self._text_device, self._threads) as far,
+            Reader(self._device, self._threads, mapped=mapped) as near,
+            Reader(self._text_device, self._threads, mapped=mapped) as far,
         ):
             self._readers = {"text_encoder": far, "": near}
             for role in self._found.parts:

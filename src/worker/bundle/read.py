@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from worker.bundle.format import Damaged
@@ -37,10 +38,17 @@ class Reader:
     Tensors of a MiB and more are read straight into memory of their own: on a CPU into the tensor
     itself, on CUDA through two pinned buffers a thread. Smaller ones come as views of one block on
     the CPU. Use it as a context manager.
+
+    With `mapped`, for a CPU, tensors are the kernel's cache of the file, which the threads fill: new
+    memory would be touched page by page, and eight threads that do so wait for each other (2.4 GB
+    took 10 s of processor time, of which reading was 1.3).
     """
 
-    def __init__(self, device: torch.device, threads: int = THREADS) -> None:
+    def __init__(
+        self, device: torch.device, threads: int = THREADS, *, mapped: bool = False
+    ) -> None:
         self._device = device
+        self._mapped = mapped
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
         self._files: dict[Path, _File] = {}
         self._own = threading.local()
@@ -59,6 +67,11 @@ class Reader:
     def start(self, path: Path) -> None:
         """Begin to read a file."""
         file = _File(path)
+        if self._mapped:
+            for offset in range(0, path.stat().st_size, RANGE_BYTES):
+                file.ranges.append(self._pool.submit(self._cache, path, offset))
+            self._files[path] = file
+            return
         entries = sorted(header_of(path).items(), key=lambda item: item[1].start)
         run: list[tuple[str, Entry]] = []
         for name, entry in entries:
@@ -80,7 +93,22 @@ class Reader:
             event = future.result()
             if event is not None:
                 event.synchronize()
+        if self._mapped:
+            if path.stat().st_size < (end := max(e.end for e in header_of(path).values())):
+                raise Damaged(path.parent, f"{path.name} ends before byte {end}")
+            with safe_open(path, framework="pt") as mapped:
+                return {name: mapped.get_tensor(name) for name in mapped.keys()}  # noqa: SIM118 - no mapping
         return file.tensors
+
+    def _cache(self, path: Path, offset: int) -> None:
+        """Read a range into a buffer of this thread's that is then forgotten."""
+        if not hasattr(self._own, "buffer"):
+            self._own.buffer = memoryview(bytearray(RANGE_BYTES))
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.preadv(number, [self._own.buffer], offset)
+        finally:
+            os.close(number)
 
     def _run(self, file: _File, run: Sequence[tuple[str, Entry]]) -> None:
         """Read neighbouring small tensors in one go; they stay on the CPU."""
@@ -137,7 +165,7 @@ def _fill(path: Path, place: Tensor, offset: int) -> None:
         while view:
             count = os.preadv(number, [view], offset)
             if count == 0:
-                raise Damaged(path.parent, f"{path.name} ends at byte {offset}")
+                raise Damaged(path.parent, f"{path.name} ends before byte {offset + len(view)}")
             view, offset = view[count:], offset + count
     finally:
         os.close(number)

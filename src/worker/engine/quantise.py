@@ -182,6 +182,9 @@ def linear(
     module.weight = Params4bit.from_prequantized(
         parts["weight"], stats, device=device, module=module
     )
+    # With AVX512-BF16 bitsandbytes would repack every weight in the first forward pass, on a CPU half
+    # of the time to a first picture, for products that take as long (0.07 s either way, 12288 x 3072).
+    module.support_avx512bf16_for_cpu = False
     if bias is not None:
         module.bias = nn.Parameter(bias, requires_grad=False)
     return module
