@@ -223,6 +223,16 @@ def test_a_released_model_is_gone(tmp_path: Path) -> None:
         model.generate(TEXT, Listener())
 
 
+def test_memory_that_a_released_model_leaves_behind_is_found(tmp_path: Path) -> None:
+    """Somebody still holds the transformer: the next model has no room, and the worker must go."""
+    opened: Any = boot.boot(settings.read({"MODEL": "tiny-image", "MODEL_DIR": str(tmp_path)}))
+    model: Any = opened.take("tiny-image")
+    leak = model._parts.transformer
+    with pytest.raises(DeviceLost, match="not freed"):
+        model.release()
+    assert leak is not None
+
+
 def opening(monkeypatch: pytest.MonkeyPatch, times: int) -> list[torch.device | None]:
     """Let opening a bundle run out of memory so many times; return where text encoders went."""
     tried: list[torch.device | None] = []

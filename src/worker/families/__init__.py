@@ -91,7 +91,10 @@ class Model(Protocol):
         """
 
     def release(self) -> None:
-        """Free the device memory; the model cannot be used afterwards."""
+        """Free the device memory; the model cannot be used afterwards.
+
+        Raises DeviceLost when something else still holds it.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import time
+import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from worker.engine.components import Components
 from worker.engine.prompts import PromptEncoder, Template
 from worker.engine.sampler import Conditioning, LatentShape, denoise, noise, stack
 from worker.engine.vae import Vae, picture
-from worker.errors import CudaOutOfMemory, InvalidSettings, LoraNotApplied
+from worker.errors import CudaOutOfMemory, DeviceLost, InvalidSettings, LoraNotApplied
 from worker.families import Control, Drawn, Generation, Openable, Phase, Served
 from worker.families.describe import describe
 from worker.settings import Settings
@@ -126,10 +127,19 @@ class QwenImage:
             devices.free_memory()
 
     def release(self) -> None:
-        """Drop the modules and free their memory; the model cannot be used afterwards."""
+        """Drop the modules, free their memory and check it; the model cannot be used afterwards.
+
+        A text encoder and VAE that another open model shares stay. Raises DeviceLost when the
+        transformer, which is nobody else's, is still held: the next model would not fit.
+        """
         self._cache.clear()
+        held = weakref.ref(self._parts.transformer)
         del self._parts, self._prompts, self._vae
         devices.free_memory()
+        if held() is not None:
+            raise DeviceLost(
+                "the memory of a model that gave way was not freed; this worker will be replaced"
+            )
 
     def reference_size(self, image: Image.Image, generation: Generation) -> tuple[int, int]:
         """Return the (width, height) at which a reference is encoded.
