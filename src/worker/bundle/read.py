@@ -39,8 +39,8 @@ class Reader:
     itself, on CUDA through two pinned buffers a thread. Smaller ones come as views of one block on
     the CPU. Use it as a context manager.
 
-    With `mapped`, for a CPU, tensors are the kernel's cache of the file, which the threads fill: new
-    memory would be touched page by page, and eight threads that do so wait for each other (2.4 GB
+    With `mapped`, for a CPU, tensors are the kernel's cache of the file, which the threads fill:
+    new memory would be touched page by page, and threads that do so wait for each other (2.4 GB
     took 10 s of processor time, of which reading was 1.3).
     """
 

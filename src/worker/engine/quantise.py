@@ -171,7 +171,7 @@ def linear(
 
     stats = {key.removeprefix("weight."): t for key, t in parts.items() if key != "weight"}
     shape = json.loads(bytes(stats[NF4_STATE].tolist()))["shape"]
-    module: nn.Linear = Linear4bit(
+    module: Any = Linear4bit(
         shape[1],
         shape[0],
         bias=bias is not None,
@@ -182,9 +182,10 @@ def linear(
     module.weight = Params4bit.from_prequantized(
         parts["weight"], stats, device=device, module=module
     )
-    # With AVX512-BF16 bitsandbytes would repack every weight in the first forward pass, on a CPU half
-    # of the time to a first picture, for products that take as long (0.07 s either way, 12288 x 3072).
+    # With AVX512-BF16 bitsandbytes would repack every weight in the first forward pass: half of the
+    # time to a first picture, for products that take as long (0.07 s either way, 12288 x 3072).
     module.support_avx512bf16_for_cpu = False
     if bias is not None:
         module.bias = nn.Parameter(bias, requires_grad=False)
-    return module
+    made: nn.Linear = module
+    return made
