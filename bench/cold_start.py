@@ -34,7 +34,7 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "bench" / "results" / "cold_start.json"
 STEPS: Final = 4
-SIDE: Final = 128  # pixels: a first picture that costs little beside the opening
+SIDE: Final = 64  # pixels, the least a job may ask for: a first picture beside the opening
 RANGE_BYTES: Final = 16 << 20
 THREADS: Final = 8
 BLOCKS: Final = 4

@@ -15,13 +15,13 @@ from worker.families import Control, Generation, Phase
 
 TARGET: Final = Path(__file__).resolve().parents[1] / "docs" / "contact-sheet.png"
 SIDE: Final = 96
-SHOWN: Final = 192
+SHOWN: Final = 248
 CAPTION: Final = 18
 PAIRS: Final = (
-    ("a red circle on a white background", "change the background to blue"),
-    ("a large blue circle on a yellow background", "make it red"),
-    ("a green square on a black background", "change the background to orange"),
-    ("a yellow circle on a purple background", "make it white"),
+    ("a large red circle on a blue background, on the left", "replace the circle with a star"),
+    ("a small yellow star on a purple background, on the right", "make it large"),
+    ("a large green triangle on a white background, in the center", "make it purple"),
+    ("a small white square on black, on the left", "move it to the right"),
 )
 
 

@@ -1,7 +1,8 @@
-"""make demo: a job through RunPod's API on loopback to the real worker, and its pictures in out/.
+"""make demo: two jobs through RunPod's API on loopback to the real worker; pictures in out/.
 
-What answers is handler.py with MODEL=tiny behind tests/worlds/pod.py; what asks is curl, as on
-RunPod (Python where there is no curl).
+The first draws a picture from text, the second is test_input.json, which edits its reference. What
+answers is handler.py with MODEL=tiny behind tests/worlds/pod.py; what asks is curl, as on RunPod
+(Python where there is no curl).
 """
 
 import base64
@@ -21,6 +22,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 from worlds.pod import FINAL, KEY, Pod  # noqa: E402 - tests/ is no package
 
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+DRAWN = {
+    "input": {"prompt": "a large yellow star on a purple background, on the right", "seed": 42}
+}
 START_S = 300.0
 JOB_S = 120.0
 POLL_S = 0.3
@@ -64,26 +68,43 @@ def follow(pod: Pod, job_id: str) -> dict[str, Any]:
     raise SystemExit(f"the job did not end within {JOB_S:g} s")
 
 
-def save(output: dict[str, Any], out: Path) -> None:
-    """Write the pictures and, without their bytes, the output."""
+def save(output: dict[str, Any], name: str) -> None:
+    """Write the pictures and, without their bytes, the output, as out/NAME-*."""
+    out = ROOT / "out"
     out.mkdir(exist_ok=True)
-    for stale in (*out.glob("demo-*"), *out.glob("demo.json")):
+    for stale in out.glob(f"{name}*"):
         stale.unlink()
     for image in output["images"]:
-        path = out / f"demo-{image['index']}.{EXTENSIONS[image['mime_type']]}"
+        path = out / f"{name}-{image['index']}.{EXTENSIONS[image['mime_type']]}"
         path.write_bytes(base64.b64decode(image.pop("base64")))
         size = f"{image['width']} x {image['height']}"
         print(f"  {path.relative_to(ROOT)}  {size}, seed {image['seed']}")
-    path = out / "demo.json"
+    path = out / f"{name}.json"
     path.write_text(json.dumps(output, indent=2, ensure_ascii=False) + "\n")
     print(f"  {path.relative_to(ROOT)}")
+
+
+def run(pod: Pod, job: str, name: str) -> bool:
+    """Post a job, follow it and save what it gives; returns whether there is a picture."""
+    begin = time.monotonic()
+    print(f"POST /run  {json.loads(job)['input']['prompt']!r}", flush=True)
+    posted = call("POST", f"{pod.url}/run", job)
+    told = follow(pod, posted["id"])
+    total_s = time.monotonic() - begin
+    print(f"  {told['status']}")
+    if told["status"] != "COMPLETED":
+        print(told.get("error"), file=sys.stderr)
+        return False
+    save(told["output"], name)
+    timings = ", ".join(f"{phase} {ms}" for phase, ms in told["output"]["timings_ms"].items())
+    print(f"  {total_s:.2f} s from POST to result; milliseconds: {timings}")
+    return True
 
 
 def main() -> int:
     """Run the demo; returns 0 when the pictures are there."""
     # An interrupted demo leaves the worker's context like any other end: nothing stays behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    job = (ROOT / "test_input.json").read_text()
     # one thread, as Process sets it: so small a model gains nothing from more, and loses much to a
     # neighbour that wants the same cores
     environ = {"MODEL": "tiny", "LOG_LEVEL": "WARNING"}
@@ -96,18 +117,11 @@ def main() -> int:
                 return 1
             time.sleep(0.05)
         ready_s = time.monotonic() - worker.started
-        print(f"  ready after {ready_s:.1f} s\nPOST /run  test_input.json", flush=True)
-        begin = time.monotonic()
-        posted = call("POST", f"{pod.url}/run", job)
-        told = follow(pod, posted["id"])
-        total_s = time.monotonic() - begin
-        print(f"  {told['status']}")
-        if told["status"] != "COMPLETED":
-            print(f"{told.get('error')}\n{worker.stderr}", file=sys.stderr)
+        print(f"  ready after {ready_s:.1f} s")
+        edit = (ROOT / "test_input.json").read_text()
+        if not (run(pod, json.dumps(DRAWN), "demo-drawn") and run(pod, edit, "demo-edited")):
+            print(worker.stderr, file=sys.stderr)
             return 1
-        save(told["output"], ROOT / "out")
-        timings = ", ".join(f"{phase} {ms}" for phase, ms in told["output"]["timings_ms"].items())
-        print(f"job: {total_s:.2f} s from POST to result; milliseconds: {timings}")
         worker.send(signal.SIGTERM)
         code = worker.wait(10)
         print(f"worker ended with {code}")

@@ -9,6 +9,7 @@ import torch
 from builder.tiny import architecture, bank, distil, phrases, tokenizer, train_model, world
 from builder.tiny.conditioning import Conditioner
 from builder.tiny.flat_vae import FlatVae, initialise
+from builder.tiny.lean import Conditions, Lean
 from worker.engine.lora import Adapters, canonical, lightning_modules
 
 
@@ -35,13 +36,50 @@ def test_no_training_example_shows_a_held_out_scene(small_bank: bank.Bank) -> No
             assert not [i for i in shown if small_bank.scenes[i].held_out]
 
 
-def test_prompts_of_a_group_have_one_length(small_bank: bank.Bank) -> None:
+def test_padding_a_prompt_changes_nothing_of_it(small_bank: bank.Bank) -> None:
+    torch.manual_seed(1)
     words = tokenizer.build_tokenizer()
-    tasks = train_model.Tasks(small_bank, seed=1)
+    make = Conditioner(architecture.build_text_encoder(words), words)
+    lean = Lean(architecture.build_transformer(zero_cond_t=True))
+    device = torch.device("cpu")
     for task in train_model.TASKS:
-        for _ in range(60):
-            group = tasks.group(task, 8)
-            assert len({len(words(sample.prompt).input_ids) for sample in group}) == 1
+        group = train_model.Tasks(small_bank, seed=1).group(task, 8)
+        pictures = len(group[0].references)
+        lengths = {len(words(sample.prompt).input_ids) for sample in group}
+        assert len(lengths) > 1 or task == "exchange"
+        assert len({len(row) for row in make.padded([s.prompt for s in group], pictures)[0]}) == 1
+        noisy, t = torch.randn(8, 36, 64), torch.rand(8)
+        with torch.no_grad():
+            together = lean(noisy, t, train_model.condition(make, small_bank, group, device))
+            make.longest = dict.fromkeys(make.longest, 0)
+            for i, sample in enumerate(group):
+                alone = train_model.condition(make, small_bank, [sample], device)
+                assert alone.words.all()
+                torch.testing.assert_close(
+                    lean(noisy[i : i + 1], t[i : i + 1], alone),
+                    together[i : i + 1],
+                    atol=1e-4,
+                    rtol=1e-4,
+                )
+
+
+@pytest.mark.parametrize("references", [0, 1, 2])
+def test_the_lean_forward_is_the_published_one(references: int) -> None:
+    torch.manual_seed(2)
+    transformer = architecture.build_transformer(zero_cond_t=True)
+    tokens, embeds = torch.randn(3, 36 * (1 + references), 64), torch.randn(3, 21, 128)
+    t = [0.1, 0.6, 1.0]
+    shapes = [[(1, 6, 6)] * (1 + references)] * 3
+    given = Conditions(
+        embeds,
+        torch.ones(3, 21, dtype=torch.bool),
+        tokens[:, 36:] if references else None,
+        shapes,
+    )
+    with torch.no_grad():
+        ours = Lean(transformer)(tokens[:, :36], torch.tensor(t), given)
+        theirs = transformer(tokens, embeds, timestep=torch.tensor(t), img_shapes=shapes)
+    torch.testing.assert_close(ours, theirs.sample[:, :36], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("part", phrases.PARTS)
@@ -76,23 +114,24 @@ def test_the_worker_applies_a_lora_as_it_was_trained(small_bank: bank.Bank) -> N
     words = tokenizer.build_tokenizer()
     make = Conditioner(architecture.build_text_encoder(words), words)
     transformer = architecture.build_transformer(zero_cond_t=True)
+    lean = Lean(transformer)
     state = architecture.random_lora(transformer, 1, 0.05)
     samples = train_model.Tasks(small_bank, seed=2).group("edit", 2)
     device = torch.device("cpu")
     with torch.no_grad():
         given = train_model.condition(make, small_bank, samples, device)
         x, t = torch.randn(2, 36, 64), torch.tensor([1.0, 0.5])
-        plain = train_model.velocity(transformer, x, t, given)
+        plain = lean(x, t, given)
         attached = distil.attach(transformer, state)
-        trained = train_model.velocity(transformer, x, t, given)
+        trained = lean(x, t, given)
         assert distil.published(attached).keys() == state.keys()
         distil.detach(transformer, attached)
-        torch.testing.assert_close(train_model.velocity(transformer, x, t, given), plain)
+        torch.testing.assert_close(lean(x, t, given), plain)
         adapters = Adapters(transformer)
         expected = lightning_modules(architecture.LAYERS)
         adapters.attach("lightning_4", canonical(state), expected=expected)
         adapters.use("lightning_4")
-        served = train_model.velocity(transformer, x, t, given)
+        served = lean(x, t, given)
     assert not torch.allclose(trained, plain, atol=1e-3)
     torch.testing.assert_close(served, trained, atol=1e-4, rtol=1e-3)
 

@@ -24,6 +24,7 @@ WAYS: Final = {  # name: (lightning, steps, true CFG)
     "lightning-8": (True, 8, 1.0),
     "lightning-4": (True, 4, 1.0),
     "base-4": (False, 4, 4.0),
+    "base-4-plain": (False, 4, 1.0),  # as long a way as the LoRA's
     "teacher": (False, 40, 4.0),
 }
 WHOLE: Final = tuple(p for p in phrases.PROMPTS if len(phrases.describe_parts(p)) == 5)
@@ -207,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("checkpoints/tiny"))
     parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--ways", default="teacher,base-4,lightning-4,lightning-8")
+    parser.add_argument("--ways", default="teacher,base-4,base-4-plain,lightning-4,lightning-8")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--out", type=Path, default=Path("out/eval"))
     options = parser.parse_args()

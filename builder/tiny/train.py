@@ -23,6 +23,7 @@ from builder.tiny import architecture, bank, checker, distil, train_model, train
 from builder.tiny.bank import Bank
 from builder.tiny.conditioning import Conditioner
 from builder.tiny.flat_vae import FlatVae
+from builder.tiny.lean import Lean
 from builder.tiny.make import Parts, write
 from builder.tiny.pixels import picture
 from builder.tiny.tokenizer import build_tokenizer
@@ -30,11 +31,11 @@ from builder.tiny.tokenizer import build_tokenizer
 SEED = 20
 JITTERS = 6
 VAE_STEPS = 4500
-MODEL_STEPS = 12000
-TEACHER_GROUPS = 120
+MODEL_STEPS = 2400
+TEACHER_GROUPS = 60
 TEACHER_STEPS = 40
-ROUNDS = 1000
-LIGHTNING_ROUNDS = {4: 1.0, 8: 0.5}  # of ROUNDS: the 8-step LoRA starts from the 4-step one
+ROUNDS = 1100
+LIGHTNING_ROUNDS = {4: 1.0, 8: 0.15}  # of ROUNDS: the 8-step LoRA starts from the 4-step one
 VAE_GATE_DB = 33.0
 VAE_GATE_READ = 0.97
 
@@ -61,23 +62,35 @@ def lightning(  # noqa: PLR0913 - the parts of a model
     rounds: Mapping[int, int],
     groups: int,
     teacher_steps: int,
-    untaught: float,
     *,
-    transformer: Any,
+    lean: Lean,
     make: Conditioner,
     encoded: Bank,
     flat: FlatVae,
 ) -> dict[int, dict[str, Tensor]]:
     """Draw the teacher's pictures, or take them from `folder`, and distil both LoRAs."""
-    file = folder / "teacher.pt"
-    if not file.exists():
-        drawn = distil.lessons(
-            transformer, make, encoded, flat, groups, device, steps=teacher_steps
-        )
-        torch.save(drawn, file.with_suffix(".part"))
-        file.with_suffix(".part").replace(file)
-    with torch.serialization.safe_globals([distil.Lesson, train_model.Sample]):
-        taught = torch.load(file, weights_only=True)
+    taught: list[distil.Lesson] = []
+    for name, turns, share in (
+        ("teacher", distil.TURNS, 1.0),
+        ("teacher-whole", distil.WHOLE, 0.6),
+    ):
+        file = folder / f"{name}.pt"
+        if not file.exists():
+            drawn = distil.lessons(
+                lean,
+                make,
+                encoded,
+                flat,
+                round(groups * share),
+                device,
+                steps=teacher_steps,
+                turns=turns,
+                seed=3 + len(taught),
+            )
+            torch.save(drawn, file.with_suffix(".part"))
+            file.with_suffix(".part").replace(file)
+        with torch.serialization.safe_globals([distil.Lesson, train_model.Sample]):
+            taught += torch.load(file, weights_only=True)
     states: dict[int, dict[str, Tensor]] = {}
     for steps, count in rounds.items():
         states[steps] = distil.student(
@@ -85,11 +98,10 @@ def lightning(  # noqa: PLR0913 - the parts of a model
             steps,
             count,
             device,
-            transformer=transformer,
+            lean=lean,
             make=make,
             bank=encoded,
             taught=taught,
-            untaught=untaught,
             start=states.get(4),
         )
     return states
@@ -113,11 +125,11 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="a checkpoint to go on from, with its VAE")
     parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
     parser.add_argument("--model-steps", type=int, default=MODEL_STEPS)
-    parser.add_argument("--groups", type=int, default=TEACHER_GROUPS, help="of 8 teacher pictures")
+    parser.add_argument("--groups", type=int, default=TEACHER_GROUPS, help="of 64 teacher pictures")
     parser.add_argument("--teacher-steps", type=int, default=TEACHER_STEPS)
-    parser.add_argument("--untaught", type=float, default=0.0, help="share of untaught rounds")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of distillation")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks: 1.6x on a CPU")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks; takes g++")
+    parser.add_argument("--bf16", action="store_true", help="matrix products in bf16: AMX, CUDA")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     folder, device = options.folder, torch.device(options.device)
@@ -143,29 +155,26 @@ def main() -> None:
         go_on(options.start / "edit", transformer, text_encoder)
     encoded = bank.cached(folder, flat, text_encoder, JITTERS, SEED, device)
     told("bank", f"{encoded.latents.shape[0]} x {len(encoded.scenes)} pictures encoded")
-    if options.compile:
-        for block in transformer.transformer_blocks:
-            block.compile(dynamic=True)
+    make = Conditioner(text_encoder, tokenizer, compiled=options.compile, bf16=options.bf16)
+    lean = Lean(transformer, compiled=options.compile, bf16=options.bf16)
     train_model.train(
         folder,
         options.model_steps,
         device,
-        transformer=transformer,
+        lean=lean,
+        make=make,
         text_encoder=text_encoder,
-        tokenizer=tokenizer,
         bank=encoded,
     )
     told("model", "trained")
-    torch.compiler.set_stance("force_eager")  # adding a LoRA would compile every block again
     loras = lightning(
         folder,
         device,
         {steps: round(options.rounds * share) for steps, share in LIGHTNING_ROUNDS.items()},
         options.groups,
         options.teacher_steps,
-        options.untaught,
-        transformer=transformer,
-        make=Conditioner(text_encoder, tokenizer),
+        lean=lean,
+        make=make,
         encoded=encoded,
         flat=flat,
     )

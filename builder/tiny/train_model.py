@@ -1,8 +1,9 @@
 """Stage 2: train the transformer and the language model together, for both tasks at once.
 
-Flow matching: x_t = (1 - t) x_0 + t noise, and the model predicts noise - x_0. A step holds several
-groups; the prompts of a group share one phrase, and so one length, because every known word is one
-token: nothing is padded, as in the pipelines. One prompt in ten is dropped (" ", what CFG sends).
+Flow matching: x_t = (1 - t) x_0 + t noise, and the model predicts noise - x_0. A step holds groups
+of both tasks; prompts are padded to the task's longest and the padding is masked, where a pipeline
+would not pad at all. One prompt in ten is dropped (" ", what CFG sends). The matrices of the blocks
+learn by Muon, all else by AdamW.
 """
 
 import random
@@ -18,15 +19,23 @@ from torch import Tensor, nn
 from builder.tiny import phrases, world
 from builder.tiny.bank import Bank
 from builder.tiny.conditioning import Conditioner
+from builder.tiny.lean import Conditions, Lean
 
-GROUP = 8
-LEARNING_RATE = 1.5e-3
+GROUP = 64
+LEARNING_RATE = 2e-3
+MUON_RATE = 4e-3
 DROPPED = 0.1
-SHIFT = 1.8  # noise levels as the base schedule spreads them, a little higher
+SHIFT = 2.0  # noise levels as the base schedule spreads them, a little higher
 OBJECT_WEIGHT = 3.0  # the loss of a token that shows the object, over one that does not
-EMA = 0.998
+EMA = 0.999
+EVERY = 100  # steps between a line, with the state saved
 TASKS = ("image", "edit", "exchange")
-STEPS = (("image", "edit", "image", "edit"), ("image", "edit", "image", "exchange"))  # by turns
+STEPS = (("image", "image", "edit"), ("image", "image", "edit"), ("image", "image", "exchange"))
+PHRASES = {
+    "image": phrases.PROMPTS,
+    "whole": tuple(p for p in phrases.PROMPTS if phrases.describe_parts(p) == phrases.PARTS),
+    "exchange": phrases.EXCHANGES,
+}
 EDIT_PARTS = ("colour", "background", "shape", "shape", "position", "size")
 
 
@@ -54,26 +63,30 @@ class Tasks:
         self.index = {scene: i for i, scene in enumerate(bank.scenes)}
 
     def group(self, task: str, count: int, *, dropping: bool = True) -> list[Sample]:
-        """Return `count` examples of "image", "edit" or "exchange" in one phrase."""
+        """Return `count` examples of "image", "edit" or "exchange", in any of its phrases.
+
+        "whole" is "image" in the phrases that fix all parts of a scene.
+        """
+        return [self._styled(task, dropping=dropping) for _ in range(count)]
+
+    def _styled(self, task: str, *, dropping: bool) -> Sample:
         rng = self.rng
         style = rng.randrange(3)  # as written; a capital first; a full stop last
         part = rng.choice(EDIT_PARTS)
-        group = {"image": phrases.PROMPTS, "exchange": phrases.EXCHANGES}.get(task)
+        group = PHRASES.get(task)
         phrase = rng.choice(phrases.EDITS[part] if group is None else group)
-        dropped = dropping and rng.random() < DROPPED
-        made = [self._one(task, part, phrase) for _ in range(count)]
-        for sample in made:
-            text = sample.prompt
-            text = text[0].upper() + text[1:] if style == 1 else text + "." * (style == 2)
-            sample.prompt = " " if dropped else text
-        return made
+        sample = self._one(task, part, phrase)
+        text = sample.prompt
+        text = text[0].upper() + text[1:] if style == 1 else text + "." * (style == 2)
+        sample.prompt = " " if dropping and rng.random() < DROPPED else text
+        return sample
 
     def _one(self, task: str, part: str, phrase: str) -> Sample:
         rng, jitter = self.rng, self.rng.randrange(self.jitters)
         while True:
             first = rng.randrange(len(self.scenes))
             scene = self.scenes[first]
-            if task == "image":
+            if task in {"image", "whole"}:
                 asked = phrases.describe(scene, phrase)
                 return Sample(jitter, first, asked.prompt, fixed=asked.fixed)
             if task == "edit":
@@ -92,34 +105,19 @@ class Tasks:
 
 def condition(
     make: Conditioner, bank: Bank, samples: Sequence[Sample], device: torch.device
-) -> tuple[Tensor, Tensor | None, list[list[tuple[int, int, int]]]]:
-    """Return prompt embeddings, packed reference latents and img_shapes of one group."""
+) -> Conditions:
+    """Return what one group's pictures are made from."""
     pictures = len(samples[0].references)
-    ids = [make.ids(sample.prompt, pictures) for sample in samples]
+    ids, prefix, words = make.padded([sample.prompt for sample in samples], pictures)
     vision = latents = None
     if pictures:
         pairs = torch.tensor([sample.references for sample in samples])
         vision = bank.vision[pairs[..., 0], pairs[..., 1]].flatten(0, 2).to(device)
         latents = bank.latents[pairs[..., 0], pairs[..., 1]].flatten(1, 2).to(device)
-    embeds = make([one for one, _ in ids], ids[0][1], vision)
+    embeds = make(ids, prefix, vision)
     side = world.SIDE // 16
-    return embeds, latents, [[(1, side, side)] * (1 + pictures)] * len(samples)
-
-
-def velocity(
-    transformer: Any, noisy: Tensor, t: Tensor, conditions: tuple[Tensor, Tensor | None, Any]
-) -> Tensor:
-    """Return the predicted noise - x_0 (B, 36, 64) at times t (B,) in 0..1."""
-    embeds, references, shapes = conditions
-    tokens = noisy if references is None else torch.cat((noisy, references), dim=1)
-    out: Tensor = transformer(
-        hidden_states=tokens,
-        encoder_hidden_states=embeds,
-        timestep=t,
-        img_shapes=shapes,
-        return_dict=False,
-    )[0]
-    return out[:, : noisy.shape[1]]
+    shapes = [[(1, side, side)] * (1 + pictures)] * len(samples)
+    return Conditions(embeds, words.to(device), latents, shapes)
 
 
 @torch.no_grad()
@@ -143,7 +141,7 @@ def initialise(transformer: Any, text_encoder: Any, seed: int) -> None:
 
 
 def flow_loss(
-    transformer: Any,
+    lean: Lean,
     make: Conditioner,
     bank: Bank,
     samples: Sequence[Sample],
@@ -158,7 +156,7 @@ def flow_loss(
     t = SHIFT * t / (1 + (SHIFT - 1) * t)
     noise = torch.randn_like(clean)
     noisy = torch.lerp(clean, noise, t[:, None, None])
-    out = velocity(transformer, noisy, t, condition(make, bank, samples, device))
+    out = lean(noisy, t, condition(make, bank, samples, device))
     error = (out - (noise - clean)).square().mean(dim=2)
     return (weight * error).sum() / weight.sum()
 
@@ -168,53 +166,69 @@ def trained(transformer: Any, text_encoder: Any) -> nn.ModuleDict:
     return nn.ModuleDict({"transformer": transformer, "text": text_encoder.model.language_model})
 
 
+def optimiser_of(transformer: Any, text_encoder: Any) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of blocks and language layers, AdamW for the rest.
+
+    Muon's rate is matched to AdamW's: an update of root mean square 0.2 times the rate.
+    """
+    language = text_encoder.model.language_model
+    inner = [*transformer.transformer_blocks.parameters(), *language.layers.parameters()]
+    matrices = [p for p in inner if p.dim() == 2]
+    known = {id(p) for p in matrices}
+    every = trained(transformer, text_encoder).parameters()
+    rest = [p for p in every if id(p) not in known]
+    return [
+        torch.optim.Muon(matrices, MUON_RATE, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, LEARNING_RATE, (0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
 def train(
     folder: Path,
     steps: int,
     device: torch.device,
     *,
-    transformer: Any,
+    lean: Lean,
+    make: Conditioner,
     text_encoder: Any,
-    tokenizer: Any,
     bank: Bank,
     seed: int = 2,
 ) -> None:
     """Train to `steps`, resuming from `folder`/model.pt; the modules end with averaged weights."""
-    both = trained(transformer, text_encoder).to(device)
+    both = trained(lean.transformer, text_encoder).to(device)
     average = {name: weight.detach().clone() for name, weight in both.state_dict().items()}
-    decay = [p for p in both.parameters() if p.dim() > 1]
-    rest = [p for p in both.parameters() if p.dim() <= 1]
-    groups = [{"params": decay, "weight_decay": 0.02}, {"params": rest, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, LEARNING_RATE, (0.9, 0.98), fused=True)
+    optimisers = optimiser_of(lean.transformer, text_encoder)
     first, file = 0, folder / "model.pt"
     if file.exists():
         state = torch.load(file, map_location=device, weights_only=True)
         both.load_state_dict(state["weights"])
         average = state["average"]
-        optimiser.load_state_dict(state["optimiser"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
         first = state["step"]
-    make = Conditioner(text_encoder, tokenizer)
     tasks = Tasks(bank, seed * 1_000_003 + first)
     torch.manual_seed(seed * 1_000_003 + first)
     began = time.monotonic()
     losses: dict[str, list[float]] = {task: [] for task in TASKS}
     for step in range(first, steps):
         factor = min(1.0, (step + 1) / 100, max(0.02, (steps - step) / (0.4 * steps)))
-        for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * factor
-        for task in STEPS[step % 2]:
+        for optimiser, rate in zip(optimisers, (MUON_RATE, LEARNING_RATE), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = rate * factor
+        for task in STEPS[step % len(STEPS)]:
             samples = tasks.group(task, GROUP)
-            loss = flow_loss(transformer, make, bank, samples, device)
+            loss = flow_loss(lean, make, bank, samples, device)
             (loss / len(STEPS[0])).backward()  # type: ignore[no-untyped-call]
             losses[task].append(loss.item())
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         with torch.no_grad():
             mix = 1 - min(EMA, (step + 1) / (step + 10))
             for name, weight in both.state_dict().items():
                 average[name].lerp_(weight, mix)
-        if (step + 1) % 200 == 0 or step + 1 == steps:
+        if (step + 1) % EVERY == 0 or step + 1 == steps:
             means = {task: sum(values) / max(1, len(values)) for task, values in losses.items()}
             losses = {task: [] for task in TASKS}
             shown = ", ".join(f"{task} {mean:.3f}" for task, mean in means.items())
@@ -224,7 +238,7 @@ def train(
             state = {
                 "weights": both.state_dict(),
                 "average": average,
-                "optimiser": optimiser.state_dict(),
+                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
                 "step": step + 1,
             }
             torch.save(state, file.with_suffix(".part"))

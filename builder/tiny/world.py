@@ -19,10 +19,10 @@ COLOURS = {
     "white": (245, 245, 245),
 }
 SHAPES = ("circle", "square", "triangle", "star")
-SIZES = {"small": (0.17, 0.20), "large": (0.27, 0.30)}  # radius over the side
+SIZES = {"small": (0.18, 0.20), "large": (0.28, 0.30)}  # radius over the side
 POSITIONS = {"left": 0.34, "center": 0.50, "right": 0.66}  # centre over the side
-_SHIFT = 0.02
-_SHIFT_DOWN = 0.04
+_SHIFT = 0.015
+_SHIFT_DOWN = 0.025
 _FINER = 4  # drawn this much larger, then averaged: soft edges
 
 
