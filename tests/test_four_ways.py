@@ -45,7 +45,7 @@ def test_way_1_the_file_test_input_json() -> None:
         assert process.wait(START_S) == 0, process.stderr
         reply = reply_of(process)
         assert reply["seed"] == json.loads((ROOT / "test_input.json").read_text())["input"]["seed"]
-        assert reply["task"] == "text-to-image"
+        assert reply["task"] == "edit"
         assert reply["lightning_enabled"] is True
         assert reply["images"][0]["base64"].endswith("characters>")
 

@@ -1,7 +1,7 @@
-"""The embedded pair draws and edits, by the pixels that the worker's engine makes.
+"""The embedded pair draws and edits what it is told, by the pixels that the worker's engine makes.
 
-Colour and background are what this state of the training has learned; the model card says what it
-has not. Held to the majority of a few cases, so that a bf16 rounding elsewhere changes no verdict.
+The model card's figures are of hundreds of pictures (`make eval-tiny`); here a few of each, with
+room for one miss, so that a rounding elsewhere changes no verdict.
 """
 
 from collections.abc import Iterator
@@ -15,42 +15,42 @@ from worker.families import Model
 CASES = 10
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Model]]:
+@pytest.fixture(scope="module", params=["bf16", "8bit", "4bit"])
+def models(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Model]]:
     """The embedded pair, opened as a worker opens it."""
     home = tmp_path_factory.mktemp("home")
-    opened = boot.boot(settings.read({"MODEL": "tiny", "MODEL_DIR": str(home)}))
+    opened = boot.boot(
+        settings.read({"MODEL": "tiny", "MODEL_DIR": str(home), "PRECISION_MODE": request.param})
+    )
     yield {name: opened.take(f"tiny-{name}") for name in ("image", "edit")}
     for name in ("image", "edit"):
         opened.take(f"tiny-{name}").release()
 
 
 @pytest.mark.parametrize("way", ["lightning-8", "lightning-4"])
-def test_a_prompt_gives_its_colours(models: dict[str, Model], way: str) -> None:
-    right = 0
-    for case in evaluate.prompts(CASES, 21):
-        seen = checker.read(evaluate.make(models["image"], case, way))
-        right += (seen.colour, seen.background) == (case.scene.colour, case.scene.background)
-    assert right >= 0.7 * CASES
+def test_a_prompt_gives_its_scene(models: dict[str, Model], way: str) -> None:
+    cases = list(evaluate.prompts(CASES, 21))
+    assert {case.held_out for case in cases} == {True, False}
+    drawn = [evaluate.make(models["image"], case, way) for case in cases]
+    assert evaluate.rates(cases, drawn)["all five"] >= 0.9
 
 
-def test_an_edit_changes_the_background_that_it_was_asked_for(models: dict[str, Model]) -> None:
-    cases = [case for case in evaluate.edits(5 * CASES, 22) if case.part == "background"]
-    assert len(cases) == CASES
-    right = 0
+def test_an_edit_does_what_it_was_asked_and_keeps_the_rest(models: dict[str, Model]) -> None:
+    cases = list(evaluate.edits(2 * CASES, 22))
     for case in cases:
         before = checker.read(case.references[0])
-        seen = checker.read(evaluate.make(models["edit"], case, "lightning-8"))
-        assert before.background != case.scene.background
-        right += seen.background == case.scene.background
-    assert right >= 0.7 * CASES
+        assert getattr(before, case.part) != getattr(case.scene, case.part)
+    drawn = [evaluate.make(models["edit"], case, "lightning-8") for case in cases]
+    result = evaluate.rates(cases, drawn)
+    assert result["asked"] >= 0.9
+    assert result["rest kept"] >= 0.9
 
 
 def test_two_references_give_the_object_of_one_and_the_background_of_the_other(
     models: dict[str, Model],
 ) -> None:
-    right = 0
-    for case in evaluate.exchanges(CASES, 23):
-        seen = checker.read(evaluate.make(models["edit"], case, "lightning-8"))
-        right += (seen.colour, seen.background) == (case.scene.colour, case.scene.background)
-    assert right >= 0.7 * CASES
+    cases = list(evaluate.exchanges(CASES, 23))
+    drawn = [evaluate.make(models["edit"], case, "lightning-8") for case in cases]
+    assert evaluate.rates(cases, drawn)["all five"] >= 0.9

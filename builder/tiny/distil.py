@@ -98,7 +98,7 @@ def weights_of(bank: Bank, samples: Sequence[Sample]) -> Tensor:
     return (weight / weight.mean())[..., None]
 
 
-def lessons(
+def lessons(  # noqa: PLR0913 - the parts of a model, and what to draw
     lean: Lean,
     make: Conditioner,
     bank: Bank,
@@ -228,7 +228,7 @@ def student(  # noqa: PLR0913 - the parts of a model, and how long
             t = torch.full((len(x),), level, device=device)
             v = lean(x, t, prompt)
             each = (weight * (x - level * v - target).square()).mean((1, 2))
-            # relative, by picture: where a prompt leaves a part free the few steps cannot follow the
+            # relative, by picture: where a prompt leaves a part free, few steps cannot follow the
             # teacher's choice, and those pictures' errors would drown all others
             loss = (each / (each.detach() + LEAST_ERROR)).mean()
             loss.backward()  # type: ignore[no-untyped-call]
