@@ -20,8 +20,8 @@ CAPTION: Final = 18
 PAIRS: Final = (
     ("a large red circle on a blue background, on the left", "replace the circle with a star"),
     ("a small yellow star on a purple background, on the right", "make it large"),
-    ("a large green triangle on a white background, in the center", "make it purple"),
-    ("a small white square on black, on the left", "move it to the right"),
+    ("in the center a large green triangle on white", "make it purple"),
+    ("on the left a small white square on black", "move it to the right"),
 )
 
 
