@@ -30,8 +30,6 @@ GROUP = 64
 TEACHER_CFG = 4.0
 LEARNING_RATE = 5e-4
 LEAST_ERROR = 0.002  # of normalised latents: what a decoder does not show
-TURNS = ("image", "edit", "image", "edit", "exchange")
-WHOLE = ("whole",)  # prompts that leave nothing free: what a few steps can follow exactly
 
 
 def sigmas(steps: int, *, lightning: bool, tokens: int = 36) -> list[float]:
@@ -107,8 +105,8 @@ def lessons(  # noqa: PLR0913 - the parts of a model, and what to draw
     device: torch.device,
     *,
     steps: int,
-    turns: Sequence[str] = TURNS,
-    seed: int = 3,
+    turns: Sequence[str],
+    seed: int,
 ) -> list[Lesson]:
     """Let the teacher draw `count` groups in `steps`; return what the student shall draw."""
     tasks = Tasks(bank, seed)

@@ -34,6 +34,10 @@ VAE_STEPS = 4500
 MODEL_STEPS = 2400
 TEACHER_GROUPS = 60
 TEACHER_STEPS = 40
+LESSONS = (  # of TEACHER_GROUPS; "whole" leaves nothing free: what a few steps can follow exactly
+    ("teacher", ("image", "edit", "image", "edit", "exchange"), 1.0),
+    ("teacher-whole", ("whole",), 0.6),
+)
 ROUNDS = 1100
 LIGHTNING_ROUNDS = {4: 1.0, 8: 0.15}  # of ROUNDS: the 8-step LoRA starts from the 4-step one
 VAE_GATE_DB = 33.0
@@ -70,10 +74,7 @@ def lightning(  # noqa: PLR0913 - the parts of a model
 ) -> dict[int, dict[str, Tensor]]:
     """Draw the teacher's pictures, or take them from `folder`, and distil both LoRAs."""
     taught: list[distil.Lesson] = []
-    for name, turns, share in (
-        ("teacher", distil.TURNS, 1.0),
-        ("teacher-whole", distil.WHOLE, 0.6),
-    ):
+    for name, turns, share in LESSONS:
         file = folder / f"{name}.pt"
         if not file.exists():
             drawn = distil.lessons(
