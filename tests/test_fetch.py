@@ -311,7 +311,8 @@ def test_every_connection_is_closed_when_its_answer_is_used(
             await fetch_all([ImageSource("url", site.https + path)] * 2, read(site))
         return [one.fileno() for one in made]
 
-    assert asyncio.run(fetch_and_look()) == [-1, -1]
+    # one or two: the first failure ends the other fetch, which may not have dialled yet
+    assert set(asyncio.run(fetch_and_look())) == {-1}
 
 
 def test_proxies_of_the_environment_are_not_used(
