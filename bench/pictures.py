@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from worker.engine.components import Components
 from worker.engine.lora import LIGHTNING_MODULES
 from worker.engine.schedule import LIGHTNING
-from worker.families import Control, Generation, Phase, Served
+from worker.families import Generation, Served, Unheard
 from worker.families.qwen_image import QwenImage
 
 # What users of the 4-bit recipes quantise: every Linear of the blocks but the first img_mod.
@@ -28,13 +28,6 @@ USUAL: Final = {
     "transformer": re.compile(r"transformer_blocks\.(?!0\.img_mod).*"),
     "text_encoder": re.compile(r"model\.language_model\.layers\..*"),
 }
-
-
-class _Unheard(Control):
-    """A job that never stops and listens to nothing."""
-
-    def report(self, phase: Phase, step: int, steps: int) -> None:
-        """Take no notice."""
 
 
 def engine(parts: Components, side: int, steps: int) -> QwenImage:
@@ -73,7 +66,7 @@ def ours(model: QwenImage, prompt: str, side: int, steps: int, seed: int = 0) ->
             lightning=True,
             seed=seed,
         ),
-        _Unheard(),
+        Unheard(),
     ).image
 
 

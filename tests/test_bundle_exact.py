@@ -7,17 +7,10 @@ import torch
 from PIL import Image
 from worlds import prepared
 
-from worker.families import Control, Generation, Phase
+from worker.families import Generation, Unheard
 from worker.families.qwen_image import QwenImage
 
 Pair = tuple[QwenImage, QwenImage]
-
-
-class Silent(Control):
-    """A job that never stops and listens to nothing."""
-
-    def report(self, phase: Phase, step: int, steps: int) -> None:
-        """Take no notice."""
 
 
 @pytest.fixture(scope="module", params=["tiny-image", "tiny-edit"])
@@ -59,7 +52,7 @@ def test_rows_give_the_picture_that_weights_give(
 ) -> None:
     rows, weights = pair
     asked = generation(rows, steps, size, cfg)
-    ours, theirs = (m.generate(asked, Silent()).image for m in (rows, weights))
+    ours, theirs = (m.generate(asked, Unheard()).image for m in (rows, weights))
     assert ours.tobytes() == theirs.tobytes()
     assert len(set(ours.tobytes())) > 16  # a picture, not a flat one that anything would equal
 

@@ -14,7 +14,7 @@ from worker import boot, settings
 from worker.__main__ import main
 from worker.bundle import format as layout
 from worker.errors import HubUnreachable, WeightsUnavailable
-from worker.families import Generation, Models, Phase
+from worker.families import Generation, Models, Unheard
 
 EDIT = "Qwen/Qwen-Image-Edit-2511"
 LORAS = "lightx2v/Qwen-Image-Edit-2511-Lightning"
@@ -22,13 +22,6 @@ LORA = "Qwen-Image-Edit-2511-Lightning-{}steps-V1.0-bf16.safetensors"
 TOKEN = "hf_a-token-that-may-write"
 
 Boot = Callable[..., Models]
-
-
-class Silent:
-    """A job that listens to nothing."""
-
-    def report(self, phase: Phase, step: int, steps: int) -> None:
-        """Take no notice."""
 
 
 @pytest.fixture
@@ -87,7 +80,7 @@ def drawn(environ: Mapping[str, str], *, steps: int = 8, lightning: bool = True)
         lightning=lightning,
         seed=1,
     )
-    return model.generate(generation, Silent()).image.tobytes()
+    return model.generate(generation, Unheard()).image.tobytes()
 
 
 def parts_of(environ: Mapping[str, str]) -> dict[str, int]:

@@ -29,20 +29,13 @@ from worlds.prepared import (
 
 from worker.bundle.format import adapter_role
 from worker.engine.schedule import LIGHTNING
-from worker.families import Generation, Phase
+from worker.families import Generation, Unheard
 from worker.families.qwen_image import _Clock, sized
 
 KINDS: dict[str, Any] = {
     "tiny-image": QwenImagePipeline,
     "tiny-edit": QwenImageEditPlusPipeline,
 }
-
-
-class Silent:
-    """A job that never stops and listens to nothing."""
-
-    def report(self, phase: Phase, step: int, steps: int) -> None:
-        """Take no notice."""
 
 
 class Pair:
@@ -112,7 +105,7 @@ class Pair:
 
     def our_latents(self, *generations: Generation) -> torch.Tensor:
         """Run our sampler on a batch."""
-        return self.ours.latents(list(generations), Silent(), _Clock(CPU, {}))
+        return self.ours.latents(list(generations), Unheard(), _Clock(CPU, {}))
 
 
 @pytest.fixture(autouse=True)

@@ -8,16 +8,9 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from worker.families import Control, Generation, Phase
+from worker.families import Generation
 
 NUMBERS: Final = itertools.count(1000)  # four digits: as many tokens each
-
-
-class Quiet(Control):
-    """A job that nobody listens to and nobody stops."""
-
-    def report(self, phase: Phase, step: int, steps: int) -> None:
-        """Take no notice."""
 
 
 @dataclass(frozen=True, slots=True)

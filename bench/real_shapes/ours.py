@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bench.real_shapes import shapes, weights
-from bench.real_shapes.job import Case, Quiet
+from bench.real_shapes.job import Case
 from bench.real_shapes.shapes import Architecture
 from worker.bundle import rows
 from worker.bundle.format import adapter_role
@@ -21,7 +21,7 @@ from worker.engine.lora import Adapters, lightning_modules
 from worker.engine.modulation import STREAMS, RowModulation, RowPart, RowTable, seen
 from worker.engine.quantise import Precision
 from worker.engine.vae import picture
-from worker.families import Generation, Phase, Served
+from worker.families import Generation, Phase, Served, Unheard
 from worker.families.qwen_image import QwenImage, _Clock
 from worker.media.images import encode
 
@@ -159,13 +159,13 @@ class Ours:
 
     def latents(self, generations: list[Generation]) -> torch.Tensor:
         """Return the final latents of a batch."""
-        return self._model.latents(generations, Quiet(), _Clock(self._parts.device, {}))
+        return self._model.latents(generations, Unheard(), _Clock(self._parts.device, {}))
 
     def job(self, case: Case, generations: list[Generation]) -> dict[str, float]:
         """Make the pictures of a job, PNGs and all; return milliseconds by phase."""
         clock = _Clock(self._parts.device, {})
         with gpu.translated():
-            latents = self._model.latents(generations, Quiet(), clock)
+            latents = self._model.latents(generations, Unheard(), clock)
             with clock.phase("decode"):
                 pixels = self._model._vae.decode(latents, case.side, case.side)  # noqa: SLF001 - generate() makes one picture, a batch is timed here
                 images = [picture(each) for each in pixels]

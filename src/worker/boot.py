@@ -9,7 +9,7 @@ from typing import Any, Final
 from worker import log, preflight
 from worker.bundle import format as bundle
 from worker.errors import InvalidSettings
-from worker.families import Control, Generation, Model, Models, Phase
+from worker.families import Generation, Model, Models, Unheard
 from worker.residency import Residency
 from worker.settings import Settings
 from worker.weights import catalog
@@ -17,13 +17,6 @@ from worker.weights.catalog import ModelSpec
 
 # What pictures take beside the weights (est.): what models may not fill.
 WORKING_BYTES: Final = 4_000_000_000
-
-
-class _Unheard(Control):
-    """The warm-up picture's job: nobody listens and nobody stops it."""
-
-    def report(self, phase: Phase, step: int, steps: int) -> None:
-        """Take no notice."""
 
 
 def family(name: str) -> Any:
@@ -55,7 +48,7 @@ def warm(model: Model) -> float:
             lightning=fast,
             seed=0,
         ),
-        _Unheard(),
+        Unheard(),
     )
     return time.monotonic() - start
 

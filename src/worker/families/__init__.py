@@ -77,6 +77,13 @@ class Control(Protocol):
         """Tell that `step` of `steps` of a phase is done; raise when the job must stop here."""
 
 
+class Unheard(Control):
+    """A picture that nobody follows and nobody stops, as a warm-up's."""
+
+    def report(self, phase: Phase, step: int, steps: int) -> None:
+        """Take no notice."""
+
+
 class Model(Protocol):
     """One warm model; used by one thread at a time, and without memory of earlier pictures."""
 
