@@ -1,20 +1,25 @@
-"""Draw docs/contact-sheet.png with the worker's embedded models: `python builder/contact_sheet.py`.
+"""Draw the pictures of docs/ with the embedded models: `python builder/contact_sheet.py`.
 
-Pictures from prompts above, each edited by the text under it below; nothing is chosen by eye: the
-seeds are 1, 2, 3 ...
+contact-sheet.png: pictures from prompts above, each edited by the text under it below.
+lightning.png: the first prompts of `make eval-tiny`, a column for each of its ways.
+Nothing is chosen by eye: the seeds are 1, 2, 3 ..., or the evaluation's.
 """
 
+import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from PIL import Image, ImageDraw
 
-from worker import boot, settings
-from worker.families import Control, Generation, Phase
+ROOT: Final = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-TARGET: Final = Path(__file__).resolve().parents[1] / "docs" / "contact-sheet.png"
-SIDE: Final = 96
+from builder.tiny import evaluate  # noqa: E402 - the path comes first
+from worker.families import Model  # noqa: E402 - the same
+
+DOCS: Final = ROOT / "docs"
 SHOWN: Final = 248
 CAPTION: Final = 18
 PAIRS: Final = (
@@ -25,46 +30,34 @@ PAIRS: Final = (
 )
 
 
-class Unheard(Control):
-    """A job that listens to nothing."""
+def pairs(models: Mapping[str, Model]) -> None:
+    """Draw and write contact-sheet.png."""
+    page = Image.new("RGB", (len(PAIRS) * SHOWN, 2 * (SHOWN + CAPTION)), "white")
+    pen = ImageDraw.Draw(page)
+    for column, (prompt, edit) in enumerate(PAIRS):
+        first = evaluate.draw(models["image"], prompt, (), column + 1, "lightning-8")
+        second = evaluate.draw(models["edit"], edit, (first,), column + 1, "lightning-8")
+        for row, (drawn, text) in enumerate(((first, prompt), (second, edit))):
+            corner = (column * SHOWN, row * (SHOWN + CAPTION))
+            shown = drawn.resize((SHOWN - 4, SHOWN - 4), Image.Resampling.NEAREST)
+            page.paste(shown, (corner[0] + 2, corner[1] + 2))
+            pen.text((corner[0] + 4, corner[1] + SHOWN), text, "black", font_size=9)
+    page.save(DOCS / "contact-sheet.png", optimize=True)
 
-    def report(self, phase: Phase, step: int, steps: int) -> None:
-        """Take no notice."""
 
-
-def generation(prompt: str, seed: int, reference: Image.Image | None = None) -> Generation:
-    """Ask for one picture in 8 Lightning steps."""
-    return Generation(
-        task="edit" if reference else "text-to-image",
-        prompt=prompt,
-        negative_prompt=None,
-        references=(reference,) if reference else (),
-        width=SIDE,
-        height=SIDE,
-        steps=8,
-        true_cfg_scale=1.0,
-        lightning=True,
-        seed=seed,
-    )
+def ways(models: Mapping[str, Model]) -> None:
+    """Draw and write lightning.png."""
+    cases = list(evaluate.prompts(evaluate.SHOWN, evaluate.PROMPT_SEED))
+    drawn = {way: [evaluate.make(models["image"], c, way) for c in cases] for way in evaluate.WAYS}
+    evaluate.sheet(cases, drawn, DOCS / "lightning.png")
 
 
 def main() -> None:
-    """Draw and write the sheet."""
-    page = Image.new("RGB", (len(PAIRS) * SHOWN, 2 * (SHOWN + CAPTION)), "white")
-    pen = ImageDraw.Draw(page)
+    """Draw both."""
     with tempfile.TemporaryDirectory() as home:
-        models: Any = boot.boot(settings.read({"MODEL": "tiny", "MODEL_DIR": home}))
-        for column, (prompt, edit) in enumerate(PAIRS):
-            first = models.take("tiny-image").generate(generation(prompt, column + 1), Unheard())
-            second = models.take("tiny-edit").generate(
-                generation(edit, column + 1, first.image), Unheard()
-            )
-            for row, (drawn, text) in enumerate(((first, prompt), (second, edit))):
-                corner = (column * SHOWN, row * (SHOWN + CAPTION))
-                shown = drawn.image.resize((SHOWN - 4, SHOWN - 4), Image.Resampling.NEAREST)
-                page.paste(shown, (corner[0] + 2, corner[1] + 2))
-                pen.text((corner[0] + 4, corner[1] + SHOWN), text, "black", font_size=9)
-    page.save(TARGET, optimize=True)
+        models = evaluate.opened(ROOT / "checkpoints" / "tiny", "bf16", Path(home))
+        pairs(models)
+        ways(models)
 
 
 if __name__ == "__main__":

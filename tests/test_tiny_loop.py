@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 from worlds.pod import Pod
 
-from builder.tiny import checker, evaluate
+from builder.tiny import evaluate
 
 ROOT = Path(__file__).parent.parent
 START_S = 300.0  # imports take 5-15 s, several times that on a machine that does something else
 JOB_S = 120.0
-# A few of each; one miss is let pass, for the checkpoint is right in nine of ten (its README).
+# a few of each, with room for one miss, so that a rounding elsewhere changes no verdict
 PROMPTS, EDITS, EXCHANGES = 6, 10, 2
-MISSES = 2
+MISSES = 1
 
 
 @pytest.fixture(scope="module", params=["bf16", "4bit"])
@@ -53,25 +53,12 @@ def data_uri(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def drawn(pod: Pod, job: dict[str, Any]) -> checker.Seen:
-    """Run a job and read its picture."""
+def drawn(pod: Pod, job: dict[str, Any]) -> Image.Image:
+    """Run a job and return its picture."""
     told = pod.answer(pod.submit(job), JOB_S).told()
     assert told["status"] == "COMPLETED", told
     image = told["output"]["images"][0]
-    with Image.open(io.BytesIO(base64.b64decode(image["base64"]))) as picture:
-        return checker.read(picture)
-
-
-def missed(pod: Pod, cases: list[evaluate.Case]) -> list[str]:
-    """Return the prompts whose pictures do not show the scene that was asked for."""
-    return [
-        case.prompt for case in cases if vars_of(drawn(pod, asked(case))) != vars_of(case.scene)
-    ]
-
-
-def vars_of(scene: Any) -> tuple[str, ...]:
-    """Return the five parts of what is seen or asked."""
-    return (scene.colour, scene.shape, scene.background, scene.size, scene.position)
+    return Image.open(io.BytesIO(base64.b64decode(image["base64"])))
 
 
 @pytest.mark.slow
@@ -81,5 +68,6 @@ def test_prompts_and_edits_come_out_as_asked(pod: Pod) -> None:
         *evaluate.edits(EDITS, 32),
         *evaluate.exchanges(EXCHANGES, 33),
     ]
-    wrong = missed(pod, cases)
-    assert len(wrong) <= MISSES, wrong
+    pictures = [drawn(pod, asked(case)) for case in cases]
+    right = evaluate.rates(cases, pictures)["all five"] * len(cases)
+    assert right >= len(cases) - MISSES

@@ -23,7 +23,7 @@ from builder.tiny.conditioning import Conditioner
 from builder.tiny.flat_vae import FlatVae
 from builder.tiny.lean import Conditions, Lean
 from builder.tiny.pixels import picture
-from builder.tiny.train_model import OBJECT_WEIGHT, Sample, Tasks, condition
+from builder.tiny.train_model import Sample, Tasks, condition, targets, weights
 from worker.engine import schedule
 
 GROUP = 64
@@ -82,20 +82,6 @@ def _decode(flat: FlatVae, bank: Bank, latents: Tensor) -> Tensor:
     return flat.decode(plain.to(latents.device))
 
 
-def scenes_of(bank: Bank, samples: Sequence[Sample]) -> Tensor:
-    """Return the packed latents (B, 36, 64) of the drawn scenes of a group, a copy."""
-    jitters = torch.tensor([sample.jitter for sample in samples])
-    return bank.latents[jitters, torch.tensor([sample.target for sample in samples])].clone()
-
-
-def weights_of(bank: Bank, samples: Sequence[Sample]) -> Tensor:
-    """Return the weight of each token (B, 36, 1) in the loss: more where the object is."""
-    jitters = torch.tensor([sample.jitter for sample in samples])
-    shown = bank.shown[jitters, torch.tensor([sample.target for sample in samples])]
-    weight = 1 + (OBJECT_WEIGHT - 1) * shown.float()
-    return (weight / weight.mean())[..., None]
-
-
 def lessons(  # noqa: PLR0913 - the parts of a model, and what to draw
     lean: Lean,
     make: Conditioner,
@@ -121,7 +107,7 @@ def lessons(  # noqa: PLR0913 - the parts of a model, and what to draw
         with torch.no_grad():
             prompts = [condition(make, bank, some, device) for some in (samples, blank)]
         drawn = walk(lean, noise, levels, prompts[0], prompts[1])
-        target = scenes_of(bank, samples)
+        target = targets(bank, samples)
         for i, frame in enumerate(_decode(flat, bank, drawn)):
             seen, scene = checker.read(picture(frame)), bank.scenes[samples[i].target]
             fixed = samples[i].fixed
@@ -196,18 +182,17 @@ def student(  # noqa: PLR0913 - the parts of a model, and how long
     Resumes from `folder`/lightning-N.pt. `start` is a LoRA to begin with (the other step count's);
     else lora_up starts at zero.
     """
-    file = folder / f"lightning-{steps}.pt"
-    state = start or architecture.random_lora(lean.transformer, seed, 0.0)
+    file, transformer = folder / f"lightning-{steps}.pt", lean.transformer
+    state = start or architecture.random_lora(transformer, seed, 0.0)
     first = 0
     saved = None
     if file.exists():
         saved = torch.load(file, map_location=device, weights_only=True)
         state, first = saved["state"], saved["round"]
-    transformer = lean.transformer
     transformer.requires_grad_(False)
     attached = attach(transformer, state)
-    weights = [w for lora in attached.values() for w in (lora.down, lora.up)]
-    optimiser = torch.optim.AdamW(weights, LEARNING_RATE, (0.9, 0.98), weight_decay=0.0)
+    factors = [w for lora in attached.values() for w in (lora.down, lora.up)]
+    optimiser = torch.optim.AdamW(factors, LEARNING_RATE, (0.9, 0.98), weight_decay=0.0)
     if saved is not None:
         optimiser.load_state_dict(saved["optimiser"])
     levels = sigmas(steps, lightning=True)
@@ -221,7 +206,7 @@ def student(  # noqa: PLR0913 - the parts of a model, and how long
         with torch.no_grad():
             prompt = condition(make, bank, lesson.samples, device)
         x, target = lesson.noise.to(device), lesson.target.to(device)
-        weight = weights_of(bank, lesson.samples).to(device)
+        weight = weights(bank, lesson.samples).to(device)
         for level, following in itertools.pairwise(levels):
             t = torch.full((len(x),), level, device=device)
             v = lean(x, t, prompt)
@@ -230,7 +215,7 @@ def student(  # noqa: PLR0913 - the parts of a model, and how long
             # teacher's choice, and those pictures' errors would drown all others
             loss = (each / (each.detach() + LEAST_ERROR)).mean()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            torch.nn.utils.clip_grad_norm_(factors, 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             x = x + (following - level) * v.detach()

@@ -18,16 +18,15 @@ from PIL import Image
 
 from builder.tiny import checker, phrases, world
 from worker import boot, settings
-from worker.families import Control, Generation, Model, Phase
+from worker.families import Generation, Model, Unheard
 
 WAYS: Final = {  # name: (lightning, steps, true CFG)
-    "lightning-8": (True, 8, 1.0),
-    "lightning-4": (True, 4, 1.0),
-    "base-4": (False, 4, 4.0),
-    "base-4-plain": (False, 4, 1.0),  # as long a way as the LoRA's
     "teacher": (False, 40, 4.0),
+    "base-4": (False, 4, 4.0),
+    "base-4-plain": (False, 4, 1.0),  # as many passes as the LoRA's
+    "lightning-4": (True, 4, 1.0),
+    "lightning-8": (True, 8, 1.0),
 }
-WHOLE: Final = tuple(p for p in phrases.PROMPTS if len(phrases.describe_parts(p)) == 5)
 GATES: Final = {  # of held-out cases in lightning-8: the least share right
     "prompt": {
         "colour": 0.98,
@@ -49,13 +48,7 @@ GATES: Final = {  # of held-out cases in lightning-8: the least share right
 }
 GATED: Final = "lightning-8"
 SHOWN: Final = 8  # rows of the contact sheet
-
-
-class Unheard(Control):
-    """Nobody listens to these pictures' progress."""
-
-    def report(self, phase: Phase, step: int, steps: int) -> None:
-        """Take no notice."""
+PROMPT_SEED: Final = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +73,7 @@ def prompts(count: int, seed: int) -> Iterator[Case]:
     rng = random.Random(seed)
     for i in range(count):
         scene = world.random_scene(rng, held_out=i % 2 == 1)
-        asked = phrases.describe(scene, rng.choice(WHOLE))
+        asked = phrases.describe(scene, rng.choice(phrases.WHOLE))
         yield Case("prompt", asked.prompt, (), scene, "all", 1000 + i)
 
 
@@ -116,22 +109,29 @@ def exchanges(count: int, seed: int) -> Iterator[Case]:
         count -= 1
 
 
-def make(model: Model, case: Case, way: str) -> Image.Image:
-    """Let the engine make one picture."""
+def draw(
+    model: Model, prompt: str, references: tuple[Image.Image, ...], seed: int, way: str
+) -> Image.Image:
+    """Let the engine make one picture at the checkpoint's own size."""
     lightning, steps, scale = WAYS[way]
     generation = Generation(
-        task="edit" if case.references else "text-to-image",
-        prompt=case.prompt,
+        task="edit" if references else "text-to-image",
+        prompt=prompt,
         negative_prompt=None if lightning else " ",
-        references=case.references,
+        references=references,
         width=world.SIDE,
         height=world.SIDE,
         steps=steps,
         true_cfg_scale=scale,
         lightning=lightning,
-        seed=case.seed,
+        seed=seed,
     )
     return model.generate(generation, Unheard()).image
+
+
+def make(model: Model, case: Case, way: str) -> Image.Image:
+    """Let the engine make a case's picture."""
+    return draw(model, case.prompt, case.references, case.seed, way)
 
 
 def rates(cases: Sequence[Case], pictures: Sequence[Image.Image]) -> dict[str, float]:
@@ -159,16 +159,17 @@ def error(ours: Sequence[Image.Image], theirs: Sequence[Image.Image]) -> float:
 
 
 def sheet(cases: Sequence[Case], drawn: dict[str, list[Image.Image]], target: Path) -> None:
-    """Write a contact sheet: a row a case, the references first, then a column a way."""
+    """Write a contact sheet: a row a case, its references first, then a column a way."""
     side, rows = world.SIDE, min(SHOWN, len(cases))
-    page = Image.new("RGB", ((side + 4) * (2 + len(drawn)), (side + 4) * rows), (128, 128, 128))
+    most = max(len(case.references) for case in cases)
+    page = Image.new("RGB", ((side + 4) * (most + len(drawn)) - 4, (side + 4) * rows - 4), "gray")
     for row, case in enumerate(cases[:rows]):
-        columns = list(case.references) + [None] * (2 - len(case.references))
-        for column, one in enumerate([*columns, *(pictures[row] for pictures in drawn.values())]):
-            if one is not None:
-                page.paste(one, (column * (side + 4), row * (side + 4)))
+        pictures = [*enumerate(case.references)]
+        pictures += enumerate((column[row] for column in drawn.values()), start=most)
+        for column, one in pictures:
+            page.paste(one, (column * (side + 4), row * (side + 4)))
     target.parent.mkdir(parents=True, exist_ok=True)
-    page.save(target)
+    page.quantize(64).save(target, optimize=True)
 
 
 def gate(kind: str, result: dict[str, float]) -> int:
@@ -203,32 +204,37 @@ def run(models: dict[str, Model], cases: list[Case], ways: Sequence[str], out: P
     return missed
 
 
+def opened(folder: Path, precision: str, home: Path) -> dict[str, Model]:
+    """Open a checkpoint's pair as a worker would: "image" and "edit"."""
+    folders = [str((folder / name).resolve()) for name in ("image", "edit")]
+    models: Any = boot.boot(
+        settings.read(
+            {
+                "MODEL": ",".join(folders),
+                "MODEL_DIR": str(home),
+                "LIGHTNING_STEPS": "8,4",
+                "PRECISION_MODE": precision,
+                "LOG_LEVEL": "ERROR",
+            }
+        )
+    )
+    served = {("edit" if "edit" in one.tasks else "image"): one.id for one in models.served}
+    return {name: models.take(model_id) for name, model_id in served.items()}
+
+
 def main() -> None:
     """Print the accuracy table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("checkpoints/tiny"))
     parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--ways", default="teacher,base-4,base-4-plain,lightning-4,lightning-8")
+    parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--out", type=Path, default=Path("out/eval"))
     options = parser.parse_args()
-    folders = [str((options.folder / name).resolve()) for name in ("image", "edit")]
-    opened: Any = boot.boot(
-        settings.read(
-            {
-                "MODEL": ",".join(folders),
-                "MODEL_DIR": str(options.out / "models"),
-                "LIGHTNING_STEPS": "8,4",
-                "PRECISION_MODE": options.precision,
-                "LOG_LEVEL": "ERROR",
-            }
-        )
-    )
-    served = {("edit" if "edit" in one.tasks else "image"): one.id for one in opened.served}
-    models = {name: opened.take(model_id) for name, model_id in served.items()}
+    models = opened(options.folder, options.precision, options.out / "models")
     ways = options.ways.split(",")
     kinds = (
-        prompts(options.count, 11),
+        prompts(options.count, PROMPT_SEED),
         edits(options.count, 12),
         exchanges(options.count // 4, 13),
     )

@@ -12,6 +12,8 @@ import torch.nn.functional as F  # noqa: N812 - the name every torch source uses
 from torch import Tensor
 
 Turn = tuple[Tensor, Tensor]
+Turns = tuple[Turn, Turn]  # of the text, of the image
+Pair = tuple[Any, Any]  # of the text, of the image
 
 
 def _turn(x: Tensor, turn: Turn) -> Tensor:
@@ -21,10 +23,22 @@ def _turn(x: Tensor, turn: Turn) -> Tensor:
     return torch.stack((left * cos - right * sin, left * sin + right * cos), dim=-1).flatten(-2)
 
 
-def _heads(project: Any, norm: Any, x: Tensor, heads: int, turn: Turn) -> Tensor:
-    split = project(x).float().unflatten(-1, (heads, -1))
-    scale = torch.rsqrt(split.square().mean(-1, keepdim=True) + norm.eps)
-    return _turn(split * scale * norm.weight, turn)
+def _joint(
+    projections: Pair, norms: Pair, streams: tuple[Tensor, Tensor], heads: int, turns: Turns
+) -> Tensor:
+    """Return queries or keys (B, heads, L + S, dim) of text and image, normed and rotated."""
+    parts = []
+    for project, norm, x, turn in zip(projections, norms, streams, turns, strict=True):
+        split = project(x).float().unflatten(-1, (heads, -1))
+        scale = torch.rsqrt(split.square().mean(-1, keepdim=True) + norm.eps)
+        parts.append(_turn(split * scale * norm.weight, turn))
+    return torch.cat(parts, dim=1).transpose(1, 2)
+
+
+def _mlp(feed_forward: Any, x: Tensor) -> Tensor:
+    first, last = feed_forward.net[0].proj, feed_forward.net[2]
+    out: Tensor = last(F.gelu(first(x), approximate="tanh"))
+    return out
 
 
 def _modulated(x: Tensor, target: Tensor, still: Tensor, kept: int) -> tuple[Tensor, Tensor]:
@@ -48,7 +62,7 @@ def block(
     temb: Tensor,
     bias: Tensor,
     kept: int,
-    turns: tuple[Turn, Turn],
+    turns: Turns,
 ) -> tuple[Tensor, Tensor]:
     """Return image tokens x (B, S, D) and text tokens y (B, L, D) after one block.
 
@@ -64,20 +78,8 @@ def block(
 
     xm, xg = _modulated(x, i1, z1, kept)
     ym, yg = _modulated(y, t1, t1[:1], length)
-    q = torch.cat(
-        (
-            _heads(a.add_q_proj, a.norm_added_q, ym, a.heads, turns[1]),
-            _heads(a.to_q, a.norm_q, xm, a.heads, turns[0]),
-        ),
-        dim=1,
-    ).transpose(1, 2)
-    k = torch.cat(
-        (
-            _heads(a.add_k_proj, a.norm_added_k, ym, a.heads, turns[1]),
-            _heads(a.to_k, a.norm_k, xm, a.heads, turns[0]),
-        ),
-        dim=1,
-    ).transpose(1, 2)
+    q = _joint((a.add_q_proj, a.to_q), (a.norm_added_q, a.norm_q), (ym, xm), a.heads, turns)
+    k = _joint((a.add_k_proj, a.to_k), (a.norm_added_k, a.norm_k), (ym, xm), a.heads, turns)
     v = torch.cat((a.add_v_proj(ym), a.to_v(xm)), dim=1)
     v = v.reshape(len(v), -1, a.heads, v.shape[2] // a.heads)
     scores = (q * a.scale) @ k.transpose(-1, -2)
@@ -86,14 +88,10 @@ def block(
     y = y + yg * a.to_add_out(mixed[:, :length])
 
     xm, xg = _modulated(x, i2, z2, kept)
-    x = x + xg * module.img_mlp.net[2](F.gelu(_first(module.img_mlp)(xm), approximate="tanh"))
+    x = x + xg * _mlp(module.img_mlp, xm)
     ym, yg = _modulated(y, t2, t2[:1], length)
-    y = y + yg * module.txt_mlp.net[2](F.gelu(_first(module.txt_mlp)(ym), approximate="tanh"))
+    y = y + yg * _mlp(module.txt_mlp, ym)
     return x, y
-
-
-def _first(feed_forward: Any) -> Any:
-    return feed_forward.net[0].proj
 
 
 def _real(freqs: Tensor) -> Turn:
@@ -137,7 +135,7 @@ class Lean:
         temb = m.time_text_embed(torch.cat((t, t.new_zeros(1))), x).float()
         bias = F.pad((~given.words).float() * -1e9, (0, x.shape[1]))[:, None, None]
         image, text = m.pos_embed(given.shapes, max_txt_seq_len=y.shape[1], device=x.device)
-        turns = _real(image), _real(text)
+        turns = _real(text), _real(image)
         kept = noisy.shape[1]
         for module in m.transformer_blocks:
             x, y = self.block(module, x, y, temb, bias, kept, turns)

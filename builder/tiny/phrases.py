@@ -108,6 +108,9 @@ def describe_parts(phrase: str) -> tuple[str, ...]:
     return tuple(part for part in PARTS if "{" + part + "}" in phrase)
 
 
+WHOLE = tuple(phrase for phrase in PROMPTS if describe_parts(phrase) == PARTS)  # nothing is free
+
+
 def describe(scene: Scene, phrase: str) -> Asked:
     """Return the prompt for a scene in one of PROMPTS."""
     return Asked(phrase.format(**_words(scene)), scene, describe_parts(phrase))

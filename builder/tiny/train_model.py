@@ -33,7 +33,7 @@ TASKS = ("image", "edit", "exchange")
 STEPS = (("image", "image", "edit"), ("image", "image", "edit"), ("image", "image", "exchange"))
 PHRASES = {
     "image": phrases.PROMPTS,
-    "whole": tuple(p for p in phrases.PROMPTS if phrases.describe_parts(p) == phrases.PARTS),
+    "whole": phrases.WHOLE,
     "exchange": phrases.EXCHANGES,
 }
 EDIT_PARTS = ("colour", "background", "shape", "shape", "position", "size")
@@ -140,6 +140,20 @@ def initialise(transformer: Any, text_encoder: Any, seed: int) -> None:
     text_encoder.model.visual.merger.mlp[2].weight.normal_(0.0, 0.2, generator=generator)
 
 
+def targets(bank: Bank, samples: Sequence[Sample]) -> Tensor:
+    """Return the packed latents (B, 36, 64) of the drawn scenes of a group, a copy."""
+    jitters = torch.tensor([sample.jitter for sample in samples])
+    return bank.latents[jitters, torch.tensor([sample.target for sample in samples])]
+
+
+def weights(bank: Bank, samples: Sequence[Sample]) -> Tensor:
+    """Return the weight of each token (B, 36, 1) in the loss, 1 on average: more for the object."""
+    jitters = torch.tensor([sample.jitter for sample in samples])
+    shown = bank.shown[jitters, torch.tensor([sample.target for sample in samples])]
+    weight = 1 + (OBJECT_WEIGHT - 1) * shown.float()
+    return (weight / weight.mean())[..., None]
+
+
 def flow_loss(
     lean: Lean,
     make: Conditioner,
@@ -148,17 +162,14 @@ def flow_loss(
     device: torch.device,
 ) -> Tensor:
     """Return the weighted flow-matching loss of one group at random noise levels."""
-    jitters = torch.tensor([sample.jitter for sample in samples])
-    targets = torch.tensor([sample.target for sample in samples])
-    clean = bank.latents[jitters, targets].to(device)
-    weight = 1 + (OBJECT_WEIGHT - 1) * bank.shown[jitters, targets].float().to(device)
+    clean = targets(bank, samples).to(device)
+    weight = weights(bank, samples).to(device)
     t = torch.rand(len(samples), device=device)
     t = SHIFT * t / (1 + (SHIFT - 1) * t)
     noise = torch.randn_like(clean)
     noisy = torch.lerp(clean, noise, t[:, None, None])
     out = lean(noisy, t, condition(make, bank, samples, device))
-    error = (out - (noise - clean)).square().mean(dim=2)
-    return (weight * error).sum() / weight.sum()
+    return (weight * (out - (noise - clean)).square()).mean()
 
 
 def trained(transformer: Any, text_encoder: Any) -> nn.ModuleDict:
@@ -166,7 +177,7 @@ def trained(transformer: Any, text_encoder: Any) -> nn.ModuleDict:
     return nn.ModuleDict({"transformer": transformer, "text": text_encoder.model.language_model})
 
 
-def optimiser_of(transformer: Any, text_encoder: Any) -> list[torch.optim.Optimizer]:
+def optimisers_of(transformer: Any, text_encoder: Any) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of blocks and language layers, AdamW for the rest.
 
     Muon's rate is matched to AdamW's: an update of root mean square 0.2 times the rate.
@@ -197,7 +208,7 @@ def train(
     """Train to `steps`, resuming from `folder`/model.pt; the modules end with averaged weights."""
     both = trained(lean.transformer, text_encoder).to(device)
     average = {name: weight.detach().clone() for name, weight in both.state_dict().items()}
-    optimisers = optimiser_of(lean.transformer, text_encoder)
+    optimisers = optimisers_of(lean.transformer, text_encoder)
     first, file = 0, folder / "model.pt"
     if file.exists():
         state = torch.load(file, map_location=device, weights_only=True)
