@@ -1,5 +1,6 @@
 """One warm model serves every schedule in any order, and no picture depends on the one before."""
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from worker import boot, settings
+from worker import boot, residency, settings
 from worker.engine.sampler import noise
 from worker.errors import (
     BadPicture,
@@ -21,6 +22,7 @@ from worker.errors import (
 )
 from worker.families import Generation, Phase, qwen_image
 from worker.families.qwen_image import QwenImage
+from worker.weights import catalog
 
 
 class Listener:
@@ -231,6 +233,22 @@ def test_memory_that_a_released_model_leaves_behind_is_found(tmp_path: Path) -> 
     with pytest.raises(DeviceLost, match="not freed"):
         model.release()
     assert leak is not None
+
+
+def test_two_models_that_do_not_fit_together_take_turns(tmp_path: Path) -> None:
+    """Each comes back as it was, and its memory was free meanwhile, after a stopped one too."""
+    given = settings.read({"MODEL": "tiny", "MODEL_DIR": str(tmp_path)})
+    specs = catalog.resolve(given.model, given, has_gpu=False)
+    turns = residency.Residency([qwen_image.ready(s, given, None) for s in specs], budget=1)
+    pictures = []
+    for name, asked in (("tiny-image", TEXT), ("tiny-edit", EDIT)) * 2:
+        model: Any = turns.take(name)
+        with contextlib.suppress(InterruptedError):
+            model.generate(asked, Listener(stop_at=("denoise", 1)))
+        pictures.append(drawn(model, asked))
+        told: Any = turns.health()["models"]
+        assert [one for one in told if told[one]["resident"]] == [name]
+    assert pictures[:2] == pictures[2:]
 
 
 def opening(monkeypatch: pytest.MonkeyPatch, times: int) -> list[torch.device | None]:
