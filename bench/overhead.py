@@ -33,13 +33,14 @@ from typing import Any, Final, Self
 import requests
 from PIL import Image
 
-from worker import geometry, log, reply, settings
+from worker import log, settings
+from worker.edge import geometry, reply
+from worker.edge.request import OutputFormat, Request, parse
 from worker.families import Control, Drawn, Generation, Served
+from worker.jobs.serve import Worker
 from worker.media import images
 from worker.media.deliver import Encoded, deliver
 from worker.media.fetch import fetch_all
-from worker.request import OutputFormat, Request, parse
-from worker.serve import Worker
 
 SIDE: Final = 1024
 QUALITY: Final = 95

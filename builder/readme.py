@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from worker import errors, fields, settings
+from worker import errors, settings
+from worker.edge import fields
 from worker.weights import catalog
 
 ROOT: Final = Path(__file__).resolve().parents[1]

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 from worlds.published import EDIT, IMAGE
 
-from worker import fields, settings
-from worker.capabilities import capabilities
-from worker.reply import measure
+from worker import settings
+from worker.edge import fields
+from worker.edge.capabilities import capabilities
+from worker.edge.reply import measure
 
 
 def test_every_model_is_told_with_its_limits() -> None:

@@ -24,8 +24,8 @@ from worlds.site import HOST, INSIDE, Site, tapped
 from worlds.standin import StandIns
 
 from worker import log, settings
+from worker.jobs.serve import Worker
 from worker.media import dial
-from worker.serve import Worker
 
 SECRETS = re.compile(
     r"Traceback|site-packages|/worker/|127\.0\.0\.|root:|hidden-secret|AKIDEXAMPLE"

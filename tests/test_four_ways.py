@@ -22,7 +22,7 @@ from PIL import Image
 from worlds.pod import KEY, Pod
 from worlds.process import Process
 
-from worker import sdk
+from worker.loop import sdk
 
 ROOT = Path(__file__).parent.parent
 HANDLER = (sys.executable, "handler.py")

@@ -14,7 +14,9 @@ from hypothesis import settings as trying
 from hypothesis import strategies as st
 from worlds.standin import SERVED, StandIns
 
-from worker import log, reply, settings
+from worker import log, settings
+from worker.edge import reply
+from worker.edge.request import Query, Request, parse
 from worker.errors import (
     ImageFetchRefused,
     ImageTooLarge,
@@ -26,10 +28,9 @@ from worker.errors import (
     UnsupportedTask,
     WorkerError,
 )
+from worker.jobs.serve import Worker
 from worker.media import images, inline
 from worker.media.url import check
-from worker.request import Query, Request, parse
-from worker.serve import Worker
 from worker.settings import Settings
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))

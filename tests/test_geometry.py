@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds.published import EDIT, IMAGE
 
+from worker.edge.geometry import LARGEST, RATIOS, Dimensions, Size, at_area, dimensions
 from worker.errors import InvalidInput
 from worker.families import Served
-from worker.geometry import LARGEST, RATIOS, Dimensions, Size, at_area, dimensions
 
 
 @dataclass(frozen=True)

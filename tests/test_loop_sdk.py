@@ -11,7 +11,8 @@ import pytest
 import structlog
 from worlds.pod import Pod
 
-from worker import scaler, sdk, settings
+from worker import settings
+from worker.loop import scaler, sdk
 
 sdk.load()
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from worlds.published import EDIT, IMAGE
 
-from worker import fields, settings
+from worker import settings
+from worker.edge import fields
+from worker.edge.reply import failure, success
+from worker.edge.request import Request, parse
 from worker.errors import Detail, InvalidInput
 from worker.media.deliver import Encoded
-from worker.reply import failure, success
-from worker.request import Request, parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from worlds.published import EDIT, IMAGE
 
 from worker import log, settings
+from worker.edge.reply import failure, measure, success, worker_version
+from worker.edge.request import Request, parse
 from worker.errors import (
     Detail,
     DeviceLost,
@@ -19,8 +21,6 @@ from worker.errors import (
     OutputTooLarge,
     WorkerError,
 )
-from worker.reply import failure, measure, success, worker_version
-from worker.request import Request, parse
 
 
 def a_request(**given: Any) -> Request:

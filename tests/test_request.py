@@ -12,11 +12,12 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from worlds.published import EDIT, IMAGE
 
-from worker import fields, settings
+from worker import settings
+from worker.edge import fields
+from worker.edge.request import Query, Request, parse
 from worker.errors import InvalidInput, ModelNotServed, UnsupportedTask, WorkerError
 from worker.families import Served
 from worker.media.fetch import ImageSource
-from worker.request import Query, Request, parse
 
 BOTH = (IMAGE, EDIT)
 URL = "https://example.com/cat.png"

@@ -16,11 +16,11 @@ import structlog
 from PIL import Image
 from worlds.standin import SERVED, StandIn, StandIns
 
-from worker.device_thread import DeviceThread, Stopped
 from worker.errors import CudaOutOfMemory
 from worker.families import Control, Drawn, Generation
-from worker.progress import Progress
-from worker.serve import Worker
+from worker.jobs.device_thread import DeviceThread, Stopped
+from worker.jobs.progress import Progress
+from worker.jobs.serve import Worker
 from worker.settings import read
 
 Reply = dict[str, Any]

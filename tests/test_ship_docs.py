@@ -15,8 +15,9 @@ from worlds import embedded
 from worlds.pod import KEY, Pod
 
 from bench.real_shapes import cold, shapes
-from worker import errors, request, settings
+from worker import errors, settings
 from worker.bundle.prepare import sizes
+from worker.edge import request
 from worker.versions import OLDEST_DRIVER
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from worlds import embedded
 
-from worker import preflight, request, settings, versions
+from worker import preflight, settings, versions
+from worker.edge import request
 from worker.weights import catalog
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -44,13 +44,14 @@ def doctor(*, as_json: bool) -> int:
 
 def run() -> int:
     """Boot and serve until told to stop, as handler.py does; return the exit code."""
-    from worker import boot, loop  # noqa: PLC0415 - torch and the SDK only where they are needed
+    from worker import boot  # noqa: PLC0415 - torch and the SDK only where they are needed
+    from worker.loop import guarded  # noqa: PLC0415
 
     try:
         chosen = settings.read()
     except InvalidSettings as error:
-        return loop.refuse(error)
-    return loop.run(chosen, boot.boot)
+        return guarded.refuse(error)
+    return guarded.run(chosen, boot.boot)
 
 
 def prepare(model: str, precision: str | None, out: str | None) -> int:

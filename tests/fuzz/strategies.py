@@ -8,7 +8,7 @@ from typing import Any, Final
 from hypothesis import strategies as st
 from worlds.files import chunk, exif, gradient, jpeg_claiming, png, riff, saved, webp_canvas
 
-from worker.fields import NAMES
+from worker.edge.fields import NAMES
 from worker.media.address import NOT_PUBLIC_V4
 
 SEEDS: Final = [

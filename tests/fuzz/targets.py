@@ -9,7 +9,10 @@ from typing import Any, Final
 from fuzz.strategies import SEEDS
 from worlds.standin import SERVED
 
-from worker import reply, settings
+from worker import settings
+from worker.edge import reply
+from worker.edge.fields import NAMES
+from worker.edge.request import parse
 from worker.errors import (
     ImageFetchRefused,
     ImageTooLarge,
@@ -19,11 +22,9 @@ from worker.errors import (
     UnsupportedTask,
     WorkerError,
 )
-from worker.fields import NAMES
 from worker.media import images
 from worker.media.inline import decode_base64
 from worker.media.url import check
-from worker.request import parse
 
 PLAIN: Final = settings.read({})
 STRICT: Final = settings.read({"STRICT_INPUT": "1"})

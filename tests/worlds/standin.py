@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from worker import log, loop, settings
+from worker import log, settings
 from worker.errors import (
     BadPicture,
     CudaOutOfMemory,
@@ -31,6 +31,7 @@ from worker.errors import (
     WeightsUnavailable,
 )
 from worker.families import Control, Drawn, Generation, Phase, Served
+from worker.loop import guarded
 from worker.settings import Settings
 
 COMMAND = (sys.executable, __file__)
@@ -178,8 +179,8 @@ def main() -> int:
     try:
         chosen = settings.read()
     except InvalidSettings as error:
-        return loop.refuse(error, refuse_s=refuse_s)
-    return loop.run(chosen, boot, refuse_s=refuse_s)
+        return guarded.refuse(error, refuse_s=refuse_s)
+    return guarded.run(chosen, boot, refuse_s=refuse_s)
 
 
 if __name__ == "__main__":

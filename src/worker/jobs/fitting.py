@@ -6,15 +6,16 @@ from typing import Any, Final
 
 from PIL import Image
 
-from worker import log, reply
+from worker import log
+from worker.edge import reply
+from worker.edge.geometry import Dimensions
+from worker.edge.request import OutputFormat, Request, ResponseFormat
 from worker.errors import OutputTooLarge
 from worker.families import Drawn
-from worker.geometry import Dimensions
-from worker.job import Job
+from worker.jobs.job import Job
 from worker.media import images
 from worker.media.deliver import Encoded, deliver
 from worker.media.s3 import own_bucket
-from worker.request import OutputFormat, Request, ResponseFormat
 from worker.settings import Settings
 
 # What a reply over budget is encoded as, in turn, when the caller left the format open.

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
-from worker import log, reply, sdk
+from worker import log
+from worker.edge import reply
 from worker.errors import WorkerError, WorkerNotReady
 from worker.families import Models
+from worker.loop import sdk
 from worker.settings import Settings, where_we_run
 
 # How long a worker whose start cannot succeed by trying again answers jobs with the reason: long
@@ -45,7 +47,7 @@ def _run(settings: Settings, boot: Callable[[Settings], Models], refuse_s: float
     except Exception:  # noqa: BLE001 - another machine may do better: the platform starts us anew
         log.get().exception("start failed")
         return FAILED
-    from worker.serve import Worker  # noqa: PLC0415 - the model's imports come first
+    from worker.jobs.serve import Worker  # noqa: PLC0415 - the model's imports come first
 
     loop = _Loop(settings)
     worker = Worker(settings, models, loop.announce if settings.on_platform else None)
@@ -103,7 +105,7 @@ class _Loop:
         serverless = sdk.load()
         sdk.route_log(settings.log_level)
         sdk.tie_heartbeat()
-        from worker import scaler  # noqa: PLC0415 - it imports the SDK
+        from worker.loop import scaler  # noqa: PLC0415 - it imports the SDK
 
         scaler.install(self._made)
         # A second job taken beside the first would be lost with the pod that the first one's

@@ -15,9 +15,9 @@ from pydantic import (
     PlainValidator,
 )
 
-from worker.geometry import LARGEST, SMALLEST
+from worker.edge.geometry import LARGEST, SMALLEST
+from worker.edge.pictures import source
 from worker.media.fetch import ImageSource
-from worker.pictures import source
 
 MAX_SEED: Final = 2**63 - 1
 SLOTS: Final[Mapping[str, int]] = {"image_2": 2, "image_3": 3}  # aliases that name a position

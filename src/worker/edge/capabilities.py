@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from worker.edge.fields import table
+from worker.edge.reply import worker_version
 from worker.families import Served
-from worker.fields import table
-from worker.reply import worker_version
 from worker.settings import Settings
 
 

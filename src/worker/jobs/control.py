@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from worker.device_thread import Stopped
 from worker.families import Control, Phase
+from worker.jobs.device_thread import Stopped
 
 
 class JobControl(Control):

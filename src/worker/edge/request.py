@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from worker import geometry
+from worker.edge import geometry
+from worker.edge.fields import MAX_SEED, JobInput, Pixels, shown
+from worker.edge.reading import Read, read
 from worker.errors import Detail, InvalidInput, ModelNotServed, UnsupportedTask, WorkerError
 from worker.families import Served, Task
-from worker.fields import MAX_SEED, JobInput, Pixels, shown
 from worker.media.fetch import ImageSource
-from worker.reading import Read, read
 from worker.settings import Settings
 from worker.weights import catalog
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from worker import log
+from worker.edge.request import Request
 from worker.errors import Internal, OutputTooLarge, WorkerError
-from worker.request import Request
 from worker.settings import MB
 
 # A picture has exactly one of these.

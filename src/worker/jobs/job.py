@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from worker.edge.fields import NAMES
 from worker.errors import Detail, InvalidInput
-from worker.fields import NAMES
 
 
 @dataclass(slots=True)

@@ -64,7 +64,7 @@ class Dimensions:
 
 
 class Sized(Protocol):
-    """Anything that asks a model for a picture of some size; worker.request.Request does."""
+    """Anything that asks a model for a picture of some size; worker.edge.request.Request does."""
 
     @property
     def size(self) -> Size:

@@ -8,10 +8,10 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from worker.edge.fields import NAMES, SLOTS, JobInput, shown
+from worker.edge.pictures import KEYS
 from worker.errors import Detail
-from worker.fields import NAMES, SLOTS, JobInput, shown
 from worker.media.fetch import ImageSource
-from worker.pictures import KEYS
 
 Entry = tuple[str, Any]  # the caller's name for a field, and its value
 

@@ -8,7 +8,7 @@ What is wrong in runpod 1.12 (rp_scale.JobScaler) and is mended here:
   but has not started; a task cancelled before its first step counts as in progress for ever.
 - A slot that is full is looked at once a second, and the queue ten times a second: each job costs
   more than an idle second. Here a job starts when it is taken, and the next is taken when it ends.
-- A result is given up at the first dropped connection (worker.post).
+- A result is given up at the first dropped connection (worker.loop.post).
 - A malformed entry in a batch ends the process; one without an input is dropped without an answer;
   and a platform that answers 500 is asked again without a pause.
 """
@@ -25,8 +25,8 @@ from runpod.http_client import AsyncClientSession, get_auth_header
 from runpod.serverless.modules import rp_http, rp_job, rp_scale
 
 from worker import log
-from worker.post import transmit
-from worker.take import Job, Taker
+from worker.loop.post import transmit
+from worker.loop.take import Job, Taker
 
 # How long the cancel of a job that has not started is remembered; the same id may come back later.
 STOP_S: Final = 10.0

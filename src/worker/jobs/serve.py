@@ -10,10 +10,10 @@ from typing import Any, Final
 import structlog
 from PIL import Image
 
-from worker import geometry, log, reply
-from worker.capabilities import capabilities
-from worker.control import JobControl
-from worker.device_thread import DeviceThread
+from worker import log
+from worker.edge import geometry, reply
+from worker.edge.capabilities import capabilities
+from worker.edge.request import Query, Request, parse
 from worker.errors import (
     CudaOutOfMemory,
     DeadlineExceeded,
@@ -24,13 +24,14 @@ from worker.errors import (
     WorkerNotReady,
 )
 from worker.families import Drawn, Generation, Models
-from worker.fitting import fitting
-from worker.job import Job
+from worker.jobs.control import JobControl
+from worker.jobs.device_thread import DeviceThread
+from worker.jobs.fitting import fitting
+from worker.jobs.job import Job
+from worker.jobs.progress import Progress
 from worker.media import images
 from worker.media.deliver import check_targets
 from worker.media.fetch import fetch_all
-from worker.progress import Progress
-from worker.request import Query, Request, parse
 from worker.settings import Settings
 
 # Two jobs in a row out of memory, each of them tried twice: it is the worker, not the jobs.

@@ -1,0 +1,1 @@
+"""What callers send and get: a job's input read and judged, and the reply that fits."""

@@ -1,0 +1,1 @@
+"""One job from input to reply."""

@@ -1,0 +1,1 @@
+"""RunPod's loop around the worker: jobs taken, results posted, none lost."""
