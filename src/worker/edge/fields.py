@@ -140,7 +140,7 @@ class JobInput(BaseModel):
     """What a job's `input` may hold; None is what the caller left out or sent as null.
 
     Only what one field says by itself is judged here; what fields say together, and against the
-    models served, is judged by worker.request.
+    models served, is judged by worker.edge.request.
     """
 
     model_config = ConfigDict(
