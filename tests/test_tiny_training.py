@@ -1,7 +1,9 @@
 """What the tiny checkpoint learns from, and that what was trained is what the worker runs."""
 
+import itertools
 import random
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,10 @@ from builder.tiny import architecture, bank, distil, phrases, tokenizer, train_m
 from builder.tiny.conditioning import Conditioner
 from builder.tiny.flat_vae import FlatVae, initialise
 from builder.tiny.lean import Conditions, Lean
+from builder.tiny.train import go_on
 from worker.engine.lora import Adapters, canonical, lightning_modules
+
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "tiny"
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +148,35 @@ def test_packing_is_undone_by_unpacking_and_is_the_pipelines_own() -> None:
     packed = bank.pack(latents)
     assert torch.equal(bank.unpack(packed), latents)
     assert torch.equal(packed, QwenImagePipeline._pack_latents(latents, 2, 16, 12, 12))
+
+
+def test_the_teacher_ends_where_its_forty_steps_with_cfg_do(small_bank: bank.Bank) -> None:
+    torch.manual_seed(4)
+    words = tokenizer.build_tokenizer()
+    text_encoder = architecture.build_text_encoder(words)
+    transformer = architecture.build_transformer(zero_cond_t=True)
+    go_on(CHECKPOINT / "edit", transformer, text_encoder)
+    make, lean = Conditioner(text_encoder, words), Lean(transformer)
+    group = train_model.Tasks(small_bank, seed=5).group("whole", 4, dropping=False)
+    blank = [train_model.Sample(s.jitter, s.target, " ") for s in group]
+    noise = torch.randn(4, 36, 64)
+
+    def euler(steps: int) -> torch.Tensor:
+        x = noise
+        for level, following in itertools.pairwise(distil.sigmas(steps, lightning=False)):
+            v, other = (lean(x, torch.full((4,), level), given) for given in conditions)
+            both = other + distil.TEACHER_CFG * (v - other)
+            both *= v.norm(dim=-1, keepdim=True) / both.norm(dim=-1, keepdim=True)
+            x = x + (following - level) * both
+        return x
+
+    with torch.no_grad():
+        conditions = [
+            train_model.condition(make, small_bank, some, torch.device("cpu"))
+            for some in (group, blank)
+        ]
+        wanted = euler(distil.TEACHER_STEPS)
+        ours = (distil.teacher(lean, noise, *conditions) - wanted).square().mean()
+        as_many = (euler(len(distil.VISITED) - 1) - wanted).square().mean()
+    assert ours < 0.0003
+    assert ours < as_many / 2

@@ -32,12 +32,7 @@ SEED = 20
 JITTERS = 6
 VAE_STEPS = 4500
 MODEL_STEPS = 2400
-TEACHER_GROUPS = 60
-TEACHER_STEPS = 40
-LESSONS = (  # of TEACHER_GROUPS; "whole" leaves nothing free: what a few steps can follow exactly
-    ("teacher", ("image", "edit", "image", "edit", "exchange"), 1.0),
-    ("teacher-whole", ("whole",), 0.6),
-)
+TEACHER_GROUPS = 320
 ROUNDS = 1100
 LIGHTNING_ROUNDS = {4: 1.0, 8: 0.15}  # of ROUNDS: the 8-step LoRA starts from the 4-step one
 VAE_GATE_DB = 33.0
@@ -60,12 +55,11 @@ def vae_gate(flat: FlatVae, device: torch.device) -> str:
     return f"{db:.1f} dB, {read:.1%} of 200 reconstructions read right in all five parts"
 
 
-def lightning(  # noqa: PLR0913 - the parts of a model
+def lightning(
     folder: Path,
     device: torch.device,
     rounds: Mapping[int, int],
     groups: int,
-    teacher_steps: int,
     *,
     lean: Lean,
     make: Conditioner,
@@ -73,25 +67,13 @@ def lightning(  # noqa: PLR0913 - the parts of a model
     flat: FlatVae,
 ) -> dict[int, dict[str, Tensor]]:
     """Draw the teacher's pictures, or take them from `folder`, and distil both LoRAs."""
-    taught: list[distil.Lesson] = []
-    for name, turns, share in LESSONS:
-        file = folder / f"{name}.pt"
-        if not file.exists():
-            drawn = distil.lessons(
-                lean,
-                make,
-                encoded,
-                flat,
-                round(groups * share),
-                device,
-                steps=teacher_steps,
-                turns=turns,
-                seed=3 + len(taught),
-            )
-            torch.save(drawn, file.with_suffix(".part"))
-            file.with_suffix(".part").replace(file)
-        with torch.serialization.safe_globals([distil.Lesson, train_model.Sample]):
-            taught += torch.load(file, weights_only=True)
+    file = folder / "teacher.pt"
+    if not file.exists():
+        drawn = distil.lessons(lean, make, encoded, flat, groups, device, seed=3)
+        torch.save(drawn, file.with_suffix(".part"))
+        file.with_suffix(".part").replace(file)
+    with torch.serialization.safe_globals([distil.Lesson, train_model.Sample]):
+        taught: list[distil.Lesson] = torch.load(file, weights_only=True)
     states: dict[int, dict[str, Tensor]] = {}
     for steps, count in rounds.items():
         states[steps] = distil.student(
@@ -102,6 +84,7 @@ def lightning(  # noqa: PLR0913 - the parts of a model
             lean=lean,
             make=make,
             bank=encoded,
+            flat=flat,
             taught=taught,
             start=states.get(4),
         )
@@ -127,7 +110,6 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
     parser.add_argument("--model-steps", type=int, default=MODEL_STEPS)
     parser.add_argument("--groups", type=int, default=TEACHER_GROUPS, help="of 64 teacher pictures")
-    parser.add_argument("--teacher-steps", type=int, default=TEACHER_STEPS)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of distillation")
     parser.add_argument("--compile", action="store_true", help="compile the blocks; takes g++")
     parser.add_argument("--bf16", action="store_true", help="matrix products in bf16: AMX, CUDA")
@@ -173,7 +155,6 @@ def main() -> None:
         device,
         {steps: round(options.rounds * share) for steps, share in LIGHTNING_ROUNDS.items()},
         options.groups,
-        options.teacher_steps,
         lean=lean,
         make=make,
         encoded=encoded,
