@@ -40,7 +40,7 @@ lint: setup ## ruff, its format check, mypy strict
 format: setup ## let ruff format
 	$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .
 
-train-tiny: setup ## train checkpoints/tiny from nothing (TRAIN="--compile --bf16" with g++ and AMX: 1.5 hours on 2 cores)
+train-tiny: setup ## train checkpoints/tiny from nothing (TRAIN="--compile --bf16" with g++ and AMX: 2 hours on 2 cores)
 	$(BIN)/python -m builder.tiny.train out/train-tiny $(TRAIN)
 
 eval-tiny: setup ## what checkpoints/tiny draws and edits, judged from pixels

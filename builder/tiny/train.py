@@ -9,7 +9,6 @@ vae, bank (drawn and encoded pictures), model, teacher (what the LoRAs learn fro
 import argparse
 import random
 import time
-from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,12 @@ VAE_STEPS = 4500
 MODEL_STEPS = 2400
 TEACHER_GROUPS = 320
 ROUNDS = 1100
-LIGHTNING_ROUNDS = {4: 1.0, 8: 0.15}  # of ROUNDS: the 8-step LoRA starts from the 4-step one
+# Of ROUNDS. The 8-step LoRA starts from the 4-step one, whose last step then learns alone.
+COURSES = (
+    (4, distil.ALL_STEPS, 1.0),
+    (8, distil.ALL_STEPS, 0.15),
+    (4, distil.LAST_STEP, 0.255),
+)
 VAE_GATE_DB = 33.0
 VAE_GATE_READ = 0.97
 
@@ -58,7 +62,7 @@ def vae_gate(flat: FlatVae, device: torch.device) -> str:
 def lightning(
     folder: Path,
     device: torch.device,
-    rounds: Mapping[int, int],
+    rounds: int,
     groups: int,
     *,
     lean: Lean,
@@ -75,17 +79,18 @@ def lightning(
     with torch.serialization.safe_globals([distil.Lesson, train_model.Sample]):
         taught: list[distil.Lesson] = torch.load(file, weights_only=True)
     states: dict[int, dict[str, Tensor]] = {}
-    for steps, count in rounds.items():
+    for steps, course, share in COURSES:
         states[steps] = distil.student(
             folder,
             steps,
-            count,
+            round(rounds * share),
             device,
             lean=lean,
             make=make,
             bank=encoded,
             flat=flat,
             taught=taught,
+            course=course,
             start=states.get(4),
         )
     return states
@@ -153,7 +158,7 @@ def main() -> None:
     loras = lightning(
         folder,
         device,
-        {steps: round(options.rounds * share) for steps, share in LIGHTNING_ROUNDS.items()},
+        options.rounds,
         options.groups,
         lean=lean,
         make=make,
