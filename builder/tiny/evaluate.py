@@ -27,6 +27,7 @@ WAYS: Final = {  # name: (lightning, steps, true CFG)
     "lightning-4": (True, 4, 1.0),
     "lightning-8": (True, 8, 1.0),
 }
+EQUAL_PASSES: Final = ("lightning-4", "base-4-plain")  # the first is to halve the other's error
 GATES: Final = {  # of held-out cases in lightning-8: the least share right
     "prompt": {
         "colour": 0.98,
@@ -198,8 +199,11 @@ def run(models: dict[str, Model], cases: list[Case], ways: Sequence[str], out: P
                 missed = gate(kind, result)
         if way != ways[0] and "teacher" in drawn:
             print(
-                f"{kind} | {way} | error to the teacher {error(drawn[way], drawn['teacher']):.5f}"
+                f"{kind} | {way} | error to the teacher {error(drawn[way], drawn['teacher']):.6f}"
             )
+    if {"teacher", *EQUAL_PASSES} <= drawn.keys():
+        ours, plain = (error(drawn[way], drawn["teacher"]) for way in EQUAL_PASSES)
+        print(f"{kind} | {' / '.join(EQUAL_PASSES)} | error to the teacher {ours / plain:.2f}")
     sheet(cases, drawn, out / f"{kind.replace(' ', '-')}.png")
     return missed
 
