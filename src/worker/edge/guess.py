@@ -10,8 +10,8 @@ LONGEST: Final = 60
 # Of SequenceMatcher.ratio. One letter too many, too few or wrong in five gives 0.8 and more; one
 # wrong in four (mask for task) 0.75, which is more often another word than a slip.
 CUTOFF: Final = 0.8
-# Two letters swapped in four (edti for edit) give 0.75 too, and are a slip.
-SWAPPED: Final = 0.7
+# Two letters swapped give 0.75 in four (edti for edit) and 0.67 in three, and are a slip.
+SWAPPED: Final = 0.65
 
 
 def guess(word: Any, known: Iterable[str], *, slips: bool = True) -> str | None:

@@ -76,8 +76,7 @@ def _parsed(name: str, word: str, value: Any) -> tuple[Any, list[Detail]]:
     try:
         return getattr(JobInput.model_validate({name: value}), name), []
     except ValidationError as error:
-        listed = isinstance(value, list)
-        return None, [_fault(word, listed, e) for e in error.errors(include_url=False)]
+        return None, [_fault(word, value, e) for e in error.errors(include_url=False)]
 
 
 def _agreed(entries: Sequence[Entry]) -> tuple[Any, list[Detail]]:
@@ -156,15 +155,16 @@ MESSAGES: Final[Mapping[str, str]] = {
 }
 
 
-def _fault(word: str, listed: bool, error: ErrorDetails) -> Detail:
-    """Say what pydantic found, about the caller's own word for the field."""
-    given = error["input"]
+def _fault(word: str, value: Any, error: ErrorDetails) -> Detail:
+    """Say what pydantic found, about the caller's own word for the field and his own value."""
+    is_word = error["type"] == "literal_error"  # pydantic saw it in lower case
+    given = value if is_word else error["input"]
     indices = [part for part in error["loc"][1:] if isinstance(part, int)]
     message = MESSAGES.get(error["type"], "is not valid (got {got})").format(
         got=shown(given),
         length=len(given) if isinstance(given, str) else 0,
         **error.get("ctx", {}),
     )
-    if error["type"] == "literal_error":
+    if is_word:
         message += meant(given, QUOTED.findall(str(error.get("ctx", {}).get("expected"))))
-    return Detail(f"{word}[{indices[0]}]" if listed and indices else word, message)
+    return Detail(f"{word}[{indices[0]}]" if isinstance(value, list) and indices else word, message)

@@ -20,8 +20,6 @@ from worker.errors import (
     Detail,
     Internal,
     InvalidInput,
-    ModelNotServed,
-    UnsupportedTask,
     WorkerError,
     WorkerNotReady,
 )
@@ -96,9 +94,10 @@ class Worker:
     def _failed(self, error: WorkerError, job: Job) -> dict[str, Any]:
         self._counts["failed"] += 1
         # What is wrong with an input quotes it: prompts are logged only when asked for.
-        judged = isinstance(error, InvalidInput | UnsupportedTask | ModelNotServed)
-        quotes = judged and not self._settings.log_prompts
-        reason = [detail.field for detail in error.details] if quotes else error.message
+        quotes = isinstance(error, InvalidInput) and not self._settings.log_prompts
+        # Not the message: it may name unknown fields, which are the caller's own words too.
+        told = "; ".join(f"{d.field}: {d.message}" for d in error.details) or error.message
+        reason = [detail.field for detail in error.details] if quotes else told
         log.get().warning(
             "job failed",
             error_code=error.code,
