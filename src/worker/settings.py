@@ -30,7 +30,7 @@ BYTES: Final = re.compile(r"([0-9]{1,9}) ?(kb|mb|gb)", re.IGNORECASE)
 UNITS: Final = {"KB": 1000, "MB": MB, "GB": 1000 * MB}
 
 # As a header or a quick start writes a token.
-BEARER: Final = re.compile(r"(?:authorization\s*:\s*)?bearer\s+", re.IGNORECASE)
+BEARER: Final = re.compile(r"^(?:authorization\s*:\s*)?bearer\s+", re.IGNORECASE)
 
 LONGEST_TOKEN: Final = 4096
 
@@ -94,7 +94,7 @@ def _token(value: Any) -> Any:
     """Take a token out of "Bearer TOKEN"; what is no word of ASCII can be no header's value."""
     if not isinstance(value, str):
         return value
-    token = _unquoted(BEARER.sub("", value, count=1) if BEARER.match(value) else value)
+    token = _unquoted(BEARER.sub("", _unquoted(value), count=1))
     if not re.fullmatch(r"[!#-&(-~]+", token) or token.lower() == "bearer":
         raise ValueError("must be a token alone, as in hf_...: no blanks, no quotes, ASCII only")
     return token
