@@ -273,6 +273,18 @@ def test_warnings_of_a_query_are_told() -> None:
     assert "colour" in str(served({"op": "capabilities", "colour": 1})["warnings"])
 
 
+def test_callers_are_told_how_far_a_job_is() -> None:
+    heard: list[tuple[str, Any]] = []
+
+    async def announce(job_id: str, update: Any) -> None:
+        heard.append((job_id, update))
+
+    served({"prompt": "slow-text pause=0.001"}, Worker(read({}), StandIns(), announce))
+    job_id, update = heard[0]
+    assert job_id == "job-1"
+    assert update == {"step": 0, "steps": 4, "phase": "text", "percent": 0}
+
+
 # Over budget.
 
 
