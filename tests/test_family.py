@@ -121,7 +121,7 @@ def test_a_text_that_is_cut_is_told_if_it_was_used(models: dict[str, QwenImage],
         ({"negative_prompt": long, "true_cfg_scale": 1.0}, ()),
         ({"negative_prompt": None, "true_cfg_scale": 4.0}, ()),
     ):
-        generation = replace(asked, **changes)  # type: ignore[arg-type]
+        generation = replace(asked, **changes)
         assert models[name].generate(generation, Listener()).warnings == told
 
 

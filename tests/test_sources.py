@@ -4,6 +4,7 @@ import json
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,7 +145,7 @@ def test_a_cache_without_refs_is_used_when_it_holds_one_snapshot(home: Path) -> 
 def test_hugging_faces_own_cache_is_looked_into_behind_runpods(
     home: Path, environ: dict[str, str], place: str
 ) -> None:
-    given = {name: str(home / value) for name, value in environ.items()}
+    given: Any = {name: str(home / value) for name, value in environ.items()}
     publish(home / "baked/qwen-image")
     assert find(home, **given).kind == "image"
     assert find(home, **given).facts()["not_used"]["HF cache"] == "not there"

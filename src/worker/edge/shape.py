@@ -15,7 +15,7 @@ def fault(job_input: Any) -> str | None:
     there, unless it is an object written as text, is an unknown field like any other.
     """
     if _is_written(job_input):
-        return f"must be an object, not JSON written as a string; send {EXAMPLE}"
+        return f"must be an object, and is one written as a string; send {EXAMPLE}"
     if isinstance(job_input, list):
         return f"must be an object, not a list; send one job for each, as in {EXAMPLE}"
     if not isinstance(job_input, dict):
