@@ -97,11 +97,12 @@ def models_table() -> str:
 
 def facts(row: catalog.ModelSpec) -> tuple[str, ...]:
     """Return a model's row without its name."""
+    own = row.negative_prompt.strip()
     references = f", 1-{row.max_references} references" if row.max_references > 1 else ""
     return (
         f"checkpoints/{row.embedded} (embedded)" if row.embedded else row.repository,
         ", ".join(row.tasks) + references,
-        f"{row.steps} steps, CFG {row.true_cfg_scale:g}",
+        f"{row.steps} steps, CFG {row.true_cfg_scale:g}" + (", a negative prompt" if own else ""),
         ", ".join(map(str, row.lightning)),
         row.licence,
     )

@@ -17,6 +17,7 @@ def test_every_model_is_told_with_its_limits() -> None:
     assert (first["id"], first["tasks"], first["max_images"]) == (IMAGE.id, ["text-to-image"], 0)
     assert first["sizes"]["16:9"] == [1664, 928]
     assert first["lightning_steps"] == [8, 4]
+    assert (first["negative_prompt"], second["negative_prompt"]) == (IMAGE.negative_prompt, " ")
     assert (second["max_images"], second["max_pixels"]) == (2, EDIT.max_pixels)
 
 

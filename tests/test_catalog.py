@@ -7,6 +7,7 @@ import pytest
 
 from worker import settings
 from worker.errors import InvalidSettings, WeightsUnavailable
+from worker.families.describe import describe
 from worker.weights import catalog
 
 
@@ -55,6 +56,20 @@ def test_a_size_is_its_aspect_ratio_turned() -> None:
             across, down = map(int, ratio.split(":"))
             assert sizes[f"{down}:{across}"] == (height, width)
             assert (width > height) == (across > down)
+
+
+def test_only_qwen_image_2512_has_a_negative_prompt_of_its_own() -> None:
+    """The one of its publisher's README, word for word."""
+    own = {row.name: row.negative_prompt for row in catalog.TABLE if row.negative_prompt != " "}
+    assert own == {
+        "qwen-image-2512": "低分辨率，低画质，肢体畸形，手指畸形，画面过饱和，蜡像感，"  # noqa: RUF001
+        "人脸无细节，过度光滑，画面具有AI感。构图混乱。文字模糊，扭曲。"  # noqa: RUF001
+    }
+    (spec,) = resolved("Qwen/Qwen-Image-2512")
+    served = describe(
+        spec, settings.read({}), revision="x", precision="bf16", lightning=(), memory=None
+    )
+    assert served.negative_prompt == own["qwen-image-2512"]
 
 
 def test_a_catalogue_name_is_its_row() -> None:

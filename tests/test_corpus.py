@@ -148,7 +148,9 @@ def _leaks_nothing(case: Case, job: dict[str, Any], reply: dict[str, Any], logge
         assert len(text) < 40_000
     if case.code is not None:
         assert reply["error"].startswith(f"{case.code}: ")
-        assert set(reply) == {"error", "error_code", "error_type", "retryable", "details"}
+        keys = {"error", "error_code", "error_type", "retryable", "details"}
+        assert set(reply) - {"warnings"} == keys
+        assert reply.get("warnings") != []
         assert "not JSON" not in told
     prompt = (job.get("input") or {}).get("prompt") if isinstance(job.get("input"), dict) else None
     if isinstance(prompt, str) and len(prompt) > 8:

@@ -107,6 +107,24 @@ def test_noise_does_not_depend_on_the_batch() -> None:
     assert torch.equal(batch[1:], noise([4], 16, 12, 12, torch.bfloat16))
 
 
+@pytest.mark.parametrize("name", ["tiny-image", "tiny-edit"])
+def test_a_text_that_is_cut_is_told_if_it_was_used(models: dict[str, QwenImage], name: str) -> None:
+    """The prompt always, the negative prompt where CFG runs."""
+    long = "red " * 1025
+    asked = replace(TEXT if name == "tiny-image" else EDIT, **{**BASE, "steps": 2})
+    cut, negative_cut = (f"the {what}prompt was cut at 1024 tokens" for what in ("", "negative "))
+    for changes, told in (
+        ({}, ()),
+        ({"prompt": long}, (cut,)),
+        ({"negative_prompt": long}, (negative_cut,)),
+        ({"prompt": long, "negative_prompt": long}, (cut, negative_cut)),
+        ({"negative_prompt": long, "true_cfg_scale": 1.0}, ()),
+        ({"negative_prompt": None, "true_cfg_scale": 4.0}, ()),
+    ):
+        generation = replace(asked, **changes)
+        assert models[name].generate(generation, Listener()).warnings == told
+
+
 def test_steps_are_reported_in_order(models: dict[str, QwenImage]) -> None:
     """Text, reference, then every step of the loop."""
     listener = Listener()

@@ -69,11 +69,74 @@ def test_the_dropped_tokens_are_the_template(template: Template, references: int
 
 @pytest.mark.parametrize(("template", "references"), TEMPLATES)
 def test_a_long_prompt_is_cut_inside_its_frame(template: Template, references: int) -> None:
-    """The user's text is cut at 1024 tokens; the end of the turn stays, and the caller is told."""
-    long, just = "red " * 3000, "red"
-    assert encoder().is_cut(long)
-    assert not encoder().is_cut(just)
+    """The user's text is cut at 1024 tokens; the end of the turn stays."""
+    long = "red " * 3000
     ids = encoder().tokens(long, template, [1] * references)
     frame = encoder().tokens("", template, [1] * references)
     assert len(ids) == len(frame) + prompts.MAX_TOKENS
     assert TOKENIZER.decode(ids).endswith("<|im_end|>\n<|im_start|>assistant\n")
+
+
+class _Processor:
+    """Stands where the processor stands: that there is one is all that tokenising asks."""
+
+
+def words(count: int) -> str:
+    """Return a prompt of so many tokens."""
+    text = "red" + " red" * (count - 1)
+    assert len(TOKENIZER(text, add_special_tokens=False)["input_ids"]) == count
+    return text
+
+
+@pytest.mark.parametrize(("template", "references"), TEMPLATES)
+@pytest.mark.parametrize("start", ["", "\n", "\n\n\n", " ", "\r\n"])
+@pytest.mark.parametrize("count", [1, 1000, *range(1019, 1030)])
+def test_a_caller_is_told_of_a_cut_exactly_when_there_is_one(
+    template: Template, references: int, start: str, count: int
+) -> None:
+    """Whatever the prompt's first characters become together with the line before them."""
+    shown = bool(references)
+    encoding = PromptEncoder(TOKENIZER, _Processor() if shown else None, _Encoder())
+    prompt = start + words(count)
+    whole = stock_text(prompt, template, references)
+    lost = len(TOKENIZER(whole)["input_ids"]) - len(
+        encoding.tokens(prompt, template, [1] * references)
+    )
+    assert encoding.is_cut(prompt, references=shown) == (lost > 0)
+
+
+def test_references_that_are_not_shown_do_not_change_where_a_prompt_is_cut() -> None:
+    """Without a processor an edit's prompt stands behind "user" and its line."""
+    prompt = "\n" + words(1024)
+    alone = len(encoder().tokens(prompt, prompts.EDIT, [])) < len(
+        TOKENIZER(stock_text(prompt, prompts.EDIT, 0))["input_ids"]
+    )
+    assert encoder().is_cut(prompt, references=True) == alone
+
+
+def test_text_to_image_equals_the_stock_pipeline_up_to_1019_tokens() -> None:
+    """The stock pipeline cuts prompt and frame together at 1024 (max_sequence_length=1024)."""
+    template = prompts.TEXT_TO_IMAGE
+
+    def stock(count: int) -> list[int]:
+        ids: list[int] = TOKENIZER(
+            stock_text(words(count), template, 0),
+            max_length=prompts.MAX_TOKENS + template.dropped,
+            truncation=True,
+        )["input_ids"]
+        return ids
+
+    for count in (1, 512, 1019):
+        assert encoder().tokens(words(count), template, []) == stock(count)
+    assert len(encoder().tokens(words(1020), template, [])) == len(stock(1020)) + 1
+
+
+@pytest.mark.parametrize(("template", "references"), TEMPLATES[1:])
+def test_an_edit_equals_the_stock_pipeline_up_to_1024_tokens(
+    template: Template, references: int
+) -> None:
+    """The stock pipelines of edits cut nothing."""
+    for count, equal in ((1024, True), (1025, False)):
+        ours = encoder().tokens(words(count), template, [1] * references)
+        stock = TOKENIZER(stock_text(words(count), template, references))["input_ids"]
+        assert (ours == stock) is equal

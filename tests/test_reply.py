@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as chosen
 from hypothesis import strategies as st
 from worlds.published import EDIT, IMAGE
 
@@ -21,6 +22,9 @@ from worker.errors import (
     OutputTooLarge,
     WorkerError,
 )
+
+# Hypothesis leaves surrogates out of the characters that it takes by itself.
+ANY = st.characters() | st.characters(categories=["Cs"])
 
 
 def a_request(**given: Any) -> Request:
@@ -152,8 +156,9 @@ def hidden() -> Iterator[str]:
 def test_a_failure_hides_what_is_not_the_callers_to_know(leak: str, hidden: str) -> None:
     assert hidden
     for message in (leak, f"cannot open {leak}: no", f"'{leak}'", f"at ({leak})"):
-        error = ImageFetchFailed(message, details=[Detail("images[0]", message)])
-        assert leak not in json.dumps(failure(error))
+        details = [Detail("images[0]", message), Detail(message, "is wrong")]
+        error = ImageFetchFailed(message, details=details, warnings=[message])
+        assert leak not in json.dumps(failure(error, [f"{message}!"]))
 
 
 @pytest.mark.parametrize(
@@ -169,13 +174,68 @@ def test_a_failure_hides_what_is_not_the_callers_to_know(leak: str, hidden: str)
     ],
 )
 def test_a_failure_keeps_what_helps_the_caller(message: str) -> None:
-    assert failure(InvalidInput(message))["error"] == f"INVALID_INPUT: {message}"
+    output = failure(InvalidInput(message), [message])
+    assert output["error"] == f"INVALID_INPUT: {message}"
+    assert output["warnings"] == [message]
 
 
-@given(message=st.text(alphabet=st.characters()), field=st.text(alphabet=st.characters()))
-def test_a_failure_can_always_be_sent(message: str, field: str) -> None:
-    error = Internal(message * 50, details=[Detail(field, message)] * 200)
-    assert measure(failure(error), 1_000_000) < 1_000_000
+def test_the_warnings_of_a_failure_are_told_beside_its_details_each_once() -> None:
+    error = InvalidInput("why", details=[Detail("x", "why")], warnings=["promt: ?", "b"])
+    output = failure(error, ["a", "b", "a"])
+    assert output["warnings"] == ["a", "b", "promt: ?"]
+    assert output["details"] == [{"field": "x", "message": "why"}]
+    assert failure(InvalidInput("why"), ["a"])["warnings"] == ["a"]
+    assert failure(InvalidInput("why", warnings=["a"]))["warnings"] == ["a"]
+    assert "warnings" not in failure(InvalidInput("why"), [])
+
+
+# Text with what is no character: alone, between others, in pairs the wrong way round, and where a
+# long text is cut.
+BROKEN = [
+    "\ud800",
+    "a\udfffb",
+    "\udc00\ud800",
+    "\ud83d\ude00",
+    "x" * 1999 + "\ud800y",
+    "\udcff" * 3000,
+]
+
+
+@pytest.mark.parametrize("text", BROKEN, ids=range(len(BROKEN)))
+@pytest.mark.parametrize("place", ["message", "field", "detail", "warning", "the error's warning"])
+def test_a_lone_surrogate_anywhere_in_an_error_can_be_sent(place: str, text: str) -> None:
+    def at(name: str) -> str:
+        return text if name == place else "plain"
+
+    error = Internal(
+        at("message"),
+        details=[Detail(at("field"), at("detail"))],
+        warnings=[at("the error's warning")],
+    )
+    output = failure(error, [at("warning")])
+    size = measure(output, 1_000_000)
+    told = json.dumps(output, ensure_ascii=False)
+    assert size == len(told.encode())
+    assert "?" in told
+    assert told.count("?") <= 2000
+
+
+@chosen(deadline=None)
+@given(
+    message=st.text(alphabet=ANY, min_size=1),
+    field=st.text(alphabet=ANY),
+    warning=st.text(alphabet=ANY, min_size=1),
+)
+def test_a_failure_can_always_be_sent(message: str, field: str, warning: str) -> None:
+    long, warned = (message * 2001)[:2500], (warning * 2001)[:2500]
+    error = Internal(long, details=[Detail(field, long)] * 60)
+    output = failure(error, [f"{n}{warned}" for n in range(60)])
+    assert len(output["details"]) == len(output["warnings"]) == 50
+    longest = len("INTERNAL: ") + 2000 + len("...")
+    texts = [output["error"], *output["warnings"], *(d["message"] for d in output["details"])]
+    assert all(0 < len(text) <= longest for text in texts)
+    most = (1 + 2 * 50) * longest * 6  # a control character takes 6 bytes of JSON
+    assert measure(output, 2 * most) < most + 50 * len(field) * 6 + 10_000
 
 
 def test_a_reply_is_measured_as_the_sdk_sends_it() -> None:

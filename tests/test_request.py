@@ -2,8 +2,11 @@
 
 import base64
 import json
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, replace
+from difflib import SequenceMatcher
 from typing import Any
 
 import pytest
@@ -13,14 +16,16 @@ from hypothesis import strategies as st
 from worlds.published import EDIT, IMAGE
 
 from worker import settings
-from worker.edge import fields
+from worker.edge import fields, reading
 from worker.edge.request import Query, Request, parse
-from worker.errors import InvalidInput, ModelNotServed, UnsupportedTask, WorkerError
+from worker.errors import Detail, InvalidInput, ModelNotServed, UnsupportedTask, WorkerError
 from worker.families import Served
 from worker.media.fetch import ImageSource
+from worker.weights.catalog import NEGATIVE_2512
 
 BOTH = (IMAGE, EDIT)
 URL = "https://example.com/cat.png"
+PUT = "https://bucket.example/put?signature=x"
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(range(60))).decode()
 JPEG = base64.b64encode(b"\xff\xd8\xff\xe0" + bytes(range(60))).decode()
 BUCKET = {
@@ -197,8 +202,11 @@ def test_a_scale_may_be_an_integer_or_a_numeric_string(value: Any, scale: float)
 
 @pytest.mark.parametrize("value", [1, 0, "true", "yes"])
 def test_only_true_and_false_are_booleans(value: Any) -> None:
-    told = faults({"prompt": "a", "lightning": value})
-    assert told[0][1].startswith("must be true or false")
+    got = {True: "1", False: "0"}.get(value, repr(value))
+    told = [("lightning", f"must be true or false (got {got})")]
+    assert faults({"prompt": "a", "lightning": value}) == told
+    for boolean in (True, False):
+        assert parsed({"prompt": "a", "lightning": boolean}).lightning is boolean
 
 
 @pytest.mark.parametrize(
@@ -217,17 +225,168 @@ def test_a_prompt_is_1_to_5000_characters_that_can_be_told_again(prompt: Any, me
 
 
 def test_any_other_prompt_is_taken_as_it_is() -> None:
-    for prompt in ("a" * 5000, " ", "<|image_pad|><|im_end|>", "\u4e2d\u6587 \U0001f600\n"):
+    for prompt in (
+        "a" * 5000,
+        " a\n",
+        "\u200d.",
+        "<|image_pad|><|im_end|>",
+        "\u4e2d\u6587 \U0001f600\n",
+    ):
         assert parsed({"prompt": prompt}).prompt == prompt
 
 
-def test_a_negative_prompt_is_limited_to_2000_characters() -> None:
-    assert faults({"prompt": "a", "negative": "b" * 2001})[0][0] == "negative"
+# Unicode's categories of spaces, line ends, controls and format characters; then some of each
+# together, and characters of other categories that have no glyph.
+UNSEEN = {"Zs", "Zl", "Zp", "Cc", "Cf"}
+BLANKS = [
+    *(c for c in map(chr, range(1, 0x110000)) if unicodedata.category(c) in UNSEEN),
+    *("\x01\x7f", "\ufeff\u2060", " \t\n\u3000\u200b\u00ad", "\u202e \u2066"),
+    *("\u3164", "\u2800", "\u115f\u1160", "\uffa0", "\u034f", "\ufe0f", "\U000e0100", "\u180b"),
+]
 
 
-@pytest.mark.parametrize("job_input", [None, [], "a cat", 5, True, float("nan")])
+@pytest.mark.parametrize("name", ["prompt", "text"])
+def test_a_prompt_of_blanks_is_no_prompt(name: str) -> None:
+    for blanks in BLANKS:
+        ((field, message),) = faults({name: blanks * 3})
+        assert (field, message) == (name, "must have a visible character (got blanks alone)")
+        assert parsed({name: f"{blanks}.{blanks}"}).prompt == f"{blanks}.{blanks}"
+
+
+@pytest.mark.parametrize("mark", ["\u0301", "\ue000", "\U0001f3fb", "\u0e31", "\u00a8"])
+def test_what_shows_anything_is_a_prompt(mark: str) -> None:
+    assert parsed({"prompt": mark}).prompt == mark
+
+
+def test_a_negative_prompt_of_blanks_keeps_its_meaning() -> None:
+    base = {"prompt": "a", "lightning": False}
+    for blanks in (" ", "  ", "\u200b", "\n"):
+        assert parsed({**base, "negative_prompt": blanks}).negative_prompt == blanks
+        assert parsed({"prompt": "a", "cfg": 1, "negative_prompt": blanks}).warnings == ()
+
+
+# What each field takes at its bounds and refuses one beyond, as the table of fields says it.
+BOUNDS: dict[str, tuple[str, list[Any], list[Any]]] = {
+    "prompt": ("1-5000 characters", ["a", "a" * 5000], ["", "a" * 5001]),
+    "negative_prompt": ("up to 2000 characters", ["", "a" * 2000], ["a" * 2001]),
+    "images": ("1-3 of", [[URL], [URL] * 3], [[], [URL] * 4]),
+    "width": ("pixels, 64", [64, 65536], [63, 65537]),
+    "height": ("as `width`", [64, 65536], [63, 65537]),
+    "size": (
+        '"WxH"',
+        ["64x64", "64x65536", "65536x64"],
+        ["63x64", "64x63", "65537x64", "64x65537"],
+    ),
+    "num_inference_steps": ("2-100", [2, 100], [1, 101]),
+    "true_cfg_scale": ("1-20", [1, 20, 20.0], [0.9999, 20.001, 0, 21]),
+    "seed": ("0 to 2^63-1; -1", [-1, 0, 2**63 - 1], [-2, 2**63]),
+    "num_images": ("1-4", [1, 4], [0, 5]),
+    "output_quality": ("1-100", [1, 100], [0, 101]),
+    "upload_url": ("one for each picture", [[PUT], [PUT] * 4], [[], [PUT] * 5]),
+    "model": ("by its name", ["m" * 200], ["", "m" * 201]),
+}
+
+
+def test_every_field_with_a_bound_is_in_the_table_of_bounds() -> None:
+    accepts = {row.name: row.accepts for row in fields.table()}
+    assert {name for name, text in accepts.items() if re.search(r"\b\d+( |-)", text)} - {
+        "aspect_ratio"
+    } <= set(BOUNDS)
+    for name, (words, _, _) in BOUNDS.items():
+        assert words in accepts[name], name
+
+
+def refused(name: str, value: Any) -> list[str]:
+    """Return what is wrong with a field by itself, as the reader of fields judges it."""
+    return [fault.message for fault in reading.read({name: value}).faults]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, (_, good, _) in BOUNDS.items() for value in good]
+)
+def test_a_value_at_a_bound_is_taken(name: str, value: Any) -> None:
+    assert refused(name, value) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, (_, _, bad) in BOUNDS.items() for value in bad]
+)
+def test_a_value_one_beyond_a_bound_is_refused(name: str, value: Any) -> None:
+    (message,) = refused(name, value)
+    assert message.removeprefix("each side ").startswith("must "), message
+
+
+@pytest.mark.parametrize("name", ["width", "height", "num_inference_steps", "seed", "num_images"])
+def test_a_bound_written_as_a_string_is_the_same_bound(name: str) -> None:
+    _, good, bad = BOUNDS[name]
+    assert not any(refused(name, str(value)) for value in good)
+    assert all(refused(name, str(value)) for value in bad)
+
+
+@pytest.mark.parametrize(
+    "text", ["65537x64", "64x65537", "65536x65537", "65537*65537", "999999x64", "64X999999"]
+)
+def test_a_side_of_a_size_is_limited_like_width_and_height(text: str) -> None:
+    told = f"each side must be 64 to 65536 (got '{text}')"
+    assert faults({"prompt": "a", "size": text}) == [("size", told)]
+
+
+@pytest.mark.parametrize("job_input", [None, "a cat", 5, True, float("nan"), "{", "{a", "a}"])
 def test_the_input_must_be_an_object(job_input: Any) -> None:
-    assert faults(job_input)[0][0] == "input"
+    ((field, message),) = faults(job_input)
+    assert field == "input"
+    assert message.startswith('must be an object, as in {"input": {"prompt": "a cat"}} (got')
+
+
+@pytest.mark.parametrize("job_input", [[], [{"prompt": "a"}], ["{}"]])
+def test_a_list_is_told_to_be_one_job_for_each(job_input: Any) -> None:
+    ((field, message),) = faults(job_input)
+    assert (field, message[:42]) == ("input", "must be an object, not a list; send one jo")
+
+
+@pytest.mark.parametrize("text", ['{"prompt": "a cat"}', ' {"input": {"prompt": "a"}}\n', "{}"])
+def test_a_body_pasted_as_a_string_is_told_to_be_one(text: str) -> None:
+    ((field, message),) = faults(text)
+    assert (field, message[:49]) == ("input", "must be an object, and is one written as a string")
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        {"prompt": "a cat"},
+        {"input": {"input": {"prompt": "a cat"}}},
+        {},
+        [{"prompt": "a cat"}],
+        '{"prompt": "a cat"}',
+        {"op": "health"},
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize(
+    "beside", [{}, {"seed": 5}, {"id": "1", "s3Config": {}}, {"prompt": None}], ids=repr
+)
+@pytest.mark.parametrize("strict", ["0", "1"])
+def test_a_doubled_input_is_told_as_that_alone(inner: Any, beside: Any, strict: str) -> None:
+    ((field, message),) = faults({"input": inner, **beside}, environ={"STRICT_INPUT": strict})
+    assert field == "input"
+    assert message.startswith("is doubled: the job's input holds another `input`; send ")
+
+
+@pytest.mark.parametrize(
+    ("job_input", "warnings"),
+    [
+        ({"prompt": "a", "input": {"seed": 3}}, ("input: is not a known field",)),
+        ({"text": "a", "input": "b"}, ("input: is not a known field",)),
+    ],
+)
+def test_an_input_beside_a_prompt_is_an_unknown_field(
+    job_input: Any, warnings: tuple[str, ...]
+) -> None:
+    assert parsed(job_input).warnings == warnings
+
+
+def test_a_text_as_input_is_an_unknown_field_too() -> None:
+    assert faults({"input": "a cat"}) == [("prompt", "is required")]
 
 
 def test_null_means_left_out() -> None:
@@ -247,6 +406,150 @@ def test_unknown_fields_are_refused_under_strict_input() -> None:
         {"prompt": "a", "widht": 5, "image": {"url": URL, "alt": 1}}, environ={"STRICT_INPUT": "1"}
     )
     assert [field for field, _ in told] == ["widht", "image.alt"]
+
+
+GUESSES = {
+    "prompt": [
+        "promt",
+        "Prompt",
+        "PROMPT",
+        " prompt ",
+        "prompts",
+        "pormpt",
+        "pr\u00f6mpt",
+        "prompt:",
+    ],
+    "text": ["Text", "texts", "te-xt"],
+    "num_inference_steps": [
+        *("numInferenceSteps", "num-inference-steps", "NumInferenceSteps", "num_inference_step"),
+        *("NUM INFERENCE STEPS", "num.inference.steps", "numinferencesteps", "num_inferense_steps"),
+    ],
+    "negative_prompt": ["negativePrompt", "negative-prompt", "negativ_prompt", "Negative Prompt"],
+    "image_url": ["imageUrl", "imageURL", "image-url", "imge_url"],
+    "images": ["imags", "Images", "imgs"],
+    "seed": ["Seed", "sed", "seeed", "sede"],
+    "go_fast": ["goFast", "gofast"],
+    "n": ["N"],
+    "cfg_scale": ["cfgScale", "CFG Scale", "cfg_scal"],
+}
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"), [(word, name) for name, words in GUESSES.items() for word in words]
+)
+def test_an_unknown_field_is_told_with_what_it_was_meant_to_be(word: str, meant: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        parsed({word: 1})
+    (warning,) = refused.value.warnings
+    assert warning.endswith(f": is not a known field; did you mean {meant}?")
+    assert refused.value.message == f"prompt: is required; {warning}"
+    assert refused.value.details == (Detail("prompt", "is required"),)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["x", "mask", "loras", "voice", "preset", "", "___", "\ud800", "\u732b", "a" * 61 + "prompt"],
+)
+def test_a_word_that_is_near_to_none_gets_no_guess(word: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        parsed({word: 1})
+    assert "did you mean" not in refused.value.message
+    assert len(refused.value.warnings) == 1
+
+
+def test_a_key_of_a_picture_is_told_with_what_it_was_meant_to_be() -> None:
+    for picture in ({"URL": URL}, {"image": PNG, "url": URL, "Url": 5}):
+        with pytest.raises(InvalidInput) as refused:
+            parsed({"prompt": "a", "images": [picture]})
+        assert "is not a known field; did you mean url?" in refused.value.warnings[0]
+        assert refused.value.warnings[0].startswith("images.")
+        assert [detail.field for detail in refused.value.details] == ["images[0]"]
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "meant"),
+    [
+        ("task", "edti", "edit"),
+        ("mode", "Text to image", "text-to-image"),
+        ("task", "text_to_image", "text-to-image"),
+        ("task", "textToImage", "text-to-image"),
+        ("output_format", "pgn", "png"),
+        ("image_format", "jpge", "jpeg"),
+        ("output_format", ".webp", "webp"),
+        ("response_format", "base-64", "base64"),
+        ("response_format", "dataUrl", "data_url"),
+        ("aspect_ratio", "16/9", "16:9"),
+        ("aspect_ratio", "9 x 16", "9:16"),
+        ("aspect_ratio", "Match_Input_Image", "match_input_image"),
+        ("op", "helth", "health"),
+    ],
+)
+def test_a_wrong_word_of_a_field_is_told_with_what_was_meant(
+    name: str, word: str, meant: str
+) -> None:
+    ((field, message),) = faults({"prompt": "a", name: word})
+    assert field == name
+    assert message.endswith(f"(got '{word}'); did you mean {meant}?")
+
+
+@pytest.mark.parametrize("word", ["video", "x", 5, True, None, [], "e" * 1000, "", "\ud800"])
+def test_a_word_that_is_near_to_no_task_gets_no_guess(word: Any) -> None:
+    messages = [m for _, m in faults({"prompt": "a", "width": 3, "task": word})]
+    assert "did you mean" not in str(messages)
+
+
+def test_the_warnings_of_an_error_are_all_that_were_found() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        parsed({"prompt": "a", "widht": 5, "cfg": 4, "seed": "x"})
+    assert refused.value.warnings == (
+        "widht: is not a known field; did you mean width?",
+        "cfg: set to 1.0, since Lightning runs without CFG (got 4)",
+    )
+    assert refused.value.message.endswith("; widht: is not a known field; did you mean width?")
+
+
+def test_errors_of_every_kind_carry_the_warnings() -> None:
+    for kind, job_input in (
+        (UnsupportedTask, {"prompt": "a", "task": "speech", "widht": 1}),
+        (ModelNotServed, {"prompt": "a", "model": "flux", "widht": 1}),
+    ):
+        with pytest.raises(kind) as refused:
+            parsed(job_input)
+        assert "did you mean width?" in refused.value.warnings[0]
+
+
+def test_guessing_costs_the_same_however_much_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten words are compared at most, and none that is longer than any slip of ours."""
+    compared: list[str] = []
+    ratio = SequenceMatcher.ratio
+
+    def counted(self: SequenceMatcher[str]) -> float:
+        compared.append(str(vars(self)["b"]))
+        return ratio(self)
+
+    monkeypatch.setattr(SequenceMatcher, "ratio", counted)
+    many = {f"promt{i:05}": i for i in range(20_000)}
+    for job_input in (
+        many,
+        {"promt" * 200_000: 1},
+        {"\ufdfa" * 60: 1},
+        {"task": "edti" * 1_000_000},
+    ):
+        compared.clear()
+        with pytest.raises(InvalidInput) as refused:
+            parsed(job_input)
+        assert len(refused.value.message) < 3000
+        assert len(set(compared)) <= 10
+        assert len(compared) <= 10 * len(fields.NAMES)
+        assert all(len(word) <= 60 for word in compared)
+
+
+def test_a_quality_that_no_png_has_is_told() -> None:
+    told = ("output_quality: has no effect on a png",)
+    assert parsed({"prompt": "a", "output_quality": 80}).warnings == told
+    assert parsed({"prompt": "a", "output_quality": 80, "output_format": "PNG"}).warnings == told
+    assert parsed({"prompt": "a", "quality": 80, "output_format": "jpg"}).warnings == ()
+    assert parsed({"prompt": "a", "output_format": "png"}).warnings == ()
 
 
 def test_very_many_unknown_fields_are_counted_instead_of_named() -> None:
@@ -449,7 +752,7 @@ def test_lightning_takes_only_the_counts_it_holds_and_names_them() -> None:
 
 def test_without_lightning_the_models_own_schedule_serves_any_count() -> None:
     request = parsed({"prompt": "a", "lightning": False})
-    assert (request.steps, request.true_cfg_scale, request.negative_prompt) == (50, 4.0, " ")
+    assert (request.steps, request.true_cfg_scale) == (50, 4.0)
     assert parsed({"prompt": "a", "lightning": False, "steps": 100}).steps == 100
     assert faults({"prompt": "a", "lightning": False, "steps": 1})[0][0] == "steps"
 
@@ -487,7 +790,9 @@ def test_cfg_is_set_to_1_under_lightning_and_said() -> None:
 def test_the_negative_prompt_is_the_models_where_cfg_runs_without_one() -> None:
     base = {"prompt": "a", "lightning": False}
     assert parsed({**base, "negative_prompt": "blurry"}).negative_prompt == "blurry"
-    assert parsed({**base, "negative_prompt": ""}).negative_prompt == " "
+    for none in ({}, {"negative": ""}, {"negative_prompt": None}):
+        assert parsed({**base, **none}).negative_prompt == NEGATIVE_2512
+        assert parsed({**base, **none, "image": URL}).negative_prompt == " "
     assert parsed({**base, "cfg": 1}).negative_prompt is None
 
 
@@ -562,6 +867,10 @@ def test_sizes_that_contradict_each_other_are_refused() -> None:
     assert parsed({"prompt": "a", "size": "512x512", "width": 512}).warnings == ()
     warned = parsed({"prompt": "a", "size": "512x512", "aspect_ratio": "16:9"})
     assert warned.warnings == ("aspect_ratio: has no effect beside width and height",)
+    as_given = {"prompt": "a", "image": URL, "aspect_ratio": "match_input_image"}
+    assert parsed({**as_given, "width": 512, "height": 512}).warnings == warned.warnings
+    assert parsed({**as_given, "width": 512}).warnings == ()
+    assert parsed({**as_given, "size": "input"}).warnings == ()
 
 
 def test_a_size_over_the_limit_is_refused_before_anything_is_fetched() -> None:
@@ -591,7 +900,7 @@ def test_pictures_go_to_the_bucket_where_there_is_one() -> None:
 
 
 def test_an_upload_url_is_needed_for_each_picture() -> None:
-    put = "https://bucket.example/put?signature=x"
+    put = PUT
     request = parsed({"prompt": "a", "upload_url": put})
     assert (request.response_format, request.upload_urls) == ("url", (put,))
     assert parsed({"prompt": "a", "n": 2, "upload_url": [put, put]}).upload_urls == (put, put)
@@ -645,7 +954,7 @@ def test_any_json_is_a_right_request_or_a_told_fault(job_input: Any, *, strict: 
         told.append(error)
     if told:
         assert told[0].details
-        json.dumps(told[0].message, ensure_ascii=False).encode()
+        json.dumps([told[0].message, told[0].warnings], ensure_ascii=False).encode()
         assert len(told[0].message) < 20_000
         return
     json.dumps(request.warnings, ensure_ascii=False).encode()
@@ -653,6 +962,7 @@ def test_any_json_is_a_right_request_or_a_told_fault(job_input: Any, *, strict: 
         return
     assert request.task in request.model.tasks
     assert 1 <= len(request.prompt) <= 5000
+    assert not request.prompt.isspace()
     assert (request.task == "edit") == bool(request.sources)
     assert len(request.sources) <= request.model.max_references
     assert 0 <= request.seed <= request.seed + request.num_images - 1 <= 2**63 - 1

@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -119,10 +120,10 @@ class Forgetful(StandIn):
         return super().generate(generation, control)
 
 
-def remembering(model: StandIn) -> Worker:
+def remembering(model: StandIn, **environ: str) -> Worker:
     models = StandIns()
     models._model = model
-    return Worker(read({}), models)
+    return Worker(read(environ), models)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +164,125 @@ def test_health_counts_the_jobs() -> None:
     assert health["resident"] == [SERVED.id]
 
 
+class Endless(StandIn):
+    """A model that draws the prompt "endless" until it is stopped, and tells that it has begun."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+
+    def generate(self, generation: Generation, control: Control) -> Drawn:
+        """Report for ever, or draw."""
+        while generation.prompt == "endless":
+            self.begun.set()
+            control.report("denoise", 1, 2)
+        return super().generate(generation, control)
+
+
+def test_health_counts_a_job_that_was_cancelled_drawing_or_waiting() -> None:
+    async def case() -> Reply:
+        model = Endless()
+        worker = remembering(model)
+        jobs = [
+            asyncio.create_task(worker.handle({"id": f"job-{n}", "input": {"prompt": "endless"}}))
+            for n in range(2)
+        ]
+        assert await asyncio.to_thread(model.begun.wait, 30)
+        for task in reversed(jobs):
+            task.cancel()
+        ends = await asyncio.gather(*jobs, return_exceptions=True)
+        assert [type(end) for end in ends] == [asyncio.CancelledError] * 2
+        await worker.handle({"id": "job-3", "input": {"prompt": "nan"}})
+        await worker.handle({"id": "job-4", "input": {"prompt": "a fox"}})
+        return await worker.handle({"id": "job-5", "input": {"op": "health"}})
+
+    assert asyncio.run(case())["jobs"] == {"done": 1, "failed": 1, "cancelled": 2}
+
+
+def test_a_job_that_fails_is_told_what_it_was_warned_of() -> None:
+    reply = served({"promt": "a cat"})
+    assert reply["error"].endswith("; promt: is not a known field; did you mean prompt?")
+    assert reply["warnings"] == ["promt: is not a known field; did you mean prompt?"]
+    assert reply["details"] == [{"field": "prompt", "message": "is required"}]
+
+
+@pytest.mark.parametrize(
+    ("job_input", "code"),
+    [
+        ({"prompt": "a fox", "images": ["https://10.0.0.1/x.png"]}, "IMAGE_FETCH_REFUSED"),
+        ({"prompt": "a fox", "upload_url": "https://10.0.0.1/x"}, "IMAGE_FETCH_REFUSED"),
+        ({"prompt": "a fox", "images": [base64.b64encode(bytes(99)).decode()]}, "IMAGE_UNREADABLE"),
+        ({"prompt": "nan"}, "BAD_PICTURE"),
+        ({"prompt": "oom"}, "CUDA_OUT_OF_MEMORY"),
+        ({"prompt": "lost"}, "DEVICE_LOST"),
+        ({"prompt": "bug"}, "INTERNAL"),
+        ({"prompt": "big", "output_format": "png"}, "OUTPUT_TOO_LARGE"),
+        ({"prompt": "slow-text pause=0.01"}, "DEADLINE_EXCEEDED"),
+    ],
+)
+def test_warnings_travel_with_a_job_that_fails_later(job_input: Reply, code: str) -> None:
+    worker = with_settings(
+        MAX_REPLY_BYTES="100000", JOB_DEADLINE_S="0.2" if "pause" in job_input["prompt"] else "0"
+    )
+    reply = served({**job_input, "widht": 5, "lightnig": 1}, worker)
+    assert reply["error_code"] == code
+    assert reply["warnings"] == [
+        "widht: is not a known field; did you mean width?",
+        "lightnig: is not a known field; did you mean lightning?",
+    ]
+
+
+class Cutting(StandIn):
+    """A model that warns of its own."""
+
+    def generate(self, generation: Generation, control: Control) -> Drawn:
+        """Draw, with a warning."""
+        return replace(super().generate(generation, control), warnings=("the prompt was cut",))
+
+
+def test_every_warning_is_told_once_whether_the_job_fails_or_not() -> None:
+    """The request's, the size's, and the model's for each picture."""
+    picture = io.BytesIO()
+    Image.new("RGB", (70, 70), "red").save(picture, "PNG")
+    wish = {
+        "prompt": "big",
+        "n": 2,
+        "widht": 5,
+        "size": "input",
+        "image": base64.b64encode(picture.getvalue()).decode(),
+        "output_format": "png",
+    }
+    told = [
+        "widht: is not a known field; did you mean width?",
+        "size: drawn at 64x64 and resampled to the input's 70x70",
+        "the prompt was cut",
+    ]
+    assert served(wish, remembering(Cutting()))["warnings"] == told
+    failed = served(wish, remembering(Cutting(), MAX_REPLY_BYTES="1024"))
+    assert failed["error_code"] == "OUTPUT_TOO_LARGE"
+    assert failed["warnings"] == told
+
+
+def test_what_a_caller_wrote_is_in_no_log_when_the_job_fails() -> None:
+    for wish in ({"xyzzy": 1}, {"prompt": "a fox", "task": "speech", "xyzzy": 1}):
+        with structlog.testing.capture_logs() as lines:
+            assert "xyzzy" in served(wish)["error"]
+        assert "xyzzy" not in str(lines)
+
+
 def test_warnings_of_a_query_are_told() -> None:
     assert "colour" in str(served({"op": "capabilities", "colour": 1})["warnings"])
+
+
+def test_callers_are_told_how_far_a_job_is() -> None:
+    heard: list[tuple[str, Any]] = []
+
+    async def announce(job_id: str, update: Any) -> None:
+        heard.append((job_id, update))
+
+    served({"prompt": "slow-text pause=0.001"}, Worker(read({}), StandIns(), announce))
+    job_id, update = heard[0]
+    assert job_id == "job-1"
+    assert update == {"step": 0, "steps": 4, "phase": "text", "percent": 0}
 
 
 # Over budget.

@@ -1,13 +1,27 @@
 """The environment: read once, every wrong variable told at once, no value repeated."""
 
 import ipaddress
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from worker import settings
+from worker import log, settings
 from worker.errors import InvalidSettings
+
+BUCKET = {
+    "BUCKET_ENDPOINT_URL": "https://bucket.example",
+    "BUCKET_ACCESS_KEY_ID": "AKtopsecret",
+    "BUCKET_SECRET_ACCESS_KEY": "verysecret",
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the secrets that the log knows as they were."""
+    monkeypatch.setattr(log, "_secrets", set())
 
 
 def faults(**environ: str) -> dict[str, str]:
@@ -71,10 +85,160 @@ def test_a_variable_is_read_as_its_type(name: str) -> None:
 
 @pytest.mark.parametrize("names", [n for n in settings.variables() if len(n) > 1])
 def test_the_first_name_of_a_variable_wins_over_its_aliases(names: tuple[str, ...]) -> None:
-    first, other = names
-    assert settings.read({other: "WARNING"}) == settings.read({first: "WARNING"})
-    both = settings.read({first: "WARNING", other: "ERROR"})
-    assert both == settings.read({first: "WARNING"})
+    first, *others = names
+    alone = settings.read({first: "WARNING"})
+    assert alone != settings.read({})
+    for other in others:
+        assert settings.read({other: "WARNING"}) == alone
+        assert settings.read({first: "WARNING", other: "ERROR"}) == alone
+        assert settings.read({first: '""', other: "WARNING"}) == alone
+
+
+QUOTES = ['"{}"', "'{}'", ' "{}" ', '" {} "', "\t'{}'\n"]
+
+
+@pytest.mark.parametrize("quotes", QUOTES)
+@pytest.mark.parametrize("name", VALUES)
+def test_one_pair_of_quotes_around_a_whole_value_is_taken_off(name: str, quotes: str) -> None:
+    given, expected = VALUES[name]
+    assert getattr(settings.read({name: quotes.format(given)}), name.lower()) == expected
+
+
+@pytest.mark.parametrize("quotes", QUOTES)
+def test_quotes_are_taken_off_secrets_too(quotes: str) -> None:
+    environ = {**BUCKET, "HF_TOKEN": "hf_topsecret"}
+    plain = settings.read(environ)
+    assert settings.read({name: quotes.format(value) for name, value in environ.items()}) == plain
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ('a"b', 'a"b'),
+        ("it's", "it's"),
+        ('"it\'s"', "it's"),
+        ("'say \"x\"'", 'say "x"'),
+        ('"lone', '"lone'),
+        ("lone'", "lone'"),
+        ("'", "'"),
+        ("\"other'", "\"other'"),
+        ("\"'both'\"", "'both'"),
+        ("''\"", "''\""),
+        ('"a" and "b"', '"a" and "b"'),
+        ('"""', '"""'),
+    ],
+)
+def test_other_quotes_stay_as_they_are(written: str, read: str) -> None:
+    assert settings.read({"BUCKET_PREFIX": written}).bucket_prefix == read
+
+
+@pytest.mark.parametrize("nothing", ['""', "''", '" "', " '' "])
+def test_quotes_around_nothing_are_nothing(nothing: str) -> None:
+    names = ("MODEL", "MAX_PIXELS", "HF_TOKEN", "USE_LIGHTNING_LORA", "BUCKET_ENDPOINT_URL")
+    assert settings.read(dict.fromkeys(names, nothing)) == settings.read({})
+
+
+def test_each_word_of_a_list_may_be_quoted() -> None:
+    read = settings.read({"MODEL": "\"qwen-image\", 'tiny',''", "LIGHTNING_STEPS": '"8","4"'})
+    assert (read.model, read.lightning_steps) == (("qwen-image", "tiny"), (8, 4))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("hf_topsecret", "Bearer hf_topsecret", "bearer  hf_topsecret", '"Bearer hf_topsecret"'),
+        *("'hf_topsecret'", "Bearer 'hf_topsecret'", "Authorization: Bearer hf_topsecret"),
+        *("authorization:bearer hf_topsecret", " hf_topsecret\n"),
+    ],
+)
+@pytest.mark.parametrize("name", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"])
+def test_a_token_is_read_however_it_was_copied(name: str, written: str, tmp_path: Path) -> None:
+    if name == "HF_TOKEN_PATH":
+        (tmp_path / "token").write_text(written + "\n")
+        written = str(tmp_path / "token")
+    token = settings.read({name: written}).hf_token
+    assert token is not None
+    assert token.get_secret_value() == "hf_topsecret"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "hf top",
+        "Bearer",
+        "Bearer ''",
+        "hf_\u200bx",
+        "hf_\u00fc",
+        '"hf_x',
+        "Bearer a b",
+    ],
+)
+def test_what_can_be_no_token_is_told_without_it(written: str) -> None:
+    assert faults(HF_TOKEN=written) == {
+        "HF_TOKEN": "must be a token alone, as in hf_...: no blanks, no quotes, ASCII only"
+    }
+
+
+def test_a_variable_goes_before_the_file_of_a_token(tmp_path: Path) -> None:
+    environ = {"HF_TOKEN_PATH": str(tmp_path / "nothing"), "HUGGING_FACE_HUB_TOKEN": "hf_this"}
+    token = settings.read(environ).hf_token
+    assert token is not None
+    assert token.get_secret_value() == "hf_this"
+
+
+@pytest.mark.parametrize("what", ["nothing", "folder", "pipe", "binary", "~nobody-here/x"])
+def test_a_token_file_that_cannot_be_read_is_told_without_its_path(
+    what: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    path = what if what.startswith("~") else str(tmp_path / what)
+    message = faults(HF_TOKEN_PATH=path)["HF_TOKEN_PATH"]
+    assert message.startswith("must be a ")
+    assert str(tmp_path) not in message
+
+
+@pytest.mark.parametrize("content", ["", "\n", "hf a", "hf_" + "x" * 5000 + " y"])
+def test_a_token_file_without_a_token_is_told_by_its_name(content: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(content)
+    environ = {"HF_TOKEN_PATH": str(tmp_path / "token")}
+    if "y" in content:  # cut where it is longer than any token
+        assert settings.read(environ).hf_token is not None
+    else:
+        assert set(faults(**environ)) == {"HF_TOKEN_PATH"}
+
+
+def test_every_secret_of_the_environment_is_hidden_also_where_it_is_not_used() -> None:
+    log._secrets.clear()
+    unused = {
+        "HF_TOKEN": "'Bearer hf_first'",
+        "HUGGING_FACE_HUB_TOKEN": '"hf_second"',
+        **BUCKET,
+    }
+    settings.read(unused)
+    faults(HF_TOKEN="hf_third with blanks", MAX_PIXELS="x")
+    for secret in ("hf_first", "hf_second", "hf_third with blanks", "AKtopsecret", "verysecret"):
+        assert log.redact(f"so {secret}!") == "so [hidden]!"
+
+
+def test_the_cache_of_the_hub_is_where_it_is_said_to_be() -> None:
+    def cache(**environ: str) -> str:
+        return str(settings.read(environ).hub_cache)
+
+    assert cache() == "None"
+    assert cache(HF_HOME="/data/hf") == "/data/hf/hub"
+    assert cache(HF_HOME="/data/hf", HF_HUB_CACHE="/cache") == "/cache"
+    assert cache(HUGGINGFACE_HUB_CACHE="/old") == "/old"
+    assert cache(HUGGINGFACE_HUB_CACHE="/old", HF_HUB_CACHE="/new") == "/new"
+    assert cache(HF_HOME="~/hf") == str(Path.home() / "hf/hub")
+
+
+@pytest.mark.parametrize("name", ["MODEL_DIR", "MODEL_PATH", "RUNPOD_CACHE_DIR", "HF_HOME"])
+def test_a_folder_may_begin_with_the_home(name: str) -> None:
+    assert getattr(settings.read({name: "~/x"}), name.lower()) == Path.home() / "x"
+    told = faults(**{name: "~nobody-here/x"})
+    assert told == {name: "must be a folder; ~ stands for no home here"}
 
 
 # A wrong value for every variable that can be wrong.

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from worlds import embedded
 
-from worker import preflight, settings, versions
+from worker import boot, preflight, settings, versions
 from worker.edge import request
 from worker.weights import catalog
 
@@ -17,10 +18,36 @@ TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())
 CONFIG = HUB["config"]
 INPUTS = {row["key"]: row["input"] for row in CONFIG["env"] if "input" in row}
 FIXED = {row["key"]: row["value"] for row in CONFIG["env"] if "value" in row}
-# RunPod's pools of 20 GB and more (its documentation's list of GPU pools)
+# RunPod's pools and the GB of their GPUs (its documentation's list of GPU pools)
 POOLS = {
-    *("AMPERE_24", "ADA_24", "ADA_32_PRO", "AMPERE_48", "ADA_48_PRO"),
-    *("AMPERE_80", "ADA_80_PRO", "HOPPER_141", "BLACKWELL_96", "BLACKWELL_180"),
+    "AMPERE_16": 16,
+    "AMPERE_24": 24,
+    "ADA_24": 24,
+    "ADA_32_PRO": 32,
+    "AMPERE_48": 48,
+    "ADA_48_PRO": 48,
+    "AMPERE_80": 80,
+    "ADA_80_PRO": 80,
+    "BLACKWELL_96": 96,
+    "HOPPER_141": 141,
+    "BLACKWELL_180": 180,
+}
+# What a person may write into inputs of free text, where it is read as something else than text.
+PARSED: dict[str, tuple[str, Any]] = {
+    "MODEL": ("tiny, org/name@v1", ("tiny", "org/name@v1")),
+    "HF_TOKEN_PATH": (__file__, Path(__file__)),
+    "ALLOWED_IMAGE_HOSTS": ("a.example, *.b.example", ("a.example", "*.b.example")),
+    **{
+        key: ("/runpod-volume/x", Path("/runpod-volume/x"))
+        for key in ("HF_HOME", "HF_HUB_CACHE", "MODEL_PATH", "MODEL_DIR", "RUNPOD_CACHE_DIR")
+    },
+}
+# What some settings are wrong without, and others do not mind.
+BESIDE = {
+    "HF_TOKEN": "a-token",
+    "BUCKET_ENDPOINT_URL": "https://s3.example",
+    "BUCKET_ACCESS_KEY_ID": "an-access-key",
+    "BUCKET_SECRET_ACCESS_KEY": "a-secret-key",
 }
 # set by RunPod or by tests, not by a person who deploys
 NOT_FOR_USERS = {"RUNPOD_WEBHOOK_GET_JOB", "ALLOWED_IMAGE_NETWORKS", "FETCH_NAMESERVERS"}
@@ -51,7 +78,14 @@ def test_the_listing_has_what_the_hub_requires() -> None:
 
 
 def test_the_pools_are_runpod_s_own_and_large_enough() -> None:
-    assert set(CONFIG["gpuIds"].split(",")) <= POOLS
+    """A model in 4bit fits every one of them with room to work in, its text encoder beside it."""
+    chosen = CONFIG["gpuIds"].split(",")
+    assert len(chosen) == len(set(chosen))
+    assert set(chosen) <= set(POOLS)
+    sizes = json.loads((ROOT / "bench" / "results" / "sizes.json").read_text())
+    least = sizes["4bit"]["device"] + boot.WORKING_BYTES / 1e9
+    assert all(POOLS[pool] >= least for pool in chosen)
+    assert not POOLS["AMPERE_16"] >= least
 
 
 def test_the_container_disk_holds_the_image_and_one_prepared_bf16_model_without_a_volume() -> None:
@@ -98,14 +132,30 @@ def test_the_defaults_offered_are_the_worker_s_own() -> None:
     assert offered.model_copy(update={"model": ()}) == settings.read({})
 
 
-@pytest.mark.parametrize("key", INPUTS)
-def test_every_value_that_the_form_allows_is_accepted(key: str) -> None:
+def allowed(key: str) -> list[tuple[str, Any]]:
+    """Return values that the form allows, as written, and what the worker reads them as."""
     row = INPUTS[key]
-    ends = [row[end] for end in ("min", "max") if end in row]
-    options = [option["value"] for option in row.get("options", [])]
-    switches = [True, False] if row["type"] == "boolean" else []
-    for value in [*ends, *options, *switches]:
-        settings.read({key: as_text(row, value)})
+    if row["type"] == "boolean":
+        return [(as_text(row, value), value) for value in (True, False)]
+    if row["type"] == "number":
+        return [(as_text(row, row[end]), row[end]) for end in ("min", "max")]
+    if "options" in row:
+        chosen = [option["value"] for option in row["options"]]
+        return [(value, value) for value in chosen if value]
+    text = "https://x.example" if key.endswith(("_URL", "_ENDPOINT")) else "some-text"
+    return [PARSED.get(key, (text, text))]
+
+
+@pytest.mark.parametrize("key", INPUTS)
+def test_every_value_that_the_form_allows_is_read_as_itself(key: str) -> None:
+    values = allowed(key)
+    assert values
+    for text, meant in values:
+        found = getattr(settings.read({**BESIDE, key: text}), key.lower())
+        if key == "LIGHTNING_STEPS":
+            found = ",".join(map(str, found))
+        found = found.get_secret_value() if isinstance(found, SecretStr) else found
+        assert found == meant
 
 
 def test_the_presets_are_settings_that_resolve_to_models() -> None:

@@ -4,6 +4,7 @@ import json
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,6 +131,49 @@ def test_a_cache_without_refs_is_used_when_it_holds_one_snapshot(home: Path) -> 
     folder = publish(cache(home / "cache"))
     (folder.parents[1] / "refs/main").unlink()
     assert find(home).folder == folder
+
+
+@pytest.mark.parametrize(
+    ("environ", "place"),
+    [
+        ({"HF_HOME": "hf"}, "hf/hub"),
+        ({"HF_HUB_CACHE": "there"}, "there"),
+        ({"HUGGINGFACE_HUB_CACHE": "there"}, "there"),
+        ({"HF_HOME": "hf", "HF_HUB_CACHE": "there"}, "there"),
+    ],
+)
+def test_hugging_faces_own_cache_is_looked_into_behind_runpods(
+    home: Path, environ: dict[str, str], place: str
+) -> None:
+    given: Any = {name: str(home / value) for name, value in environ.items()}
+    publish(home / "baked/qwen-image")
+    assert find(home, **given).kind == "image"
+    assert find(home, **given).facts()["not_used"]["HF cache"] == "not there"
+    folder = publish(cache(home / place))
+    source = find(home, **given)
+    assert (source.kind, source.folder, source.commit) == ("HF cache", folder, COMMIT)
+    assert find(home, replace(SPEC, revision="v9"), **given).kind == "hub"
+    publish(cache(home / "cache"))
+    assert find(home, **given).kind == "RunPod cache"
+
+
+def test_hugging_faces_cache_is_not_looked_into_unless_it_is_named(home: Path) -> None:
+    assert "HF cache" not in find(home).facts()["not_used"]
+    same = find(home, HF_HUB_CACHE=str(home / "cache")).facts()["not_used"]
+    assert ("HF cache" in same, "RunPod cache" in same) == (False, True)
+
+
+def test_a_lora_may_come_from_hugging_faces_cache(home: Path) -> None:
+    own = LocalSnapshot(publish(home / "mine"), "mine")
+    empty = cache(home / "cache", "someone/loras")
+    empty.mkdir(parents=True)
+    folder = cache(home / "hf/hub", "someone/loras")
+    folder.mkdir(parents=True)
+    (folder / "b.safetensors").write_bytes(safetensors())
+    read = configured(home, HF_HOME=str(home / "hf"))
+    found = sources.lora_of(LoraFile("someone/loras", "b.safetensors"), own, read)
+    assert isinstance(found, LocalSnapshot)
+    assert found.folder == folder
 
 
 @pytest.mark.parametrize("place", ["MODEL_PATH", "RunPod cache", "image"])

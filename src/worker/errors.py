@@ -44,7 +44,8 @@ class Detail:
 class WorkerError(Exception):
     """Fail a job or a start, with a message that may be shown to the caller.
 
-    The message never holds a path, a host name, a token or an internal address.
+    The message never holds a path, a host name, a token or an internal address. `warnings` are what
+    else was found before it failed, which may explain it.
     """
 
     code: ClassVar[str]
@@ -52,10 +53,13 @@ class WorkerError(Exception):
     retryable: ClassVar[bool] = False
     fatal: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, details: Sequence[Detail] = ()) -> None:
+    def __init__(
+        self, message: str, *, details: Sequence[Detail] = (), warnings: Sequence[str] = ()
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.details = tuple(details)
+        self.warnings = tuple(warnings)
 
 
 class BadRequest(WorkerError):

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -29,13 +29,30 @@ MAX_PORT: Final = 65535
 BYTES: Final = re.compile(r"([0-9]{1,9}) ?(kb|mb|gb)", re.IGNORECASE)
 UNITS: Final = {"KB": 1000, "MB": MB, "GB": 1000 * MB}
 
+# As a header or a quick start writes a token.
+BEARER: Final = re.compile(r"^(?:authorization\s*:\s*)?bearer\s+", re.IGNORECASE)
+
+LONGEST_TOKEN: Final = 4096
+
 Network = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, int]
 
 
+def _unquoted(text: str) -> str:
+    """Return a value without blanks around it, and without the one pair of quotes around the whole.
+
+    Docker's --env-file and RunPod's form keep the quotes of `NAME="value"`. Quotes inside stay, and
+    so does one that has no partner.
+    """
+    text = text.strip()
+    if len(text) > 1 and text[0] in "\"'" and text.find(text[0], 1) == len(text) - 1:
+        return text[1:-1].strip()
+    return text
+
+
 def _words(value: Any) -> Any:
-    return (
-        tuple(w.strip() for w in value.split(",") if w.strip()) if isinstance(value, str) else value
-    )
+    if not isinstance(value, str):
+        return value
+    return tuple(word for part in value.split(",") if (word := _unquoted(part)))
 
 
 def _networks(value: Any) -> Any:
@@ -73,6 +90,23 @@ def _address(value: str) -> str:
     return value
 
 
+def _token(value: Any) -> Any:
+    """Take a token out of "Bearer TOKEN"; what is no word of ASCII can be no header's value."""
+    if not isinstance(value, str):
+        return value
+    token = _unquoted(BEARER.sub("", _unquoted(value), count=1))
+    if not re.fullmatch(r"[!#-&(-~]+", token) or token.lower() == "bearer":
+        raise ValueError("must be a token alone, as in hf_...: no blanks, no quotes, ASCII only")
+    return token
+
+
+def _folder(value: Path) -> Path:
+    try:
+        return value.expanduser()
+    except RuntimeError:
+        raise ValueError("must be a folder; ~ stands for no home here") from None
+
+
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
@@ -88,6 +122,8 @@ def _level(value: Any) -> Any:
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Counts = Annotated[tuple[int, ...], BeforeValidator(_words), AfterValidator(_steps)]
 Bytes = Annotated[int, BeforeValidator(_bytes)]
+Token = Annotated[SecretStr, BeforeValidator(_token)]
+Folder = Annotated[Path, AfterValidator(_folder)]
 Address = Annotated[str, AfterValidator(_address)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
 Precision = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_lower)]
@@ -135,15 +171,27 @@ class Settings(BaseModel):
     model_revision: str | None = _setting(
         None, "the revision of that one model", shown="the newest"
     )
-    model_path: Path | None = _setting(None, "a folder with the model's weights")
-    model_dir: Path | None = _setting(
+    model_path: Folder | None = _setting(None, "a folder with the model's weights")
+    model_dir: Folder | None = _setting(
         None,
         "where bundles and weights are kept",
         names=("MODEL_DIR", "QWEN_HOME"),
         shown="`/runpod-volume/models` with a volume, else a temporary folder",
     )
-    hf_token: SecretStr | None = _setting(None, "token for gated or private repositories")
+    hf_token: Token | None = _setting(
+        None,
+        "token for gated or private repositories",
+        names=("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
+    )
+    hf_token_path: Folder | None = _setting(None, "a file with the token, where `HF_TOKEN` is none")
     hf_endpoint: Address | None = _setting(None, "another hub", shown="the public hub")
+    hf_home: Folder | None = _setting(None, "Hugging Face's folder; its cache is `hub` in there")
+    hf_hub_cache: Folder | None = _setting(
+        None,
+        "Hugging Face's cache, looked into for weights; nothing is written there",
+        names=("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"),
+        shown="`hub` in `HF_HOME`",
+    )
     precision_mode: Precision = _setting(
         "auto", "`auto` (by the device and its free memory), `bf16`, `8bit`, `4bit`"
     )
@@ -164,7 +212,7 @@ class Settings(BaseModel):
     volume_size_gb: float | None = _setting(
         None, "the volume's quota in GB, where the file system does not tell it", gt=0
     )
-    runpod_cache_dir: Path = _setting(
+    runpod_cache_dir: Folder = _setting(
         VOLUME / "huggingface-cache" / "hub", "where RunPod's model cache is"
     )
     verify: Literal["sizes", "full"] = _setting(
@@ -241,6 +289,13 @@ class Settings(BaseModel):
         return self.runpod_webhook_get_job is not None
 
     @property
+    def hub_cache(self) -> Path | None:
+        """Where Hugging Face's cache is said to be: HF_HUB_CACHE, else `hub` in HF_HOME."""
+        if self.hf_hub_cache is None and self.hf_home is not None:
+            return self.hf_home / "hub"
+        return self.hf_hub_cache
+
+    @property
     def home(self) -> Path:
         """Where bundles and weights are kept: MODEL_DIR, else the volume, else a cache folder."""
         if self.model_dir is not None:
@@ -248,6 +303,15 @@ class Settings(BaseModel):
         if VOLUME.is_dir():
             return VOLUME / "models"
         return Path(tempfile.gettempdir()) / "worker-models"
+
+
+def _is_secret(annotation: Any) -> bool:
+    return annotation is SecretStr or any(map(_is_secret, get_args(annotation)))
+
+
+SECRETS: Final = frozenset(
+    name for name, field in Settings.model_fields.items() if _is_secret(field.annotation)
+)
 
 
 def where_we_run() -> Settings:
@@ -303,20 +367,22 @@ def read(
 ) -> Settings:
     """Read the environment (or a mapping like it); empty values count as not set.
 
-    What `instead` holds goes before it: a command line's options, by the variables' names.
-    The secrets in it are kept out of the log from here on. Raises InvalidSettings naming every
-    wrong variable at once, without their values.
+    What `instead` holds goes before it: a command line's options, by the variables' names. Of
+    several names of one variable the first that is set counts. The secrets in all of them are kept
+    out of the log from here on. Raises InvalidSettings naming every wrong variable at once, without
+    their values.
     """
     given = {**(os.environ if environ is None else environ), **(instead or {})}
     known: dict[str, str] = {}
     written: dict[str, str] = {}  # the variable that was set, by the name pydantic reports
     for name, names in zip(Settings.model_fields, variables(), strict=True):
         key = names[0] if len(names) > 1 else name
-        for variable in names:
-            if given.get(variable, "").strip():
-                known[key], written[key] = given[variable].strip(), variable
-                break
-    details: list[Detail] = []
+        held = [(each, text) for each in names if (text := _unquoted(given.get(each, "")))]
+        if name in SECRETS:
+            log.hide(*(BEARER.sub("", text) for _, text in held))
+        if held:
+            written[key], known[key] = held[0]
+    details = _read_token_file(known, written)
     try:
         settings = Settings.model_validate(known)
     except ValidationError as error:
@@ -325,13 +391,29 @@ def read(
             known.pop(key, None)
             details.append(Detail(written[key], _reason(fault["msg"])))
         settings = Settings.model_validate(known)
-    secrets = (value for _, value in settings if isinstance(value, SecretStr))
-    log.hide(*(secret.get_secret_value() for secret in secrets))
+    values = (getattr(settings, name) for name in SECRETS)
+    log.hide(*(value.get_secret_value() for value in values if value is not None))
     details += _contradictions(settings)
     if details:
         told = "; ".join(f"{detail.field}: {detail.message}" for detail in details)
         raise InvalidSettings(told, details=details)
     return settings
+
+
+def _read_token_file(known: dict[str, str], written: dict[str, str]) -> list[Detail]:
+    """Take the token from the file that HF_TOKEN_PATH names, where no variable holds one."""
+    place = known.get("hf_token_path")
+    if place is None or "HF_TOKEN" in known:
+        return []
+    try:
+        file = Path(place).expanduser()
+        if not file.is_file():  # a pipe would be waited for
+            raise FileNotFoundError
+        with file.open(encoding="utf-8") as opened:
+            known["HF_TOKEN"], written["HF_TOKEN"] = opened.read(LONGEST_TOKEN), "HF_TOKEN_PATH"
+    except (OSError, ValueError, RuntimeError):
+        return [Detail("HF_TOKEN_PATH", "must be a file that can be read, with a token in it")]
+    return []
 
 
 def _reason(message: str) -> str:

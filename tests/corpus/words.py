@@ -17,6 +17,10 @@ SHAPE: Final = [
     Case("job shape", "a boolean", job(True)),
     Case("job shape", "empty", job({})),
     Case("job shape", "input inside input", job({"input": {"prompt": "a cat"}})),
+    Case("job shape", "input written as text inside input", job({"input": '{"prompt": "a cat"}'})),
+    Case("job shape", "a whole job inside input", job({"input": {"prompt": "a"}, "id": "1"})),
+    Case("job shape", "a slip of a name", job({"promt": "a cat"})),
+    Case("job shape", "a name of a million letters", job({"promt" * 200_000: "a cat"})),
     Case("job shape", "null prompt", job({"prompt": None})),
     Case("job shape", "a thousand unknown fields", job({f"x{i}": i for i in range(1000)})),
     Case("job shape", "unknown field, strict", draw(promt="a"), environ={"STRICT_INPUT": "1"}),
@@ -134,7 +138,9 @@ TEXT: Final = [
     Case("text", "markup", draw(prompt="<script>alert(1)</script>"), None),
     Case("text", "bidi and zero width", draw(prompt="\u202e\u200b\u2066 tac a \ufeff"), None),
     Case("text", "combining marks", draw(prompt="a" + "\u0301" * 4999), None),
-    Case("text", "white space alone", draw(prompt=" \t\n"), None),
+    Case("text", "white space alone", draw(prompt=" \t\n")),
+    Case("text", "characters without a glyph alone", draw(prompt="\u200b\u3164\u2800\ufeff")),
+    Case("text", "white space alone as what not to draw", draw(negative_prompt=" \t\n"), None),
 ]
 
 CASES: Final = [*SHAPE, *TYPES, *RANGES, *TEXT]

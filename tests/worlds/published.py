@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from worker.families import Served
-from worker.weights.catalog import PUBLISHED_SIZES
+from worker.weights.catalog import NEGATIVE_2512, PUBLISHED_SIZES
 
 IMAGE = Served(
     id="qwen-image-2512",
@@ -14,7 +14,7 @@ IMAGE = Served(
     tasks=("text-to-image",),
     steps=50,
     true_cfg_scale=4.0,
-    negative_prompt=" ",
+    negative_prompt=NEGATIVE_2512,
     lightning_steps=(8, 4),
     area=1024 * 1024,
     max_pixels=2048 * 2048,
@@ -25,6 +25,7 @@ EDIT = replace(
     IMAGE,
     id="qwen-image-edit-2511",
     repository="Qwen/Qwen-Image-Edit-2511",
+    negative_prompt=" ",
     tasks=("edit",),
     steps=40,
     max_references=3,

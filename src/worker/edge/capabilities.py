@@ -25,6 +25,7 @@ def capabilities(served: Sequence[Served], settings: Settings) -> dict[str, Any]
                 "tasks": list(model.tasks),
                 "steps": model.steps,
                 "true_cfg_scale": model.true_cfg_scale,
+                "negative_prompt": model.negative_prompt,
                 "lightning_steps": list(model.lightning_steps),
                 "area": model.area,
                 "max_pixels": model.max_pixels,

@@ -15,11 +15,13 @@ from pydantic import (
     PlainValidator,
 )
 
+from worker.edge.blank import is_blank
 from worker.edge.geometry import LARGEST, SMALLEST
 from worker.edge.pictures import source
 from worker.media.fetch import ImageSource
 
 MAX_SEED: Final = 2**63 - 1
+MOST_PICTURES: Final = 3
 SLOTS: Final[Mapping[str, int]] = {"image_2": 2, "image_3": 3}  # aliases that name a position
 
 INTEGER: Final = re.compile(r"-?[0-9]{1,19}")
@@ -74,6 +76,12 @@ def _plain(text: str) -> str:
     return text
 
 
+def _visible(text: str) -> str:
+    if is_blank(text):
+        raise ValueError("must have a visible character (got blanks alone)")
+    return text
+
+
 def _seed(value: int) -> int:
     if not -1 <= value <= MAX_SEED:
         raise ValueError(f"must be 0 to 2^63-1, or -1 for a random one (got {shown(value)})")
@@ -113,10 +121,11 @@ def _https(value: str) -> str:
 
 
 Plain = AfterValidator(_plain)
+Visible = AfterValidator(_visible)
 Side = Annotated[int, BeforeValidator(_integer), Field(ge=SMALLEST, le=LARGEST)]
 Pictures = Annotated[
     list[Annotated[ImageSource, BeforeValidator(source)]],
-    _up_to(3),
+    _up_to(MOST_PICTURES),
 ]
 Addresses = Annotated[
     list[Annotated[str, Field(max_length=8190), AfterValidator(_https)]],
@@ -147,11 +156,15 @@ class JobInput(BaseModel):
         strict=True, extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=False
     )
 
-    prompt: Annotated[str, Field(min_length=1, max_length=5000), Plain] | None = _field(
-        "string, 1-5000 characters; NUL and lone surrogates are refused", "required", "text"
+    prompt: Annotated[str, Field(min_length=1, max_length=5000), Plain, Visible] | None = _field(
+        "string, 1-5000 characters; blanks alone, NUL and lone surrogates are refused",
+        "required",
+        "text",
     )
     negative_prompt: Annotated[str, Field(max_length=2000), Plain] | None = _field(
-        "string, up to 2000 characters; used when CFG > 1", '" " when CFG > 1', "negative"
+        'string, up to 2000 characters; used when CFG > 1; " " asks for none',
+        'the model\'s own when CFG > 1: " ", for most models',
+        "negative",
     )
     images: Pictures | None = _field(
         '1-3 of: https URL, data URI, base64, or `{"image"\\|"url"\\|"data"\\|"base64": ...}`; '

@@ -1,14 +1,15 @@
 """A job's input, read field by field: the values, or what is wrong in the caller's own words."""
 
-import difflib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from worker.edge.fields import NAMES, SLOTS, JobInput, shown
+from worker.edge.fields import MOST_PICTURES, NAMES, SLOTS, JobInput, shown
+from worker.edge.guess import LONGEST, guess
 from worker.edge.pictures import KEYS
 from worker.errors import Detail
 from worker.media.fetch import ImageSource
@@ -16,7 +17,8 @@ from worker.media.fetch import ImageSource
 Entry = tuple[str, Any]  # the caller's name for a field, and its value
 
 MAX_UNKNOWN: Final = 10
-LONGEST_NAME: Final = 60
+# The words of a Literal as pydantic lists them: 'png', 'jpeg' or 'webp'.
+QUOTED: Final = re.compile(r"'([^']*)'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def read(given: Mapping[Any, Any]) -> Read:
             faults += wrong
             if wrong:
                 broken.add(name)
-            elif name == "images":
+            if name == "images":
                 strangers += _extra_keys(word, value)
     values: dict[str, Any] = {}
     for name, entries in found.items():
@@ -74,8 +76,7 @@ def _parsed(name: str, word: str, value: Any) -> tuple[Any, list[Detail]]:
     try:
         return getattr(JobInput.model_validate({name: value}), name), []
     except ValidationError as error:
-        listed = isinstance(value, list)
-        return None, [_fault(word, listed, e) for e in error.errors(include_url=False)]
+        return None, [_fault(word, value, e) for e in error.errors(include_url=False)]
 
 
 def _agreed(entries: Sequence[Entry]) -> tuple[Any, list[Detail]]:
@@ -112,7 +113,7 @@ def _placed(
 
 def _extra_keys(word: str, value: Any) -> list[tuple[str, Any]]:
     """Return what else stands in pictures that were given as objects, with the field it is in."""
-    items = value if isinstance(value, list) else [value]
+    items = value[:MOST_PICTURES] if isinstance(value, list) else [value]
     objects = [item for item in items if isinstance(item, dict)]
     return [(f"{word}.", key) for item in objects for key in item if key not in KEYS]
 
@@ -126,10 +127,14 @@ def _unknown(strangers: Sequence[tuple[str, Any]]) -> tuple[Detail, ...]:
 
 def _stranger(where: str, word: Any) -> Detail:
     plain = isinstance(word, str) and word.isascii() and word.isprintable()
-    name = where + (word if plain and len(word) <= LONGEST_NAME else shown(word))
-    close = difflib.get_close_matches(word, NAMES, n=1, cutoff=0.75) if name == word else []
-    told = "is not a known field"
-    return Detail(name, f"{told}; did you mean {close[0]}?" if close else told)
+    name = where + (word if plain and len(word) <= LONGEST else shown(word))
+    return Detail(name, "is not a known field" + meant(word, KEYS if where else NAMES))
+
+
+def meant(word: Any, known: Iterable[str]) -> str:
+    """Return what a message adds to name the known word that is near; nothing when none is."""
+    near = guess(word, known)
+    return f"; did you mean {near}?" if near else ""
 
 
 # pydantic's error types in our words; {ctx} names come from pydantic, {got} is the value.
@@ -150,13 +155,16 @@ MESSAGES: Final[Mapping[str, str]] = {
 }
 
 
-def _fault(word: str, listed: bool, error: ErrorDetails) -> Detail:
-    """Say what pydantic found, about the caller's own word for the field."""
-    given = error["input"]
+def _fault(word: str, value: Any, error: ErrorDetails) -> Detail:
+    """Say what pydantic found, about the caller's own word for the field and his own value."""
+    is_word = error["type"] == "literal_error"  # pydantic saw it in lower case
+    given = value if is_word else error["input"]
     indices = [part for part in error["loc"][1:] if isinstance(part, int)]
     message = MESSAGES.get(error["type"], "is not valid (got {got})").format(
         got=shown(given),
         length=len(given) if isinstance(given, str) else 0,
         **error.get("ctx", {}),
     )
-    return Detail(f"{word}[{indices[0]}]" if listed and indices else word, message)
+    if is_word:
+        message += meant(given, QUOTED.findall(str(error.get("ctx", {}).get("expected"))))
+    return Detail(f"{word}[{indices[0]}]" if isinstance(value, list) and indices else word, message)

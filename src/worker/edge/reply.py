@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -88,13 +89,15 @@ def success(
     return output
 
 
-def failure(error: WorkerError) -> dict[str, Any]:
+def failure(error: WorkerError, warnings: Iterable[str] = ()) -> dict[str, Any]:
     """Return the output of a job that failed.
 
     The SDK takes `error` out and reports the job as failed with it; the rest becomes its output.
-    Neither holds a path, an address or a known secret, whatever the error says.
+    `warnings` are what the job had been warned of before; with the error's own they are told each
+    once, under a key that is there only when there are any. Nothing of it holds a path, an address
+    or a known secret, whatever the error says.
     """
-    return {
+    output: dict[str, Any] = {
         "error": f"{error.code}: {_safe(error.message)}",
         "error_code": error.code,
         "error_type": error.error_type,
@@ -104,6 +107,10 @@ def failure(error: WorkerError) -> dict[str, Any]:
             for detail in error.details[:MOST_DETAILS]
         ],
     }
+    told = dict.fromkeys((*warnings, *error.warnings))
+    if told:
+        output["warnings"] = [_safe(warning) for warning in itertools.islice(told, MOST_DETAILS)]
+    return output
 
 
 def measure(reply: Mapping[str, Any], budget: int) -> int:

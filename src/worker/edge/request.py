@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from worker.edge import geometry
+from worker.edge import geometry, shape
+from worker.edge.blank import is_blank
 from worker.edge.fields import MAX_SEED, JobInput, Pixels, shown
 from worker.edge.reading import Read, read
 from worker.errors import Detail, InvalidInput, ModelNotServed, UnsupportedTask, WorkerError
@@ -66,6 +67,7 @@ class _Verdict:
         self._faults: list[tuple[type[WorkerError], Detail]] = [
             (InvalidInput, detail) for detail in given.faults
         ]
+        self._strangers: tuple[Detail, ...] = ()
 
     def word(self, name: str) -> str:
         """Return the caller's name for a field."""
@@ -77,17 +79,29 @@ class _Verdict:
     def warn(self, name: str, message: str) -> None:
         self.warnings.append(f"{self.word(name)}: {message}")
 
+    def meet_strangers(self, *, strict: bool) -> None:
+        """Take the unknown fields as faults, or as warnings."""
+        if strict:
+            self._faults += [(InvalidInput, detail) for detail in self.given.unknown]
+        else:
+            self._strangers = self.given.unknown
+            self.warnings += [f"{d.field}: {d.message}" for d in self._strangers]
+
     def is_broken(self, *names: str) -> bool:
         return not self.given.broken.isdisjoint(names)
 
     def judge(self) -> None:
-        """Raise the faults: as their own kind when they are all of one, else as InvalidInput."""
+        """Raise the faults: as their own kind when they are all of one, else as InvalidInput.
+
+        The message names the unknown fields as well, which are often the reason.
+        """
         if not self._faults:
             return
         kinds = {kind for kind, _ in self._faults}
         kind = kinds.pop() if len(kinds) == 1 else InvalidInput
         details = [detail for _, detail in self._faults]
-        raise kind("; ".join(f"{d.field}: {d.message}" for d in details), details=details)
+        told = "; ".join(f"{d.field}: {d.message}" for d in (*details, *self._strangers))
+        raise kind(told, details=details, warnings=self.warnings)
 
 
 def parse(
@@ -100,19 +114,14 @@ def parse(
     """Turn a job's input into a Request (or a Query) for one of the `served` models.
 
     `callers_bucket` tells that the job brings its own bucket (s3Config). Raises InvalidInput,
-    ModelNotServed or UnsupportedTask, with every fault in `details`, and nothing else whatever
-    the input.
+    ModelNotServed or UnsupportedTask, with every fault in `details`, its `warnings` beside them,
+    and nothing else whatever the input.
     """
-    if not isinstance(job_input, dict):
-        message = f"must be an object (got {shown(job_input)})"
+    if (message := shape.fault(job_input)) is not None:
         raise InvalidInput(f"input: {message}", details=[Detail("input", message)])
     given = read(job_input)
     values, verdict = given.values, _Verdict(given)
-    for detail in given.unknown:
-        if settings.strict_input:
-            verdict.fault(detail.field, detail.message)
-        else:
-            verdict.warn(detail.field, detail.message)
+    verdict.meet_strangers(strict=settings.strict_input)
     if values.op in ("capabilities", "health"):
         verdict.judge()
         return Query(values.op, tuple(verdict.warnings))
@@ -130,6 +139,9 @@ def parse(
     lightning, steps = _steps(values, model, settings, verdict)
     scale, negative_prompt = _guidance(values, model, lightning=lightning, verdict=verdict)
     _limits(size, task, model, verdict)
+    output_format = values.output_format or "png"
+    if values.output_quality is not None and output_format == "png":
+        verdict.warn("output_quality", "has no effect on a png")
     verdict.judge()
     return Request(
         task=task,
@@ -143,7 +155,7 @@ def parse(
         lightning=lightning,
         seed=seed,
         num_images=num_images,
-        output_format=values.output_format or "png",
+        output_format=output_format,
         output_quality=values.output_quality or QUALITY,
         response_format=response_format,
         upload_urls=upload_urls,
@@ -242,7 +254,7 @@ def _guidance(
         scale = 1.0
     if scale > 1:
         return scale, values.negative_prompt or model.negative_prompt
-    if values.negative_prompt and values.negative_prompt.strip():
+    if values.negative_prompt and not is_blank(values.negative_prompt):
         verdict.warn("negative_prompt", "has no effect at a true_cfg_scale of 1.0")
     return scale, None
 
@@ -299,14 +311,14 @@ def _size(values: JobInput, task: Task, verdict: _Verdict) -> geometry.Size:
         verdict.fault("size", f"input goes without {named}")
     if as_input and not edits:
         verdict.fault("size", "input is for edit: there is no input picture")
+    if aspect is not None and width is not None and height is not None:
+        verdict.warn("aspect_ratio", "has no effect beside width and height")
     if aspect == "match_input_image":
         if not edits:
             verdict.fault("aspect_ratio", "match_input_image is for edit")
         aspect = None
     elif aspect is not None and as_input:
         verdict.fault("aspect_ratio", "differs from size input")
-    if aspect is not None and width is not None and height is not None:
-        verdict.warn("aspect_ratio", "has no effect beside width and height")
     return geometry.Size(width, height, aspect, as_input, word)
 
 

@@ -21,6 +21,7 @@ ALTER: Final = (
     " the original input where appropriate."
 )
 MAX_TOKENS: Final = 1024
+TURN: Final = "user\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,17 @@ class PromptEncoder:
         ]
         return ids
 
-    def is_cut(self, prompt: str) -> bool:
+    def is_cut(self, prompt: str, *, references: bool = False) -> bool:
         """Tell whether a prompt is longer than the 1024 tokens that are used of it."""
-        return len(self._plain(prompt)) > MAX_TOKENS
+        user, room = self._user(prompt, "" if references and self._processor else TURN)
+        return len(user) > room
+
+    def _user(self, prompt: str, before: str) -> tuple[list[int], int]:
+        """Return the tokens of a prompt with what stands before it, and how many of them fit.
+
+        They are tokenised in one piece, in which a line end of each may become one token.
+        """
+        return self._plain(before + prompt), MAX_TOKENS + len(self._plain(before))
 
     def tokens(self, prompt: str, template: Template, image_tokens: Sequence[int]) -> list[int]:
         """Return the token ids of a whole prompt.
@@ -72,14 +81,13 @@ class PromptEncoder:
             *self._plain("\n"),
             special("<|im_start|>"),
         ]
-        text = "user\n"
+        text = TURN
         for number, count in enumerate(image_tokens, 1):
             ids += self._plain(text + template.reference.format(number))
             ids += [special("<|vision_start|>"), *[self._image_pad] * count]
             ids += [special("<|vision_end|>")]
             text = ""
-        user = self._plain(text + prompt)
-        room = MAX_TOKENS + (len(self._plain(text)) if text else 0)
+        user, room = self._user(prompt, text)
         ids += [*user[:room], special("<|im_end|>"), *self._plain("\n")]
         return [*ids, special("<|im_start|>"), *self._plain("assistant\n")]
 

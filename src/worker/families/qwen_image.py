@@ -204,14 +204,23 @@ class QwenImage:
             with clock.phase("decode"):
                 pixels = self._vae.decode(latents, generation.width, generation.height)
                 image = picture(pixels[0])
-        cut = self._prompts.is_cut(generation.prompt)
-        warnings = (f"the prompt was cut at {prompts.MAX_TOKENS} tokens",) if cut else ()
         return Drawn(
             image=image,
             lightning_enabled=generation.lightning,
             timings_ms=clock.spent,
             peak_vram_mb=devices.peak_mb(self._parts.device),
-            warnings=warnings,
+            warnings=self._cut(generation),
+        )
+
+    def _cut(self, generation: Generation) -> tuple[str, ...]:
+        """Say which of the texts that were used is longer than what was used of it."""
+        texts = {"prompt": generation.prompt}
+        if generation.negative_prompt is not None and generation.true_cfg_scale > 1:
+            texts["negative prompt"] = generation.negative_prompt
+        return tuple(
+            f"the {name} was cut at {prompts.MAX_TOKENS} tokens"
+            for name, text in texts.items()
+            if self._prompts.is_cut(text, references=bool(generation.references))
         )
 
     def _embed(self, generation: Generation, text: str, clock: _Clock) -> Conditioning:

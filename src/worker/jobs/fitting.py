@@ -63,7 +63,7 @@ async def fitting(
             timings_ms=job.timings,
             peak_vram_mb=max(picture.peak_vram_mb for picture in drawn),
             adjusted=dimensions.adjusted,
-            warnings=[*dimensions.warnings, *(w for p in drawn for w in p.warnings)],
+            warnings=job.warnings,
             compat=settings.response_compat,
         )
         if output_format != request.output_format:

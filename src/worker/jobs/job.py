@@ -12,13 +12,14 @@ from worker.errors import Detail, InvalidInput
 
 @dataclass(slots=True)
 class Job:
-    """One job as it came, and the milliseconds that its phases took."""
+    """One job as it came, the milliseconds of its phases, and what its caller is warned of."""
 
     id: str
     input: Any
     s3_config: Any
     start: float = field(default_factory=time.monotonic)
     timings: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def bucket(self) -> Mapping[str, Any] | None:

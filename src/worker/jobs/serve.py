@@ -95,14 +95,16 @@ class Worker:
         self._counts["failed"] += 1
         # What is wrong with an input quotes it: prompts are logged only when asked for.
         quotes = isinstance(error, InvalidInput) and not self._settings.log_prompts
-        reason = [detail.field for detail in error.details] if quotes else error.message
+        # Not the message: it may name unknown fields, which are the caller's own words too.
+        told = "; ".join(f"{d.field}: {d.message}" for d in error.details) or error.message
+        reason = [detail.field for detail in error.details] if quotes else told
         log.get().warning(
             "job failed",
             error_code=error.code,
             reason=reason,
             total_ms=round(job.elapsed_ms()),
         )
-        return reply.failure(error)
+        return reply.failure(error, job.warnings)
 
     @asynccontextmanager
     async def _deadline(self, job: Job) -> AsyncIterator[None]:
@@ -129,6 +131,7 @@ class Worker:
             health = request.op == "health"
             told = self.health() if health else capabilities(served, self._settings)
             return {**told, "warnings": list(request.warnings)}
+        job.warnings += request.warnings
         check_targets(
             upload_urls=request.upload_urls, s3_config=job.bucket, settings=self._settings
         )
@@ -145,6 +148,7 @@ class Worker:
         with job.phase("fetch"):
             references = await self._references(request)
         dimensions = geometry.dimensions(request, [image.size for image in references])
+        job.warnings += dimensions.warnings
         drawn = await self._drawn(job, request, references, dimensions)
         return await fitting(job, request, dimensions, drawn, self._settings)
 
@@ -170,7 +174,7 @@ class Worker:
         announce = self._announce
         post = None if announce is None else lambda update: announce(job.id, update)
         async with Progress(post) as progress:
-            control = JobControl(progress.tell, request.num_images)
+            control = JobControl(progress.tell, request.num_images, request.steps)
 
             def work() -> list[Drawn]:
                 return self._draw(request, references, dimensions, control)
@@ -186,6 +190,7 @@ class Worker:
                 raise
         self._note(None)
         for picture in drawn:
+            job.warnings += picture.warnings
             for phase, spent in picture.timings_ms.items():
                 job.timings[phase] = job.timings.get(phase, 0.0) + spent
         return drawn

@@ -39,6 +39,14 @@ TINY_SIZES: Final[Sizes] = {
 }
 
 
+# What the publisher draws Qwen-Image-2512 with (README of QwenLM/Qwen-Image): low resolution, low
+# quality, deformed limbs and fingers, oversaturation, waxen faces, chaos, blurred or warped text.
+NEGATIVE_2512: Final = (
+    "低分辨率，低画质，肢体畸形，手指畸形，画面过饱和，蜡像感，人脸无细节，过度光滑，画面具有AI感。"  # noqa: RUF001 - the publisher's own
+    "构图混乱。文字模糊，扭曲。"  # noqa: RUF001 - the publisher's own
+)
+
+
 @dataclass(frozen=True, slots=True)
 class LoraFile:
     """One Lightning LoRA: a file of a hub repository, or of the model's own folder (None)."""
@@ -122,6 +130,7 @@ TABLE: Final = (
         "qwen-image-2512",
         "Qwen/Qwen-Image-2512",
         "QwenImagePipeline",
+        negative_prompt=NEGATIVE_2512,
         lightning=_lightning(
             "lightx2v/Qwen-Image-2512-Lightning",
             "Qwen-Image-2512-Lightning-{n}steps-V1.0-bf16.safetensors",

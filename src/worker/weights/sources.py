@@ -12,7 +12,7 @@ from worker.weights import catalog, layout, metadata
 from worker.weights.catalog import LoraFile, ModelSpec
 from worker.weights.snapshot import LocalSnapshot, Snapshot
 
-Kind = Literal["MODEL_DIR", "MODEL_PATH", "RunPod cache", "image", "hub"]
+Kind = Literal["MODEL_DIR", "MODEL_PATH", "RunPod cache", "HF cache", "image", "hub"]
 
 # The image's target `baked` puts one folder a model here, a bundle or published weights.
 BAKED: Final = Path("/app/models")
@@ -56,9 +56,9 @@ def find(
     """Return the first place that has the model whole: nothing is read but names and headers.
 
     In this order: the bundle on MODEL_DIR (`bundle` is its folder), MODEL_PATH or the folder that
-    MODEL names, RunPod's model cache, the image, the hub. The folders of every place but the first
-    may hold a bundle or published weights. Raises WeightsUnavailable when a folder that MODEL names
-    cannot be used: another model must not stand in for it.
+    MODEL names, RunPod's model cache, Hugging Face's if it is set, the image, the hub. The folders
+    of every place but the first may hold a bundle or published weights. Raises WeightsUnavailable
+    when a folder that MODEL names cannot be used: another model must not stand in for it.
     """
     passed: list[tuple[Kind, str]] = []
     reason = bundle_fault(bundle) if bundle.is_dir() else "no bundle yet"
@@ -93,15 +93,16 @@ def snapshot_of(source: Source, spec: ModelSpec, settings: Settings) -> Snapshot
 
 
 def lora_of(lora: LoraFile, model: Snapshot, settings: Settings) -> Snapshot:
-    """Return the snapshot that holds a LoRA: the model's own, RunPod's cache, or the hub.
+    """Return the snapshot that holds a LoRA: the model's own, a cache's, or the hub's.
 
     Raises WeightsUnavailable, HubUnreachable.
     """
     if lora.repository is None:
         return model
-    folder, commit = cached(lora.repository, None, settings.runpod_cache_dir)
-    if isinstance(folder, Path) and (folder / lora.filename).is_file():
-        return LocalSnapshot(folder, lora.repository, commit or "local")
+    for _, cache in caches(settings):
+        folder, commit = cached(lora.repository, None, cache)
+        if isinstance(folder, Path) and (folder / lora.filename).is_file():
+            return LocalSnapshot(folder, lora.repository, commit or "local")
     return metadata.resolve(lora.repository, None, settings)
 
 
@@ -129,10 +130,18 @@ def described(spec: ModelSpec, snapshot: Snapshot) -> ModelSpec:
     return catalog.classified(spec, index, tuple(files), about)
 
 
+def caches(settings: Settings) -> list[tuple[Kind, Path]]:
+    """Return the caches in huggingface_hub's layout that are looked into, in their order."""
+    places: list[tuple[Kind, Path]] = [("RunPod cache", settings.runpod_cache_dir)]
+    if settings.hub_cache not in (None, settings.runpod_cache_dir):
+        places.append(("HF cache", settings.hub_cache))
+    return places
+
+
 def cached(
     repository: str, revision: str | None, cache: Path
 ) -> tuple[Path, str] | tuple[str, None]:
-    """Return a repository's folder and commit in RunPod's model cache, or why there is none.
+    """Return a repository's folder and commit in a cache, or why there is none.
 
     The layout is huggingface_hub's: models--ORG--NAME/refs/REVISION names a commit, and
     snapshots/COMMIT has the files.
@@ -165,8 +174,8 @@ def _places(
         yield "MODEL_PATH", "not set", None
     else:
         yield "MODEL_PATH", _below(settings.model_path, spec), None
-    folder, commit = cached(spec.repository, spec.revision, settings.runpod_cache_dir)
-    yield "RunPod cache", folder, commit
+    for kind, cache in caches(settings):
+        yield kind, *cached(spec.repository, spec.revision, cache)
     if spec.revision is not None:
         yield "image", "a revision is asked for", None
     else:

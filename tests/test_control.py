@@ -1,0 +1,125 @@
+"""Progress counts all pictures and phases of a job as one, and never falls."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.families import Phase
+from worker.jobs.control import JobControl
+from worker.jobs.device_thread import Stopped
+
+Report = tuple[Phase, int, int]
+
+
+def told(reports: list[list[Report]], steps: int | None = None) -> list[dict[str, Any]]:
+    """Return the updates of a job whose pictures make these reports, one list a picture."""
+    updates: list[Any] = []
+    known = {} if steps is None else {"steps": steps}
+    control = JobControl(updates.append, len(reports), **known)
+    for picture, made in enumerate(reports):
+        control.start(picture)
+        for report in made:
+            control.report(*report)
+    return updates
+
+
+def drawing(steps: int, *, references: bool = False, decode: bool = False) -> list[Report]:
+    """Return what a family reports of one picture."""
+    texts: list[Report] = [("text", 1, 1)]
+    seen: list[Report] = [("reference", 1, 1)] if references else []
+    denoise: list[Report] = [("denoise", step, steps) for step in range(1, steps + 1)]
+    return [*texts, *seen, *denoise, *([("decode", 1, 1)] if decode else [])]  # type: ignore[list-item]
+
+
+def test_one_picture_counts_its_denoising_steps() -> None:
+    updates = told([drawing(4, references=True, decode=True)], steps=4)
+    assert updates == [
+        {"step": 0, "steps": 4, "phase": "text", "percent": 4},
+        {"step": 0, "steps": 4, "phase": "reference", "percent": 8},
+        {"step": 1, "steps": 4, "phase": "denoise", "percent": 30},
+        {"step": 2, "steps": 4, "phase": "denoise", "percent": 52},
+        {"step": 3, "steps": 4, "phase": "denoise", "percent": 74},
+        {"step": 4, "steps": 4, "phase": "denoise", "percent": 96},
+        {"step": 4, "steps": 4, "phase": "decode", "percent": 100},
+    ]
+
+
+def test_a_second_picture_goes_on_where_the_first_ended() -> None:
+    updates = told([drawing(2)] * 2, steps=2)
+    assert [(u["phase"], u["step"], u["steps"], u["percent"]) for u in updates] == [
+        ("text", 0, 4, 2),
+        ("denoise", 1, 4, 26),
+        ("denoise", 2, 4, 48),
+        ("text", 2, 4, 52),
+        ("denoise", 3, 4, 76),
+        ("denoise", 4, 4, 98),
+    ]
+
+
+def test_a_picture_that_is_drawn_once_more_waits_until_it_is_as_far_again() -> None:
+    failed = drawing(8)[:6]
+    updates = told([[*failed, *drawing(8)], drawing(8)], steps=8)
+    again = updates[len(failed) : len(failed) + 7]
+    assert {(u["step"], u["percent"]) for u in again[:6]} == {(5, updates[5]["percent"])}
+    assert again[6]["step"] == 6
+    assert updates[-1]["step"] == updates[-1]["steps"] == 16
+
+
+def test_only_the_end_of_the_last_picture_is_all_of_it() -> None:
+    updates = told([drawing(3, decode=True)] * 3)
+    assert [u["percent"] for u in updates].count(100) == 1
+    assert updates[-1]["percent"] == 100
+
+
+def test_the_steps_may_be_unknown_until_the_first_is_denoised() -> None:
+    updates = told([drawing(8)] * 2)
+    assert updates[0] == {"step": 0, "steps": 2, "phase": "text", "percent": 2}
+    assert {u["steps"] for u in updates[1:]} == {16}
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> tuple[list[list[Report]], int]:
+    """Make any pictures, each tried up to three times and broken off anywhere but the last time."""
+    steps = draw(st.integers(2, 100))
+    pictures = []
+    for _ in range(draw(st.integers(1, 4))):
+        whole = drawing(steps, references=draw(st.booleans()), decode=draw(st.booleans()))
+        whole[:1] = [("text", n, 5) for n in range(1, 6)] if draw(st.booleans()) else whole[:1]
+        tries = draw(st.lists(st.integers(0, len(whole)), max_size=2))
+        pictures.append([*(one for end in tries for one in whole[:end]), *whole])
+    return pictures, steps
+
+
+@given(job=jobs(), known=st.booleans())
+def test_progress_never_falls_whatever_is_drawn_and_drawn_again(
+    job: tuple[list[list[Report]], int], *, known: bool
+) -> None:
+    pictures, steps = job
+    updates = told(pictures, steps if known else None)
+    for before, after in pairwise(updates):
+        assert before["step"] <= after["step"]
+        assert before["percent"] <= after["percent"]
+        assert before["step"] * after["steps"] <= after["step"] * before["steps"]
+    for update in updates:
+        assert 0 <= update["step"] <= update["steps"]
+        assert 0 <= update["percent"] <= 100
+        assert isinstance(update["percent"], int)
+    assert updates[-1]["step"] == updates[-1]["steps"] == len(pictures) * steps
+    assert not known or {u["steps"] for u in updates} == {len(pictures) * steps}
+    decoded = ("decode", 1, 1) in pictures[-1]
+    assert (updates[-1]["percent"] == 100) == decoded
+
+
+@pytest.mark.parametrize("phase", ["text", "reference", "denoise", "decode"])
+def test_a_report_after_a_stop_tells_nothing_and_ends_the_drawing(phase: Phase) -> None:
+    updates: list[Any] = []
+    control = JobControl(updates.append, 1)
+    control.stop()
+    with pytest.raises(Stopped):
+        control.report(phase, 1, 1)
+    with pytest.raises(Stopped):
+        control.start(0)
+    assert updates == []
