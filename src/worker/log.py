@@ -16,7 +16,7 @@ SECRET_WORDS: Final = ("token", "secret", "password", "authorization", "access_k
 CHATTY: Final = ("bitsandbytes", "diffusers", "transformers", "py.warnings")
 
 # Loggers that their libraries, when imported, give a handler and a level of their own.
-SELFISH: Final = ("diffusers", "huggingface_hub", "torch", "transformers")
+HANDLED: Final = ("diffusers", "huggingface_hub", "torch", "transformers")
 
 LONGEST: Final = 20_000  # characters; tracebacks are shorter, pictures in base64 are not
 
@@ -67,7 +67,7 @@ class Ours(logging.Logger):
 
     def addHandler(self, hdlr: logging.Handler) -> None:  # noqa: N802 - logging's name
         """Attach a handler, unless it would write past our log."""
-        if not (_is_selfish(self.name) and isinstance(hdlr, logging.StreamHandler)):
+        if not (_is_handled(self.name) and type(hdlr) is logging.StreamHandler):
             super().addHandler(hdlr)
 
     def setLevel(self, level: int | str) -> None:  # noqa: N802 - logging's name
@@ -77,28 +77,29 @@ class Ours(logging.Logger):
     @property  # type: ignore[override] # an attribute of logging.Logger
     def propagate(self) -> bool:
         """Tell whether lines reach the root's handler: a library's always do."""
-        return self._propagate or _is_selfish(self.name)
+        return self._propagate or _is_handled(self.name)
 
     @propagate.setter
     def propagate(self, value: bool) -> None:
         self._propagate = value
 
 
-def _is_selfish(name: str) -> bool:
-    return name.partition(".")[0] in SELFISH
+def _is_handled(name: str) -> bool:
+    # torch switches its artifacts ("torch.__trace") on and off by their handlers and propagation.
+    return name.partition(".")[0] in HANDLED and ".__" not in name
 
 
 def _claim() -> None:
     """Make the libraries' loggers ours: those that are there, and those that will be made."""
     logging.setLoggerClass(Ours)
-    for name in SELFISH:
+    for name in HANDLED:
         logging.getLogger(name)
-    for name, logger in logging.Logger.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and _is_selfish(name):
+    for name, logger in list(logging.Logger.manager.loggerDict.items()):
+        if type(logger) is logging.Logger and _is_handled(name):
             logger.__class__ = Ours
             logger.propagate = True
             for handler in logger.handlers[:]:
-                if isinstance(handler, logging.StreamHandler):
+                if type(handler) is logging.StreamHandler:
                     logger.removeHandler(handler)
 
 
