@@ -40,6 +40,10 @@ def holed(number: float) -> Change:
     return change
 
 
+def cast(dtype: torch.dtype) -> Change:
+    return lambda tensor: tensor.to(dtype)
+
+
 BROKEN: dict[str, tuple[str, Change]] = {
     "A of another rank": (DOWN, lambda t: t[:2]),
     "B of another rank": (UP, lambda t: t[:, :3]),
@@ -68,7 +72,7 @@ BROKEN: dict[str, tuple[str, Change]] = {
     "A transposed": (DOWN, lambda t: t.T.contiguous()),
     "B of another width": (UP, lambda t: t[:-1]),
     **{
-        f"{side} {dtype}": (key, lambda t, dtype=dtype: t.to(dtype))
+        f"{side} {dtype}": (key, cast(dtype))
         for side, key in (("A", DOWN), ("B", UP))
         for dtype in (torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool)
     },
@@ -247,9 +251,12 @@ def states(draw: Callable[[Any], Any]) -> dict[str, Any]:
     return state
 
 
+VALUES: list[Any] = [
+    *(4, 8, 0, -1, 2.5, "4", True, None, [], {}, {"to_q": 4}, {"(": 1}, 10**400),
+]
 RECORDS = st.dictionaries(
     st.sampled_from(["lora_alpha", "r", "use_rslora", "rank_pattern", "alpha_pattern", "x"]),
-    st.sampled_from([4, 8, 0, -1, 2.5, "4", True, None, [], {}, {"to_q": 4}, {"(": 1}, 10**400]),
+    st.sampled_from(VALUES),
     max_size=4,
 )
 METADATA = st.none() | st.dictionaries(

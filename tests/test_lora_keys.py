@@ -75,7 +75,9 @@ def test_a_dotted_name_needs_no_list_of_modules(prefix: str, side: str) -> None:
 
 
 def test_forms_may_differ_from_module_to_module() -> None:
-    forms = [named(p, s, flat=f) for p in PREFIXES for s in SIDES if ".x" not in s for f in (0, 1)]
+    forms = [
+        named(p, s, flat=f) for p in PREFIXES for s in SIDES if ".x" not in s for f in (False, True)
+    ]
     forms = [form for form in forms if "weight.weight" not in form("", "down")]
     index = {module: forms[i % len(forms)] for i, module in enumerate(REACHED)}
     found = canonical(renamed(STATE, lambda module, part: index[module](module, part)), MODULES)

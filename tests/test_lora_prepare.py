@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from worker.bundle.prepare import prepare
 from worker.bundle.published import open_published
 from worker.bundle.transform import Transformer
 from worker.engine import lora
-from worker.errors import LoraNotApplied
+from worker.errors import LoraNotApplied, WeightsUnavailable
 from worker.weights import catalog, metadata
 from worker.weights.snapshot import LocalSnapshot
 
@@ -94,8 +95,7 @@ def order(home: Path, source: Path, **named: Any) -> Any:
     """Ask for a bundle with the 8-step LoRA alone."""
     snapshot = named.pop("snapshot", None) or LocalSnapshot(source, "org/model")
     asked = prepared.order_of("tiny-image", home, snapshot=snapshot, **named)
-    del asked.lightning[4]
-    return asked
+    return replace(asked, lightning={STEPS: asked.lightning[STEPS]})
 
 
 def adapter_of(bundle: Path) -> tuple[layout.Component, dict[str, Tensor]]:
@@ -183,6 +183,30 @@ def test_a_lora_that_contradicts_itself_fails_before_any_weight_is_fetched(
         prepare(asked)
     assert not [path for path in copying.fetched if path.startswith("transformer/")]
     assert layout.fault(asked.folder) is not None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PK\x03\x04" + bytes(200),
+        (100_000).to_bytes(8, "little") + b"[" * 100_000,
+        (2).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        (1 << 63).to_bytes(8, "little") + b"{}",
+        (23).to_bytes(8, "little") + b'{"__metadata__": "none"}'[:23],
+    ],
+    ids=["nothing", "a pickle", "deep JSON", "no tensors", "a list", "a length", "cut JSON"],
+)
+def test_a_file_that_is_no_lora_is_told_before_any_weight_is_fetched(
+    data: bytes, source: Path, tmp_path: Path
+) -> None:
+    """A local file that cannot be whole is told as a damaged file, any other as no LoRA."""
+    (source / FILE).write_bytes(data)
+    copying = Copying(source)
+    with pytest.raises((LoraNotApplied, WeightsUnavailable)):
+        prepare(order(tmp_path, source, snapshot=copying))
+    assert copying.fetched in ([], [FILE])
 
 
 def test_the_reference_follows_the_same_scale(source: Path) -> None:

@@ -241,6 +241,16 @@ def test_a_rank_that_is_not_the_tensors_is_refused(facts: dict[str, Any], tmp_pa
 
 
 DEEP = "[" * 100_000
+BROKEN_VALUES: dict[str, list[Any]] = {
+    "r": [0, -4, 4.5, "4", None, True, [4], math.nan, math.inf],
+    "lora_alpha": ["16", None, True, [16], {}, math.nan, math.inf, -math.inf, 10**400],
+    "use_rslora": [1, 0, "true", [], 1.0],
+    "rank_pattern": [[], "to_q", 4, {"to_q": 0}, {"to_q": "4"}, {"to_q": None}],
+    "alpha_pattern": [{"(": 4}, {"to_q": math.nan}, {"to_q": True}, {"a" * 501: 4}],
+    "peft_type": ["LOKR", "LOHA", 4],
+    "use_dora": [True],
+    "init_lora_weights": ["pissa", "PiSSA_niter_4", "olora"],
+}
 BROKEN_RECORDS = [
     "",
     "{",
@@ -253,18 +263,8 @@ BROKEN_RECORDS = [
     '{"text_encoder.lora_alpha": 16}',
     '{"r": 4}',
     *(
-        json.dumps({**record, key: value})
-        for record in [{"r": 4, "lora_alpha": 16}]
-        for key, values in {
-            "r": [0, -4, 4.5, "4", None, True, [4], math.nan, math.inf],
-            "lora_alpha": ["16", None, True, [16], {}, math.nan, math.inf, -math.inf, 10**400],
-            "use_rslora": [1, 0, "true", [], 1.0],
-            "rank_pattern": [[], "to_q", 4, {"to_q": 0}, {"to_q": "4"}, {"to_q": None}],
-            "alpha_pattern": [{"(": 4}, {"to_q": math.nan}, {"to_q": True}, {"a" * 501: 4}],
-            "peft_type": ["LOKR", "LOHA", 4],
-            "use_dora": [True],
-            "init_lora_weights": ["pissa", "PiSSA_niter_4", "olora"],
-        }.items()
+        json.dumps({"r": 4, "lora_alpha": 16, key: value})
+        for key, values in BROKEN_VALUES.items()
         for value in values
     ),
 ]

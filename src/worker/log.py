@@ -74,7 +74,7 @@ class Ours(logging.Logger):
         """Set the level, which `CHATTY` decides for the loggers in it."""
         super().setLevel(logging.ERROR if self.name in CHATTY else level)
 
-    @property  # type: ignore[override] # an attribute of logging.Logger
+    @property
     def propagate(self) -> bool:
         """Tell whether lines reach the root's handler: a library's always do."""
         return self._propagate or _is_handled(self.name)

@@ -250,11 +250,12 @@ def _lora(order: Order, steps: int) -> dict[str, torch.Tensor]:
     """Fetch a Lightning LoRA and return it canonical in bf16, its modules counted."""
     snapshot, filename = order.lightning[steps]
     file, into = named(snapshot, filename), _loras_into(order, snapshot)
-    modules, config = plan.modules(order.shards["transformer"]), _beside(snapshot, file)
+    modules, beside = plan.modules(order.shards["transformer"]), _beside(snapshot, file)
+    config = None if beside is None else snapshot.read_file(beside)
     for attempt in range(OPEN_TRIES):
         proven = snapshot.fetch_file(file, into, order.progress)
         try:
-            held = lora_file.read(proven.path, modules, config and snapshot.read_file(config))
+            held = lora_file.read(proven.path, modules, config)
             break
         except FileNotFoundError:  # another worker of the volume dropped it after its own reading
             if attempt + 1 == OPEN_TRIES:
