@@ -5,58 +5,21 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import QwenImageTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from worlds.loras import (
+    BLOCKS,
+    MODULATION,
+    REACHED,
+    TIME,
+    predict,
+    published_lora,
+    small_transformer,
+)
 
 from worker.engine.lora import Adapters, canonical, fused, lightning_modules
+from worker.engine.modulation import RowModulation, RowPart, RowTable
 from worker.errors import LoraNotApplied
-
-BLOCKS, DIM, RANK = 2, 64, 4
-
-
-def small_transformer() -> Any:
-    """Make a transformer of two blocks with weights from a fixed seed."""
-    torch.manual_seed(0)
-    return QwenImageTransformer2DModel(
-        in_channels=16,
-        out_channels=4,
-        num_layers=BLOCKS,
-        attention_head_dim=32,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        axes_dims_rope=(8, 12, 12),
-    ).eval()
-
-
-def published_lora(transformer: Any, seed: int, alpha: float = 2.0) -> dict[str, Tensor]:
-    """Make a LoRA with the published keys for every module that Lightning reaches."""
-    generator = torch.Generator().manual_seed(seed)
-    state: dict[str, Tensor] = {}
-    for name in lightning_modules(BLOCKS):
-        linear = transformer.get_submodule(name)
-        state[f"{name}.lora_down.weight"] = torch.randn(
-            RANK, linear.in_features, generator=generator
-        )
-        state[f"{name}.lora_up.weight"] = torch.randn(
-            linear.out_features, RANK, generator=generator
-        )
-        state[f"{name}.alpha"] = torch.tensor(alpha)
-    return state
-
-
-def predict(transformer: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Run one forward on fixed inputs."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.inference_mode():
-        output: Tensor = transformer(
-            hidden_states=torch.randn(1, 16, 16, generator=generator).to(dtype),
-            encoder_hidden_states=torch.randn(1, 5, 32, generator=generator).to(dtype),
-            timestep=torch.tensor([0.5]).to(dtype),
-            img_shapes=[[(1, 4, 4)]],
-            return_dict=False,
-        )[0]
-    return output
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -153,3 +116,91 @@ def test_fusing_adds_the_product_in_float32() -> None:
     down, up = torch.randn(2, 8).to(torch.bfloat16), torch.randn(8, 2).to(torch.bfloat16)
     exact = weight.double() + up.double() @ down.double()
     assert torch.allclose(fused(weight, down, up).double(), exact, rtol=2**-7)
+
+
+def test_an_adapter_may_be_called_by_a_files_name() -> None:
+    """Names with dots and percent signs are kept apart; torch takes no dot in a buffer's name."""
+    ours, names = small_transformer(), ("style.v2", "style%2Ev2", "style_v2", "")
+    states = [published_lora(ours, seed) for seed in range(len(names))]
+    adapters = Adapters(ours)
+    for name, state in zip(names, states, strict=True):
+        adapters.attach(name, canonical(state))
+    assert adapters.held == names
+    outputs = []
+    for name in names:
+        adapters.use(name)
+        outputs.append(predict(ours))
+    assert len({output.sum().item() for output in outputs}) == len(names)
+
+
+def test_a_name_is_given_once() -> None:
+    """A second adapter of a name would leave parts of the first where it does not reach."""
+    ours = small_transformer()
+    first, second = (canonical(published_lora(ours, seed)) for seed in (1, 2))
+    adapters = Adapters(ours)
+    adapters.attach("a", first)
+    adapters.use("a")
+    before = predict(ours)
+    with pytest.raises(LoraNotApplied, match="held already"):
+        adapters.attach("a", second)
+    assert torch.equal(predict(ours), before)
+
+
+def test_a_file_is_attached_as_it_is_published() -> None:
+    """What was not made canonical is: its alpha is never dropped and its names are resolved."""
+    ours, theirs = small_transformer(), small_transformer()
+    state = published_lora(ours, 3)
+    for model, given in ((ours, state), (theirs, canonical(state))):
+        adapters = Adapters(model)
+        adapters.attach("a", given)
+        adapters.use("a")
+    assert torch.equal(predict(ours), predict(theirs))
+
+
+def test_a_lora_of_every_module_gives_what_peft_gives_where_the_weights_are_in_place() -> None:
+    """Also of the modulation and of the time embedding: nothing was computed from them before."""
+    stock, ours = small_transformer(), small_transformer()
+    state = {k: v * 0.1 for k, v in published_lora(ours, 3, modules=REACHED).items()}
+    stock.load_lora_adapter(canonical(state), prefix=None, adapter_name="a")
+    adapters = Adapters(ours)
+    assert adapters.attach("a", state) == len(REACHED)
+    adapters.use("a")
+    assert torch.equal(predict(ours), predict(stock))
+
+
+def _rows_of(ours: Any) -> RowModulation:
+    """Put rows in the place of a transformer's modulation weights."""
+    width, keys = 6 * ours.inner_dim, torch.tensor([0.5], dtype=torch.bfloat16)
+    rows = torch.zeros(1, 2 * BLOCKS, width, dtype=torch.bfloat16)
+    part = RowPart(rows, torch.arange(2 * BLOCKS), rows[0, :0], torch.arange(0))
+    return RowModulation(ours, RowTable(keys, (part,)), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("module", [*TIME, *MODULATION])
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_lora_that_rows_would_not_see_is_refused(module: str, *, flat: bool) -> None:
+    """The rows were computed without it: attached it would change nothing that it should."""
+    ours = small_transformer()
+    state = published_lora(ours, 3, modules=[module, "img_in"])
+    if flat:
+        state = {
+            f"lora_unet_{k.replace(module, module.replace('.', '_'))}": v for k, v in state.items()
+        }
+    _rows_of(ours)
+    adapters = Adapters(ours)
+    with pytest.raises(LoraNotApplied, match=f"{module} changes the modulation, which .* rows"):
+        adapters.attach("a", state)
+    assert adapters.held == ()
+    assert type(ours.img_in).__name__ == "Linear"
+
+
+def test_beside_rows_every_other_module_is_reached() -> None:
+    """norm_out and what is outside the blocks read temb and x as the stock model does."""
+    ours = small_transformer()
+    others = [name for name in REACHED if name not in (*TIME, *MODULATION)]
+    state = published_lora(ours, 3, modules=others)
+    _rows_of(ours)
+    adapters = Adapters(ours)
+    assert adapters.attach("a", state) == len(others)
+    assert adapters.modules >= {*REACHED}
+    assert not {name for name in adapters.modules if name.endswith(".base")}

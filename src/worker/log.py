@@ -15,6 +15,9 @@ SECRET_WORDS: Final = ("token", "secret", "password", "authorization", "access_k
 # it lacks a package which fetches kernels from a hub, and on every 8-bit call that it casts.
 CHATTY: Final = ("bitsandbytes", "diffusers", "transformers", "py.warnings")
 
+# Loggers that their libraries, when imported, give a handler and a level of their own.
+HANDLED: Final = ("diffusers", "huggingface_hub", "torch", "transformers")
+
 LONGEST: Final = 20_000  # characters; tracebacks are shorter, pictures in base64 are not
 
 _secrets: set[str] = set()
@@ -55,6 +58,51 @@ def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
     return {redact(name): redact(item, name) for name, item in event.items()}
 
 
+class Ours(logging.Logger):
+    """A logger whose lines come to our handler, whatever its library does to it.
+
+    transformers, diffusers, huggingface_hub and torch attach a handler that writes to standard
+    error, keep their lines from the root's and set a level, all at import: after `configure`.
+    """
+
+    def addHandler(self, hdlr: logging.Handler) -> None:  # noqa: N802 - logging's name
+        """Attach a handler, unless it would write past our log."""
+        if not (_is_handled(self.name) and type(hdlr) is logging.StreamHandler):
+            super().addHandler(hdlr)
+
+    def setLevel(self, level: int | str) -> None:  # noqa: N802 - logging's name
+        """Set the level, which `CHATTY` decides for the loggers in it."""
+        super().setLevel(logging.ERROR if self.name in CHATTY else level)
+
+    @property
+    def propagate(self) -> bool:
+        """Tell whether lines reach the root's handler: a library's always do."""
+        return self._propagate or _is_handled(self.name)
+
+    @propagate.setter
+    def propagate(self, value: bool) -> None:
+        self._propagate = value
+
+
+def _is_handled(name: str) -> bool:
+    # torch switches its artifacts ("torch.__trace") on and off by their handlers and propagation.
+    return name.partition(".")[0] in HANDLED and ".__" not in name
+
+
+def _claim() -> None:
+    """Make the libraries' loggers ours: those that are there, and those that will be made."""
+    logging.setLoggerClass(Ours)
+    for name in HANDLED:
+        logging.getLogger(name)
+    for name, logger in list(logging.Logger.manager.loggerDict.items()):
+        if type(logger) is logging.Logger and _is_handled(name):
+            logger.__class__ = Ours
+            logger.propagate = True
+            for handler in logger.handlers[:]:
+                if type(handler) is logging.StreamHandler:
+                    logger.removeHandler(handler)
+
+
 def configure(level: str = "INFO") -> None:
     """Write events of `level` (DEBUG, INFO, WARNING, ERROR) and above to standard error.
 
@@ -85,6 +133,7 @@ def configure(level: str = "INFO") -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=max(LEVELS[level], LEVELS["WARNING"]), force=True)
+    _claim()
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.captureWarnings(capture=True)

@@ -78,11 +78,16 @@ class Component(_Record):
 
 
 class LoraRecord(_Record):
-    """Where a Lightning LoRA came from; `digest` is "sha256:..." as its hub recorded it."""
+    """Where a Lightning LoRA came from; `digest` is "sha256:..." as its hub recorded it.
+
+    `scale` is the digest of what its file states of its scale beside the tensors, "" when that is
+    nothing, and None in bundles of 0.1.0, which did not look.
+    """
 
     repository: str
     filename: str
     digest: str
+    scale: str | None = None
 
 
 class Bundle(_Record):

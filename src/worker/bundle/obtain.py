@@ -101,7 +101,13 @@ class _Search:
             return reason
         held = layout.read_bundle(folder)
         missing = [n for n in self._lightning if n not in held.lightning]
-        return f"has no Lightning LoRA for {missing[0]} steps" if missing else None
+        if missing:
+            return f"has no Lightning LoRA for {missing[0]} steps"
+        # 0.1.0 did not read a LoRA's scale from metadata; those of the catalogue state none.
+        own = [n for n in self._lightning if self._spec.lightning[n].repository is None]
+        if any(held.lightning[n].scale is None for n in own):
+            return "may hold a LoRA in another scale than its file states"
+        return None
 
     def _remember(self) -> None:
         """Learn what the model is from a bundle of it that serves, so that no hub is asked."""

@@ -107,6 +107,12 @@ def merged(found: Sequence[Shard]) -> Header:
     return {name: entry for shard in found for name, entry in shard.header.items()}
 
 
+def modules(found: Sequence[Shard]) -> frozenset[str]:
+    """Return the names of a component's modules that have a weight."""
+    names = (name for name in merged(found) if name.endswith(".weight"))
+    return frozenset(name.removesuffix(".weight") for name in names)
+
+
 def stored(role: str, tensors: Header, precision: Precision) -> int:
     """Return the bytes of a component's tensors in the bundle, without modulation rows."""
     total = 0

@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import load_file
 
 from worker import log
 from worker.bundle import format as layout
@@ -20,7 +19,8 @@ from worker.bundle.format import Bundle, Component, Damaged, FileRecord, LoraRec
 from worker.bundle.plan import Shard, Sizes
 from worker.bundle.stream import OPEN_TRIES, Place, forget_receipts, stream
 from worker.bundle.transform import Transformer, Weights, bf16, check_lora
-from worker.engine import lora
+from worker.engine import lora_file
+from worker.engine.lora_scale import CONFIGURATION as ADAPTER_CONFIGURATION
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import VolumeFull
 from worker.settings import Settings
@@ -80,6 +80,11 @@ class Order:
     def keys(self) -> torch.Tensor:
         """Return what the transformer can see of a timestep: bf16 [T]."""
         return rows.keys(self.json("scheduler/scheduler_config.json"))
+
+    @cached_property
+    def scales(self) -> Mapping[int, str]:
+        """Return the digest of what each LoRA states of its scale beside its tensors, or ""."""
+        return {steps: _stated_scale(lora) for steps, lora in self.lightning.items()}
 
     def json(self, path: str) -> dict[str, Any]:
         """Read a small JSON file of the published model."""
@@ -207,6 +212,7 @@ def _transformer(order: Order) -> _Job:
     if order.fused:
         snapshot, filename = order.lightning[order.fused]
         recipe["fused"] = snapshot.digest(named(snapshot, filename))
+        recipe |= _scale_recipe(order, order.fused)
 
     def make(folder: Path) -> Mapping[str, FileRecord]:
         transform = Transformer(
@@ -230,7 +236,7 @@ def _lightning(order: Order, steps: int) -> _Job:
     file = named(snapshot, filename)
     digest = snapshot.digest(file)
     role = layout.adapter_role(steps)
-    recipe = {"recipe": RECIPE}
+    recipe = {"recipe": RECIPE, **_scale_recipe(order, steps)}
 
     def make(folder: Path) -> Mapping[str, FileRecord]:
         return dict([tensors.write(folder, layout.ADAPTER, _lora(order, steps))])
@@ -244,20 +250,45 @@ def _lora(order: Order, steps: int) -> dict[str, torch.Tensor]:
     """Fetch a Lightning LoRA and return it canonical in bf16, its modules counted."""
     snapshot, filename = order.lightning[steps]
     file, into = named(snapshot, filename), _loras_into(order, snapshot)
+    modules, beside = plan.modules(order.shards["transformer"]), _beside(snapshot, file)
+    config = None if beside is None else snapshot.read_file(beside)
     for attempt in range(OPEN_TRIES):
         proven = snapshot.fetch_file(file, into, order.progress)
         try:
-            held = load_file(proven.path)
+            held = lora_file.read(proven.path, modules, config)
             break
         except FileNotFoundError:  # another worker of the volume dropped it after its own reading
             if attempt + 1 == OPEN_TRIES:
                 raise
-    state = {name: bf16(t) for name, t in lora.canonical(held).items()}
+    state = {name: bf16(t) for name, t in held.items()}
     blocks = int(order.json(f"transformer/{CONFIGURATION}")["num_layers"])
     check_lora(state, order.shards["transformer"], blocks)
     if proven.disposable and not order.settings.keep_source_weights:
         proven.path.unlink(missing_ok=True)
     return state
+
+
+def _beside(snapshot: Snapshot, lora: RemoteFile) -> RemoteFile | None:
+    """Return the adapter_config.json in the folder of a LoRA's file."""
+    folder, slash, _ = lora.path.rpartition("/")
+    wanted = f"{folder}{slash}{ADAPTER_CONFIGURATION}"
+    return next((file for file in snapshot.files if file.path == wanted), None)
+
+
+def _stated_scale(lora: tuple[Snapshot, str]) -> str:
+    snapshot, file = lora[0], named(*lora)
+    told = lora_file.stated_scale(partial(snapshot.read_range, file), file.size)
+    config = _beside(snapshot, file)
+    if config is not None:
+        told[ADAPTER_CONFIGURATION] = snapshot.digest(config)
+    text = json.dumps(told, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest() if told else ""
+
+
+def _scale_recipe(order: Order, steps: int) -> dict[str, str]:
+    """Return what a stated scale adds to a recipe: nothing where none is, as in 0.1.0."""
+    scale = order.scales[steps]
+    return {"scale": scale} if scale else {}
 
 
 def _loras_into(order: Order, snapshot: Snapshot) -> Path:
@@ -319,7 +350,10 @@ def _manifest(order: Order, jobs: Sequence[_Job]) -> Bundle:
         if order.fused in (None, steps):
             digest = snapshot.digest(named(snapshot, filename))
             held[steps] = LoraRecord(
-                repository=snapshot.repository, filename=filename, digest=digest
+                repository=snapshot.repository,
+                filename=filename,
+                digest=digest,
+                scale=order.scales[steps],
             )
     paths = {file.path for file in order.snapshot.files}
     return Bundle(

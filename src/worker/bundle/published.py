@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
-from safetensors.torch import load_file
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
+from worker.engine import lora_file
 from worker.engine.components import Components
-from worker.engine.lora import Adapters, canonical, lightning_modules
+from worker.engine.lora import Adapters, lightning_modules
 from worker.engine.modulation import WeightModulation
 
 
@@ -25,7 +25,9 @@ def attach_lightning(
     for name, file in files.items():
         state = {
             key: tensor.to(parts.device, parts.dtype)
-            for key, tensor in canonical(load_file(file)).items()
+            for key, tensor in lora_file.read(
+                file, adapters.modules, lora_file.beside(file)
+            ).items()
         }
         adapters.attach(name, state, expected=lightning_modules(blocks))
 

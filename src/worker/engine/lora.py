@@ -1,12 +1,16 @@
 """LoRA adapters beside the base weights, switched per job without touching them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worker.engine.lora_keys import Part, parts, shown
+from worker.engine.lora_scale import EXACT, Own, Stated, scales
+from worker.engine.modulation import TIME_EMBEDDING, replaced_by_rows
 from worker.errors import LoraNotApplied
 
 # The twelve Linears of a block that Lightning's LoRAs reach (720 modules in 60 blocks); they hold
@@ -25,9 +29,16 @@ LIGHTNING_MODULES: Final = (
     "txt_mlp.net.0.proj",
     "txt_mlp.net.2",
 )
-PREFIXES: Final = ("diffusion_model.", "transformer.")
-DOWN: Final = (".lora_down.weight", ".lora_A.weight")
-UP: Final = (".lora_up.weight", ".lora_B.weight")
+FLOATS: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+# Nothing multiplies in these; they are cast first, which is exact.
+NARROW_FLOATS: Final = (
+    torch.float8_e4m3fn,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2,
+    torch.float8_e5m2fnuz,
+)
+INTEGERS: Final = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+MATRIX: Final = 2  # dimensions
 
 
 def lightning_modules(blocks: int) -> list[str]:
@@ -39,46 +50,80 @@ def lightning_modules(blocks: int) -> list[str]:
     ]
 
 
-def _named(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for key, tensor in state.items():
-        name = key
-        for prefix in PREFIXES:
-            name = name.removeprefix(prefix)
-        yield name, tensor
-
-
-def canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def canonical(
+    state: Mapping[str, Tensor],
+    modules: Collection[str] | None = None,
+    sources: Sequence[Stated] = (),
+) -> dict[str, Tensor]:
     """Return a LoRA as `<module>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank].
 
-    Accepts lora_down/lora_up or lora_A/lora_B keys, bare or under a prefix. `alpha / rank` is
-    folded into A in A's own dtype, as diffusers does (its private converter of Qwen LoRAs), so
-    that the adapter's scale is 1 and results are equal to the last bit.
+    Accepts the keys of `lora_keys`; `modules` names the transformer's own modules, which flat keys
+    need. The scale of `lora_scale` is folded into A in A's own dtype, as diffusers does (its
+    private converter of Qwen LoRAs), so that the adapter's scale is 1 and results are equal to the
+    last bit. float8 comes out as float32. What is canonical comes out as it is.
 
-    Raises LoraNotApplied for a key that is neither, or for half a pair.
+    Raises LoraNotApplied, naming the key or the module, for what is no plain and whole LoRA.
     """
-    downs: dict[str, Tensor] = {}
-    ups: dict[str, Tensor] = {}
-    alphas: dict[str, float] = {}
-    for name, tensor in _named(state):
-        if name.endswith(".alpha"):
-            alphas[name.removesuffix(".alpha")] = float(tensor.item())
-            continue
-        for side, endings in ((downs, DOWN), (ups, UP)):
-            ending = next((e for e in endings if name.endswith(e)), None)
-            if ending:
-                side[name.removesuffix(ending)] = tensor
-                break
-        else:
-            raise LoraNotApplied(f"the LoRA has a key of unknown form: {name}")
-    odd = sorted((downs.keys() ^ ups.keys()) | (alphas.keys() - downs.keys()))
-    if odd or not downs:
-        raise LoraNotApplied(f"the LoRA is not whole: {len(odd)} modules lack a part, {odd[:3]}")
+    found = parts(state, modules)
+    held = scales({module: _own(part) for module, part in found.items()}, sources)
     canonical_state: dict[str, Tensor] = {}
-    for module, down in downs.items():
-        scale = alphas[module] / down.shape[0] if module in alphas else 1.0
-        canonical_state[f"{module}.lora_A.weight"] = down * scale
-        canonical_state[f"{module}.lora_B.weight"] = ups[module]
+    for module, part in found.items():
+        down, up = _alike(part.down, part.up)
+        scale = held[module]
+        canonical_state[f"{module}.lora_A.weight"] = down if scale == 1 else down * scale
+        canonical_state[f"{module}.lora_B.weight"] = up
+    _require_finite(canonical_state)
     return canonical_state
+
+
+def _own(part: Part) -> Own:
+    """Check the shapes and number formats of a module's tensors and return its rank and alpha."""
+    for side, tensor in part.tensors.items():
+        key, dtype = shown(part.keys[side]), str(tensor.dtype).removeprefix("torch.")
+        if side != "alpha":
+            if tensor.ndim != MATRIX or not tensor.numel():
+                raise LoraNotApplied(
+                    f"{key} has the shape {list(tensor.shape)}; A and B are matrices"
+                )
+            if tensor.dtype not in (*FLOATS, *NARROW_FLOATS):
+                raise LoraNotApplied(
+                    f"{key} is {dtype} without scales; weights are floating numbers"
+                )
+        elif tensor.numel() != 1 or tensor.dtype == torch.bool or tensor.is_complex():
+            raise LoraNotApplied(f"{key} is {dtype} {list(tensor.shape)}; an alpha is one number")
+    rank = part.down.shape[0]
+    if rank != part.up.shape[1]:
+        keys = f"{shown(part.keys['down'])} and {shown(part.keys['up'])}"
+        raise LoraNotApplied(f"{keys} have the ranks {rank} and {part.up.shape[1]}")
+    if part.alpha is None:
+        return Own(rank)
+    alpha = float(part.alpha.double().item())
+    if not math.isfinite(alpha):
+        raise LoraNotApplied(f"{shown(part.keys['alpha'])} is {alpha}; an alpha is a number")
+    rounding = torch.finfo(part.alpha.dtype).eps if part.alpha.is_floating_point() else EXACT
+    return Own(rank, alpha, max(rounding, EXACT))
+
+
+def _alike(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A and B in one dtype that can be multiplied."""
+    wide = [t.float() if t.dtype in NARROW_FLOATS else t for t in (down, up)]
+    dtype = torch.promote_types(wide[0].dtype, wide[1].dtype)
+    return wide[0].to(dtype), wide[1].to(dtype)
+
+
+def _require_finite(state: Mapping[str, Tensor]) -> None:
+    """Raise LoraNotApplied for a weight that is no number, or none in bf16."""
+    most = torch.finfo(torch.bfloat16).max
+    # One transfer for all: a device is waited for once, not for each of 1440 tensors.
+    ends = torch.stack([end.float() for tensor in state.values() for end in torch.aminmax(tensor)])
+    for key, (low, high) in zip(state, ends.view(-1, 2).tolist(), strict=True):
+        if not (low >= -most and high <= most):
+            raise LoraNotApplied(f"{key} holds NaN or infinity, or does once it is scaled")
+
+
+def _buffer(adapter: str, side: str) -> str:
+    """Name the buffer of an adapter's side: torch takes no dot in it, an adapter's name may."""
+    return f"{adapter.replace('%', '%25').replace('.', '%2E')}_{side}"
 
 
 class LoraLinear(nn.Module):
@@ -91,28 +136,19 @@ class LoraLinear(nn.Module):
 
     def add(self, name: str, down: Tensor, up: Tensor) -> None:
         """Hold an adapter: `down` [rank, in], `up` [out, rank]."""
-        self.register_buffer(f"{name}_down", down, persistent=False)
-        self.register_buffer(f"{name}_up", up, persistent=False)
+        for side, tensor in (("down", down), ("up", up)):
+            self.register_buffer(_buffer(name, side), tensor, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
         y: Tensor = self.base(x)
         if self.active is None:
             return y
-        down, up = self._buffers[f"{self.active}_down"], self._buffers[f"{self.active}_up"]
+        down, up = (self._buffers.get(_buffer(self.active, side)) for side in ("down", "up"))
         if down is None or up is None:
             raise LoraNotApplied(f"adapter {self.active} is not held by this module")
         low = functional.linear(x.to(down.dtype), down)
         return (y + functional.linear(low, up)).to(y.dtype)
-
-
-def _linear(transformer: Any, name: str) -> tuple[nn.Module, str, nn.Module]:
-    parent_name, _, leaf = name.rpartition(".")
-    try:
-        parent = transformer.get_submodule(parent_name)
-        return parent, leaf, parent.get_submodule(leaf)
-    except AttributeError:
-        raise LoraNotApplied(f"the LoRA names a module that the model lacks: {name}") from None
 
 
 class Adapters:
@@ -129,41 +165,68 @@ class Adapters:
         """Name the adapters held, in the order they were attached."""
         return tuple(self._held)
 
+    @property
+    def modules(self) -> frozenset[str]:
+        """Name the modules of the published transformer: a LoRA may name them, served or not."""
+        by_name = dict(self._transformer.named_modules())
+        inner = {f"{name}.base" for name in self._wrapped}
+        return frozenset(by_name.keys() - inner - {""} | replaced_by_rows(by_name))
+
     def attach(
         self, name: str, state: Mapping[str, Tensor], *, expected: list[str] | None = None
     ) -> int:
         """Hold a canonical adapter beside the base and return how many modules it reaches.
 
         `expected` names the modules that it must reach, neither more nor fewer (Lightning: all of
-        `lightning_modules`). Raises LoraNotApplied on any miss; nothing is attached then.
+        `lightning_modules`). Raises LoraNotApplied on any miss, for what is no LoRA of this
+        transformer, and for one that its modulation rows would not see; nothing is attached then.
         """
-        modules = sorted({key.rsplit(".lora_", 1)[0] for key in state})
+        if name in self._held:
+            raise LoraNotApplied(f"an adapter called {name} is held already")
+        held = canonical(state, self.modules)
+        modules = sorted({key.rsplit(".lora_", 1)[0] for key in held})
         if expected is not None and set(expected) != set(modules):
             missing, extra = set(expected) - set(modules), set(modules) - set(expected)
             raise LoraNotApplied(
                 f"the LoRA reaches {len(modules)} modules: {len(missing)} of the model's are"
                 f" missing and {len(extra)} are not the model's"
             )
-        places = []
-        for module in modules:
-            down, up = state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"]
-            parent, leaf, linear = _linear(self._transformer, module)
-            base = linear.base if isinstance(linear, LoraLinear) else linear
-            if not isinstance(base, nn.Linear):
-                raise LoraNotApplied(f"{module} is a {type(base).__name__}, not a Linear")
-            if (base.in_features, base.out_features) != (down.shape[1], up.shape[0]):
-                raise LoraNotApplied(
-                    f"{module} maps {base.in_features} to {base.out_features}, the LoRA"
-                    f" {down.shape[1]} to {up.shape[0]}"
-                )
-            places.append((module, parent, leaf, linear, down, up))
-        for module, parent, leaf, linear, down, up in places:
+        linears = self._linears(held, modules)
+        for module, linear in linears.items():
             wrapped = linear if isinstance(linear, LoraLinear) else LoraLinear(linear)
-            wrapped.add(name, down, up)
-            setattr(parent, leaf, wrapped)
+            wrapped.add(name, held[f"{module}.lora_A.weight"], held[f"{module}.lora_B.weight"])
+            parent, _, leaf = module.rpartition(".")
+            setattr(self._transformer.get_submodule(parent), leaf, wrapped)
             self._wrapped[module] = wrapped
         self._held[name] = frozenset(modules)
         return len(modules)
+
+    def _linears(self, state: Mapping[str, Tensor], modules: Sequence[str]) -> dict[str, nn.Module]:
+        """Return the modules that an adapter is to stand beside; raises LoraNotApplied."""
+        by_name = dict(self._transformer.named_modules())
+        replaced = replaced_by_rows(by_name)
+        found = {}
+        for module in modules:
+            if module in replaced or (replaced and module.startswith(TIME_EMBEDDING)):
+                raise LoraNotApplied(
+                    f"{module} changes the modulation, which this bundle holds as rows that were"
+                    " computed without the LoRA: only one that is fused before can change it"
+                )
+            linear = by_name[module]
+            base = linear.base if isinstance(linear, LoraLinear) else linear
+            if not isinstance(base, nn.Linear):
+                raise LoraNotApplied(f"{module} is a {type(base).__name__}, not a Linear")
+            fits = (
+                state[f"{module}.lora_A.weight"].shape[1],
+                state[f"{module}.lora_B.weight"].shape[0],
+            )
+            if (base.in_features, base.out_features) != fits:
+                raise LoraNotApplied(
+                    f"{module} maps {base.in_features} to {base.out_features}, the LoRA"
+                    f" {fits[0]} to {fits[1]}"
+                )
+            found[module] = linear
+        return found
 
     def use(self, name: str | None) -> None:
         """Make one adapter active, or none.

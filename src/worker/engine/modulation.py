@@ -1,6 +1,6 @@
 """What each block is modulated by: its own weights, or rows computed once for every timestep."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -9,6 +9,8 @@ import torch
 from worker.errors import Internal
 
 STREAMS: Final = ("img_mod", "txt_mod")
+# The modules that make temb of the timestep: rows are computed from it, so they are fixed with it.
+TIME_EMBEDDING: Final = "time_text_embed."
 
 
 def seen(timesteps: torch.Tensor) -> torch.Tensor:
@@ -184,3 +186,11 @@ class RowModulation:
             raise Internal("select before load: no modulation rows on the device")
         self._image[:, 0].copy_(self._loaded[step, 0])
         self._text[:, 0].copy_(self._loaded[step, 1])
+
+
+def replaced_by_rows(modules: Mapping[str, torch.nn.Module]) -> frozenset[str]:
+    """Name the published Linears (img_mod.1, txt_mod.1) in whose place rows stand.
+
+    `modules` are a transformer's by name; there are none where the weights are in place.
+    """
+    return frozenset(f"{name}.1" for name, module in modules.items() if isinstance(module, _Rows))

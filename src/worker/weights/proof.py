@@ -91,7 +91,7 @@ def safetensors_fault(path: Path) -> str | None:
                 for name, entry in header.items()
                 if name != "__metadata__"
             ]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             return "an unreadable safetensors header"
     expected = HEADER_LENGTH_BYTES + length + max(ends, default=0)
     return None if size == expected else f"{size} bytes instead of {expected}"

@@ -1,0 +1,65 @@
+"""A LoRA's safetensors file, read whole or refused."""
+
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Final
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from worker.engine.lora import canonical
+from worker.engine.lora_scale import CONFIGURATION, relevant, stated
+from worker.errors import LoraNotApplied
+
+METADATA: Final = "__metadata__"
+LENGTH_BYTES: Final = 8
+# safetensors' own limit of a header (safetensors/src/tensor.rs, MAX_HEADER_SIZE)
+LONGEST_HEADER: Final = 100_000_000
+
+
+def read(
+    path: Path, modules: Collection[str] | None = None, configuration: bytes | None = None
+) -> dict[str, Tensor]:
+    """Read a LoRA file into the form of `lora.canonical`, its scale folded in.
+
+    `modules` names the transformer's own modules; `configuration` is the adapter_config.json that
+    lies beside the file. Raises LoraNotApplied for a file that cannot be applied as it is meant,
+    FileNotFoundError when there is none.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error) if isinstance(error, SafetensorError) else type(error).__name__
+        raise LoraNotApplied(f"the LoRA is no readable safetensors file ({reason[:200]})") from None
+    return canonical(state, modules, stated(metadata, configuration))
+
+
+def beside(path: Path) -> bytes | None:
+    """Return the adapter_config.json that lies beside a LoRA file, if there is one."""
+    try:
+        return path.with_name(CONFIGURATION).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def stated_scale(read_range: Callable[[int, int], bytes], size: int) -> dict[str, str]:
+    """Return what a file's header states of its scale, from the header's bytes alone.
+
+    `read_range(start, end)` gives bytes of the file, which has `size` of them. A file whose header
+    cannot be read states nothing: reading it whole will tell what is wrong with it.
+    """
+    if size < LENGTH_BYTES:
+        return {}
+    length = int.from_bytes(read_range(0, LENGTH_BYTES), "little")
+    if not 1 < length <= min(size - LENGTH_BYTES, LONGEST_HEADER):
+        return {}
+    try:
+        header = json.loads(read_range(LENGTH_BYTES, LENGTH_BYTES + length))
+        return relevant(dict(header[METADATA]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}

@@ -1,0 +1,217 @@
+"""What a LoRA's alpha and rank make of it: the scale that its file states beside the weights.
+
+peft multiplies B(A(x)) by alpha / r, or by alpha / sqrt(r) where `use_rslora` is set
+(peft/tuners/lora/layer.py, update_layer); `rank_pattern` and `alpha_pattern` give single modules
+their own (peft/utils/other.py, get_pattern_key).
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import regex
+
+from worker.errors import LoraNotApplied
+
+# Where diffusers' save_lora_weights and save_lora_adapter keep peft's configuration.
+RECORD: Final = "lora_adapter_metadata"
+# What save_lora_weights puts before each of its entries; save_lora_adapter puts nothing.
+PREFIX: Final = "transformer."
+# What peft's save_pretrained writes beside the weights.
+CONFIGURATION: Final = "adapter_config.json"
+ALPHA: Final = "lora_alpha"
+FIELDS: Final = (ALPHA, "r", "use_rslora", "rank_pattern", "alpha_pattern")
+# Ways to begin that change the base's weights: such an adapter belongs to other weights than ours.
+CHANGED_BASES: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
+WORDS: Final = {"True": True, "False": False, "None": None}
+# A pattern is a stranger's regular expression: none may hold the worker up.
+LONGEST_PATTERN: Final = 500  # characters; the longest module name has 60
+PATTERNS_S: Final = 10.0
+LEAST_S: Final = 0.001
+# What a float64 of a file that was written as JSON or float32 may be off by.
+EXACT: Final = 1e-6
+
+Pattern = tuple[Any, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """What one source (`name`, for messages) states of every module's alpha and rank.
+
+    `rank` is None where it states no rank; `ranks` and `alphas` are patterns of module names.
+    """
+
+    name: str
+    alpha: float
+    rank: float | None
+    root: bool
+    ranks: tuple[Pattern, ...]
+    alphas: tuple[Pattern, ...]
+
+    def scale(self, module: str, rank: int, until: float) -> float:
+        """Return the scale of a module whose A has `rank` rows.
+
+        Raises LoraNotApplied when another rank is stated, as peft cannot load such a file either,
+        and when the patterns are not matched before `until` (time.monotonic).
+        """
+        known = self._match(self.ranks, module, until)
+        known = self.rank if known is None else known
+        if known is not None and known != rank:
+            raise LoraNotApplied(f"{module} has rank {rank}, but {known:g} by {self.name}")
+        alpha = self._match(self.alphas, module, until)
+        alpha = self.alpha if alpha is None else alpha
+        return alpha / (math.sqrt(rank) if self.root else rank)
+
+    def _match(self, patterns: tuple[Pattern, ...], module: str, until: float) -> float | None:
+        try:
+            for pattern, value in patterns:
+                left = until - time.monotonic()
+                if pattern.match(module, timeout=max(left, LEAST_S)):
+                    return value
+        except TimeoutError:
+            raise LoraNotApplied(f"the patterns of {self.name} take too long to match") from None
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A module's rank and its own alpha, None without one.
+
+    `rounding` is the relative error that the alpha has from its number format.
+    """
+
+    rank: int
+    alpha: float | None = None
+    rounding: float = EXACT
+
+
+def stated(metadata: Mapping[str, str] | None, configuration: bytes | None) -> list[Stated]:
+    """Return every source that states the scales of a whole file, the first to be followed first.
+
+    `metadata` is the safetensors header's, `configuration` the adapter_config.json beside the
+    file. `ss_network_alpha` is a fact of the training, not a scale: ComfyUI and diffusers follow
+    the modules' own alpha. Raises LoraNotApplied for a source that cannot be read: its scale would
+    be guessed.
+    """
+    held = metadata or {}
+    found = []
+    if RECORD in held:
+        name = f"the metadata's {RECORD}"
+        found.append(_read(_own(_object(held[RECORD], name)), name))
+    if ALPHA in held:
+        name = f"the metadata's {ALPHA}"
+        found.append(_read({k: _plain(held[k], name) for k in FIELDS if k in held}, name))
+    if configuration is not None:
+        found.append(_read(_object(configuration, CONFIGURATION), CONFIGURATION))
+    return found
+
+
+def relevant(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return those entries of a header's metadata that `stated` reads."""
+    keys = (RECORD, *FIELDS) if ALPHA in metadata else (RECORD,)
+    return {key: metadata[key] for key in keys if key in metadata}
+
+
+def scales(modules: Mapping[str, Own], sources: Sequence[Stated] = ()) -> dict[str, float]:
+    """Return every module's scale: its own alpha / rank, else the first source's, else 1.
+
+    Raises LoraNotApplied when two of them disagree.
+    """
+    until = time.monotonic() + PATTERNS_S
+    found = {}
+    for module, own in modules.items():
+        told = {} if own.alpha is None else {"its own alpha": own.alpha / own.rank}
+        told |= {source.name: source.scale(module, own.rank, until) for source in sources}
+        first = next(iter(told), None)
+        scale = 1.0 if first is None else told[first]
+        for name, other in told.items():
+            if not math.isclose(scale, other, rel_tol=own.rounding):
+                raise LoraNotApplied(
+                    f"the scale of {module} is {scale:g} by {first} and {other:g} by {name}"
+                )
+        found[module] = scale
+    return found
+
+
+def _read(record: Mapping[str, Any], name: str) -> Stated:
+    kind, start, root = (record.get(k) for k in ("peft_type", "init_lora_weights", "use_rslora"))
+    if kind not in (None, "LORA"):
+        raise LoraNotApplied(f"{name} describes no LoRA but {str(kind)[:40]!a}")
+    if record.get("use_dora"):
+        raise LoraNotApplied(f"{name} describes DoRA, which is not served")
+    if isinstance(start, str) and start.lower().startswith(CHANGED_BASES):
+        raise LoraNotApplied(f"{name} describes {start[:40]!a}: it belongs to a changed base")
+    if not (root is None or isinstance(root, bool)):
+        raise _unreadable(name, "use_rslora")
+    ranks = _patterns(record.get("rank_pattern"), name, "rank_pattern")
+    alphas = _patterns(record.get("alpha_pattern"), name, "alpha_pattern")
+    return Stated(
+        name=name,
+        alpha=_number(record.get(ALPHA), name, ALPHA),
+        rank=_rank(record["r"], name, "r") if "r" in record else None,
+        root=bool(root),
+        ranks=tuple((pattern, _rank(value, name, "rank_pattern")) for pattern, value in ranks),
+        alphas=tuple((pattern, _number(value, name, "alpha_pattern")) for pattern, value in alphas),
+    )
+
+
+def _own(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the transformer's entries of a record that may be several components'."""
+    start = {k.removeprefix(PREFIX): v for k, v in record.items() if k.startswith(PREFIX)}
+    return start or record
+
+
+def _object(text: str | bytes, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise LoraNotApplied(f"{name} is no JSON, so the scale is not known") from None
+    if not isinstance(value, dict):
+        raise LoraNotApplied(f"{name} is no JSON object, so the scale is not known")
+    return value
+
+
+def _plain(text: str, name: str) -> Any:
+    """Read an entry of a header's metadata, where every value is a string."""
+    try:
+        return WORDS[text] if text in WORDS else json.loads(text)
+    except (ValueError, RecursionError):
+        raise _unreadable(name, ascii(text[:40])) from None
+
+
+def _number(value: Any, name: str, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _unreadable(name, what)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise _unreadable(name, what) from None
+    if not math.isfinite(number):
+        raise _unreadable(name, what)
+    return number
+
+
+def _rank(value: Any, name: str, what: str) -> float:
+    rank = _number(value, name, what)
+    if rank < 1 or rank != int(rank):
+        raise _unreadable(name, what)
+    return rank
+
+
+def _patterns(value: Any, name: str, what: str) -> list[tuple[Any, Any]]:
+    """Compile the patterns of a record as get_pattern_key of peft does; the first match counts."""
+    if value is None:
+        return []
+    if not isinstance(value, dict) or any(len(key) > LONGEST_PATTERN for key in value):
+        raise _unreadable(name, what)
+    try:
+        return [(regex.compile(rf"(.*\.)?({key})$"), held) for key, held in value.items()]
+    except (regex.error, ValueError, RecursionError, OverflowError):
+        raise _unreadable(name, what) from None
+
+
+def _unreadable(name: str, what: str) -> LoraNotApplied:
+    return LoraNotApplied(f"{what} of {name} cannot be read, so the scale is not known")
