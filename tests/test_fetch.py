@@ -1,7 +1,6 @@
 """References are fetched from where callers may reach, within bytes and seconds, nowhere else."""
 
 import asyncio
-import base64
 import contextlib
 import itertools
 import socket
@@ -18,10 +17,9 @@ from worker.errors import (
     ImageFetchFailed,
     ImageFetchRefused,
     ImageTooLarge,
-    InvalidInput,
     WorkerError,
 )
-from worker.media import dial, inline
+from worker.media import dial
 from worker.media.fetch import ImageSource, fetch_all
 from worker.media.url import check
 from worker.settings import Settings
@@ -409,47 +407,6 @@ def test_an_ordinary_url_passes_as_it_was_written(url: str) -> None:
     checked = check(url, settings.read({}))
     if url.isascii():
         assert f"{checked.raw_path}?{checked.raw_query_string}".strip("/?") in url
-
-
-def test_base64_is_strict_in_lines_or_as_a_data_uri() -> None:
-    text = base64.b64encode(PICTURE).decode()
-    lines = base64.encodebytes(PICTURE).decode()
-    for form in (text, lines, lines.replace("\n", "\r\n"), f"data:text/html;base64,{text}"):
-        assert inline.decode_base64(form, len(PICTURE)) == PICTURE
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "A",
-        "AAA",
-        "AAAA=",
-        "AA=A",
-        "=AAA",
-        "AAAA AAAA",
-        "AA-_",
-        "AAAé",
-        "AAAA\x00",
-        "data:",
-        "data:image/png;base64",
-        "data:image/png;base64,",
-        "data:image/png,AAAA",
-        "data:image/png;base64,AA%3D%3D",
-        "data:image/png;base64;charset=utf-8,AAAA",
-        "data:,data:;base64,AAAA",
-    ],
-)
-def test_what_is_not_base64_is_invalid(text: str) -> None:
-    with pytest.raises(InvalidInput):
-        inline.decode_base64(text, 1000)
-
-
-def test_base64_is_measured_before_it_is_decoded() -> None:
-    assert len(inline.decode_base64("AAAA" * 25, 75)) == 75
-    for text in ("AAAA" * 26, "!" * 200, "AAAA" * 25 + "AA==", "\n" * 10_000):
-        with pytest.raises(ImageTooLarge):
-            inline.decode_base64(text, 75)
 
 
 def test_no_message_tells_an_address_or_a_host(site: Site) -> None:
