@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -129,9 +130,10 @@ class Worker:
             health = request.op == "health"
             told = self.health() if health else capabilities(served, self._settings)
             return {**told, "warnings": list(request.warnings)}
-        check_targets(
+        warnings = check_targets(
             upload_urls=request.upload_urls, s3_config=job.bucket, settings=self._settings
         )
+        request = replace(request, warnings=(*request.warnings, *warnings))
         facts = {"prompt": request.prompt} if self._settings.log_prompts else {}
         log.get().info(
             "job started",
