@@ -70,7 +70,7 @@ class BadRequest(WorkerError):
 class Transient(WorkerError):
     """The same input may work later or on another worker; a kind that is final says so."""
 
-    error_type = "transient"
+    error_type: ClassVar[ErrorType] = "transient"
     retryable = True
 
 

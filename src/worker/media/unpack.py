@@ -151,7 +151,7 @@ def _inflater(window_bits: int) -> Unpacker:
 
 
 def _zstd_frame(data: bytes, max_bytes: int) -> tuple[bytes, bytes]:
-    options = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
+    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
     stream = zstd.ZstdDecompressor(options=options)
     return _whole(stream, stream.decompress(data, max_bytes + 1), max_bytes)
 
