@@ -97,9 +97,22 @@ def test_layout_is_taken_out_where_the_input_is_read(form: str) -> None:
 
 
 @pytest.mark.parametrize("blank", [" ", "\t", "\n  ", "\r\n"])
-@pytest.mark.parametrize("length", [64, 76, 1028, 5000])
+@pytest.mark.parametrize("length", [60, 64, 76, 1028, 5000, 6832])
 def test_layout_is_taken_out_where_the_input_is_decoded(length: int, blank: str) -> None:
     assert decode_base64(lines(TEXT, length, blank), len(DATA)) == DATA
+
+
+@pytest.mark.parametrize("length", [4, 56, 63])
+def test_blanks_in_lines_that_no_tool_writes_are_refused(length: int) -> None:
+    with pytest.raises(InvalidInput, match="blanks"):
+        decode_base64(lines(TEXT, length, " "), len(DATA))
+
+
+def test_the_last_line_may_be_as_long_as_the_others_and_no_longer() -> None:
+    text = base64.b64encode(bytes(90)).decode()
+    assert decode_base64(text[:60] + " " + text[60:], 90) == bytes(90)
+    with pytest.raises(InvalidInput, match="blanks"):
+        decode_base64(text[:60] + " " + text[60:] + "AAAA", 93)
 
 
 @pytest.mark.parametrize("count", range(1, 10))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from worker import settings
 from worker.errors import ImageFetchRefused
-from worker.media.url import ascii_host, check
+from worker.media.url import MAX_URL_CHARACTERS, ascii_host, check
 
 PLAIN = settings.read({})
 
@@ -188,6 +188,18 @@ def test_a_host_in_another_script_is_its_punycode(host: str, name: str) -> None:
     checked = check(f"https://{host}/x.png", PLAIN)
     assert checked.raw_host == name
     assert checked.raw_path == "/x.png"
+
+
+@pytest.mark.parametrize("letter", ["a", "\u00e9", " ", "\u4e09"])
+def test_a_url_may_be_as_long_as_a_request_line(letter: str) -> None:
+    """Counted as it is sent: a letter of another script takes up to 12 characters."""
+    start = "https://site.test/"
+    sent = len(check(start + letter + "x", PLAIN).raw_path) - 2
+    count, rest = divmod(MAX_URL_CHARACTERS - len(start), sent)
+    longest = start + letter * count + "x" * rest
+    assert len(str(check(longest, PLAIN))) == MAX_URL_CHARACTERS == 8190
+    with pytest.raises(ImageFetchRefused, match="at most 8190 characters"):
+        check(longest + "x", PLAIN)
 
 
 def test_allowed_hosts_may_be_written_in_their_own_script() -> None:
