@@ -6,6 +6,7 @@ that the settings do not open.
 
 import asyncio
 import base64
+import gzip
 import json
 import re
 import socket
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import quote
 
 import pytest
 from corpus import pictures, web, words
@@ -47,7 +49,14 @@ GOOD = {
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with Site(tmp_path_factory.mktemp("site")) as site:
-        site.files["/good.png"] = saved(gradient(), "PNG")
+        site.files["/good.png"] = good = saved(gradient(), "PNG")
+        site.files |= {
+            quote(path, safe="/").partition("%3F")[0]: good for path in web.PATHS.values()
+        }
+        site.files["/packed"] = packed = gzip.compress(good)
+        site.files["/broken"] = packed[:-9]
+        site.files["/bomb"] = bomb = gzip.compress(bytes(500_000_000), 1)
+        site.files["/bombs"] = gzip.compress(bomb)
         site.names.answers |= {
             "inside.test": [INSIDE],
             "mixed.test": [HOST, INSIDE],
@@ -56,6 +65,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "turning.test": [HOST, "10.0.0.1"],
             "silent.test": ["silence"],
             "stranger.test": [HOST],
+            "xn--ehq000d.example": [HOST],
         }
         yield site
 

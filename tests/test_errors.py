@@ -35,6 +35,12 @@ def tree(kind: type[WorkerError]) -> list[type[WorkerError]]:
 
 # Only those of errors.py: a test may define more.
 KINDS = [kind for kind in tree(WorkerError) if kind.__module__ == errors.__name__]
+# Kinds of a passing fault that do not pass, and whose they are to mend.
+FINAL: dict[type[WorkerError], str] = {
+    errors.ImageNotThere: "bad_request",
+    errors.DeliveryRefused: "bad_request",
+    errors.BucketUnusable: "internal",
+}
 RAISED = [kind for kind in KINDS if kind not in (WorkerError, BadRequest, Transient, Fault)]
 
 
@@ -54,7 +60,22 @@ def test_an_error_has_a_type_and_keeps_its_message(kind: type[WorkerError]) -> N
 
 def test_what_the_caller_must_mend_is_never_retryable_and_what_passes_is() -> None:
     assert not any(kind.retryable for kind in RAISED if issubclass(kind, BadRequest))
-    assert all(kind.retryable for kind in RAISED if issubclass(kind, Transient))
+    passing = [kind for kind in RAISED if issubclass(kind, Transient) and kind not in FINAL]
+    assert all(kind.retryable and kind.error_type == "transient" for kind in passing)
+
+
+@pytest.mark.parametrize("kind", FINAL, ids=lambda kind: kind.__name__)
+def test_what_fails_again_whatever_its_code_says_so(kind: type[WorkerError]) -> None:
+    """Clients that know the code alone still know it; those that read `retryable` stop."""
+    assert not kind.retryable
+    assert kind.error_type == FINAL[kind]
+    assert "(final" in drawn_line(kind)
+
+
+def drawn_line(kind: type[WorkerError]) -> str:
+    """Return the line of the tree's drawing that shows an error."""
+    lines = (errors.__doc__ or "").splitlines()
+    return next(line for line in lines if f" {kind.__name__} " in line)
 
 
 def test_only_a_lost_device_ends_the_process() -> None:
@@ -83,7 +104,5 @@ def test_the_tree_is_drawn_as_it_is() -> None:
 
 def test_the_drawing_marks_what_is_fatal() -> None:
     for kind in RAISED:
-        line = next(
-            line for line in (errors.__doc__ or "").splitlines() if f" {kind.__name__} " in line
-        )
-        assert ("(fatal)" in line) == kind.fatal
+        assert ("(fatal)" in drawn_line(kind)) == kind.fatal
+        assert ("(final" in drawn_line(kind)) == (kind in FINAL)

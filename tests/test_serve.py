@@ -61,6 +61,19 @@ def test_old_callers_find_the_first_picture_at_the_top() -> None:
     assert "base64" not in reply["images"][0]
 
 
+def test_an_unknown_key_of_a_jobs_bucket_warns_in_the_reply() -> None:
+    bucket = {"endpointUrl": "https://s.test/b", "accessId": "a", "accessSecret": "b", "acl": "x"}
+    given = {"prompt": "a fox", "promt": "", "response_format": "base64"}
+    reply = served(given, s3Config=bucket)
+    assert "error" not in reply
+    assert [warning.partition(":")[0] for warning in reply["warnings"]] == ["promt", "s3Config.acl"]
+    strict = served({"prompt": "a fox"}, with_settings(STRICT_INPUT="1"), s3Config=bucket)
+    assert (strict["error_code"], strict["details"][0]["field"]) == (
+        "INVALID_INPUT",
+        "s3Config.acl",
+    )
+
+
 @pytest.mark.parametrize("given", ["bucket", [], 7, True], ids=repr)
 def test_a_bucket_that_is_no_object_is_invalid(given: object) -> None:
     reply = served({"prompt": "a fox"}, s3Config=given)

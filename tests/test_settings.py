@@ -267,6 +267,7 @@ WRONG = {
     "FETCH_TOTAL_S": "soon",
     "JOB_DEADLINE_S": "-1",
     "BUCKET_ENDPOINT_URL": "https://user:pass@bucket.example",
+    "BUCKET_PUBLIC_URL": "https://pictures.example/?key=",
     "BUCKET_URL_TTL_S": "604801",
     "PREFETCH": "yes please",
     "PNG_METADATA": "3",
@@ -306,6 +307,23 @@ def test_half_a_bucket_is_told_beside_the_other_faults() -> None:
     assert set(told) == {"MAX_PIXELS", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("BUCKET_SESSION_TOKEN", "token"), ("BUCKET_PUBLIC_URL", "https://pictures.example")],
+)
+def test_what_belongs_to_a_bucket_needs_one(name: str, value: str) -> None:
+    told = faults(**{name: value})
+    assert set(told) == {
+        f"BUCKET_{key}" for key in ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY")
+    }
+    assert all(message == f"is needed beside {name}" for message in told.values())
+
+
+@pytest.mark.parametrize("value", ["pictures.example", "ftp://x.example", "https://x.example/#a"])
+def test_a_public_address_is_one_that_a_key_can_follow(value: str) -> None:
+    assert set(faults(BUCKET_PUBLIC_URL=value)) >= {"BUCKET_PUBLIC_URL"}
+
+
 def test_a_fused_lora_is_one_lora() -> None:
     assert "LIGHTNING_FUSED" in faults(LIGHTNING_FUSED="1", LIGHTNING_STEPS="8,4")
     assert "LIGHTNING_FUSED" in faults(LIGHTNING_FUSED="1", USE_LIGHTNING_LORA="0")
@@ -319,6 +337,7 @@ def test_secrets_do_not_show() -> None:
             "BUCKET_ENDPOINT_URL": "https://bucket.example",
             "BUCKET_ACCESS_KEY_ID": "AKtopsecret",
             "BUCKET_SECRET_ACCESS_KEY": "topsecret",
+            "BUCKET_SESSION_TOKEN": "token-topsecret",
         }
     )
     assert "topsecret" not in repr(read)

@@ -11,7 +11,10 @@ WorkerError
 |   `-- OutputTooLarge        OUTPUT_TOO_LARGE
 |-- Transient             the same input may work later or elsewhere
 |   |-- ImageFetchFailed      IMAGE_FETCH_FAILED
+|   |   `-- ImageNotThere         IMAGE_FETCH_FAILED    (final: the caller's to mend)
 |   |-- DeliveryFailed        DELIVERY_FAILED
+|   |   |-- DeliveryRefused       DELIVERY_FAILED       (final: the caller's to mend)
+|   |   `-- BucketUnusable        DELIVERY_FAILED       (final: the operator's to mend)
 |   |-- DeadlineExceeded      DEADLINE_EXCEEDED
 |   |-- CudaOutOfMemory       CUDA_OUT_OF_MEMORY
 |   |-- DeviceLost            DEVICE_LOST           (fatal)
@@ -69,9 +72,9 @@ class BadRequest(WorkerError):
 
 
 class Transient(WorkerError):
-    """The same input may work later or on another worker."""
+    """The same input may work later or on another worker; a kind that is final says so."""
 
-    error_type = "transient"
+    error_type: ClassVar[ErrorType] = "transient"
     retryable = True
 
 
@@ -129,10 +132,31 @@ class ImageFetchFailed(Transient):
     code = "IMAGE_FETCH_FAILED"
 
 
+class ImageNotThere(ImageFetchFailed):
+    """A reference's site will not deliver it, however often it is asked."""
+
+    error_type = "bad_request"
+    retryable = False
+
+
 class DeliveryFailed(Transient):
     """The bucket or presigned URL did not take the picture."""
 
     code = "DELIVERY_FAILED"
+
+
+class DeliveryRefused(DeliveryFailed):
+    """The caller's own store will not take the picture, however often it is sent."""
+
+    error_type = "bad_request"
+    retryable = False
+
+
+class BucketUnusable(DeliveryFailed):
+    """The operator's bucket will not take the picture, however often it is sent."""
+
+    error_type = "internal"
+    retryable = False
 
 
 class DeadlineExceeded(Transient):

@@ -107,6 +107,12 @@ def _folder(value: Path) -> Path:
         raise ValueError("must be a folder; ~ stands for no home here") from None
 
 
+def _public(value: str) -> str:
+    if "?" in value or "#" in value:
+        raise ValueError("must be an https:// address that a key can follow")
+    return _address(value)
+
+
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
@@ -125,6 +131,7 @@ Bytes = Annotated[int, BeforeValidator(_bytes)]
 Token = Annotated[SecretStr, BeforeValidator(_token)]
 Folder = Annotated[Path, AfterValidator(_folder)]
 Address = Annotated[str, AfterValidator(_address)]
+PublicAddress = Annotated[str, AfterValidator(_public)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
 Precision = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_lower)]
 
@@ -249,9 +256,17 @@ class Settings(BaseModel):
     bucket_endpoint_url: Address | None = _setting(None, "the bucket that pictures go to")
     bucket_access_key_id: SecretStr | None = _setting(None, "its access key")
     bucket_secret_access_key: SecretStr | None = _setting(None, "its secret key")
+    bucket_session_token: SecretStr | None = _setting(
+        None, "the session token of temporary keys; the pictures' URLs end with it"
+    )
     bucket_name: str | None = _setting(None, "its name, where the endpoint does not hold it")
     bucket_prefix: str = _setting("", "what the keys of its objects begin with")
-    bucket_region: str | None = _setting(None, "its region")
+    bucket_region: str | None = _setting(
+        None, "its region", shown="by the endpoint's host, else `us-east-1`"
+    )
+    bucket_public_url: PublicAddress | None = _setting(
+        None, "where its objects are public: replies carry that address, unsigned"
+    )
     bucket_url_ttl_s: int = _setting(
         7 * 24 * 3600, "seconds that a picture's URL is valid", ge=60, le=7 * 24 * 3600
     )
@@ -428,7 +443,11 @@ def _contradictions(settings: Settings) -> list[Detail]:
         "BUCKET_ACCESS_KEY_ID": settings.bucket_access_key_id,
         "BUCKET_SECRET_ACCESS_KEY": settings.bucket_secret_access_key,
     }
-    held = [name for name, value in bucket.items() if value is not None]
+    beside = {
+        "BUCKET_SESSION_TOKEN": settings.bucket_session_token,
+        "BUCKET_PUBLIC_URL": settings.bucket_public_url,
+    }
+    held = [name for name, value in {**bucket, **beside}.items() if value is not None]
     details = [
         Detail(name, f"is needed beside {held[0]}")
         for name, value in bucket.items()

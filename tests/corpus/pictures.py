@@ -4,6 +4,7 @@ import base64
 import struct
 import zlib
 from typing import Final
+from urllib.parse import quote
 
 from corpus.case import Case, draw, edit
 from PIL import Image
@@ -13,6 +14,8 @@ GOOD: Final = saved(gradient(), "PNG")
 TEXT: Final = base64.b64encode(GOOD).decode("ascii")
 JPEG: Final = saved(gradient(256, 192), "JPEG")
 WEBP: Final = saved(gradient(256, 192), "WEBP")
+URI: Final = "data:image/png;base64,"
+PLUS: Final = base64.b64encode(GOOD + b"\xfb\xef\xbe" * 9).decode("ascii")
 LARGE: Final = "IMAGE_TOO_LARGE"
 UNREADABLE: Final = "IMAGE_UNREADABLE"
 SMALL_LIMIT: Final = {"MAX_IMAGE_BYTES": "2000"}
@@ -21,7 +24,21 @@ BASE64: Final = [
     Case("base64", "empty", draw(image="")),
     Case("base64", "one character", draw(image="A")),
     Case("base64", "words", draw(image="this is not base64 at all, but it is long enough")),
-    Case("base64", "URL-safe alphabet", draw(image=TEXT.replace("+", "-").replace("/", "_"))),
+    Case("base64", "blanks for plus signs", draw(image=PLUS.replace("+", " "))),
+    Case("base64", "padding of another length", draw(image=TEXT[:-2] + "=")),
+    Case("base64", "data URI with a wrong escape", draw(image=URI + TEXT[:-4] + "%3")),
+    Case("base64", "data URI of escapes over the limit", draw(image=URI + "%41" * 8000), LARGE,
+         SMALL_LIMIT),
+    *(
+        Case("base64", name, draw(image=text), None)
+        for name, text in {
+            "URL-safe alphabet": TEXT.replace("+", "-").replace("/", "_"),
+            "no padding": TEXT.rstrip("="),
+            "lines of 2000": "\n".join(TEXT[at : at + 2000] for at in range(0, len(TEXT), 2000)),
+            "data URI, percent-encoded": URI + quote(TEXT, safe=""),
+            "data URI with a charset": "DATA:image/PNG;charset=utf-8;BASE64," + TEXT,
+        }.items()
+    ),
     Case("base64", "NUL inside", draw(image=TEXT[:40] + "\0" + TEXT[40:])),
     Case("base64", "surrogate inside", draw(image=TEXT[:40] + "\ud800" + TEXT[41:])),
     Case("base64", "other letters", draw(image=TEXT[:40] + "\uff21" + TEXT[41:])),

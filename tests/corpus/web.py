@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any, Final
+from urllib.parse import quote
 
 from corpus.case import Case, draw, edit, job
 from corpus.pictures import GOOD, LARGE, UNREADABLE
@@ -43,7 +44,46 @@ def upload(**target: Any) -> Callable[[Site], dict[str, Any]]:
     return make
 
 
+HOST_ALIKES: Final = {
+    "a circled digit": "\u2460.test",
+    "a trademark sign": "site.tes\u2122",
+    "a wide dot": "site\uff0etest",
+    "a blank": "site\u00a0.test",
+    "nothing": "si\u00adte.test",
+    "a wide at sign": "a\uff20site.test",
+    "digits of Devanagari": "127.0.0.\u0967",
+}
+# Characters that stood in the way of a picture, behind a host that may be asked.
+PATHS: Final = {
+    "blanks": "/a b\u00a0\u202f.png",
+    "brackets and ideographs": "/\u56fe\u7247\uff081\uff09.png",
+    "a numeral": "/\u7b2c\u4e09\u7ae0.png",
+    "a circled digit": "/\u2460.png",
+    "a trademark sign": "/Brand\u2122.png",
+    "marks of direction": "/\u202ea\u200b.png",
+    "quotes": '/"a"<b>.png',
+    "a query": "/good.png?q=\u00bd x",
+}
+
 SYNTAX: Final = [
+    *(
+        Case("URL syntax", f"host with {name}", draw(image=f"https://{host}/x.png"), REFUSED)
+        for name, host in HOST_ALIKES.items()
+    ),
+    *(
+        Case("URL syntax", f"path with {name}", at("{http}" + path), None)
+        for name, path in PATHS.items()
+    ),
+    *(
+        Case("URL syntax", f"redirect to {name}", at("{http}/to?url=" + quote(path, safe="")), None)
+        for name, path in PATHS.items()
+    ),
+    Case(
+        "URL syntax",
+        "host in another script",
+        at("http://\u4e09\u661f.example:{port}/good.png"),
+        None,
+    ),
     *(
         Case("URL syntax", url, draw(image=url), REFUSED)
         for url in (
@@ -59,7 +99,6 @@ SYNTAX: Final = [
             "https://user:password@site.test/x.png",
             "https://site.test@127.0.0.2/x.png",
             "https://site.test\\@127.0.0.2/x.png",
-            "https://site.test/a b.png",
             "https://site.test/\r\nHost:inside",
             "https://site.test/\0.png",
             "https://127.0.0.1/x.png",
@@ -124,7 +163,6 @@ PROTOCOL: Final = [
     *(
         Case("protocol", path, at("{http}/" + path), FAILED)
         for path in (
-            "gzip",
             "short",
             "cut-chunks",
             "bad-chunks",
@@ -139,6 +177,19 @@ PROTOCOL: Final = [
             "upgrade",
         )
     ),
+    *(
+        Case("protocol", f"encoding {name or 'empty'}",
+             at("{http}/coded/good.png?as=" + quote(name)), None)
+        for name in ("", "base64", "aws-chunked", "none", "utf-8", "identity", "gzip", "br, zstd")
+    ),
+    *(
+        Case("protocol", f"packed by {name}", at("{http}/coded/packed?as=" + quote(name)), None)
+        for name in ("gzip", "X-GZIP", "identity, gzip")
+    ),
+    Case("protocol", "a bomb of gzip", at("{http}/coded/bomb?as=gzip"), LARGE),
+    Case("protocol", "a bomb in a bomb", at("{http}/coded/bombs?as=gzip,gzip"), LARGE),
+    Case("protocol", "broken gzip", at("{http}/coded/broken?as=gzip"), FAILED),
+    Case("protocol", "packed four times", at("{http}/coded/packed?as=br,br,br,gzip"), FAILED),
     Case("protocol", "endless chunks", at("{http}/endless-chunks"), LARGE),
     Case("protocol", "endless chunks of a byte", at("{http}/tiny-chunks"), LARGE,
          {"MAX_IMAGE_BYTES": "100000"}),

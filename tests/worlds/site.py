@@ -70,6 +70,9 @@ class Names(asyncio.DatagramProtocol):
         answer = self.answers.get(name)
         if answer == ["silence"]:
             return
+        if answer == ["trouble"]:  # SERVFAIL: it cannot tell for now
+            self._transport.sendto(data[:2] + b"\x81\x82" + data[4:6] + bytes(6) + data[12:], addr)
+            return
         addresses = answer() if callable(answer) else answer or []
         records = b""
         count = 0
@@ -89,7 +92,8 @@ class Site:
     """The site, its names and its insides, served from a thread; a context manager.
 
     `files` maps a path to the bytes it serves; `hits` are the paths asked for; `intruders` counts
-    connections to the inside; `stored` holds what was PUT; `headers` the last request's own.
+    connections to the inside; `stored` holds what was PUT; `headers` the last request's own. A name
+    whose answer is ["silence"] or ["trouble"] gets none, or that it cannot be told for now.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -221,7 +225,10 @@ class Site:
 
     async def serve(self, target: str) -> AsyncIterator[bytes]:  # noqa: C901, PLR0912, PLR0915 - one case a misdeed
         """Yield the raw bytes that answer a request for `target`."""
-        path, query = urlsplit(target).path, parse_qs(urlsplit(target).query)
+        path, query = (
+            urlsplit(target).path,
+            parse_qs(urlsplit(target).query, keep_blank_values=True),
+        )
         picture = self.files.get("/good.png", b"")
         word = path.strip("/").split("/")[0]
         if path in self.files:
@@ -263,8 +270,12 @@ class Site:
         elif word == "claims":
             yield _head(200, f"Content-Length: {query['bytes'][0]}\r\n")
             yield picture
-        elif word == "gzip":
-            yield _answer(200, picture, headers="Content-Encoding: gzip\r\n")
+        elif word == "coded":
+            body = self.files["/" + path.split("/", 2)[2]]
+            lines = "".join(f"Content-Encoding: {name}\r\n" for name in query["as"])
+            yield _answer(200, body, headers=lines)
+        elif word == "latin":
+            yield _head(302, "Location: /caf\udce9.png\r\n")
         elif word == "short":
             yield _head(200, f"Content-Length: {len(picture) + 10}\r\n") + picture
         elif word == "cut-chunks":
@@ -302,7 +313,9 @@ class Site:
 
 
 def _head(status: int, headers: str) -> bytes:
-    return f"HTTP/1.1 {status} Status\r\n{headers}Connection: close\r\n\r\n".encode()
+    return f"HTTP/1.1 {status} Status\r\n{headers}Connection: close\r\n\r\n".encode(
+        errors="surrogateescape"
+    )
 
 
 def _answer(status: int, body: bytes = b"", headers: str = "") -> bytes:

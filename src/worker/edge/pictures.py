@@ -2,8 +2,10 @@
 
 import re
 from typing import Any, Final
+from urllib.parse import unquote
 
 from worker.media.fetch import ImageSource
+from worker.media.inline import in_one_line, is_base64_uri, is_whole
 
 KEYS: Final = ("image", "url", "data", "base64")
 FORMS: Final = 'an https URL, a data URI, base64, or {"image"|"url"|"data"|"base64": ...}'
@@ -11,24 +13,27 @@ FORMS: Final = 'an https URL, a data URI, base64, or {"image"|"url"|"data"|"base
 # Bounded: 27 MB of base64 are all letters, over which an open star takes 0.7 s.
 SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]{0,31}://", re.IGNORECASE)
 DATA_HEADER: Final = 256
-ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_"
+BLANKS: Final = b" \t\r\n"
 END: Final = 1024
-# The smallest picture of any kind that we read (a 1x1 WEBP) has 26 bytes: 36 characters.
+# The smallest picture of any kind that we read (a 1x1 WEBP) has 26 bytes: 35 characters.
 SHORTEST: Final = 32
-# Base64 of a PNG starts "iVBOR", of a WEBP "UklGR", of a JPEG "/9j/": nothing else with a slash.
+# Base64 of a JPEG starts "/9j/": nothing else that we read starts with a slash.
 JPEG: Final = "/9j/"
 PATH: Final = re.compile(
-    r"[/~\\]|\.{1,2}[/\\]|[a-z]:[/\\]|.{0,4096}\.(?:png|jpe?g|webp|gif|bmp)$", re.IGNORECASE
+    r"[/~\\]|\.{1,2}[/\\]|[a-z]:[/\\]"
+    r"|.{0,4096}\.(?:png|jpe?g|webp|gif|bmp|avif|hei[cf]|tiff?)$",
+    re.IGNORECASE,
 )
 
 
 def source(value: Any) -> ImageSource:
     """Read one picture as the caller wrote it; media.fetch judges whether a URL may be fetched.
 
-    The base64 of the result has no header and no line breaks. Only its length and ends are
-    looked at here, on the event loop, which tells a path or a name from a picture; media.inline
-    decodes it strictly, in a thread. Raises ValueError, with a message for the caller, for anything
-    else.
+    The base64 of the result has no header, but for a data URI that is percent-encoded, which keeps
+    a short one. Only its length and ends are looked at here, on the event loop, which tells a path
+    or a name from a picture; media.inline decodes it strictly, in a thread. Raises ValueError, with
+    a message for the caller, for anything else.
     """
     if isinstance(value, ImageSource):
         return value
@@ -44,26 +49,33 @@ def source(value: Any) -> ImageSource:
         raise ValueError("is empty")
     if SCHEME.match(text):
         return ImageSource("url", text)
+    if text[:7].lower() == "data%3a":
+        text = unquote(text)
     if text[:5].lower() == "data:":
-        header, comma, _ = text[:DATA_HEADER].partition(",")
-        if not comma or not header.lower().endswith(";base64"):
-            raise ValueError('a data URI must start "data:image/...;base64,"')
-        return ImageSource("base64", _base64(text[len(header) + 1 :]))
+        return ImageSource("base64", _data_uri(text))
     if PATH.match(text) and not text.startswith(JPEG):
         raise ValueError("a file path is never read; send an https URL, a data URI or base64")
     return ImageSource("base64", _base64(text))
 
 
+def _data_uri(text: str) -> str:
+    header, comma, _ = text[:DATA_HEADER].partition(",")
+    if not comma or not is_base64_uri(header):
+        raise ValueError('a data URI must start "data:image/...;base64,"')
+    body = text[len(header) + 1 :]
+    return f"data:;base64,{in_one_line(body)}" if "%" in body else _base64(body)
+
+
 def _base64(text: str) -> str:
-    if any(character in text[:END] for character in "\r\n \t"):
-        text = "".join(text.split())
-    tail = text[-END:].rstrip("=")
-    padding = len(text[-END:]) - len(tail)
-    ends = (text[: min(END, len(text) - padding)] + tail).encode(errors="replace")
-    if ends.translate(None, ALPHABET) or padding > 2:  # noqa: PLR2004 - base64's own
+    start, end = (part.encode(errors="replace") for part in (text[:END], text[-END:]))
+    padding = len(end) - len(end.rstrip(b"="))
+    ends = start.rstrip(b"=") + end.rstrip(b"=")
+    if ends.translate(None, ALPHABET + BLANKS) or padding > 2:  # noqa: PLR2004 - base64's own
         raise ValueError(f"must be {FORMS}")
+    if len(ends.translate(None, BLANKS)) < len(ends) or not is_whole(len(text) - padding, padding):
+        text = in_one_line(text)
     if len(text) < SHORTEST:
         raise ValueError(f"must be {FORMS}: this is too short for a picture")
-    if len(text) % 4:
-        raise ValueError("is not whole: base64 has a multiple of 4 characters, padding included")
+    if not is_whole(len(text) - padding, padding):
+        raise ValueError("is not whole: a character of its base64 is missing, or one too many")
     return text

@@ -132,7 +132,7 @@ class Worker:
             told = self.health() if health else capabilities(served, self._settings)
             return {**told, "warnings": list(request.warnings)}
         job.warnings += request.warnings
-        check_targets(
+        job.warnings += check_targets(
             upload_urls=request.upload_urls, s3_config=job.bucket, settings=self._settings
         )
         facts = {"prompt": request.prompt} if self._settings.log_prompts else {}

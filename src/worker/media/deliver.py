@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import difflib
 import re
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,27 +13,42 @@ import stamina
 from yarl import URL
 
 from worker.errors import (
+    BucketUnusable,
     DeliveryFailed,
+    DeliveryRefused,
     Detail,
     ImageFetchRefused,
     InvalidInput,
     WorkerError,
 )
-from worker.media.dial import request, was_refused
+from worker.media.dial import cause, may_pass, request, was_refused
 from worker.media.s3 import Bucket, own_bucket
 from worker.media.url import check
 from worker.settings import Settings
 
 ResponseFormat = Literal["base64", "data_url", "url"]
 
+# The keys of a job's own bucket, and whether it must have them.
+BUCKET_KEYS: Final[Mapping[str, bool]] = {
+    "endpointUrl": True,
+    "accessId": True,
+    "accessSecret": True,
+    "bucketName": False,
+    "region": False,
+    "sessionToken": False,
+}
+LONGEST_VALUE: Final = 4096  # a session token may have over 2000 characters
+LONGEST_NAME: Final = 60
+MOST_UNKNOWN: Final = 10
+# Azure wants to be told what kind of blob its presigned PUT makes; these tell that it is Azure's.
+AZURE_QUERY: Final = frozenset({"sig", "sv"})
+AZURE_HEADERS: Final = {"x-ms-blob-type": "BlockBlob"}
 UPLOAD_ATTEMPTS: Final = 4
 UPLOAD_ATTEMPT_S: Final = 30.0  # a picture of 20 MB at 6 Mbit/s
 UPLOAD_TOTAL_S: Final = 90.0
 WAIT_INITIAL_S: Final = 0.2
 PUT_TTL_S: Final = 3600
-AGAIN: Final = frozenset({408, 425, 429})
 STORED: Final = range(200, 300)
-SERVER_ERROR: Final = 500
 EXTENSIONS: Final = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 
 
@@ -51,18 +67,23 @@ class _TryAgainError(Exception):
     """An upload failed in a way that may pass; the message may be shown to the caller."""
 
 
-def callers_bucket(s3_config: Mapping[str, Any], settings: Settings) -> Bucket:
-    """Return the bucket that a job brings: {accessId, accessSecret, bucketName, endpointUrl}.
+class _FinalError(Exception):
+    """An upload failed in a way that another try would not mend; the message may be shown."""
 
-    Its endpoint obeys the policy for image URLs. Raises InvalidInput or ImageFetchRefused.
+
+def callers_bucket(s3_config: Mapping[str, Any], settings: Settings) -> Bucket:
+    """Return the bucket that a job brings, by BUCKET_KEYS.
+
+    Its endpoint obeys the policy for image URLs. Raises InvalidInput, which also names the keys
+    that are not known, or ImageFetchRefused.
     """
     values: dict[str, str] = {}
     details: list[Detail] = []
-    for key in ("endpointUrl", "accessId", "accessSecret", "bucketName", "region"):
+    for key, is_required in BUCKET_KEYS.items():
         value = s3_config.get(key)
-        if value is None and key in {"bucketName", "region"}:
+        if value is None and not is_required:
             continue
-        if not isinstance(value, str) or not value.strip() or len(value) > 2048:  # noqa: PLR2004 - the longest that anybody's key is
+        if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_VALUE:
             details.append(Detail(f"s3Config.{key}", "must be a string that is not empty"))
         else:
             values[key] = value.strip()
@@ -74,6 +95,7 @@ def callers_bucket(s3_config: Mapping[str, Any], settings: Settings) -> Bucket:
                 secret_access_key=values["accessSecret"],
                 name=values.get("bucketName"),
                 region=values.get("region"),
+                session_token=values.get("sessionToken"),
             )
             check(bucket.address("probe"), settings)
         except ImageFetchRefused as error:
@@ -82,13 +104,30 @@ def callers_bucket(s3_config: Mapping[str, Any], settings: Settings) -> Bucket:
             details.append(Detail("s3Config", str(error)))
         else:
             return bucket
+    details += unknown_keys(s3_config)
     raise InvalidInput("; ".join(f"{d.field}: {d.message}" for d in details), details=details)
+
+
+def unknown_keys(s3_config: Mapping[str, Any]) -> list[Detail]:
+    """Return the keys of a job's bucket that mean nothing here, with what they may be meant for."""
+    names = {name.lower(): name for name in BUCKET_KEYS}
+    details = []
+    for key in [key for key in s3_config if key not in BUCKET_KEYS][:MOST_UNKNOWN]:
+        close = difflib.get_close_matches(key.lower()[:LONGEST_NAME], names, n=1)
+        shown = key if key.isascii() and key.isprintable() else ascii(key)
+        told = (
+            f"is not a known key; did you mean {names[close[0]]}?"
+            if close
+            else "is not a known key"
+        )
+        details.append(Detail(f"s3Config.{shown[:LONGEST_NAME]}", told))
+    return details
 
 
 def check_targets(
     *, upload_urls: Sequence[str], s3_config: Mapping[str, Any] | None, settings: Settings
-) -> None:
-    """Judge where a job wants its pictures, before any is drawn.
+) -> tuple[str, ...]:
+    """Judge where a job wants its pictures, before any is drawn; return what to warn of.
 
     Raises ImageFetchRefused or InvalidInput; addresses behind names are judged when they are
     dialled.
@@ -98,8 +137,14 @@ def check_targets(
             check(url, settings)
         except ImageFetchRefused as error:
             raise _refused("upload_url", error.message) from None
-    if s3_config is not None:
-        callers_bucket(s3_config, settings)
+    if s3_config is None:
+        return ()
+    callers_bucket(s3_config, settings)
+    unknown = unknown_keys(s3_config)
+    told = [f"{detail.field}: {detail.message}" for detail in unknown]
+    if unknown and settings.strict_input:
+        raise InvalidInput("; ".join(told), details=unknown)
+    return tuple(told)
 
 
 async def deliver(
@@ -115,8 +160,8 @@ async def deliver(
 
     `url` goes to `upload_urls` (one for each picture) if there are any, else to the job's own
     bucket, else to the operator's. Uploads run side by side and are tried again for what may pass.
-    A bucket's `url` is presigned for BUCKET_URL_TTL_S; of an upload URL the address without its
-    signature is told.
+    A bucket's `url` is presigned for BUCKET_URL_TTL_S, or the public address where the operator
+    gave one (BUCKET_PUBLIC_URL); of an upload URL the address without its signature is told.
 
     Raises DeliveryFailed, ImageFetchRefused or InvalidInput.
     """
@@ -179,7 +224,8 @@ async def _upload(
 async def _to_presigned(url: str, picture: Encoded, settings: Settings) -> str:
     try:
         target = check(url, settings)
-        await _put(target, picture, settings, trusted=False)
+        headers = AZURE_HEADERS if target.query.keys() >= AZURE_QUERY else {}
+        await _put(target, picture, settings, headers)
     except ImageFetchRefused as error:
         raise _refused("upload_url", error.message) from None
     return str(target.with_query(None).with_fragment(None))
@@ -195,11 +241,21 @@ async def _to_bucket(
         await _put(target, picture, settings, trusted=trusted)
     except ImageFetchRefused as error:
         raise _refused("s3Config.endpointUrl", error.message) from None
+    if trusted and settings.bucket_public_url is not None:
+        return f"{settings.bucket_public_url.rstrip('/')}/{bucket.path_of(key)}"
     return await asyncio.to_thread(bucket.signed, "GET", key, settings.bucket_url_ttl_s)
 
 
-async def _put(url: URL, picture: Encoded, settings: Settings, *, trusted: bool) -> None:
+async def _put(
+    url: URL,
+    picture: Encoded,
+    settings: Settings,
+    headers: Mapping[str, str] | None = None,
+    *,
+    trusted: bool = False,
+) -> None:
     """Send one picture; raises DeliveryFailed or ImageFetchRefused when it does not arrive."""
+    final = BucketUnusable if trusted else DeliveryRefused
     try:
         async for attempt in stamina.retry_context(
             on=_TryAgainError,
@@ -210,29 +266,33 @@ async def _put(url: URL, picture: Encoded, settings: Settings, *, trusted: bool)
             wait_max=5.0,
         ):
             with attempt:
-                await _put_once(url, picture, settings, trusted=trusted)
+                await _put_once(url, picture, settings, headers or {}, trusted=trusted)
     except _TryAgainError as error:
         raise DeliveryFailed(f"{error} (tried up to {UPLOAD_ATTEMPTS} times)") from None
+    except _FinalError as error:
+        raise final(str(error)) from None
 
 
-async def _put_once(url: URL, picture: Encoded, settings: Settings, *, trusted: bool) -> None:
-    headers = {"Content-Type": picture.mime_type}
+async def _put_once(
+    url: URL, picture: Encoded, settings: Settings, headers: Mapping[str, str], *, trusted: bool
+) -> None:
+    sent = {"Content-Type": picture.mime_type, **headers}
     try:
         async with (
             asyncio.timeout(UPLOAD_ATTEMPT_S),
             request(
-                "PUT", url, settings, body=picture.data, headers=headers, trusted=trusted
+                "PUT", url, settings, body=picture.data, headers=sent, trusted=trusted
             ) as response,
         ):
             status = response.status
     except (aiohttp.ClientError, OSError, ValueError) as error:
         if was_refused(error):
             raise ImageFetchRefused("a URL must lead to a public address") from None
-        raise _TryAgainError("the store could not be reached") from None
-    if status in AGAIN or status >= SERVER_ERROR:
-        raise _TryAgainError(f"the store answered with status {status}")
-    if status not in STORED:  # a redirect's target would not match the signature
-        raise DeliveryFailed(f"the store answered with status {status}")
+        why = cause(error, "the store")
+        raise (_TryAgainError if why.passes else _FinalError)(why.message) from None
+    if status not in STORED:  # also of a redirect: its target would not match the signature
+        failure = _TryAgainError if may_pass(status) else _FinalError
+        raise failure(f"the store answered with status {status}")
 
 
 def _refused(field: str, message: str) -> WorkerError:

@@ -6,6 +6,7 @@ import io
 import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
@@ -21,8 +22,30 @@ from worker.settings import Settings
 ROUNDS_TO_CLOSE: Final = 20  # of the event loop, until it has closed a socket that was shut down
 
 
+# Statuses that say "later": 408 Request Timeout, 425 Too Early, 429 Too Many Requests.
+LATER: Final = frozenset({408, 425, 429})
+SERVER_ERROR: Final = 500
+# The name server says that the name has no address, not that it cannot tell for now.
+NO_ADDRESS: Final = frozenset(
+    {aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA, aiodns.error.ARES_EBADNAME}
+)
+CUT: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+
+
 class AddressRefusedError(OSError):
     """The host leads to an address that callers may not reach."""
+
+
+class NoAddressError(OSError):
+    """The host's name does not exist, or has no address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why there was no answer, in words for the caller, and whether another try may get one."""
+
+    message: str
+    passes: bool
 
 
 @cache
@@ -56,8 +79,10 @@ class GuardedResolver(AbstractResolver):
             answer = await self._resolver.getaddrinfo(
                 host, family=family, port=port, type=socket.SOCK_STREAM
             )
-        except aiodns.error.DNSError:
-            raise OSError("the name has no address") from None
+        except aiodns.error.DNSError as error:
+            if error.args[0] in NO_ADDRESS:
+                raise NoAddressError("the name has no address") from None
+            raise OSError("the name could not be resolved") from None
         found: list[ResolveResult] = []
         for node in answer.nodes:
             address = node.addr[0].decode("ascii")
@@ -74,7 +99,7 @@ class GuardedResolver(AbstractResolver):
                 )
             )
         if not found:
-            raise OSError("the name has no address")
+            raise NoAddressError("the name has no address")
         return found
 
     async def close(self) -> None:
@@ -166,5 +191,35 @@ async def request(
 
 def was_refused(error: BaseException) -> bool:
     """Tell whether `error`, or what it wraps, is a refused address."""
-    inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    return isinstance(inner, AddressRefusedError)
+    return isinstance(_inner(error), AddressRefusedError)
+
+
+def cause(error: BaseException, asked: str) -> Cause:
+    """Judge an error of `request` other than a refused address; `asked` is whom it was sent to."""
+    match _inner(error):
+        case NoAddressError():
+            return Cause(f"{asked}'s name has no address", passes=False)
+        case ssl.SSLCertVerificationError():
+            return Cause(f"{asked} has no valid certificate", passes=False)
+        case ssl.SSLError() as inner if not isinstance(inner, CUT):
+            return Cause(f"{asked} does not speak TLS as it should", passes=False)
+        case aiohttp.ClientResponseError():
+            return Cause(f"{asked} does not speak HTTP as it should", passes=False)
+        case OSError() as inner if not isinstance(inner, aiohttp.ClientOSError):
+            return Cause(f"{asked} could not be reached", passes=True)
+    return Cause(f"{asked} did not answer as a whole", passes=True)
+
+
+def may_pass(status: int) -> bool:
+    """Tell whether the same request may get another answer than this `status` later."""
+    return status in LATER or status >= SERVER_ERROR
+
+
+def _inner(error: BaseException) -> BaseException:
+    """Return what a failed connection failed of."""
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return error.certificate_error
+        case aiohttp.ClientConnectorError():
+            return error.os_error
+    return error

@@ -5,21 +5,33 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
+from urllib.parse import urljoin
 
 import aiohttp
 from yarl import URL
 
-from worker.errors import Detail, ImageFetchFailed, ImageFetchRefused, ImageTooLarge, WorkerError
-from worker.media.dial import request, was_refused
+from worker.errors import (
+    Detail,
+    ImageFetchFailed,
+    ImageFetchRefused,
+    ImageNotThere,
+    ImageTooLarge,
+    WorkerError,
+)
+from worker.media.dial import cause, may_pass, request, was_refused
 from worker.media.inline import decode_base64
-from worker.media.url import check
+from worker.media.unpack import codings, most_packed, unpack
+from worker.media.url import check, refuse_characters
 from worker.settings import Settings
 
 MAX_REDIRECTS: Final = 3
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 OK: Final = 200
+ACCEPTED: Final = 202  # the picture is being made
 CHUNK: Final = 1 << 16
 ABSOLUTE: Final = re.compile(r"[a-z][a-z0-9+.-]{0,31}:", re.IGNORECASE)
+LONE_BYTE: Final = 0xDC00  # where PEP 383 puts a byte that cannot be decoded
+NO_UTF8: Final = re.compile("[\udc80-\udcff]")
 # Sites that choose a format by what is asked would else send AVIF.
 ASKED: Final = {"Accept": "image/png, image/jpeg, image/webp", "User-Agent": "image-worker"}
 
@@ -82,16 +94,17 @@ async def fetch_url(text: str, settings: Settings) -> bytes:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _translated(error) from None
         url = _follow(url, location, settings)
-    raise ImageFetchFailed(f"the site redirected more than {MAX_REDIRECTS} times")
+    raise ImageNotThere(f"the site redirected more than {MAX_REDIRECTS} times")
 
 
 def _follow(url: URL, location: str, settings: Settings) -> URL:
+    # A byte that is no UTF-8 comes as a surrogate; it is a byte of the path all the same.
+    location = NO_UTF8.sub(lambda found: f"%{ord(found[0]) - LONE_BYTE:02X}", location)
     if not location:
-        raise ImageFetchFailed("the site redirected to nowhere")
+        raise ImageNotThere("the site redirected to nowhere")
+    refuse_characters(location)  # before the standard library's parser drops some of them
     try:
-        target = (
-            location if ABSOLUTE.match(location) else str(url.join(URL(location, encoded=True)))
-        )
+        target = location if ABSOLUTE.match(location) else urljoin(str(url), location)
     except ValueError:
         raise ImageFetchRefused("the site redirected to a malformed URL") from None
     following = check(target, settings)
@@ -101,28 +114,27 @@ def _follow(url: URL, location: str, settings: Settings) -> URL:
 
 
 async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    if response.status != OK:
-        raise ImageFetchFailed(f"the site answered with status {response.status}")
-    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise ImageFetchFailed("the site sent compressed bytes, which were not asked for")
+    status = response.status
+    if status != OK:
+        failure = ImageFetchFailed if may_pass(status) or status == ACCEPTED else ImageNotThere
+        raise failure(f"the site answered with status {status}")
+    compressed = codings(",".join(response.headers.getall("Content-Encoding", ())))
+    most = most_packed(max_bytes) if compressed else max_bytes
     too_large = ImageTooLarge(f"a picture must have at most {max_bytes} bytes")
-    if (response.content_length or 0) > max_bytes:
+    if (response.content_length or 0) > most:
         raise too_large
     data = bytearray()
     async for chunk in response.content.iter_chunked(CHUNK):
         data += chunk
-        if len(data) > max_bytes:
+        if len(data) > most:
             raise too_large
+    if compressed:
+        return await asyncio.to_thread(unpack, bytes(data), compressed, max_bytes)
     return bytes(data)
 
 
 def _translated(error: Exception) -> WorkerError:
     if was_refused(error):
         return ImageFetchRefused("a URL must lead to a public address")
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
-        return ImageFetchFailed("the site has no valid certificate")
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return ImageFetchFailed("the site's name has no address")
-    if isinstance(error, aiohttp.ClientConnectorError | TimeoutError):
-        return ImageFetchFailed("the site could not be reached")
-    return ImageFetchFailed("the site did not answer with a whole picture")
+    why = cause(error, "the site")
+    return (ImageFetchFailed if why.passes else ImageNotThere)(why.message)

@@ -5,41 +5,30 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from worker.errors import DeliveryFailed
+from worker.errors import BucketUnusable
+from worker.media.stores import Store, store_of
+from worker.media.url import ascii_host
 from worker.settings import Settings
 
-# Stores that want the bucket in front of the host's name; all others take it as the path's start.
-VIRTUAL_STYLE: Final = (".amazonaws.com", ".aliyuncs.com", ".myqcloud.com")
-BUCKET_IN_HOST: Final = re.compile(r"[^.]+\.(?:s3[.-]|oss-|cos\.|[a-z0-9]+\.digitaloceanspaces\.)")
-# Signatures name a region; the host's name of these stores tells it.
-REGION_IN_HOST: Final = (
-    re.compile(
-        r"(?:^|\.)s3[.-](?:dualstack\.)?([a-z0-9-]+)\."
-        r"(?:amazonaws\.com|wasabisys\.com|backblazeb2\.com|scw\.cloud|io\.cloud\.ovh\.net)"
-    ),
-    re.compile(r"(?:^|\.)([a-z0-9]+)\.digitaloceanspaces\.com"),
-    re.compile(r"(?:^|\.)cos\.([a-z0-9-]+)\.myqcloud\.com"),
-)
-RUNPOD_VOLUME: Final = re.compile(r"s3api-([a-z0-9-]+)\.runpod\.io")
+SAFE: Final = "/-_.~"
 MAX_TTL_S: Final = 7 * 24 * 3600  # the longest that signature version 4 allows
+# A store of one's own that is called s3.DOMAIN, with a label in front: that is the bucket, where
+# nothing else is.
+BUCKET_BEFORE_S3: Final = re.compile(r"[^.]+\.s3[.-].+")
 
 
 def region_of(host: str) -> str:
     """Return the region to sign for when none is set; us-east-1 is what most stores take."""
-    for pattern in REGION_IN_HOST:
-        if found := pattern.search(host):
-            return found[1]
-    if found := RUNPOD_VOLUME.match(host):
-        return found[1].upper()
-    return "auto" if host.endswith(".r2.cloudflarestorage.com") else "us-east-1"
+    return store_of(host.partition(":")[0]).region
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
     """Where objects go; `endpoint` is the address of the store, or of the bucket itself.
 
-    The bucket may be given by name, as the first label of the endpoint's host, or as its path.
-    Raises ValueError when it is given nowhere, or the endpoint is no http address.
+    The bucket may be given by name, in front of the endpoint's host where its store is known to
+    take it there, or as the endpoint's path. Raises ValueError when it is given nowhere, or the
+    endpoint is no http address.
     """
 
     endpoint: str = field(repr=False)
@@ -48,32 +37,48 @@ class Bucket:
     name: str | None = None
     region: str | None = None
     prefix: str = ""
+    session_token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         split = urlsplit(self.endpoint)
-        if split.scheme not in {"https", "http"} or not split.netloc or split.query:
+        if split.scheme not in {"https", "http"} or not split.hostname or split.query:
             raise ValueError("the endpoint must be https://host")
-        path = split.path.strip("/")
-        if not self.name and not path and not BUCKET_IN_HOST.match(split.netloc.lower()):
+        named = (
+            self.name or self._store.bucket or split.path.strip("/") not in {"", self._store.base}
+        )
+        if not named and not BUCKET_BEFORE_S3.fullmatch(split.hostname):
             raise ValueError("the bucket has no name")
+
+    @property
+    def _store(self) -> Store:
+        return store_of(urlsplit(self.endpoint).hostname or "")
 
     def address(self, key: str) -> str:
         """Return the object's address, unsigned, in the style that the store wants."""
-        split = urlsplit(self.endpoint)
-        host, path, name = split.netloc, split.path.strip("/"), self.name or ""
-        if path == name or host.startswith(f"{name}."):
-            name = ""
-        elif name and host.lower().endswith(VIRTUAL_STYLE) and "." not in name:
+        split, style, name = urlsplit(self.endpoint), self._store.style, self.name or ""
+        host, path = _as_asked(split.netloc), split.path.strip("/")
+        if self._store.bucket is not None:
+            # Another name beside it begins the keys, as with RunPod's SDK.
+            style, name = "path", "" if name.lower() == self._store.bucket else name
+        elif style == "host only" and not name:
+            name, _, path = path.partition("/")
+        if path == name:
+            path = ""
+        if name and (style == "host only" or (style == "host" and "." not in name)):
             host, name = f"{name}.{host}", ""
-        parts = filter(None, (path, name, self.prefix.strip("/"), key))
-        return f"{split.scheme}://{host}/" + quote("/".join(parts), safe="/-_.~")
+        inside = quote("/".join(filter(None, (path, name))), safe=SAFE)
+        return f"{split.scheme}://" + "/".join(filter(None, (host, inside, self.path_of(key))))
+
+    def path_of(self, key: str) -> str:
+        """Return an object's path within the bucket: the prefix and `key`, percent-encoded."""
+        return quote("/".join(filter(None, (self.prefix.strip("/"), key))), safe=SAFE)
 
     def signed(self, method: str, key: str, ttl_s: int, content_type: str | None = None) -> str:
         """Return an address that allows `method` on the object for `ttl_s` seconds.
 
         Signature version 4 in the query, payload unsigned and without checksums: every store takes
-        that. A `content_type` is signed too and must then be sent. The first call imports botocore
-        (0.2 s): call it off the event loop.
+        that. A `content_type` is signed too and must then be sent; a session token goes into the
+        query. The first call imports botocore (0.2 s): call it off the event loop.
         """
         from botocore.auth import S3SigV4QueryAuth  # noqa: PLC0415 - only workers with a bucket pay
         from botocore.awsrequest import AWSRequest  # noqa: PLC0415 - the same
@@ -82,23 +87,31 @@ class Bucket:
         request = AWSRequest(method=method, url=self.address(key))
         if content_type:
             request.headers["Content-Type"] = content_type
-        host = urlsplit(self.endpoint).netloc.lower()
         S3SigV4QueryAuth(
-            Credentials(self.access_key_id, self.secret_access_key),
+            Credentials(self.access_key_id, self.secret_access_key, self.session_token),
             "s3",
-            self.region or region_of(host),
+            self.region or self._store.region,
             expires=min(ttl_s, MAX_TTL_S),
         ).add_auth(request)
         return str(request.url)
 
 
+def _as_asked(authority: str) -> str:
+    """Return the host and port that a request will name, since the signature covers them."""
+    try:
+        return ascii_host(authority)
+    except UnicodeError:
+        return authority
+
+
 def own_bucket(settings: Settings) -> Bucket | None:
     """Return the operator's bucket (BUCKET_*), None when there is none.
 
-    Raises DeliveryFailed when it is not whole.
+    Raises BucketUnusable when it is not whole.
     """
     endpoint = settings.bucket_endpoint_url
     access, secret = settings.bucket_access_key_id, settings.bucket_secret_access_key
+    token = settings.bucket_session_token
     if endpoint is None or access is None or secret is None:
         return None
     try:
@@ -109,6 +122,7 @@ def own_bucket(settings: Settings) -> Bucket | None:
             name=settings.bucket_name,
             region=settings.bucket_region,
             prefix=settings.bucket_prefix,
+            session_token=None if token is None else token.get_secret_value(),
         )
     except ValueError as error:
-        raise DeliveryFailed(f"this endpoint's bucket is not set up: {error}") from None
+        raise BucketUnusable(f"this endpoint's bucket is not set up: {error}") from None

@@ -1,9 +1,12 @@
 """What a caller's URL may look like, judged before anything is resolved or dialled."""
 
 import re
+import string
 import unicodedata
 from typing import Final
+from urllib.parse import quote
 
+import idna
 from yarl import URL
 
 from worker.errors import ImageFetchRefused
@@ -11,28 +14,62 @@ from worker.media.address import Gate, parse
 from worker.settings import Settings
 
 MAX_URL_CHARACTERS: Final = 8190  # what common servers take as one request line
-IDEOGRAPHIC_FULL_STOP: Final = "\u3002"  # IDNA reads it as a dot
+MAX_PORT: Final = 65535
 SHAPE: Final = re.compile(
-    r"https?://(?:\[[0-9a-f:.]+\]|[^/?#@:%\[\]]+)(?::[0-9]{1,5})?(?:[/?#].*)?", re.IGNORECASE
+    r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[^/?#@:%\[\]]+)(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<path>(?:/[^?#]*)?)(?P<query>(?:\?[^#]*)?)(?P<fragment>(?:#.*)?)",
+    re.IGNORECASE,
 )
 NAME: Final = re.compile(r"(?=.{1,254}$)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?")
 
+# What browsers percent-encode in each part of a URL (WHATWG, "percent-encode sets"), but the
+# apostrophe of a query, which RFC 3986 allows: signatures are made with it. "%" stays: who wrote it
+# has encoded already, and a signature covers the path as its maker wrote it.
+PRINTED: Final = string.digits + string.ascii_letters + string.punctuation
+IN_PATH: Final = PRINTED.translate(dict.fromkeys(map(ord, '"#<>?^`{}')))
+IN_QUERY: Final = PRINTED.translate(dict.fromkeys(map(ord, '"#<>')))
+IN_FRAGMENT: Final = PRINTED.translate(dict.fromkeys(map(ord, '"<>`')))
 
-def _refuse_characters(text: str) -> None:
-    """Refuse what parsers read differently: the caller's meaning must be the dialler's."""
+
+def refuse_characters(text: str) -> None:
+    """Refuse what no URL can mean, anywhere in it: control characters and backslashes.
+
+    Browsers read a backslash as a slash, other clients as itself, and they differ about the host
+    behind one. Raises ImageFetchRefused.
+    """
     if len(text) > MAX_URL_CHARACTERS:
         raise ImageFetchRefused(f"a URL must have at most {MAX_URL_CHARACTERS} characters")
-    for character in text:
-        if character == "\\":
-            raise ImageFetchRefused("a URL must not contain a backslash")
-        if unicodedata.category(character)[0] in "CZ":
-            raise ImageFetchRefused("a URL must not contain spaces or control characters")
-        if not character.isascii() and (
-            character == IDEOGRAPHIC_FULL_STOP
-            or unicodedata.numeric(character, None) is not None
-            or unicodedata.normalize("NFKC", character).isascii()
-        ):
-            raise ImageFetchRefused("a URL must not contain look-alikes of digits, dots or letters")
+    if "\\" in text:
+        raise ImageFetchRefused("a URL must not contain a backslash; write / or %5C")
+    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in text):
+        raise ImageFetchRefused("a URL must not contain control characters")
+
+
+def ascii_host(host: str) -> str:
+    """Return a host's name as it is asked of a name server: lower case, other scripts as punycode.
+
+    Refuses every character that IDNA (UTS 46) turns into a digit, a dot, a letter or nothing: the
+    host that is judged must be the one that is read. Symbols are taken, as browsers take them.
+    Raises UnicodeError.
+    """
+    if host.isascii():
+        return host.lower()
+    if host.rstrip(".").rpartition(".")[2].isdigit():  # of any script: no name ends in a number
+        raise UnicodeError
+    for character in host:
+        mapped = idna.uts46_remap(character, std3_rules=False)
+        if not character.isascii() and (not mapped or any(one.isascii() for one in mapped)):
+            raise UnicodeError
+    return ".".join(map(_punycode, idna.uts46_remap(host, std3_rules=False).split(".")))
+
+
+def _punycode(label: str) -> str:
+    if label.isascii():
+        return label
+    letters = "".join(one for one in label if unicodedata.category(one) != "So")
+    if not letters.isascii():
+        idna.check_label(letters)
+    return f"xn--{label.encode('punycode').decode('ascii')}"
 
 
 def _is_number(host: str) -> bool:
@@ -43,32 +80,56 @@ def _is_number(host: str) -> bool:
 
 def _matches(host: str, allowed: str) -> bool:
     """Tell whether `host` is `allowed`, or under it when that is written "*.example.com"."""
-    allowed = allowed.lower().rstrip(".")
-    return host.endswith(allowed[1:]) if allowed.startswith("*.") else host == allowed
+    stars = "*." if allowed.startswith("*.") else ""
+    try:
+        allowed = ascii_host(allowed.removeprefix(stars).rstrip("."))
+    except UnicodeError:
+        return False
+    return host.endswith(f".{allowed}") if stars else host == allowed
 
 
 def check(text: str, settings: Settings) -> URL:
-    """Return the URL if its scheme, host and port may be dialled at all.
+    """Return the URL if its scheme, host and port may be dialled at all, ready to be sent.
 
-    The addresses behind its host are judged later, at the socket. Raises ImageFetchRefused.
+    Other scripts in the host become punycode; in the rest, what a request may not hold is
+    percent-encoded as browsers do, and what is encoded already stays as it was written. The
+    addresses behind the host are judged later, at the socket. Raises ImageFetchRefused.
     """
-    _refuse_characters(text)
+    text = text.strip(" ")
+    refuse_characters(text)
     if not text.lower().startswith(("https://", "http://")):
         raise ImageFetchRefused("a URL must begin with https://")
-    authority = re.split("[/?#]", text, maxsplit=3)[2]
-    if "@" in authority:
+    if "@" in re.split("[/?#]", text, maxsplit=3)[2]:
         raise ImageFetchRefused("a URL must not contain a user name or password")
-    if not SHAPE.fullmatch(text):
+    shape = SHAPE.fullmatch(text)
+    port = None if shape is None or shape["port"] is None else int(shape["port"])
+    if shape is None or (port is not None and not 0 < port <= MAX_PORT):
         raise ImageFetchRefused("a URL must name a host, and a port only in digits")
+    scheme = shape["scheme"].lower()
     try:
-        url = URL(text)
-        port = url.port
-    except ValueError:
-        raise ImageFetchRefused("a URL is malformed") from None
-    host = (url.raw_host or "").lower()
-    _check_host(host, port or 0, Gate.of(url.scheme, settings), settings)
-    # A signature covers the path as its maker wrote it: leave it so, where yarl would tidy it.
-    return URL(text, encoded=True) if text.isascii() else url
+        host = ascii_host(shape["host"])
+    except UnicodeError:
+        raise ImageFetchRefused(
+            "a URL's host must not contain look-alikes of digits, dots or letters"
+        ) from None
+    default = 443 if scheme == "https" else 80
+    _check_host(host.strip("[]"), port or default, Gate.of(scheme, settings), settings)
+    whole = f"{scheme}://{host}{f':{port}' if port else ''}{_encoded(shape)}"
+    if len(whole) > MAX_URL_CHARACTERS:
+        raise ImageFetchRefused(
+            f"a URL must have at most {MAX_URL_CHARACTERS} characters, percent-encoded"
+        )
+    return URL(whole, encoded=True)
+
+
+def _encoded(shape: re.Match[str]) -> str:
+    """Percent-encode what stands behind the host."""
+    query, fragment = shape["query"], shape["fragment"]
+    return (
+        quote(shape["path"], safe=IN_PATH)
+        + (f"?{quote(query[1:], safe=IN_QUERY)}" if query else "")
+        + (f"#{quote(fragment[1:], safe=IN_FRAGMENT)}" if fragment else "")
+    )
 
 
 def _check_host(host: str, port: int, gate: Gate, settings: Settings) -> None:

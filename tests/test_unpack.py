@@ -1,0 +1,133 @@
+"""Compressed answers are undone by what they begin with, and never to more than the limit."""
+
+import gzip
+import os
+import random
+import sys
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from typing import Final
+
+import brotli
+import pytest
+from worlds.files import gradient, saved
+
+from worker.errors import ImageNotThere, ImageTooLarge
+from worker.media.unpack import codings, most_packed, unpack
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+DATA: Final = random.Random(1).randbytes(30_000) + b"picture" * 10_000
+
+
+def bare(data: bytes) -> bytes:
+    """Compress without zlib's header and checksum, as some servers do for deflate."""
+    stream = zlib.compressobj(wbits=-15)
+    return stream.compress(data) + stream.flush()
+
+
+PACKED: Final[dict[str, tuple[str, Callable[[bytes], bytes]]]] = {
+    "gzip": ("gzip", gzip.compress),
+    "old name of gzip": ("x-gzip", gzip.compress),
+    "gzip in two members": ("gzip", lambda d: gzip.compress(d[:9]) + gzip.compress(d[9:])),
+    "gzip and zeros behind": ("gzip", lambda d: gzip.compress(d) + bytes(512)),
+    "zlib": ("deflate", zlib.compress),
+    "bare deflate": ("deflate", bare),
+    "zlib called gzip": ("gzip", zlib.compress),
+    "gzip called deflate": ("deflate", gzip.compress),
+    "br": ("br", lambda d: brotli.compress(d, quality=5)),
+    "zstd": ("zstd", zstd.compress),
+    "zstd in two frames": ("zstd", lambda d: zstd.compress(d[:9]) + zstd.compress(d[9:])),
+    "gzip, then br": ("gzip, br", lambda d: brotli.compress(gzip.compress(d), quality=5)),
+    "three": ("zstd,gzip,deflate", lambda d: zlib.compress(gzip.compress(zstd.compress(d)))),
+    "capitals among others": (" identity,GZIP , none", gzip.compress),
+}
+
+
+@pytest.mark.parametrize("form", PACKED, ids=str)
+def test_a_compression_is_undone_up_to_the_limit_and_no_further(form: str) -> None:
+    header, pack = PACKED[form]
+    packed = pack(DATA)
+    assert unpack(packed, codings(header), len(DATA)) == DATA
+    with pytest.raises(ImageTooLarge, match=f"at most {len(DATA) - 1} bytes"):
+        unpack(packed, codings(header), len(DATA) - 1)
+
+
+@pytest.mark.parametrize("form", PACKED, ids=str)
+def test_a_bomb_takes_no_more_memory_than_the_limit(form: str) -> None:
+    header, pack = PACKED[form]
+    packed = pack(bytes(30_000_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageTooLarge):
+            unpack(packed, codings(header), 1_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 6_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("header", "packed"),
+    [
+        ("gzip", gzip.compress(DATA)[:-9]),
+        ("gzip", gzip.compress(DATA)[:12]),
+        ("gzip", b"\x1f\x8b" + bytes(50)),
+        ("gzip", gzip.compress(DATA)[:-8] + bytes(8)),  # a wrong checksum
+        ("gzip", gzip.compress(b"") * 17),
+        ("deflate", zlib.compress(DATA)[:-9]),
+        ("deflate", zlib.compress(DATA)[:-4] + bytes(4)),
+        ("zstd", zstd.compress(DATA)[:-9]),
+        ("zstd", b"\x28\xb5\x2f\xfd" + bytes(50)),
+        ("compress", b"\x1f\x9d\x90" + bytes(50)),
+        ("x-compress", b"\x1f\x9d\x90" + bytes(50)),
+        ("gzip, gzip, gzip, gzip", gzip.compress(DATA)),
+    ],
+)
+def test_what_cannot_be_undone_is_told_and_not_asked_for_again(header: str, packed: bytes) -> None:
+    with pytest.raises(ImageNotThere) as failure:
+        unpack(packed, codings(header), 1_000_000)
+    assert not failure.value.retryable
+
+
+def test_sixteen_members_are_undone() -> None:
+    assert unpack(gzip.compress(b"a") * 16, ("gzip",), 16) == b"a" * 16
+
+
+def test_a_frame_of_zstd_may_not_ask_for_a_large_window() -> None:
+    def framed(log: int) -> bytes:
+        level: dict[int, int] = {zstd.CompressionParameter.window_log: log}
+        stream = zstd.ZstdCompressor(options=level)
+        return stream.compress(DATA) + stream.flush()
+
+    assert unpack(framed(23), ("zstd",), len(DATA)) == DATA
+    with pytest.raises(ImageNotThere):
+        unpack(framed(24), ("zstd",), len(DATA))
+
+
+@pytest.mark.parametrize("name", ["gzip", "x-gzip", "deflate", "br", "zstd", "compress"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP", "TIFF"])
+def test_a_picture_that_is_not_compressed_stays_as_it_is(name: str, kind: str) -> None:
+    data = saved(gradient(64, 48), kind)
+    assert unpack(data, codings(name), len(data)) == data
+    with pytest.raises(ImageTooLarge):
+        unpack(data, codings(name), len(data) - 1)
+    assert unpack(b"", codings(name), 10) == b""
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", " ", ",", "identity", "none", "utf-8", "base64", "aws-chunked", "binary", "gzipped", "x-"],
+)
+def test_a_word_that_is_no_compression_is_none(header: str) -> None:
+    assert codings(header) == ()
+
+
+@pytest.mark.parametrize("count", [1, 1000, 100_000, 3_000_000])
+def test_nothing_grows_by_more_than_is_allowed_for(count: int) -> None:
+    dense = os.urandom(count)
+    for pack in (gzip.compress, zlib.compress, bare, zstd.compress, brotli.compress):
+        assert len(pack(dense)) <= most_packed(count)
