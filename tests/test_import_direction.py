@@ -112,7 +112,7 @@ def python(code: str) -> str:
 
 
 def test_the_door_costs_nothing_to_import() -> None:
-    code = "import sys; before = set(sys.modules); import handler; print(*set(sys.modules) - before)"
+    code = "import sys; old = set(sys.modules); import handler; print(*set(sys.modules) - old)"
     assert python(code).split() == ["handler"]
 
 

@@ -98,14 +98,30 @@ def test_the_defaults_offered_are_the_worker_s_own() -> None:
     assert offered.model_copy(update={"model": ()}) == settings.read({})
 
 
-@pytest.mark.parametrize("key", INPUTS)
-def test_every_value_that_the_form_allows_is_accepted(key: str) -> None:
+def allowed(key: str) -> list[Any]:
+    """Return the values at the edges of what the form takes; of free text, one that fits."""
     row = INPUTS[key]
     ends = [row[end] for end in ("min", "max") if end in row]
     options = [option["value"] for option in row.get("options", [])]
     switches = [True, False] if row["type"] == "boolean" else []
-    for value in [*ends, *options, *switches]:
-        settings.read({key: as_text(row, value)})
+    text = "https://site.example" if key.endswith(("_URL", "_ENDPOINT")) else "a-word"
+    return [*ends, *options, *switches] or [text]
+
+
+@pytest.mark.parametrize("key", INPUTS)
+def test_every_value_that_the_form_allows_is_taken_over(key: str) -> None:
+    """Only the default offered leaves the settings as they are without it."""
+    bucket = {
+        "BUCKET_ENDPOINT_URL": "https://bucket.example",
+        "BUCKET_ACCESS_KEY_ID": "an-access-key",
+        "BUCKET_SECRET_ACCESS_KEY": "a-secret-key",
+    }
+    beside = bucket if key.startswith("BUCKET_") else {}
+    row, plain = INPUTS[key], settings.read(beside)
+    for value in allowed(key):
+        given = settings.read({**beside, key: as_text(row, value)})
+        is_default = as_text(row, value) == as_text(row, row.get("default", ""))
+        assert (given == plain) is is_default, value
 
 
 def test_the_presets_are_settings_that_resolve_to_models() -> None:

@@ -1,4 +1,4 @@
-"""Time that does not pass by itself: an event loop that jumps to its next timer when all is quiet."""
+"""Time that does not pass by itself: an event loop that jumps to its next timer when it is idle."""
 
 import asyncio
 import selectors
