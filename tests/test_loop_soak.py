@@ -39,7 +39,7 @@ def noise(seed: int, size: float) -> Callable[[], float]:
         lambda _: 100.0,
         lambda n: min(119.0, 100 + n / 4),  # grows while it warms up
         lambda n: 100 + 12 * (n % 20 < 6),  # a third of the time something large is held
-        lambda n: 100 + 5 * (n > 120),  # once, for good
+        lambda n: 100 + 3 * (n > 120),  # once, for good
         lambda n: 120 - n / 50,
         # what was measured with a heap a thread, by tenths of the run
         lambda n: (104, 110, 115, 116, 119, 116, 119, 119, 118, 119)[n // 20],
