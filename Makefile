@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test faults fuzz lint format lock image-check clean
+.PHONY: help setup demo test certain faults fuzz lint format lock image-check clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -17,6 +17,10 @@ demo: setup ## a job through RunPod's API on loopback to the real worker; pictur
 
 test: setup ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+TIMES ?= 10
+certain: setup ## the tests TIMES times in random order, half of them beside a busy neighbour: what failed in any run
+	$(BIN)/python -m tools.certain --times $(TIMES)
 
 faults: setup ## every fault of hub, network, disk and neighbours, five seeds each (as root, for small disks)
 	cd tests && ../$(BIN)/python -m faults.campaign

@@ -2,13 +2,19 @@
 
 `python bench/soak.py --jobs 10000` runs a worker with a stand-in model (tests/worlds/standin.py)
 behind the loopback platform: 5 % bad jobs, 1 % slow or dead URLs, 2 % cancelled, 10 % edits. It
-fails when an answer is missing, doubled or wrong, or when memory, descriptors or threads grow.
+fails when an answer is missing, doubled or wrong, or when memory, descriptors or threads still grow
+in the second half of the run.
+
+glibc gives each thread a heap of its own and keeps there what pictures have left: 27 MB after the
+first jobs and 43 MB after 3,000, while the bytes in use stay the same to 2 MB and Python's objects
+to 1 %. That is no leak and would hide one, so the worker that is measured has ONE_HEAP.
 """
 
 import argparse
 import base64
 import contextlib
 import io
+import itertools
 import json
 import random
 import signal
@@ -17,7 +23,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,10 +38,13 @@ from worlds.process import Process
 from worlds.standin import COMMAND
 
 AHEAD = 8  # jobs that wait in the platform's queue
-FETCH_TOTAL_S = 3
-SLOW_S = 1.5
-GROWTH_MB = 8.0  # between the second tenth of the run and the last
-GROWTH_OTHER = 3  # descriptors, threads: a connection more or less
+FETCH_TOTAL_S = 8
+SLOW_S = 1.0
+# One heap for all threads, and pictures outside of it: see mallopt(3).
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
+# What may be held more at the end than in the middle. Of memory that is 1 kB for each of 5,000
+# jobs, of the rest a connection or a thread that comes and goes.
+GROWTH = {"memory": 5.0, "descriptors": 2.0, "threads": 2.0}
 
 OK, CANCELLED = "OK", "CANCELLED"
 
@@ -88,8 +97,11 @@ def site(picture: bytes) -> Iterator[int]:
             self.end_headers()
             with contextlib.suppress(OSError):
                 self.wfile.write(picture[:20])
-                time.sleep(SLOW_S if self.path == "/slow" else FETCH_TOTAL_S + 1)
-                self.wfile.write(picture[20:])
+                if self.path == "/slow":
+                    time.sleep(SLOW_S)
+                    self.wfile.write(picture[20:])
+                else:
+                    self.rfile.read(1)  # until the client hangs up
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""
@@ -209,6 +221,7 @@ def run(count: int, seed: int = 0) -> Findings:
             "ALLOW_HTTP_IMAGES": "true",
             "ALLOWED_IMAGE_NETWORKS": f"127.0.0.1/32:{port}",
             "FETCH_TOTAL_S": str(FETCH_TOTAL_S),
+            **ONE_HEAP,
         }
         with pod.worker(COMMAND, environ) as worker:
             pod.until(lambda: pod.seen("poll"), 60)
@@ -216,7 +229,7 @@ def run(count: int, seed: int = 0) -> Findings:
             drive(pod, worker, wishes(count, seed, port, picture), findings, max(1, count // 200))
             findings.seconds = time.monotonic() - start
             worker.send(signal.SIGTERM)
-            code = worker.wait(10)
+            code = worker.wait()
             for event in ("answer lost", "answer refused", "job handed out twice", "loop failed"):
                 if worker.log(event):
                     findings.wrong.append(f"the worker's log says: {event}")
@@ -234,17 +247,25 @@ def tenth(samples: list[Sample], name: str, part: int) -> float:
     return float(statistics.median(getattr(one, name) for one in chosen))
 
 
-def grown(findings: Findings) -> list[str]:
-    """Name what the worker holds more of at the end than after its first tenth."""
+def growth(series: Sequence[float]) -> float:
+    """Return how much a series grows over its last half, apart from what comes and goes.
+
+    That is the slope of Theil and Sen, the median of the slopes between all pairs of values, times
+    the half's length: up to 29 % of the values may be anything (Sen, Journal of the American
+    Statistical Association 63, 1968).
+    """
+    half = list(enumerate(series))[len(series) // 2 :]
+    slopes = [(b - a) / (j - i) for (i, a), (j, b) in itertools.combinations(half, 2)]
+    return statistics.median(slopes) * (len(half) - 1) if slopes else 0.0
+
+
+def grown(samples: Sequence[Sample]) -> list[str]:
+    """Name what the worker still holds more and more of in the last half of the run."""
     told = []
-    for name, limit in (
-        ("memory", GROWTH_MB),
-        ("descriptors", GROWTH_OTHER),
-        ("threads", GROWTH_OTHER),
-    ):
-        first, last = (tenth(findings.samples, name, part) for part in (1, 9))
-        if last - first > limit:
-            told.append(f"{name} grew from {first:.1f} to {last:.1f}")
+    for name, limit in GROWTH.items():
+        more = growth([getattr(sample, name) for sample in samples])
+        if more > limit:
+            told.append(f"{name} grew by {more:.1f} in the last half, at most {limit} are no leak")
     return told
 
 
@@ -262,10 +283,12 @@ def main() -> int:
     overhead = sorted(findings.overhead_ms)
     p50, p99 = (overhead[int(len(overhead) * part)] for part in (0.5, 0.99))
     print(f"overhead of a text-to-image job: p50 {p50:.0f} ms, p99 {p99:.0f} ms")
-    for name in ("memory", "descriptors", "threads"):
+    for name in GROWTH:
         tenths = " ".join(f"{tenth(findings.samples, name, part):.0f}" for part in range(10))
-        print(f"{name}{' (MB)' if name == 'memory' else ''} by tenths of the run: {tenths}")
-    problems = [*findings.wrong, *grown(findings)]
+        more = growth([getattr(sample, name) for sample in findings.samples])
+        unit = " (MB)" if name == "memory" else ""
+        print(f"{name}{unit} by tenths of the run: {tenths}; in the last half {more:+.1f}")
+    problems = [*findings.wrong, *grown(findings.samples)]
     for problem in problems[:20]:
         print(f"WRONG: {problem}")
     print(json.dumps({"jobs": total, "wrong": len(problems), "p50_ms": p50, "p99_ms": p99}))

@@ -1,10 +1,32 @@
-"""What every test starts from: the log as structlog and logging have it by default."""
+"""What every test starts from: the same log, the same random numbers, the same examples."""
 
 import logging
+import os
+import random
+import sys
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import structlog
+
+# A property that tries other examples each time fails in some runs only, and one with a deadline
+# fails beside a busy neighbour; `make fuzz` (FUZZ_EXAMPLES) is where new examples are tried.
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_setup() -> None:
+    """Seed torch as pytest-randomly has seeded `random` and numpy: by the test's own name."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(random.getrandbits(63))
 
 
 @pytest.fixture(autouse=True)

@@ -34,10 +34,10 @@ SECRETS = re.compile(
     rf"|\b{re.escape(socket.gethostname())}\b"
 )
 CASES = [*words.CASES, *pictures.CASES, *web.CASES]
-SECONDS = 2.0
-TRIES = 3  # the time is the worker's: neighbours on a busy machine may take one try's
+CPU_SECONDS = 2.0  # of this process, since a neighbour may take the machine's
+TOTAL_S = 60
 EXTRA_MB = 300
-LIMITS = {"FETCH_TOTAL_S": "0.7", "FETCH_CONNECT_S": "0.5", "BUCKET_URL_TTL_S": "60"}
+LIMITS = {"FETCH_TOTAL_S": f"{TOTAL_S}", "FETCH_CONNECT_S": f"{TOTAL_S}", "BUCKET_URL_TTL_S": "60"}
 GOOD = {
     "prompt": "a good job",
     "image": base64.b64encode(saved(gradient(), "PNG")).decode("ascii"),
@@ -84,6 +84,7 @@ class Outcome:
 
     replies: list[dict[str, Any]]
     seconds: float
+    cpu_seconds: float
     extra_mb: int
 
 
@@ -100,11 +101,12 @@ def run(site: Site, environ: Mapping[str, str], *jobs: dict[str, Any]) -> Outcom
     async def serve() -> Outcome:
         worker = Worker(chosen, StandIns())
         forget_peak()
-        before, started = memory("VmRSS"), time.monotonic()
+        before, started, used = memory("VmRSS"), time.monotonic(), time.process_time()
         first = await worker.handle({"id": "job-0", **jobs[0]})
-        seconds, extra = time.monotonic() - started, memory("VmHWM") - before
+        seconds, used = time.monotonic() - started, time.process_time() - used
+        extra = memory("VmHWM") - before
         others = [await worker.handle({"id": "job-1", **job}) for job in jobs[1:]]
-        return Outcome([first, *others], seconds, extra)
+        return Outcome([first, *others], seconds, used, extra)
 
     return asyncio.run(serve())
 
@@ -134,13 +136,11 @@ def test_a_bad_input_gets_its_code_and_leaves_no_trace(
     job = case.job(site)
     log.configure("DEBUG")
     with tapped() as dialled:
-        for _ in range(TRIES):
-            outcome = run(site, case.environ, job, {"input": GOOD})
-            bad, following = outcome.replies
-            if outcome.seconds < SECONDS and bad.get("error_code") == case.code:
-                break
+        outcome = run(site, case.environ, job, {"input": GOOD})
+    bad, following = outcome.replies
     assert bad.get("error_code") == case.code, bad
-    assert outcome.seconds < SECONDS
+    assert outcome.cpu_seconds < CPU_SECONDS
+    assert outcome.seconds < TOTAL_S / 2
     assert outcome.extra_mb < EXTRA_MB
     assert drawn(following) == good
     assert site.allows(dialled)

@@ -60,8 +60,13 @@ def _trust(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert site.intruders == 0
 
 
+# what has to be fast is held to half of what it would take; nothing else may run out of time
+TOTAL_S = 60
+
+
 def read(site: Site, **changes: str) -> Settings:
-    return settings.read({**site.environ, "FETCH_TOTAL_S": "3", **changes})
+    limits = {"FETCH_TOTAL_S": str(TOTAL_S), "FETCH_CONNECT_S": str(TOTAL_S)}
+    return settings.read({**site.environ, **limits, **changes})
 
 
 def fetch(given: Settings, *urls: str) -> list[bytes]:
@@ -419,14 +424,14 @@ def test_slowness_in_any_phase_ends_with_the_budget(site: Site, path: str) -> No
     started = time.monotonic()
     with pytest.raises(ImageFetchFailed, match=r"within 0\.3 s"):
         fetch(read(site, FETCH_TOTAL_S="0.3"), site.http + path)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < TOTAL_S / 2
 
 
 def test_a_silent_name_server_ends_with_the_connect_budget(site: Site) -> None:
     started = time.monotonic()
     with pytest.raises(ImageFetchFailed, match="reached"):
         fetch(read(site, FETCH_CONNECT_S="0.3"), f"http://silent.test:{site.http_port}/x")
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < TOTAL_S / 2
 
 
 @pytest.mark.parametrize("name", ["empty.test", "nosuch.test"])
@@ -441,15 +446,15 @@ def test_several_references_come_side_by_side_and_in_order(site: Site) -> None:
     assert fetch(read(site), *urls) == [PICTURE, b"other", PICTURE]
     started = time.monotonic()
     with pytest.raises(ImageFetchFailed):
-        fetch(read(site, FETCH_TOTAL_S="0.4"), *[f"{site.http}/silent"] * 3)
-    assert time.monotonic() - started < 3
+        fetch(read(site, FETCH_TOTAL_S="2"), *[f"{site.http}/silent"] * 30)
+    assert time.monotonic() - started < 30 * 2 / 2
 
 
 def test_the_first_failure_stops_the_others_and_says_which(site: Site) -> None:
     started = time.monotonic()
     with pytest.raises(ImageFetchFailed, match="404") as failure:
         fetch(read(site), f"{site.http}/silent", f"{site.http}/status/404")
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < TOTAL_S / 2
     assert failure.value.details[0].field == "images[1]"
 
 
@@ -467,7 +472,7 @@ def test_a_cancelled_job_leaves_no_thread_and_no_connection(site: Site) -> None:
     before = threading.active_count()
     started = time.monotonic()
     asyncio.run(cancel())
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < TOTAL_S / 2
     assert threading.active_count() <= before + 2  # one of pycares, one of to_thread
 
 

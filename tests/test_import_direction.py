@@ -77,7 +77,9 @@ def test_a_file_imports_only_from_the_rooms_below_it(name: str) -> None:
 
 def test_no_two_files_import_each_other() -> None:
     graph = {name: {o for o in others if o in FILES} for name, others in IMPORTS.items()}
-    graphlib.TopologicalSorter(graph).prepare()
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+    place = {name: order.index(name) for name in FILES}
+    assert all(place[other] < place[name] for name in FILES for other in graph[name])
 
 
 def test_booting_and_serving_do_not_know_each_other() -> None:
@@ -110,13 +112,8 @@ def python(code: str) -> str:
 
 
 def test_the_door_costs_nothing_to_import() -> None:
-    code = (
-        "import sys, time; start = time.perf_counter(); import handler;"
-        "print(time.perf_counter() - start, len({'torch', 'worker', 'runpod'} & set(sys.modules)))"
-    )
-    seconds, heavy = min(tuple(map(float, python(code).split())) for _ in range(3))
-    assert seconds < 0.1
-    assert heavy == 0
+    code = "import sys; old = set(sys.modules); import handler; print(*set(sys.modules) - old)"
+    assert python(code).split() == ["handler"]
 
 
 def test_all_but_the_rooms_of_torch_loads_without_it() -> None:

@@ -9,16 +9,18 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from worlds.pod import Job, Pod
+from worlds.pod import HANG_S, Job, Pod
 from worlds.process import Process
 from worlds.standin import COMMAND, Gate
 
 Start = Callable[..., AbstractContextManager[Process]]
+ENDS_S = 30.0
 
 
 @pytest.fixture
 def pod() -> Iterator[Pod]:
-    with Pod(hold_s=5.0) as pod:
+    # a worker that waited for the end of an open poll would not end within ENDS_S
+    with Pod(hold_s=2 * ENDS_S) as pod:
         yield pod
 
 
@@ -39,7 +41,7 @@ HELD = "hold=denoise:1 gate=gate"
 
 
 def reached(gate: Gate) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + HANG_S
     while not gate.is_reached:
         assert time.monotonic() < end, "the stand-in did not get there"
         time.sleep(0.005)
@@ -47,15 +49,15 @@ def reached(gate: Gate) -> None:
 
 def gone(worker: Process) -> bool:
     """Whether neither the worker nor its heartbeat is left, at most a moment later."""
-    end = time.monotonic() + 2
+    end = time.monotonic() + ENDS_S
     while worker.relatives() and time.monotonic() < end:
         time.sleep(0.02)
     return not worker.relatives()
 
 
-def ended(worker: Process, within_s: float = 5.0) -> int:
+def ended(worker: Process) -> int:
     """Return the exit code of a worker that ends in time and leaves nothing."""
-    code = worker.wait(within_s)
+    code = worker.wait(ENDS_S)
     assert gone(worker)
     return code
 
@@ -174,9 +176,10 @@ def test_a_killed_worker_leaves_no_heartbeat(pod: Pod, start: Start) -> None:
         assert len(worker.relatives()) == 2
         worker.send(signal.SIGKILL)
         assert ended(worker) == -signal.SIGKILL
-        pings = len(pod.seen("ping"))
-        time.sleep(1.2)
-        assert len(pod.seen("ping")) == pings
+        gone_at = time.monotonic()
+        time.sleep(2.5)
+        # one may be on its way; the next would come a second later
+        assert not [ping for ping in pod.seen("ping") if ping.at > gone_at + 0.9]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a process namespace needs root")
@@ -186,7 +189,7 @@ def test_as_process_1_of_a_container_it_ends_whole(pod: Pod, start: Start, signu
     prefix = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
     with start(prefix=prefix) as worker:
         idle(pod)
-        outer, inner, heartbeat = sorted(worker.relatives())
+        outer, inner, heartbeat = worker.relatives()
         assert outer == worker.pid
         os.kill(inner, signum)
         code = ended(worker)
@@ -199,7 +202,7 @@ def test_as_process_1_it_can_be_ended_while_it_starts(pod: Pod, start: Start) ->
     prefix = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
     with start(prefix=prefix, STANDIN_BOOT_S="60") as worker:
         pod.until(lambda: worker.log("standin starts"))
-        os.kill(max(worker.relatives()), signal.SIGTERM)
+        os.kill(worker.relatives()[-1], signal.SIGTERM)
         assert ended(worker) == 0
 
 
@@ -247,17 +250,26 @@ def test_sigterm_during_a_cold_start_ends_it(pod: Pod, start: Start) -> None:
     ],
     ids=["gated", "full", "settings"],
 )
-def test_a_start_that_failed_for_good_tells_callers_why_and_then_exits(
+def test_a_start_that_failed_for_good_tells_callers_why(
     pod: Pod, start: Start, environ: dict[str, str], reason: str
 ) -> None:
-    with start(STANDIN_REFUSE_S="1.5", **environ) as worker:
+    with start(STANDIN_REFUSE_S="3600", **environ) as worker:
         for _ in range(2):
             job = pod.answer(pod.submit({"prompt": "a fox"}))
             assert job.output["error_code"] == "WORKER_NOT_READY"
             assert reason in str(job.error)
             assert job.answers == 1
-        assert worker.wait(10) == 1
+        worker.send(signal.SIGTERM)
+        assert ended(worker) == 1
+
+
+def test_a_start_that_failed_for_good_is_told_for_a_while_and_then_the_worker_exits(
+    pod: Pod, start: Start
+) -> None:
+    with start(STANDIN_BOOT="gated", STANDIN_REFUSE_S="0.5") as worker:
+        assert worker.wait() == 1
         assert gone(worker)
+        assert pod.seen("poll")
 
 
 @pytest.mark.parametrize("failure", ["hub", "bug"])
@@ -315,7 +327,6 @@ def test_without_prefetch_the_next_job_stays_with_the_platform(
         gate.open()
         assert all(is_right(pod.answer(i)) for i in (first, second))
         assert pod.jobs[second].taken >= pod.jobs[first].done
-        assert pod.jobs[second].taken - pod.jobs[first].done < 0.5
         assert alternates(worker)
 
 
@@ -335,10 +346,10 @@ def test_malformed_entries_of_a_batch_are_dropped_and_the_rest_is_answered(
 
 def test_a_job_past_its_deadline_stops_between_steps(pod: Pod, start: Start) -> None:
     with start(JOB_DEADLINE_S="1") as worker:
-        job = pod.answer(pod.submit({"prompt": "steps=100 pause=0.05"}))
+        job = pod.answer(pod.submit({"prompt": "steps=2000 pause=0.05"}))
         assert job.output["error_code"] == "DEADLINE_EXCEEDED"
         assert job.output["retryable"] is True
-        assert job.done - job.taken < 2
+        assert job.done - job.taken < 100 / 2  # of the 100 s that its steps would take
         assert is_right(pod.answer(pod.submit({"prompt": "next"})))
         assert alternates(worker)
 

@@ -53,6 +53,15 @@ def test_the_guard_refuses_an_sdk_without_what_it_replaces(
 
 UNGUARDED = """
 import runpod
+from runpod.serverless.modules.rp_scale import JobScaler
+
+run_jobs = JobScaler.run_jobs
+
+async def telling(scaler, session):
+    await run_jobs(scaler, session)
+    print("the runner has ended", flush=True)
+
+JobScaler.run_jobs = telling
 
 async def handle(job):
     return {"done": job["input"]}
@@ -64,13 +73,14 @@ runpod.serverless.start({"handler": handle})
 def test_the_sdk_alone_loses_a_job_that_comes_after_sigterm() -> None:
     """Why there is a guard; once this fails, the SDK may do without."""
     with (
-        Pod(hold_s=5.0) as pod,
+        Pod(hold_s=60.0) as pod,
         pod.worker([sys.executable, "-c", UNGUARDED], {"RUNPOD_LOG_LEVEL": "INFO"}) as worker,
     ):
-        assert pod.answer(pod.submit({"n": 1})).output == {"done": {"n": 1}}
-        pod.until(lambda: pod.events[-1].kind == "poll")
+        first = pod.answer(pod.submit({"n": 1}))
+        assert first.output == {"done": {"n": 1}}
+        pod.until(lambda: pod.seen("poll")[-1].at > first.done)
         worker.send(signal.SIGTERM)
-        time.sleep(0.5)
+        pod.until(lambda: "the runner has ended" in worker.stdout)
         lost = pod.submit({"n": 2})
         pod.until(lambda: pod.seen("taken", lost))
         time.sleep(1)

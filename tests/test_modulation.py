@@ -119,7 +119,13 @@ def test_a_timestep_without_a_row_is_an_error_never_a_neighbours_row() -> None:
 def test_timesteps_that_the_transformer_sees_as_one_share_a_row() -> None:
     model = small()
     modulation = RowModulation(model, table_of(small(), LIGHTNING), torch.device("cpu"))
-    modulation.load(torch.tensor([955.0]))  # 954.5455 and 955 are both seen as bf16(956 / 1000)
+    drawn = []
+    for timestep in (LIGHTNING[1], torch.tensor(955.0)):  # both are seen as bf16(956 / 1000)
+        modulation.load(timestep[None])
+        modulation.select(0)
+        drawn.append(forward(model, timestep))
+    assert torch.equal(*drawn)
+    assert drawn[0].isfinite().all()
 
 
 def test_a_forward_without_a_selection_is_nan_never_an_earlier_step() -> None:
@@ -156,9 +162,14 @@ def test_rows_of_another_model_are_refused() -> None:
 
 
 def test_weights_serve_every_timestep() -> None:
-    modulation = WeightModulation()
-    modulation.load(torch.tensor([13.7]))
-    modulation.select(0)
+    model, modulation = small(), WeightModulation()
+    timesteps = torch.tensor([13.7, 952.0])  # neither has a row
+    alone = [forward(model, timestep) for timestep in timesteps]
+    modulation.load(timesteps)
+    for step, expected in enumerate(alone):
+        modulation.select(step)
+        assert torch.equal(forward(model, timesteps[step]), expected)
+    assert not torch.equal(*alone)
 
 
 def test_the_transformer_sees_lightnings_eight_steps_in_bf16() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from faults import driver, machine, network
 from faults.machine import NotPermitted
 from faults.network import Case
-from faults.room import TOKEN, Room
+from faults.room import SOON, TOKEN, Room
 
 from worker import log
 from worker.errors import HubUnreachable, WorkerError
@@ -42,6 +42,8 @@ def trial(case: Case, seed: int, home: Path) -> Outcome:
     def run() -> None:
         try:
             with case.home(home, seed) as made:
+                if case.stalls:
+                    made.patience = SOON
                 outcome.append(_judge(case, made))
         except NotPermitted as error:
             refused.append(error)

@@ -18,7 +18,10 @@ Expected = Literal[
 
 @dataclass(frozen=True)
 class Case:
-    """One fault: `run` does all of it and raises what the download raised."""
+    """One fault: `run` does all of it and raises what the download raised.
+
+    `fast`: it takes no time; `stalls`: something stands still, which is to be told soon.
+    """
 
     name: str
     expected: Expected
@@ -26,13 +29,14 @@ class Case:
     group: str = "network"
     fast: bool = True
     home: Callable[[Path, int], AbstractContextManager[Room]] = room
+    stalls: bool = False
 
 
 def case(
     name: str,
     expected: Expected,
     *faults: Fault,
-    fast: bool = True,
+    stalls: bool = False,
 ) -> Case:
     """Make a case of faults that are there from the start."""
 
@@ -40,7 +44,7 @@ def case(
         room.hub.misbehave(*(_fresh(fault, room) for fault in faults))
         room.fetch()
 
-    return Case(name, expected, run, fast=fast)
+    return Case(name, expected, run, fast=not stalls, stalls=stalls)
 
 
 def _fresh(fault: Fault, room: Room) -> Fault:
@@ -131,7 +135,7 @@ CASES: tuple[Case, ...] = (
     case("hub: 404", UNAVAILABLE, everywhere(404, "info")),
     case("hub: HTML once", RECOVERED, Fault("html", "info")),
     case("hub: answer cut", RECOVERED, Fault("cut", "info")),
-    case("hub: stall", RECOVERED, Fault("stall-before", "info"), fast=False),
+    case("hub: stall", RECOVERED, Fault("stall-before", "info"), stalls=True),
     Case("gated, licence not accepted", UNAVAILABLE, _gated),
     Case("gated, licence accepted", RECOVERED, _gated_and_accepted),
     case("file: 401", UNAVAILABLE, everywhere(401, "resolve")),
@@ -152,9 +156,9 @@ CASES: tuple[Case, ...] = (
     case("gzip", RECOVERED, shard("gzip")),
     case("Range ignored", RECOVERED, shard("cut"), shard("no-range", None)),
     case("wrong Content-Range", RECOVERED, shard("cut"), shard("wrong-range")),
-    case("stall before the body", RECOVERED, shard("stall-before"), fast=False),
-    case("stall in the body", RECOVERED, shard("stall-body"), fast=False),
-    case("1 KB/s drip", RECOVERED, shard("drip"), fast=False),
+    case("stall before the body", RECOVERED, shard("stall-before"), stalls=True),
+    case("stall in the body", RECOVERED, shard("stall-body"), stalls=True),
+    case("1 KB/s drip", RECOVERED, shard("drip"), stalls=True),
     Case("redirect to another host", RECOVERED, _away_keeps_the_token),
     case("redirect loop", LATER, shard("redirect-loop", None)),
     case("redirect loop once", RECOVERED, shard("redirect-loop", 1)),

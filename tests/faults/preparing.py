@@ -78,7 +78,7 @@ class PreparingRoom(Room):
         return super().variables | {
             "PRECISION_MODE": "4bit",
             "LIGHTNING_STEPS": "8",
-            "DOWNLOAD_STALL_S": "3",
+            "DOWNLOAD_STALL_S": str(self.patience.stall_s),
             "RUNPOD_CACHE_DIR": str(self.home / "no-cache"),
             **self.environ,
         }
@@ -110,12 +110,12 @@ def room(home: Path, seed: int) -> Iterator[Room]:
             yield made
 
 
-def _case(name: str, expected: Expected, *faults: Fault) -> Case:
+def _case(name: str, expected: Expected, *faults: Fault, stalls: bool = False) -> Case:
     def run(made: Room) -> None:
         made.hub.misbehave(*(Fault(**vars(fault)) for fault in faults))
         made.fetch()
 
-    return Case(name, expected, run, "prepare", False, room)
+    return Case(name, expected, run, "prepare", False, room, stalls)
 
 
 def _killed(stop: str, name: str, how: signal.Signals = signal.SIGKILL) -> Case:
@@ -228,7 +228,12 @@ CASES: tuple[Case, ...] = (
         "recovered",
         Fault("flip", path="transformer/config.json"),
     ),
-    _case("prepare: stall in the body", "recovered", Fault("stall-body", path=SHARD, skip=4)),
+    _case(
+        "prepare: stall in the body",
+        "recovered",
+        Fault("stall-body", path=SHARD, skip=4),
+        stalls=True,
+    ),
     _case("prepare: HTML for ever", "try later", Fault("html", path=SHARD, times=None, skip=4)),
     Case("prepare: gated", "WEIGHTS_UNAVAILABLE", _gated, "prepare", False, room),
     _case(

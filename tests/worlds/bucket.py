@@ -55,6 +55,12 @@ class Store:
         listed = self.client.list_objects_v2(Bucket=bucket).get("Contents", [])
         return {item["Key"]: self.read(bucket, item["Key"])["Body"].read() for item in listed}
 
+    def empty(self) -> None:
+        """Delete every object of every bucket."""
+        for bucket in self._buckets:
+            for key in self.objects(bucket):
+                self.client.delete_object(Bucket=bucket, Key=key)
+
     def read(self, bucket: str, key: str) -> Any:
         """Return the server's own account of one object."""
         return self.client.get_object(Bucket=bucket, Key=key)

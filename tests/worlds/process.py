@@ -59,7 +59,7 @@ class Process:
         for pid in self.relatives():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._process.wait(10)
+        self._process.wait(60)
         for file in self._files:
             file.close()
         self._folder.cleanup()
@@ -78,7 +78,7 @@ class Process:
         """Send it a signal."""
         self._process.send_signal(signum)
 
-    def wait(self, timeout_s: float = 20.0) -> int:
+    def wait(self, timeout_s: float = 60.0) -> int:
         """Wait for its end and return its exit code."""
         try:
             return self._process.wait(timeout_s)
@@ -106,12 +106,14 @@ class Process:
         return lines
 
     def relatives(self) -> list[int]:
-        """Return the ids of this process and all its descendants that are alive."""
+        """Return the ids of this process and all its descendants that are alive, oldest first."""
         found = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     marked = self._mark.encode() in (entry / "environ").read_bytes().split(b"\0")
-                    if marked and "\nState:\tZ" not in (entry / "status").read_text():
-                        found.append(int(entry.name))
-        return found
+                    # proc_pid_stat(5): after the name the state, and 19 words on the start's time
+                    state = (entry / "stat").read_text().rpartition(")")[2].split()
+                    if marked and state[0] != "Z":
+                        found.append((int(state[19]), int(entry.name)))
+        return [pid for _, pid in sorted(found)]

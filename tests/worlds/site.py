@@ -53,6 +53,7 @@ class Names(asyncio.DatagramProtocol):
         self.answers: dict[str, Answer] = {}
         self.asked: list[str] = []
         self._transport: Any = None
+        self._told: dict[bytes, list[str]] = {}
 
     def connection_made(self, transport: Any) -> None:
         """Keep the transport to answer on."""
@@ -73,7 +74,11 @@ class Names(asyncio.DatagramProtocol):
         if answer == ["trouble"]:  # SERVFAIL: it cannot tell for now
             self._transport.sendto(data[:2] + b"\x81\x82" + data[4:6] + bytes(6) + data[12:], addr)
             return
-        addresses = answer() if callable(answer) else answer or []
+        if callable(answer):
+            # a question that is sent again, as to a slow server, is answered as it was
+            addresses = self._told.get(data) or self._told.setdefault(data, answer())
+        else:
+            addresses = answer or []
         records = b""
         count = 0
         for address in addresses:
@@ -111,17 +116,19 @@ class Site:
         self.http_port = self.https_port = self.dns_port = 0
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._ready = threading.Event()
+        self._servers: list[asyncio.Server] = []
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
 
     @property
     def http(self) -> str:
@@ -141,7 +148,7 @@ class Site:
             "FETCH_NAMESERVERS": f"{HOST}:{self.dns_port}",
         }
 
-    def wait_for(self, target: str, timeout_s: float = 10) -> None:
+    def wait_for(self, target: str, timeout_s: float = 60) -> None:
         """Wait until `target` was asked for."""
         with self._arrived:
             assert self._arrived.wait_for(lambda: target in self.hits, timeout_s), target
@@ -156,28 +163,44 @@ class Site:
         self._loop.run_until_complete(self._open())
         self._ready.set()
         self._loop.run_forever()
-        for task in asyncio.all_tasks(self._loop):
-            task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(self._close())
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    async def _close(self) -> None:
+        """Hang up on everybody and wait for it: what is left open warns whichever test is next."""
         for server in self._servers:
             server.close()
+        tasks, writers = set(self._tasks), set(self._writers)
+        for writer in writers:
+            writer.transport.abort()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
         self._datagrams.close()
-        self._loop.run_until_complete(asyncio.sleep(0))
-        self._loop.close()
+        await asyncio.sleep(0)
+
+    async def _listen(self, context: ssl.SSLContext | None) -> int:
+        """Listen on one port of HOST and INSIDE that is free at both, and return it."""
+        while True:
+            outer = await asyncio.start_server(self._accept, HOST, 0, ssl=context, backlog=256)
+            port: int = outer.sockets[0].getsockname()[1]
+            try:
+                inner = await asyncio.start_server(self._intrude, INSIDE, port)
+            except OSError:  # another test's hub may be there
+                outer.close()
+                continue
+            self._servers += [outer, inner]
+            return port
 
     async def _open(self) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._certificate)
-        plain = await asyncio.start_server(self._accept, HOST, 0, backlog=256)
-        secret = await asyncio.start_server(self._accept, HOST, 0, ssl=context, backlog=256)
-        self.http_port = plain.sockets[0].getsockname()[1]
-        self.https_port = secret.sockets[0].getsockname()[1]
-        inside = [
-            await asyncio.start_server(self._intrude, INSIDE, port)
-            for port in (self.http_port, self.https_port)
-        ]
-        self._servers = [plain, secret, *inside]
+        self.http_port = await self._listen(None)
+        self.https_port = await self._listen(context)
         self._datagrams, _ = await self._loop.create_datagram_endpoint(
             lambda: self.names, local_addr=(HOST, 0)
         )
@@ -194,6 +217,7 @@ class Site:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self._writers.add(writer)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             method, target, _ = head.split("\r\n")[0].split(" ", 2)
@@ -222,6 +246,8 @@ class Site:
                     await asyncio.sleep(0)
         with contextlib.suppress(OSError):
             writer.close()
+            await writer.wait_closed()
+        self._writers.discard(writer)
 
     async def serve(self, target: str) -> AsyncIterator[bytes]:  # noqa: C901, PLR0912, PLR0915 - one case a misdeed
         """Yield the raw bytes that answer a request for `target`."""

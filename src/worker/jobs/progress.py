@@ -1,7 +1,6 @@
 """A job's progress: in order, at most one update a second, and none after its result."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Self
 
@@ -60,13 +59,13 @@ class Progress:
             update, self._newest = self._newest, None
             if self._closed.is_set() or update is None:
                 return
-            start = time.monotonic()
+            start = self._loop.time()
             try:
                 async with asyncio.timeout(POST_S):
                     await post(update)
             except Exception as error:  # noqa: BLE001 - an update may be lost, the job may not
                 log.get().warning("progress lost", reason=type(error).__name__)
-            left = EVERY_S - (time.monotonic() - start)
+            left = EVERY_S - (self._loop.time() - start)
             try:
                 async with asyncio.timeout(max(left, 0)):
                     await self._closed.wait()

@@ -1,0 +1,116 @@
+"""Run the tests again and again, in random order, and name what failed in any run.
+
+    python -m tools.certain --times 10 [--seed 1] [--neighbour always] [tests/test_x.py ...]
+
+Every second run has a busy neighbour on the machine. The order of run N is that of the seed SEED+N,
+which pytest prints; OUT/run-NN/output.txt keeps what it said, with the same words by which it can
+be run again. Nothing is tried again: a test that fails in one of ten runs stops one release in ten.
+The status is 1 when anything failed.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tools.neighbour import busy
+
+ROOT: Final = Path(__file__).parent.parent
+LONGEST_S: Final = 3 * 3600.0  # each test has a limit of its own; this is for pytest itself
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How one run went: `failed` are the names of tests, or why there are none."""
+
+    seconds: float
+    failed: tuple[str, ...]
+
+
+def command(seed: int, folder: Path, paths: Sequence[str]) -> list[str]:
+    """Return how pytest is called: as in make test, but in the order that the seed gives."""
+    configured = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
+    options: list[str] = configured["ini_options"]["addopts"]
+    kept = [option for option in options if not option.startswith("--randomly")]
+    return [
+        *(sys.executable, "-m", "pytest", "-q", "-c", "pyproject.toml"),
+        *("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"),
+        *("-o", f"addopts={shlex.join(kept)}", f"--randomly-seed={seed}"),
+        *("-o", f"cache_dir={folder / 'cache'}"),
+        *paths,
+    ]
+
+
+def run(seed: int, folder: Path, paths: Sequence[str], *, neighbour: bool) -> Run:
+    """Run the tests once and keep their output in `folder`."""
+    folder.mkdir(parents=True)
+    words = command(seed, folder, paths)
+    start = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context((folder / "output.txt").open("w"))
+        output.write(f"{shlex.join(words)}\n")
+        output.flush()
+        if neighbour:
+            stack.enter_context(busy(folder / "neighbour"))
+        environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+        try:
+            status = subprocess.run(
+                words, cwd=ROOT, env=environ, stdout=output, stderr=output, timeout=LONGEST_S,
+                check=False,
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return Run(time.monotonic() - start, (f"pytest: no end within {LONGEST_S:.0f} s",))
+    return Run(time.monotonic() - start, _failed(folder / "cache", status))
+
+
+def _failed(cache: Path, status: int) -> tuple[str, ...]:
+    """Return what pytest has noted as failed, or its status where it failed without a test."""
+    with contextlib.suppress(FileNotFoundError):
+        if names := json.loads((cache / "v" / "cache" / "lastfailed").read_text()):
+            return tuple(sorted(names))
+    return () if status == 0 else (f"pytest: status {status}",)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do all runs, print how each went and what failed how often; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--neighbour", choices=("half", "always", "never"), default="half")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "certain")
+    parser.add_argument("paths", nargs="*", help="tests; all without any")
+    given = parser.parse_args(arguments)
+    shutil.rmtree(given.out, ignore_errors=True)
+    failures: Counter[str] = Counter()
+    right = 0
+    for number in range(1, given.times + 1):
+        neighbour = {"half": number % 2 == 0, "always": True, "never": False}[given.neighbour]
+        folder = given.out / f"run-{number:02d}"
+        found = run(given.seed + number, folder, given.paths, neighbour=neighbour)
+        failures.update(found.failed)
+        right += not found.failed
+        beside = ", beside a busy neighbour" if neighbour else ""
+        told = f"{len(found.failed)} failed" if found.failed else "passed"
+        print(f"run {number} of {given.times}, seed {given.seed + number}{beside}: {told}"
+              f" in {found.seconds:.0f} s", flush=True)  # fmt: skip
+        for name in found.failed:
+            print(f"    {name}: {folder / 'output.txt'}", flush=True)
+    print(f"\n{right} of {given.times} runs passed")
+    for name, times in failures.most_common():
+        print(f"    {times} x {name}")
+    return int(right < given.times)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
