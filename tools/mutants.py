@@ -16,6 +16,7 @@ is below 95 %.
 """
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -120,4 +121,6 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    # end as by an error, so that copies and processes go
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     sys.exit(main())

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tools.mutation import session
+from tools.mutation.marks import MARK
 from tools.mutation.reach import Recorder
 
 PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2): orphans of a trial become ours, to be ended
@@ -36,7 +37,7 @@ MOST_HELD: Final = 12 << 30
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a child is to do: run the `tests` of `files`, or with `record` all, traced.
+    """What a child is to do: run the `tests` of `files`, or with `record` all of them.
 
     `limits` are the seconds of each test; a recording has `longest` for each of its own.
     """
@@ -46,7 +47,6 @@ class Order:
     tests: Sequence[str] = ()
     limits: Sequence[float] = ()
     record: str = ""
-    source: str = ""
     longest: float = 0.0
 
 
@@ -149,9 +149,9 @@ def _be_child(order: Order, writing: int, log: int) -> None:
         tell = session.teller(writing)
         plugin: session.Chosen | session.Recording = session.Chosen(order.tests, tell)
         if order.record:
-            recorder = Recorder(Path(order.source), Path(order.record))
+            recorder = Recorder(Path(order.record))
             recorder.switch("collecting")
-            recorder.start()
+            recorder.start(MARK)
             plugin = session.Recording(recorder, tell)
         status = session.run(order.files, order.scratch, plugin, stop=not order.record)
     except BaseException:  # noqa: BLE001 - the log is where the operator looks
@@ -195,7 +195,7 @@ def _watched(order: Order, child: int, reading: int) -> tuple[list[dict[str, Any
 def _ended(child: int, *, kill: bool) -> int:
     """Wait for a child and return its status; of one that holds the pipe no more, not for long."""
     if kill:
-        _kill(_below(child))
+        _kill(below(child))
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
     deadline = time.monotonic() + LEAVING_S
@@ -211,7 +211,7 @@ def _ended(child: int, *, kill: bool) -> int:
 
 def _bury() -> None:
     """End what a trial has left behind: its orphans are our children."""
-    while orphans := _below(os.getpid())[1:]:
+    while orphans := below(os.getpid())[1:]:
         _kill(orphans)
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -219,7 +219,7 @@ def _bury() -> None:
         time.sleep(0.005)
 
 
-def _below(process: int) -> list[int]:
+def below(process: int) -> list[int]:
     """Return a process and all its descendants."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():

@@ -12,8 +12,8 @@ from tools.mutation.nursery import Answer
 from tools.mutation.reach import lines_of
 
 Line = tuple[str, int]
-# A recording of this layout; raise it when the layout or the tracing changes.
-LAYOUT: Final = 1
+# A recording of this layout; raise it when the layout or the marks change.
+LAYOUT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,12 @@ import json
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -16,7 +17,8 @@ from typing import Any, Final, TypeVar
 from tools.mutation import plan, record
 from tools.mutation.choose import Mutant
 from tools.mutation.copy import Copy, Project, copied
-from tools.mutation.nursery import Answer, Order
+from tools.mutation.marks import MARK, marked
+from tools.mutation.nursery import Answer, Order, below
 from tools.mutation.record import Record, Test
 
 # A test that takes longer than this, and than so many times its usual time, hangs. A busy machine
@@ -56,26 +58,31 @@ class Worker:
         self._copy = copy
         project = copy.project
         (copy.scratch / "tmp").mkdir()
-        self._process = subprocess.Popen(
-            [copy.python, "-m", "tools.mutation.nursery", project.source, project.tests],
-            cwd=project.root,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=_environment(copy),
-        )
+        self._log = copy.scratch / "nursery.txt"
+        with self._log.open("w") as log:  # libraries say this and that as they are imported
+            self._process = subprocess.Popen(
+                [copy.python, "-m", "tools.mutation.nursery", project.source, project.tests],
+                cwd=project.root,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=_environment(copy),
+            )
         self._answer()
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
+        """End the process and all that it has started."""
+        for process in below(self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         self._process.wait()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("the process that runs the tests has ended")
+            raise RuntimeError(f"no process to run tests in:\n{self._log.read_text()[-2000:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -89,27 +96,22 @@ class Worker:
         return answer
 
     def recorded(self, file: str) -> Record:
-        """Run the tests of a file, unchanged and traced."""
-        project = self._copy.project
-        with tempfile.TemporaryDirectory(dir=self._copy.scratch) as folder:
+        """Run the tests of a file, unchanged, and take note of what they reach."""
+        project, here = self._copy.project, self._copy.packages
+        with tempfile.TemporaryDirectory(dir=self._copy.scratch) as folder, ExitStack() as leaving:
             # other Python processes that the tests start record themselves
-            here = self._copy.packages
             shutil.copyfile(Path(__file__).with_name("reach.py"), here / f"{RECORDER}.py")
-            source = str(project.root / project.source)
-            start = f"{RECORDER}.Recorder({RECORDER}.Path({source!r}), {RECORDER}.Path({folder!r}))"
-            (here / "1-reach.pth").write_text(f"import {RECORDER}; {start}.start()\n")
-            try:
-                order = Order(
-                    (file,),
-                    str(self._copy.scratch),
-                    record=folder,
-                    source=source,
-                    longest=RECORDING_LIMIT_S,
-                )
-                answer = self._ask(order)
-            finally:
-                (here / "1-reach.pth").unlink()
-            return record.gathered(file, answer, Path(folder))
+            start = f"{RECORDER}.Recorder({folder!r}).start({MARK!r})"
+            (here / "1-reach.pth").write_text(f"import {RECORDER}; {start}\n")
+            leaving.callback((here / "1-reach.pth").unlink)
+            for path in project.sources:
+                relative = path.relative_to(project.root / project.source).as_posix()
+                text = marked(path.read_text(), relative)
+                leaving.enter_context(self._copy.changed(relative, text))
+            order = Order(
+                (file,), str(self._copy.scratch), record=folder, longest=RECORDING_LIMIT_S
+            )
+            return record.gathered(file, self._ask(order), Path(folder))
 
     def tried(self, mutant: Mutant, tests: Sequence[Test]) -> Outcome:
         """Run the tests that can notice a mutant, until one does."""
