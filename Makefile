@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test certain faults fuzz lint format lock image-check clean
+.PHONY: help setup demo test certain mutants faults fuzz soak lint format train-tiny eval-tiny lock image-check clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -35,6 +35,13 @@ fuzz: setup ## the properties on FUZZ_EXAMPLES inputs each, then FUZZ_S seconds 
 
 soak: setup ## ten thousand jobs through the real loop, with bad, slow and cancelled ones among them
 	$(BIN)/python bench/soak.py
+
+SEED ?= 1
+ROOM ?= all
+COUNT ?= 20
+WORKERS ?= 2
+mutants: setup ## change COUNT places of ROOM, drawn by SEED, one at a time, and name what no test notices
+	$(BIN)/python -m tools.mutants --seed $(SEED) --room $(ROOM) --count $(COUNT) --workers $(WORKERS)
 
 lint: setup ## ruff, its format check, mypy strict
 	$(BIN)/ruff check .

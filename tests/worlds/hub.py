@@ -38,6 +38,7 @@ Act = Literal[
     "gzip",
     "no-range",
     "wrong-range",
+    "told-range",
     "stall-before",
     "stall-body",
     "drip",
@@ -52,7 +53,8 @@ class Fault:
     """One way to misbehave: at which step, for which paths, how often (None: for ever).
 
     `at` is the share of the body that still arrives before a cut, a stall or a flipped byte.
-    `skip` spares the first so many that match.
+    `skip` spares the first so many that match. "told-range" answers 206 with the right bytes and
+    the Content-Range of `headers`, or none.
     """
 
     act: Act
@@ -534,6 +536,9 @@ class _Handler(BaseHTTPRequestHandler):
             start, end = (start - 1, end - 1) if start else (start + 1, end + 1)
         body = data[start : end + 1]
         headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+        if fault and fault.act == "told-range":
+            del headers["Content-Range"]
+            headers |= fault.headers
         self._body(fault, body, 206, headers)
 
     def _misbehaved(self, fault: Fault, page: bytes) -> bool:

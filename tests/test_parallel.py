@@ -1,0 +1,206 @@
+"""The transfer process may die, stand still or fail: the download notices and goes on."""
+
+import errno
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.room import FAST, SHARD, Room, room
+from worlds.hub import Fault
+
+from worker.errors import HubUnreachable
+from worker.weights import parallel
+from worker.weights.download import HubSnapshot
+from worker.weights.proof import RemoteFile
+from worker.weights.retry import Again
+from worker.weights.snapshot import Progress, named, quiet
+
+# nothing here is to end because the time of a stall has passed
+PATIENT = replace(FAST, connect_s=60, stall_s=600)
+ENDS_S = 60.0
+PROBE = "bytes=0-0"
+BLOCK = 4096
+RANGE = 50 * BLOCK
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Room]:
+    with room(tmp_path / "home", seed=0) as given:
+        assert given.parallel
+        given.patience = PATIENT
+        yield given
+
+
+def in_time(action: Callable[[], object]) -> None:
+    """Do it in a thread, so that what never ends fails the test and does not hold it."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:  # noqa: BLE001 - raised in the test's own thread
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(ENDS_S)
+    assert not thread.is_alive(), "still waiting"
+    if raised:
+        raise raised[0]
+
+
+@pytest.fixture
+def transfers(monkeypatch: pytest.MonkeyPatch) -> list["subprocess.Popen[bytes]"]:
+    """The transfer processes of this test, in the order in which they start."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    return started
+
+
+def spans(made: Room, path: str = SHARD) -> list[str | None]:
+    return [seen.span for seen in made.hub.requests("bytes", path)]
+
+
+def fetch(made: Room, snapshot: HubSnapshot | None = None, progress: Progress = quiet) -> None:
+    """Fetch the first shard alone, and find it whole, with nothing left beside it."""
+    snapshot = snapshot or made.snapshot()
+    in_time(lambda: snapshot.fetch_file(named(snapshot, SHARD), made.into, progress))
+    assert (made.into / SHARD).read_bytes() == made.published[SHARD]
+    assert not made.parts()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_a_transfer_process_that_dies_alone_ends_the_transfer_and_not_the_download(
+    made: Room, how: signal.Signals, transfers: list["subprocess.Popen[bytes]"]
+) -> None:
+    """Its end is noticed at once, not by the watchdog, and what it wrote is thrown away."""
+    made.hub.misbehave(Fault("stall-body", path=SHARD, times=None, skip=2))
+
+    def end() -> None:
+        assert made.hub.stalled.wait(ENDS_S)
+        made.hub.faults.clear()
+        transfers[0].send_signal(how)
+
+    killer = threading.Thread(target=end)
+    killer.start()
+    fetch(made)
+    killer.join()
+    assert transfers[0].returncode == -how
+
+
+@pytest.mark.parametrize("program", ["/bin/false", "/bin/true"])
+def test_a_transfer_process_that_does_nothing_leaves_the_work_to_the_sure_way(
+    made: Room, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", program)
+    fetch(made)
+    assert spans(made) == [PROBE, PROBE, None]
+
+
+def test_progress_is_told_while_the_transfer_runs(made: Room) -> None:
+    """Bytes are counted as they come, never more than the file has, and all of them at the end."""
+    made.hub.misbehave(Fault("stall-body", path=SHARD, skip=3))
+    told: list[int] = []
+    early: list[int] = []
+
+    def progress(file: RemoteFile, done: int) -> None:
+        assert file.path == SHARD
+        told.append(done)
+        if done and not early:
+            early.append(done)
+            made.hub.released.set()
+
+    fetch(made, progress=progress)
+    size = len(made.published[SHARD])
+    assert 0 < early[0] < size
+    assert told == sorted(told)
+    assert told[-1] == size
+
+
+def test_a_range_that_fails_is_asked_for_again_by_the_transfer_itself(made: Room) -> None:
+    """Losing a shard of gigabytes to one of its ranges would cost more than all retries of it."""
+    made.hub.misbehave(Fault("status", path=SHARD, times=parallel.RANGE_RETRIES, skip=2))
+    fetch(made)
+    assert spans(made).count(PROBE) == 2, "ours and hf_transfer's own: a single transfer"
+    assert None not in spans(made)
+
+
+@pytest.mark.parametrize("workers", ["1", "2", "4"])
+def test_every_number_of_workers_takes_the_parallel_way(made: Room, workers: str) -> None:
+    made.environ["DOWNLOAD_WORKERS"] = workers
+    fetch(made)
+    asked = spans(made)
+    assert asked[:2] == [PROBE, PROBE]
+    assert None not in asked
+    starts = [int(str(span).removeprefix("bytes=").partition("-")[0]) for span in asked[2:]]
+    assert sorted(starts) == list(range(0, len(made.published[SHARD]), 200_000))
+
+
+def transfer(made: Room, part: Path) -> None:
+    """Have one transfer write to `part`."""
+    snapshot = made.snapshot()
+    shard = named(snapshot, SHARD)
+    parallel.download(
+        snapshot.hub,
+        snapshot.hub.address(snapshot.repository, snapshot.commit, shard.path),
+        shard,
+        part,
+        made.patience,
+        lambda _done: None,
+        workers=1,
+        range_bytes=200_000,
+    )
+
+
+def test_a_disk_that_refuses_is_told_with_its_own_number(made: Room) -> None:
+    with pytest.raises(OSError) as refused:  # noqa: PT011 - its number is what is tested
+        transfer(made, Path("/sys/part"))
+    assert refused.value.errno in (errno.EACCES, errno.EROFS, errno.EPERM)
+
+
+def test_another_error_of_the_system_is_a_failed_transfer(made: Room) -> None:
+    """A connection's number must not be taken for the disk's."""
+    with pytest.raises(Again, match="failed"):
+        transfer(made, made.home / "no such folder" / "part")
+
+
+def aligned(made: Room) -> HubSnapshot:
+    """Publish a shard of whole blocks, in ranges of whole blocks."""
+    made.published[SHARD] = made.rng.randbytes(4 * RANGE)
+    made.hub.add("acme/painter", made.published)
+    return replace(made.snapshot(), range_bytes=RANGE)
+
+
+@pytest.mark.parametrize("blocks", [1, 20, 50])
+def test_a_range_that_was_not_written_whole_is_left_to_the_sure_way_at_once(
+    made: Room, blocks: int
+) -> None:
+    """One missing block is a hole already: hf_transfer would not notice the next time either."""
+    snapshot = aligned(made)
+    kept = (RANGE // BLOCK - blocks) * BLOCK / RANGE
+    made.hub.misbehave(Fault("short", path=SHARD, at=kept, skip=2))
+    fetch(made, snapshot)
+    assert spans(made).count(PROBE) == 2
+    assert spans(made).count(None) == 1
+
+
+def test_wrong_bytes_without_a_hole_are_the_hubs(made: Room) -> None:
+    """A file with every block in its place is not one that the disk refused to take."""
+    snapshot = aligned(made)
+    made.hub.misbehave(Fault("flip", path=SHARD, times=None, skip=2))
+    with pytest.raises(HubUnreachable, match="not the ones that it recorded"):
+        fetch(made, snapshot)
+    assert None not in spans(made), "the sure way would get the same bytes"
+    assert not made.parts()

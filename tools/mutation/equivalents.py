@@ -1,0 +1,55 @@
+"""Changes that no test can notice, each listed with its reason in equivalents.toml."""
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tools.mutation.choose import Mutant
+from tools.mutation.mutate import mutations
+
+LISTED: Final = Path(__file__).parent.parent / "equivalents.toml"
+ANY: Final = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Equivalent:
+    """One entry: a line of a function of a file, and what it may become (`ANY`: whatever).
+
+    `line` and `change` are as a survivor is printed, so that an entry holds wherever its line
+    moves; `within` is the function, dotted, "" outside of one.
+    """
+
+    file: str
+    line: str
+    reason: str
+    within: str = ""
+    change: str = ANY
+
+    def covers(self, mutant: Mutant) -> bool:
+        """Tell whether a mutant is this one."""
+        file, within, before, after = mutant.key
+        return (file, within, before) == (self.file, self.within, self.line) and (
+            self.change in (ANY, after)
+        )
+
+
+def listed(path: Path = LISTED) -> list[Equivalent]:
+    """Read the list; raises TypeError for an entry without a file, a line or a reason."""
+    if not path.exists():
+        return []
+    entries = tomllib.loads(path.read_text()).get("equivalent", [])
+    return [Equivalent(**entry) for entry in entries]
+
+
+def stale(entries: Sequence[Equivalent], folder: Path) -> list[Equivalent]:
+    """Return the entries that match no change of the source any more."""
+    found = []
+    for entry in entries:
+        path = folder / entry.file
+        source = path.read_text() if path.is_file() else ""
+        mutants = (Mutant(entry.file, source, mutation) for mutation in mutations(source))
+        if not any(entry.covers(mutant) for mutant in mutants):
+            found.append(entry)
+    return found

@@ -1,0 +1,164 @@
+"""Which tests can notice a change, the likeliest first, in portions."""
+
+import ast
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from tools.mutation.choose import Mutant
+from tools.mutation.record import Line, Record, Test
+
+# A first portion takes about as long as to start it; only what survives meets the costly tests.
+PORTIONS_S: Final = (3.0, 12.0, 40.0)
+# Campaigns are left out, and so is what would make one mutant cost minutes.
+LONGEST_S: Final = 60.0
+MOST_S: Final = 120.0
+# A test is cheap only against what any test costs.
+LEAST_S: Final = 0.02
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """The source with its names, and the tests by what they reach."""
+
+    folder: Path
+    records: Sequence[Record]
+
+    @cached_property
+    def _tests(self) -> list[tuple[Record, list[Test]]]:
+        """The tests that can tell a change from none."""
+        return [
+            (record, [t for t in record.tests if t.result == "passed" and t.cost <= LONGEST_S])
+            for record in self.records
+        ]
+
+    @cached_property
+    def _trees(self) -> dict[str, ast.Module]:
+        return {
+            path.relative_to(self.folder).as_posix(): ast.parse(path.read_text())
+            for path in sorted(self.folder.rglob("*.py"))
+        }
+
+    @cached_property
+    def _by_line(self) -> dict[Line, list[Test]]:
+        found: dict[Line, list[Test]] = {}
+        for _, tests in self._tests:
+            for test in tests:
+                for line in test.lines:
+                    found.setdefault(line, []).append(test)
+        return found
+
+    @cached_property
+    def _loading(self) -> dict[Line, list[Test]]:
+        """Tests by the lines that ran while their file was collected."""
+        found: dict[Line, list[Test]] = {}
+        for record, tests in self._tests:
+            for line in record.loading:
+                found.setdefault(line, []).extend(tests)
+        return found
+
+    def reaching(self, mutant: Mutant) -> list[Test]:
+        """Return the tests that may notice a mutant, the likeliest for its time first.
+
+        Lines in a function are noticed by who runs them; a constant, or the default of a class, by
+        who runs a line that names it.
+        """
+        file, mutation = mutant.file, mutant.mutation
+        own = {(file, n) for n in range(mutation.first, mutation.last + 1)}
+        inside = self._is_in_function(file, mutation.first)
+        lines = own if inside else set(self._uses(file, mutation.first))
+        found = {test.name: test for line in lines for test in self._by_line.get(line, ())}
+        if not found:  # it is run when a file is loaded, if at all
+            maps = (self._by_line, self._loading)
+            found = {t.name: t for line in own for tests in maps for t in tests.get(line, ())}
+        return sorted(found.values(), key=lambda test: (self._worth(test, file), test.name))
+
+    def _worth(self, test: Test, file: str) -> float:
+        """Return its seconds for each share of attention that it pays to a file."""
+        own = sum(1 for name, _ in test.lines if name == file)
+        return (test.cost + LEAST_S) * len(test.lines) / max(own, 0.1)
+
+    def _is_in_function(self, file: str, line: int) -> bool:
+        return any(
+            _body(node)[0] <= line <= _body(node)[1] for node in _functions(self._trees[file])
+        )
+
+    def _uses(self, file: str, line: int) -> Iterator[Line]:
+        """Yield the lines in functions that name what a line outside them defines."""
+        seen: set[str] = set()
+        wanted = self._defined(file, line)
+        while wanted - seen:
+            name = (wanted - seen).pop()
+            seen.add(name)
+            for other, tree in self._trees.items():
+                for node in ast.walk(tree):
+                    if name not in _named(node):
+                        continue
+                    at = getattr(node, "lineno", 0)
+                    if self._is_in_function(other, at):
+                        yield other, at
+                    else:
+                        wanted |= self._defined(other, at)
+
+    def _defined(self, file: str, line: int) -> set[str]:
+        """Return the names that the statement at a line outside of functions gives a meaning."""
+        names: set[str] = set()
+        for node in ast.walk(self._trees[file]):
+            if not isinstance(node, ast.stmt) or not _covers(node, line):
+                continue
+            if isinstance(node, ast.Assign):
+                names |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names.add(node.target.id)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names.add(node.name)  # the line is of its defaults or decorators
+        return names
+
+
+def portions(tests: Sequence[Test]) -> Iterator[list[Test]]:
+    """Part tests into portions that take longer and longer, up to MOST_S in all.
+
+    A fixture that several tests of a portion share is paid once.
+    """
+    left, spent, at = list(tests), 0.0, 0
+    while left and spent < MOST_S:
+        room = PORTIONS_S[min(at, len(PORTIONS_S) - 1)]
+        taken: list[Test] = []
+        paid: set[str] = set()
+        for test in left:
+            cost = test.seconds + sum(s for name, s in test.fixtures if name not in paid)
+            if taken and cost > room:
+                break
+            room -= cost
+            spent += cost
+            paid |= {name for name, _ in test.fixtures}
+            taken.append(test)
+        left = left[len(taken) :]
+        at += 1
+        yield taken
+
+
+def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def _body(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[int, int]:
+    return node.body[0].lineno, node.end_lineno or node.lineno
+
+
+def _covers(node: ast.stmt, line: int) -> bool:
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    first = min(node.lineno, *(d.lineno for d in decorators), node.lineno)
+    return first <= line <= (node.end_lineno or node.lineno)
+
+
+def _named(node: ast.AST) -> Iterable[str]:
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
+            return (name,)
+        case _:
+            return ()

@@ -1,0 +1,129 @@
+"""What each test reaches and costs, recorded once for each state of the source and the tests."""
+
+import hashlib
+import json
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from tools.mutation.copy import Project
+from tools.mutation.nursery import Answer
+from tools.mutation.reach import lines_of
+
+Line = tuple[str, int]
+# A recording of this layout; raise it when the layout or the marks change.
+LAYOUT: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """One test: its pytest name, its seconds, what it gives unchanged, and the lines it reaches.
+
+    `fixtures` are the shared fixtures that it uses, with their seconds.
+    """
+
+    name: str
+    seconds: float
+    result: str
+    lines: frozenset[Line]
+    fixtures: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def file(self) -> str:
+        """Return the file that it is in."""
+        return self.name.partition("::")[0]
+
+    @property
+    def cost(self) -> float:
+        """Return its seconds when it runs alone."""
+        return self.seconds + sum(seconds for _, seconds in self.fixtures)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The tests of one file, and the lines that ran while it was collected."""
+
+    tests: tuple[Test, ...]
+    loading: frozenset[Line]
+    verdict: str = "passed"
+    broke_off: str = ""
+
+    @property
+    def failing(self) -> list[str]:
+        """Return the tests that fail unchanged, and the last one of a session that broke off."""
+        names = [test.name for test in self.tests if test.result == "failed"]
+        return names if names or self.verdict == "passed" else [self.broke_off]
+
+
+def state_of(project: Project, file: str) -> str:
+    """Return a digest of all that a recording of a file depends on."""
+    digest = hashlib.sha256(f"{LAYOUT}".encode())
+    tests = project.root / project.tests
+    support = [p for p in sorted(tests.rglob("*.py")) if not p.name.startswith("test_")]
+    options = tomllib.loads((project.root / "pyproject.toml").read_text())["tool"]["pytest"]
+    digest.update(json.dumps(options).encode())
+    for path in (*project.sources, *support, project.root / file):
+        digest.update(path.relative_to(project.root).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def gathered(file: str, answer: Answer, folder: Path) -> Record:
+    """Return what a recording session told and wrote."""
+    seconds = {m["fixture"]: m["seconds"] for m in answer.told if "fixture" in m}
+    known: dict[str, frozenset[Line]] = {}
+
+    def lines(context: str) -> frozenset[Line]:
+        if context not in known:
+            known[context] = frozenset(lines_of(folder, context))
+        return known[context]
+
+    tests = []
+    for message in answer.told:
+        if "test" in message:
+            shared = message["shared"]
+            reached = frozenset().union(lines(message["context"]), *map(lines, shared))
+            fixtures = tuple((f"{file}:{name}", seconds.get(name, 0.0)) for name in shared)
+            tests.append(
+                Test(message["test"], message["seconds"], message["result"], reached, fixtures)
+            )
+    return Record(tuple(tests), lines("collecting"), answer.verdict, answer.test or file)
+
+
+def written(record: Record, path: Path) -> None:
+    """Keep a recording."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tests = [{**asdict(test), "lines": _packed(test.lines)} for test in record.tests]
+    facts = {"tests": tests, "loading": _packed(record.loading)}
+    path.write_text(json.dumps(facts))
+
+
+def read(path: Path) -> Record | None:
+    """Return a recording that was kept."""
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    tests = tuple(
+        Test(
+            t["name"],
+            t["seconds"],
+            t["result"],
+            _unpacked(t["lines"]),
+            tuple((name, seconds) for name, seconds in t["fixtures"]),
+        )
+        for t in facts["tests"]
+    )
+    return Record(tests, _unpacked(facts["loading"]))
+
+
+def _packed(lines: frozenset[Line]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for file, number in sorted(lines):
+        found.setdefault(file, []).append(number)
+    return found
+
+
+def _unpacked(files: dict[str, list[int]]) -> frozenset[Line]:
+    return frozenset((file, number) for file, numbers in files.items() for number in numbers)

@@ -1,0 +1,142 @@
+"""A pytest session inside a forked process: which tests, in which order, and what each gave."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import pytest
+
+from tools.mutation.reach import Recorder
+
+OPTIONS: Final = (
+    *("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly"),
+    # the plugins that are imported already
+    *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
+)
+# The same examples for every mutant: what a property finds is not left to chance.
+STEADY: Final = ("--hypothesis-seed=0",)
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+class Chosen:
+    """Run the named tests alone, in that order, and tell of each when it starts."""
+
+    def __init__(self, names: Sequence[str], tell: Tell) -> None:
+        self._places = {name: place for place, name in enumerate(names)}
+        self._tell = tell
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Leave the others out."""
+        kept = [item for item in items if item.nodeid in self._places]
+        items[:] = sorted(kept, key=lambda item: self._places[item.nodeid])
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Tell that a test starts, for its time to be measured from outside."""
+        self._tell({"start": nodeid})
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Tell which test failed."""
+        if report.failed:
+            self._tell({"failed": report.nodeid})
+
+
+class Recording:
+    """Run every test of a file and tell which lines it reached, how long it took, what it gave.
+
+    Lines that a fixture of a module or session ran count for every test that uses the fixture.
+    """
+
+    def __init__(self, recorder: Recorder, tell: Tell) -> None:
+        self._recorder = recorder
+        self._tell = tell
+        self._contexts: dict[str, str] = {}
+        self._shared: dict[int, list[str]] = {}
+        self._seconds: dict[str, float] = {}
+        self._inside: dict[str, float] = {}
+        self._now = ""
+        self._results: dict[str, str] = {}
+
+    def _number(self, name: str) -> str:
+        return self._contexts.setdefault(name, str(len(self._contexts)))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Record what the test runs."""
+        self._now = item.nodeid
+        before = self._recorder.switch(self._number(item.nodeid))
+        self._tell({"start": item.nodeid})
+        try:
+            return (yield)
+        finally:
+            self._recorder.switch(before)
+            definitions = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 - pytest's own
+            shared = {
+                context
+                for found in definitions.values()
+                for definition in found
+                for context in self._shared.get(id(definition), [])
+            }
+            self._tell(
+                {
+                    "test": item.nodeid,
+                    "context": self._number(item.nodeid),
+                    "shared": sorted(shared),
+                    "seconds": self._seconds.get(item.nodeid, 0) - self._inside.get(item.nodeid, 0),
+                    "result": self._results.get(item.nodeid, "failed"),
+                }
+            )
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Iterator[Any]:
+        """Record what a shared fixture runs."""
+        if fixturedef.scope == "function":
+            return (yield)
+        name = f"{fixturedef.baseid}::{fixturedef.argname}[{getattr(request, 'param_index', 0)}]"
+        context = self._number(name)
+        self._shared.setdefault(id(fixturedef), []).append(context)
+        before = self._recorder.switch(context)
+        start = time.monotonic()
+        inside = self._inside.get(self._now, 0.0)
+        try:
+            return (yield)
+        finally:
+            self._recorder.switch(before)
+            spent = time.monotonic() - start  # with that of the fixtures that it asked for
+            own = spent - (self._inside.get(self._now, 0.0) - inside)
+            self._inside[self._now] = inside + spent
+            self._tell({"fixture": context, "seconds": own})
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add up the time of set-up, call and tear-down."""
+        name = report.nodeid
+        self._seconds[name] = self._seconds.get(name, 0.0) + report.duration
+        if report.failed or report.skipped or report.when == "call":
+            self._results[name] = report.outcome
+
+
+def run(files: Sequence[str], folder: str, plugin: object, *, stop: bool) -> int:
+    """Run pytest on files in this process; tests write below `folder`. Returns its exit status."""
+    options = [*OPTIONS, f"--basetemp={folder}/pytest"]
+    with suppress(ImportError):
+        import hypothesis  # noqa: F401, PLC0415 - its option is there only with it
+
+        options.extend(STEADY)
+    if stop:
+        options.append("-x")
+    return int(pytest.main([*options, *files], plugins=[plugin]))
+
+
+def teller(descriptor: int) -> Tell:
+    """Return a way to send JSON lines through a pipe."""
+
+    def tell(message: dict[str, Any]) -> None:
+        os.write(descriptor, json.dumps(message).encode() + b"\n")
+
+    return tell

@@ -1,0 +1,189 @@
+"""Trials of mutants: each in a copy of the project, against the tests that can notice it."""
+
+import json
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from tools.mutation import plan, record
+from tools.mutation.choose import Mutant
+from tools.mutation.copy import Copy, Project, copied
+from tools.mutation.marks import MARK, marked
+from tools.mutation.nursery import Answer, Order, below
+from tools.mutation.record import Record, Test
+
+# A test that takes longer than this, and than so many times its usual time, hangs. A busy machine
+# makes everything slower, so that both are generous.
+LEAST_LIMIT_S: Final = 20.0
+TIMES: Final = 6.0
+RECORDING_LIMIT_S: Final = 400.0
+RECORDER: Final = "mutation_reach"
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a mutant: "killed", "hangs" (as good as killed), "survived", "unreached".
+
+    `test` is the one that noticed; `tried` is how many could have, `seconds` what it took.
+    """
+
+    mutant: Mutant
+    result: str
+    test: str = ""
+    tried: int = 0
+    seconds: float = 0.0
+
+    @property
+    def noticed(self) -> bool:
+        """Tell whether the tests noticed it."""
+        return self.result in ("killed", "hangs")
+
+
+class Worker:
+    """One copy of the project and the process that runs its tests."""
+
+    def __init__(self, copy: Copy) -> None:
+        self._copy = copy
+        project = copy.project
+        (copy.scratch / "tmp").mkdir()
+        self._log = copy.scratch / "nursery.txt"
+        with self._log.open("w") as log:  # libraries say this and that as they are imported
+            self._process = subprocess.Popen(
+                [copy.python, "-m", "tools.mutation.nursery", project.source, project.tests],
+                cwd=project.root,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=_environment(copy),
+            )
+        self._answer()
+
+    def close(self) -> None:
+        """End the process and all that it has started."""
+        for process in below(self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"no process to run tests in:\n{self._log.read_text()[-2000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _ask(self, order: Order) -> Answer:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asdict(order)) + "\n")
+        self._process.stdin.flush()
+        answer = Answer(**self._answer())
+        for left in (self._copy.scratch / "tmp", self._copy.scratch / "pytest"):
+            shutil.rmtree(left, ignore_errors=True)
+        return answer
+
+    def recorded(self, file: str) -> Record:
+        """Run the tests of a file, unchanged, and take note of what they reach."""
+        project, here = self._copy.project, self._copy.packages
+        with tempfile.TemporaryDirectory(dir=self._copy.scratch) as folder, ExitStack() as leaving:
+            # other Python processes that the tests start record themselves
+            shutil.copyfile(Path(__file__).with_name("reach.py"), here / f"{RECORDER}.py")
+            start = f"{RECORDER}.Recorder({folder!r}).start({MARK!r})"
+            (here / "1-reach.pth").write_text(f"import {RECORDER}; {start}\n")
+            leaving.callback((here / "1-reach.pth").unlink)
+            for path in project.sources:
+                relative = path.relative_to(project.root / project.source).as_posix()
+                text = marked(path.read_text(), relative)
+                leaving.enter_context(self._copy.changed(relative, text))
+            order = Order(
+                (file,), str(self._copy.scratch), record=folder, longest=RECORDING_LIMIT_S
+            )
+            return record.gathered(file, self._ask(order), Path(folder))
+
+    def tried(self, mutant: Mutant, tests: Sequence[Test]) -> Outcome:
+        """Run the tests that can notice a mutant, until one does."""
+        if not tests:
+            return Outcome(mutant, "unreached")
+        seconds, count = 0.0, 0
+        with self._copy.changed(mutant.file, mutant.mutation.applied(mutant.source)):
+            for portion in plan.portions(tests):
+                count += len(portion)
+                answer = self._ask(
+                    Order(
+                        sorted({test.file for test in portion}),
+                        str(self._copy.scratch),
+                        [test.name for test in portion],
+                        [LEAST_LIMIT_S + TIMES * test.cost for test in portion],
+                    )
+                )
+                seconds += answer.seconds
+                if answer.verdict != "passed":
+                    result = "hangs" if answer.verdict == "hangs" else "killed"
+                    return Outcome(mutant, result, answer.test, count, seconds)
+        return Outcome(mutant, "survived", "", count, seconds)
+
+
+def _environment(copy: Copy) -> dict[str, str]:
+    """Return what a copy's processes start with: the folders that tests write to are its own."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(copy.scratch / "tmp")}
+
+
+@contextmanager
+def workers(project: Project, count: int) -> Iterator[list[Worker]]:
+    """Give `count` workers, each with a copy of its own, removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ExitStack() as leaving:
+        found = []
+        for number in range(count):
+            place = Path(folder, str(number))
+            place.mkdir()
+            worker = Worker(copied(project, place))
+            leaving.callback(worker.close)
+            found.append(worker)
+        yield found
+
+
+def shared_out(
+    staff: Sequence[Worker], tasks: Sequence[T], do: Callable[[Worker, T], R]
+) -> Iterator[tuple[T, R]]:
+    """Do tasks side by side, a worker one at a time; yield each with its result when it is done.
+
+    Raises what the first that fails raises.
+    """
+    waiting: queue.SimpleQueue[T] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[T, R] | Exception] = queue.SimpleQueue()
+    for task in tasks:
+        waiting.put(task)
+
+    def work(worker: Worker) -> None:
+        try:
+            while True:
+                task = waiting.get_nowait()
+                done.put((task, do(worker, task)))
+        except queue.Empty:
+            return
+        except Exception as error:  # noqa: BLE001 - raised where the results are read
+            done.put(error)
+
+    threads = [threading.Thread(target=work, args=(each,), daemon=True) for each in staff]
+    for thread in threads:
+        thread.start()
+    for _ in tasks:
+        result = done.get()
+        if isinstance(result, Exception):
+            raise result
+        yield result
+    for thread in threads:
+        thread.join()
