@@ -144,3 +144,34 @@ def test_what_has_no_secret_is_logged_as_it_is(value: Any) -> None:
     plain = repr(value).lower()
     if not any(word in plain for word in log.SECRET_WORDS):
         assert repr(log.redact(value)) == repr(value)
+
+
+def test_a_librarys_logger_keeps_to_our_handler_and_any_other_is_its_owners() -> None:
+    """Libraries attach handlers, levels and walls at import, before or after `configure`."""
+    early = logging.Logger.manager.getLogger("torch.made_early")
+    early.addHandler(logging.StreamHandler())
+    early.addHandler(logging.NullHandler())
+    early.propagate = False
+    log.configure()
+    late = logging.getLogger("diffusers.made_late")
+    late.addHandler(logging.StreamHandler())
+    late.propagate = False
+    switched = logging.getLogger("torch.made_late.__artifact")
+    other = logging.getLogger("some.application")
+    for logger in (switched, other):
+        logger.addHandler(logging.StreamHandler())
+        logger.propagate = False
+        logger.setLevel(logging.DEBUG)
+    assert [type(handler) for handler in early.handlers] == [logging.NullHandler]
+    assert late.handlers == []
+    assert early.propagate
+    assert late.propagate
+    for logger in (switched, other):
+        assert len(logger.handlers) == 1
+        assert not logger.propagate
+        assert logger.level == logging.DEBUG
+    logging.getLogger("transformers").setLevel(logging.DEBUG)
+    logging.getLogger("torch").setLevel(logging.INFO)
+    assert logging.getLogger("transformers").level == logging.ERROR
+    assert logging.getLogger("torch").level == logging.INFO
+    logging.getLogger("torch").setLevel(logging.WARNING)

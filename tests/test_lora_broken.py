@@ -186,6 +186,35 @@ def test_a_file_that_is_no_lora_is_refused(data: bytes, tmp_path: Path) -> None:
     assert raised.value.message.isprintable()
 
 
+@pytest.mark.parametrize("data", FILES.values(), ids=FILES)
+def test_a_header_that_cannot_be_read_states_no_scale(data: bytes) -> None:
+    """Reading the whole file tells what is wrong with it; no byte past its end is asked for."""
+
+    def read_range(start: int, end: int) -> bytes:
+        assert start < end <= len(data)
+        return data[start:end]
+
+    told = lora_file.stated_scale(read_range, len(data))
+    assert told.keys() == ({"lora_alpha"} if b"lora_alpha" in data else set())
+
+
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        ({"format": "pt", "ss_network_alpha": "8", "r": "4", "use_rslora": "true"}, set()),
+        ({"lora_alpha": "8", "format": "pt"}, {"lora_alpha"}),
+        ({"lora_alpha": "8", "r": "4", "rank_pattern": "{}"}, {"lora_alpha", "r", "rank_pattern"}),
+        ({"lora_adapter_metadata": "{}", "r": "4"}, {"lora_adapter_metadata"}),
+    ],
+)
+def test_a_header_tells_what_bears_on_the_scale_and_nothing_else(
+    held: dict[str, str], told: set[str]
+) -> None:
+    data = header({"__metadata__": held})
+    found = lora_file.stated_scale(lambda start, end: data[start:end], len(data))
+    assert found == {key: held[key] for key in told}
+
+
 def test_a_folder_is_no_file_and_a_missing_file_is_told_apart(tmp_path: Path) -> None:
     """Another worker of the volume may have dropped it: then it is fetched again."""
     with pytest.raises(LoraNotApplied, match="no readable safetensors file"):

@@ -209,7 +209,7 @@ class VolumeFull(Fault):
 
 
 class LoraNotApplied(Fault):
-    """Some module of a LoRA found no weight, or some weight no module."""
+    """A LoRA is not whole or not plain, or some module of it found no weight of the model."""
 
     code = "LORA_NOT_APPLIED"
 
