@@ -196,7 +196,7 @@ def test_a_url_may_be_as_long_as_a_request_line(letter: str) -> None:
     start = "https://site.test/"
     sent = len(check(start + letter + "x", PLAIN).raw_path) - 2
     count, rest = divmod(MAX_URL_CHARACTERS - len(start), sent)
-    longest = start + letter * count + "x" * rest
+    longest = start + letter * (count - 1) + "x" * (sent + rest)
     assert len(str(check(longest, PLAIN))) == MAX_URL_CHARACTERS == 8190
     with pytest.raises(ImageFetchRefused, match="at most 8190 characters"):
         check(longest + "x", PLAIN)
