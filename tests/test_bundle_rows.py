@@ -1,6 +1,8 @@
 """Modulation rows as they are prepared: what the blocks compute, for every timestep there is."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,91 @@ def test_files_of_other_timesteps_are_not_mixed(tmp_path: Path) -> None:
         rows.table(paths)
     with pytest.raises(Internal, match="no modulation rows"):
         rows.table([])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Write rows of 7 timesteps of which each has its own number, and others behind them."""
+    held = {
+        "keys": torch.linspace(0.1, 0.7, 7).bfloat16(),
+        "rows": torch.arange(7).bfloat16().reshape(7, 1, 1).repeat(1, 3, 12),
+        "slots": torch.tensor([4, 0, 2]),
+        "zero": torch.full((2, 12), 50).bfloat16(),
+        "zero_blocks": torch.tensor([1, 0]),
+    }
+    return tmp_path / tensors.write(tmp_path, "modulation", held)[0]
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_what_is_read_ahead_are_the_bytes_of_the_rows(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int, int]] = []
+
+    def advise(_number: int, start: int, size: int, advice: int) -> None:
+        asked.append((start, size, advice))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    (part,) = rows.table([file]).parts
+    part.ahead(torch.tensor([5, 0, 6]))
+    data = file.read_bytes()
+    wanted = [bytes(_raw(part.rows[row])) for row in (5, 0, 6)]
+    assert [data[start : start + size] for start, size, _ in asked] == wanted
+    assert {advice for *_, advice in asked} == {os.POSIX_FADV_WILLNEED}
+
+
+def _raw(tensor: torch.Tensor) -> list[int]:
+    numbers: list[int] = tensor.contiguous().reshape(-1).view(torch.uint8).tolist()
+    return numbers
+
+
+def refuse(*_: object) -> None:
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+@pytest.mark.parametrize("fault", ["gone", "no descriptors", "no advice", "works"])
+def test_a_read_ahead_that_fails_does_not_fail_the_job(
+    file: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """It is a wish to the kernel: the rows are mapped, and read without it."""
+    table = rows.table([file])
+    if fault == "gone":
+        file.unlink()
+    elif fault == "no descriptors":
+        monkeypatch.setattr(os, "open", refuse)
+    elif fault == "no advice":
+        monkeypatch.setattr(os, "posix_fadvise", refuse)
+    before = descriptors()
+    found = table.gather(torch.tensor([6, 2]), 3, CPU)
+    assert descriptors() == before
+    by_slot = found.view(2, 6, 12)[:, torch.tensor([4, 0, 2])]
+    assert by_slot[0].reshape(-1).tolist() == [6.0] * 36
+    assert by_slot[1].reshape(-1).tolist() == [2.0] * 36
+
+
+def test_a_table_holds_what_its_files_hold(file: Path) -> None:
+    table = rows.table([file, file])
+    assert len(table.parts) == 2
+    assert table.keys.tolist() == torch.linspace(0.1, 0.7, 7).bfloat16().tolist()
+    for part in table.parts:
+        assert part.slots.tolist() == [4, 0, 2]
+        assert part.zero_blocks.tolist() == [1, 0]
+        assert part.zero.tolist() == [[50.0] * 12] * 2
+
+
+def test_rows_of_a_device_that_rounds_a_pair_otherwise_are_refused() -> None:
+    """The row of t = 0 is kept once: it must not depend on the timestep that it came with."""
+    model = small({"zero_cond_t": True})
+    state = model.state_dict()
+    weights = {name: t for name, t in state.items() if name.startswith(rows.PREFIX)}
+    embedding = rows.TimeEmbedding(weights, model.config, rows.keys(SCHEDULER)[:5], CPU)
+    layer = "transformer_blocks.0.img_mod.1."
+    weight, bias = state[f"{layer}weight"], state[f"{layer}bias"]
+    embedding.rows("img_mod", weight, bias)
+    embedding.activated[3, 1] += 1
+    with pytest.raises(Internal, match="differs between timesteps"):
+        embedding.rows("img_mod", weight, bias)
+    assert embedding.rows("txt_mod", weight, bias)[1] is None, "text sees t alone"

@@ -65,3 +65,93 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         meter(B, 4_000_000)
     assert "tiny: 100%" in terminal.getvalue()
     assert "event" not in terminal.getvalue()
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        """Return its time."""
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("worker.weights.meter.time", made)
+    return made
+
+
+def test_lines_come_every_few_seconds_with_the_rate_since_the_start(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure("INFO")
+    with Meter(10_000_000, "tiny", every_s=5) as meter:
+        for second, done in ((0, 0), (4.9, 1_000_000), (5, 2_000_000), (9.9, 3_000_000)):
+            clock.now = 100 + second
+            meter(A, done)
+        clock.now = 110
+        meter(B, 2_000_000)
+        clock.now = 112.5
+    said = lines(capsys.readouterr().err)
+    facts = ("event", "what", "done_mb", "total_mb", "mb_per_s", "left_s")
+    assert [tuple(line[name] for name in facts) for line in said] == [
+        ("downloading", "tiny", 2, 10, 0.4, 20),
+        ("downloading", "tiny", 5, 10, 0.5, 10),
+        ("downloaded", "tiny", 5, 10, 0.4, 12),
+    ]
+
+
+def test_nothing_yet_has_no_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure("INFO")
+    with Meter(10_000_000, "tiny", every_s=5) as meter:
+        clock.now = 105
+        meter(A, 0)
+    assert [line["left_s"] for line in lines(capsys.readouterr().err)] == [None, None]
+
+
+def test_more_than_was_announced_leaves_no_time(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure("INFO")
+    with Meter(1_000_000, "tiny", every_s=5) as meter:
+        clock.now = 105
+        meter(A, 6_000_000)
+    assert {line["left_s"] for line in lines(capsys.readouterr().err)} == {0}
+
+
+def test_a_download_shorter_than_a_line_says_nothing(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure("INFO")
+    with Meter(6_000_000, "tiny", every_s=5) as meter:
+        clock.now = 104
+        meter(A, 6_000_000)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_download_that_fails_is_not_called_downloaded(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure("INFO")
+    meter = Meter(6_000_000, "tiny", every_s=5)
+    with pytest.raises(ValueError, match="cut"), meter:  # noqa: PT012 - the block is what fails
+        clock.now = 105
+        meter(A, 1_000_000)
+        raise ValueError("cut")
+    assert [line["event"] for line in lines(capsys.readouterr().err)] == ["downloading"]
+
+
+def test_a_bar_goes_back_with_a_file_that_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Meter(10_000_000, "tiny") as meter:
+        meter(A, 6_000_000)
+        meter(A, 2_000_000)
+    bar = terminal.getvalue().split("\r")[-1]
+    assert "20%" in bar
+    assert "2.00M/10.0M" in bar
+    assert terminal.getvalue().endswith("\n"), "it was closed"

@@ -1,13 +1,14 @@
 """What was pushed is what comes back, and who may not push is told what is needed."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from worlds.hub import Hub, running
+from worlds.hub import Hub, _Handler, running
 
-from worker import settings
-from worker.errors import WeightsUnavailable
+from worker import log, settings
+from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.weights import metadata
 from worker.weights.download import fetch_snapshot
 from worker.weights.push import push
@@ -84,3 +85,60 @@ def test_a_push_needs_a_token_that_may_write(
         push(files, "acme/bundle", configured(hub, tmp_path, token))
     assert "may write" in refused.value.message
     assert not hub.uploaded
+
+
+def test_the_token_is_hidden_before_anything_is_asked(
+    hub: Hub, files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    token = "hf_of_this_test_alone"
+    with pytest.raises(WeightsUnavailable):
+        push(files, "acme/bundle", configured(hub, tmp_path, token))
+    assert token not in str(log.redact(f"it said {token}"))
+
+
+@pytest.mark.parametrize("name", ["a b/c", "acme/x--y", "acme/painter/deeper", "acme/.git"])
+def test_what_is_no_repository_name_is_told(
+    hub: Hub, files: Mapping[str, Path], tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(WeightsUnavailable, match="not a repository name: org/name") as refused:
+        push(files, name, configured(hub, tmp_path))
+    assert not isinstance(refused.value, HubUnreachable)
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 408])
+def test_a_hub_that_is_busy_is_for_later(
+    hub: Hub,
+    files: Mapping[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+) -> None:
+    monkeypatch.setattr(_Handler, "_push", lambda handler: handler._send(status, b"{}"))
+    with pytest.raises(HubUnreachable, match=f"the hub answered {status}; push again") as refused:
+        push(files, "acme/bundle", configured(hub, tmp_path))
+    assert refused.value.retryable
+
+
+def test_a_hub_that_is_gone_is_for_later(
+    hub: Hub, files: Mapping[str, Path], tmp_path: Path
+) -> None:
+    read = configured(hub, tmp_path)
+    hub.stop()
+    with pytest.raises(HubUnreachable, match="the upload broke off"):
+        push(files, "acme/bundle", read)
+
+
+def test_the_commit_carries_its_message(
+    hub: Hub, files: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies: list[bytes] = []
+    commit = _Handler._commit
+
+    def noted(handler: _Handler, repository: str, branch: str, body: bytes) -> None:
+        bodies.append(body)
+        commit(handler, repository, branch, body)
+
+    monkeypatch.setattr(_Handler, "_commit", noted)
+    push(files, "acme/bundle", configured(hub, tmp_path), message="As prepared")
+    (header,) = (json.loads(line) for line in bodies[0].splitlines() if b'"header"' in line)
+    assert header["value"]["summary"] == "As prepared"

@@ -1,7 +1,7 @@
 """A process that has imported what is slow to import, and forks one child for each trial.
 
-`python -m tools.mutation.nursery` in the root of a copy. Orders come by standard input and answers
-leave by standard output, a line of JSON each. An order is a trial or a recording, see `Order`.
+It runs in the root of a copy, with the folders of source and tests as arguments. Orders come by
+standard input and answers leave by standard output, a line of JSON each.
 """
 
 import ast
@@ -237,7 +237,3 @@ def _kill(processes: Sequence[int]) -> None:
     for process in processes:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main()

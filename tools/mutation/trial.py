@@ -27,6 +27,14 @@ LEAST_LIMIT_S: Final = 20.0
 TIMES: Final = 6.0
 RECORDING_LIMIT_S: Final = 400.0
 RECORDER: Final = "mutation_reach"
+# The tool itself is not of the copy, and nothing else of its folder is to be found.
+NURSERY: Final = f"""
+import sys
+sys.path.append({str(Path(__file__).parents[2])!r})
+from tools.mutation.nursery import main
+sys.path.pop()
+main()
+"""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,7 +69,7 @@ class Worker:
         self._log = copy.scratch / "nursery.txt"
         with self._log.open("w") as log:  # libraries say this and that as they are imported
             self._process = subprocess.Popen(
-                [copy.python, "-m", "tools.mutation.nursery", project.source, project.tests],
+                [copy.python, "-c", NURSERY, project.source, project.tests],
                 cwd=project.root,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -69,14 +77,19 @@ class Worker:
                 text=True,
                 env=_environment(copy),
             )
-        self._answer()
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the process and all that it has started."""
         for process in below(self._process.pid):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        self._process.wait()
+        with suppress(BrokenPipeError):
+            self._process.communicate()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -1,7 +1,6 @@
 """A component with weights, made shard by shard: fetch, transform, write, drop; resumable."""
 
 import itertools
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,8 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from pydantic import TypeAdapter
 from safetensors import safe_open
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Progress, Proven, Snapshot
 
 RECEIPT: Final = ".shard-{:05d}.json"
+RECORDS: Final = TypeAdapter(dict[str, FileRecord])
 # Another worker of the volume may drop a shard between our fetch and our open.
 OPEN_TRIES: Final = 3
 
@@ -154,8 +155,7 @@ def _ahead(place: Place, pending: Sequence[Shard]) -> Iterator[Callable[[RemoteF
 def _receipt(folder: Path, index: int) -> dict[str, FileRecord] | None:
     """Return the files that a shard became, if they are all there."""
     try:
-        held: dict[str, Any] = json.loads((folder / RECEIPT.format(index)).read_bytes())
-        records = {name: FileRecord.model_validate(record) for name, record in held.items()}
+        records = RECORDS.validate_json((folder / RECEIPT.format(index)).read_bytes())
         whole = all((folder / name).stat().st_size == r.size for name, r in records.items())
     except (OSError, ValueError):
         return None
@@ -165,5 +165,5 @@ def _receipt(folder: Path, index: int) -> dict[str, FileRecord] | None:
 def _write_receipt(folder: Path, index: int, records: Mapping[str, FileRecord]) -> None:
     target = folder / RECEIPT.format(index)
     part = temporary.unique(target)
-    part.write_text(json.dumps({name: r.model_dump() for name, r in records.items()}))
+    part.write_bytes(RECORDS.dump_json(dict(records)))
     temporary.publish(part, target)

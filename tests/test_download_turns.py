@@ -1,0 +1,241 @@
+"""Who wants a file that another is downloading waits while that one moves on, and no longer."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import filelock
+import pytest
+from faults.room import FAST, SHARD, Room, room
+from worlds.hub import Fault
+
+from worker.errors import HubUnreachable, VolumeFull, WeightsUnavailable
+from worker.weights import download, temporary
+from worker.weights.proof import RemoteFile
+from worker.weights.snapshot import named
+
+ENDS_S = 60.0
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Room]:
+    with room(tmp_path / "home", seed=1) as given:
+        given.patience = replace(FAST, connect_s=30, stall_s=30)
+        yield given
+
+
+def lock_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
+
+
+@contextmanager
+def held(made: Room) -> Iterator[Path]:
+    """Hold the lock of the shard as another process does; give the shard's final name."""
+    target = made.into / SHARD
+    target.parent.mkdir(parents=True)
+    lock = filelock.FileLock(lock_of(target), is_singleton=False)
+    with lock:
+        yield target
+
+
+def fetched(made: Room) -> threading.Thread:
+    """Fetch the shard in a thread."""
+    snapshot = made.snapshot()
+    thread = threading.Thread(
+        target=snapshot.fetch_file, args=(named(snapshot, SHARD), made.into), daemon=True
+    )
+    thread.start()
+    return thread
+
+
+def test_a_holder_that_moves_on_is_waited_for_and_its_file_taken(
+    made: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than a stall, as long as its part grows; then not a byte is asked for."""
+    monkeypatch.setattr(download, "POLL_S", 0.02)
+    made.patience = replace(made.patience, stall_s=1.0)
+    with held(made) as target:
+        part = temporary.unique(target, resumable=True)
+        data = made.published[SHARD]
+        thread = fetched(made)
+        step = len(data) // 30
+        for end in range(step, len(data), step):
+            part.write_bytes(data[:end])
+            thread.join(0.1)
+            assert thread.is_alive(), "it did not wait"
+        part.write_bytes(data)
+        temporary.publish(part, target)
+    thread.join(ENDS_S)
+    assert not thread.is_alive()
+    assert not made.hub.requests("bytes")
+
+
+def test_a_holder_that_stands_still_is_not_waited_for(
+    made: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "POLL_S", 0.02)
+    made.patience = replace(made.patience, stall_s=0.2)
+    with held(made) as target:
+        temporary.unique(target, resumable=True).write_bytes(b"some")
+        thread = fetched(made)
+        thread.join(ENDS_S)
+        assert not thread.is_alive(), "it waits for the dead"
+        assert target.read_bytes() == made.published[SHARD]
+
+
+def test_the_lock_is_given_back(made: Room) -> None:
+    made.fetch()
+    target = made.into / SHARD
+    with filelock.FileLock(lock_of(target), timeout=0, is_singleton=False):
+        pass
+
+
+def test_the_lock_is_given_back_after_a_failure(made: Room) -> None:
+    made.patience = replace(made.patience, attempts=1)
+    made.hub.misbehave(Fault("status", path=SHARD, times=None))
+    with pytest.raises(HubUnreachable):
+        made.fetch()
+    with filelock.FileLock(lock_of(made.into / SHARD), timeout=0, is_singleton=False):
+        pass
+
+
+@pytest.mark.parametrize("error", [OSError(38, "no locks"), NotImplementedError("no locks")])
+def test_where_locks_do_not_work_files_come_all_the_same(
+    made: Room, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    made.fetch()
+    assert not made.wrong()
+    assert not made.missing()
+
+
+def test_a_part_that_is_waited_for_may_go_at_any_time(
+    made: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner renames it between our look at the folder and our look at the part."""
+    target = made.into / "x"
+    gone = temporary.unique(target)
+    there = target.with_name("there")
+    made.into.mkdir(parents=True)
+    there.touch()
+    monkeypatch.setattr(temporary, "parts", lambda _target: [gone, there])
+    assert [name for name, *_ in download._activity(target)] == ["there"]
+
+
+def test_a_resumed_part_needs_room_for_the_rest_only(made: Room) -> None:
+    """What a dead process left counts as written."""
+    snapshot = made.snapshot()
+    shard = named(snapshot, SHARD)
+    target = made.into / SHARD
+    target.parent.mkdir(parents=True)
+    have = shard.size - 1000
+    part = target.with_name(f".{target.name}.hffffffff-1-1-1.resume.part")
+    part.write_bytes(made.published[SHARD][:have])
+    os.utime(part, (0, 0))
+    made.environ |= {"VOLUME_SIZE_GB": str((shard.size + 100_000) / 1e9)}
+    tight = replace(snapshot, settings=made.settings)
+    tight.fetch_file(shard, made.into)
+    assert target.read_bytes() == made.published[SHARD]
+    assert [seen.span for seen in made.hub.requests("bytes", SHARD)] == [f"bytes={have}-"]
+
+
+def test_the_whole_repository_needs_room_for_what_is_not_there_only(made: Room) -> None:
+    made.fetch()
+    total = sum(map(len, made.published.values()))
+    made.environ |= {"VOLUME_SIZE_GB": str((total + 200_000) / 1e9)}
+    made.fetch()
+    (made.into / SHARD).unlink()
+    made.fetch()
+    assert not made.missing()
+    (made.home / "neighbour").write_bytes(bytes(400_000))
+    (made.into / SHARD).unlink()
+    made.hub.seen.clear()
+    with pytest.raises(VolumeFull):
+        made.fetch()
+    assert not made.hub.requests("bytes")
+
+
+def test_what_can_be_tried_later_keeps_its_part_and_what_cannot_does_not(made: Room) -> None:
+    made.patience = replace(made.patience, attempts=1)
+    made.hub.misbehave(Fault("cut", path=SHARD, at=0.5))
+    with pytest.raises(HubUnreachable):
+        made.fetch()
+    (part,) = made.parts()
+    assert part.stat().st_size == len(made.published[SHARD]) // 2
+    part.rename(part.with_name(f".{Path(SHARD).name}.hffffffff-1-1-1.resume.part"))
+    (left,) = made.parts()
+    os.utime(left, (0, 0))
+    made.hub.misbehave(Fault("status", "resolve", path=SHARD, status=404))
+    with pytest.raises(WeightsUnavailable):
+        made.fetch()
+    assert not made.parts()
+
+
+def test_a_file_that_the_hub_has_no_more_makes_the_next_start_ask_again(made: Room) -> None:
+    """Only that: a hub that is down says nothing of the commit."""
+    snapshot = made.snapshot()
+    assert snapshot.kept is not None
+    made.patience = replace(made.patience, attempts=1)
+    tired = replace(snapshot, patience=made.patience)
+    shard = named(snapshot, SHARD)
+    made.hub.misbehave(Fault("status", "resolve", path=SHARD, status=503))
+    with pytest.raises(HubUnreachable):
+        tired.read_range(shard, 0, 10)
+    assert snapshot.kept.exists()
+    made.hub.misbehave(Fault("status", "resolve", path=SHARD, status=404))
+    with pytest.raises(WeightsUnavailable):
+        tired.read_range(shard, 0, 10)
+    assert not snapshot.kept.exists()
+    made.hub.misbehave(Fault("status", "resolve", path=SHARD, status=404))
+    with pytest.raises(WeightsUnavailable):  # another thread was faster
+        tired.read_range(shard, 0, 10)
+
+
+def test_a_damaged_file_is_fetched_again_and_a_right_one_is_left_alone(made: Room) -> None:
+    made.fetch()
+    target = made.into / SHARD
+    before = target.stat().st_mtime_ns
+    made.fetch()
+    assert target.stat().st_mtime_ns == before
+    target.write_bytes(target.read_bytes()[:-1] + b"x")
+    made.fetch()
+    assert not made.wrong()
+
+
+def test_digests_are_the_ones_that_the_hub_recorded(made: Room) -> None:
+    snapshot = made.snapshot()
+    for file in snapshot.files:
+        entry = made.hub.commits["acme/painter"][snapshot.commit][file.path]
+        expected = f"sha256:{entry.sha256}" if entry.lfs else f"git:{entry.blob_id}"
+        assert snapshot.digest(file) == expected
+
+
+@pytest.mark.parametrize("span", [(-1, 5), (6, 5), (0, 10**9)])
+def test_a_range_outside_the_file_is_a_mistake_of_ours(made: Room, span: tuple[int, int]) -> None:
+    snapshot = made.snapshot()
+    with pytest.raises(ValueError, match="of a file of"):
+        snapshot.read_range(named(snapshot, SHARD), *span)
+    assert not made.hub.requests("bytes")
+
+
+def test_progress_comes_as_the_bytes_do(made: Room) -> None:
+    """Before the end, when a body stands still in the middle."""
+    made.hub.misbehave(Fault("stall-body", path=SHARD))
+    snapshot = made.snapshot()
+    told: list[int] = []
+
+    def progress(_file: RemoteFile, done: int) -> None:
+        told.append(done)
+        if done >= len(made.published[SHARD]) // 2:
+            made.hub.released.set()
+
+    snapshot.fetch_file(named(snapshot, SHARD), made.into, progress)
+    assert told[0] < len(made.published[SHARD])
+    assert told == sorted(told)
+    assert told[-1] == len(made.published[SHARD])

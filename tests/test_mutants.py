@@ -1,0 +1,548 @@
+"""The mutation tool: it changes what matters, kills what a test holds, reports what none holds."""
+
+import ast
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tools import mutants
+from tools.mutation import equivalents, plan, record, report, trial
+from tools.mutation.choose import Mutant, chosen, rooms
+from tools.mutation.copy import Project
+from tools.mutation.equivalents import Equivalent
+from tools.mutation.marks import MARK, marked
+from tools.mutation.mutate import is_valid, mutations
+from tools.mutation.plan import Atlas
+from tools.mutation.record import Record
+from tools.mutation.report import Room
+from tools.mutation.trial import Outcome, Worker, workers
+from tools.mutation.unseen import errors_of
+
+ROOT = Path(__file__).parent.parent
+
+
+def changes(source: str) -> set[str]:
+    """Return the changed lines of every mutation of a source."""
+    text = textwrap.dedent(source)
+    errors = errors_of([ast.parse(text)])
+    return {mutation.shown(text)[1] for mutation in mutations(text, errors)}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a < b", {"a <= b"}),
+        ("a <= b", {"a < b"}),
+        ("a > b", {"a >= b"}),
+        ("a >= b", {"a > b"}),
+        ("a == b", {"a != b"}),
+        ("a != b", {"a == b"}),
+        ("a in b", {"a not in b"}),
+        ("a not in b", {"a in b"}),
+        ("a is b", {"a is not b"}),
+        ("a is not b", {"a is b"}),
+        ("a < b <= c", {"a <= b <= c", "a < b < c"}),
+        ("a and b and c", {"a or b and c", "a and b or c"}),
+        ("a or b", {"a and b"}),
+        ("not a", {"(a)"}),
+        ("-a", {"(a)"}),
+        ("a + b", {"a - b"}),
+        ("a - b", {"a + b"}),
+        ("a * b", {"a / b"}),
+        ("a / b", {"a * b"}),
+        ("a // b", {"a / b"}),
+        ("a % b", {"a * b"}),
+        ("a & b", {"a | b"}),
+        ("a << b", {"a >> b"}),
+        ("(a) + (b)", {"(a) - (b)"}),
+        ("a if b else c", {"a if True else c", "a if False else c"}),
+        ("[a for a in b if c]", {"[a for a in b if True]"}),
+        ("'x' + a", {"'_x' + a"}),
+        ("f'{a < b}x'", {"f'{a <= b}x'"}),
+    ],
+)
+def test_expressions_are_changed_in_one_place(source: str, expected: set[str]) -> None:
+    assert changes(f"x = {source}") == {f"x = {change}" for change in expected}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("x = 7", {"x = 8", "x = 6"}),
+        ("x = 0", {"x = 1", "x = (-1)"}),
+        ("x = 0.5", {"x = 1.5", "x = (-0.5)"}),
+        ("x = True", {"x = False"}),
+        ("x = 'ab'", {"x = '_ab'"}),
+        ("x = b'ab'", {"x = b'_ab'"}),
+        ("x = None", set()),
+        ("x: Final[int] = 7", {"x: Final[int] = 8", "x: Final[int] = 6"}),
+    ],
+)
+def test_constants_become_their_neighbours(source: str, expected: set[str]) -> None:
+    assert changes(source) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("call()", {"pass"}),
+        ("await call()", {"pass"}),
+        ("a.b = c", {"pass"}),
+        ("a += c", {"pass", "a -= c"}),
+        ("raise a", {"pass"}),
+        ("return a", {"return None"}),
+        ("return", {"pass"}),
+        ("return None", set()),
+        ("return True", {"return False"}),
+        ("del a[b]", {"pass"}),
+        ("call(a, b=c)", {"pass", "call(a)"}),
+        ("call(b=c, d=e)", {"pass", "call(d=e)", "call(b=c)"}),
+        ("call(a, **b)", {"pass"}),
+    ],
+)
+def test_statements_and_arguments_are_dropped(body: str, expected: set[str]) -> None:
+    assert changes(f"async def f(a):\n    {body}") == expected
+
+
+def test_the_first_assignment_of_a_name_stays_as_python_would_miss_it() -> None:
+    assert changes("def f(a):\n    b = a\n    b = a.c\n    a = b") == {"pass"}
+    source = "def f(a):\n    b = a\n    b = a.c"
+    assert [m.line(source) for m in mutations(source)] == [3]
+
+
+def test_branches_are_decided_bodies_dropped_and_loops_ended() -> None:
+    source = """
+        def f(a):
+            if a:
+                b()
+            elif c:
+                d()
+            else:
+                e()
+            while a:
+                if b:
+                    break
+                g()
+            for h in a:
+                continue
+            try:
+                i()
+            except OSError:
+                j()
+            with suppress(OSError):
+                k()
+            if l := a:
+                m()
+    """
+    assert changes(source) == {
+        *("if True:", "if False:", "elif True:", "elif False:", "while False:"),
+        *("pass", "continue", "break", "raise", "with suppress():", "g() break"),
+        *("if ((l := a), True)[1]:", "if ((l := a), False)[1]:"),
+    }
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""A docstring with 3 words."""',
+        "import a.b",
+        "if TYPE_CHECKING:\n    import a\n    x = 3",
+        'if __name__ == "__main__":\n    main(3)',
+        '__all__ = ["a"]',
+        'T = TypeVar("T", bound=3)',
+        'Alias = dict[str, tuple[int, Literal["a"]]]',
+        "def f(a: Literal['x']) -> Annotated[int, 3]:\n    '''Text.'''",
+        "@dataclass(frozen=True)\nclass A(B, c=3):\n    '''Text.'''\n    a: int",
+        "class A(Protocol):\n    x = 3\n    def f(self, a=3): ...",
+        'log.get().info("shard prepared", shard=index + 1)',
+        'logger.debug("x", exc_info=True)',
+        'print(f"{a + 1} of them")',
+        "assert a < 3",
+        'raise AssertionError("never")',
+        'x = "a message for people"',
+        'x = f"{a + 1} bytes instead of {b}"',
+    ],
+)
+def test_what_no_caller_can_notice_stays(source: str) -> None:
+    assert changes(source) == set()
+
+
+def test_words_of_errors_stay_and_their_facts_do_not() -> None:
+    source = """
+        class VolumeFull(Exception): ...
+        class Deeper(VolumeFull): ...
+        def f(a):
+            raise Deeper("full", 3)
+        def g(a):
+            return VolumeFull("full", again=a)
+    """
+    assert changes(source) == {
+        "pass",
+        'raise Deeper("full", 4)',
+        'raise Deeper("full", 2)',
+        "return None",
+        'return VolumeFull("full")',
+    }
+
+
+def test_a_warning_may_not_be_dropped_but_its_words_are_free() -> None:
+    assert changes('def f():\n    log.get().warning("still", left=3)') == {"pass"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.py")), ids=lambda p: p.name)
+def test_every_change_of_the_source_is_python_and_every_mark_keeps_its_lines(path: Path) -> None:
+    source = path.read_text()
+    found = mutations(source)
+    broken = []
+    for mutation in found[:: max(1, len(found) // 20)]:
+        try:
+            ast.parse(mutation.applied(source))
+        except SyntaxError:
+            broken.append(mutation.shown(source))
+    assert not broken
+    told = marked(source, path.name)
+    assert len(told.splitlines()) == len(source.splitlines())
+    compile(told, path, "exec")
+
+
+def test_marks_tell_of_each_statement_and_change_nothing() -> None:
+    source = textwrap.dedent('''
+        """A file."""
+        def f(n):
+            """Add up."""
+            total = 0
+            for i in range(n):
+                if i % 2 or i == 0:
+                    total += i
+                else:
+                    continue
+            with open("/dev/null") as file:
+                return total, file.read()
+    ''')
+    told: list[str] = []
+    names: dict[str, object] = {MARK: told.append}
+    exec(marked(source, "a.py"), names)  # noqa: S102 - our own source
+    f = names["f"]
+    assert callable(f)
+    told.clear()
+    assert f(3) == (1, "")
+    assert set(told) == {f"a.py:{n}" for n in (5, 6, 7, 8, 10, 11, 12)}
+    told.clear()
+    f(1)
+    assert "a.py:10" not in told
+
+
+FILES = {
+    "pyproject.toml": '[tool.pytest.ini_options]\npythonpath = ["src"]\n',
+    "src/sums/__init__.py": '"""Sums."""\n',
+    "src/sums/ages.py": '''
+        """Ages."""
+        LEAST = 18
+        def is_adult(age: int) -> bool:
+            """Tell."""
+            return age >= LEAST
+        def unused(age: int) -> int:
+            """Serve nobody."""
+            return age + 1
+    ''',
+    "src/sums/shop/__init__.py": "",
+    "src/sums/shop/prices.py": '''
+        """Prices."""
+        def total(prices: list[int], limit: int) -> int:
+            """Add up."""
+            if sum(prices) > limit:
+                return limit
+            return sum(prices)
+        def down(count: int) -> int:
+            """Count down."""
+            while count > 0:
+                count -= 1
+            return count
+    ''',
+    "src/sums/shop/away.py": '''
+        """What only another process runs."""
+        def answer() -> int:
+            """Answer."""
+            return 42
+    ''',
+    "tests/test_ages.py": """
+        import pytest
+        from sums.ages import is_adult
+        @pytest.mark.parametrize(("age", "expected"), [(17, False), (18, True), (30, True)])
+        def test_is_adult(age, expected):
+            assert is_adult(age) is expected
+        def test_that_fails_always():
+            assert not is_adult(18)
+        @pytest.mark.skip
+        def test_that_is_skipped():
+            assert is_adult(99)
+    """,
+    "tests/test_prices.py": """
+        import subprocess, sys
+        import pytest
+        from sums.shop.prices import down, total
+        @pytest.fixture(scope="module")
+        def counted():
+            return down(3)
+        def test_total():
+            assert total([1, 2], 10) == 3
+        def test_down(counted):
+            assert counted == 0
+        def test_another_process():
+            code = "from sums.shop.away import answer; print(answer())"
+            command = [sys.executable, "-c", code]
+            done = subprocess.run(command, capture_output=True, text=True, env={})
+            assert done.stdout == "42\\n"
+    """,
+}
+
+
+def made(folder: Path) -> Project:
+    """Write the made-up project."""
+    for name, text in FILES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).lstrip())
+    return Project(folder, "src/sums")
+
+
+EXPECTED = {
+    ("return age >= LEAST", "return age > LEAST"): "killed",
+    ("LEAST = 18", "LEAST = 19"): "killed",
+    ("LEAST = 18", "LEAST = 17"): "killed",
+    ("if sum(prices) > limit:", "if True:"): "killed",
+    ("if sum(prices) > limit:", "if False:"): "survived",
+    ("if sum(prices) > limit:", "if sum(prices) >= limit:"): "survived",
+    ("return age + 1", "return age - 1"): "unreached",
+    ("return limit", "return None"): "unreached",
+    ("count -= 1", "count += 1"): "hangs",
+    # run by another process alone
+    ("return 42", "return 43"): "killed",
+}
+
+
+@dataclass
+class Tried:
+    """The made-up project, what its tests reach, and what became of some mutants."""
+
+    project: Project
+    records: dict[str, Record]
+    outcomes: dict[tuple[str, str], str]
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> Tried:
+    project = made(tmp_path_factory.mktemp("made"))
+    folder = project.root / project.source
+    with pytest.MonkeyPatch.context() as patch, workers(project, 1) as [worker]:
+        patch.setattr(trial, "LEAST_LIMIT_S", 2.0)
+        records = {file: worker.recorded(file) for file in project.test_files}
+        atlas = Atlas(folder, list(records.values()))
+        outcomes = {}
+        for name in rooms(folder):
+            for mutant in chosen(folder, name, 1, 1000):
+                if (change := mutant.key[2:]) in EXPECTED:
+                    outcome = worker.tried(mutant, atlas.reaching(mutant))
+                    outcomes[change] = outcome.result
+        left = list((worker._copy.scratch / "tmp").glob("*"))
+    assert not left
+    return Tried(project, records, outcomes)
+
+
+@pytest.mark.parametrize("change", EXPECTED)
+def test_what_a_test_holds_is_killed_and_what_none_holds_survives(
+    tried: Tried, change: tuple[str, str]
+) -> None:
+    assert tried.outcomes[change] == EXPECTED[change]
+
+
+def test_the_project_itself_is_never_touched(tried: Tried) -> None:
+    for name, text in FILES.items():
+        assert (tried.project.root / name).read_text() == textwrap.dedent(text).lstrip()
+
+
+def test_a_recording_tells_results_and_lines(tried: Tried) -> None:
+    tests = {t.name.split("::")[1]: t for r in tried.records.values() for t in r.tests}
+    assert {name: test.result for name, test in tests.items()} == {
+        "test_is_adult[17-False]": "passed",
+        "test_is_adult[18-True]": "passed",
+        "test_is_adult[30-True]": "passed",
+        "test_that_fails_always": "failed",
+        "test_that_is_skipped": "skipped",
+        "test_total": "passed",
+        "test_down": "passed",
+        "test_another_process": "passed",
+    }
+    assert tests["test_total"].lines == {("shop/prices.py", 4), ("shop/prices.py", 6)}
+    assert ("shop/prices.py", 10) in tests["test_down"].lines, "run by a shared fixture"
+    assert ("shop/away.py", 4) in tests["test_another_process"].lines
+    failing = [name for r in tried.records.values() for name in r.failing]
+    assert failing == ["tests/test_ages.py::test_that_fails_always"]
+
+
+def test_a_recording_is_kept_until_what_it_depends_on_changes(tried: Tried, tmp_path: Path) -> None:
+    for kept in tried.records.values():
+        record.written(kept, tmp_path / "kept.json")
+        read = record.read(tmp_path / "kept.json")
+        assert read is not None
+        assert (read.tests, read.loading) == (kept.tests, kept.loading)
+    assert record.read(tmp_path / "nothing.json") is None
+    project = made(tmp_path / "project")
+    state = record.state_of(project, "tests/test_ages.py")
+    (project.root / "tests/test_prices.py").write_text("")
+    assert record.state_of(project, "tests/test_ages.py") == state
+    for name in ("tests/test_ages.py", "tests/world.py", "src/sums/ages.py"):
+        with (project.root / name).open("a") as file:
+            file.write("x = 1\n")
+        before, state = state, record.state_of(project, "tests/test_ages.py")
+        assert state != before
+
+
+def test_the_same_seed_draws_the_same_mutants_and_another_seed_others() -> None:
+    folder = ROOT / "src/worker"
+
+    def drawn(seed: int, count: int) -> list[tuple[str, ...]]:
+        return [mutant.key for mutant in chosen(folder, "jobs", seed, count)]
+
+    assert drawn(1, 30) == drawn(1, 30)
+    assert drawn(1, 30)[:10] == drawn(1, 10)
+    assert drawn(1, 30) != drawn(2, 30)
+    assert len(set(drawn(1, 30))) == 30
+    kinds = {mutant.mutation.kind for mutant in chosen(folder, "jobs", 1, 30)}
+    assert kinds == {"operator", "constant", "branch", "statement", "argument"}
+
+
+def test_rooms_are_folders_and_the_files_that_lie_in_none(tmp_path: Path) -> None:
+    project = made(tmp_path)
+    found = rooms(project.root / project.source)
+    assert {name: [p.name for p in paths] for name, paths in found.items()} == {
+        "top": ["__init__.py", "ages.py"],
+        "shop": ["__init__.py", "away.py", "prices.py"],
+    }
+
+
+def mutant_of(source: str, after: str) -> Mutant:
+    """Return the mutant of a source whose changed line is that."""
+    found = [Mutant("a.py", source, m) for m in mutations(source)]
+    return next(m for m in found if m.key[3] == after)
+
+
+def test_an_equivalent_is_named_by_its_line_wherever_it_moves() -> None:
+    entry = Equivalent("a.py", "return  a < 3".replace("  ", " "), "a reason", "f")
+    for above in ("", "x = 1\n\n"):
+        source = f"{above}def f(a):\n    return a < 3\n"
+        assert entry.covers(mutant_of(source, "return a <= 3"))
+        assert entry.covers(mutant_of(source, "return a < 4"))
+    assert not entry.covers(mutant_of("def g(a):\n    return a < 3\n", "return a <= 3"))
+    one = Equivalent("a.py", "return a < 3", "a reason", "f", "return a <= 3")
+    assert one.covers(mutant_of("def f(a):\n    return a < 3\n", "return a <= 3"))
+    assert not one.covers(mutant_of("def f(a):\n    return a < 3\n", "return a < 4"))
+
+
+def test_an_entry_that_matches_nothing_any_more_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("def f(a):\n    return a < 3\n")
+    right = Equivalent("a.py", "return a < 3", "a reason", "f")
+    wrong = [
+        Equivalent("a.py", "return a < 4", "the line has changed", "f"),
+        Equivalent("a.py", "return a < 3", "the function is another", "g"),
+        Equivalent("a.py", "return a < 3", "no such change", "f", "return a > 3"),
+        Equivalent("gone.py", "return a < 3", "no such file", "f"),
+    ]
+    assert equivalents.stale([right, *wrong], tmp_path) == wrong
+
+
+def test_the_list_has_a_reason_for_every_entry_and_no_entry_for_nothing() -> None:
+    entries = equivalents.listed()
+    assert all(len(entry.reason.split()) >= 3 for entry in entries)
+    assert equivalents.stale(entries, ROOT / "src/worker") == []
+
+
+def test_an_entry_without_a_reason_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "equivalents.toml"
+    path.write_text('[[equivalent]]\nfile = "a.py"\nline = "x"\n')
+    with pytest.raises(TypeError, match="reason"):
+        equivalents.listed(path)
+
+
+def test_portions_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "PORTIONS_S", (2.0, 4.0))
+    monkeypatch.setattr(plan, "MOST_S", 12.0)
+    tests = [record.Test(f"t{n}", 1.0, "passed", frozenset()) for n in range(20)]
+    assert [len(portion) for portion in plan.portions(tests)] == [2, 4, 4, 4]
+    slow = record.Test("slow", 9.0, "passed", frozenset())
+    assert [len(portion) for portion in plan.portions([slow, *tests[:3]])] == [1, 3]
+    shared = [record.Test(f"t{n}", 0.1, "passed", frozenset(), (("f", 1.0),)) for n in range(5)]
+    assert [len(portion) for portion in plan.portions(shared)] == [5]
+
+
+def test_the_report_names_survivors_and_counts() -> None:
+    source = "def f(a):\n    return a < 3\n"
+    mutant = mutant_of(source, "return a <= 3")
+    outcomes = [
+        Outcome(mutant, "killed", "t", 1, 0.1),
+        Outcome(mutant, "hangs", "t", 1, 0.1),
+        Outcome(mutant, "survived", "", 7, 0.1),
+        Outcome(mutant, "unreached"),
+    ]
+    found = [Room("jobs", outcomes, 2), Room("edge", outcomes[:2])]
+    text = report.text(found, "src/worker", [Equivalent("a.py", "x", "a reason")])
+    assert "src/worker/a.py:2 in f (operator; 7 tests pass)" in text
+    assert "  - return a < 3\n  + return a <= 3" in text
+    assert "no test reaches it" in text
+    assert "matches nothing any more: a.py: x" in text
+    lines = text.splitlines()[-3:]
+    assert [line.split()[:2] for line in lines] == [
+        ["jobs", "50.0%"],
+        ["edge", "100.0%"],
+        ["all", "66.7%"],
+    ]
+    assert "2 of 4 noticed (1 by time), 2 equivalent" in lines[0]
+
+
+def test_a_room_below_95_percent_ends_with_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command on the made-up project: text, JSON, recordings that are kept."""
+    monkeypatch.setattr(trial, "LEAST_LIMIT_S", 2.0)
+    monkeypatch.setattr(equivalents, "listed", list)
+    project = made(tmp_path)
+    folder = project.root / project.source
+    survives = ("if sum(prices) > limit:", "if sum(prices) >= limit:")
+    seed = next(
+        s for s in range(999) if survives in [m.key[2:] for m in chosen(folder, "shop", s, 3)]
+    )
+    arguments = ["--seed", str(seed), "--room", "shop", "--count", "3", "--workers", "2"]
+    assert mutants.main(arguments, project) == 1
+    said = capsys.readouterr().out
+    assert "recorded tests/test_prices.py: 3 tests" in said
+    assert "left out, as it fails without a change" in said
+    assert "of 3 noticed" in said
+    assert survives[1] in said
+    assert (tmp_path / f"out/mutants/shop-{seed}.json").is_file()
+    mutants.main([*arguments, "--list"], project)
+    assert capsys.readouterr().out.count("  + ") == 3
+
+
+def test_a_process_that_cannot_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "NURSERY", "raise SystemExit('no such thing')")
+    with pytest.raises(RuntimeError, match="no such thing"), workers(made(tmp_path), 1):
+        pass
+
+
+def test_what_fails_in_one_worker_ends_the_others() -> None:
+    def fail(_worker: Worker, task: int) -> int:
+        if task == 3:
+            raise ValueError("three")
+        return task
+
+    with pytest.raises(ValueError, match="three"):
+        list(trial.shared_out([None], [1, 2, 3, 4], fail))  # type: ignore[list-item]
+    done = trial.shared_out([None, None], [1, 2, 4], fail)  # type: ignore[list-item]
+    assert sorted(done) == [(1, 1), (2, 2), (4, 4)]
+    assert is_valid("x = 1", mutations("x = 1")[0])
+    assert sys.version_info >= (3, 11)
