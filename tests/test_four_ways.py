@@ -358,7 +358,7 @@ def test_a_caller_without_a_key_or_an_input_gets_no_job(pod: Pod, worker: Proces
             f"{pod.url}/run", json.dumps(body).encode(), headers
         )
         with pytest.raises(urllib.error.HTTPError) as refusal:
-            urllib.request.urlopen(request, timeout=5)  # noqa: S310
+            urllib.request.urlopen(request, timeout=JOB_S)  # noqa: S310
         assert refusal.value.code == status
         refusal.value.close()
     assert len(pod.jobs) == before
