@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 HANDLER = (sys.executable, "handler.py")
 START_S = 300.0  # imports take 5-15 s, several times that on a machine that does something else
 JOB_S = 60.0
+pytestmark = pytest.mark.timeout(900)  # a worker with a model has START_S to start
 
 
 def reply_of(process: Process) -> dict[str, Any]:
