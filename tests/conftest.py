@@ -10,6 +10,8 @@ import hypothesis
 import pytest
 import structlog
 
+from worker import log
+
 # A property that tries other examples each time fails in some runs only, and one with a deadline
 # fails beside a busy neighbour; `make fuzz` (FUZZ_EXAMPLES) is where new examples are tried.
 hypothesis.settings.register_profile(
@@ -31,12 +33,16 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture(autouse=True)
 def default_log() -> Iterator[None]:
-    """Undo what `log.configure` did in a test: its stream may be the test's own."""
+    """Undo `log.configure`, whose stream may be the test's own, and `log.hide`."""
     # the hostile site of tests/worlds writes to clients that have left, and asyncio tells each time
     logging.getLogger("asyncio").setLevel(logging.ERROR)
+    root, hidden = logging.getLogger(), set(log._secrets)
+    level = root.level
     yield
     structlog.reset_defaults()
     logging.captureWarnings(capture=False)
-    root = logging.getLogger()
     for handler in [h for h in root.handlers if type(h) is logging.StreamHandler]:
         root.removeHandler(handler)
+    root.setLevel(level)
+    log._secrets.clear()
+    log._secrets.update(hidden)

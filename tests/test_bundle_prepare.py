@@ -323,7 +323,7 @@ def test_two_workers_on_one_volume_both_end_with_the_whole_bundle(
     def before(_path: str) -> None:
         if locks == "lie" and not hasattr(met, "once"):
             met.once = True
-            meeting.wait(30)  # both fetch their first shard at the same time
+            meeting.wait(300)  # both fetch their first shard at the same time
 
     sources = [Copying(sharded, before=before) for _ in range(2)]
     found: list[layout.Verified] = []
@@ -332,11 +332,11 @@ def test_two_workers_on_one_volume_both_end_with_the_whole_bundle(
         bundle = prepare(prepared.order_of("tiny-edit", tmp_path, snapshot=source))
         found.append(layout.verify(bundle, "full"))
 
-    threads = [threading.Thread(target=work, args=(source,)) for source in sources]
+    threads = [threading.Thread(target=work, args=(s,), daemon=True) for s in sources]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(300)
     assert len(found) == 2
     assert open_bundle(found[0].folder, CPU).adapters.held
     fetched = sum(len(source.fetched) for source in sources)

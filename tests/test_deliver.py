@@ -76,7 +76,7 @@ def send(
 def read(url: str) -> tuple[int, bytes, str | None]:
     """Get a URL as a caller would: without credentials."""
     split = urlsplit(url)
-    connection = http.client.HTTPConnection(HOST, split.port, timeout=10)
+    connection = http.client.HTTPConnection(HOST, split.port, timeout=60)
     try:
         connection.request("GET", f"{split.path}?{split.query}", headers={"Host": split.netloc})
         answer = connection.getresponse()

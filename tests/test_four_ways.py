@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 HANDLER = (sys.executable, "handler.py")
 START_S = 300.0  # imports take 5-15 s, several times that on a machine that does something else
 JOB_S = 60.0
+pytestmark = pytest.mark.timeout(900)  # a worker with a model has START_S to start
 
 
 def reply_of(process: Process) -> dict[str, Any]:
@@ -358,7 +359,7 @@ def test_a_caller_without_a_key_or_an_input_gets_no_job(pod: Pod, worker: Proces
             f"{pod.url}/run", json.dumps(body).encode(), headers
         )
         with pytest.raises(urllib.error.HTTPError) as refusal:
-            urllib.request.urlopen(request, timeout=5)  # noqa: S310
+            urllib.request.urlopen(request, timeout=JOB_S)  # noqa: S310
         assert refusal.value.code == status
         refusal.value.close()
     assert len(pod.jobs) == before

@@ -302,7 +302,8 @@ def test_the_answer_waits_for_no_idle_second(pod: Pod, worker: Process) -> None:
 def test_logs_are_lines_of_json_without_prompts_or_pictures(pod: Pod, worker: Process) -> None:
     job_id = pod.submit({"prompt": "xyzzy plugh"})
     picture = pod.answer(job_id).output["images"][0]["base64"]
-    for line in worker.stderr.splitlines():
+    *lines, _ = worker.stderr.split("\n")  # the last may be half of one
+    for line in lines:
         assert "event" in json.loads(line)
     for text in (worker.stderr, worker.stdout):
         assert "xyzzy" not in text

@@ -82,6 +82,7 @@ def test_a_case_that_ran_out_of_memory_stays_in_the_table() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_whole_harness_runs_on_a_cpu(tmp_path: Path) -> None:
     """Every part on the embedded sizes: both sides, all phases, the same pictures, a cold start."""
     out = tmp_path / "gpu.json"

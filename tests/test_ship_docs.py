@@ -131,6 +131,7 @@ def test_no_guide_boasts() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a worker with a model has START_S to start
 def test_the_python_example_draws_and_edits(tmp_path: Path) -> None:
     """The script of docs/api.md, as it stands, against the real worker with the embedded models."""
     (script,) = blocks("api.md", "python")

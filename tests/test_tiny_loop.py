@@ -16,6 +16,7 @@ from builder.tiny import evaluate
 ROOT = Path(__file__).parent.parent
 START_S = 300.0  # imports take 5-15 s, several times that on a machine that does something else
 JOB_S = 120.0
+pytestmark = pytest.mark.timeout(900)  # a worker with a model has START_S to start
 # a few of each, with room for one miss, so that a rounding elsewhere changes no verdict
 PROMPTS, EDITS, EXCHANGES = 6, 10, 2
 MISSES = 1

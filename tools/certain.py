@@ -47,7 +47,7 @@ def command(seed: int, folder: Path, paths: Sequence[str]) -> list[str]:
         *(sys.executable, "-m", "pytest", "-q", "-c", "pyproject.toml"),
         *("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"),
         *("-o", f"addopts={shlex.join(kept)}", f"--randomly-seed={seed}"),
-        *("-o", f"cache_dir={folder / 'cache'}"),
+        *("-o", f"cache_dir={folder / 'cache'}", "--durations=30"),
         *paths,
     ]
 

@@ -244,7 +244,7 @@ class Site:
                     await writer.drain()
                     # drain need not give way, and then nobody learns that the peer has left
                     await asyncio.sleep(0)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, asyncio.CancelledError):
             writer.close()
             await writer.wait_closed()
         self._writers.discard(writer)

@@ -1,0 +1,91 @@
+"""make certain finds what fails in some runs only, says how to see it again, and is a neighbour."""
+
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tools import certain
+from tools.neighbour import busy
+
+pytestmark = pytest.mark.timeout(600)  # pytest itself takes long to start on a busy machine
+
+SUITE = """
+import os, pytest
+from pathlib import Path
+
+@pytest.mark.parametrize("n", range(8))
+def test_good(n):
+    with Path(os.environ["ORDER"]).open("a") as file:
+        file.write(f"{n} ")
+
+def test_bad():
+    assert not os.environ["BAD"], "on purpose"
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file of tests that note the order in which they run."""
+    monkeypatch.setenv("ORDER", str(tmp_path / "order"))
+    monkeypatch.setenv("BAD", "")
+    file = tmp_path / "test_some.py"
+    file.write_text(SUITE)
+    return str(file)
+
+
+def orders(tmp_path: Path, suite: str, *words: str) -> list[str]:
+    """Run the tests and return in which order each run had them."""
+    (tmp_path / "order").unlink(missing_ok=True)
+    out = ("--neighbour", "never", "--out", str(tmp_path / "out"))
+    assert certain.main([*words, *out, suite]) == 0
+    numbers = (tmp_path / "order").read_text().split()
+    return [" ".join(numbers[at : at + 8]) for at in range(0, len(numbers), 8)]
+
+
+def test_a_seed_is_an_order(tmp_path: Path, suite: str) -> None:
+    first, second = orders(tmp_path, suite, "--times", "2", "--seed", "4")
+    assert first != second
+    assert sorted(first.split()) == sorted(second.split()) == [str(n) for n in range(8)]
+    assert orders(tmp_path, suite, "--times", "1", "--seed", "5") == [second]
+
+
+def test_what_fails_is_named_and_its_output_is_kept(
+    tmp_path: Path,
+    suite: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("BAD", "yes")
+    out = tmp_path / "out"
+    (out / "run-09").mkdir(parents=True)  # of another day
+    assert certain.main(["--times", "1", "--seed", "6", "--out", str(out), suite]) == 1
+    told = capsys.readouterr().out
+    assert "run 1 of 1, seed 7: 1 failed" in told
+    assert "0 of 1 runs passed" in told
+    assert told.rstrip().endswith("::test_bad")
+    kept = (out / "run-01" / "output.txt").read_text()
+    assert "on purpose" in kept
+    assert "--randomly-seed=7" in kept
+    assert not (out / "run-09").exists()
+
+
+def test_tests_that_cannot_even_be_found_are_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--times", "1", "--out", str(tmp_path / "out"), str(tmp_path / "test_none.py")]
+    assert certain.main(words) == 1
+    assert "pytest: status" in capsys.readouterr().out
+
+
+def test_a_neighbour_takes_every_processor_and_the_disk_until_it_leaves(tmp_path: Path) -> None:
+    with busy(tmp_path / "house"):
+        neighbours = multiprocessing.active_children()
+        assert len(neighbours) == (os.cpu_count() or 1) + 1
+        while not (tmp_path / "house" / "neighbour").exists():
+            time.sleep(0.01)
+        assert all(process.is_alive() for process in neighbours)
+    assert multiprocessing.active_children() == []
+    assert list((tmp_path / "house").iterdir()) == []
