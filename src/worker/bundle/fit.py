@@ -12,7 +12,7 @@ Place = tuple[str, str]
 
 
 def places(role: str, shards: Sequence[Shard], wanted: Expected) -> Iterator[tuple[str, Place]]:
-    """Yield every published tensor that is not dropped: its name in our modules, and where it is."""
+    """Yield every published tensor that is not dropped: its name in our modules, and its place."""
     for shard in shards:
         for name in shard.header:
             target = plan.target(role, name)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from worker.bundle import format as layout
 from worker.bundle import modules, rows
 from worker.bundle.format import Damaged, Verified
-
 from worker.bundle.read import THREADS, Reader
 from worker.bundle.tokenizing import open_processor, open_tokenizer
 from worker.engine.components import Components

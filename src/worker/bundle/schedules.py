@@ -35,8 +35,9 @@ def check(config: Mapping[str, Any]) -> None:
         found = [schedule(config, steps, tokens).timesteps for steps in STEPS for tokens in TOKENS]
     except Exception as error:
         # whatever diffusers says of such a configuration, it says so every time
+        said = " ".join(str(error).split())[:200]
         raise WeightsUnavailable(
-            f"{FILE} gives no schedule: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            f"{FILE} gives no schedule: {type(error).__name__}: {said}"
         ) from error
     for timesteps in found:
         if not bool(timesteps.isfinite().all()) or not bool((timesteps.diff() < 0).all()):
