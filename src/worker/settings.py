@@ -77,6 +77,11 @@ def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
+def _offline(value: Any) -> Any:
+    """Read a switch as huggingface_hub does, which knows no wrong value."""
+    return value.upper() in ("1", "ON", "YES", "TRUE") if isinstance(value, str) else value
+
+
 def _level(value: Any) -> Any:
     """Read our names of levels and, for RUNPOD_LOG_LEVEL, the SDK's."""
     if not isinstance(value, str):
@@ -90,6 +95,7 @@ Counts = Annotated[tuple[int, ...], BeforeValidator(_words), AfterValidator(_ste
 Bytes = Annotated[int, BeforeValidator(_bytes)]
 Address = Annotated[str, AfterValidator(_address)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
+Offline = Annotated[bool, BeforeValidator(_offline)]
 Precision = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_lower)]
 
 
@@ -144,6 +150,11 @@ class Settings(BaseModel):
     )
     hf_token: SecretStr | None = _setting(None, "token for gated or private repositories")
     hf_endpoint: Address | None = _setting(None, "another hub", shown="the public hub")
+    hf_hub_offline: Offline = _setting(
+        False,
+        "ask no hub: what is not on this machine is refused at once",
+        names=("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
+    )
     precision_mode: Precision = _setting(
         "auto", "`auto` (by the device and its free memory), `bf16`, `8bit`, `4bit`"
     )

@@ -8,7 +8,8 @@ import torch
 
 from worker.bundle.tensors import NAMES, Header
 from worker.errors import WeightsUnavailable
-from worker.weights.catalog import TABLE, ModelSpec
+from worker.weights.catalog import ModelSpec
+from worker.weights.instead import instead
 
 # What a bundle is made from: numbers that a cast to bf16 keeps the meaning of. Integers and floats
 # of fewer than 16 bits are codes, which only their own scales and tables turn into weights.
@@ -117,20 +118,9 @@ def _plainly(written: str) -> str:
 
 def refusal(where: str, what: str, spec: ModelSpec) -> WeightsUnavailable:
     """Return the error for a part of a model, `where`, whose weights are in `what`."""
-    row = instead(spec)
+    row = instead(spec.repository, spec.pipeline)
     advice = f"set MODEL={row.repository}" if row else "name the repository that it was made from"
     return WeightsUnavailable(
         f"{where} was published already quantised or in another number format: {what}. This worker"
         " quantises by itself, as PRECISION_MODE says, from weights in BF16, F32 or F16: " + advice
     )
-
-
-def instead(spec: ModelSpec) -> ModelSpec | None:
-    """Return the published model to take for a quantised copy; None when none is of its class.
-
-    The row of the catalogue that the repository's name holds, else the newest of its class.
-    """
-    rows = [row for row in TABLE if row.pipeline == spec.pipeline and row.embedded is None]
-    name = re.sub(r"[^a-z0-9]+", "-", spec.repository.lower())
-    named = [row for row in rows if row.name in name]
-    return max(named, key=lambda row: len(row.name), default=rows[-1] if rows else None)
