@@ -1,7 +1,7 @@
 """Weights that were published already quantised: told by what their files say, before they come."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -31,7 +31,7 @@ BESIDE: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     ("Nunchaku SVDQuant", re.compile(r"\.(?:wscales|wcscales|wtscale|smooth_factor\w*)")),
     ("GPTQ or AWQ", re.compile(r"\.(?:qweight|qzeros|g_idx|scales)")),
     ("quanto", re.compile(r"\.(?:weight\._(?:data|scale|shift)|output_scale)")),
-    ("torchao", re.compile(r"\.\w*weight\w*[:_.](?:qdata|int_data|scale_and_zero|tensor_impl.*)")),
+    ("torchao", re.compile(r"\.(?:\w*weight:[\w:.]+|_weight_\w+)")),
     ("compressed-tensors", re.compile(r"\.weight_(?:packed|shape|global_scale|zero_point)")),
     ("HQQ", re.compile(r"\.W_q(?:\..*)?")),
     ("SDNQ", re.compile(r"\.(?:svd_up|svd_down|quantized_weight\w*)")),
@@ -86,18 +86,21 @@ def _method(told: Any) -> str:
     return f"{word} ({numbers[0]})"
 
 
-def stored(header: Header, kept: Iterable[str], beside: Iterable[str]) -> str | None:
+def stored(header: Header, kept: Iterable[str], beside: Sequence[str]) -> str | None:
     """Name the number format of weights that no bundle is made from; None when all are plain.
 
     `kept` are the tensors that a bundle keeps, `beside` those that no module has.
     """
-    formats = {NAMES[header[name].dtype]: name for name in kept if header[name].dtype not in PLAIN}
     label = next(
-        (word for name in beside for word, pattern in BESIDE if _ends(pattern, name)), None
+        (word for word, pattern in BESIDE if any(_ends(pattern, name) for name in beside)), None
     )
+    formats: dict[str, str] = {}
+    for name in (*kept, *beside):
+        if header[name].dtype not in PLAIN:
+            formats.setdefault(NAMES[header[name].dtype], name)
     if not formats:
         return label
-    told = " and ".join(_plainly(name) for name in sorted(formats))
+    told = " and ".join(_plainly(written) for written in sorted(formats))
     first = f"{told}, as {formats[min(formats)]}"
     return f"{label}: {first}" if label else first
 
