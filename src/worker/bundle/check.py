@@ -15,6 +15,7 @@ from worker.weights.snapshot import Snapshot, named
 
 PATCH: Final = 2  # the pipelines fold 2x2 latents into a token
 RGB: Final = 3
+STATISTICS: Final = ("latents_mean", "latents_std")
 # What a component of the model cannot be opened without; any one of each group.
 REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "tokenizer": ("tokenizer.json", "vocab.json"),
@@ -144,11 +145,15 @@ def _check_transformer(config: Mapping[str, Any]) -> None:
 
 def _check_together(held: Mapping[str, Mapping[str, Any]]) -> None:
     """Check the sizes that one component hands to the next."""
+    for name in STATISTICS:
+        values = held["vae"][name]
+        if not isinstance(values, list | tuple) or not all(type(v) in (int, float) for v in values):
+            raise WeightsUnavailable(f"vae/{CONFIGURATION}: {name} is no list of numbers")
     try:
         pairs = list(_pairs(*(held[role] for role in WITH_WEIGHTS)))
-    except (KeyError, TypeError, ValueError) as error:
+    except TypeError as error:
         raise WeightsUnavailable(
-            f"a {CONFIGURATION} has a field that is no number or list of numbers ({error})"
+            f"a {CONFIGURATION} has a field of a wrong kind ({error})"
         ) from None
     for has, found, needs, wanted in pairs:
         if found != wanted:

@@ -10,9 +10,9 @@ from typing import Any, Final, TypeVar
 from worker.engine.prompts import EDIT, TEXT_TO_IMAGE, PromptEncoder, Template
 from worker.errors import WeightsUnavailable
 
-# Named in processors of Qwen2.5-VL; the class never left Qwen2-VL's file, which has it under its
-# own name alone.
-ALIAS: Final = re.compile(r"Qwen2_5_VL((?:Image|Video)Processor(?:Fast)?)")
+# Qwen2.5-VL's processors are Qwen2-VL's, whose classes transformers 5 knows by one name each: the
+# "Fast" of transformers 4 is what there is, and leads to no video processor.
+ALIAS: Final = re.compile(r"Qwen2(?:_5_)?VL((?:Image|Video)Processor)(?:Fast)?")
 TYPES: Final = ("image_processor_type", "video_processor_type")
 SPECIAL: Final = (
     "<|im_start|>",
