@@ -133,7 +133,7 @@ def _next(url: str, location: str, what: str) -> str:
     """Return where a redirect leads; raises WeightsUnavailable for what no hub redirects to."""
     try:
         there = urljoin(url, location)
-        scheme = urlsplit(there).scheme
+        scheme, _, _ = _origin(there)
     except ValueError:
         scheme = ""
     if scheme not in ("http", "https"):

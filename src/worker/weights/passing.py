@@ -150,6 +150,8 @@ def _of_requests(error: BaseException) -> bool | None:
 def _of_the_system(error: BaseException) -> bool | None:
     if not isinstance(error, OSError) or type(error).__module__ != "builtins":
         return None
+    if error.errno is None and not isinstance(error, TimeoutError):
+        return None
     return isinstance(error, TimeoutError) or error.errno in ERRNOS
 
 
