@@ -17,7 +17,8 @@ from worlds import prepared
 from worker.bundle import format as layout
 from worker.bundle import lock, tensors
 from worker.bundle.format import Damaged
-from worker.bundle.open import empty, fill, on_meta, open_bundle, shared
+from worker.bundle.modules import empty
+from worker.bundle.open import fill, on_meta, open_bundle, shared
 from worker.bundle.prepare import prepare
 from worker.bundle.read import BIG_BYTES, RANGE_BYTES, Reader
 from worker.engine.quantise import PRECISIONS, Linear8bit, Precision

@@ -257,6 +257,7 @@ def test_a_start_that_failed_for_good_tells_callers_why(
         for _ in range(2):
             job = pod.answer(pod.submit({"prompt": "a fox"}))
             assert job.output["error_code"] == "WORKER_NOT_READY"
+            assert job.output["retryable"] is False
             assert reason in str(job.error)
             assert job.answers == 1
         worker.send(signal.SIGTERM)

@@ -13,7 +13,8 @@ from bench.real_shapes.job import Case
 from bench.real_shapes.shapes import Architecture
 from worker.bundle import rows
 from worker.bundle.format import adapter_role
-from worker.bundle.open import FusedAdapter, NoHead, fill
+from worker.bundle.modules import NoHead
+from worker.bundle.open import FusedAdapter, fill
 from worker.engine import device as gpu
 from worker.engine import schedule
 from worker.engine.components import Components

@@ -26,6 +26,7 @@ WorkerError
     |-- VolumeFull            VOLUME_FULL
     |-- LoraNotApplied        LORA_NOT_APPLIED
     |-- InvalidSettings       WORKER_NOT_READY
+    |-- StartFailed           WORKER_NOT_READY
     `-- Internal              INTERNAL
 """
 
@@ -216,6 +217,12 @@ class LoraNotApplied(Fault):
 
 class InvalidSettings(Fault):
     """The environment is wrong; `details` names every variable."""
+
+    code = "WORKER_NOT_READY"
+
+
+class StartFailed(Fault):
+    """This start failed, and the next one will for the same reason; the message says why."""
 
     code = "WORKER_NOT_READY"
 

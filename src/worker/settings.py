@@ -117,6 +117,11 @@ def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
+def _offline(value: Any) -> Any:
+    """Read a switch as huggingface_hub does, which knows no wrong value."""
+    return value.upper() in ("1", "ON", "YES", "TRUE") if isinstance(value, str) else value
+
+
 def _level(value: Any) -> Any:
     """Read our names of levels and, for RUNPOD_LOG_LEVEL, the SDK's."""
     if not isinstance(value, str):
@@ -133,6 +138,7 @@ Folder = Annotated[Path, AfterValidator(_folder)]
 Address = Annotated[str, AfterValidator(_address)]
 PublicAddress = Annotated[str, AfterValidator(_public)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
+Offline = Annotated[bool, BeforeValidator(_offline)]
 Precision = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_lower)]
 
 
@@ -198,6 +204,11 @@ class Settings(BaseModel):
         "Hugging Face's cache, looked into for weights; nothing is written there",
         names=("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"),
         shown="`hub` in `HF_HOME`",
+    )
+    hf_hub_offline: Offline = _setting(
+        False,
+        "ask no hub: what is not on this machine is refused at once",
+        names=("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
     )
     precision_mode: Precision = _setting(
         "auto", "`auto` (by the device and its free memory), `bf16`, `8bit`, `4bit`"

@@ -2,18 +2,18 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from worker.bundle import format as layout
-from worker.bundle import rows
+from worker.bundle import modules, rows
 from worker.bundle.format import Damaged, Verified
 from worker.bundle.read import THREADS, Reader
+from worker.bundle.tokenizing import open_processor, open_tokenizer
 from worker.engine.components import Components
 from worker.engine.lora import Adapters, lightning_modules
 from worker.engine.modulation import RowModulation
@@ -22,6 +22,9 @@ from worker.errors import LoraNotApplied
 
 # What `shared` maps: (component identity, device) -> a module that several models use.
 Shared = MutableMapping[tuple[str, str], nn.Module]
+NEEDED: Final = ("transformer", "text_encoder", "vae", "tokenizer", "scheduler")
+
+T = TypeVar("T")
 
 
 def shared() -> Shared:
@@ -73,6 +76,9 @@ class _Opening:
 
     def components(self) -> Components:
         """Start every read, build the modules as their files arrive, and check that all is real."""
+        for role in NEEDED:
+            if role not in self._found.parts:
+                raise Damaged(self._found.folder, f"it has no {role}")
         # An offloaded text encoder has memory of its own: the cache of a volume may be taken away.
         mapped = self._device.type == "cpu"
         with (
@@ -87,15 +93,12 @@ class _Opening:
             return self._built()
 
     def _built(self) -> Components:
-        # The imports below take seconds; the readers' threads work meanwhile.
-        from transformers import AutoProcessor, AutoTokenizer  # noqa: PLC0415
-
+        # What is called here imports for seconds; the readers' threads work meanwhile.
         transformer, modulation = self._transformer()
-        parts = self._found.parts
-        tokenizer = AutoTokenizer.from_pretrained(parts["tokenizer"][0], local_files_only=True)
+        tokenizer = self._opened("tokenizer", open_tokenizer)
         processor = None
-        if "processor" in parts:
-            processor = AutoProcessor.from_pretrained(parts["processor"][0], local_files_only=True)
+        if "processor" in self._found.parts:
+            processor = self._opened("processor", open_processor)
         return Components(
             transformer=transformer,
             text_encoder=self._text_encoder(),
@@ -110,39 +113,25 @@ class _Opening:
         )
 
     def _transformer(self) -> tuple[Any, RowModulation]:
-        from diffusers import QwenImageTransformer2DModel  # noqa: PLC0415 - see _built
-
-        with empty():
-            model = QwenImageTransformer2DModel.from_config(self._json("transformer"))
+        model = self._made("transformer", modules.transformer)
         table = rows.table(self._files("transformer", layout.ROWS))
         modulation = RowModulation(model, table, self._device)
         self._fill("transformer", model, self._bundle.precision)
         return model, modulation
 
     def _text_encoder(self) -> Any:
-        from transformers import (  # noqa: PLC0415 - see _built
-            Qwen2_5_VLConfig,
-            Qwen2_5_VLForConditionalGeneration,
-        )
-
         def made() -> nn.Module:
-            config = Qwen2_5_VLConfig.from_dict(self._json("text_encoder"))
-            with empty():
-                model: nn.Module = Qwen2_5_VLForConditionalGeneration._from_config(  # noqa: SLF001 - the public way reads weights
-                    config, dtype=torch.bfloat16
-                )
-            model.lm_head = NoHead()
+            model: nn.Module = modules.without_head(
+                self._made("text_encoder", modules.text_encoder)
+            )
             self._fill("text_encoder", model, self._bundle.precision)
             return model
 
         return self._once("text_encoder", made)
 
     def _vae(self) -> Any:
-        from diffusers import AutoencoderKLQwenImage  # noqa: PLC0415 - see _built
-
         def made() -> nn.Module:
-            with empty():
-                model: nn.Module = AutoencoderKLQwenImage.from_config(self._json("vae"))
+            model: nn.Module = self._made("vae", modules.vae)
             self._fill("vae", model, "bf16")
             return model
 
@@ -167,6 +156,26 @@ class _Opening:
             found = made()
             self._shared[key] = found
         return found
+
+    def _made(self, role: str, make: Callable[[Mapping[str, Any]], Any]) -> Any:
+        """Build a component's modules; raises Damaged when its configuration describes none."""
+        config = self._json(role)
+        try:
+            return make(config)
+        except Exception as error:
+            # a constructor raises anything; the part goes the way of every damaged one
+            raise Damaged(
+                self._found.parts[role][0], f"no modules can be built from it: {error}"
+            ) from error
+
+    def _opened(self, role: str, opening: Callable[[Path], T]) -> T:
+        """Open a component of small files; raises Damaged when it cannot be opened."""
+        folder = self._found.parts[role][0]
+        try:
+            return opening(folder)
+        except Exception as error:
+            # transformers raises anything; the part goes the way of every damaged one
+            raise Damaged(folder, f"it cannot be opened ({type(error).__name__})") from error
 
     def _fill(self, role: str, model: nn.Module, precision: Precision) -> None:
         try:
@@ -198,16 +207,14 @@ class _Opening:
         return self._found.parts[role][1].identity, str(self._place(role))
 
     def _json(self, role: str, name: str = "config.json") -> dict[str, Any]:
-        value: dict[str, Any] = json.loads((self._found.parts[role][0] / name).read_bytes())
+        folder = self._found.parts[role][0]
+        try:
+            value = json.loads((folder / name).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            raise Damaged(folder, f"{name} cannot be read") from None
+        if not isinstance(value, dict):
+            raise Damaged(folder, f"{name} is no JSON object")
         return value
-
-
-class NoHead(nn.Module):
-    """Stand where the text encoder had its lm_head: nobody reads the logits of a prompt."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Return logits of no words, [..., 0]."""
-        return hidden[..., :0]
 
 
 class FusedAdapter(Adapters):
@@ -228,19 +235,6 @@ class FusedAdapter(Adapters):
             raise LoraNotApplied(
                 f"{self.active} is in the weights (LIGHTNING_FUSED): this worker serves it alone"
             )
-
-
-@contextmanager
-def empty() -> Iterator[None]:
-    """Make modules whose parameters have no memory; buffers and plain tensors are real.
-
-    Under torch.device("meta") the text encoder's inv_freq and the transformer's pos_embed
-    frequencies would stay on meta and be lost.
-    """
-    from accelerate import init_empty_weights  # noqa: PLC0415 - imported while files are read
-
-    with init_empty_weights(include_buffers=False):
-        yield
 
 
 def fill(

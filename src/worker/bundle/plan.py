@@ -1,21 +1,23 @@
 """What becomes of every published tensor, and so how many bytes each precision takes."""
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from worker.bundle.tensors import Header, header
+from worker.bundle.tensors import Header, UnknownFormat, header
 from worker.engine.quantise import Precision, is_quantised, stored_bytes
 from worker.errors import WeightsUnavailable
-from worker.weights.layout import needed
+from worker.weights.layout import SHARD, needed, other_weights
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Snapshot
 
 WITH_WEIGHTS: Final = ("transformer", "text_encoder", "vae")
 COPIED: Final = ("tokenizer", "processor", "scheduler")
 SMALL: Final = ".safetensors.index.json"
+INDEXED: Final = ".index.json"
 MODULATION: Final = re.compile(r"transformer_blocks\.(\d+)\.(img_mod|txt_mod)\.1\.(weight|bias)")
 
 
@@ -63,14 +65,55 @@ def target(role: str, name: str) -> str | None:
     return name
 
 
+def names(role: str, published: Iterable[str]) -> Callable[[str], str]:
+    """Return what names our tensors as a publisher does, whose own names are `published`."""
+    if role != "text_encoder" or not any(
+        target(role, name) not in (name, None) for name in published
+    ):
+        return lambda name: name
+
+    def named(name: str) -> str:
+        if name.startswith("model.language_model."):
+            return f"model.{name.removeprefix('model.language_model.')}"
+        return name.removeprefix("model.") if name.startswith("model.visual.") else name
+
+    return named
+
+
 def weight_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
-    """Return the shards of a component, in order."""
+    """Return the shards of a component, in order: those that its index names, if it has one.
+
+    Raises WeightsUnavailable when the index cannot be read or names a file that is not there.
+    """
     by_path = {file.path: file for file in snapshot.files}
-    return [
-        by_path[path]
+    there = {
+        path.removeprefix(f"{role}/"): by_path[path]
         for path in needed(by_path)
         if path.startswith(f"{role}/") and path.endswith(".safetensors")
-    ]
+    }
+    wanted = sorted(there)
+    for path, file in sorted(by_path.items()):
+        folder, _, name = path.rpartition("/")
+        if folder == role and name.endswith(SMALL) and SHARD.fullmatch(name.removesuffix(INDEXED)):
+            wanted = _indexed(snapshot, file)
+    for name in wanted:
+        if name not in there:
+            raise WeightsUnavailable(
+                f"{snapshot.repository} lacks {role}/{name}, a shard of its index"
+            )
+    return [there[name] for name in wanted]
+
+
+def _indexed(snapshot: Snapshot, file: RemoteFile) -> list[str]:
+    """Return the files that a component's index names."""
+    try:
+        return sorted(
+            {str(name) for name in json.loads(snapshot.read_file(file))["weight_map"].values()}
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise WeightsUnavailable(
+            f"{snapshot.repository}: {file.path} is no index of shards"
+        ) from None
 
 
 def configuration_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
@@ -86,19 +129,26 @@ def configuration_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
 def shards(snapshot: Snapshot, role: str) -> list[Shard]:
     """Read the headers of a component's shards by range.
 
-    Raises WeightsUnavailable when there are none or one cannot be read.
+    Raises WeightsUnavailable when there are none or one cannot be read, UnknownFormat.
     """
     found = []
     for file in weight_files(snapshot, role):
         try:
             held = header(partial(snapshot.read_range, file))
-        except (ValueError, KeyError, IndexError, TypeError):
+        except UnknownFormat:
+            raise
+        except ValueError as error:
             raise WeightsUnavailable(
-                f"{snapshot.repository}: {file.path} is no readable safetensors file"
+                f"{snapshot.repository}: {file.path} is no readable safetensors file ({error})"
             ) from None
+        if (end := max((entry.end for entry in held.values()), default=file.size)) != file.size:
+            raise WeightsUnavailable(
+                f"{snapshot.repository}: {file.path} has {file.size} bytes instead of {end}"
+            )
         found.append(Shard(file, held))
     if not found:
-        raise WeightsUnavailable(f"{snapshot.repository} has no weights of {role}/")
+        instead = other_weights((other.path for other in snapshot.files), role)
+        raise WeightsUnavailable(f"{snapshot.repository} lacks the weights of {role}/{instead}")
     return found
 
 

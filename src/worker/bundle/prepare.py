@@ -15,6 +15,7 @@ import torch
 from worker import log
 from worker.bundle import format as layout
 from worker.bundle import lock, plan, rows, tensors
+from worker.bundle.check import Published, check
 from worker.bundle.format import Bundle, Component, Damaged, FileRecord, LoraRecord
 from worker.bundle.plan import Shard, Sizes
 from worker.bundle.stream import OPEN_TRIES, Place, forget_receipts, stream
@@ -31,8 +32,6 @@ from worker.weights.snapshot import LocalSnapshot, Progress, Snapshot, named, qu
 
 # Raised when the same sources would give other files: it is part of every component's identity.
 RECIPE: Final = 1
-FACTS: Final = "worker.json"
-CONFIGURATION: Final = "config.json"
 LOCKS: Final = "locks"
 # What a config.json says of who wrote it, not of what it describes.
 VOLATILE: Final = ("_name_or_path", "_diffusers_version", "transformers_version")
@@ -72,24 +71,24 @@ class Order:
         return self.home / layout.BUNDLES / name
 
     @cached_property
+    def published(self) -> Published:
+        """Return the published model, judged by its small files and headers; raises as `check`."""
+        return check(self.snapshot, self.spec)
+
+    @property
     def shards(self) -> Mapping[str, Sequence[Shard]]:
-        """Return what transformer, text_encoder and vae are published as; raises as a Snapshot."""
-        return {role: plan.shards(self.snapshot, role) for role in plan.WITH_WEIGHTS}
+        """Return what transformer, text_encoder and vae are published as; raises as `check`."""
+        return self.published.shards
 
     @cached_property
     def keys(self) -> torch.Tensor:
         """Return what the transformer can see of a timestep: bf16 [T]."""
-        return rows.keys(self.json("scheduler/scheduler_config.json"))
+        return rows.keys(self.published.scheduler)
 
     @cached_property
     def scales(self) -> Mapping[int, str]:
         """Return the digest of what each LoRA states of its scale beside its tensors, or ""."""
         return {steps: _stated_scale(lora) for steps, lora in self.lightning.items()}
-
-    def json(self, path: str) -> dict[str, Any]:
-        """Read a small JSON file of the published model."""
-        value: dict[str, Any] = json.loads(self.snapshot.read_file(named(self.snapshot, path)))
-        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +148,7 @@ def _jobs(order: Order) -> list[_Job]:
     jobs += [
         _job(order, role, [], {}, lambda _folder: {})
         for role in plan.COPIED
-        if plan.configuration_files(order.snapshot, role)
+        if order.published.small.get(role)
     ]
     jobs.append(_weights(order, "vae", "bf16"))
     jobs.append(_weights(order, "text_encoder", order.precision))
@@ -166,10 +165,7 @@ def _job(
     size: int = 0,
 ) -> _Job:
     """Describe a component of the model's own: its small files are copied beside what is made."""
-    small = {
-        file.path.rpartition("/")[2]: order.snapshot.read_file(file)
-        for file in plan.configuration_files(order.snapshot, role)
-    }
+    small = order.published.small[role]
     sources = {file.path: order.snapshot.digest(file) for file in weights}
     digests = [*sources.values(), *(_meaning(name, data) for name, data in small.items())]
     facts = {"recipe": RECIPE, **recipe}
@@ -220,7 +216,7 @@ def _transformer(order: Order) -> _Job:
             order.device,
             snapshot=order.snapshot,
             shards=shards,
-            config=order.json(f"transformer/{CONFIGURATION}"),
+            config=order.published.transformer,
             keys=order.keys,
             fused=_lora(order, order.fused) if order.fused else None,
         )
@@ -261,7 +257,7 @@ def _lora(order: Order, steps: int) -> dict[str, torch.Tensor]:
             if attempt + 1 == OPEN_TRIES:
                 raise
     state = {name: bf16(t) for name, t in held.items()}
-    blocks = int(order.json(f"transformer/{CONFIGURATION}")["num_layers"])
+    blocks = int(order.published.transformer["num_layers"])
     check_lora(state, order.shards["transformer"], blocks)
     if proven.disposable and not order.settings.keep_source_weights:
         proven.path.unlink(missing_ok=True)
@@ -355,7 +351,6 @@ def _manifest(order: Order, jobs: Sequence[_Job]) -> Bundle:
                 digest=digest,
                 scale=order.scales[steps],
             )
-    paths = {file.path for file in order.snapshot.files}
     return Bundle(
         format=layout.FORMAT,
         model=order.spec.name,
@@ -367,7 +362,7 @@ def _manifest(order: Order, jobs: Sequence[_Job]) -> Bundle:
         lightning=held,
         components={job.role: job.identity for job in jobs},
         libraries=layout.libraries(),
-        facts=order.json(FACTS) if FACTS in paths else {},
+        facts=dict(order.published.facts),
     )
 
 

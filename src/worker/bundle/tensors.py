@@ -10,21 +10,33 @@ from typing import Any, Final
 
 import torch
 
-from worker.bundle.format import FileRecord
+from worker.bundle.format import Damaged, FileRecord
 from worker.weights import temporary
 
 LENGTH_BYTES: Final = 8
+# What the format itself allows: MAX_HEADER_SIZE of safetensors.
+LONGEST_HEADER: Final = 100_000_000
 PAGE: Final = 4096
 METADATA: Final = "__metadata__"
+# Those of a byte and more an element: the format's F4 and F6 share bytes, and torch has no F6.
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "C64": torch.complex64,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -49,36 +61,70 @@ class Entry:
 Header = dict[str, Entry]
 
 
+class UnknownFormat(ValueError):
+    """A tensor is in a number format that has no torch.dtype; `written` is its name in the file."""
+
+    def __init__(self, tensor: str, written: str) -> None:
+        super().__init__(f"{tensor} is in {written}")
+        self.tensor = tensor
+        self.written = written
+
+
 def header(read: Callable[[int, int], bytes]) -> Header:
     """Return what a safetensors file holds; `read(start, end)` gives its bytes.
 
     The format: 8 bytes little-endian length, a JSON header, then the tensors without holes. Raises
-    ValueError or KeyError for bytes that are no such file.
+    UnknownFormat, and ValueError for bytes that are no such file.
     """
     length = int.from_bytes(read(0, LENGTH_BYTES), "little")
+    if length > LONGEST_HEADER:
+        raise ValueError(f"a header of {length} bytes")
     base = LENGTH_BYTES + length
-    facts = json.loads(read(LENGTH_BYTES, base))
-    return {
-        name: Entry(
-            DTYPES[fact["dtype"]],
-            tuple(fact["shape"]),
-            base + fact["data_offsets"][0],
-            base + fact["data_offsets"][1],
-        )
-        for name, fact in facts.items()
-        if name != METADATA
-    }
+    try:
+        facts = json.loads(read(LENGTH_BYTES, base), object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("a header nested too deeply") from None
+    if not isinstance(facts, dict):
+        raise ValueError("a header that is no object")  # noqa: TRY004 - bytes, not an argument
+    return {name: _entry(name, fact, base) for name, fact in facts.items() if name != METADATA}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs; raises ValueError for a name that comes twice."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a name comes twice")
+    return made
+
+
+def _entry(name: str, fact: Any, base: int) -> Entry:
+    """Read one tensor's record; raises ValueError when its numbers contradict each other."""
+    try:
+        written, shape, (start, end) = fact["dtype"], tuple(fact["shape"]), fact["data_offsets"]
+    except (KeyError, TypeError):
+        raise ValueError(f"the record of {name} is incomplete") from None
+    if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
+        raise ValueError(f"the record of {name} has no sizes")
+    if written not in DTYPES:
+        raise UnknownFormat(name, str(written))
+    entry = Entry(DTYPES[written], shape, base + start, base + end)
+    if entry.end - entry.start != entry.count * entry.dtype.itemsize:
+        raise ValueError(f"the record of {name} has another size than its shape")
+    return entry
 
 
 def header_of(path: Path) -> Header:
-    """Return what a local safetensors file holds."""
+    """Return what a bundle's file holds; raises Damaged when that cannot be read."""
     with path.open("rb") as file:
 
         def read(start: int, end: int) -> bytes:
             file.seek(start)
             return file.read(end - start)
 
-        return header(read)
+        try:
+            return header(read)
+        except ValueError as error:
+            raise Damaged(path.parent, f"{path.name} has {error}") from None
 
 
 def decode(entry: Entry, data: bytes) -> torch.Tensor:

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from worker import log
-from worker.bundle.format import Damaged, adapter_role, set_aside
+from worker.bundle import mending
+from worker.bundle.format import Damaged, adapter_role
 from worker.bundle.obtain import Obtained, obtain
 from worker.bundle.open import open_bundle, shared
 from worker.driver import Gpu
@@ -303,10 +304,13 @@ def _opened(obtained: Obtained, served: Served, settings: Settings, gpu: Gpu | N
     try:
         parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
     except Damaged as damage:
-        log.get().warning("damaged part set aside", reason=damage.message)
-        set_aside(damage.folder)
+        mending.begin(damage, settings.home)
         obtained = obtain(obtained.spec, settings, gpu, mend=True)
-        parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
+        try:
+            parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
+        except Damaged as still:
+            raise mending.again(still) from damage
+    mending.done(obtained.folder, settings.home)
     log.get().info(
         "model open",
         model=served.id,

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from worker import log
 from worker.edge import reply
-from worker.errors import WorkerError, WorkerNotReady
+from worker.errors import StartFailed, WorkerError
 from worker.families import Models
 from worker.loop import sdk
 from worker.settings import Settings, where_we_run
@@ -74,7 +74,7 @@ def _not_started(error: WorkerError, settings: Settings, refuse_s: float) -> int
     log.get().error("start failed", error_code=error.code, reason=error.message)
     if error.retryable or not settings.on_platform:
         return FAILED
-    answer = WorkerNotReady(f"the start failed: {error.code}: {error.message}")
+    answer = StartFailed(f"the start failed: {error.code}: {error.message}")
 
     async def handle(job: dict[str, Any]) -> dict[str, Any]:
         log.get().warning("job refused", job_id=job["id"], error_code=answer.code)

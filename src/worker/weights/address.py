@@ -7,7 +7,9 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import requests
 
+from worker.errors import WeightsUnavailable
 from worker.settings import Settings
+from worker.weights.passing import failure
 from worker.weights.retry import Again, Patience, refused
 
 HUB: Final = "https://huggingface.co"
@@ -41,6 +43,11 @@ class Hub:
         token = settings.hf_token.get_secret_value() if settings.hf_token else None
         return cls((settings.hf_endpoint or HUB).rstrip("/"), token)
 
+    @property
+    def named(self) -> bool:
+        """Whether the operator wrote the hub's address."""
+        return self.endpoint != HUB
+
     def address(self, repository: str, commit: str, path: str) -> str:
         """Return the URL of a file at a commit."""
         return f"{self.endpoint}/{repository}/resolve/{commit}/{quote(path)}"
@@ -69,8 +76,8 @@ class Hub:
         """
         session = _session()
         for _ in range(MOST_REDIRECTS + 1):
-            headers = self.headers(url) | ({"Range": span} if span else {})
             try:
+                headers = self.headers(url) | ({"Range": span} if span else {})
                 response = session.request(
                     method,
                     url,
@@ -79,11 +86,13 @@ class Hub:
                     stream=True,
                     allow_redirects=False,
                 )
-            except requests.RequestException as error:
-                raise Again(_plainly(error)) from None
+            except Exception as error:
+                # requests lets urllib3's own and Python's through
+                at_home = url.startswith(self.endpoint)
+                raise failure(error, what, named=self.named and at_home) from error
             if response.status_code in REDIRECT and "Location" in response.headers:
                 _release(response)
-                url = _next(url, response.headers["Location"])
+                url = _next(url, response.headers["Location"], what)
                 continue
             if response.status_code in accept:
                 return response
@@ -120,21 +129,15 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
-def _next(url: str, location: str) -> str:
-    there = urljoin(url, location)
-    if urlsplit(there).scheme not in ("http", "https"):
-        raise Again("the hub redirected to an address that is not a web address")
-    if urlsplit(url).scheme == "https" and urlsplit(there).scheme != "https":
-        raise Again("the hub redirected from https to http")
+def _next(url: str, location: str, what: str) -> str:
+    """Return where a redirect leads; raises WeightsUnavailable for what no hub redirects to."""
+    try:
+        there = urljoin(url, location)
+        scheme, _, _ = _origin(there)
+    except ValueError:
+        scheme = ""
+    if scheme not in ("http", "https"):
+        raise WeightsUnavailable(f"{what}: the hub redirected to what is no web address")
+    if urlsplit(url).scheme == "https" and scheme != "https":
+        raise WeightsUnavailable(f"{what}: the hub redirected from https to http")
     return there
-
-
-def _plainly(error: requests.RequestException) -> str:
-    """Name what went wrong without the address that requests puts into its messages."""
-    if isinstance(error, requests.Timeout):
-        return "the hub did not answer in time"
-    if isinstance(error, requests.exceptions.SSLError):
-        return "the hub's certificate was not accepted"
-    if isinstance(error, requests.ConnectionError):
-        return "the hub cannot be reached, or hung up"
-    return f"the request failed ({type(error).__name__})"

@@ -20,6 +20,18 @@ COMPONENTS: Final = (*WITH_WEIGHTS, "tokenizer", "processor", "scheduler")
 # "pytorch_model.bin" are other copies of the same weights.
 SHARD: Final = re.compile(r"(?:diffusion_pytorch_)?model(?:-\d{5}-of-\d{5})?\.safetensors")
 CONFIGURATION: Final = (".json", ".txt", ".model", ".jinja")
+# Endings of weights in forms that this worker does not read -> what they are.
+OTHER: Final = (
+    (".gguf", "GGUF files, quantised"),
+    (".bin", "pickled files (.bin)"),
+    (".pt", "pickled files (.pt)"),
+    (".pth", "pickled files (.pth)"),
+    (".ckpt", "pickled files (.ckpt)"),
+    (".msgpack", "Flax's files (.msgpack)"),
+    (".h5", "TensorFlow's files (.h5)"),
+    (".onnx", "ONNX files"),
+    (".safetensors", "safetensors files of another name or variant"),
+)
 
 
 def is_needed(path: str) -> bool:
@@ -41,6 +53,20 @@ def needed(paths: Iterable[str]) -> tuple[str, ...]:
     )
 
 
+def other_weights(paths: Iterable[str], folder: str = "") -> str:
+    """Tell in which other form a folder of a repository has weights, as the end of a sentence.
+
+    Empty when it has none. `folder` "" stands for the whole repository.
+    """
+    names = [path.lower() for path in paths if not folder or path.startswith(f"{folder}/")]
+    told = [word for ending, word in OTHER if any(name.endswith(ending) for name in names)]
+    if not told:
+        return ""
+    return (
+        f": it has {' and '.join(told)}, and a bundle is made from plain safetensors weights alone"
+    )
+
+
 def fault(folder: Path) -> str | None:
     """Say why a folder cannot be opened as a published model; None when it can.
 
@@ -51,13 +77,15 @@ def fault(folder: Path) -> str | None:
         index = json.loads((folder / INDEX).read_bytes())
     except OSError:
         return f"has no {INDEX}"
-    except ValueError:
+    except (ValueError, RecursionError):
+        return f"has an unreadable {INDEX}"
+    if not isinstance(index, dict):
         return f"has an unreadable {INDEX}"
     try:
         for component in WITH_WEIGHTS:
             if component in index and (reason := _weights_fault(folder, component)):
                 return reason
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"cannot be read ({type(error).__name__})"
     absent = [c for c in COMPONENTS if c in index and not (folder / c).is_dir()]
     return f"lacks {absent[0]}/" if absent else None
@@ -76,7 +104,8 @@ def _weights_fault(folder: Path, component: str) -> str | None:
     for path in indexes:
         wanted = set(json.loads(path.read_bytes())["weight_map"].values())
     if not wanted:
-        return f"lacks the weights of {component}/"
+        there = (f"{component}/{path.name}" for path in (folder / component).iterdir())
+        return f"lacks the weights of {component}/{other_weights(there, component)}"
     for name in sorted(wanted):
         if name not in shards:
             return f"lacks {component}/{name}"

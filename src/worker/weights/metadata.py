@@ -13,6 +13,7 @@ from worker.settings import Settings
 from worker.weights import temporary
 from worker.weights.address import Hub
 from worker.weights.download import HubSnapshot
+from worker.weights.passing import OFFLINE, failure
 from worker.weights.proof import RemoteFile
 from worker.weights.retry import Again, Patience, refused
 
@@ -33,8 +34,11 @@ def resolve(
     The answer is kept in MODEL_DIR: later starts, and a start after a crash, go on with the same
     commit although the revision may have moved, and ask the hub nothing. Delete
     MODEL_DIR/revisions to ask again. Raises WeightsUnavailable, and HubUnreachable when trying
-    later may help.
+    later may help. Under HF_HUB_OFFLINE nothing is asked: a commit that is known is one whose files
+    would still have to come.
     """
+    if settings.hf_hub_offline:
+        raise WeightsUnavailable(f"{repository}: {OFFLINE}")
     patience = patience or Patience.of(settings)
     hub = Hub.of(settings)
     log.hide(hub.token)
@@ -68,13 +72,15 @@ def _ask(
     except HfHubHTTPError as error:
         status = error.response.status_code
         raise refused(status, error.response.headers.get("Retry-After"), repository) from None
-    except Exception as error:  # noqa: BLE001 - the reason follows
-        # huggingface_hub 1 and 2 raise the errors of httpx and httpx2, and of json for a reply that
-        # is none; what they have in common is that another attempt may go better
-        raise Again(f"the hub cannot be reached, or hung up ({type(error).__name__})") from None
+    except Exception as error:
+        # huggingface_hub 1 and 2 raise the errors of httpx and httpx2, of json, and their own
+        raise failure(error, repository, named=hub.named) from error
     files = tuple(_file(sibling, repository) for sibling in info.siblings or ())
     if not info.sha or not files:
-        raise Again("the hub's answer names no commit or no files")
+        raise WeightsUnavailable(
+            f"{repository}: the hub names no commit or no files of it: the repository is empty, or"
+            " HF_ENDPOINT is no hub"
+        )
     return info.sha, files
 
 

@@ -15,7 +15,7 @@ from worker.weights.address import Hub
 from worker.weights.proof import RemoteFile
 from worker.weights.retry import Again, Patience
 from worker.weights.sequential import OK, PARTIAL, span_of
-from worker.weights.space import FULL, UNWRITABLE
+from worker.weights.space import FULL, UNUSABLE, UNWRITABLE
 
 # hf_transfer reports whole ranges. 8 of 8 MiB within the 60 s of a stall ask for 1.1 MB/s; a slower
 # line is served by the sequential way.
@@ -61,12 +61,15 @@ def download(
         "headers": hub.headers(url),
     }
     # -I would drop PYTHONPATH, by which a source tree without installation finds the package
-    child = subprocess.Popen(
-        [sys.executable, "-m", "worker.weights.child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "worker.weights.child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    except OSError:  # no process or pipe to be had: the sequential way needs neither
+        raise Again("no transfer process could be started") from None
     try:
         _watch(child, request, file, patience, report)
     finally:
@@ -112,6 +115,6 @@ def _watch(
 
 
 def _fail(fault: dict[str, Any]) -> None:
-    if fault["errno"] in (*FULL, *UNWRITABLE):  # connections have errnos too
+    if fault["errno"] in (*FULL, *UNWRITABLE, *UNUSABLE):  # connections have errnos too
         raise OSError(fault["errno"], os.strerror(fault["errno"]))
     raise Again("the parallel transfer failed")

@@ -8,6 +8,7 @@ from worker import log
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.settings import Settings
 from worker.weights.address import Hub
+from worker.weights.passing import failure
 from worker.weights.retry import Again, refused
 
 
@@ -46,7 +47,9 @@ def push(
             " may write to it"
         ) from None
     except Exception as error:
-        raise _later(repository, f"the upload broke off ({type(error).__name__})") from error
+        if isinstance(told := failure(error, repository, named=hub.named), Again):
+            raise _later(repository, f"the upload broke off ({type(error).__name__})") from error
+        raise told from error
     return commit.oid
 
 

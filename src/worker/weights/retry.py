@@ -14,7 +14,10 @@ from worker.settings import Settings
 NOT_FOUND: Final = 404
 REQUEST_TIMEOUT: Final = 408
 TOO_MANY_REQUESTS: Final = 429
+TOO_EARLY: Final = 425
 SERVER_ERRORS: Final = 500
+# A server that does not know the method or the version of HTTP learns neither by waiting.
+NEVER: Final = (501, 505)
 ADVICE: Final = {
     401: "the hub wants a token: set HF_TOKEN (and check that MODEL names an existing repository)",
     403: "the hub refuses this account: accept the model's licence on its page, and set HF_TOKEN to"
@@ -111,7 +114,8 @@ class Patience:
 
 def refused(status: int, retry_after: str | None, what: str) -> Again | WeightsUnavailable:
     """Return what an HTTP status of 400 and more means for `what` (a repository or a file)."""
-    if status in (REQUEST_TIMEOUT, TOO_MANY_REQUESTS) or status >= SERVER_ERRORS:
+    waits = status in (REQUEST_TIMEOUT, TOO_EARLY, TOO_MANY_REQUESTS)
+    if waits or (status >= SERVER_ERRORS and status not in NEVER):
         return Again(f"the hub answered {status}", _seconds(retry_after))
     kind = Missing if status == NOT_FOUND else WeightsUnavailable
     return kind(f"{what}: {ADVICE.get(status, 'the hub refuses the request')} (status {status})")

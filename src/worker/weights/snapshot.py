@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -96,8 +97,16 @@ class LocalSnapshot:
 
     @cached_property
     def files(self) -> tuple[RemoteFile, ...]:
-        """Return every file of the folder, with the digests that a cache's links give away."""
-        return tuple(self._listed())
+        """Return every file of the folder, with the digests that a cache's links give away.
+
+        Raises WeightsUnavailable when the folder cannot be read.
+        """
+        try:
+            return tuple(self._listed())
+        except OSError as error:
+            raise WeightsUnavailable(
+                f"{self.repository}: the local folder cannot be read ({error.strerror})"
+            ) from None
 
     def _listed(self) -> Iterator[RemoteFile]:
         for path in sorted(self.folder.rglob("*")):
@@ -127,7 +136,9 @@ class LocalSnapshot:
         """
         del into
         path = self.folder / file.path
-        if file.path.endswith(".safetensors") and (reason := safetensors_fault(path)):
+        with self._readable(file):
+            reason = safetensors_fault(path) if file.path.endswith(".safetensors") else None
+        if reason:
             raise self._damaged(file, reason)
         found = self._digests(file)
         if reason := difference(found, file):
@@ -137,7 +148,7 @@ class LocalSnapshot:
 
     def read_range(self, file: RemoteFile, start: int, end: int) -> bytes:
         """Return bytes `start` up to `end`; raises WeightsUnavailable when the file is shorter."""
-        with (self.folder / file.path).open("rb") as opened:
+        with self._readable(file), (self.folder / file.path).open("rb") as opened:
             opened.seek(start)
             data = opened.read(end - start)
         if len(data) != end - start:
@@ -146,17 +157,29 @@ class LocalSnapshot:
 
     def read_file(self, file: RemoteFile) -> bytes:
         """Return a small file's bytes; raises WeightsUnavailable when it is damaged."""
-        data = (self.folder / file.path).read_bytes()
+        with self._readable(file):
+            data = (self.folder / file.path).read_bytes()
         if reason := difference(digests_of(data), file):
             raise self._damaged(file, reason)
         return data
 
     def _digests(self, file: RemoteFile) -> Digests:
         if file.path not in self._read:
-            self._read[file.path] = digests(
-                self.folder / file.path, blob_id=file.blob_id is not None
-            )
+            with self._readable(file):
+                self._read[file.path] = digests(
+                    self.folder / file.path, blob_id=file.blob_id is not None
+                )
         return self._read[file.path]
+
+    @contextmanager
+    def _readable(self, file: RemoteFile) -> Iterator[None]:
+        """Turn what a disk says while a file is read into an error of ours."""
+        try:
+            yield
+        except OSError as error:
+            raise WeightsUnavailable(
+                f"{self.repository}: the local {file.path} cannot be read ({error.strerror})"
+            ) from None
 
     def _damaged(self, file: RemoteFile, reason: str) -> WeightsUnavailable:
         return WeightsUnavailable(

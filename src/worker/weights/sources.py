@@ -10,6 +10,8 @@ from worker.errors import WeightsUnavailable
 from worker.settings import Settings
 from worker.weights import catalog, layout, metadata
 from worker.weights.catalog import LoraFile, ModelSpec
+from worker.weights.instead import instead
+from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import LocalSnapshot, Snapshot
 
 Kind = Literal["MODEL_DIR", "MODEL_PATH", "RunPod cache", "HF cache", "image", "hub"]
@@ -116,18 +118,28 @@ def described(spec: ModelSpec, snapshot: Snapshot) -> ModelSpec:
     files = {file.path: file for file in snapshot.files}
     described_by = layout.INDEX if layout.INDEX in files else layout.MANIFEST
     if described_by not in files:
+        there, row = layout.other_weights(files), instead(spec.repository)
+        advice = f"; take {row.repository}" if there and row else ""
         raise WeightsUnavailable(
             f"MODEL: {spec.name} has no {layout.INDEX} and no {layout.MANIFEST}: it is neither a"
-            " diffusers checkpoint nor a bundle"
+            f" diffusers checkpoint nor a bundle{there}{advice}"
         )
+    told = _object(spec, snapshot, files[described_by])
+    if described_by == layout.MANIFEST:
+        return catalog.of_manifest(spec, told)
+    about = _object(spec, snapshot, files[layout.ABOUT]) if layout.ABOUT in files else {}
+    return catalog.classified(spec, told, tuple(files), about)
+
+
+def _object(spec: ModelSpec, snapshot: Snapshot, file: RemoteFile) -> dict[str, Any]:
+    """Read a JSON object by which a model describes itself."""
     try:
-        if described_by == layout.MANIFEST:
-            return catalog.of_manifest(spec, json.loads(snapshot.read_file(files[described_by])))
-        index = json.loads(snapshot.read_file(files[layout.INDEX]))
-        about = json.loads(snapshot.read_file(files[layout.ABOUT])) if layout.ABOUT in files else {}
-    except ValueError:
-        raise WeightsUnavailable(f"MODEL: {spec.name} describes itself in broken JSON") from None
-    return catalog.classified(spec, index, tuple(files), about)
+        value = json.loads(snapshot.read_file(file))
+    except (ValueError, RecursionError):
+        raise WeightsUnavailable(f"MODEL: {spec.name} has a broken {file.path}") from None
+    if not isinstance(value, dict):
+        raise WeightsUnavailable(f"MODEL: {spec.name} has a {file.path} that is no JSON object")
+    return value
 
 
 def caches(settings: Settings) -> list[tuple[Kind, Path]]:

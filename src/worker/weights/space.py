@@ -13,6 +13,20 @@ from worker.settings import Settings
 GB: Final = 1_000_000_000
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
+# A name or size that a file system does not take, a path through a file, a disk that fails.
+UNUSABLE: Final = (
+    errno.ENAMETOOLONG,
+    errno.EFBIG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.EOPNOTSUPP,
+)
 
 
 def existing(folder: Path) -> Path:
@@ -92,7 +106,12 @@ def writing(needed: int, folder: Path, settings: Settings) -> Iterator[None]:
 def disk_failure(
     number: int | None, needed: int, folder: Path, settings: Settings
 ) -> WorkerError | None:
-    """Return the error of ours for an errno, None for one that is not about the place."""
+    """Return the error of ours for an errno, None for one that is not about the place.
+
+    None of them is tried again: a place that refuses refuses the next time.
+    """
+    if number is None:
+        return None
     if number in FULL:
         free = free_bytes(folder, settings)
         quota = "" if free < needed or number == errno.ENOSPC else " (its quota is used up)"
@@ -105,6 +124,11 @@ def disk_failure(
         return WeightsUnavailable(
             "MODEL_DIR cannot be written: mount the volume read-write, or set MODEL_DIR to a folder"
             " that this worker may write"
+        )
+    if number in UNUSABLE:
+        return WeightsUnavailable(
+            f"MODEL_DIR cannot hold the weights ({os.strerror(number)}): set it to a folder of"
+            " another disk"
         )
     return None
 

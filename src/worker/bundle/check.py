@@ -1,0 +1,236 @@
+"""What must be right of published weights before a byte of them comes: small files and headers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from worker.bundle import declared, fit, modules, plan, prequantised, schedules, tokenizing
+from worker.bundle.modules import CONFIGURATION, Expected
+from worker.bundle.plan import COPIED, WITH_WEIGHTS, Shard
+from worker.bundle.tensors import Header, UnknownFormat
+from worker.errors import WeightsUnavailable
+from worker.weights.catalog import PIPELINES, ModelSpec
+from worker.weights.layout import ABOUT, INDEX
+from worker.weights.snapshot import Snapshot, named
+
+PATCH: Final = 2  # the pipelines fold 2x2 latents into a token
+RGB: Final = 3
+STATISTICS: Final = ("latents_mean", "latents_std")
+# What a component of the model cannot be opened without; any one of each group.
+REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
+    "tokenizer": ("tokenizer.json", "vocab.json"),
+    "scheduler": ("scheduler_config.json",),
+    "processor": ("preprocessor_config.json", "processor_config.json"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published model that can be prepared and will open.
+
+    `small` maps each component to its small files as a bundle holds them; `shards` are without
+    what no module keeps; `transformer` is its configuration with all defaults; `facts` is the
+    model's own worker.json.
+    """
+
+    small: Mapping[str, Mapping[str, bytes]]
+    shards: Mapping[str, Sequence[Shard]]
+    transformer: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+
+def check(snapshot: Snapshot, spec: ModelSpec) -> Published:
+    """Read a model's small files and headers and judge all that can be told from them.
+
+    Quantised weights come first, since other faults follow from them. Raises WeightsUnavailable
+    naming the component and the file.
+    """
+    try:
+        return _check(snapshot, spec)
+    except WeightsUnavailable as error:
+        if error.message.startswith(snapshot.repository):
+            raise
+        raise WeightsUnavailable(f"{snapshot.repository}: {error.message}") from error
+
+
+def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
+    index = _object(snapshot, INDEX)
+    configs = {role: _object(snapshot, f"{role}/{CONFIGURATION}") for role in WITH_WEIGHTS}
+    _check_configured(index, configs, spec)
+    headers = {role: _shards(snapshot, role, spec) for role in WITH_WEIGHTS}
+    edits = bool(PIPELINES[spec.pipeline].max_references)
+    wanted = (*WITH_WEIGHTS, "scheduler", *(("processor",) if edits else ()))
+    declared.check_index(index, spec.pipeline, wanted)
+    for role, config in configs.items():
+        declared.check_class(role, f"{role}/{CONFIGURATION}", config)
+    _check_transformer(configs["transformer"])
+    expected = {role: modules.expected(role, config) for role, config in configs.items()}
+    for role, shards in headers.items():
+        _check_stored(role, shards, expected[role], spec)
+    for role, shards in headers.items():
+        fit.check(role, shards, expected[role])
+    _check_together({role: held.config for role, held in expected.items()})
+    small = _small(snapshot, edits=edits)
+    scheduler = declared.json_object(schedules.FILE, small["scheduler"]["scheduler_config.json"])
+    declared.check_class("scheduler", schedules.FILE, scheduler)
+    _check_flags(configs, scheduler)
+    schedules.check(scheduler)
+    tokenizing.check(small, expected["text_encoder"].config, edits=edits)
+    return Published(
+        small,
+        {role: fit.without(role, shards, expected[role]) for role, shards in headers.items()},
+        expected["transformer"].config,
+        scheduler,
+        _facts(snapshot),
+    )
+
+
+def _object(snapshot: Snapshot, path: str) -> dict[str, Any]:
+    return declared.json_object(path, snapshot.read_file(named(snapshot, path)))
+
+
+def _check_configured(
+    index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], spec: ModelSpec
+) -> None:
+    """Refuse what calls itself quantised."""
+    told = {INDEX: index} | {f"{role}/{CONFIGURATION}": held for role, held in configs.items()}
+    for path, config in told.items():
+        if method := prequantised.configured(config):
+            where = path.rpartition("/")[0]
+            raise prequantised.refusal(
+                f"{where}/" if where else "it", f"{method}, says {path}", spec
+            )
+
+
+def _shards(snapshot: Snapshot, role: str, spec: ModelSpec) -> list[Shard]:
+    """Read the headers of a component; a format that has no torch.dtype is refused by its name."""
+    try:
+        return plan.shards(snapshot, role)
+    except UnknownFormat as error:
+        raise prequantised.refusal(
+            f"{role}/", f"{error.written}, as {error.tensor}", spec
+        ) from None
+
+
+def _check_stored(role: str, shards: Sequence[Shard], wanted: Expected, spec: ModelSpec) -> None:
+    """Refuse number formats, and what lies beside quantised weights."""
+    merged: Header = plan.merged(shards)
+    kept, beside = [], []
+    for name in merged:
+        target = plan.target(role, name)
+        if target in wanted.kept:
+            kept.append(name)
+        elif target is not None and target not in wanted.dropped:
+            beside.append(name)
+    if what := prequantised.stored(merged, kept, beside):
+        raise prequantised.refusal(f"{role}/", what, spec)
+
+
+def _check_transformer(config: Mapping[str, Any]) -> None:
+    """Refuse what the module can be built with and no pipeline of ours runs."""
+    path = f"transformer/{CONFIGURATION}"
+    if config.get("guidance_embeds"):
+        raise WeightsUnavailable(
+            f"{path}: guidance_embeds is set: no published Qwen-Image takes an embedded guidance,"
+            " and diffusers' transformer has no weights for it"
+        )
+    if config.get("use_additional_t_cond"):
+        raise WeightsUnavailable(
+            f"{path}: use_additional_t_cond is set, which needs a second condition"
+            " (time_text_embed.addition_t_embedding) that QwenImageLayeredPipeline alone gives, and"
+            " this worker does not serve it"
+        )
+
+
+def _check_together(held: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check the sizes that one component hands to the next."""
+    for name in STATISTICS:
+        values = held["vae"][name]
+        if not isinstance(values, list | tuple) or not all(type(v) in (int, float) for v in values):
+            raise WeightsUnavailable(f"vae/{CONFIGURATION}: {name} is no list of numbers")
+    try:
+        pairs = list(_pairs(*(held[role] for role in WITH_WEIGHTS)))
+    except TypeError as error:
+        raise WeightsUnavailable(
+            f"a {CONFIGURATION} has a field of a wrong kind ({error})"
+        ) from None
+    for has, found, needs, wanted in pairs:
+        if found != wanted:
+            raise WeightsUnavailable(f"{has} {found}, and {needs} {wanted}")
+
+
+def _pairs(
+    transformer: Mapping[str, Any], text: Mapping[str, Any], vae: Mapping[str, Any]
+) -> Iterator[tuple[str, int, str, int]]:
+    """Yield what has how many of something, and who needs how many of it."""
+    channels = vae["z_dim"]
+    patches = channels * PATCH**2
+    given = (transformer["out_channels"] or transformer["in_channels"]) * transformer[
+        "patch_size"
+    ] ** 2
+    axes, heads = sum(transformer["axes_dims_rope"]), transformer["attention_head_dim"]
+    joint, hidden = transformer["joint_attention_dim"], text["hidden_size"]
+    steps, levels = len(vae["temperal_downsample"]), len(vae["dim_mult"])
+    yield "vae/ has input_channels", vae["input_channels"], "pictures have", RGB
+    yield "transformer/ has in_channels", transformer["in_channels"], "vae/ makes", patches
+    yield "transformer/ gives channels", given, "vae/ takes", patches
+    yield "transformer/ has joint_attention_dim", joint, "text_encoder/ gives", hidden
+    yield "transformer/ has axes_dims_rope of", axes, "its heads have", heads
+    yield "text_encoder/ has out_hidden_size", text["out_hidden_size"], "its layers take", hidden
+    yield "vae/ has temperal_downsample of", steps, "its dim_mult needs", levels - 1
+    for name in ("latents_mean", "latents_std"):
+        yield (
+            f"vae/ has {name} of",
+            len([float(value) for value in vae[name]]),
+            "z_dim is",
+            channels,
+        )
+
+
+def _check_flags(configs: Mapping[str, Mapping[str, Any]], scheduler: Mapping[str, Any]) -> None:
+    # imported here: whoever prepares has them by now, and whoever imports this room may not
+    from diffusers import (  # noqa: PLC0415
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImageTransformer2DModel,
+    )
+
+    for path, config, made in (
+        (f"transformer/{CONFIGURATION}", configs["transformer"], QwenImageTransformer2DModel),
+        (f"vae/{CONFIGURATION}", configs["vae"], AutoencoderKLQwenImage),
+        (schedules.FILE, scheduler, FlowMatchEulerDiscreteScheduler),
+    ):
+        declared.check_flags(path, config, made)
+
+
+def _small(snapshot: Snapshot, *, edits: bool) -> dict[str, dict[str, bytes]]:
+    """Read every component's small files; what cannot be opened without is there."""
+    small: dict[str, dict[str, bytes]] = {}
+    roles = (*WITH_WEIGHTS, *(role for role in COPIED if edits or role != "processor"))
+    for role in roles:
+        small[role] = {}
+        for file in plan.configuration_files(snapshot, role):
+            data = snapshot.read_file(file)
+            name = file.path.rpartition("/")[2]
+            if name.endswith(".json"):
+                declared.json_value(file.path, data)
+            small[role][name] = tokenizing.mended(name, data) if role == "processor" else data
+    for role, names in REQUIRED.items():
+        if role in roles and not any(name in small[role] for name in names):
+            reason = (
+                ": without it no reference reaches the text encoder" if role == "processor" else ""
+            )
+            raise WeightsUnavailable(f"there is no {role}/{names[0]}{reason}")
+    return small
+
+
+def _facts(snapshot: Snapshot) -> dict[str, Any]:
+    """Read what a model tells this worker of itself."""
+    if all(file.path != ABOUT for file in snapshot.files):
+        return {}
+    facts = _object(snapshot, ABOUT)
+    area = facts.get("condition_area")
+    if area is not None and (type(area) is not int or area <= 0):
+        raise WeightsUnavailable(f"{ABOUT}: condition_area must be a number of pixels")
+    return facts

@@ -1,0 +1,91 @@
+"""What the small files of a published model declare, and whether this worker builds just that."""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from worker.errors import WeightsUnavailable
+
+INDEX: Final = "model_index.json"
+LIBRARIES: Final = ("diffusers", "transformers")
+# component -> the classes of it that are opened as what they are; a tokenizer, whose class has
+# had many names, is judged by what it does
+CLASSES: Final[Mapping[str, tuple[str, ...]]] = {
+    "transformer": ("QwenImageTransformer2DModel",),
+    "vae": ("AutoencoderKLQwenImage",),
+    "text_encoder": ("Qwen2_5_VLForConditionalGeneration",),
+    "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+    "processor": ("Qwen2VLProcessor", "Qwen2_5_VLProcessor"),
+}
+MODEL_TYPE: Final = "qwen2_5_vl"
+
+
+def json_value(path: str, data: bytes) -> Any:
+    """Read a JSON file; raises WeightsUnavailable naming it when it is broken."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise WeightsUnavailable(f"{path} is broken JSON") from None
+
+
+def json_object(path: str, data: bytes) -> dict[str, Any]:
+    """Read a JSON object; raises WeightsUnavailable naming its file for anything else."""
+    value = json_value(path, data)
+    if not isinstance(value, dict):
+        raise WeightsUnavailable(f"{path} is no JSON object")
+    return value
+
+
+def check_index(index: Mapping[str, Any], pipeline: str, wanted: tuple[str, ...]) -> None:
+    """Check the classes that model_index.json names for the components of a pipeline.
+
+    A component that it does not name is judged by its own files. Raises WeightsUnavailable.
+    """
+    if (found := index.get("_class_name")) != pipeline:
+        raise WeightsUnavailable(f"{INDEX} is of a {_word(found)}, not of a {pipeline}")
+    for component, classes in CLASSES.items():
+        if component not in index or component not in wanted:
+            continue
+        named = index[component]
+        library, kind = named if isinstance(named, list) and len(named) == 2 else (None, named)  # noqa: PLR2004 - library and class
+        if kind is None:
+            raise WeightsUnavailable(f"{INDEX} names no {component}, which a {pipeline} needs")
+        if kind not in classes or library not in LIBRARIES:
+            raise WeightsUnavailable(
+                f"{INDEX} names {_word(library)}'s {_word(kind)} for {component}; this worker opens"
+                f" {' or '.join(classes)} alone"
+            )
+
+
+def check_class(component: str, path: str, config: Mapping[str, Any]) -> None:
+    """Check the class that a component's own configuration names; raises WeightsUnavailable."""
+    named = config.get("architectures") or [config.get("_class_name")]
+    for kind in named if isinstance(named, list) else [named]:
+        if kind is not None and kind not in CLASSES[component]:
+            raise WeightsUnavailable(
+                f"{path} is of a {_word(kind)}; this worker opens"
+                f" {' or '.join(CLASSES[component])} alone"
+            )
+    if component == "text_encoder" and config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+        raise WeightsUnavailable(
+            f"{path} is of the type {_word(config['model_type'])}, not {MODEL_TYPE}"
+        )
+
+
+def check_flags(path: str, config: Mapping[str, Any], made: Callable[..., Any]) -> None:
+    """Check that every flag that is set is one that `made`, diffusers' class, takes.
+
+    diffusers leaves out what it does not know: numbers that older releases wrote, and switches of
+    newer ones, without which the model is another. Raises WeightsUnavailable for the latter.
+    """
+    known = inspect.signature(made).parameters
+    for name, value in config.items():
+        if value is True and name not in known and not name.startswith("_"):
+            raise WeightsUnavailable(
+                f"{path}: {name[:60]} is set, which this worker's diffusers does not know"
+            )
+
+
+def _word(name: Any) -> str:
+    return str(name)[:60] if isinstance(name, str) and name else "nothing"

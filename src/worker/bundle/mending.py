@@ -1,0 +1,64 @@
+"""A damaged part is made anew once; one that is damaged again is not made a third time."""
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from worker import log
+from worker.bundle.format import Damaged, libraries, set_aside, verify
+from worker.errors import WeightsUnavailable
+
+NOTES: Final = "mended"
+
+
+def begin(damage: Damaged, home: Path) -> None:
+    """Set a damaged part aside so that it can be made anew, and take a note of it.
+
+    The note stays until a bundle with the part has opened: without it, weights that never open
+    would be downloaded and prepared at every start. Raises WeightsUnavailable when there is one,
+    made with the same libraries, or when the part cannot be set aside.
+    """
+    note = _note(damage.folder, home)
+    if _is_kept(note):
+        raise again(damage)
+    log.get().warning("damaged part set aside", reason=damage.message)
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps({"libraries": libraries(), "time": time.time()}))
+        set_aside(damage.folder)
+    except OSError as error:
+        raise WeightsUnavailable(
+            f"{damage.message}; it cannot be made anew where it lies ({error.strerror}): replace it"
+        ) from damage
+
+
+def again(damage: Damaged) -> WeightsUnavailable:
+    """Return the error for a part that was made anew and is damaged still."""
+    return WeightsUnavailable(
+        f"{damage.message}; it was made anew once and is so again: the weights do not fit this"
+        " worker, or the disk loses data. It is not made a third time: name another model, or"
+        f" delete {NOTES}/ of MODEL_DIR to try once more"
+    )
+
+
+def done(bundle: Path, home: Path) -> None:
+    """Forget the notes of a bundle and its parts, which have opened."""
+    if not (home / NOTES).is_dir():
+        return
+    with suppress(OSError, Damaged):
+        for part in (bundle, *(folder for folder, _ in verify(bundle).parts.values())):
+            _note(part, home).unlink(missing_ok=True)
+
+
+def _note(part: Path, home: Path) -> Path:
+    return home / NOTES / f"{part.name}.json"
+
+
+def _is_kept(note: Path) -> bool:
+    """Tell whether a part was made anew by these libraries: others may make what opens."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        kept: bool = json.loads(note.read_bytes())["libraries"] == libraries()
+        return kept
+    return False

@@ -1,0 +1,125 @@
+"""A model's tokenizer and processor: opened from small files, and tried before a bundle is made."""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from worker.engine.prompts import EDIT, TEXT_TO_IMAGE, PromptEncoder, Template
+from worker.errors import WeightsUnavailable
+
+# Qwen2.5-VL's processors are Qwen2-VL's, whose classes transformers 5 knows by one name each: the
+# "Fast" of transformers 4 is what there is, and leads to no video processor.
+ALIAS: Final = re.compile(r"Qwen2(?:_5_)?VL((?:Image|Video)Processor)(?:Fast)?")
+TYPES: Final = ("image_processor_type", "video_processor_type")
+SPECIAL: Final = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+)
+
+T = TypeVar("T")
+
+
+def mended(name: str, data: bytes) -> bytes:
+    """Return a processor's small file with Qwen2-VL's classes under the name that they have."""
+    if not name.endswith(".json") or not ALIAS.search(data.decode(errors="replace")):
+        return data
+    return json.dumps(_renamed(json.loads(data)), indent=2).encode()
+
+
+def _renamed(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: ALIAS.sub(r"Qwen2VL\1", held)
+        if key in TYPES and isinstance(held, str) and ALIAS.fullmatch(held)
+        else _renamed(held)
+        for key, held in value.items()
+    }
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """Open a tokenizer of plain files; no code of a repository is run."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds to import
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def open_processor(folder: Path) -> Any:
+    """Open a processor of plain files; no code of a repository is run."""
+    from transformers import AutoProcessor  # noqa: PLC0415 - takes seconds to import
+
+    return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def check(
+    small: Mapping[str, Mapping[str, bytes]], config: Mapping[str, Any], *, edits: bool
+) -> None:
+    """Open the tokenizer and, for a model that edits, the processor; see that they fit the rest.
+
+    `small` maps a component to its small files, `config` is the text encoder's with its defaults.
+    Raises WeightsUnavailable.
+    """
+    tokenizer = _tried("tokenizer", small["tokenizer"], open_tokenizer)
+    _check_tokenizer(tokenizer, config, EDIT if edits else TEXT_TO_IMAGE)
+    if edits:
+        processor = _tried("processor", small["processor"], open_processor)
+        _check_processor(processor, config)
+
+
+def _tried(component: str, files: Mapping[str, bytes], opening: Callable[[Path], T]) -> T:
+    with tempfile.TemporaryDirectory(prefix="worker-") as folder:
+        for name, data in files.items():
+            Path(folder, name).write_bytes(data)
+        try:
+            return opening(Path(folder))
+        except Exception as error:
+            # whatever transformers says of such files, it says so every time
+            raise WeightsUnavailable(
+                f"{component}/ cannot be opened ({type(error).__name__}): its files are not those"
+                " of a Qwen2.5-VL"
+            ) from error
+
+
+def _check_tokenizer(tokenizer: Any, config: Mapping[str, Any], template: Template) -> None:
+    """See that the tokens of the template are those that a Qwen-Image was trained to drop."""
+    known = tokenizer.get_vocab()
+    unknown = [word for word in SPECIAL if word not in known]
+    if unknown:
+        raise WeightsUnavailable(f"tokenizer/ does not know {unknown[0]}: it is of another model")
+    tokens = PromptEncoder(tokenizer, None, None).tokens("", template, ())
+    found = len(tokens) - 1 - tokens[::-1].index(known["<|im_end|>"])  # what ends the user's turn
+    if found != template.dropped:
+        raise WeightsUnavailable(
+            f"tokenizer/ gives {found} tokens for the template's beginning, where Qwen2.5-VL's"
+            f" gives {template.dropped}: it is of another model"
+        )
+    highest = max(known.values())
+    if highest >= config["vocab_size"]:
+        raise WeightsUnavailable(
+            f"tokenizer/ has a token {highest}, and text_encoder/ holds {config['vocab_size']}"
+        )
+
+
+def _check_processor(processor: Any, config: Mapping[str, Any]) -> None:
+    """See that references come in the patches that the vision tower takes."""
+    images = getattr(processor, "image_processor", None)
+    kind = type(images).__name__
+    if not kind.startswith("Qwen2VLImageProcessor"):
+        raise WeightsUnavailable(
+            f"processor/ has a {kind} where Qwen2.5-VL has a Qwen2VLImageProcessor"
+        )
+    for ours, theirs in (
+        ("patch_size", "patch_size"),
+        ("merge_size", "spatial_merge_size"),
+        ("temporal_patch_size", "temporal_patch_size"),
+    ):
+        if (held := getattr(images, ours)) != (wanted := config[theirs]):
+            raise WeightsUnavailable(
+                f"processor/ has a {ours} of {held}, and text_encoder/ takes {wanted}"
+            )
