@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from worker import log
 from worker.bundle import format as layout
 from worker.bundle import lock, plan, rows, tensors
-from worker.bundle.format import Bundle, Component, Damaged, FileRecord, LoraRecord
+from worker.bundle.content import meaning
+from worker.bundle.format import RECIPE, Bundle, Component, Damaged, FileRecord, LoraRecord
 from worker.bundle.plan import Shard, Sizes
 from worker.bundle.stream import OPEN_TRIES, Place, forget_receipts, stream
 from worker.bundle.transform import Transformer, Weights, bf16, check_lora
@@ -26,16 +27,13 @@ from worker.errors import VolumeFull
 from worker.settings import Settings
 from worker.weights import space, temporary
 from worker.weights.catalog import ModelSpec
+from worker.weights.names import MAIN
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import LocalSnapshot, Progress, Snapshot, named, quiet
+from worker.weights.snapshot import LOCAL, LocalSnapshot, Progress, Snapshot, named, quiet
 
-# Raised when the same sources would give other files: it is part of every component's identity.
-RECIPE: Final = 1
 FACTS: Final = "worker.json"
 CONFIGURATION: Final = "config.json"
 LOCKS: Final = "locks"
-# What a config.json says of who wrote it, not of what it describes.
-VOLATILE: Final = ("_name_or_path", "_diffusers_version", "transformers_version")
 # A component's file that its manifest does not name is swept when it is this old: another worker
 # may have opened it by the manifest before.
 UNNAMED_S: Final = 3600.0
@@ -50,6 +48,7 @@ class Order:
     `lightning` maps step counts to the snapshot and the name of their LoRA; `fused` is the step
     count whose LoRA is baked into the weights, None when all stay adapters. `home` holds bundles
     and components, `into` the published files while they are needed. The work is done on `device`.
+    `name` is the bundle's folder, by default the model's name and precision.
     """
 
     spec: ModelSpec
@@ -62,13 +61,14 @@ class Order:
     lightning: Mapping[int, tuple[Snapshot, str]] = field(default_factory=dict)
     fused: int | None = None
     progress: Progress = quiet
+    name: str | None = None
 
     @property
     def folder(self) -> Path:
         """Return the bundle's folder."""
         spec = self.spec
         model = f"{spec.name}@{spec.revision}" if spec.revision else spec.name
-        name = layout.bundle_name(model, self.precision, self.fused)
+        name = self.name or layout.bundle_name(model, self.precision, self.fused)
         return self.home / layout.BUNDLES / name
 
     @cached_property
@@ -166,7 +166,7 @@ def _job(
         for file in plan.configuration_files(order.snapshot, role)
     }
     sources = {file.path: order.snapshot.digest(file) for file in weights}
-    digests = [*sources.values(), *(_meaning(name, data) for name, data in small.items())]
+    digests = [*sources.values(), *(meaning(name, data) for name, data in small.items())]
     facts = {"recipe": RECIPE, **recipe}
     for name, data in small.items():
         sources[f"{role}/{name}"] = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -327,6 +327,7 @@ def _manifest(order: Order, jobs: Sequence[_Job]) -> Bundle:
         model=order.spec.name,
         repository=order.snapshot.repository,
         revision=order.snapshot.commit,
+        asked=None if order.snapshot.commit == LOCAL else order.spec.revision or MAIN,
         pipeline=order.spec.pipeline,
         precision=order.precision,
         fused=order.fused,
@@ -367,16 +368,6 @@ def _sweep_unnamed(folder: Path) -> None:
         with suppress(OSError):
             if path.name not in named_files and time.time() - path.stat().st_mtime > UNNAMED_S:
                 path.unlink()
-
-
-def _meaning(name: str, data: bytes) -> str:
-    """Return the digest of what a small file says, without who wrote it."""
-    if name.endswith(".json"):
-        value = json.loads(data)
-        if isinstance(value, dict):
-            value = {key: held for key, held in value.items() if key not in VOLATILE}
-        data = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-    return f"{name}:{hashlib.sha256(data).hexdigest()}"
 
 
 def _write(folder: Path, name: str, data: bytes) -> FileRecord:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,8 @@ from worker.settings import Settings
 
 GB: Final = 1_000_000_000
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-UNWRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
+# the last two: a file, or a link to nowhere, stands where a folder should
+UNWRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 
 
 def existing(folder: Path) -> Path:
@@ -101,12 +103,26 @@ def disk_failure(
             f" {_gb(max(needed - free, 0))} more is needed; take a larger volume, or delete what it"
             " no longer needs"
         )
-    if number in UNWRITABLE:
-        return WeightsUnavailable(
-            "MODEL_DIR cannot be written: mount the volume read-write, or set MODEL_DIR to a folder"
-            " that this worker may write"
-        )
-    return None
+    return unwritable() if number in UNWRITABLE else None
+
+
+def is_writable(folder: Path) -> bool:
+    """Try whether files can be made in a folder, or the folder itself where it does not exist."""
+    try:
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        return error.errno not in (*UNWRITABLE, errno.ENOENT)
+
+
+def unwritable(beside: str = "") -> WeightsUnavailable:
+    """Return the error of a MODEL_DIR that cannot be written; `beside` says why it must be."""
+    return WeightsUnavailable(
+        f"MODEL_DIR cannot be written{beside}: mount the volume read-write, or set MODEL_DIR to a"
+        " folder that this worker may write"
+    )
 
 
 def _volume(folder: Path) -> Path:
