@@ -65,10 +65,14 @@ class Content:
                 return facts
         return {}
 
-    def fingerprint(self, pipeline: str) -> str:
-        """Return a short digest that two folders share when they are the same model."""
+    def fingerprint(self, pipeline: str, loras: Iterable[LoraFile]) -> str:
+        """Return a short digest that two folders share when they are the same model.
+
+        `loras` are the Lightning LoRAs among the folder's own files that belong to it.
+        """
         held = {role: self.digests(role) for role in ROLES}
-        text = json.dumps([pipeline, held, self.facts], sort_keys=True)
+        own = {lora.filename: self._digest(lora) for lora in loras}
+        text = json.dumps([pipeline, held, self.facts, own], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
     def difference(self, found: Verified, loras: Iterable[LoraFile]) -> str | None:
@@ -87,10 +91,12 @@ class Content:
                 return role
         recorded = {lora.filename: lora.digest for lora in found.bundle.lightning.values()}
         for lora in loras:
-            file = named(self.snapshot, lora.filename)
-            if recorded.get(lora.filename) != self.snapshot.digest(file):
+            if recorded.get(lora.filename) != self._digest(lora):
                 return lora.filename.rpartition("/")[2]
         return None
+
+    def _digest(self, lora: LoraFile) -> str:
+        return self.snapshot.digest(named(self.snapshot, lora.filename))
 
     def _meaning(self, file: RemoteFile) -> str:
         data = self.snapshot.read_file(file)

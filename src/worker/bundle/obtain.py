@@ -1,7 +1,7 @@
 """The bundle of one model, wherever its weights are: found, downloaded or prepared."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -104,24 +104,29 @@ class _Search:
         What is on MODEL_DIR tells as well, so that no hub is asked.
         """
         if source.folder is None:
-            folder = self._downloaded_before()
-            if folder is not None or self._remembered(source):
+            if (folder := self._downloaded_before()) is not None:
                 return folder
+            if (reason := self._unknown(source)) is None:
+                return None
             if not self._is_writable:
-                raise space.unwritable(f" and has no bundle of {self._spec.repository}")
+                raise space.unwritable(f" and {reason}")
         snapshot = self._snapshot(source)
         self._spec = sources.described(self._spec, snapshot)
         return self._downloaded(snapshot) if _is_bundle(snapshot) else None
 
-    def _remembered(self, source: Source) -> bool:
-        """Learn what the model is from a bundle of it that serves; tell whether there is one."""
+    def _unknown(self, source: Source) -> str | None:
+        """Learn what the model is from a bundle of it that serves; say why there is none."""
+        reason = f"has no bundle of {self._spec.repository}"
         for _, held in match.matching(self._settings.home, self._wanted(source)):
-            with suppress(WeightsUnavailable, InvalidSettings):
+            try:
                 known = catalog.of_manifest(self._spec, held.model_dump())
                 catalog.lightning_steps(known, self._settings)
+            except (WeightsUnavailable, InvalidSettings) as error:
+                reason = f"has a bundle that will not do ({error.message})"
+            else:
                 self._spec = known
-                return True
-        return False
+                return None
+        return reason
 
     def _wanted(self, source: Source) -> match.Wanted:
         """Say what a bundle on MODEL_DIR must have been made of."""
@@ -155,7 +160,9 @@ class _Search:
         spec = self._spec
         plain = catalog.plain_name(spec.repository)
         if source.folder is not None and source.commit is None:
-            name = f"{file_name(plain)}-{self._held(source).fingerprint(spec.pipeline)}"
+            loras = [spec.lightning[n] for n in self._lightning]
+            own = [lora for lora in loras if lora.repository is None]
+            name = f"{file_name(plain)}-{self._held(source).fingerprint(spec.pipeline, own)}"
         else:
             is_row = plain in catalog.names()
             name = file_name(plain if is_row else spec.repository, spec.revision or MAIN)

@@ -47,7 +47,8 @@ def choose(
 
     `need` holds every precision that can be had; `free` is the device's free memory in bytes and
     `capability` its compute capability, both None without a GPU; `working` is what a picture takes
-    beside the weights. Raises InvalidSettings, with what to change, when nothing fits or the GPU has no bf16.
+    beside the weights. Raises InvalidSettings, with what to change, when nothing fits or the GPU
+    has no bf16.
     """
     if free is None or capability is None:
         if mode != "auto":

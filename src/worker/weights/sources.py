@@ -163,9 +163,10 @@ def cached(
     return snapshots / commit, commit
 
 
-# What the place of a folder says of whose model it is: that it is the one (org/name, a cache's own
-# layout), that the operator means it (MODEL_PATH itself, a name of the table), or nothing.
-Shown = Literal["it", "meant", "nothing"]
+# What the place of a folder says of whose model it is: that it is this repository's (org/name, a
+# cache's own layout), that it is called like this model of the table, that the operator means it
+# (MODEL_PATH itself), or nothing.
+Shown = Literal["it", "called", "meant", "nothing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,9 @@ def _at(root: Path, spec: ModelSpec) -> list[_Place]:
     holds = any((root / name).is_file() for name in (layout.INDEX, layout.MANIFEST))
     below = [] if holds else _below(root, spec)
     named = _is_row(spec) and any(same(root.resolve().name, name) for name in _names(spec))
-    return below or [_Place(root, "meant" if spec.is_alone or named else "nothing")]
+    if spec.is_alone:
+        return below or [_Place(root, "meant")]
+    return below or [_Place(root, "called" if named else "nothing")]
 
 
 def _names(spec: ModelSpec) -> tuple[str, str]:
@@ -224,7 +227,7 @@ def _names(spec: ModelSpec) -> tuple[str, str]:
 def _below(root: Path, spec: ModelSpec) -> list[_Place]:
     """Return the folders that may be a model's in a place for several."""
     owner, _, name = spec.repository.rpartition("/")
-    shown: Shown = "meant" if _is_row(spec) else "nothing"
+    shown: Shown = "called" if _is_row(spec) else "nothing"
     own = _child(root, owner) if owner else None
     found: list[tuple[Path | None, Shown]] = [(_child(own, name) if own else None, "it")]
     found += [(_child(root, folder), shown) for folder in dict.fromkeys(_names(spec))]
@@ -246,7 +249,7 @@ def _published_stranger(spec: ModelSpec, place: _Place) -> str | None:
     """Say why published weights, which do not tell whose they are, are not taken for a model."""
     if place.shown == "nothing":
         return f"does not say that it is {spec.repository}"
-    if place.shown == "it" and place.commit is None and spec.revision:
+    if place.shown != "meant" and place.commit is None and spec.revision:
         return f"does not say that it is at {spec.revision}"
     return None
 
@@ -255,7 +258,7 @@ def _bundle_stranger(spec: ModelSpec, place: _Place, manifest: Mapping[str, Any]
     """Say why a bundle is not the model that was asked for; None when it is."""
     made_of = str(manifest.get("repository"))
     is_it = place.shown == "it" or same(made_of, spec.repository)
-    if not (is_it or (place.shown == "meant" and "/" not in made_of)):
+    if not (is_it or (place.shown != "nothing" and "/" not in made_of)):
         return f"is the bundle of {made_of[:100]}, not of {spec.repository}"
     revisions = (manifest.get("asked"), manifest.get("revision"))
     if place.commit is None and spec.revision and spec.revision not in revisions:
