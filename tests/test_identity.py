@@ -17,7 +17,7 @@ from worker import boot, settings
 from worker.bundle import format as layout
 from worker.bundle import obtain as obtaining
 from worker.errors import HubUnreachable, WeightsUnavailable
-from worker.weights import catalog, metadata, snapshot
+from worker.weights import catalog, metadata, proof
 
 OWNERS = {"alice": 0.25, "bob": 0.5}
 
@@ -314,10 +314,9 @@ class TestFolder:
 
         def counted(path: Path, **options: Any) -> Any:
             read.append(path)
-            return digests(path, **options)
+            return proof.digests(path, **options)
 
-        digests = snapshot.digests
-        monkeypatch.setattr(snapshot, "digests", counted)
+        monkeypatch.setattr("worker.weights.snapshot.digests", counted)
         assert offline(given, str(mine)) == [folder]
         assert read == []
         moved = volume.rename(volume.with_name("mounted elsewhere"))
@@ -410,6 +409,21 @@ def test_two_sets_of_lightning_loras_do_not_take_turns(environ: dict[str, str]) 
     assert held == [({8}, None), ({4}, None), ({4, 8}, None), ({8}, 8), ({4}, 4), ({8}, None)]
     assert len(set(folders)) == 5
     assert [offline({**given, **way}, "bob/foo")[0] for way in ways] == folders
+
+
+@pytest.mark.parametrize(
+    "first", [{"LIGHTNING_STEPS": "4"}, {"USE_LIGHTNING_LORA": "false"}], ids=["4", "none"]
+)
+def test_a_bundle_does_not_decide_which_loras_its_model_has(
+    first: dict[str, str], environ: dict[str, str]
+) -> None:
+    """Nobody chooses: eight steps, as on an empty volume, whatever was prepared there before."""
+    given = {**environ, "USE_LIGHTNING_LORA": "true"}
+    (folder,) = prepared({**given, **first}, "bob/foo")
+    found = obtained(given, "bob/foo")
+    assert found.lightning == (8,)
+    assert found.folder != folder
+    assert offline(given, "bob/foo") == [found.folder]
 
 
 def test_a_lora_of_another_file_is_another_lora(environ: dict[str, str]) -> None:

@@ -98,8 +98,9 @@ class Bundle(_Record):
 
     `repository` and `revision` are what it was made of: a commit, or "local" for a folder. `asked`
     is the revision that meant this commit then, None for a folder and in what 0.1.0 prepared.
-    `fused` is the step count of the Lightning LoRA in the weights, None when none is. `facts` is
-    the model's own worker.json, if it has one.
+    `fused` is the step count of the Lightning LoRA in the weights, None when none is. `offered` are
+    all Lightning LoRAs among the model's published files (step count -> file), made or not. `facts`
+    is the model's own worker.json, if it has one.
     """
 
     format: int
@@ -111,6 +112,7 @@ class Bundle(_Record):
     precision: Literal["4bit", "8bit", "bf16"]
     fused: int | None
     lightning: dict[int, LoraRecord]
+    offered: dict[int, str] = {}
     components: dict[str, Name]
     libraries: dict[str, str]
     facts: dict[str, Any] = {}

@@ -22,7 +22,7 @@ from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.settings import Settings
 from worker.weights import catalog, metadata, sources, space, temporary
-from worker.weights.catalog import ModelSpec
+from worker.weights.catalog import LoraFile, ModelSpec
 from worker.weights.download import fetch_snapshot
 from worker.weights.meter import Meter
 from worker.weights.names import MAIN, file_name
@@ -120,6 +120,9 @@ class _Search:
         for _, held in match.matching(self._settings.home, self._wanted(source)):
             try:
                 known = catalog.of_manifest(self._spec, held.model_dump())
+                if held.offered:
+                    own = {steps: LoraFile(None, name) for steps, name in held.offered.items()}
+                    known = replace(known, lightning=own)
                 catalog.lightning_steps(known, self._settings)
             except (WeightsUnavailable, InvalidSettings) as error:
                 reason = f"has a bundle that will not do ({error.message})"
@@ -232,9 +235,8 @@ class _Search:
             whole = {p: bundle[0] for p, bundle in found.items() if bundle and bundle[1] is None}
             if whole:
                 return {p: needs.of_bundle(layout.verify(path)) for p, path in whole.items()}
-        if known is None:
-            known = self._sizes(source)
-        return needs.of_sizes({chosen: known[chosen] for chosen in there})
+        sized = known or self._sizes(source)
+        return needs.of_sizes({chosen: sized[chosen] for chosen in there})
 
     def _sizes(self, source: Source) -> Mapping[Precision, Sizes]:
         """Compute the sizes at every precision and keep them, so that a later start asks no hub."""

@@ -332,6 +332,11 @@ def _manifest(order: Order, jobs: Sequence[_Job]) -> Bundle:
         precision=order.precision,
         fused=order.fused,
         lightning=held,
+        offered={
+            steps: file.filename
+            for steps, file in order.spec.lightning.items()
+            if file.repository is None
+        },
         components={job.role: job.identity for job in jobs},
         libraries=layout.libraries(),
         facts=order.json(FACTS) if FACTS in paths else {},
