@@ -1,4 +1,4 @@
-"""Prepare models and leave each as one folder that carries its whole bundle: TARGET/NAME.
+"""Prepare models and leave each as one folder that carries its whole bundle, below TARGET.
 
     python builder/bake.py MODELS TARGET      MODELS as the variable MODEL
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from worker import boot, log, settings
 from worker.bundle import format as layout
-from worker.weights import catalog
+from worker.weights import catalog, sources
 
 
 def bake(models: str, target: Path) -> list[Path]:
@@ -23,7 +23,7 @@ def bake(models: str, target: Path) -> list[Path]:
     specs = catalog.resolve(chosen.model, chosen, has_gpu=False)
     folders = []
     for spec, prepared in zip(specs, boot.prepare(chosen), strict=True):
-        folder = target / spec.name
+        folder = target / sources.place_of(spec)
         for name, path in layout.files_of(layout.verify(prepared, "full")).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.link(path, folder / name)

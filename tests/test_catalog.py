@@ -192,3 +192,57 @@ def test_model_revision_belongs_to_the_one_published_model() -> None:
     assert spec.revision == "v1"
     with pytest.raises(InvalidSettings, match="several models"):
         resolved("qwen-image,qwen-image-2512", MODEL_REVISION="v1")
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("alice/foo", ["foo"]),
+        ("alice/foo@v1", ["foo"]),
+        ("alice/foo,bob/bar", ["foo", "bar"]),
+        ("alice/foo,Bob/Foo", ["alice/foo", "bob/foo"]),
+        ("alice/foo,ALICE/Foo,alice/foo@main", ["foo"]),
+        ("alice/foo,alice/foo@v1", ["alice/foo", "alice/foo@v1"]),
+        ("alice/foo@v2,alice/foo@v1,bob/bar", ["alice/foo@v2", "alice/foo@v1", "bar"]),
+        ("alice/foo@V1,alice/foo@v1,bob/foo", ["alice/foo@V1", "alice/foo@v1", "bob/foo"]),
+        ("a-b/c,a/b-c,a.b/c,a_b/c", ["a-b/c", "b-c", "a.b/c", "a_b/c"]),
+        ("qwen-image,bob/qwen-image,Qwen/Qwen-Image", ["qwen-image", "bob/qwen-image"]),
+        ("Qwen/Qwen-Image@v1,qwen-image", ["qwen-image@v1", "qwen-image"]),
+        ("Qwen/Qwen-Image@v1,bob/qwen-image", ["qwen-image", "bob/qwen-image"]),
+        ("bob/tiny-image,tiny", ["bob/tiny-image", "tiny-image", "tiny-edit"]),
+    ],
+)
+@pytest.mark.usefixtures("tiny")
+def test_models_of_one_name_are_told_apart_and_others_keep_theirs(
+    words: str, names: list[str]
+) -> None:
+    assert [spec.name for spec in resolved(words)] == names
+
+
+def test_folders_of_one_name_are_told_apart_without_a_path(tmp_path: Path, tiny: Path) -> None:
+    """A row keeps its name, a link is what it leads to, and no number makes another's name."""
+    one, two, three = (
+        a_folder(tmp_path / at / "foo", "QwenImagePipeline") for at in ("a", "b", "c")
+    )
+    row = a_folder(tmp_path / "Qwen-Image", "QwenImagePipeline")
+    link = tmp_path / "link"
+    link.symlink_to(one)
+    words = [one, two, link, "bob/foo-2", "alice/foo", three, row, "qwen-image", "tiny"]
+    found = resolved(",".join(map(str, words)))
+    assert [spec.name for spec in found] == [
+        "foo", "foo-3", "foo-2", "alice/foo", "foo-4", "qwen-image-2", "qwen-image",
+        "tiny-image", "tiny-edit",
+    ]  # fmt: skip
+    assert [spec.folder for spec in found[:2]] == [one, two]
+    assert tiny in found[-1].folder.parents  # type: ignore[union-attr] # the embedded have one
+    (alone,) = resolved(str(row))
+    assert alone.name == "qwen-image"
+
+
+def test_a_bundle_of_another_repository_is_no_row_by_its_name_alone() -> None:
+    """The manifest of a fine-tune called like a row names its own repository."""
+    (spec,) = resolved("me/mine-4bit")
+    made = {"model": "qwen-image", "pipeline": "QwenImagePipeline"}
+    assert catalog.of_manifest(spec, made | {"repository": "alice/qwen-image"}).lightning == {}
+    row = catalog.of_manifest(spec, made | {"repository": "qwen/qwen-image"})
+    assert (row.name, row.repository, set(row.lightning)) == ("qwen-image", "me/mine-4bit", {8, 4})

@@ -710,6 +710,16 @@ def test_a_model_is_named_by_id_or_repository() -> None:
         assert parsed({"prompt": "a", "image": URL, "model": name}).model is EDIT
 
 
+def test_an_id_goes_before_a_repository() -> None:
+    """Two revisions of one repository: the one that is called like the repository is meant."""
+    older = replace(EDIT, id="alice/foo@v1", repository="Alice/Foo")
+    newest = replace(EDIT, id="alice/foo", repository="Alice/Foo")
+    for served in ((older, newest), (newest, older)):
+        for name, meant in (("alice/foo", newest), ("Alice/Foo@v1", older)):
+            job = {"prompt": "a", "image": URL, "model": name}
+            assert parsed(job, served).model is meant
+
+
 def test_a_model_that_is_not_served_is_refused_with_those_that_are() -> None:
     with pytest.raises(ModelNotServed, match="qwen-image-2512, qwen-image-edit-2511"):
         parsed({"prompt": "a", "model": "flux"})

@@ -250,6 +250,124 @@ def test_a_folder_that_model_names_is_never_replaced_by_another_source(home: Pat
     assert str(home) not in refused.value.message
 
 
+def made_of(folder: Path, repository: str, revision: str = "local", **more: str) -> Path:
+    """Lay out a bundle that says what it was made of."""
+    manifest = {"repository": repository, "revision": revision, "pipeline": SPEC.pipeline, **more}
+    (bundle(folder) / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def word(models: str) -> list[ModelSpec]:
+    return list(catalog.resolve(models.split(","), settings.read({}), has_gpu=True))
+
+
+def of_path(home: Path, spec: ModelSpec, path: str = "mine") -> str:
+    """Return the folder below home that is taken, or why MODEL_PATH is passed over."""
+    source = find(home, spec, MODEL_PATH=str(home / path))
+    if source.folder is not None:
+        return source.folder.relative_to(home).as_posix()
+    return str(source.facts()["not_used"]["MODEL_PATH"])
+
+
+def test_published_weights_are_taken_where_their_place_shows_whose_they_are(home: Path) -> None:
+    """MODEL_PATH itself, org/name below it in any case; the last name alone shows nothing."""
+    (spec,) = word("bob/foo")
+    publish(home / "mine/foo")
+    assert of_path(home, spec) == "does not say that it is bob/foo"
+    assert of_path(home, spec, "mine/foo") == "mine/foo"
+    publish(home / "mine/Bob/Foo")
+    assert of_path(home, spec) == "mine/Bob/Foo"
+    (other,) = word("alice/foo")
+    assert of_path(home, other) == "does not say that it is alice/foo"
+
+
+def test_one_folder_is_not_two_models(home: Path) -> None:
+    """MODEL_PATH that is one model's folder means MODEL's one model, and none of several."""
+    publish(home / "mine")
+    for models in ("alice/foo,bob/foo", "qwen-image,qwen-image-2512"):
+        told = [of_path(home, spec) for spec in word(models)]
+        assert [t.startswith("does not say that it is") for t in told] == [True, True]
+    publish(home / "Qwen-Image")
+    told = [of_path(home, spec, "Qwen-Image") for spec in word("qwen-image,qwen-image-2512")]
+    assert told == ["Qwen-Image", "does not say that it is Qwen/Qwen-Image-2512"]
+
+
+def test_a_folder_below_model_path_is_a_model_and_not_its_part(home: Path) -> None:
+    """A model's own folders are no models of their names."""
+    publish(home / "mine")
+    (spec,) = word("bob/vae")
+    assert of_path(home, spec) == "mine"
+
+
+@pytest.mark.parametrize("path", ["mine", "mine/foo"])
+def test_a_given_bundle_is_the_repository_that_it_was_made_of(home: Path, path: str) -> None:
+    """In any case; a bundle of another repository is passed over, also where it is named."""
+    made_of(home / "mine/foo", "Alice/Foo", COMMIT, asked="main")
+    (alice,), (bob,) = word("alice/foo"), word("bob/foo")
+    assert of_path(home, alice, path) == "mine/foo"
+    assert of_path(home, bob, path) == "is the bundle of Alice/Foo, not of bob/foo"
+
+
+def test_a_given_bundle_of_a_folder_is_what_the_operator_says(home: Path) -> None:
+    """It names no owner: MODEL_PATH itself says which model it is, its name below does not."""
+    made_of(home / "mine/foo", "foo")
+    (bob,) = word("bob/foo")
+    assert of_path(home, bob, "mine/foo") == "mine/foo"
+    assert of_path(home, bob) == "is the bundle of foo, not of bob/foo"
+    made_of(home / "mine/bob/foo", "foo")
+    assert of_path(home, bob) == "mine/bob/foo"
+
+
+def test_a_bundle_that_was_pushed_under_another_name_lies_at_that_name(home: Path) -> None:
+    """As the image keeps it: its manifest names what it was made of, its place what it is."""
+    (spec,) = word("me/foo-4bit")
+    made_of(home / "baked" / sources.place_of(spec), "alice/foo", COMMIT)
+    assert find(home, spec).kind == "image"
+    assert str(sources.place_of(SPEC)) == "qwen-image"
+
+
+@pytest.mark.parametrize(
+    ("revision", "taken"), [("v1", True), (COMMIT, True), ("v2", False), ("main", False)]
+)
+@pytest.mark.parametrize("place", ["mine", "baked"])
+def test_a_given_bundle_is_of_the_revision_that_it_was_made_of(
+    home: Path, place: str, revision: str, *, taken: bool
+) -> None:
+    """The revision asked for then, or its commit."""
+    folder = made_of(home / place / "alice/foo", "alice/foo", COMMIT, asked="v1")
+    (spec,) = word(f"alice/foo@{revision}")
+    source = find(home, spec, MODEL_PATH=str(home / "mine"))
+    assert source.folder == (folder if taken else None)
+
+
+def test_published_weights_do_not_show_their_revision(home: Path) -> None:
+    """Only MODEL_PATH itself is what the operator says that it is."""
+    publish(home / "mine/bob/foo")
+    publish(home / "baked/qwen-image")
+    (spec,) = word("bob/foo@v1")
+    assert of_path(home, spec) == "does not say that it is at v1"
+    assert of_path(home, spec, "mine/bob/foo") == "mine/bob/foo"
+    assert find(home, replace(SPEC, revision="v1")).kind == "hub"
+
+
+def test_a_given_bundle_of_another_pipeline_is_passed_over(home: Path) -> None:
+    made_of(home / "mine", SPEC.repository, pipeline="QwenImageEditPlusPipeline")
+    assert of_path(home, SPEC) == "holds a QwenImageEditPlusPipeline, not a QwenImagePipeline"
+
+
+def test_a_broken_given_bundle_is_passed_over_with_its_own_reason(home: Path) -> None:
+    (made_of(home / "mine", SPEC.repository) / "whole").unlink()
+    assert of_path(home, SPEC) == "has no manifest"  # what bundle_fault says here
+
+
+def test_the_cache_prefers_the_exact_name(home: Path) -> None:
+    """Two folders that differ in case alone: the one that was asked for, not the first found."""
+    publish(cache(home / "cache", "bob/FOO"))
+    folder = publish(cache(home / "cache", "bob/foo"))
+    (spec,) = word("bob/foo")
+    assert find(home, spec).folder == folder
+
+
 def test_a_lora_comes_from_the_models_own_files_or_from_the_cache(home: Path) -> None:
     own = LocalSnapshot(publish(home / "mine"), "mine")
     read = configured(home)

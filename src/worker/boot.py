@@ -9,7 +9,7 @@ from typing import Any, Final
 from worker import log, preflight
 from worker.bundle import format as bundle
 from worker.errors import InvalidSettings
-from worker.families import Generation, Model, Models, Unheard
+from worker.families import Generation, Model, Models, Openable, Unheard
 from worker.residency import Residency
 from worker.settings import Settings
 from worker.weights import catalog
@@ -63,8 +63,13 @@ def boot(settings: Settings) -> Models:
     specs = catalog.resolve(settings.model, settings, has_gpu=gpu is not None)
     _say(specs, settings)
     _preflight(settings)
-    bundle.read_ahead_of([spec.name for spec in specs], settings.home)
-    openables = [family(spec.family).ready(spec, settings, gpu) for spec in specs]
+    bundle.read_ahead_of([spec.word for spec in specs], settings.home)
+    openables: list[Openable] = []
+    for spec in specs:
+        # a bundle may say only now that it is a model of the table, whose name callers know
+        taken = {other.name for other in specs if other is not spec}
+        taken |= {openable.served.id for openable in openables}
+        openables.append(family(spec.family).ready(spec, settings, gpu, taken=taken))
     models = Residency(openables, budget=gpu.free - WORKING_BYTES if gpu else None)
     for model in models.fill():
         seconds = warm(model)

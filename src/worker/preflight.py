@@ -8,7 +8,6 @@ import os
 import runpy
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from worker.driver import Driver, DriverError, Gpu, ask
 from worker.errors import DeliveryFailed, WorkerError
 from worker.media.s3 import own_bucket
 from worker.settings import Settings
-from worker.weights import catalog
+from worker.weights import catalog, space
 
 Level = Literal["ok", "advice", "fatal"]
 
@@ -228,22 +227,16 @@ def _memory(*, full: bool) -> Iterator[Finding]:
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
-    place = settings.home
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    found = f"{free / GB:.1f} GB free"
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
+    if not space.is_writable(settings.home):
         yield Finding(
             "disk",
             "advice",
-            f"MODEL_DIR cannot be written ({error.strerror})",
+            "MODEL_DIR cannot be written",
             "mount it writable, or fill it beforehand (python -m worker prepare)",
         )
         return
+    free = shutil.disk_usage(space.existing(settings.home)).free
+    found = f"{free / GB:.1f} GB free"
     if free < settings.min_storage_free_gb * GB:
         yield Finding(
             "disk",

@@ -448,6 +448,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repository not in self.hub.commits:
             self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
             return
+        rest = [*rest[:1], "/".join(rest[1:])] if rest[:1] == ["revision"] else rest
         revision = rest[1] if len(rest) > 1 else "main"
         commit = self.hub.branches[repository].get(revision, revision)
         entries = self.hub.commits[repository].get(commit)

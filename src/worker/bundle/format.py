@@ -13,6 +13,7 @@ count, so nobody opens half a bundle even where locks lie.
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +27,13 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from worker.errors import WeightsUnavailable
 from worker.weights import temporary
+from worker.weights.names import MAIN, same
+from worker.weights.snapshot import LOCAL
+from worker.weights.space import UNWRITABLE
 
 FORMAT: Final = 1
+# Raised when the same sources would give other files: it is part of every component's identity.
+RECIPE: Final = 1
 MANIFEST: Final = "manifest.json"
 BUNDLES: Final = "bundles"
 COMPONENTS: Final = "components"
@@ -40,6 +46,8 @@ LIBRARIES: Final = ("torch", "diffusers", "transformers", "bitsandbytes", "safet
 HASHING_THREADS: Final = 8
 # A manifest may come from a repository: no name in it may lead out of its folder.
 NAME: Final = r"^[\w-][\w.-]*$"
+# Signs of a revision that bundle_name leaves as they are and makes of no other sign.
+PLAIN: Final = re.compile(r"[A-Za-z0-9._]+")
 
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
@@ -93,18 +101,23 @@ class LoraRecord(_Record):
 class Bundle(_Record):
     """One model at one precision; `components` maps roles to identities.
 
-    `fused` is the step count of the Lightning LoRA in the weights, None when none is. `facts` is
-    the model's own worker.json, if it has one.
+    `repository` and `revision` are what it was made of: a commit, or "local" for a folder. `asked`
+    is the revision that meant this commit then, None for a folder and in what 0.1.0 prepared.
+    `fused` is the step count of the Lightning LoRA in the weights, None when none is. `offered` are
+    all Lightning LoRAs among the model's published files (step count -> file), made or not. `facts`
+    is the model's own worker.json, if it has one.
     """
 
     format: int
     model: str
     repository: str
     revision: str
+    asked: str | None = None
     pipeline: str
     precision: Literal["4bit", "8bit", "bf16"]
     fused: int | None
     lightning: dict[int, LoraRecord]
+    offered: dict[int, str] = {}
     components: dict[str, Name]
     libraries: dict[str, str]
     facts: dict[str, Any] = {}
@@ -252,11 +265,21 @@ def set_aside(folder: Path) -> Path:
     """Rename a damaged part so that it is never opened, and return its new name.
 
     What was set aside before it is deleted; `drop_aside` deletes this too, once it is replaced.
+    Raises WeightsUnavailable where nothing can be renamed.
     """
     drop_aside(folder)
     aside = folder.with_name(f"{folder.name}{DAMAGED}{int(time.time())}-{os.getpid()}")
-    with suppress(FileNotFoundError):  # another worker set it aside meanwhile
+    try:
         folder.rename(aside)
+    except FileNotFoundError:  # another worker set it aside meanwhile
+        pass
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise WeightsUnavailable(
+            f"the bundle's {folder.name} is damaged, and its place cannot be written: mount that"
+            " read-write, so that the part is made anew, or replace the bundle"
+        ) from error
     return aside
 
 
@@ -296,14 +319,54 @@ def read_ahead(found: Verified) -> None:
                     os.close(number)
 
 
+def prepared(home: Path) -> list[tuple[Path, Bundle]]:
+    """Return the bundles that were prepared in this place, in the order of their folders' names.
+
+    One that was downloaded carries its components; what its manifest claims is another's word.
+    """
+    found = []
+    for manifest in sorted((home / BUNDLES).glob(f"*/{MANIFEST}")):
+        folder = manifest.parent
+        if not (folder / COMPONENTS).is_dir():
+            with suppress(Damaged, OSError):
+                found.append((folder, read_bundle(folder)))
+    return found
+
+
+def is_of_revision(folder: Path, bundle: Bundle, revision: str) -> bool:
+    """Tell whether a bundle is surely of a revision: its commit, or what was asked for then.
+
+    0.1.0 told the latter by the folder's name alone, in which letters, digits, "." and "_" stand
+    for themselves; "-" may stand for any other sign.
+    """
+    if bundle.revision == LOCAL:
+        return False
+    if bundle.asked is not None or revision == bundle.revision:
+        return revision in (bundle.asked, bundle.revision)
+    names = [f"{bundle.model}@{revision}"] if PLAIN.fullmatch(revision) else []
+    names += [bundle.model] if revision == MAIN else []
+    return folder.name in [bundle_name(n, bundle.precision, bundle.fused) for n in names]
+
+
 def bundles_of(model: str, home: Path) -> list[Path]:
-    """Return the folders of a model's bundles at all precisions."""
-    start = bundle_name(model, "", None)
-    return sorted(found.parent for found in (home / BUNDLES).glob(f"{start}*/{MANIFEST}"))
+    """Return the folders of a model's bundles at all precisions, by what their manifests say.
+
+    `model` is "org/name" or "org/name@revision" (default: main), or the name of a model, which may
+    also be a folder's.
+    """
+    name, _, revision = model.partition("@")
+
+    def is_meant(folder: Path, held: Bundle) -> bool:
+        if "/" in name:
+            return same(held.repository, name) and is_of_revision(folder, held, revision or MAIN)
+        is_folders = held.revision == LOCAL and not revision
+        return held.model == name and (is_folders or is_of_revision(folder, held, revision or MAIN))
+
+    return [folder for folder, held in prepared(home) if is_meant(folder, held)]
 
 
 def read_ahead_of(models: Iterable[str], home: Path) -> None:
-    """Read ahead the bundles of models by their names, where each has but one on this disk."""
+    """Read ahead the bundles of models, as `bundles_of` names them, where each has but one."""
     for model in models:
         candidates = bundles_of(model, home)
         if len(candidates) == 1:

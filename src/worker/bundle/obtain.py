@@ -1,9 +1,9 @@
 """The bundle of one model, wherever its weights are: found, downloaded or prepared."""
 
-import json
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,24 +11,26 @@ import torch
 
 from worker import log
 from worker.bundle import format as layout
+from worker.bundle import match, needs
+from worker.bundle.content import Content
 from worker.bundle.plan import Sizes
 from worker.bundle.prepare import Order, prepare, sizes
 from worker.driver import Gpu
 from worker.engine import precision
 from worker.engine.precision import Choice, Need
-from worker.engine.quantise import Precision
-from worker.errors import InvalidSettings
+from worker.engine.quantise import PRECISIONS, Precision
+from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.settings import Settings
-from worker.weights import catalog, sources, temporary
-from worker.weights.catalog import ModelSpec
+from worker.weights import catalog, metadata, sources, space, temporary
+from worker.weights.catalog import LoraFile, ModelSpec
 from worker.weights.download import fetch_snapshot
 from worker.weights.meter import Meter
+from worker.weights.names import MAIN, file_name
 from worker.weights.snapshot import Snapshot, named, quiet
 from worker.weights.sources import Source
 
 DOWNLOADS: Final = "downloads"
-SIZES: Final = "sizes"
-NOWHERE: Final = "no-bundle"
+NOWHERE: Final = Path("no-bundle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,72 +65,119 @@ class _Search:
     """One model being obtained."""
 
     def __init__(self, spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> None:
+        self._given = spec
         self._spec = spec
         self._settings = settings
         self._gpu = gpu
         self._device = torch.device("cuda" if gpu else "cpu")
         self._lightning: tuple[int, ...] = ()
+        self._published: Snapshot | None = None
+        self._content: Content | None = None
 
     def obtain(self, *, mend: bool) -> Obtained:
-        source = self._found(Path(NOWHERE))
+        source = self._found()
         if source.bundle and source.folder is not None:
             return self._obtained(source.folder, source, None)
-        if not self._spec.pipeline:
-            self._remember()
-        if not self._spec.pipeline:
-            snapshot = sources.snapshot_of(source, self._spec, self._settings)
-            self._spec = sources.described(self._spec, snapshot)
-            if _is_bundle(snapshot):
-                return self._obtained(self._downloaded(snapshot), source, None)
+        if not self._spec.pipeline and (folder := self._described(source)):
+            return self._obtained(folder, source, None)
         self._lightning = catalog.lightning_steps(self._spec, self._settings)
         choice = self._choice(source)
-        folder = self._folder(choice.precision)
-        # The embedded checkpoint changes with the worker: preparing again compares its digests.
-        if not mend and self._spec.embedded is None:
-            source = self._found(folder)
+        if not mend:
+            there = match.best(self._settings.home, self._wanted(source), choice.precision)
+            source = self._found(*(there or ()))
             if source.bundle and source.folder is not None:
                 return self._obtained(source.folder, source, choice)
         return self._obtained(self._prepared(source, choice), source, choice)
 
-    def _found(self, folder: Path) -> Source:
+    def _found(self, folder: Path = NOWHERE, reason: str | None = None) -> Source:
+        """Look in every place; `reason` says why that bundle on MODEL_DIR will not do."""
         return sources.find(
-            self._spec, self._settings, bundle=folder, bundle_fault=self._bundle_fault
+            self._spec,
+            self._settings,
+            bundle=folder,
+            bundle_fault=lambda place: reason if place == folder else layout.fault(place),
         )
 
-    def _bundle_fault(self, folder: Path) -> str | None:
-        """Say why a folder is no bundle that can serve this model; None when it is one."""
-        if (reason := layout.fault(folder)) is not None:
-            return reason
-        held = layout.read_bundle(folder)
-        missing = [n for n in self._lightning if n not in held.lightning]
-        if missing:
-            return f"has no Lightning LoRA for {missing[0]} steps"
-        # 0.1.0 did not read a LoRA's scale from metadata; those of the catalogue state none.
-        own = [n for n in self._lightning if self._spec.lightning[n].repository is None]
-        if any(held.lightning[n].scale is None for n in own):
-            return "may hold a LoRA in another scale than its file states"
-        return None
+    def _described(self, source: Source) -> Path | None:
+        """Learn what a repository holds, and return the bundle when it holds one.
 
-    def _remember(self) -> None:
-        """Learn what the model is from a bundle of it that serves, so that no hub is asked."""
-        for folder in layout.bundles_of(self._model, self._settings.home):
-            with suppress(layout.Damaged, OSError, InvalidSettings):
-                held = layout.read_bundle(folder)
+        What is on MODEL_DIR tells as well, so that no hub is asked.
+        """
+        if source.folder is None:
+            if (folder := self._downloaded_before()) is not None:
+                return folder
+            if (reason := self._unknown(source)) is None:
+                return None
+            if not self._is_writable:
+                raise space.unwritable(f" and {reason}")
+        snapshot = self._snapshot(source)
+        self._spec = sources.described(self._spec, snapshot)
+        return self._downloaded(snapshot) if _is_bundle(snapshot) else None
+
+    def _unknown(self, source: Source) -> str | None:
+        """Learn what the model is from a bundle of it that serves; say why there is none."""
+        reason = f"has no bundle of {self._spec.repository}"
+        for _, held in match.matching(self._settings.home, self._wanted(source)):
+            try:
                 known = catalog.of_manifest(self._spec, held.model_dump())
+                if held.offered:
+                    own = {steps: LoraFile(None, name) for steps, name in held.offered.items()}
+                    known = replace(known, lightning=own)
                 catalog.lightning_steps(known, self._settings)
+            except (WeightsUnavailable, InvalidSettings) as error:
+                reason = f"has a bundle that will not do ({error.message})"
+            else:
                 self._spec = known
-                return
+                return None
+        return reason
 
-    @property
-    def _model(self) -> str:
-        """Return what bundles of this model are named by."""
+    def _wanted(self, source: Source) -> match.Wanted:
+        """Say what a bundle on MODEL_DIR must have been made of."""
         spec = self._spec
-        return f"{spec.name}@{spec.revision}" if spec.revision else spec.name
+        is_named = source.kind == "MODEL_PATH" or spec.folder is not None
+        commits = {source.commit}
+        if not is_named:
+            commits.add(metadata.known_commit(spec.repository, spec.revision, self._settings))
+        return match.Wanted(
+            spec,
+            self._fused,
+            self._lightning,
+            frozenset(commit for commit in commits if commit is not None),
+            None if source.folder is None else self._held(source),
+            only_folder=is_named,
+        )
 
-    def _folder(self, chosen: Precision) -> Path:
-        """Return where this worker keeps the bundle of a precision."""
-        name = layout.bundle_name(self._model, chosen, self._fused)
-        return self._settings.home / layout.BUNDLES / name
+    def _snapshot(self, source: Source) -> Snapshot:
+        """Return the published files; always the same, which know what was read of them."""
+        if self._published is None:
+            self._published = sources.snapshot_of(source, self._spec, self._settings)
+        return self._published
+
+    def _held(self, source: Source) -> Content:
+        if self._content is None:
+            self._content = Content(self._snapshot(source))
+        return self._content
+
+    def _name(self, source: Source, chosen: Precision) -> str:
+        """Name the bundle that is prepared from a source: what differs never shares a name."""
+        spec = self._spec
+        plain = catalog.plain_name(spec.repository)
+        if source.folder is not None and source.commit is None:
+            loras = [spec.lightning[n] for n in self._lightning]
+            own = [lora for lora in loras if lora.repository is None]
+            name = f"{file_name(plain)}-{self._held(source).fingerprint(spec.pipeline, own)}"
+        else:
+            is_row = plain in catalog.names()
+            name = file_name(plain if is_row else spec.repository, spec.revision or MAIN)
+        if self._fused:
+            return f"{name}-{chosen}-lightning{self._fused}"
+        if set(self._lightning) == set(catalog.default_steps(spec)):
+            return f"{name}-{chosen}"
+        return f"{name}-{chosen}-steps{'-'.join(map(str, sorted(self._lightning))) or 0}"
+
+    @cached_property
+    def _is_writable(self) -> bool:
+        return space.is_writable(self._settings.home)
 
     @property
     def _fused(self) -> int | None:
@@ -136,19 +185,20 @@ class _Search:
         return self._lightning[0] if self._settings.lightning_fused and self._lightning else None
 
     def _choice(self, source: Source) -> Choice:
-        """Choose the precision; on a GPU from the sizes of the published weights."""
-        need: Mapping[Precision, Need] = {}
-        if self._gpu is not None:
-            need = {
-                chosen: Need(size.memory, size.memory - size.text_encoder)
-                for chosen, size in self._sizes(source).items()
-            }
-        choice = precision.choose(
-            self._settings.precision_mode,
-            need,
-            free=self._gpu.free if self._gpu else None,
-            capability=self._gpu.capability if self._gpu else None,
-        )
+        """Choose the precision; on a GPU from the sizes of the published weights.
+
+        Where MODEL_DIR cannot be written, only what is there can be chosen.
+        """
+        mode, there = self._settings.precision_mode, self._precisions(source)
+        if mode == "auto" and self._gpu is None and "bf16" not in there:
+            choice = Choice(there[-1], "MODEL_DIR has no other precision and cannot be written")
+        else:
+            choice = precision.choose(
+                mode,
+                self._needs(source, there) if self._gpu is not None else {},
+                free=self._gpu.free if self._gpu else None,
+                capability=self._gpu.capability if self._gpu else None,
+            )
         log.get().info(
             "precision chosen",
             model=self._spec.name,
@@ -157,26 +207,47 @@ class _Search:
         )
         return choice
 
-    def _sizes(self, source: Source) -> Mapping[Precision, Sizes]:
-        """Return the sizes at every precision, remembered so that a later start asks no hub."""
+    def _precisions(self, source: Source) -> tuple[Precision, ...]:
+        """Return the precisions that can be had; raises WeightsUnavailable when none can."""
+        home, mode = self._settings.home, self._settings.precision_mode
+        if self._is_writable:
+            return PRECISIONS
+        wanted, name = self._wanted(source), self._spec.name
+        found = {chosen: match.best(home, wanted, chosen) for chosen in PRECISIONS}
+        there = tuple(p for p, bundle in found.items() if bundle and bundle[1] is None)
+        if not there:
+            reasons = [bundle[1] for bundle in found.values() if bundle and bundle[1]]
+            told = f" (one {reasons[0]})" if reasons else ""
+            raise space.unwritable(f" and has no whole bundle of {name}{told}")
+        if mode not in ("auto", *there):
+            raise space.unwritable(f" and has {name} in {', '.join(there)}, not in {mode}")
+        return there
+
+    def _needs(self, source: Source, there: Sequence[Precision]) -> dict[Precision, Need]:
+        """Return what each precision takes on the device, from what is on MODEL_DIR if it tells."""
+        home, mode = self._settings.home, self._settings.precision_mode
+        wanted = self._wanted(source)
         beside = 0 if self._fused else len(self._lightning)
-        name = f"{self._folder('bf16').name}-{beside}.json"
-        kept = self._settings.home / SIZES / name
-        with suppress(OSError, ValueError, TypeError):
-            known = json.loads(kept.read_bytes())
-            return {chosen: Sizes(**size) for chosen, size in known.items()}
-        snapshot = sources.snapshot_of(source, self._spec, self._settings)
-        computed = sizes(self._order(snapshot, "bf16"))
-        with suppress(OSError):  # it only saves the next start a question
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = temporary.unique(kept)
-            part.write_text(json.dumps({name: asdict(size) for name, size in computed.items()}))
-            temporary.publish(part, kept)
+        known = needs.kept(home, self._name(source, "bf16"))
+        known = known or needs.kept_before(home, match.matching(home, wanted), beside)
+        if known is None and (mode != "auto" or not self._is_writable):
+            found = {p: match.best(home, wanted, p) for p in (there if mode == "auto" else [mode])}
+            whole = {p: bundle[0] for p, bundle in found.items() if bundle and bundle[1] is None}
+            if whole:
+                return {p: needs.of_bundle(layout.verify(path)) for p, path in whole.items()}
+        sized = known or self._sizes(source)
+        return needs.of_sizes({chosen: sized[chosen] for chosen in there})
+
+    def _sizes(self, source: Source) -> Mapping[Precision, Sizes]:
+        """Compute the sizes at every precision and keep them, so that a later start asks no hub."""
+        computed = sizes(self._order(source, "bf16"))
+        needs.keep(self._settings.home, self._name(source, "bf16"), computed)
         return computed
 
-    def _order(self, snapshot: Snapshot, chosen: Precision, meter: Any = quiet) -> Order:
+    def _order(self, source: Source, chosen: Precision, progress: Any = quiet) -> Order:
         """Describe what to prepare."""
         spec, settings = self._spec, self._settings
+        snapshot = self._snapshot(source)
         loras = {
             n: (
                 sources.lora_of(spec.lightning[n], snapshot, settings),
@@ -185,35 +256,49 @@ class _Search:
             for n in self._lightning
         }
         return Order(
-            spec=spec,
+            spec=replace(spec, name=catalog.plain_name(spec.repository)),
             snapshot=snapshot,
             precision=chosen,
             settings=settings,
             device=self._device,
             home=settings.home,
-            into=self._into(snapshot),
+            into=settings.home / DOWNLOADS / _at(snapshot.repository, snapshot.commit),
             lightning=loras,
             fused=self._fused,
-            progress=meter,
+            progress=progress,
+            name=self._name(source, chosen),
         )
-
-    def _into(self, snapshot: Snapshot) -> Path:
-        name = f"{snapshot.repository.replace('/', '--')}-{snapshot.commit}"
-        return self._settings.home / DOWNLOADS / name
 
     def _prepared(self, source: Source, choice: Choice) -> Path:
         """Prepare the bundle from a source's published weights."""
+        home = self._settings.home
+        if not self._is_writable:
+            raise space.unwritable(f" and the bundle of {self._spec.name} must be made anew")
         log.get().info("preparing", model=self._spec.name, **source.facts())
-        temporary.sweep(self._settings.home / DOWNLOADS)
-        snapshot = sources.snapshot_of(source, self._spec, self._settings)
-        if source.kind != "hub":
-            return prepare(self._order(snapshot, choice.precision))
-        with Meter(sum(_weight_sizes(snapshot)), self._spec.name) as meter:
-            return prepare(self._order(snapshot, choice.precision, meter))
+        temporary.sweep(home / DOWNLOADS)
+        total = sum(_weight_sizes(self._snapshot(source)))
+        meter = Meter(total, self._spec.name) if source.kind == "hub" else nullcontext(quiet)
+        with meter as progress:
+            order = self._order(source, choice.precision, progress)
+            folder = prepare(order)
+        needs.keep(home, self._name(source, "bf16"), sizes(order))
+        return folder
+
+    def _downloaded_before(self) -> Path | None:
+        """Return a published bundle that was downloaded whole, and learn what it is from it."""
+        spec = self._spec
+        commit = metadata.known_commit(spec.repository, spec.revision, self._settings)
+        if commit is None:
+            return None
+        folder = self._settings.home / layout.BUNDLES / _at(spec.repository, commit)
+        if layout.fault(folder) is not None:
+            return None
+        self._spec = catalog.of_manifest(spec, layout.read_bundle(folder).model_dump())
+        return folder
 
     def _downloaded(self, snapshot: Snapshot) -> Path:
         """Download a published bundle: all its files, and its manifest as the last of them."""
-        into = self._settings.home / layout.BUNDLES / self._into(snapshot).name
+        into = self._settings.home / layout.BUNDLES / _at(snapshot.repository, snapshot.commit)
         if layout.fault(into) is None:
             return into
         manifest = named(snapshot, layout.MANIFEST)
@@ -227,17 +312,12 @@ class _Search:
         found = layout.verify(folder)
         held = found.bundle
         spec = self._spec
-        if not spec.pipeline or choice is None:
+        if choice is None:
             spec = catalog.of_manifest(spec, held.model_dump())
+        if self._given.pipeline:  # MODEL's word says which model it is, and callers know it by that
+            spec = replace(spec, name=self._given.name)
         wanted = catalog.lightning_steps(spec, self._settings)
-        parts = {
-            part.identity: sum(
-                record.size
-                for name, record in part.files.items()
-                if not name.startswith(layout.ROWS)
-            )
-            for _, part in found.parts.values()
-        }
+        parts = {part.identity: needs.device_bytes(part) for _, part in found.parts.values()}
         reason = choice.reason if choice else "the bundle's own"
         return Obtained(
             spec=spec,
@@ -248,6 +328,11 @@ class _Search:
             offload=choice.offload if choice else False,
             facts={**source.facts(), "precision": held.precision, "reason": reason},
         )
+
+
+def _at(repository: str, commit: str) -> str:
+    """Name the folder of what is downloaded of a commit."""
+    return f"{repository.replace('/', '--')}-{commit}"
 
 
 def _is_bundle(snapshot: Snapshot) -> bool:

@@ -1,12 +1,11 @@
 """Published weights -> one lean bundle: streaming, resumable, once a volume."""
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,25 +15,23 @@ from worker import log
 from worker.bundle import format as layout
 from worker.bundle import lock, plan, rows, tensors
 from worker.bundle.check import Published, check
-from worker.bundle.format import Bundle, Component, Damaged, FileRecord, LoraRecord
+from worker.bundle.content import meaning
+from worker.bundle.format import RECIPE, Bundle, Component, Damaged, FileRecord, LoraRecord
 from worker.bundle.plan import Shard, Sizes
+from worker.bundle.stated import beside, stated_scale
 from worker.bundle.stream import OPEN_TRIES, Place, forget_receipts, stream
 from worker.bundle.transform import Transformer, Weights, bf16, check_lora
 from worker.engine import lora_file
-from worker.engine.lora_scale import CONFIGURATION as ADAPTER_CONFIGURATION
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import VolumeFull
 from worker.settings import Settings
 from worker.weights import space, temporary
 from worker.weights.catalog import ModelSpec
+from worker.weights.names import MAIN
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import LocalSnapshot, Progress, Snapshot, named, quiet
+from worker.weights.snapshot import LOCAL, LocalSnapshot, Progress, Snapshot, named, quiet
 
-# Raised when the same sources would give other files: it is part of every component's identity.
-RECIPE: Final = 1
 LOCKS: Final = "locks"
-# What a config.json says of who wrote it, not of what it describes.
-VOLATILE: Final = ("_name_or_path", "_diffusers_version", "transformers_version")
 # A component's file that its manifest does not name is swept when it is this old: another worker
 # may have opened it by the manifest before.
 UNNAMED_S: Final = 3600.0
@@ -49,6 +46,7 @@ class Order:
     `lightning` maps step counts to the snapshot and the name of their LoRA; `fused` is the step
     count whose LoRA is baked into the weights, None when all stay adapters. `home` holds bundles
     and components, `into` the published files while they are needed. The work is done on `device`.
+    `name` is the bundle's folder, by default the model's name and precision.
     """
 
     spec: ModelSpec
@@ -61,13 +59,14 @@ class Order:
     lightning: Mapping[int, tuple[Snapshot, str]] = field(default_factory=dict)
     fused: int | None = None
     progress: Progress = quiet
+    name: str | None = None
 
     @property
     def folder(self) -> Path:
         """Return the bundle's folder."""
         spec = self.spec
         model = f"{spec.name}@{spec.revision}" if spec.revision else spec.name
-        name = layout.bundle_name(model, self.precision, self.fused)
+        name = self.name or layout.bundle_name(model, self.precision, self.fused)
         return self.home / layout.BUNDLES / name
 
     @cached_property
@@ -88,7 +87,7 @@ class Order:
     @cached_property
     def scales(self) -> Mapping[int, str]:
         """Return the digest of what each LoRA states of its scale beside its tensors, or ""."""
-        return {steps: _stated_scale(lora) for steps, lora in self.lightning.items()}
+        return {steps: stated_scale(*lora) for steps, lora in self.lightning.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +166,7 @@ def _job(
     """Describe a component of the model's own: its small files are copied beside what is made."""
     small = order.published.small[role]
     sources = {file.path: order.snapshot.digest(file) for file in weights}
-    digests = [*sources.values(), *(_meaning(name, data) for name, data in small.items())]
+    digests = [*sources.values(), *(meaning(name, data) for name, data in small.items())]
     facts = {"recipe": RECIPE, **recipe}
     for name, data in small.items():
         sources[f"{role}/{name}"] = f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -246,8 +245,8 @@ def _lora(order: Order, steps: int) -> dict[str, torch.Tensor]:
     """Fetch a Lightning LoRA and return it canonical in bf16, its modules counted."""
     snapshot, filename = order.lightning[steps]
     file, into = named(snapshot, filename), _loras_into(order, snapshot)
-    modules, beside = plan.modules(order.shards["transformer"]), _beside(snapshot, file)
-    config = None if beside is None else snapshot.read_file(beside)
+    modules, config_file = plan.modules(order.shards["transformer"]), beside(snapshot, file)
+    config = None if config_file is None else snapshot.read_file(config_file)
     for attempt in range(OPEN_TRIES):
         proven = snapshot.fetch_file(file, into, order.progress)
         try:
@@ -262,23 +261,6 @@ def _lora(order: Order, steps: int) -> dict[str, torch.Tensor]:
     if proven.disposable and not order.settings.keep_source_weights:
         proven.path.unlink(missing_ok=True)
     return state
-
-
-def _beside(snapshot: Snapshot, lora: RemoteFile) -> RemoteFile | None:
-    """Return the adapter_config.json in the folder of a LoRA's file."""
-    folder, slash, _ = lora.path.rpartition("/")
-    wanted = f"{folder}{slash}{ADAPTER_CONFIGURATION}"
-    return next((file for file in snapshot.files if file.path == wanted), None)
-
-
-def _stated_scale(lora: tuple[Snapshot, str]) -> str:
-    snapshot, file = lora[0], named(*lora)
-    told = lora_file.stated_scale(partial(snapshot.read_range, file), file.size)
-    config = _beside(snapshot, file)
-    if config is not None:
-        told[ADAPTER_CONFIGURATION] = snapshot.digest(config)
-    text = json.dumps(told, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest() if told else ""
 
 
 def _scale_recipe(order: Order, steps: int) -> dict[str, str]:
@@ -356,10 +338,16 @@ def _manifest(order: Order, jobs: Sequence[_Job]) -> Bundle:
         model=order.spec.name,
         repository=order.snapshot.repository,
         revision=order.snapshot.commit,
+        asked=None if order.snapshot.commit == LOCAL else order.spec.revision or MAIN,
         pipeline=order.spec.pipeline,
         precision=order.precision,
         fused=order.fused,
         lightning=held,
+        offered={
+            steps: file.filename
+            for steps, file in order.spec.lightning.items()
+            if file.repository is None
+        },
         components={job.role: job.identity for job in jobs},
         libraries=layout.libraries(),
         facts=dict(order.published.facts),
@@ -396,16 +384,6 @@ def _sweep_unnamed(folder: Path) -> None:
         with suppress(OSError):
             if path.name not in named_files and time.time() - path.stat().st_mtime > UNNAMED_S:
                 path.unlink()
-
-
-def _meaning(name: str, data: bytes) -> str:
-    """Return the digest of what a small file says, without who wrote it."""
-    if name.endswith(".json"):
-        value = json.loads(data)
-        if isinstance(value, dict):
-            value = {key: held for key, held in value.items() if key not in VOLATILE}
-        data = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-    return f"{name}:{hashlib.sha256(data).hexdigest()}"
 
 
 def _write(folder: Path, name: str, data: bytes) -> FileRecord:

@@ -174,7 +174,8 @@ def _task_and_model(
     able = [model for model in served if task in model.tasks]
     if values.model is not None:
         wanted = values.model.casefold()
-        named = [m for m in served if wanted in (m.id.casefold(), m.repository.casefold())]
+        named = [m for m in served if wanted == m.id.casefold()]
+        named = named or [m for m in served if wanted == m.repository.casefold()]
         if not named:
             names = ", ".join(model.id for model in served)
             told = f"this worker serves {names}, not {shown(values.model)}"

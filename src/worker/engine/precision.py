@@ -45,9 +45,10 @@ def choose(
 ) -> Choice:
     """Choose the most exact precision whose weights fit, or check the one that was asked for.
 
-    `need` holds every precision; `free` is the device's free memory in bytes and `capability` its
-    compute capability, both None without a GPU; `working` is what a picture takes beside the
-    weights. Raises InvalidSettings, with what to change, when nothing fits or the GPU has no bf16.
+    `need` holds every precision that can be had; `free` is the device's free memory in bytes and
+    `capability` its compute capability, both None without a GPU; `working` is what a picture takes
+    beside the weights. Raises InvalidSettings, with what to change, when nothing fits or the GPU
+    has no bf16.
     """
     if free is None or capability is None:
         if mode != "auto":
@@ -58,7 +59,8 @@ def choose(
             f"the GPU has compute capability {capability[0]}.{capability[1]} and no bf16"
             " arithmetic, which this model needs: choose a pool of Ampere or newer"
         )
-    wanted: tuple[Precision, ...] = tuple(reversed(PRECISIONS)) if mode == "auto" else (mode,)
+    every: tuple[Precision, ...] = tuple(p for p in reversed(PRECISIONS) if p in need)
+    wanted = every if mode == "auto" else (mode,)
     for precision in wanted:
         if need[precision].whole + working <= free:
             return Choice(precision, _fits(need[precision].whole, working, free))
@@ -74,17 +76,18 @@ def _fits(whole: int, working: int, free: int) -> str:
 
 
 def _advice(mode: Mode, need: Mapping[Precision, Need], free: int, working: int) -> str:
-    smaller = [p for p in PRECISIONS if need[p].without_text_encoder + working <= free]
-    least = need["4bit"].without_text_encoder + working
+    held = [p for p in PRECISIONS if p in need]
+    smaller = [p for p in held if need[p].without_text_encoder + working <= free]
+    least = need[held[0]].without_text_encoder + working
     change = (
         f"set PRECISION_MODE={smaller[-1]}"
         if smaller
         else f"choose a pool with at least {_gb(least)} of GPU memory"
     )
-    asked = need["4bit" if mode == "auto" else mode].whole
+    asked = held[0] if mode == "auto" else mode
     return (
-        f"the GPU has {_gb(free)} free and the model takes {_gb(asked)} at"
-        f" {'4bit' if mode == 'auto' else mode} and {_gb(working)} to work in: {change}"
+        f"the GPU has {_gb(free)} free and the model takes {_gb(need[asked].whole)} at {asked} and"
+        f" {_gb(working)} to work in: {change}"
     )
 
 

@@ -4,9 +4,9 @@ import hashlib
 import math
 import time
 import weakref
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -264,15 +264,19 @@ class QwenImage:
         return torch.cat(rows), [(1, height // unit, width // unit) for width, height in sizes]
 
 
-def ready(spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Openable:
+def ready(
+    spec: ModelSpec, settings: Settings, gpu: Gpu | None, *, taken: Container[str] = ()
+) -> Openable:
     """Bring a model's bundle to this machine and return how to open it.
 
-    `gpu` is None on a CPU. Raises WeightsUnavailable, VolumeFull, LoraNotApplied, InvalidSettings.
+    `gpu` is None on a CPU. A bundle that calls its model by one of the `taken` names keeps the name
+    that MODEL gave it. Raises WeightsUnavailable, VolumeFull, LoraNotApplied, InvalidSettings.
     """
     devices.threads_for(_device(gpu))
     obtained = obtain(spec, settings, gpu)
+    found = obtained.spec
     served = describe(
-        obtained.spec,
+        replace(found, name=spec.name) if found.name in taken else found,
         settings,
         revision=obtained.bundle.revision,
         precision=obtained.bundle.precision,
@@ -282,7 +286,7 @@ def ready(spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Openable:
     return Openable(
         served,
         obtained.parts,
-        lambda: _opened(obtained, served, settings, gpu),
+        lambda: _opened(spec, obtained, served, settings, gpu),
         obtained.facts,
     )
 
@@ -297,7 +301,9 @@ def prepare(spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Path:
     return obtain(spec, settings, gpu).folder
 
 
-def _opened(obtained: Obtained, served: Served, settings: Settings, gpu: Gpu | None) -> QwenImage:
+def _opened(
+    spec: ModelSpec, obtained: Obtained, served: Served, settings: Settings, gpu: Gpu | None
+) -> QwenImage:
     """Open a bundle: a damaged one once more after mending, one too large with less on the GPU."""
     start = time.monotonic()
     device = _device(gpu)
@@ -305,7 +311,7 @@ def _opened(obtained: Obtained, served: Served, settings: Settings, gpu: Gpu | N
         parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
     except Damaged as damage:
         mending.begin(damage, settings.home)
-        obtained = obtain(obtained.spec, settings, gpu, mend=True)
+        obtained = obtain(spec, settings, gpu, mend=True)
         try:
             parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
         except Damaged as still:

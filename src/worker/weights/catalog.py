@@ -1,8 +1,9 @@
 """Which models exist: one table, one row a model; and what the words of MODEL mean."""
 
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -10,6 +11,7 @@ from typing import Any, Final, Literal
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.settings import Settings
 from worker.weights.layout import ABOUT, INDEX, MANIFEST
+from worker.weights.names import MAIN, same
 
 Task = Literal["text-to-image", "edit"]
 Sizes = Mapping[str, tuple[int, int]]
@@ -78,11 +80,12 @@ PIPELINES: Final[Mapping[str, Pipeline]] = {
 class ModelSpec:
     """One model: where it is published, what it does and its defaults.
 
-    `pipeline` is diffusers' class name, empty for a repository outside the table until `classified`
-    has read its model_index.json. `area` is pixels, `sizes` maps an aspect ratio to (width,
-    height). `lightning` maps a step count to its LoRA. `folder` is set when the weights are a
-    local folder, `embedded` is that folder's path below checkpoints/ for a model that ships with
-    the worker.
+    `name` is what callers name it by, different for all models of a worker. `pipeline` is
+    diffusers' class name, empty for a repository outside the table until `classified` has read its
+    model_index.json. `area` is pixels, `sizes` maps an aspect ratio to (width, height). `lightning`
+    maps a step count to its LoRA. `folder` is set when the weights are a local folder, `embedded`
+    is that folder's path below checkpoints/ for a model that ships with the worker. `is_alone`
+    tells whether MODEL names no other published model, so that MODEL_PATH must mean this one.
     Whether the transformer has zero_cond_t (Edit-2511) is in its config.json, not here.
     """
 
@@ -100,6 +103,14 @@ class ModelSpec:
     revision: str | None = None
     embedded: str | None = None
     folder: Path | None = None
+    is_alone: bool = True
+
+    @property
+    def word(self) -> str:
+        """What identifies it: "org/name", "org/name@revision", or its name when it is a folder."""
+        if self.folder is not None:
+            return self.name
+        return f"{self.repository}@{self.revision}" if self.revision else self.repository
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -189,6 +200,8 @@ TABLE: Final = (
 GROUPS: Final[Mapping[str, tuple[str, ...]]] = {EMBEDDED: ("tiny-image", "tiny-edit")}
 
 REPOSITORY: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# huggingface_hub's validate_repo_id: "a--b/c" and "a/b--c" would have one folder in its cache
+FORBIDDEN: Final = re.compile(r"--|\.\.")
 LIGHTNING_FILE: Final = re.compile(
     r"(?:.*[-_/])?lightning-(\d+)steps?\b.*\.safetensors", re.IGNORECASE
 )
@@ -209,8 +222,8 @@ def lightning_steps(spec: ModelSpec, settings: Settings) -> tuple[int, ...]:
     if not settings.use_lightning_lora or not spec.lightning:
         return ()
     if "lightning_steps" not in settings.model_fields_set:
-        held = sorted(spec.lightning, reverse=True)
-        return tuple(held) if spec.embedded and not settings.lightning_fused else (held[0],)
+        held = default_steps(spec)
+        return held[:1] if settings.lightning_fused else held
     missing = [n for n in settings.lightning_steps if n not in spec.lightning]
     if missing:
         held_text = ", ".join(map(str, spec.lightning))
@@ -220,38 +233,88 @@ def lightning_steps(spec: ModelSpec, settings: Settings) -> tuple[int, ...]:
     return settings.lightning_steps
 
 
+def default_steps(spec: ModelSpec) -> tuple[int, ...]:
+    """Return the step counts whose LoRA is held when nobody chooses."""
+    held = tuple(sorted(spec.lightning, reverse=True))
+    return held if spec.embedded else held[:1]
+
+
 def resolve(models: Sequence[str], settings: Settings, *, has_gpu: bool) -> tuple[ModelSpec, ...]:
     """Turn the words of MODEL into models, in the caller's order and without doubles.
 
     A word is a catalogue name (a group gives several), a repository "org/name" or
     "org/name@revision", or a local folder. Without words: MODEL_PATH if it is set, else the
     embedded pair when there is neither a GPU nor RunPod, else the default model.
-    Raises WeightsUnavailable for a word that means nothing, InvalidSettings when MODEL_REVISION
-    could mean more than one model.
+    Models of one name get names that tell them apart, see `_told_apart`. Raises WeightsUnavailable
+    for a word that means nothing, InvalidSettings when MODEL_REVISION could mean more than one
+    model.
     """
     words = list(models)
     if not words and settings.model_path is not None:
         words = [str(settings.model_path)]
     if not words:
         words = [DEFAULT if has_gpu or settings.on_platform else EMBEDDED]
-    specs: dict[str, ModelSpec] = {}
-    for word in words:
-        for spec in _meaning(word):
-            specs.setdefault(spec.name, spec)
-    found = tuple(specs.values())
+    found = _distinct(spec for word in words for spec in _meaning(word))
+    published = [spec for spec in found if spec.folder is None]
     if settings.model_revision is not None:
-        published = [spec for spec in found if spec.folder is None]
         if len(published) > 1:
             raise InvalidSettings(
                 "MODEL_REVISION: MODEL names several models; write org/name@revision for each"
             )
-        found = tuple(
+        found = [
             spec
             if spec.folder or spec.revision
             else replace(spec, revision=settings.model_revision)
             for spec in found
+        ]
+    return tuple(replace(spec, is_alone=len(published) <= 1) for spec in _told_apart(found))
+
+
+def _distinct(specs: Iterable[ModelSpec]) -> list[ModelSpec]:
+    """Drop what is the same model once more: the repository and revision, or the folder."""
+    seen: dict[tuple[str, str], ModelSpec] = {}
+    for spec in specs:
+        key = (
+            (spec.repository.casefold(), spec.revision or MAIN)
+            if spec.folder is None
+            else (str(spec.folder.resolve()), "")
         )
-    return found
+        seen.setdefault(key, spec)
+    return list(seen.values())
+
+
+def _told_apart(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
+    """Give models that share a name different ones.
+
+    A model of the table keeps its name. A repository takes its owner's name before its own, and
+    "@revision" behind where it is there more than once; of several folders the second is NAME-2.
+    """
+    names = {id(spec): _published_name(spec, specs) for spec in specs if _is_published(spec)}
+    for spec in specs:
+        if not _is_published(spec):
+            numbered = (f"{spec.name}-{number}" for number in itertools.count(2))
+            taken = names.values()
+            names[id(spec)] = next(
+                name
+                for name in (spec.name, *itertools.islice(numbered, len(specs)))
+                if name not in taken
+            )
+    return [replace(spec, name=names[id(spec)]) for spec in specs]
+
+
+def _is_published(spec: ModelSpec) -> bool:
+    """Tell whether a model is known by more than the folder that it lies in."""
+    return spec.folder is None or spec.embedded is not None
+
+
+def _published_name(spec: ModelSpec, among: Sequence[ModelSpec]) -> str:
+    others = [other for other in among if other is not spec and other.name == spec.name]
+    is_row = any(spec.name == row.name for row in TABLE)
+    name = spec.repository.lower() if others and not is_row else spec.name
+    is_double = any(
+        other.folder is None and same(other.repository, spec.repository) for other in others
+    )
+    return f"{name}@{spec.revision}" if is_double and spec.revision else name
 
 
 def _meaning(word: str) -> tuple[ModelSpec, ...]:
@@ -266,15 +329,13 @@ def _meaning(word: str) -> tuple[ModelSpec, ...]:
     if path.is_absolute() or word.startswith((".", "~")):
         return (of_folder(path),)
     repository, _, revision = word.partition("@")
-    if REPOSITORY.fullmatch(repository):
+    if REPOSITORY.fullmatch(repository) and not FORBIDDEN.search(repository):
         for row in TABLE:
-            if repository.lower() == row.repository.lower():
+            if same(repository, row.repository):
                 return (_placed(replace(row, revision=revision or None)),)
-        name = repository.rpartition("/")[2].lower()
-        taken = any(name == row.name for row in TABLE)
         return (
             ModelSpec(
-                repository.lower() if taken else name,
+                plain_name(repository),
                 repository,
                 pipeline="",
                 licence="unknown",
@@ -285,6 +346,18 @@ def _meaning(word: str) -> tuple[ModelSpec, ...]:
         f"MODEL: no model is called {word[:80]!r}; known are {', '.join(names())}; a repository"
         " (org/name) and an absolute folder work too"
     )
+
+
+def plain_name(repository: str) -> str:
+    """Return what a repository's model is called when MODEL names no other of that name.
+
+    The table's name of it, else its last part, unless that is the name of another one there.
+    """
+    for row in TABLE:
+        if same(repository, row.repository):
+            return row.name
+    name = repository.rpartition("/")[2].lower()
+    return repository.lower() if any(name == row.name for row in TABLE) else name
 
 
 def _placed(row: ModelSpec) -> ModelSpec:
@@ -372,18 +445,21 @@ def classified(
 def of_manifest(spec: ModelSpec, manifest: Mapping[str, Any]) -> ModelSpec:
     """Complete a model that is a bundle by the bundle's manifest.
 
-    A bundle of a row of the table is that model, by its name. Raises WeightsUnavailable when the
-    class is not of a known family.
+    A bundle of a row's repository is that model, as is one that has its name and no repository.
+    Raises WeightsUnavailable when the class is not of a known family.
     """
     pipeline = str(manifest.get("pipeline", ""))
+    made_of = str(manifest.get("repository", ""))
     for row in TABLE:
-        if manifest.get("model") == row.name and pipeline == row.pipeline:
+        is_row = same(made_of, row.repository) if made_of else manifest.get("model") == row.name
+        if is_row and pipeline == row.pipeline:
             return replace(
                 row,
                 repository=spec.repository,
                 revision=spec.revision,
                 folder=spec.folder,
                 embedded=None,
+                is_alone=spec.is_alone,
             )
     loras = manifest.get("lightning")
     files = [str(lora.get("filename")) for lora in loras.values()] if loras else []

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -13,13 +14,17 @@ from worker.settings import Settings
 from worker.weights import temporary
 from worker.weights.address import Hub
 from worker.weights.download import HubSnapshot
+from worker.weights.names import MAIN, file_name, same
 from worker.weights.passing import OFFLINE, failure
 from worker.weights.proof import RemoteFile
 from worker.weights.retry import Again, Patience, refused
 
 KEPT: Final = "revisions"
 _FILES: Final = TypeAdapter(tuple[RemoteFile, ...])
+# 0.1.0 kept no revision in the record and wrote "_" for each of the other signs of its name: what
+# it kept under such a name could be another revision's.
 _UNSAFE: Final = re.compile(r"[^\w.-]+")
+PLAIN: Final = re.compile(r"[A-Za-z0-9.-]+")
 
 
 def resolve(
@@ -42,14 +47,18 @@ def resolve(
     patience = patience or Patience.of(settings)
     hub = Hub.of(settings)
     log.hide(hub.token)
-    name = f"{repository.replace('/', '--')}@{revision or 'main'}"
-    kept = settings.home / KEPT / f"{_UNSAFE.sub('_', name)}.json"
-    known = _kept(kept, repository)
+    kept, known = _known(repository, revision or MAIN, settings)
     if known is None:
         known = patience.insist(lambda: _ask(repository, revision, hub, patience), repository)
-        _keep(kept, repository, *known)
+        _keep(kept, repository, revision or MAIN, *known)
     commit, files = known
     return HubSnapshot(repository, commit, files, settings, hub, patience, kept=kept)
+
+
+def known_commit(repository: str, revision: str | None, settings: Settings) -> str | None:
+    """Return the commit that MODEL_DIR remembers for a revision (default: main); asks nobody."""
+    _, known = _known(repository, revision or MAIN, settings)
+    return known[0] if known else None
 
 
 def _ask(
@@ -95,19 +104,39 @@ def _file(sibling: Any, repository: str) -> RemoteFile:
     return RemoteFile(path, int(sibling.size), sha256=sha256, blob_id=sibling.blob_id)
 
 
-def _kept(path: Path, repository: str) -> tuple[str, tuple[RemoteFile, ...]] | None:
+def _known(
+    repository: str, revision: str, settings: Settings
+) -> tuple[Path, tuple[str, tuple[RemoteFile, ...]] | None]:
+    """Return what is remembered of a revision and the file that it is, or would be, in."""
+    folder = settings.home / KEPT
+    own = folder / f"{file_name(repository, revision)}.json"
+    if (known := _kept(own, repository, revision)) is not None:
+        return own, known
+    if PLAIN.fullmatch(revision):
+        old = folder / f"{_UNSAFE.sub('_', repository.replace('/', '--'))}_{revision}.json"
+        if (known := _kept(old, repository, None)) is not None:
+            return old, known
+    return own, None
+
+
+def _kept(
+    path: Path, repository: str, revision: str | None
+) -> tuple[str, tuple[RemoteFile, ...]] | None:
     try:
         record = json.loads(path.read_bytes())
-        if record["repository"] != repository:
+        if not same(record["repository"], repository) or record.get("revision") != revision:
             return None
         return str(record["commit"]), _FILES.validate_python(record["files"])
-    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
         return None
 
 
-def _keep(path: Path, repository: str, commit: str, files: tuple[RemoteFile, ...]) -> None:
+def _keep(
+    path: Path, repository: str, revision: str, commit: str, files: tuple[RemoteFile, ...]
+) -> None:
     record = {
         "repository": repository,
+        "revision": revision,
         "commit": commit,
         "files": _FILES.dump_python(files, mode="json"),
     }
@@ -117,5 +146,6 @@ def _keep(path: Path, repository: str, commit: str, files: tuple[RemoteFile, ...
         part.write_text(json.dumps(record))
         temporary.publish(part, path)
     except OSError as error:  # the files themselves will say what is wrong with the place
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only place refuses that too
+            part.unlink()
         log.get().warning("revision not kept", repository=repository, reason=error.strerror)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from worker.errors import WeightsUnavailable
+from worker.weights import remembered
 from worker.weights.proof import (
     Digests,
     RemoteFile,
@@ -17,6 +18,7 @@ from worker.weights.proof import (
     digests_of,
     safetensors_fault,
 )
+from worker.weights.remembered import Remembered, State
 
 Progress = Callable[[RemoteFile, int], None]
 
@@ -24,6 +26,8 @@ Progress = Callable[[RemoteFile, int], None]
 # the etag is the sha256 of an LFS file and the git blob id of a small one.
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
 BLOB_ID: Final = re.compile(r"[0-9a-f]{40}")
+# The commit of a folder that somebody put there: nothing tells which one it is.
+LOCAL: Final = "local"
 
 
 def quiet(_file: RemoteFile, _done: int) -> None:
@@ -88,12 +92,16 @@ def named(snapshot: Snapshot, path: str) -> RemoteFile:
 
 @dataclass(frozen=True)
 class LocalSnapshot:
-    """A published model that is already on a disk of this machine; nothing is copied."""
+    """A published model that is already on a disk of this machine; nothing is copied.
+
+    `remembered` are the digests of its files from earlier starts.
+    """
 
     folder: Path
     repository: str
-    commit: str = "local"
-    _read: dict[str, Digests] = field(default_factory=dict, compare=False, repr=False)
+    commit: str = LOCAL
+    remembered: Remembered | None = field(default=None, compare=False, repr=False)
+    _read: dict[str, tuple[State, Digests]] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def files(self) -> tuple[RemoteFile, ...]:
@@ -122,7 +130,10 @@ class LocalSnapshot:
             )
 
     def digest(self, file: RemoteFile) -> str:
-        """Return "sha256:..." or "git:..."; reads the file when no link gives it away."""
+        """Return "sha256:..." or "git:..."; reads a file that no link and no memory gives away.
+
+        Raises WeightsUnavailable when it changes meanwhile.
+        """
         if file.sha256 is not None:
             return f"sha256:{file.sha256}"
         if file.blob_id is not None:
@@ -164,12 +175,29 @@ class LocalSnapshot:
         return data
 
     def _digests(self, file: RemoteFile) -> Digests:
-        if file.path not in self._read:
-            with self._readable(file):
-                self._read[file.path] = digests(
-                    self.folder / file.path, blob_id=file.blob_id is not None
-                )
-        return self._read[file.path]
+        """Return a file's digests as long as it stays what it was when they were first taken."""
+        path = self.folder / file.path
+        with self._readable(file):
+            state = remembered.state_of(path)
+            if file.path not in self._read:
+                self._read[file.path] = state, self._found(file, path, state)
+            known, found = self._read[file.path]
+            changed = known != state or remembered.state_of(path) != state
+        if changed:
+            raise self._damaged(file, "changed while it was read")
+        return found
+
+    def _found(self, file: RemoteFile, path: Path, state: State) -> Digests:
+        memory = self.remembered
+        if memory is None or file.sha256 is not None or file.blob_id is not None:
+            return digests(path, blob_id=file.blob_id is not None)
+        sha256 = memory.sha256(file.path, state)
+        if sha256 is not None:
+            return Digests(state[0], sha256, None)
+        found = digests(path, blob_id=False)
+        if remembered.state_of(path) == state:
+            memory.keep(file.path, state, found.sha256)
+        return found
 
     @contextmanager
     def _readable(self, file: RemoteFile) -> Iterator[None]:

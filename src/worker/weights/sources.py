@@ -1,7 +1,8 @@
 """Where a model's weights may already be, in the order in which they are looked for."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -11,8 +12,10 @@ from worker.settings import Settings
 from worker.weights import catalog, layout, metadata
 from worker.weights.catalog import LoraFile, ModelSpec
 from worker.weights.instead import instead
+from worker.weights.names import MAIN, same
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import LocalSnapshot, Snapshot
+from worker.weights.remembered import Remembered
+from worker.weights.snapshot import LOCAL, LocalSnapshot, Snapshot
 
 Kind = Literal["MODEL_DIR", "MODEL_PATH", "RunPod cache", "HF cache", "image", "hub"]
 
@@ -59,8 +62,10 @@ def find(
 
     In this order: the bundle on MODEL_DIR (`bundle` is its folder), MODEL_PATH or the folder that
     MODEL names, RunPod's model cache, Hugging Face's if it is set, the image, the hub. The folders
-    of every place but the first may hold a bundle or published weights. Raises WeightsUnavailable
-    when a folder that MODEL names cannot be used: another model must not stand in for it.
+    of every place but the first may hold a bundle or published weights. Where a place does not show
+    by its name whose a folder is, a bundle's manifest must, and published weights cannot. Raises
+    WeightsUnavailable when a folder that MODEL names cannot be used: another model must not stand
+    in for it.
     """
     passed: list[tuple[Kind, str]] = []
     reason = bundle_fault(bundle) if bundle.is_dir() else "no bundle yet"
@@ -69,18 +74,21 @@ def find(
     passed.append(("MODEL_DIR", reason))
     if spec.folder is not None:
         kind: Kind = "image" if spec.embedded else "MODEL_PATH"
-        is_bundle, reason = _examined(spec, spec.folder, bundle_fault)
+        is_bundle, reason = _examined(spec, _Place(spec.folder, "it", LOCAL), bundle_fault)
         if reason is not None:
             raise WeightsUnavailable(f"MODEL: the folder of {spec.name} {reason}")
         return Source(kind, spec.folder, is_bundle, None, tuple(passed))
-    for kind, folder, commit in _places(spec, settings, baked):
-        if isinstance(folder, str):
-            passed.append((kind, folder))
+    for kind, places in _places(spec, settings, baked):
+        if isinstance(places, str):
+            passed.append((kind, places))
             continue
-        is_bundle, reason = _examined(spec, folder, bundle_fault)
-        if reason is None:
-            return Source(kind, folder, is_bundle, commit, tuple(passed))
-        passed.append((kind, reason))
+        reasons = []
+        for place in places:
+            is_bundle, reason = _examined(spec, place, bundle_fault)
+            if reason is None:
+                return Source(kind, place.folder, is_bundle, place.commit, tuple(passed))
+            reasons.append(reason)
+        passed.append((kind, reasons[0]))
     return Source("hub", None, bundle=False, commit=None, passed_over=tuple(passed))
 
 
@@ -90,7 +98,8 @@ def snapshot_of(source: Source, spec: ModelSpec, settings: Settings) -> Snapshot
     Raises WeightsUnavailable, HubUnreachable.
     """
     if source.folder is not None:
-        return LocalSnapshot(source.folder, spec.repository, source.commit or "local")
+        memory = Remembered(source.folder, settings.home)
+        return LocalSnapshot(source.folder, spec.repository, source.commit or LOCAL, memory)
     return metadata.resolve(spec.repository, spec.revision, settings)
 
 
@@ -104,7 +113,7 @@ def lora_of(lora: LoraFile, model: Snapshot, settings: Settings) -> Snapshot:
     for _, cache in caches(settings):
         folder, commit = cached(lora.repository, None, cache)
         if isinstance(folder, Path) and (folder / lora.filename).is_file():
-            return LocalSnapshot(folder, lora.repository, commit or "local")
+            return LocalSnapshot(folder, lora.repository, commit or LOCAL)
     return metadata.resolve(lora.repository, None, settings)
 
 
@@ -158,18 +167,16 @@ def cached(
     The layout is huggingface_hub's: models--ORG--NAME/refs/REVISION names a commit, and
     snapshots/COMMIT has the files.
     """
-    wanted = f"models--{repository.replace('/', '--')}".lower()
-    try:
-        here = [folder for folder in cache.iterdir() if folder.name.lower() == wanted]
-    except OSError:
+    if not cache.is_dir():
         return "not there", None
-    if not here:
+    here = _child(cache, f"models--{repository.replace('/', '--')}")
+    if here is None:
         return f"does not hold {repository}", None
     try:
-        commit = (here[0] / "refs" / (revision or "main")).read_text().strip()
+        commit = (here / "refs" / (revision or MAIN)).read_text().strip()
     except OSError:
         commit = revision or ""
-    snapshots = here[0] / "snapshots"
+    snapshots = here / "snapshots"
     there = sorted(path.name for path in snapshots.iterdir()) if snapshots.is_dir() else []
     if not commit and len(there) == 1:
         commit = there[0]
@@ -178,43 +185,132 @@ def cached(
     return snapshots / commit, commit
 
 
+# What the place of a folder says of whose model it is: that it is this repository's (org/name, a
+# cache's own layout), that it is called like this model of the table, that the operator means it
+# (MODEL_PATH itself), or nothing.
+Shown = Literal["it", "called", "meant", "nothing"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A folder to look into, and what its place shows."""
+
+    folder: Path
+    shown: Shown
+    commit: str | None = None
+
+
+def place_of(spec: ModelSpec) -> Path:
+    """Return where a place for several models keeps one: by the table's name, or as org/name."""
+    return Path(spec.name if _is_row(spec) or "/" not in spec.repository else spec.repository)
+
+
+def _is_row(spec: ModelSpec) -> bool:
+    return any(same(spec.repository, row.repository) for row in catalog.TABLE)
+
+
 def _places(
     spec: ModelSpec, settings: Settings, baked: Path
-) -> Iterator[tuple[Kind, Path | str, str | None]]:
-    """Yield each place: a folder to look into, or why there is none."""
-    if settings.model_path is None:
-        yield "MODEL_PATH", "not set", None
+) -> Iterator[tuple[Kind, list[_Place] | str]]:
+    """Yield each kind of place with its folders, or why there are none."""
+    root = settings.model_path
+    if root is None:
+        yield "MODEL_PATH", "not set"
+    elif not root.is_dir():
+        yield "MODEL_PATH", "not there"
     else:
-        yield "MODEL_PATH", _below(settings.model_path, spec), None
+        yield "MODEL_PATH", _at(root, spec)
     for kind, cache in caches(settings):
-        yield kind, *cached(spec.repository, spec.revision, cache)
-    if spec.revision is not None:
-        yield "image", "a revision is asked for", None
+        folder, commit = cached(spec.repository, spec.revision, cache)
+        yield kind, folder if isinstance(folder, str) else [_Place(folder, "it", commit)]
+    if baked.is_dir():
+        yield "image", _below(baked, spec) or f"does not hold {spec.repository}"
     else:
-        yield "image", _below(baked, spec), None
+        yield "image", "not there"
 
 
-def _below(root: Path, spec: ModelSpec) -> Path | str:
-    """Return a model's folder in a place for several, or the place itself if it is the model."""
-    names = (spec.name, spec.repository.rpartition("/")[2], spec.repository)
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    if root.is_dir():
-        return root
-    return "not there"
+def _at(root: Path, spec: ModelSpec) -> list[_Place]:
+    """Return MODEL_PATH itself when it is a model's folder or empty, else what it has below."""
+    holds = any((root / name).is_file() for name in (layout.INDEX, layout.MANIFEST))
+    below = [] if holds else _below(root, spec)
+    named = _is_row(spec) and any(same(root.resolve().name, name) for name in _names(spec))
+    if spec.is_alone:
+        return below or [_Place(root, "meant")]
+    return below or [_Place(root, "called" if named else "nothing")]
 
 
-def _examined(spec: ModelSpec, folder: Path, bundle_fault: BundleFault) -> tuple[bool, str | None]:
+def _names(spec: ModelSpec) -> tuple[str, str]:
+    """Return the names that folders of a model have: its own, and its repository's last part."""
+    return spec.name, spec.repository.rpartition("/")[2]
+
+
+def _below(root: Path, spec: ModelSpec) -> list[_Place]:
+    """Return the folders that may be a model's in a place for several."""
+    owner, _, name = spec.repository.rpartition("/")
+    shown: Shown = "called" if _is_row(spec) else "nothing"
+    own = _child(root, owner) if owner else None
+    found: list[tuple[Path | None, Shown]] = [(_child(own, name) if own else None, "it")]
+    found += [(_child(root, folder), shown) for folder in dict.fromkeys(_names(spec))]
+    return [_Place(folder, shown) for folder, shown in found if folder is not None]
+
+
+def _child(folder: Path, name: str) -> Path | None:
+    """Return the folder of that name in another: the exact one, else one in another case."""
+    if (folder / name).is_dir():
+        return folder / name
+    with suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            if same(path.name, name) and path.is_dir():
+                return path
+    return None
+
+
+def _published_stranger(spec: ModelSpec, place: _Place) -> str | None:
+    """Say why published weights, which do not tell whose they are, are not taken for a model."""
+    if place.shown == "nothing":
+        return f"does not say that it is {spec.repository}"
+    if place.shown != "meant" and place.commit is None and spec.revision:
+        return f"does not say that it is at {spec.revision}"
+    return None
+
+
+def _bundle_stranger(spec: ModelSpec, place: _Place, manifest: Mapping[str, Any]) -> str | None:
+    """Say why a bundle is not the model that was asked for; None when it is."""
+    made_of = str(manifest.get("repository"))
+    is_it = place.shown == "it" or same(made_of, spec.repository)
+    if not (is_it or (place.shown != "nothing" and "/" not in made_of)):
+        return f"is the bundle of {made_of[:100]}, not of {spec.repository}"
+    revisions = (manifest.get("asked"), manifest.get("revision"))
+    if place.commit is None and spec.revision and spec.revision not in revisions:
+        return f"is not known to be at {spec.revision}"
+    pipeline = manifest.get("pipeline")
+    if spec.pipeline and pipeline != spec.pipeline:
+        return f"holds a {str(pipeline)[:60]}, not a {spec.pipeline}"
+    return None
+
+
+def _examined(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tuple[bool, str | None]:
     """Return whether a folder is a bundle, and why it cannot be used (None when it can)."""
-    if bundle_fault(folder) is None:
-        return True, None
+    folder = place.folder
+    broken = bundle_fault(folder)
+    if broken is None:
+        manifest = _json(folder / layout.MANIFEST)
+        return True, _bundle_stranger(spec, place, manifest) if manifest else None
     if (reason := layout.fault(folder)) is not None:
-        return False, reason
-    try:
-        found = json.loads((folder / layout.INDEX).read_bytes()).get("_class_name")
-    except (OSError, ValueError, AttributeError):
+        is_bundle = (folder / layout.MANIFEST).is_file()
+        return is_bundle, broken if is_bundle else reason
+    index = _json(folder / layout.INDEX)
+    if index is None:
         return False, f"has an unreadable {layout.INDEX}"
+    found = index.get("_class_name")
     if spec.pipeline and found != spec.pipeline:
         return False, f"holds a {str(found)[:60]}, not a {spec.pipeline}"
-    return False, None
+    return False, _published_stranger(spec, place)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None

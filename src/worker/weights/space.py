@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ UNUSABLE: Final = (
     errno.ENAMETOOLONG,
     errno.EFBIG,
     errno.ENOTDIR,
+    errno.EEXIST,
     errno.EISDIR,
     errno.ELOOP,
     errno.EINVAL,
@@ -121,16 +123,32 @@ def disk_failure(
             " no longer needs"
         )
     if number in UNWRITABLE:
-        return WeightsUnavailable(
-            "MODEL_DIR cannot be written: mount the volume read-write, or set MODEL_DIR to a folder"
-            " that this worker may write"
-        )
+        return unwritable()
     if number in UNUSABLE:
         return WeightsUnavailable(
             f"MODEL_DIR cannot hold the weights ({os.strerror(number)}): set it to a folder of"
             " another disk"
         )
     return None
+
+
+def is_writable(folder: Path) -> bool:
+    """Try whether files can be made in a folder, or the folder itself where it does not exist."""
+    try:
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        return error.errno not in (*UNWRITABLE, *UNUSABLE, errno.ENOENT)
+
+
+def unwritable(beside: str = "") -> WeightsUnavailable:
+    """Return the error of a MODEL_DIR that cannot be written; `beside` says why it must be."""
+    return WeightsUnavailable(
+        f"MODEL_DIR cannot be written{beside}: mount the volume read-write, or set MODEL_DIR to a"
+        " folder that this worker may write"
+    )
 
 
 def _volume(folder: Path) -> Path:

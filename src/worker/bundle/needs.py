@@ -1,0 +1,76 @@
+"""What a model takes at each precision, kept in MODEL_DIR so that a later start asks no hub."""
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from worker.bundle import format as layout
+from worker.bundle.format import Bundle, Component, Verified
+from worker.bundle.plan import Sizes
+from worker.engine.precision import Need
+from worker.engine.quantise import PRECISIONS, Precision
+from worker.weights import temporary
+
+FOLDER: Final = "sizes"
+
+
+def of_sizes(known: Mapping[Precision, Sizes]) -> dict[Precision, Need]:
+    """Return the device memory that computed sizes stand for, in bytes."""
+    return {p: Need(size.memory, size.memory - size.text_encoder) for p, size in known.items()}
+
+
+def of_bundle(found: Verified) -> Need:
+    """Return the device memory that a bundle's files take, in bytes."""
+    parts = {role: device_bytes(part) for role, (_, part) in found.parts.items()}
+    whole = sum(parts.values())
+    return Need(whole, whole - parts.get("text_encoder", 0))
+
+
+def device_bytes(part: Component) -> int:
+    """Return what a component takes on the device: all its files but the rows, which are mapped."""
+    return sum(r.size for name, r in part.files.items() if not name.startswith(layout.ROWS))
+
+
+def kept(home: Path, name: str) -> dict[Precision, Sizes] | None:
+    """Return the sizes that were kept under a bundle's name; None when there are none."""
+    with suppress(OSError, ValueError, TypeError, AttributeError):
+        record = json.loads((home / FOLDER / f"{name}.json").read_bytes())
+        known: dict[Precision, Sizes] = {p: Sizes(**record[p]) for p in PRECISIONS if p in record}
+        return known if len(known) == len(PRECISIONS) else None
+    return None
+
+
+def keep(home: Path, name: str, known: Mapping[Precision, Sizes]) -> None:
+    """Keep sizes under a bundle's name, where that can be written: it only saves a question."""
+    target = home / FOLDER / f"{name}.json"
+    with suppress(OSError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = temporary.unique(target)
+        part.write_text(json.dumps({p: asdict(size) for p, size in known.items()}))
+        temporary.publish(part, target)
+
+
+def kept_before(
+    home: Path, ours: Iterable[tuple[Path, Bundle]], beside: int
+) -> dict[Precision, Sizes] | None:
+    """Return the sizes that 0.1.0 kept by a last name; None when they may be another model's.
+
+    `ours` are the model's bundles, `beside` is the number of LoRAs beside the weights. Every bundle
+    of that name must be among them.
+    """
+    own = {folder: held for folder, held in ours if held.asked is None}
+    names = {held.model for held in own.values()}
+    others = [f for f, held in layout.prepared(home) if held.model in names and f not in own]
+    if others:
+        return None
+    found = (kept(home, f"{_at_bf16(folder.name, held)}-{beside}") for folder, held in own.items())
+    return next(filter(None, found), None)
+
+
+def _at_bf16(name: str, held: Bundle) -> str:
+    """Return the name that a bundle of 0.1.0 would have in bf16, by which it kept the sizes."""
+    model = name.removesuffix(layout.bundle_name("", held.precision, held.fused))
+    return model + layout.bundle_name("", "bf16", held.fused)

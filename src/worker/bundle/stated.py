@@ -1,0 +1,31 @@
+"""What a LoRA's file states of its scale beside its tensors, told apart by one digest."""
+
+import hashlib
+import json
+from functools import partial
+
+from worker.engine import lora_file
+from worker.engine.lora_scale import CONFIGURATION
+from worker.weights.proof import RemoteFile
+from worker.weights.snapshot import Snapshot, named
+
+
+def beside(snapshot: Snapshot, lora: RemoteFile) -> RemoteFile | None:
+    """Return the adapter_config.json in the folder of a LoRA's file."""
+    folder, slash, _ = lora.path.rpartition("/")
+    wanted = f"{folder}{slash}{CONFIGURATION}"
+    return next((file for file in snapshot.files if file.path == wanted), None)
+
+
+def stated_scale(snapshot: Snapshot, filename: str) -> str:
+    """Return the digest of what a LoRA states of its scale beside its tensors, "" for nothing.
+
+    Only the file's header is read. Raises as a Snapshot.
+    """
+    file = named(snapshot, filename)
+    told = lora_file.stated_scale(partial(snapshot.read_range, file), file.size)
+    config = beside(snapshot, file)
+    if config is not None:
+        told[CONFIGURATION] = snapshot.digest(config)
+    text = json.dumps(told, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest() if told else ""

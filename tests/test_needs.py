@@ -1,0 +1,163 @@
+"""On a GPU the precision is chosen from sizes that the volume remembers, each model its own."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from worlds import hub as worlds_hub
+from worlds.hub import Hub
+from worlds.prepared import folder_of
+from worlds.repository import tuned
+
+from worker import settings
+from worker.bundle import format as layout
+from worker.bundle import needs
+from worker.bundle.obtain import Obtained, obtain
+from worker.bundle.plan import Sizes
+from worker.driver import Gpu
+from worker.errors import HubUnreachable, InvalidSettings
+from worker.weights import catalog, metadata
+
+GB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A hub on which two owners publish a model of one name."""
+    with worlds_hub.running() as running:
+        at = tmp_path_factory.mktemp("published")
+        for who, by in (("alice", 0.25), ("bob", 0.5)):
+            running.add(f"{who}/foo", tuned(folder_of("tiny-edit"), at / who, by))
+        yield running
+
+
+@pytest.fixture
+def environ(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """What a worker on an empty volume has set."""
+    return {
+        "MODEL": "alice/foo",
+        "MODEL_DIR": str(tmp_path / "home"),
+        "RUNPOD_CACHE_DIR": str(tmp_path / "cache"),
+        "HF_ENDPOINT": hub.endpoint,
+        "MIN_STORAGE_FREE_GB": "0",
+        "DOWNLOAD_RETRIES": "0",
+    }
+
+
+def obtained(environ: dict[str, str], free: int | None = None, **more: str) -> Obtained:
+    """Return what a start would open, on a GPU with so many bytes free or on a CPU."""
+    read = settings.read({**environ, **more})
+    gpu = None if free is None else Gpu("a GPU", (9, 0), 80 * GB, free)
+    (spec,) = catalog.resolve(read.model, read, has_gpu=gpu is not None)
+    return obtain(spec, read, gpu)
+
+
+def offline(environ: dict[str, str], free: int | None = None, **more: str) -> Obtained:
+    """The same with a hub that nobody can reach."""
+    return obtained(environ, free, **{"HF_ENDPOINT": "http://127.0.0.1:9", **more})
+
+
+def forget(environ: dict[str, str]) -> dict[str, Sizes]:
+    """Take the remembered sizes away, as where 0.1.0 prepared without a GPU; return them."""
+    folder = Path(environ["MODEL_DIR"]) / needs.FOLDER
+    (kept,) = folder.iterdir()
+    known = needs.kept(folder.parent, kept.stem)
+    assert known is not None
+    shutil.rmtree(folder)
+    return {str(precision): size for precision, size in known.items()}
+
+
+def test_what_was_prepared_without_a_gpu_opens_on_one_without_the_hub(
+    environ: dict[str, str],
+) -> None:
+    """Preparing remembers the sizes, so that a later start on a GPU can choose from them."""
+    prepared = obtained(environ)
+    assert offline(environ, 40 * GB).folder == prepared.folder
+
+
+def test_the_sizes_are_those_that_the_device_must_hold(environ: dict[str, str]) -> None:
+    """At the least memory that holds them, and not with a byte less."""
+    obtained(environ)
+    (kept,) = (Path(environ["MODEL_DIR"]) / needs.FOLDER).iterdir()
+    size = json.loads(kept.read_bytes())["bf16"]
+    whole = sum(size[part] for part in ("transformer", "text_encoder", "vae", "adapters"))
+    working = 4_000_000_000  # what choose leaves for a picture
+    assert not offline(environ, whole + working, PRECISION_MODE="bf16").offload
+    assert offline(environ, whole + working - 1, PRECISION_MODE="bf16").offload
+    least = whole - size["text_encoder"] + working
+    assert offline(environ, least, PRECISION_MODE="bf16").offload
+    with pytest.raises(InvalidSettings):
+        offline(environ, least - 1, PRECISION_MODE="bf16")
+
+
+def test_a_precision_that_was_asked_for_needs_no_sizes_but_its_bundles(
+    environ: dict[str, str],
+) -> None:
+    """With auto the published headers must be read; the hub is asked as often as that."""
+    prepared = obtained(environ, PRECISION_MODE="4bit")
+    published = forget(environ)
+    shutil.rmtree(Path(environ["MODEL_DIR"]) / metadata.KEPT)
+    assert offline(environ, 40 * GB, PRECISION_MODE="4bit").folder == prepared.folder
+    with pytest.raises(HubUnreachable):
+        offline(environ, 40 * GB)
+    told = needs.of_bundle(layout.verify(prepared.folder))
+    size = published["4bit"]
+    assert told.whole == pytest.approx(size.memory, rel=0.5)  # small tensors, large headers
+    assert 0 < told.without_text_encoder < told.whole
+
+
+class TestAsBefore:
+    """Sizes that 0.1.0 kept, by the last name of the repository."""
+
+    @pytest.fixture
+    def volume(self, environ: dict[str, str]) -> Path:
+        """A volume of alice's model as 0.1.0 left it."""
+        folder = obtained(environ).folder
+        record = json.loads((folder / layout.MANIFEST).read_bytes())
+        del record["asked"]
+        (folder / layout.MANIFEST).write_text(json.dumps(record))
+        folder.rename(folder.with_name("foo-bf16"))
+        home = Path(environ["MODEL_DIR"])
+        (kept,) = (home / needs.FOLDER).iterdir()
+        kept.rename(kept.with_name("foo-bf16-1.json"))
+        shutil.rmtree(home / metadata.KEPT)
+        return home
+
+    def test_they_serve_the_model_of_their_bundles(
+        self, environ: dict[str, str], volume: Path
+    ) -> None:
+        """Nobody asks the hub, whichever precision is chosen from them."""
+        assert offline(environ, 40 * GB).folder == volume / layout.BUNDLES / "foo-bf16"
+
+    def test_they_serve_no_other_model_of_the_name(
+        self, environ: dict[str, str], volume: Path
+    ) -> None:
+        """Nor its own once another owner's bundle of the name is there, too."""
+        own = {**environ, "MODEL": "bob/foo"}
+        with pytest.raises(HubUnreachable):
+            offline(own, 40 * GB)
+        other = obtained(own).folder
+        shutil.rmtree(volume / metadata.KEPT)
+        for kept in (volume / needs.FOLDER).glob("bob*"):
+            kept.unlink()
+        with pytest.raises(HubUnreachable):
+            offline(environ, 40 * GB)
+        shutil.rmtree(other)
+        assert offline(environ, 40 * GB).facts["precision"] == "bf16"
+
+
+def test_two_models_of_one_name_have_sizes_of_their_own(environ: dict[str, str]) -> None:
+    """And so have two sets of LoRAs, beside the weights or in them."""
+    obtained(environ)
+    obtained(environ, MODEL="bob/foo")
+    obtained(environ, LIGHTNING_STEPS="4,8")
+    obtained(environ, LIGHTNING_FUSED="true")
+    names = {path.name for path in (Path(environ["MODEL_DIR"]) / needs.FOLDER).iterdir()}
+    assert names == {
+        "alice--foo-bf16.json",
+        "bob--foo-bf16.json",
+        "alice--foo-bf16-steps4-8.json",
+        "alice--foo-bf16-lightning8.json",
+    }
