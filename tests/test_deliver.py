@@ -557,6 +557,13 @@ def test_a_region_that_is_given_goes_before_the_hosts(host: str) -> None:
     assert "%2Fmoon-1%2Fs3%2F" in fixed
 
 
+def test_no_link_is_signed_for_longer_than_a_signature_may_hold() -> None:
+    bucket = Bucket("https://store.test/b", ACCESS, SECRET)
+    for asked, held in ((60, 60), (604_800, 604_800), (604_801, 604_800), (10**9, 604_800)):
+        query = parse_qs(urlsplit(bucket.signed("GET", "k", asked)).query)
+        assert query["X-Amz-Expires"] == [str(held)]
+
+
 def test_a_bucket_shows_no_secret() -> None:
     assert SECRET not in repr(Bucket("https://store.test/b", ACCESS, SECRET))
 

@@ -102,6 +102,12 @@ def test_layout_is_taken_out_where_the_input_is_decoded(length: int, blank: str)
     assert decode_base64(lines(TEXT, length, blank), len(DATA)) == DATA
 
 
+@pytest.mark.parametrize("value", ["", " \n", {"data": "\t"}])
+def test_an_empty_picture_is_told_as_that(value: object) -> None:
+    with pytest.raises(ValueError, match="^is empty$"):
+        pictures.source(value)
+
+
 @pytest.mark.parametrize("length", [4, 56, 63])
 def test_blanks_in_lines_that_no_tool_writes_are_refused(length: int) -> None:
     with pytest.raises(InvalidInput, match="blanks"):
