@@ -47,6 +47,35 @@ def test_one_picture_counts_its_denoising_steps() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("phase", "begin", "end"),
+    [("text", 0, 4), ("reference", 4, 8), ("denoise", 8, 96), ("decode", 96, 100)],
+)
+def test_a_phase_fills_its_share_of_the_whole_report_by_report(
+    phase: Phase, begin: int, end: int
+) -> None:
+    """Rounded down, so that 100 is the end alone."""
+    updates = told([[(phase, n, 100) for n in range(1, 101)]])
+    share = [begin + (end - begin) * n // 100 for n in range(1, 101)]
+    assert [u["percent"] for u in updates] == share
+
+
+def test_every_picture_fills_an_equal_share() -> None:
+    assert [u["percent"] for u in told([[("text", 1, 4)]] * 100)] == list(range(100))
+
+
+def test_a_decoded_picture_has_all_its_steps_behind_it() -> None:
+    third: list[Report] = [("denoise", 1, 8), ("decode", 1, 2), ("decode", 2, 2)]
+    updates = told([drawing(8), drawing(8), third])
+    assert [u["step"] for u in updates[-3:]] == [17, 24, 24]
+
+
+def test_what_is_reported_before_the_first_start_is_the_first_picture() -> None:
+    updates: list[Any] = []
+    JobControl(updates.append, 2).report("denoise", 1, 4)
+    assert updates == [{"step": 1, "steps": 8, "phase": "denoise", "percent": 15}]
+
+
 def test_a_second_picture_goes_on_where_the_first_ended() -> None:
     updates = told([drawing(2)] * 2, steps=2)
     assert [(u["phase"], u["step"], u["steps"], u["percent"]) for u in updates] == [

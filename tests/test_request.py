@@ -241,7 +241,8 @@ UNSEEN = {"Zs", "Zl", "Zp", "Cc", "Cf"}
 BLANKS = [
     *(c for c in map(chr, range(1, 0x110000)) if unicodedata.category(c) in UNSEEN),
     *("\x01\x7f", "\ufeff\u2060", " \t\n\u3000\u200b\u00ad", "\u202e \u2066"),
-    *("\u3164", "\u2800", "\u115f\u1160", "\uffa0", "\u034f", "\ufe0f", "\U000e0100", "\u180b"),
+    *("\u3164", "\u2800", "\u115f\u1160", "\uffa0", "\u034f", "\ufe0f", "\U000e0100"),
+    *("\u17b4", "\u17b5", "\u180b", "\u180f", "\ufe00", "\ufe0f", "\U000e0000", "\U000e0fff"),
 ]
 
 
@@ -253,7 +254,14 @@ def test_a_prompt_of_blanks_is_no_prompt(name: str) -> None:
         assert parsed({name: f"{blanks}.{blanks}"}).prompt == f"{blanks}.{blanks}"
 
 
-@pytest.mark.parametrize("mark", ["\u0301", "\ue000", "\U0001f3fb", "\u0e31", "\u00a8"])
+# Among them what stands before and behind each range of characters without a glyph.
+@pytest.mark.parametrize(
+    "mark",
+    [
+        *("\u0301", "\ue000", "\U0001f3fb", "\u0e31", "\u00a8"),
+        *("\u17b3", "\u17b6", "\u180a", "\u1810", "\ufdff", "\ufe10", "\U000dffff", "\U000e1000"),
+    ],
+)
 def test_what_shows_anything_is_a_prompt(mark: str) -> None:
     assert parsed({"prompt": mark}).prompt == mark
 
@@ -410,15 +418,13 @@ def test_unknown_fields_are_refused_under_strict_input() -> None:
 
 GUESSES = {
     "prompt": [
-        "promt",
-        "Prompt",
-        "PROMPT",
-        " prompt ",
-        "prompts",
-        "pormpt",
-        "pr\u00f6mpt",
-        "prompt:",
+        *("promt", "Prompt", "PROMPT", " prompt ", "pormpt", "pr\u00f6mpt", "prompt:"),
+        "_" * 54 + "prompt",
     ],
+    "seed": ["Seed", "sed", "seeed", "sede"],
+    "width": ["widht", "iwdth", "wdith", "WIDTH_"],
+    "op": ["Op", "OP"],
+    "n": ["N"],
     "text": ["Text", "texts", "te-xt"],
     "num_inference_steps": [
         *("numInferenceSteps", "num-inference-steps", "NumInferenceSteps", "num_inference_step"),
@@ -427,9 +433,7 @@ GUESSES = {
     "negative_prompt": ["negativePrompt", "negative-prompt", "negativ_prompt", "Negative Prompt"],
     "image_url": ["imageUrl", "imageURL", "image-url", "imge_url"],
     "images": ["imags", "Images", "imgs"],
-    "seed": ["Seed", "sed", "seeed", "sede"],
     "go_fast": ["goFast", "gofast"],
-    "n": ["N"],
     "cfg_scale": ["cfgScale", "CFG Scale", "cfg_scal"],
 }
 
@@ -448,7 +452,10 @@ def test_an_unknown_field_is_told_with_what_it_was_meant_to_be(word: str, meant:
 
 @pytest.mark.parametrize(
     "word",
-    ["x", "mask", "loras", "voice", "preset", "", "___", "\ud800", "\u732b", "a" * 61 + "prompt"],
+    [
+        *("x", "mask", "loras", "voice", "preset", "", "___", "\ud800", "\u732b"),
+        *("idwht", "diwth", "prompt" + "_" * 55, "_" * 1_000_000 + "prompt"),
+    ],
 )
 def test_a_word_that_is_near_to_none_gets_no_guess(word: str) -> None:
     with pytest.raises(InvalidInput) as refused:

@@ -14,29 +14,28 @@ CUTOFF: Final = 0.8
 SWAPPED: Final = 0.65
 
 
-def guess(word: Any, known: Iterable[str], *, slips: bool = True) -> str | None:
+def guess(word: Any, known: Iterable[str]) -> str | None:
     """Return the known word that was meant, None when no one is near.
 
     Letters and digits alone count: `numInferenceSteps` and `NUM-INFERENCE-STEPS` are
-    `num_inference_steps`. Without `slips` nothing more is forgiven.
+    `num_inference_steps`.
     """
-    if not isinstance(word, str) or len(word) > LONGEST or not (given := _letters(word)):
+    if not isinstance(word, str) or len(word) > LONGEST:
         return None
+    given = _letters(word)
     names = {_letters(name): name for name in known}
-    if given in names or not slips:
-        return names.get(given)
+    if given in names:
+        return names[given]
     matcher = difflib.SequenceMatcher(autojunk=False)
     matcher.set_seq2(given)
-    best, found = 0.0, None
+    near: dict[str, float] = {}
     for letters, name in names.items():
-        enough = SWAPPED if sorted(letters) == sorted(given) else CUTOFF
         matcher.set_seq1(letters)
-        if matcher.real_quick_ratio() < enough or matcher.quick_ratio() < enough:
-            continue
-        ratio = matcher.ratio()
-        if ratio >= enough and ratio > best:
-            best, found = ratio, name
-    return found
+        enough = SWAPPED if sorted(letters) == sorted(given) else CUTOFF
+        # the first is no less than the second and costs next to nothing
+        if matcher.real_quick_ratio() >= enough and matcher.ratio() >= enough:
+            near[name] = matcher.ratio()
+    return max(near, key=near.__getitem__, default=None)
 
 
 def _letters(word: str) -> str:
