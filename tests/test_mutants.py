@@ -384,21 +384,32 @@ def test_a_recording_tells_results_and_lines(tried: Tried) -> None:
 
 
 def test_a_recording_is_kept_until_what_it_depends_on_changes(tried: Tried, tmp_path: Path) -> None:
-    for kept in tried.records.values():
-        record.written(kept, tmp_path / "kept.json")
-        read = record.read(tmp_path / "kept.json")
-        assert read is not None
-        assert (read.tests, read.loading) == (kept.tests, kept.loading)
-    assert record.read(tmp_path / "nothing.json") is None
     project = made(tmp_path / "project")
-    state = record.state_of(project, "tests/test_ages.py")
-    (project.root / "tests/test_prices.py").write_text("")
-    assert record.state_of(project, "tests/test_ages.py") == state
-    for name in ("tests/test_ages.py", "tests/world.py", "src/sums/ages.py"):
-        with (project.root / name).open("a") as file:
-            file.write("x = 1\n")
-        before, state = state, record.state_of(project, "tests/test_ages.py")
-        assert state != before
+    file, path = "tests/test_prices.py", tmp_path / "kept.json"
+    kept = tried.records[file]
+    assert record.read(project, file, path) is None
+    record.written(project, file, kept, path)
+    read = record.read(project, file, path)
+    assert read is not None
+    assert (read.tests, read.loading) == (kept.tests, kept.loading)
+
+    def is_right(changed: str, *, then: bool) -> None:
+        record.written(project, file, kept, path)
+        changed_file = project.root / changed
+        before = changed_file.read_text() if changed_file.exists() else None
+        changed_file.write_text(f"{before or ''}x = 1\n")
+        assert (record.read(project, file, path) is not None) == then, changed
+        changed_file.unlink() if before is None else changed_file.write_text(before)
+
+    is_right("tests/test_ages.py", then=True)
+    is_right("src/sums/ages.py", then=True)
+    is_right("src/sums/another.py", then=True)
+    is_right("tests/test_prices.py", then=False)
+    is_right("tests/world.py", then=False)
+    is_right("src/sums/shop/prices.py", then=False)
+    is_right("src/sums/shop/away.py", then=False)
+    (project.root / "src/sums/shop/away.py").unlink()
+    assert record.read(project, file, path) is None
 
 
 def test_the_same_seed_draws_the_same_mutants_and_another_seed_others() -> None:
@@ -437,6 +448,9 @@ def test_an_equivalent_is_named_by_its_line_wherever_it_moves() -> None:
         assert entry.covers(mutant_of(source, "return a <= 3"))
         assert entry.covers(mutant_of(source, "return a < 4"))
     assert not entry.covers(mutant_of("def g(a):\n    return a < 3\n", "return a <= 3"))
+    whole = Equivalent("a.py", "*", "a reason", "f")
+    assert whole.covers(mutant_of("def f(a):\n    return a < 3\n", "return a <= 3"))
+    assert not whole.covers(mutant_of("def g(a):\n    return a < 3\n", "return a <= 3"))
     one = Equivalent("a.py", "return a < 3", "a reason", "f", "return a <= 3")
     assert one.covers(mutant_of("def f(a):\n    return a < 3\n", "return a <= 3"))
     assert not one.covers(mutant_of("def f(a):\n    return a < 3\n", "return a < 4"))

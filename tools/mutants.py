@@ -8,7 +8,8 @@ that a caller could not notice (words for people, types, declarations: tools/mut
 Each is written into a private copy of the project, so that processes which tests start see it, and
 the tests that run the changed line are run there, the likeliest and cheapest first, with a time
 limit each, until one fails or hangs. Which tests run which line is recorded once and kept in
-out/mutants/ for as long as neither they nor the source change; a test over a minute is left out.
+out/mutants/ for as long as neither they nor the source that they run change; a test over a minute
+is left out.
 
 What no test notices is printed. If nothing that a caller sees is another, it belongs into
 tools/equivalents.toml, with the reason; everything else wants a test. The status is 1 when a room
@@ -20,6 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
@@ -47,6 +49,9 @@ def main(arguments: Sequence[str] | None = None, project: Project | None = None)
     parser.add_argument("--room", choices=[ALL, *names], default=ALL)
     parser.add_argument("--count", type=int, default=COUNT, help="mutants a room")
     parser.add_argument("--workers", type=int, default=1, help="copies that are tried side by side")
+    parser.add_argument(
+        "--tests", default="*", help="only files of tests of this name, such as *push*"
+    )
     parser.add_argument("--list", action="store_true", help="show what the seed draws, try nothing")
     given = parser.parse_args(arguments)
     drawn = {
@@ -60,14 +65,15 @@ def main(arguments: Sequence[str] | None = None, project: Project | None = None)
         return 0
     start = time.monotonic()
     with workers(project, given.workers) as staff:
-        records = recorded(project, staff)
+        files = [file for file in project.test_files if fnmatch(Path(file).name, given.tests)]
+        records = recorded(project, files, staff)
         left_out = [
             f"left out, as it fails without a change: {name}"
-            for record in records.values()
+            for record in records
             for name in record.failing
         ]
         done = [
-            tried(name, mutants, Atlas(folder, list(records.values())), staff, listed)
+            tried(name, mutants, Atlas(folder, records), staff, listed)
             for name, mutants in drawn.items()
         ]
     stale = equivalents.stale(listed, folder)
@@ -77,24 +83,21 @@ def main(arguments: Sequence[str] | None = None, project: Project | None = None)
     return 0 if all(room.score >= LEAST for room in done) else 1
 
 
-def recorded(project: Project, staff: Sequence[Worker]) -> dict[str, Record]:
-    """Return a recording of every file of tests, made where none is kept."""
+def recorded(project: Project, files: Sequence[str], staff: Sequence[Worker]) -> list[Record]:
+    """Return a recording of every file of tests, made where none that is right is kept."""
     kept = project.root / "out/mutants/reach"
-    places = {
-        file: kept / f"{Path(file).stem}-{record.state_of(project, file)}.json"
-        for file in project.test_files
+    places = {file: kept / f"{file.replace('/', '-')}.json" for file in files}
+    found = {
+        file: held for file, path in places.items() if (held := record.read(project, file, path))
     }
-    found = {file: held for file, path in places.items() if (held := record.read(path))}
-    missing = [file for file in places if file not in found]
+    missing = [file for file in files if file not in found]
     for file, made in shared_out(staff, missing, Worker.recorded):
-        for old in kept.glob(f"{Path(file).stem}-*.json"):
-            old.unlink()
         if not made.failing:  # else it may have been the machine
-            record.written(made, places[file])
+            record.written(project, file, made, places[file])
         found[file] = made
         seconds = sum(test.seconds for test in made.tests)
         say(f"recorded {file}: {len(made.tests)} tests, {seconds:.1f} s")
-    return {file: found[file] for file in places}
+    return [found[file] for file in files]
 
 
 def tried(

@@ -18,7 +18,8 @@ class Equivalent:
     """One entry: a line of a function of a file, and what it may become (`ANY`: whatever).
 
     `line` and `change` are as a survivor is printed, so that an entry holds wherever its line
-    moves; `within` is the function, dotted, "" outside of one.
+    moves; `within` is the function, dotted, "" outside of one. The line `ANY` is every line of the
+    function: of one that needs a device, say, which the machine of the tests lacks.
     """
 
     file: str
@@ -30,8 +31,10 @@ class Equivalent:
     def covers(self, mutant: Mutant) -> bool:
         """Tell whether a mutant is this one."""
         file, within, before, after = mutant.key
-        return (file, within, before) == (self.file, self.within, self.line) and (
-            self.change in (ANY, after)
+        return (
+            (file, within) == (self.file, self.within)
+            and self.line in (ANY, before)
+            and self.change in (ANY, after)
         )
 
 

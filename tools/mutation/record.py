@@ -13,7 +13,7 @@ from tools.mutation.reach import lines_of
 
 Line = tuple[str, int]
 # A recording of this layout; raise it when the layout or the marks change.
-LAYOUT: Final = 2
+LAYOUT: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +57,30 @@ class Record:
 
 
 def state_of(project: Project, file: str) -> str:
-    """Return a digest of all that a recording of a file depends on."""
+    """Return a digest of what a recording of a file depends on, but for the source."""
     digest = hashlib.sha256(f"{LAYOUT}".encode())
-    tests = project.root / project.tests
-    support = [p for p in sorted(tests.rglob("*.py")) if not p.name.startswith("test_")]
     options = tomllib.loads((project.root / "pyproject.toml").read_text())["tool"]["pytest"]
     digest.update(json.dumps(options).encode())
-    for path in (*project.sources, *support, project.root / file):
+    tests = project.root / project.tests
+    support = [p for p in sorted(tests.rglob("*.py")) if not p.name.startswith("test_")]
+    for path in (*support, project.root / file):
         digest.update(path.relative_to(project.root).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def sources_of(project: Project, record: Record) -> dict[str, str]:
+    """Return the digests of the source files of which a recording ran a line, if only to load it.
+
+    What happens with others is the same as long as nothing in these changes.
+    """
+    lines = record.loading.union(*(test.lines for test in record.tests))
+    folder = project.root / project.source
+    return {
+        file: hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for file in sorted({file for file, _ in lines})
+        if (path := folder / file)
+    }
 
 
 def gathered(file: str, answer: Answer, folder: Path) -> Record:
@@ -91,31 +105,38 @@ def gathered(file: str, answer: Answer, folder: Path) -> Record:
     return Record(tuple(tests), lines("collecting"), answer.verdict, answer.test or file)
 
 
-def written(record: Record, path: Path) -> None:
-    """Keep a recording."""
+def written(project: Project, file: str, record: Record, path: Path) -> None:
+    """Keep the recording of a file of tests."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tests = [{**asdict(test), "lines": _packed(test.lines)} for test in record.tests]
-    facts = {"tests": tests, "loading": _packed(record.loading)}
+    facts = {
+        "state": state_of(project, file),
+        "sources": sources_of(project, record),
+        "tests": [{**asdict(test), "lines": _packed(test.lines)} for test in record.tests],
+        "loading": _packed(record.loading),
+    }
     path.write_text(json.dumps(facts))
 
 
-def read(path: Path) -> Record | None:
-    """Return a recording that was kept."""
+def read(project: Project, file: str, path: Path) -> Record | None:
+    """Return the recording of a file of tests that was kept, if it is still right."""
     try:
         facts = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
+    if facts["state"] != state_of(project, file):
+        return None
     tests = tuple(
         Test(
-            t["name"],
-            t["seconds"],
-            t["result"],
-            _unpacked(t["lines"]),
-            tuple((name, seconds) for name, seconds in t["fixtures"]),
+            test["name"],
+            test["seconds"],
+            test["result"],
+            _unpacked(test["lines"]),
+            tuple((name, seconds) for name, seconds in test["fixtures"]),
         )
-        for t in facts["tests"]
+        for test in facts["tests"]
     )
-    return Record(tests, _unpacked(facts["loading"]))
+    record = Record(tests, _unpacked(facts["loading"]))
+    return record if facts["sources"] == sources_of(project, record) else None
 
 
 def _packed(lines: frozenset[Line]) -> dict[str, list[int]]:

@@ -1,0 +1,167 @@
+"""Safetensors as the bundle writes and reads it: named by content, aligned, never half."""
+
+import hashlib
+import json
+import re
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from worker.bundle.tensors import Entry, decode, header, header_of, write
+
+PAGE = 4096
+KINDS = [
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+]
+
+
+def of_every_kind() -> dict[str, torch.Tensor]:
+    return {f"{kind}"[6:]: torch.arange(6).reshape(2, 3).to(kind) for kind in KINDS} | {
+        "scalar": torch.tensor(2.5),
+        "nothing": torch.empty(0, 3),
+        "row": torch.ones(1, 4096),
+    }
+
+
+def test_every_number_format_comes_back_by_safetensors_and_by_our_header(tmp_path: Path) -> None:
+    held = of_every_kind()
+    name, _ = write(tmp_path, "weights", held)
+    theirs = load_file(tmp_path / name)
+    ours = header_of(tmp_path / name)
+    data = (tmp_path / name).read_bytes()
+    assert ours.keys() == theirs.keys() == held.keys()
+    for key, tensor in held.items():
+        entry = ours[key]
+        assert theirs[key].dtype == entry.dtype == tensor.dtype
+        assert entry.shape == tuple(tensor.shape)
+        assert entry.count == tensor.numel()
+        assert entry.end - entry.start == tensor.numel() * tensor.element_size()
+        assert torch.equal(theirs[key], tensor)
+        if entry.count:
+            assert torch.equal(decode(entry, data[entry.start : entry.end]), tensor)
+
+
+def test_a_header_is_read_as_safetensors_writes_it(tmp_path: Path) -> None:
+    held = of_every_kind()
+    save_file(held, tmp_path / "x", metadata={"format": "pt"})
+    read = header_of(tmp_path / "x")
+    assert {key: (e.dtype, e.shape) for key, e in read.items()} == {
+        key: (t.dtype, tuple(t.shape)) for key, t in held.items()
+    }
+    assert max(entry.end for entry in read.values()) == (tmp_path / "x").stat().st_size
+
+
+def test_only_the_header_is_read() -> None:
+    facts = {"a": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [4, 16]}, "__metadata__": {}}
+    text = json.dumps(facts).encode()
+    data = struct.pack("<Q", len(text)) + text
+    spans: list[tuple[int, int]] = []
+
+    def read(start: int, end: int) -> bytes:
+        spans.append((start, end))
+        return data[start:end]
+
+    base = len(data)
+    assert header(read) == {"a": Entry(torch.bfloat16, (2, 3), base + 4, base + 16)}
+    assert spans == [(0, 8), (8, base)]
+
+
+def test_a_file_is_named_by_its_content_and_recorded(tmp_path: Path) -> None:
+    held = of_every_kind()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first, record = write(tmp_path / "a", "weights-00003", held)
+    second, _ = write(tmp_path / "b", "weights-00003", dict(reversed(held.items())))
+    other, _ = write(tmp_path / "b", "weights-00003", {**held, "scalar": torch.tensor(2.25)})
+    data = (tmp_path / "a" / first).read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    assert first == f"weights-00003-{digest[:16]}.safetensors"
+    assert (record.size, record.sha256) == (len(data), digest)
+    assert first == second, "the order of the mapping says nothing"
+    assert other != first
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {second, other}
+
+
+@pytest.mark.parametrize("count", [1, 40, 80, 200])
+def test_data_begins_at_a_page_and_every_tensor_where_its_size_divides(
+    tmp_path: Path, count: int
+) -> None:
+    """Each at a multiple of the largest power of two that divides its size, without holes."""
+    held = {f"tensor {n}": torch.zeros(n + 1, dtype=torch.uint8) for n in range(count)}
+    held |= {f"big {n}": torch.zeros(n, 1024) for n in range(5)}
+    name, record = write(tmp_path, "weights", held)
+    entries = sorted(header_of(tmp_path / name).values(), key=lambda entry: entry.start)
+    begin = entries[0].start
+    assert begin % PAGE == 0
+    assert begin - PAGE <= 8 + len(json.dumps(dict.fromkeys(held, 0))) + 90 * len(held)
+    at = begin
+    for entry in entries:
+        assert entry.start == at
+        size = entry.end - entry.start
+        assert size == 0 or (entry.start - begin) % (size & -size) == 0
+        at += size
+    assert at == record.size == (tmp_path / name).stat().st_size
+
+
+def test_the_header_is_a_whole_number_of_pages_and_no_more_than_needed(tmp_path: Path) -> None:
+    for length in range(3900, 4100, 7):
+        name, _ = write(tmp_path, "weights", {"x" * length: torch.zeros(1)})
+        (size,) = struct.unpack("<Q", (tmp_path / name).read_bytes()[:8])
+        text = (tmp_path / name).read_bytes()[8 : 8 + size]
+        assert (8 + size) % PAGE == 0
+        assert len(text) - len(text.rstrip(b" ")) < PAGE
+
+
+def test_what_is_no_run_of_bytes_is_written_as_one(tmp_path: Path) -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    held = {"turned": base.T, "every other": base[:, ::2], "stretched": base[:1].expand(3, 6)}
+    name, _ = write(tmp_path, "weights", held)
+    for key, tensor in load_file(tmp_path / name).items():
+        assert torch.equal(tensor, held[key]), key
+
+
+def test_nothing_is_left_of_a_file_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_part: Path, _target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("worker.weights.temporary.publish", refuse)
+    with pytest.raises(OSError, match="No space"):
+        write(tmp_path, "weights", {"x": torch.zeros(1)})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"a": {}}',
+        b'{"a": {"dtype": "Q4", "shape": [1], "data_offsets": [0, 1]}}',
+        b'{"a": {"dtype": "U8", "shape": 1, "data_offsets": [0, 1]}}',
+        b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0]}}',
+        b'{"a": {"dtype": "U8", "shape": [1]}}',
+    ],
+)
+def test_what_is_no_safetensors_header_is_an_error_that_is_caught(facts: bytes) -> None:
+    data = struct.pack("<Q", len(facts)) + facts
+    with pytest.raises((ValueError, KeyError, IndexError, TypeError, AttributeError)):
+        header(lambda start, end: data[start:end])
+
+
+NAME = re.compile(r"weights-[0-9a-f]{16}\.safetensors")
+
+
+def test_a_file_that_is_there_is_replaced_by_its_equal(tmp_path: Path) -> None:
+    first, _ = write(tmp_path, "weights", {"x": torch.zeros(3)})
+    assert NAME.fullmatch(first)
+    (tmp_path / first).write_bytes(b"damaged")
+    second, _ = write(tmp_path, "weights", {"x": torch.zeros(3)})
+    assert first == second
+    assert load_file(tmp_path / first)["x"].tolist() == [0.0] * 3
