@@ -12,6 +12,7 @@ from PIL import Image
 from worker.errors import ImageUnreadable
 from worker.media.header import UNREADABLE, Kind
 from worker.media.limits import check_size
+from worker.media.primaries import by_number
 
 CHILD: Final = Path(__file__).with_name("heif_child.py")
 SECONDS: Final = 30.0
@@ -19,7 +20,7 @@ SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A picture as stored, its ICC profile if it has one, and its EXIF orientation."""
+    """A picture as stored, the ICC profile of its colours if they are told, and its orientation."""
 
     picture: Image.Image
     profile: bytes | None
@@ -46,4 +47,7 @@ def decode(data: bytes, kind: Kind, max_pixels: int) -> Stored:
     check_size(width, height, max_pixels)
     pixels = body + told["profile"]
     picture = Image.frombytes(told["mode"], (width, height), memoryview(answer)[pixels:])
-    return Stored(picture, answer[body:pixels] or None, told["orientation"])
+    profile: bytes | None = answer[body:pixels]
+    if not profile:
+        profile = by_number(*told["numbers"]) if told["numbers"] else None
+    return Stored(picture, profile, told["orientation"])

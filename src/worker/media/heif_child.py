@@ -1,13 +1,15 @@
 """The child process that decodes one AVIF or HEIC: `python -I heif_child.py KIND MAX_PIXELS`.
 
 It has little memory and time, and nothing of the worker's environment. The file comes by standard
-input. Standard output carries a line of JSON {"size", "mode", "orientation", "profile"}, the
+input. Standard output carries a line of JSON {"size", "mode", "orientation", "profile",
+"numbers"}, the
 profile of so many bytes, and the pixels, row by row; no pixels when the size is over MAX_PIXELS.
 It ends with another status than 0 when the file cannot be read.
 """
 
 import io
 import json
+import re
 import resource
 import sys
 from pathlib import Path
@@ -25,6 +27,8 @@ SPARE_BYTES: Final = 64_000_000
 CPU_S: Final = 30
 THREADS: Final = 2
 ROWS: Final = 64
+# The box of the first picture: size, name, kind, primaries, transfer, matrix, range (ISO 14496-12).
+NCLX: Final = re.compile(rb"\0\0\0\x13colrnclx(..)(..)...", re.DOTALL)
 MOST_PROFILE: Final = 4 * 1024 * 1024
 MODES: Final = frozenset({"L", "LA", "RGB", "RGBA"})
 
@@ -49,6 +53,12 @@ def opened(data: bytes, kind: str) -> Image.Image:
         return other(io.BytesIO(data))
 
 
+def numbers(data: bytes) -> list[int] | None:
+    """Return the colours' primaries and transfer, by their numbers in ITU-T H.273, if told."""
+    found = NCLX.search(data)
+    return [int.from_bytes(number) for number in found.groups()] if found else None
+
+
 def main(kind: str, max_pixels: int) -> None:
     """Answer with the picture on standard input."""
     data = sys.stdin.buffer.read()
@@ -69,6 +79,7 @@ def main(kind: str, max_pixels: int) -> None:
         "mode": picture.mode,
         "orientation": picture.getexif().get(ORIENTATION, 1),
         "profile": len(profile),
+        "numbers": numbers(data),
     }
     out = sys.stdout.buffer
     out.write(json.dumps(told).encode() + b"\n" + profile)

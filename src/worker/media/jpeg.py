@@ -1,12 +1,14 @@
 """A JPEG's segments, read as libjpeg reads them: what its decoder gets, and how many scans."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Final
 
 from worker.errors import ImageUnreadable
 from worker.media.header import Source
+from worker.media.primaries import UNKNOWN
 
 # An ordinary progressive file has about 10 scans. Each is a pass over the whole picture (40 ms for
 # 49 million pixels) and may take 10 bytes: a file of 20 MB could keep a decoder busy for hours.
@@ -16,6 +18,7 @@ END_OF_IMAGE: Final = 0xD9
 START_OF_SCAN: Final = 0xDA
 START_OF_FRAME: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE: Final = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+COEFFICIENTS: Final = 64  # of a block, for each component
 COMMENT: Final = 0xFE
 APP0, APP1, APP2, APP14, APP15 = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF
 # Shorter ones are not what they say, to libjpeg (examine_app0 and examine_app14 of jdmarker.c).
@@ -39,7 +42,8 @@ TINY: Final = re.compile(
 class Jpeg(Source):
     """A JPEG as its decoder gets it: up to its end, with only the segments that decide pixels.
 
-    `ended` tells that it has its end mark; `complete` that every component has a scan. `buffered`
+    `ended` tells that it has its end mark; `complete` that its scans
+    have told every coefficient to the last bit. `buffered`
     tells that the decoder must hold the coefficients of the whole picture, 2 bytes each.
     """
 
@@ -56,7 +60,7 @@ def strip(data: bytes) -> Jpeg:
     """
     kept, beside = [b"\xff\xd8"], _Beside()
     scans, begin, end = 0, None, None
-    components, seen, buffered = 0, set[int](), False
+    components, drawn, buffered = 0, set[tuple[int, int]](), False
     for marker, start, after in _segments(data):
         if marker == END_OF_IMAGE:
             end = after
@@ -65,8 +69,7 @@ def strip(data: bytes) -> Jpeg:
             if scans > MAX_SCANS:
                 raise ImageUnreadable(f"a JPEG must have at most {MAX_SCANS} scans")
             scanned = data[start + 5 : after - 3 : 2]
-            if data[after - 3 : after - 2] == b"\0":  # from the lowest frequency on
-                seen.update(scanned)
+            drawn.update(_drawn(scanned, data[after - 3 : after]))
             if begin is None:
                 begin = start
                 buffered |= len(scanned) < components
@@ -83,7 +86,7 @@ def strip(data: bytes) -> Jpeg:
         exif=EXIF + b"".join(beside.exif) if beside.exif else None,
         xmp=beside.xmp,
         ended=end is not None,
-        complete=len(seen) >= components,
+        complete=len(drawn) >= components * COEFFICIENTS,
         buffered=buffered,
     )
 
@@ -119,6 +122,17 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         at = TINY.match(data, after).end()  # type: ignore[union-attr] # it may match nothing
 
 
+def _drawn(components: bytes, told: bytes) -> Iterable[tuple[int, int]]:
+    """Return which coefficients of which components a scan tells to the last bit.
+
+    `told` are the last bytes of its head: the first and last coefficient, and 4 bits each of how
+    many are known before and missing after it (T.81, B.2.3).
+    """
+    if len(told) < 3 or told[2] & 0xF:  # noqa: PLR2004 - the three
+        return ()
+    return product(components, range(told[0], min(told[1] + 1, COEFFICIENTS)))
+
+
 def _decides_pixels(marker: int, held: bytes) -> bool:
     """Tell whether libjpeg reads a segment: of all applications' those that name the colours."""
     if marker == APP0:
@@ -129,8 +143,10 @@ def _decides_pixels(marker: int, held: bytes) -> bool:
 
 
 def _joined(parts: list[bytes]) -> bytes | None:
-    """Return the profile of numbered parts (ICC.1, annex B.4); None when one is missing."""
-    parts.sort()
-    if not parts or parts[0][1:2] != bytes([len(parts) & 0xFF]):
+    """Return the profile of numbered parts (ICC.1, annex B.4); None without any."""
+    if not parts:
         return None
+    parts.sort()
+    if parts[0][1:2] != bytes((len(parts) & 0xFF,)):
+        return UNKNOWN
     return b"".join(part[2:] for part in parts)

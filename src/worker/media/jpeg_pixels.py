@@ -20,8 +20,18 @@ MAX_JPEG_PIXELS: Final = 200_000_000
 MAX_COEFFICIENT_BYTES: Final = 3 * MAX_JPEG_PIXELS
 FRACTIONS: Final = (1, 2, 4, 8)  # what libjpeg can leave out as it decodes
 END_OF_IMAGE: Final = b"\xff\xd9"
-# Any bits that are no picture's; without a byte that begins a marker.
-NOISE: Final = (hashlib.sha512(b"noise").digest() * 2).replace(b"\xff", b"")
+# Behind a file without its end mark: nothing, which libjpeg reads as zeros, or bits that are no
+# picture's and begin with ones. A restart mark is before them where one is due: libjpeg takes the
+# due one and those three to five away from it (jpeg_resync_to_restart of jdmarker.c).
+NOISE: Final = hashlib.sha512(b"noise").digest().replace(b"\xff", b"")
+TAILS: Final = (
+    END_OF_IMAGE,
+    *(
+        b"".join(first + NOISE + bytes((0xFF, 0xD0 + (mark + count) % 8)) for count in range(8))
+        + END_OF_IMAGE
+        for first, mark in ((b"\xaa", 0), (b"\xd6", 3), (b"\xfe", 6))
+    ),
+)
 
 
 class Reader:
@@ -42,8 +52,8 @@ class Reader:
     def load(self, tell: Callable[[str], None]) -> Image.Image:
         """Return the picture in the file's own mode.
 
-        A file without its end mark is taken, and told, when no pixel hangs on what follows: it is
-        decoded with nothing and with noise behind it, and must come out the same.
+        A file without its end mark is taken, and told, when no pixel hangs on what follows: it must
+        come out the same whatever stands behind it.
         """
         if self.fraction > 1:
             (width, height), (wide, high) = self.stored, self.size
@@ -57,10 +67,12 @@ class Reader:
             if self._source.ended or not self._source.complete:
                 raise
         cut = self._source.pixels.rstrip(b"\xff")
-        alone = _digest(self._decoded(cut + END_OF_IMAGE))
-        picture = self._decoded(cut + NOISE + END_OF_IMAGE)
-        if _digest(picture) != alone:
-            raise ImageUnreadable(UNREADABLE)
+        seen = set[bytes]()
+        for tail in TAILS:
+            picture = self._decoded(cut + tail)
+            seen.add(hashlib.sha256(picture.tobytes()).digest())
+            if len(seen) > 1:
+                raise ImageUnreadable(UNREADABLE)
         tell("the file's last bytes are missing, none of them a pixel's")
         return picture
 
@@ -99,7 +111,3 @@ def _fraction(opened: JpegImageFile, max_pixels: int, *, buffered: bool) -> int:
             f" {MAX_COEFFICIENT_BYTES} are given: save it smaller, or not progressive"
         )
     return fits[0]
-
-
-def _digest(picture: Image.Image) -> bytes:
-    return hashlib.sha256(picture.tobytes()).digest()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from worker.media.header import PNG_SIGNATURE, Source
+from worker.media.primaries import UNKNOWN, by_chunks, by_number
 
 # Known profiles have at most 3 MB; a bomb of 20 MB would unpack to 20 GB.
 MOST_UNPACKED: Final = 4 * 1024 * 1024
@@ -17,7 +18,8 @@ TINY: Final = re.compile(
     re.DOTALL,
 )
 CRITICAL: Final = frozenset({b"IHDR", b"PLTE"})
-KNOWN: Final = frozenset({b"tRNS", b"iCCP", b"eXIf", b"tEXt", b"zTXt", b"iTXt"})
+COLOURS: Final = frozenset({b"cICP", b"iCCP", b"sRGB", b"cHRM", b"gAMA"})
+KNOWN: Final = COLOURS | {b"tRNS", b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
 XMP: Final = b"XML:com.adobe.xmp"
 # Where ImageMagick put the EXIF data before PNG had a chunk for it.
 HEX_EXIF: Final = b"Raw profile type exif"
@@ -48,27 +50,37 @@ def strip(data: bytes) -> Source:
         return Source(pixels=data)
     head += [length.to_bytes(4), b"IDAT", *body, checksum.to_bytes(4)]
     head += [bytes(4), b"IEND", zlib.crc32(b"IEND").to_bytes(4)]
-    return Source(pixels=b"".join(head), profile=beside.profile, exif=beside.exif, xmp=beside.xmp)
+    return Source(pixels=b"".join(head), profile=beside.colours(), exif=beside.exif, xmp=beside.xmp)
 
 
 class _Beside:
     """What a PNG's sound ancillary chunks hold besides the picture."""
 
     def __init__(self) -> None:
-        self.profile: bytes | None = None
+        self._colours: dict[bytes, bytes] = {}
         self.exif: bytes | None = None
         self.xmp: bytes | None = None
 
     def take(self, name: bytes, held: bytes) -> None:
         keyword, _, text = held.partition(b"\0")
-        if name == b"iCCP":
-            self.profile = _profile(text)
+        if name in COLOURS:
+            self._colours[name] = held
         elif name == b"eXIf":
             self.exif = b"Exif\0\0" + held
         elif keyword == XMP and name == b"iTXt":
             self.xmp = _international(text)
         elif keyword == HEX_EXIF and self.exif is None:
             self.exif = _from_hex(unpacked(text[1:]) if name == b"zTXt" else text)
+
+    def colours(self) -> bytes | None:
+        """Return the profile of the chunk that counts most (PNG, 4.3); None for sRGB."""
+        told = self._colours
+        numbers = told.get(b"cICP", b"")
+        if len(numbers) == 4:  # noqa: PLR2004 - primaries, transfer, matrix, range
+            return by_number(numbers[0], numbers[1])
+        if b"iCCP" in told:
+            return _profile(told[b"iCCP"])
+        return None if b"sRGB" in told else by_chunks(told.get(b"cHRM"), told.get(b"gAMA"))
 
 
 def unpacked(packed: bytes) -> bytes | None:
@@ -106,9 +118,10 @@ def _least(head: Sequence[bytes | memoryview]) -> int:
     return {b"\0": 2, b"\2": 6}.get(colour, 0)
 
 
-def _profile(text: bytes) -> bytes | None:
-    """Return the profile of an iCCP, whose name has been read; there is one method of packing."""
-    return unpacked(text[1:]) if text[:1] == b"\0" else None
+def _profile(held: bytes) -> bytes:
+    """Return the profile of an iCCP: a name, a zero, the one method of packing, the packed."""
+    _, _, packed = held.partition(b"\0")
+    return (unpacked(packed[1:]) if packed[:1] == b"\0" else None) or UNKNOWN
 
 
 def _international(text: bytes) -> bytes | None:
