@@ -81,7 +81,7 @@ def strip(data: bytes) -> Jpeg:
             if _decides_pixels(marker, held):
                 kept.append(data[start:after])
     return Jpeg(
-        pixels=data if begin is None else b"".join((*kept, data[begin:end])),
+        pixels=b"".join((*kept, b"" if begin is None else data[begin:end])),
         profile=_joined(beside.profile),
         exif=EXIF + b"".join(beside.exif) if beside.exif else None,
         xmp=beside.xmp,
