@@ -18,6 +18,8 @@ END_OF_IMAGE: Final = 0xD9
 START_OF_SCAN: Final = 0xDA
 START_OF_FRAME: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE: Final = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+# Tables may come as a file of their own before the picture's (T.81, B.5).
+TABLES_END: Final = b"\xff\xd9\xff\xd8"
 COEFFICIENTS: Final = 64  # of a block, for each component
 COMMENT: Final = 0xFE
 APP0, APP1, APP2, APP14, APP15 = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF
@@ -62,8 +64,11 @@ def strip(data: bytes) -> Jpeg:
     scans, begin, end = 0, None, None
     components, drawn, buffered = 0, set[tuple[int, int]](), False
     for marker, start, after in _segments(data):
-        if marker == END_OF_IMAGE:
+        if marker == END_OF_IMAGE and begin is None:
+            kept.append(TABLES_END)
+        elif marker == END_OF_IMAGE:
             end = after
+            break
         elif marker == START_OF_SCAN:
             scans += 1
             if scans > MAX_SCANS:
@@ -109,15 +114,13 @@ class _Beside:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield each segment's marker, its first byte and the first one behind it, up to the end."""
+    """Yield each segment's marker, its first byte and the first one behind it."""
     at = 2
     while found := MARKER.search(data, at):
         start, behind = found.span()
         marker = data[behind - 1]
-        if marker == END_OF_IMAGE:
-            yield marker, start, behind
-            return
-        after = behind + max(2, int.from_bytes(data[behind : behind + 2]))
+        length = max(2, int.from_bytes(data[behind : behind + 2]))
+        after = behind if marker == END_OF_IMAGE else behind + length
         yield marker, start, after
         at = TINY.match(data, after).end()  # type: ignore[union-attr] # it may match nothing
 

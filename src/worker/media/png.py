@@ -14,39 +14,70 @@ NAME: Final = re.compile(rb"[0-9A-Za-z_]{4}")
 # Small chunks that mean nothing here, in a row: 20 MB of them are over a million, 1 s one by one
 # and 0.1 s so.
 TINY: Final = re.compile(
-    rb"(?:\0\0\0(?=.(?!cICP|iCCP|sRGB|cHRM|gAMA|tRNS|eXIf)[a-z])(?:\x00.{8}|\x01.{9}|\x02.{10}"
+    rb"(?:\0\0\0(?=.(?!cICP|iCCP|sRGB|cHRM|gAMA|tRNS|eXIf|fcTL|fdAT)[a-z])(?:\x00.{8}|\x01.{9}|\x02.{10}"
     rb"|\x03.{11}|\x04.{12}|\x05.{13}|\x06.{14}|\x07.{15}|\x08.{16}))*+",
     re.DOTALL,
 )
+# What holds pixels, and how many bytes are before them: fdAT is an animation's.
+PICTURES: Final = {b"IDAT": 0, b"fdAT": 4}
 CRITICAL: Final = frozenset({b"IHDR", b"PLTE"})
 COLOURS: Final = frozenset({b"cICP", b"iCCP", b"sRGB", b"cHRM", b"gAMA"})
-KNOWN: Final = COLOURS | {b"tRNS", b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
+KNOWN: Final = COLOURS | {b"tRNS", b"fcTL", b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
+FRAME_LENGTH: Final = 12 + 26
 XMP: Final = b"XML:com.adobe.xmp"
 # Where ImageMagick put the EXIF data before PNG had a chunk for it.
 HEX_EXIF: Final = b"Raw profile type exif"
 
 
 def strip(data: bytes) -> Source:
-    """Keep a PNG's critical chunks and a sound tRNS; an animation becomes its default picture.
+    """Keep a PNG's critical chunks, a sound tRNS, and the frame (fcTL) of its first picture.
 
     A chunk that is not needed for the pixels counts only with a right checksum, and is dropped
     otherwise, as libpng does. Texts are read only where they may hold the orientation.
     """
-    head, body, beside = [PNG_SIGNATURE], list[memoryview](), _Beside()
-    view = memoryview(data)
+    view, parts, beside = memoryview(data), _Parts(), _Beside()
     for name, start, end in _chunks(data):
-        if name == b"IDAT":
-            body.append(view[start:end])
+        if name in PICTURES:
+            parts.draw(name, view[start + PICTURES[name] : end])
+        elif name in CRITICAL or name in KNOWN:
+            chunk = data[start - 8 : end + 4]
+            parts.take(name, chunk)
+            if name in KNOWN and _is_sound(chunk):
+                beside.take(name, data[start:end])
+    return Source(pixels=parts.joined(), profile=beside.colours(), exif=beside.exif, xmp=beside.xmp)
+
+
+class _Parts:
+    """The chunks that decide pixels."""
+
+    def __init__(self) -> None:
+        self._head = [PNG_SIGNATURE]
+        self._body: list[memoryview] = []
+        self._of = b""
+        self._frames = 0
+
+    def draw(self, name: bytes, held: memoryview) -> None:
+        """Take pixels: IDAT's, or those of an animation's first frame where there are none."""
+        self._of = self._of if self._body else name
+        if name == self._of:
+            self._body.append(held)
+
+    def take(self, name: bytes, chunk: bytes) -> None:
+        if name == b"tRNS":
+            if _is_sound(chunk) and len(chunk) - 12 >= _least(self._head):
+                self._head.append(chunk)
+        elif self._body:
+            self._of = b"" if name == b"fcTL" else self._of
         elif name in CRITICAL:
-            if not body:
-                head.append(data[start - 8 : end + 4])
-        elif name in KNOWN and _is_sound(data[start - 4 : end + 4], end - start):
-            if name == b"tRNS" and end - start >= _least(head):
-                head.append(data[start - 8 : end + 4])
-            beside.take(name, data[start:end])
-    if body:
-        head += [_chunk(b"IDAT", b"".join(body)), _chunk(b"IEND", b"")]
-    return Source(pixels=b"".join(head), profile=beside.colours(), exif=beside.exif, xmp=beside.xmp)
+            self._head.append(chunk)
+        elif name == b"fcTL" and _is_frame(chunk, self._frames, self._head):
+            self._head.append(chunk)
+            self._frames += 1
+
+    def joined(self) -> bytes:
+        """Return the file of these chunks."""
+        end = [_chunk(b"IDAT", b"".join(self._body)), _chunk(b"IEND", b"")] if self._body else []
+        return b"".join((*self._head, *end))
 
 
 class _Beside:
@@ -106,9 +137,20 @@ def _chunk(name: bytes, held: bytes) -> bytes:
     return len(held).to_bytes(4) + name + held + zlib.crc32(held, zlib.crc32(name)).to_bytes(4)
 
 
-def _is_sound(named: bytes, length: int) -> bool:
-    """Tell whether a chunk is whole and its checksum right; `named` begins with its name."""
-    return len(named) == length + 8 and zlib.crc32(named[:-4]) == int.from_bytes(named[-4:])
+def _is_sound(chunk: bytes) -> bool:
+    """Tell whether a chunk is whole and its checksum right."""
+    named = chunk[4:-4]
+    return len(named) == 4 + int.from_bytes(chunk[:4]) and zlib.crc32(named) == int.from_bytes(
+        chunk[-4:]
+    )
+
+
+def _is_frame(chunk: bytes, number: int, head: Sequence[bytes]) -> bool:
+    """Tell whether an fcTL is the next one and its frame inside the picture (PNG, 11.3.6.2)."""
+    told = [int.from_bytes(chunk[at : at + 4]) for at in range(8, 28, 4)]
+    size = [int.from_bytes(head[1][at : at + 4]) for at in (16, 20)] if len(head) > 1 else [0, 0]
+    inside = all(told[i] + told[i + 2] <= size[i - 1] for i in (1, 2))
+    return _is_sound(chunk) and len(chunk) >= FRAME_LENGTH and told[0] == number and inside
 
 
 def _least(head: Sequence[bytes]) -> int:
