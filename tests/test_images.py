@@ -15,8 +15,10 @@ from PIL import Image, ImageOps
 from worlds.files import chunk, exif, gradient, jpeg_claiming, png, riff, saved, webp_canvas
 
 from worker.errors import ImageTooLarge, ImageUnreadable, InvalidInput
-from worker.media import header
-from worker.media.images import MAX_ASPECT, MIME_TYPES, UPRIGHT, decode, encode
+from worker.media import header, jpeg
+from worker.media.images import MIME_TYPES, decode, encode
+from worker.media.limits import MAX_ASPECT
+from worker.media.orientation import UPRIGHT
 
 PICTURE = gradient()
 

@@ -116,7 +116,7 @@ class ImageTooLarge(BadRequest):
 
 
 class ImageUnreadable(BadRequest):
-    """The bytes are not a PNG, JPEG or WEBP picture."""
+    """The bytes are not a whole PNG, JPEG, WEBP, GIF, AVIF or HEIC picture."""
 
     code = "IMAGE_UNREADABLE"
 

@@ -244,7 +244,9 @@ class Settings(BaseModel):
     max_input_images: int = _setting(3, "references of a job, at most", ge=1, le=3)
     max_image_bytes: Bytes = _setting(20 * MB, "bytes of a reference, at most", ge=1024)
     max_image_pixels: int = _setting(
-        25_000_000, "pixels of a reference, at most; a WEBP half of it", ge=256 * 256
+        25_000_000,
+        "pixels of a reference, at most; a WEBP half of it; a larger JPEG is read at a fraction",
+        ge=256 * 256,
     )
     max_images_per_request: int = _setting(4, "pictures of a job, at most", ge=1, le=4)
     max_reply_bytes: Bytes = _setting(18 * MB, "bytes of a reply, at most", ge=1024)

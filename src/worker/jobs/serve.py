@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -146,22 +147,26 @@ class Worker:
             **facts,
         )
         with job.phase("fetch"):
-            references = await self._references(request)
+            references, told = await self._references(request)
+        request = replace(request, warnings=(*request.warnings, *told))
         dimensions = geometry.dimensions(request, [image.size for image in references])
         job.warnings += dimensions.warnings
         drawn = await self._drawn(job, request, references, dimensions)
         return await fitting(job, request, dimensions, drawn, self._settings)
 
-    async def _references(self, request: Request) -> tuple[Image.Image, ...]:
-        """Fetch and decode the references, all at once."""
+    async def _references(self, request: Request) -> tuple[tuple[Image.Image, ...], list[str]]:
+        """Fetch and decode the references, all at once; what was told of them are warnings."""
         if not request.sources:
-            return ()
+            return (), []
         fetched = await fetch_all(request.sources, self._settings)
         limit = self._settings.max_image_pixels
         decoded = [
             asyncio.to_thread(_decode, index, data, limit) for index, data in enumerate(fetched)
         ]
-        return tuple(await asyncio.gather(*decoded))
+        answers = await asyncio.gather(*decoded)
+        return tuple(picture for picture, _ in answers), [
+            text for _, told in answers for text in told
+        ]
 
     async def _drawn(
         self,
@@ -233,10 +238,11 @@ class Worker:
             log.get().error("fatal", error_code=error.code)
 
 
-def _decode(index: int, data: bytes, max_pixels: int) -> Image.Image:
+def _decode(index: int, data: bytes, max_pixels: int) -> tuple[Image.Image, list[str]]:
+    name, told = f"images[{index}]", list[str]()
     try:
-        return images.decode(data, max_pixels)
+        picture = images.decode(data, max_pixels, told.append)
     except WorkerError as error:
-        name = f"images[{index}]"
         details = [Detail(name, error.message)]
         raise type(error)(f"{name}: {error.message}", details=details) from error
+    return picture, [f"{name}: {text}" for text in told]

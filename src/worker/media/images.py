@@ -5,28 +5,25 @@ import io
 import threading
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from PIL import Image, PngImagePlugin
 
-from worker.errors import ImageTooLarge, ImageUnreadable, InvalidInput
-from worker.media.header import UNREADABLE, Format, Header, read
+from worker.errors import ImageUnreadable, WorkerError
+from worker.media import colour, gif, header, heif, jpeg, png, webp
+from worker.media.header import UNREADABLE, Format, Kind, Source
+from worker.media.jpeg_pixels import Reader
+from worker.media.limits import MAX_PIXELS, check_size
+from worker.media.orientation import orientation, upright
 
-MIN_SIDE: Final = 16
-MAX_ASPECT: Final = 32  # beyond it a side shrinks under one patch of the reference encoder
-MAX_PIXELS: Final = 25_000_000  # a phone's usual largest has 24.5 million
 # Above this, pictures are decoded one at a time: a file of 40 bytes can ask for 200 MB.
 LARGE: Final = 4_000_000
-ORIENTATION: Final = 0x0112
-UPRIGHT: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+STRIP: Final[Mapping[Kind, Callable[[bytes], Source]]] = {
+    "png": png.strip,
+    "jpeg": jpeg.strip,
+    "webp": webp.strip,
+    "gif": gif.strip,
 }
 MIME_TYPES: Final[Mapping[Format, str]] = {
     "png": "image/png",
@@ -35,38 +32,46 @@ MIME_TYPES: Final[Mapping[Format, str]] = {
 }
 FULL_CHROMA_QUALITY: Final = 90  # below it JPEG halves the colour planes, as is customary
 
-_one_at_a_time = threading.Lock()
+# Memory is one picture's at a time; the lock is taken again where the size is known in two steps.
+_one_at_a_time = threading.RLock()
 
-# Sizes are judged from our own reading of the header, before Pillow sees a byte.
+# Sizes are judged here, before a decoder takes memory for them.
 Image.MAX_IMAGE_PIXELS = None
 # Pillow tells of broken EXIF and the like as warnings; a caller's file is not worth a log line.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a PNG, JPEG or WEBP into an upright RGB picture without metadata.
+def _nobody(_: str) -> None:
+    """Tell nobody."""
 
-    The first frame of an animation; transparency over white; 16 bits a channel become 8; EXIF
-    orientation is applied. Sizes are in pixels as stored. The picture takes 4 bytes a pixel, the
-    decoding up to 10; a WEBP's, which may be an animation, takes 16, so that it may have half of
-    `max_pixels`. Use it off the event loop: Pillow's decoders free the GIL.
+
+def decode(
+    data: bytes, max_pixels: int = MAX_PIXELS, tell: Callable[[str], None] = _nobody
+) -> Image.Image:
+    """Decode a PNG, JPEG, WEBP, GIF, AVIF or HEIC into an upright RGB picture without metadata.
+
+    Its colours in sRGB; the first frame of an animation; transparency over white; 16 bits a channel
+    become 8; EXIF orientation is applied. Sizes are in pixels as stored. A JPEG over `max_pixels`,
+    up to 200 million, is read at 1/2, 1/4 or 1/8 of its size. `tell` takes what the caller should
+    know of it, a sentence each.
+
+    The picture takes 4 bytes a pixel, the decoding up to 12 (of a JPEG over the limit 600 MB more);
+    a WEBP's, which may be an animation, takes 16, so that it may have half of `max_pixels`. Use it
+    off the event loop: Pillow's decoders free the GIL.
 
     Raises ImageUnreadable, ImageTooLarge, or InvalidInput (a side under 16 pixels, or one 32 times
     the other).
     """
-    header = read(data)
-    if header.format == "webp":
-        max_pixels //= 2
-    _check_size(header.width, header.height, max_pixels)
-    with _one_at_a_time if header.width * header.height > LARGE else contextlib.nullcontext():
+    kind = header.kind(data)
+    if kind is None:
+        raise ImageUnreadable(UNREADABLE)
+    with contextlib.ExitStack() as held:
         try:
-            picture, orientation = _decoded(data, header, max_pixels)
-        except (ImageTooLarge, InvalidInput):
+            picture = upright(*_decoded(data, kind, max_pixels, tell, held))
+        except WorkerError:
             raise
         except Exception as error:  # Pillow's plugins raise anything on broken bytes
             raise ImageUnreadable(UNREADABLE) from error
-        if orientation in UPRIGHT:
-            picture = picture.transpose(UPRIGHT[orientation])
     picture.info = {}
     return picture
 
@@ -97,61 +102,46 @@ def encode(
     return buffer.getvalue()
 
 
-def _decoded(data: bytes, header: Header, max_pixels: int) -> tuple[Image.Image, int]:
-    """Return the picture as stored, in RGB, and its EXIF orientation; frees Pillow's own."""
-    with Image.open(io.BytesIO(data), formats=(header.format.upper(),)) as opened:
-        # A file may say one size in its container and another to the decoder.
-        _check_size(*opened.size, max_pixels)
-        opened.load()
-        return _to_rgb(opened), _orientation(opened)
+def _decoded(
+    data: bytes,
+    kind: Kind,
+    max_pixels: int,
+    tell: Callable[[str], None],
+    held: contextlib.ExitStack,
+) -> tuple[Image.Image, int]:
+    """Return the picture as stored, in RGB, and its orientation; frees the decoder's own.
+
+    `held` keeps other large pictures out until the caller is done with this one.
+    """
+    if kind not in STRIP:
+        held.enter_context(_one_at_a_time)
+        stored = heif.decode(data, kind, max_pixels)
+        return colour.to_rgb(stored.picture, stored.profile, tell), stored.orientation
+    source = STRIP[kind](data)
+    if kind == "webp":  # its decoder takes memory for the canvas at once
+        max_pixels //= 2
+        _admit(webp.canvas(source.pixels), max_pixels, held)
+    if isinstance(source, jpeg.Jpeg):
+        reader = Reader(source, max_pixels)
+        _admit(reader.size, max_pixels, held, large=reader.fraction > 1)
+        picture = reader.load(tell)
+    else:
+        picture = Image.open(io.BytesIO(source.pixels), formats=(kind.upper(),))
+        _admit(picture.size, max_pixels, held)
+        picture.load()
+    return colour.to_rgb(picture, source.profile, tell), orientation(source.exif, source.xmp)
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise ImageTooLarge(
-            f"a picture must have at most {max_pixels} pixels (got {width} x {height})"
-        )
-    if min(width, height) < MIN_SIDE:
-        raise InvalidInput(
-            f"a picture must be at least {MIN_SIDE} pixels wide and high (got {width} x {height})"
-        )
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise InvalidInput(
-            f"a picture's longer side must be at most {MAX_ASPECT} times the shorter"
-            f" (got {width} x {height})"
-        )
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) when there is none or it cannot be read."""
-    try:
-        value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 - Pillow's EXIF reader raises anything on broken bytes
-        return 1
-    return value if isinstance(value, int) else 1
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        return _grey16_to_rgb(image)
-    if image.has_transparency_data:
-        return _over_white(image if image.mode == "RGBA" else image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    white = Image.new("RGB", image.size, "white")
-    white.paste(image, mask=image.getchannel("A"))
-    return white
-
-
-def _grey16_to_rgb(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8; Pillow's own conversion clips at 255 and forgets transparency."""
-    wide = image.convert("I")
-    picture = wide.point([value >> 8 for value in range(1 << 16)], "L").convert("RGB")
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        solid = wide.point([0 if value == clear else 255 for value in range(1 << 16)], "L")
-        picture.putalpha(solid)
-        return _over_white(picture)
-    return picture
+def _admit(
+    size: tuple[int, int] | None,
+    max_pixels: int,
+    held: contextlib.ExitStack,
+    *,
+    large: bool = False,
+) -> None:
+    """Judge a size before memory is taken for it, and have large pictures wait for each other."""
+    if size is None:
+        raise ImageUnreadable(UNREADABLE)
+    check_size(*size, max_pixels)
+    if large or size[0] * size[1] > LARGE:
+        held.enter_context(_one_at_a_time)

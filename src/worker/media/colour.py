@@ -1,0 +1,117 @@
+"""The colours that a file means -> sRGB, in 8 bits over white."""
+
+import io
+from collections.abc import Callable
+from typing import Final
+
+from PIL import Image, ImageChops, ImageCms
+from PIL.ImageCms import Flags, ImageCmsProfile, ImageCmsTransform, Intent
+
+# Colours inside sRGB stay what they are and white stays white, which is what the caller sees
+# elsewhere: sRGB has no table for another intent. Black point compensation keeps the shadows of
+# print, whose black is not the screen's.
+INTENT: Final = Intent.RELATIVE_COLORIMETRIC
+FLAGS: Final = Flags.BLACKPOINTCOMPENSATION
+SPACES: Final = {"RGB": "RGB ", "RGBA": "RGB ", "L": "GRAY", "LA": "GRAY", "CMYK": "CMYK"}
+CLASSES: Final = frozenset({"scnr", "mntr", "prtr", "spac"})
+# lcms makes 64 KB of bytes into gigabytes of steps there, and runs them for each of its 36,000
+# nodes; the tables in integers, which stand beside them, are bounded by their format.
+FLOAT_TABLES: Final = b"D2B"
+# Two makers' curves of sRGB differ by this; a picture that says sRGB keeps its pixels.
+ROUNDING: Final = 1
+
+
+def to_rgb(image: Image.Image, profile: bytes | None, tell: Callable[[str], None]) -> Image.Image:
+    """Return the picture in sRGB, RGB of 8 bits, transparency over white; may change `image`.
+
+    A profile that cannot be read, or is of another colour space than the picture, is told and
+    leaves the colours as they are.
+    """
+    plain = _plain(image)
+    if profile is not None:
+        converted = to_srgb(plain, profile)
+        if converted is None:
+            tell("its colour profile does not fit or cannot be read: taken as sRGB")
+        else:
+            plain = converted
+    if plain.mode in {"LA", "RGBA"}:
+        return _over_white(plain)
+    return plain.convert("RGB")
+
+
+def to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """Convert a picture of mode RGB, RGBA, L, LA or CMYK to sRGB; None when that cannot be.
+
+    RGB is converted in place, as it takes 4 bytes a pixel. A profile that changes no colour by
+    over 1 of 255 is sRGB's own, and leaves every pixel as it is. A transform is built for each
+    picture (3 ms for a matrix, 60 ms for CMYK), so that none is shared between threads.
+    """
+    bands = image.mode.removesuffix("A")
+    to = "RGBA" if image.mode == "RGBA" else "RGB"
+    try:
+        meant = ImageCmsProfile(io.BytesIO(_without_float_tables(profile)))
+        told = meant.profile
+        if told.xcolor_space != SPACES[image.mode] or told.device_class not in CLASSES:
+            return None
+        srgb = ImageCmsProfile(ImageCms.createProfile("sRGB"))
+        transform = ImageCmsTransform(
+            meant, srgb, "RGBA" if to == "RGBA" else bands, to, INTENT, flags=FLAGS
+        )
+        if bands != "CMYK" and _changes_nothing(transform, bands):
+            return image
+        if bands == "RGB":
+            return transform.apply_in_place(image)
+        converted = transform.apply(image if image.mode == bands else image.getchannel("L"))
+    except (OSError, ValueError, TypeError, ImageCms.PyCMSError):
+        return None
+    if image.mode == "LA":
+        converted.putalpha(image.getchannel("A"))
+    return converted
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Return the picture in one of the modes that a profile can speak of."""
+    if image.mode.startswith("I"):
+        return _eight_bits(image)
+    if image.has_transparency_data and image.mode not in {"LA", "RGBA"}:
+        return image.convert("LA" if image.mode in {"1", "L"} else "RGBA")
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in SPACES else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8; Pillow's own conversion clips at 255 and forgets transparency."""
+    wide = image.convert("I")
+    picture = wide.point([value >> 8 for value in range(1 << 16)], "L")
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        picture.putalpha(wide.point([255 * (value != clear) for value in range(1 << 16)], "L"))
+    return picture
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def _changes_nothing(transform: ImageCmsTransform, bands: str) -> bool:
+    """Tell whether colours from all over the space, and every grey, stay what they are."""
+    steps = range(0, 256, 17)
+    colours = b"".join(bytes((r, g, b)) for r in steps for g in steps for b in steps)
+    greys = bytes(range(256))
+    samples = greys if bands == "L" else colours + bytes(v for v in greys for _ in bands)
+    before = Image.frombytes(bands, (len(samples) // len(bands), 1), samples)
+    after = transform.apply(before.convert(transform.input_mode)).convert("RGB")
+    difference = ImageChops.difference(before.convert("RGB"), after)
+    return max(difference.tobytes()) <= ROUNDING
+
+
+def _without_float_tables(profile: bytes) -> bytes:
+    """Rename the tags that hold D2B tables, so that they are not found (ICC.1, 7.3)."""
+    named = bytearray(profile)
+    for at in range(132, min(132 + 12 * int.from_bytes(profile[128:132]), len(profile)), 12):
+        if named[at : at + 3] == FLOAT_TABLES:
+            named[at] = ord("x")
+    return bytes(named)

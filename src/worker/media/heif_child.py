@@ -1,0 +1,92 @@
+"""The child process that decodes one AVIF or HEIC: `python -I heif_child.py KIND MAX_PIXELS`.
+
+It has little memory and time, and nothing of the worker's environment. The file comes by standard
+input. Standard output carries a line of JSON {"size", "mode", "orientation", "profile",
+"numbers"}, the
+profile of so many bytes, and the pixels, row by row; no pixels when the size is over MAX_PIXELS.
+It ends with another status than 0 when the file cannot be read.
+"""
+
+import io
+import json
+import re
+import resource
+import sys
+from pathlib import Path
+from typing import Final
+
+from pi_heif import options
+from pi_heif.as_plugin import HeifImageFile
+from PIL import AvifImagePlugin, Image, ImageFile
+
+ORIENTATION: Final = 0x0112
+# Address space: 24 million pixels take 310 MB beyond the start's with 8 bits and no transparency,
+# a picture of 10 bits with transparency about twice that.
+BYTES_A_PIXEL: Final = 24
+SPARE_BYTES: Final = 64_000_000
+CPU_S: Final = 30
+THREADS: Final = 2
+ROWS: Final = 64
+# The box of the first picture: size, name, kind, primaries, transfer, matrix, range (ISO 14496-12).
+NCLX: Final = re.compile(rb"\0\0\0\x13colrnclx(..)(..)...", re.DOTALL)
+MOST_PROFILE: Final = 4 * 1024 * 1024
+MODES: Final = frozenset({"L", "LA", "RGB", "RGBA"})
+
+
+def confine(max_pixels: int) -> None:
+    """Let the kernel end this process before it takes more than a picture needs (Linux)."""
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = pages * resource.getpagesize() + BYTES_A_PIXEL * max_pixels + SPARE_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def opened(data: bytes, kind: str) -> Image.Image:
+    """Open a file by the decoder of its kind, or by the other: brands do not always tell."""
+    readers: list[type[ImageFile.ImageFile]] = [AvifImagePlugin.AvifImageFile, HeifImageFile]
+    first, other = readers if kind == "avif" else reversed(readers)
+    try:
+        return first(io.BytesIO(data))
+    except Exception:  # noqa: BLE001 - decoders raise anything on broken bytes
+        return other(io.BytesIO(data))
+
+
+def numbers(data: bytes) -> list[int] | None:
+    """Return the colours' primaries and transfer, by their numbers in ITU-T H.273, if told."""
+    found = NCLX.search(data)
+    return [int.from_bytes(number) for number in found.groups()] if found else None
+
+
+def main(kind: str, max_pixels: int) -> None:
+    """Answer with the picture on standard input."""
+    data = sys.stdin.buffer.read()
+    confine(max_pixels)
+    AvifImagePlugin.DEFAULT_MAX_THREADS = options.DECODE_THREADS = THREADS
+    options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
+    picture = opened(data, kind)
+    width, height = picture.size
+    fits = width * height <= max_pixels
+    if fits:
+        picture.load()
+        if picture.mode not in MODES:
+            picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    profile = picture.info.get("icc_profile") or b""
+    profile = profile if len(profile) <= MOST_PROFILE else b""
+    told = {
+        "size": picture.size,
+        "mode": picture.mode,
+        "orientation": picture.getexif().get(ORIENTATION, 1),
+        "profile": len(profile),
+        "numbers": numbers(data),
+    }
+    out = sys.stdout.buffer
+    out.write(json.dumps(told).encode() + b"\n" + profile)
+    if fits:
+        for top in range(0, height, ROWS):
+            out.write(picture.crop((0, top, width, min(top + ROWS, height))).tobytes())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,67 @@
+"""A WEBP's chunks: its canvas, its first picture, and what is known beside it."""
+
+import re
+from typing import Final
+
+from worker.media.header import Source
+
+# Of VP8X, its first byte: that there is a profile, EXIF or XMP.
+BESIDE: Final = 0x20 | 0x08 | 0x04
+# Small chunks that mean nothing here, in a row: 20 MB of them are 2.5 million.
+TINY: Final = re.compile(
+    rb"(?:(?!ICCP|EXIF|XMP |VP8|ANIM|ANMF|ALPH).{4}"
+    rb"(?:\x00\0\0\0|[\x01\x02]\0\0\0..|[\x03\x04]\0\0\0.{4}|[\x05\x06]\0\0\0.{6}))*+",
+    re.DOTALL,
+)
+STILL: Final = frozenset({b"VP8 ", b"VP8L"})
+
+
+def canvas(data: bytes) -> tuple[int, int] | None:
+    """Return (width, height) in pixels as the first chunk says; None when it says none.
+
+    The decoder takes memory for it as soon as it sees the file (developers.google.com/speed/webp,
+    container specification, and RFC 6386, 9.1).
+    """
+    name, body = data[12:16], data[20:30]
+    if name == b"VP8X" and len(body) == 10:  # noqa: PLR2004 - flags, then 24 bits each, minus one
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:], "little")
+    if name == b"VP8L" and body[:1] == b"\x2f" and len(body) >= 5:  # noqa: PLR2004 - 14 bits each, minus one
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if name == b"VP8 " and body[3:6] == b"\x9d\x01\x2a" and len(body) == 10:  # noqa: PLR2004 - 14 bits each
+        width, height = int.from_bytes(body[6:8], "little"), int.from_bytes(body[8:], "little")
+        return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+def strip(data: bytes) -> Source:
+    """Keep a WEBP's canvas and its first picture, whatever stands behind it.
+
+    Without a whole picture the file stays as it is, for the decoder to judge.
+    """
+    kept, beside = list[bytes](), dict[bytes, bytes]()
+    found = False
+    at = 12
+    while True:
+        at = TINY.match(data, at).end()  # type: ignore[union-attr] # it may match nothing
+        if at + 8 > len(data):
+            break
+        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        held = data[at + 8 : at + 8 + size]
+        if name in {b"ICCP", b"EXIF", b"XMP "}:
+            beside.setdefault(name, held)
+        elif not found and name in {b"VP8X", b"ANIM", b"ANMF", b"ALPH", *STILL}:
+            if len(held) < size:
+                break
+            if name == b"VP8X" and held:
+                held = bytes([held[0] & ~BESIDE]) + held[1:]
+            kept.append(name + size.to_bytes(4, "little") + held + b"\0" * (size & 1))
+            found = name in STILL or name == b"ANMF"
+        at += 8 + size + (size & 1)
+    body = b"WEBP" + b"".join(kept)
+    return Source(
+        pixels=b"RIFF" + len(body).to_bytes(4, "little") + body if found else data,
+        profile=beside.get(b"ICCP"),
+        exif=beside.get(b"EXIF"),
+        xmp=beside.get(b"XMP "),
+    )

@@ -1,0 +1,103 @@
+"""ICC profiles made by hand: matrices of well-known colours, grey, a printer's table, and bombs."""
+
+import struct
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Final
+
+Triple = tuple[float, float, float]
+# Red, green and blue relative to D50, as each colour space's own profile has them.
+COLORANTS: Final[dict[str, tuple[Triple, Triple, Triple]]] = {
+    "sRGB": ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410)),
+    "Display P3": (
+        (0.51512, 0.24120, -0.00105),
+        (0.29198, 0.69225, 0.04189),
+        (0.15710, 0.06657, 0.78407),
+    ),
+    "Adobe RGB": (
+        (0.60974, 0.31111, 0.01947),
+        (0.20528, 0.62567, 0.06087),
+        (0.14919, 0.06322, 0.74457),
+    ),
+    "ProPhoto": ((0.79767, 0.28804, 0.0), (0.13519, 0.71187, 0.0), (0.03134, 0.00009, 0.82491)),
+}
+GAMMAS: Final = {"sRGB": None, "Display P3": None, "Adobe RGB": 563 / 256, "ProPhoto": 1.8}
+D50: Final = (0.9642, 1.0, 0.8249)
+
+
+def matrix(name: str, *, beside: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+    """Return the profile of one of COLORANTS; `beside` are further tags."""
+    curve = _sampled_srgb() if GAMMAS[name] is None else _power(GAMMAS[name] or 1)
+    tags = [(b"wtpt", _xyz(D50))]
+    for letter, colour in zip("rgb", COLORANTS[name], strict=True):
+        tags += [(f"{letter}XYZ".encode(), _xyz(colour)), (f"{letter}TRC".encode(), curve)]
+    return profile(b"RGB ", b"mntr", b"XYZ ", [*tags, *beside])
+
+
+def grey(gamma: float) -> bytes:
+    """Return a profile of grey."""
+    return profile(b"GRAY", b"mntr", b"XYZ ", [(b"wtpt", _xyz(D50)), (b"kTRC", _power(gamma))])
+
+
+def printer(lab: Callable[[Sequence[int]], Triple]) -> bytes:
+    """Return a profile of CMYK whose 16 corners (0 or 1 of each ink) have these L*a*b* colours."""
+    table = b"".join(
+        struct.pack(">3H", *(round(v) for v in (65280 * l / 100, 256 * (a + 128), 256 * (b + 128))))
+        for l, a, b in (lab(inks) for inks in product((0, 1), repeat=4))  # noqa: E741 - L*a*b*
+    )
+    identity = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+    ramp = struct.pack(">2H", 0, 65535)
+    lut = b"mft2" + bytes(4) + bytes((4, 3, 2, 0)) + identity + struct.pack(">2H", 2, 2)
+    tags = [(b"wtpt", _xyz(D50)), (b"A2B0", lut + ramp * 4 + table + ramp * 3)]
+    return profile(b"CMYK", b"prtr", b"Lab ", tags, version=0x0240_0000)
+
+
+def profile(
+    space: bytes,
+    of: bytes,
+    connection: bytes,
+    tags: Sequence[tuple[bytes, bytes]],
+    version: int = 0x0420_0000,
+) -> bytes:
+    """Return a profile of these tags."""
+    table, body, first = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for name, held in tags:
+        table += name + struct.pack(">II", first + len(body), len(held))
+        body += held + b"\0" * (-len(held) % 4)
+    head = struct.pack(">I4xI4s4s4s", first + len(body), version, of, space, connection)
+    head = head.ljust(36, b"\0") + b"acsp"
+    return head.ljust(68, b"\0") + _fixed(D50).ljust(60, b"\0") + table + body
+
+
+def endless(elements: int) -> bytes:
+    """Return a D2B0 table whose `elements` steps are all the same few bytes."""
+    element = (
+        b"matf"
+        + bytes(4)
+        + struct.pack(">2H", 3, 3)
+        + struct.pack(">12f", 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0)
+    )
+    place = struct.pack(">2I", 16 + 8 * elements, len(element))
+    return b"mpet" + bytes(4) + struct.pack(">2HI", 3, 3, elements) + place * elements + element
+
+
+def _fixed(values: Sequence[float]) -> bytes:
+    return struct.pack(f">{len(values)}i", *(round(v * 65536) for v in values))
+
+
+def _xyz(values: Triple) -> bytes:
+    return b"XYZ " + bytes(4) + _fixed(values)
+
+
+def _power(gamma: float) -> bytes:
+    return b"curv" + bytes(4) + struct.pack(">IH2x", 1, round(gamma * 256))
+
+
+def _sampled_srgb() -> bytes:
+    """Return sRGB's curve as the best-known profile has it: 1024 numbers."""
+
+    def linear(v: float) -> float:
+        return v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4
+
+    numbers = (round(65535 * linear(i / 1023)) for i in range(1024))
+    return b"curv" + bytes(4) + struct.pack(">I1024H", 1024, *numbers)
