@@ -5,7 +5,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -147,26 +146,24 @@ class Worker:
             **facts,
         )
         with job.phase("fetch"):
-            references, told = await self._references(request)
-        request = replace(request, warnings=(*request.warnings, *told))
+            references = await self._references(job, request)
         dimensions = geometry.dimensions(request, [image.size for image in references])
         job.warnings += dimensions.warnings
         drawn = await self._drawn(job, request, references, dimensions)
         return await fitting(job, request, dimensions, drawn, self._settings)
 
-    async def _references(self, request: Request) -> tuple[tuple[Image.Image, ...], list[str]]:
-        """Fetch and decode the references, all at once; what was told of them are warnings."""
+    async def _references(self, job: Job, request: Request) -> tuple[Image.Image, ...]:
+        """Fetch and decode the references, all at once; the job's caller is warned of their flaws."""
         if not request.sources:
-            return (), []
+            return ()
         fetched = await fetch_all(request.sources, self._settings)
         limit = self._settings.max_image_pixels
         decoded = [
             asyncio.to_thread(_decode, index, data, limit) for index, data in enumerate(fetched)
         ]
         answers = await asyncio.gather(*decoded)
-        return tuple(picture for picture, _ in answers), [
-            text for _, told in answers for text in told
-        ]
+        job.warnings += (text for _, told in answers for text in told)
+        return tuple(picture for picture, _ in answers)
 
     async def _drawn(
         self,
