@@ -153,7 +153,7 @@ class Worker:
         return await fitting(job, request, dimensions, drawn, self._settings)
 
     async def _references(self, job: Job, request: Request) -> tuple[Image.Image, ...]:
-        """Fetch and decode the references, all at once; the job's caller is warned of their flaws."""
+        """Fetch and decode the references, all at once; what they are warned of is the job's."""
         if not request.sources:
             return ()
         fetched = await fetch_all(request.sources, self._settings)
