@@ -133,7 +133,7 @@ def test_a_model_that_lacks_a_lora_says_so(environ: dict[str, str], volume: Path
     """The bundle is there, and why it is not enough is in the message."""
     given = {**environ, "MODEL": "bob/foo", "LIGHTNING_STEPS": "4"}
     (answer,) = started([volume], case(given))
-    assert "no LoRA for 4 steps" in answer["message"]
+    assert "no Lightning LoRA for 4 steps" in answer["message"]
     assert "MODEL_DIR cannot be written" in answer["message"]
 
 
