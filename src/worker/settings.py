@@ -1,5 +1,6 @@
 """The environment, read once into one frozen value; the only file that knows `os.environ`."""
 
+import contextlib
 import ipaddress
 import os
 import re
@@ -40,11 +41,11 @@ Network = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, int]
 def _unquoted(text: str) -> str:
     """Return a value without blanks around it, and without the one pair of quotes around the whole.
 
-    Docker's --env-file and RunPod's form keep the quotes of `NAME="value"`. Quotes inside stay, and
-    so does one that has no partner.
+    Docker's --env-file keeps those of `NAME="value"`. Quotes inside stay, and so does one that has
+    no partner.
     """
     text = text.strip()
-    if len(text) > 1 and text[0] in "\"'" and text.find(text[0], 1) == len(text) - 1:
+    if text[:1] in ('"', "'") and text.find(text[0], 1) == len(text) - 1:
         return text[1:-1].strip()
     return text
 
@@ -100,11 +101,11 @@ def _token(value: Any) -> Any:
     return token
 
 
-def _folder(value: Path) -> Path:
+def _place(value: Path) -> Path:
     try:
         return value.expanduser()
     except RuntimeError:
-        raise ValueError("must be a folder; ~ stands for no home here") from None
+        raise ValueError("must be a path; ~ stands for no home here") from None
 
 
 def _public(value: str) -> str:
@@ -134,7 +135,7 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 Counts = Annotated[tuple[int, ...], BeforeValidator(_words), AfterValidator(_steps)]
 Bytes = Annotated[int, BeforeValidator(_bytes)]
 Token = Annotated[SecretStr, BeforeValidator(_token)]
-Folder = Annotated[Path, AfterValidator(_folder)]
+Place = Annotated[Path, AfterValidator(_place)]
 Address = Annotated[str, AfterValidator(_address)]
 PublicAddress = Annotated[str, AfterValidator(_public)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
@@ -184,8 +185,8 @@ class Settings(BaseModel):
     model_revision: str | None = _setting(
         None, "the revision of that one model", shown="the newest"
     )
-    model_path: Folder | None = _setting(None, "a folder with the model's weights")
-    model_dir: Folder | None = _setting(
+    model_path: Place | None = _setting(None, "a folder with the model's weights")
+    model_dir: Place | None = _setting(
         None,
         "where bundles and weights are kept",
         names=("MODEL_DIR", "QWEN_HOME"),
@@ -196,10 +197,10 @@ class Settings(BaseModel):
         "token for gated or private repositories",
         names=("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
     )
-    hf_token_path: Folder | None = _setting(None, "a file with the token, where `HF_TOKEN` is none")
+    hf_token_path: Place | None = _setting(None, "a file with the token, where `HF_TOKEN` is none")
     hf_endpoint: Address | None = _setting(None, "another hub", shown="the public hub")
-    hf_home: Folder | None = _setting(None, "Hugging Face's folder; its cache is `hub` in there")
-    hf_hub_cache: Folder | None = _setting(
+    hf_home: Place | None = _setting(None, "Hugging Face's folder; its cache is `hub` in there")
+    hf_hub_cache: Place | None = _setting(
         None,
         "Hugging Face's cache, looked into for weights; nothing is written there",
         names=("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"),
@@ -230,7 +231,7 @@ class Settings(BaseModel):
     volume_size_gb: float | None = _setting(
         None, "the volume's quota in GB, where the file system does not tell it", gt=0
     )
-    runpod_cache_dir: Folder = _setting(
+    runpod_cache_dir: Place = _setting(
         VOLUME / "huggingface-cache" / "hub", "where RunPod's model cache is"
     )
     verify: Literal["sizes", "full"] = _setting(
@@ -433,15 +434,20 @@ def _read_token_file(known: dict[str, str], written: dict[str, str]) -> list[Det
     place = known.get("hf_token_path")
     if place is None or "HF_TOKEN" in known:
         return []
-    try:
-        file = Path(place).expanduser()
-        if not file.is_file():  # a pipe would be waited for
-            raise FileNotFoundError
-        with file.open(encoding="utf-8") as opened:
-            known["HF_TOKEN"], written["HF_TOKEN"] = opened.read(LONGEST_TOKEN), "HF_TOKEN_PATH"
-    except (OSError, ValueError, RuntimeError):
+    token = _text_of(place)
+    if token is None:
         return [Detail("HF_TOKEN_PATH", "must be a file that can be read, with a token in it")]
+    known["HF_TOKEN"], written["HF_TOKEN"] = token, "HF_TOKEN_PATH"
     return []
+
+
+def _text_of(place: str) -> str | None:
+    """Return what a small file holds; None when it cannot be had. A pipe would be waited for."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        file = Path(place).expanduser()
+        if file.is_file() and file.stat().st_size <= LONGEST_TOKEN:
+            return file.read_text(encoding="utf-8")
+    return None
 
 
 def _reason(message: str) -> str:
