@@ -167,7 +167,7 @@ def test_a_place_that_is_full_is_told_as_that(tmp_path: Path, number: int) -> No
         raise OSError(number, os.strerror(number))
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT, None])
+@pytest.mark.parametrize("number", [errno.ECONNRESET, errno.ENOENT, None])
 def test_an_error_that_is_not_about_the_place_stays_what_it_is(
     tmp_path: Path, number: int | None
 ) -> None:
