@@ -29,7 +29,7 @@ FUZZ_S ?= 300
 FUZZ_EXAMPLES ?= 3000
 fuzz: setup ## the properties on FUZZ_EXAMPLES inputs each, then FUZZ_S seconds of coverage-guided fuzzing a target
 	$(BIN)/uv pip install -q --require-hashes -r builder/requirements-fuzz.lock
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q tests/test_fuzz.py
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -m hypothesis --timeout=0
 	cd tests && for target in parsing decoding addressing; do \
 	  ../$(BIN)/python -m fuzz.campaign $$target $(FUZZ_S) ../out/fuzz || exit 1; done
 

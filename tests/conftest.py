@@ -14,10 +14,12 @@ from worker import log
 
 # A property that tries other examples each time fails in some runs only, and one with a deadline
 # fails beside a busy neighbour; `make fuzz` (FUZZ_EXAMPLES) is where new examples are tried.
+EXAMPLES = os.environ.get("FUZZ_EXAMPLES")
 hypothesis.settings.register_profile(
     "suite",
+    max_examples=int(EXAMPLES or 100),
     deadline=None,
-    derandomize="FUZZ_EXAMPLES" not in os.environ,
+    derandomize=EXAMPLES is None,
     database=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )

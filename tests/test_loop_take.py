@@ -52,7 +52,8 @@ async def left(answer: Answer) -> tuple[list[Job], float]:
         await answer(reader, writer)
 
     async with platform(told) as taker:
-        taking, asked = (asyncio.create_task(work) for work in (taker.take(1), polled.wait()))
+        taking = asyncio.create_task(taker.take(1))
+        asked = asyncio.create_task(polled.wait())
         await asyncio.wait({taking, asked}, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
         assert polled.is_set(), f"it took {await taking} without asking"
