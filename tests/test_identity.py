@@ -482,3 +482,23 @@ def test_a_word_that_the_hub_forbids_is_refused() -> None:
     for word in ("a--b/c", "a/b--c", "a/b..c"):
         with pytest.raises(WeightsUnavailable, match="no model is called"):
             catalog.resolve([word], settings.read({}), has_gpu=False)
+
+
+def test_a_damaged_bundle_that_was_downloaded_is_downloaded_again(
+    hub: Hub, environ: dict[str, str], tmp_path: Path
+) -> None:
+    """Its repository has no published weights to make the part from; the rest is kept."""
+    (folder,) = prepared({**environ, "MODEL_DIR": str(tmp_path / "source")}, "alice/foo")
+    whole = layout.files_of(layout.verify(folder))
+    hub.add("eve/flipped", {name: path.read_bytes() for name, path in whole.items()})
+    (downloaded,) = prepared(environ, "eve/flipped")
+    (part,) = (downloaded / layout.COMPONENTS).glob("transformer-*")
+    file = next(part.glob(f"{layout.WEIGHTS}-*"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    hub.seen.clear()
+    models = boot.boot(settings.read({**environ, "MODEL": "eve/flipped", "VERIFY": "full"}))
+    assert [model.id for model in models.served] == ["flipped"]
+    assert layout.verify(downloaded, "full").bundle.repository == "alice/foo"
+    assert not hub.requests("bytes", "*text_encoder*")

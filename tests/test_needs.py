@@ -134,14 +134,14 @@ class TestAsBefore:
     def test_they_serve_no_other_model_of_the_name(
         self, environ: dict[str, str], volume: Path
     ) -> None:
-        """Nor its own once another owner's bundle of the name is there, too."""
+        """Nor its own once another owner's bundle had the name at another precision."""
         own = {**environ, "MODEL": "bob/foo"}
         with pytest.raises(HubUnreachable):
             offline(own, 40 * GB)
-        other = obtained(own).folder
+        other = obtained(own, PRECISION_MODE="4bit").folder
         shutil.rmtree(volume / metadata.KEPT)
-        for kept in (volume / needs.FOLDER).glob("bob*"):
-            kept.unlink()
+        assert offline(environ, 40 * GB).facts["precision"] == "bf16"
+        other = other.rename(other.with_name("foo-4bit"))
         with pytest.raises(HubUnreachable):
             offline(environ, 40 * GB)
         shutil.rmtree(other)

@@ -157,6 +157,15 @@ def test_a_disk_below_the_reserve_is_named(on: Machine, tmp_path: Path) -> None:
     assert "999999" in found.change
 
 
+@pytest.mark.parametrize("below", ["file", "file/below", "link"])
+def test_a_place_that_cannot_be_written_is_named(on: Machine, tmp_path: Path, below: str) -> None:
+    """As a file or a link to nowhere where the folder should be; a start serves what is there."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    found = on(None, MODEL_DIR=str(tmp_path / below))["disk"]
+    assert (found.level, found.found) == ("advice", "MODEL_DIR cannot be written")
+
+
 def test_the_preflight_does_not_import_torch() -> None:
     code = (
         "import sys; from worker import preflight, settings;"

@@ -59,14 +59,14 @@ def kept_before(
     """Return the sizes that 0.1.0 kept by a last name; None when they may be another model's.
 
     `ours` are the model's bundles, `beside` is the number of LoRAs beside the weights. Every bundle
-    of that name must be among them.
+    that had that name at some precision must be among them.
     """
     own = {folder: held for folder, held in ours if held.asked is None}
-    names = {held.model for held in own.values()}
-    others = [f for f, held in layout.prepared(home) if held.model in names and f not in own]
-    if others:
-        return None
-    found = (kept(home, f"{_at_bf16(folder.name, held)}-{beside}") for folder, held in own.items())
+    strangers = {
+        _at_bf16(folder.name, held) for folder, held in layout.prepared(home) if folder not in own
+    }
+    names = {_at_bf16(folder.name, held) for folder, held in own.items()} - strangers
+    found = (kept(home, f"{name}-{beside}") for name in sorted(names))
     return next(filter(None, found), None)
 
 

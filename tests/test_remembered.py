@@ -1,0 +1,140 @@
+"""Digests of local files are remembered for as long as the files are what they were."""
+
+import hashlib
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.errors import WeightsUnavailable
+from worker.weights import remembered
+from worker.weights.names import LONGEST, file_name
+from worker.weights.remembered import Remembered, state_of
+from worker.weights.snapshot import LocalSnapshot, named
+
+HOUR_NS = 3_600_000_000_000
+WORDS = st.text("abAB.-_%@/~ é", min_size=1, max_size=6)
+NAMES = st.from_regex(re.compile(r"[a-z0-9](-?[a-z0-9._])*", re.ASCII), fullmatch=True)
+REPOSITORIES = st.builds("{}/{}".format, NAMES, NAMES)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with one file that was written an hour ago, as far as a date can be set."""
+    at = tmp_path / "mine"
+    at.mkdir()
+    (at / "a.bin").write_bytes(b"one")
+    past = time.time_ns() - HOUR_NS
+    os.utime(at / "a.bin", ns=(past, past))
+    return at
+
+
+def settled(path: Path) -> None:
+    """Wait until the file's last change is no longer of this tick of the clock."""
+    while max(state_of(path)[1:]) + remembered.TICK_NS > time.time_ns():
+        time.sleep(0)
+
+
+def digest(folder: Path, home: Path) -> str:
+    """Return a file's digest as a new start would."""
+    snapshot = LocalSnapshot(folder, "mine", remembered=Remembered(folder, home))
+    return snapshot.digest(named(snapshot, "a.bin"))
+
+
+def sha256(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def record(home: Path) -> Path:
+    (only,) = (home / remembered.FOLDER).iterdir()
+    return only
+
+
+def test_what_was_read_is_believed_until_it_changes(folder: Path, tmp_path: Path) -> None:
+    """The record itself is asked: a wrong one is told for as long as the file stays."""
+    settled(folder / "a.bin")
+    assert digest(folder, tmp_path) == sha256(b"one")
+    kept = json.loads(record(tmp_path).read_bytes())
+    kept["files"]["a.bin"]["sha256"] = "0" * 64
+    record(tmp_path).write_text(json.dumps(kept))
+    assert digest(folder, tmp_path) == f"sha256:{'0' * 64}"
+    dates = (folder / "a.bin").stat()
+    (folder / "a.bin").write_bytes(b"two")
+    os.utime(folder / "a.bin", ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    assert digest(folder, tmp_path) == sha256(b"two")
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", '{"folder": "mine"}', '{"folder": 1, "files": 2}'])
+def test_a_broken_record_is_none(broken: str, folder: Path, tmp_path: Path) -> None:
+    settled(folder / "a.bin")
+    digest(folder, tmp_path)
+    record(tmp_path).write_text(broken)
+    assert digest(folder, tmp_path) == sha256(b"one")
+    assert json.loads(record(tmp_path).read_bytes())["folder"] == "mine"
+
+
+@pytest.mark.parametrize("field", ["state", "sha256"])
+def test_half_an_entry_is_none(field: str, folder: Path, tmp_path: Path) -> None:
+    settled(folder / "a.bin")
+    digest(folder, tmp_path)
+    kept = json.loads(record(tmp_path).read_bytes())
+    kept["files"]["a.bin"][field] = None
+    record(tmp_path).write_text(json.dumps(kept))
+    assert digest(folder, tmp_path) == sha256(b"one")
+
+
+def test_what_may_change_under_the_same_date_is_not_kept(folder: Path, tmp_path: Path) -> None:
+    """A file of this tick, or of the future, could be written once more unseen."""
+    ahead = time.time_ns() + HOUR_NS
+    os.utime(folder / "a.bin", ns=(ahead, ahead))
+    assert digest(folder, tmp_path) == sha256(b"one")
+    assert not (tmp_path / remembered.FOLDER).exists()
+
+
+def test_folders_have_records_of_their_own(folder: Path, tmp_path: Path) -> None:
+    """Each by its way from MODEL_DIR, a link by what it leads to."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.bin").write_bytes(b"two")
+    settled(other / "a.bin")
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    found = [digest(at, tmp_path) for at in (folder, other, link)]
+    assert found == [sha256(b"one"), sha256(b"two"), sha256(b"one")]
+    assert len(list((tmp_path / remembered.FOLDER).iterdir())) == 2
+
+
+def test_a_file_that_changes_while_it_is_used_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Its digest would name other bytes than those that are taken."""
+    snapshot = LocalSnapshot(folder, "mine")
+    file = named(snapshot, "a.bin")
+    assert snapshot.digest(file) == sha256(b"one")
+    (folder / "a.bin").write_bytes(b"two")
+    with pytest.raises(WeightsUnavailable, match="changed while it was read"):
+        snapshot.fetch_file(file, tmp_path)
+
+
+@given(REPOSITORIES, WORDS, REPOSITORIES, WORDS)
+def test_what_differs_never_shares_a_name(a: str, at: str, b: str, bt: str) -> None:
+    """Whatever signs a revision has; a repository differs in more than its case."""
+    is_one = (a, at) == (b, bt)
+    assert (file_name(a, at) == file_name(b, bt)) == is_one
+    assert file_name(a.upper(), at) == file_name(a, at)
+
+
+@given(REPOSITORIES, st.text(min_size=1, max_size=300))
+def test_every_name_is_a_files_name(repository: str, revision: str) -> None:
+    """One part of a path, without what a file system or a shell reads as more, and not too long."""
+    assert re.fullmatch(r"[A-Za-z0-9_.~@%-]+", file_name(repository, revision))
+    assert len(file_name(repository, revision)) <= LONGEST
+
+
+def test_long_revisions_of_one_beginning_differ() -> None:
+    assert file_name("a/b", "x" * 200 + "1") != file_name("a/b", "x" * 200 + "2")
+    assert file_name("a/b") == file_name("a/b", "main") == "a--b"
+    assert file_name("Org/Name", "Feat/x") == "org--name@Feat%2Fx"
