@@ -10,7 +10,7 @@ from worlds.prepared import folder_of
 
 from worker import boot, settings
 from worker.bundle import format as layout
-from worker.bundle import mending, stream
+from worker.bundle import mending, tensors
 from worker.errors import WeightsUnavailable
 from worker.families import Models
 
@@ -34,12 +34,12 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Lose:
 
     What is returned lists the files that were written.
     """
-    original = stream.tensors.write
+    original = tensors.write
     written: list[str] = []
     state = {"loses": True}
 
-    def write(folder: Path, stem: str, tensors: Any) -> Any:
-        name, record = original(folder, stem, tensors)
+    def write(folder: Path, stem: str, held: Any) -> Any:
+        name, record = original(folder, stem, held)
         if folder.name.startswith("transformer"):
             written.append(name)
             if state["loses"]:
@@ -48,7 +48,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Lose:
                 (folder / name).write_bytes(data)
         return name, record
 
-    monkeypatch.setattr(stream.tensors, "write", write)
+    monkeypatch.setattr(tensors, "write", write)
 
     def lose(loses: bool) -> list[str]:
         state["loses"] = loses
