@@ -246,7 +246,8 @@ def test_a_broken_profile_leaves_the_colours_and_is_told(kind: str, name: str) -
     else:
         data = saved(image, "WEBP", exif=exif(1), **options)
         tagged = riff((b"ICCP", BROKEN[name]))[12:]
-        tagged = data[:30] + tagged + data[30:]
+        flags = bytes((data[20] | 0x20,))  # a profile is there
+        tagged = data[:20] + flags + data[21:30] + tagged + data[30:]
     told: list[str] = []
     assert decode(tagged, tell=told.append).tobytes() == decode(data).tobytes()
     assert told == UNREAD
