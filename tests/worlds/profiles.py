@@ -81,6 +81,16 @@ def endless(elements: int) -> bytes:
     return b"mpet" + bytes(4) + struct.pack(">2HI", 3, 3, elements) + place * elements + element
 
 
+def curves(steps: int) -> bytes:
+    """Return a D2B table of so many steps, all the same curve, which cannot be put together."""
+    formula = b"parf" + bytes(4) + struct.pack(">2H4f", 0, 0, 1.01, 1, 0, 0)
+    curve = b"curf" + bytes(4) + struct.pack(">2H", 1, 0) + formula
+    element = b"cvst" + bytes(4) + struct.pack(">2H", 3, 3)
+    element += struct.pack(">2I", 36, len(curve)) * 3 + curve
+    place = struct.pack(">2I", 16 + 8 * steps, len(element))
+    return b"mpet" + bytes(4) + struct.pack(">2HI", 3, 3, steps) + place * steps + element
+
+
 def _fixed(values: Sequence[float]) -> bytes:
     return struct.pack(f">{len(values)}i", *(round(v * 65536) for v in values))
 

@@ -62,10 +62,17 @@ class Reader:
                 ', which is also its size for size "input"'
             )
         try:
-            return self._decoded(self._source.pixels)
+            picture = self._decoded(self._source.pixels)
         except OSError:
             if self._source.ended or not self._source.complete:
                 raise
+            picture = self._completed()
+        if not self._source.ended:
+            tell("the file's last bytes are missing, none of them a pixel's")
+        return picture
+
+    def _completed(self) -> Image.Image:
+        """Return the picture of a file that only lacks its end mark."""
         cut = self._source.pixels.rstrip(b"\xff")
         seen = set[bytes]()
         for tail in TAILS:
@@ -73,7 +80,6 @@ class Reader:
             seen.add(hashlib.sha256(picture.tobytes()).digest())
             if len(seen) > 1:
                 raise ImageUnreadable(UNREADABLE)
-        tell("the file's last bytes are missing, none of them a pixel's")
         return picture
 
     def _decoded(self, data: bytes) -> Image.Image:

@@ -147,10 +147,10 @@ def _is_sound(chunk: bytes) -> bool:
 
 def _is_frame(chunk: bytes, number: int, head: Sequence[bytes]) -> bool:
     """Tell whether an fcTL is the next one and its frame inside the picture (PNG, 11.3.6.2)."""
-    told = [int.from_bytes(chunk[at : at + 4]) for at in range(8, 28, 4)]
-    size = [int.from_bytes(head[1][at : at + 4]) for at in (16, 20)] if len(head) > 1 else [0, 0]
-    inside = all(told[i] + told[i + 2] <= size[i - 1] for i in (1, 2))
-    return _is_sound(chunk) and len(chunk) >= FRAME_LENGTH and told[0] == number and inside
+    number_told, *box = (int.from_bytes(chunk[at : at + 4]) for at in range(8, 28, 4))
+    sides = [int.from_bytes(head[1][at : at + 4]) for at in (8, 12)] if len(head) > 1 else [0, 0]
+    inside = all(0 < box[i] <= sides[i] - box[i + 2] for i in (0, 1))
+    return _is_sound(chunk) and len(chunk) >= FRAME_LENGTH and number_told == number and inside
 
 
 def _least(head: Sequence[bytes]) -> int:

@@ -5,8 +5,8 @@ from typing import Final
 
 from worker.media.header import Source
 
-# Of VP8X, its first byte: that there is a profile, EXIF or XMP.
-BESIDE: Final = 0x20 | 0x08 | 0x04
+# Flags in VP8X's first byte for what stands beside the picture; without its flag it does not count.
+BESIDE: Final = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}
 # Small chunks that mean nothing here, in a row: 20 MB of them are 2.5 million.
 TINY: Final = re.compile(
     rb"(?:(?!ICCP|EXIF|XMP |VP8|ANIM|ANMF|ALPH).{4}"
@@ -40,28 +40,29 @@ def strip(data: bytes) -> Source:
     Without a whole picture the file stays as it is, for the decoder to judge.
     """
     kept, beside = list[bytes](), dict[bytes, bytes]()
-    found = False
-    at = 12
+    found, flags, at = False, 0, 12
     while True:
         at = TINY.match(data, at).end()  # type: ignore[union-attr] # it may match nothing
         if at + 8 > len(data):
             break
         name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         held = data[at + 8 : at + 8 + size]
-        if name in {b"ICCP", b"EXIF", b"XMP "}:
+        if name in BESIDE:
             beside.setdefault(name, held)
         elif not found and name in {b"VP8X", b"ANIM", b"ANMF", b"ALPH", *STILL}:
             if len(held) < size:
                 break
             if name == b"VP8X" and held:
-                held = bytes([held[0] & ~BESIDE]) + held[1:]
+                flags = held[0]
+                held = bytes((flags & ~sum(BESIDE.values()),)) + held[1:]
             kept.append(name + size.to_bytes(4, "little") + held + b"\0" * (size & 1))
             found = name in STILL or name == b"ANMF"
         at += 8 + size + (size & 1)
+    told = {name: held for name, held in beside.items() if flags & BESIDE[name]}
     body = b"WEBP" + b"".join(kept)
     return Source(
         pixels=b"RIFF" + len(body).to_bytes(4, "little") + body if found else data,
-        profile=beside.get(b"ICCP"),
-        exif=beside.get(b"EXIF"),
-        xmp=beside.get(b"XMP "),
+        profile=told.get(b"ICCP"),
+        exif=told.get(b"EXIF"),
+        xmp=told.get(b"XMP "),
     )

@@ -1,0 +1,334 @@
+"""A JPEG is read up to its end as libjpeg reads it: many a scan, odd bytes, no end, too large."""
+
+import io
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from PIL import Image
+from worlds.files import exif, gradient, jpeg_claiming, saved
+from worlds.profiles import matrix
+
+from worker.errors import ImageTooLarge, ImageUnreadable, InvalidInput
+from worker.media import jpeg, jpeg_pixels
+from worker.media.images import decode
+
+BASELINE = saved(gradient(), "JPEG")
+PROGRESSIVE = saved(gradient(), "JPEG", progressive=True)
+SCAN = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
+SCANS = PROGRESSIVE.count(b"\xff\xda")
+END = "the file's last bytes are missing, none of them a pixel's"
+
+
+def pixels(data: bytes) -> bytes:
+    """Return what libjpeg makes of a file, in RGB."""
+    with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
+        return opened.convert("RGB").tobytes()
+
+
+def segment(marker: int, held: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(held) + 2).to_bytes(2) + held
+
+
+def more_scans(data: bytes, count: int, before: bytes = b"") -> bytes:
+    """Return the progressive file with its last scan repeated, up to `count` scans in all."""
+    return data[:-2] + (before + SCAN) * (count - SCANS) + data[-2:]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+@pytest.mark.parametrize(
+    "behind",
+    [
+        os.urandom(5_000_000),
+        b"\0\0\0\x18ftypmp42" + b"\xff\xda" * 100_000,
+        BASELINE,
+        more_scans(PROGRESSIVE, 200),
+        b"MotionPhoto_Data" + bytes(100) + b"SEFT",
+    ],
+    ids=["a clip of noise", "a clip of scans", "a gain map", "a picture of 200 scans", "a trailer"],
+)
+def test_what_stands_behind_the_picture_does_not_count(kind: str, behind: bytes) -> None:
+    data = saved(gradient(), kind)
+    assert decode(data + behind).tobytes() == pixels(data)
+
+
+def test_scans_inside_a_segment_do_not_count() -> None:
+    """A thumbnail is a whole JPEG inside EXIF; a preview is one in any other segment."""
+    held = segment(0xE1, b"Exif\0\0" + PROGRESSIVE * 60) + segment(0xE2, b"\xff\xda" * 30_000)
+    held += segment(0xFE, b"\xff\xd9\xff\xda" * 15_000)
+    data = BASELINE[:2] + held + BASELINE[2:]
+    assert decode(data).tobytes() == pixels(data)
+    between = more_scans(PROGRESSIVE, SCANS + 1, segment(0xE5, b"\xff\xda" * 100))
+    assert decode(between).tobytes() == pixels(between)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"",
+        b"\xff",
+        b"\xff" * 9,
+        b"\0\0",
+        b"\xff\0" * 5,
+        b"\xff\xd3",
+        b"\xff\x01",
+        segment(0xFE, b""),
+        b"\xff\xfe\0\0",
+        b"\xff\xfe\0\1",
+        segment(0xE0, b"x"),
+        segment(0xFE, b"x" * 40),
+    ],
+    ids=range(12),
+)
+def test_a_scan_too_many_is_refused_wherever_it_stands(before: bytes) -> None:
+    assert SCANS < jpeg.MAX_SCANS
+    most = more_scans(PROGRESSIVE, jpeg.MAX_SCANS, before)
+    assert decode(most).size == (64, 48)
+    with pytest.raises(ImageUnreadable, match="at most 32 scans"):
+        decode(more_scans(PROGRESSIVE, jpeg.MAX_SCANS + 1, before))
+    with pytest.raises(ImageUnreadable, match="at most 32 scans"):
+        decode(more_scans(PROGRESSIVE, 5000, before)[:-2])
+
+
+HOSTILE: dict[str, Callable[[int], bytes]] = {
+    "comments": lambda size: b"\xff\xfe\0\2" * (size // 4),
+    "comments of ten bytes": lambda size: segment(0xFE, bytes(10)) * (size // 14),
+    "fill bytes": lambda size: b"\xff" * size,
+    "restart marks": lambda size: b"\xff\xd0" * (size // 2),
+    "zeros": bytes,
+    "noise": os.urandom,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_the_time_to_read_segments_grows_as_their_bytes(name: str) -> None:
+    """Twenty times the bytes take about twenty times as long; a square would take 400 times."""
+
+    def seconds(size: int) -> float:
+        data = BASELINE[:2] + HOSTILE[name](size) + BASELINE[2:]
+        least = min(_timed(lambda: jpeg.strip(data)) for _ in range(3))
+        return max(least, 0.001)
+
+    assert seconds(4_000_000) < 100 * seconds(200_000)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def _segment_ends(data: bytes) -> list[int]:
+    return [after for marker, _, after in jpeg._segments(data) if marker not in {0xDA, 0xD9}]
+
+
+@pytest.mark.parametrize("data", [BASELINE, PROGRESSIVE], ids=["baseline", "progressive"])
+@pytest.mark.parametrize(
+    "odd", [b"\0\0", b"\0", b"abc", b"\xff", b"\xff\xff", b"\xff\0", b"\xff\xd5", bytes(999)]
+)
+def test_odd_bytes_between_segments_are_skipped_as_libjpeg_does(data: bytes, odd: bytes) -> None:
+    """For every place between the segments before the first scan."""
+    first = data.index(b"\xff\xda")
+    for at in _segment_ends(data):
+        if at <= first:
+            bent = data[:at] + odd + data[at:]
+            assert decode(bent).tobytes() == pixels(bent) == pixels(data)
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        segment(0xE0, b"JFIF"),
+        segment(0xE0, b"JFIF\0\1"),
+        segment(0xE0, b""),
+        segment(0xEE, b"Adobe"),
+        segment(0xEE, b"Adobe\0\x64"),
+        segment(0xED, b"Photoshop 3.0\x008BIM\x03"),
+        segment(0xED, b"Photoshop 3.0\x008BIM\x03\xed"),
+        segment(0xE1, b"Exif\0\0"),
+        segment(0xE1, b"Exif\0\0MM\0*" + b"\xff" * 40),
+        segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(60_000)) * 20,
+        segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<not xml"),
+        segment(0xE2, b"MPF\0II*\0\x08\0\0\0\3\0\0\xb0\7\0\4\0\0\x000100"),
+        segment(0xE2, b"MPF\0"),
+        segment(0xE2, b"ICC_PROFILE\0"),
+        segment(0xE2, b"ICC_PROFILE\0\1\2abc"),
+        segment(0xFE, b""),
+        b"\xff\xfe\0\0",
+        b"\xff\xe1\0\1",
+        segment(0xE7, b"a") * 20_000,
+    ],
+    ids=range(19),
+)
+def test_no_segment_that_decides_no_pixel_can_refuse_the_picture(segments: bytes) -> None:
+    for data in (BASELINE, PROGRESSIVE, saved(gradient(64, 48, "CMYK"), "JPEG")):
+        assert decode(data[:2] + segments + data[2:]).tobytes() == pixels(data)
+
+
+@pytest.mark.parametrize("transform", [0, 1, 2])
+def test_the_segments_that_decide_the_colours_are_obeyed(transform: int) -> None:
+    """Adobe's says whether three or four planes are RGB, YCbCr, CMYK or YCCK."""
+    adobe = segment(0xEE, b"Adobe\0\x64\0\0\0\0" + bytes((transform,)))
+    for mode in ("RGB", "CMYK"):
+        data = saved(gradient(mode=mode), "JPEG")
+        at = 20 if data[2:4] == b"\xff\xe0" else 2
+        for bent in (data[:2] + adobe + data[at:], data[:2] + data[at:], data):
+            assert decode(bent).tobytes() == pixels(bent)
+
+
+def test_tables_may_come_as_a_file_of_their_own_before_the_picture() -> None:
+    at = BASELINE.index(b"\xff\xc0")
+    data = BASELINE[:at] + b"\xff\xd9\xff\xd8" + BASELINE[at:]
+    assert decode(data).tobytes() == pixels(data) == pixels(BASELINE)
+
+
+def picture(seed: int) -> bytes:
+    """Return a JPEG of one of many kinds."""
+    chance = random.Random(seed)
+    mode = chance.choice(["L", "RGB", "CMYK"])
+    strength = chance.choice([5, 80])
+    count = 48 * 48 * len(Image.new(mode, (1, 1)).getbands())
+    noise = bytes(min(255, max(0, round(chance.gauss(128, strength)))) for _ in range(count))
+    options: dict[str, Any] = {
+        "quality": chance.choice([30, 75, 100]),
+        "progressive": chance.random() < 0.5,
+        "optimize": chance.random() < 0.5,
+        "restart_marker_blocks": chance.choice([0, 0, 2]),
+    }
+    return saved(Image.frombytes(mode, (48, 48), noise), "JPEG", **options)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_file_that_is_cut_is_whole_or_refused(seed: int) -> None:
+    """Without its end mark it is taken and told; no cut ever changes a pixel unsaid."""
+    data = picture(seed)
+    for missing in (1, 2):
+        told: list[str] = []
+        assert decode(data[:-missing], tell=told.append).tobytes() == pixels(data)
+        assert told == [END]
+    taken = 0
+    for missing in range(3, min(80, len(data) // 3)):
+        try:
+            cut = decode(data[:-missing])
+        except ImageUnreadable:
+            continue
+        taken += 1
+        assert cut.tobytes() == pixels(data), missing
+    assert taken < 3, "the last byte may hold nothing but padding"
+
+
+def test_a_whole_file_tells_nothing() -> None:
+    told: list[str] = []
+    decode(BASELINE, tell=told.append)
+    assert told == []
+
+
+def test_a_progressive_file_that_lacks_whole_scans_is_refused() -> None:
+    at = len(PROGRESSIVE)
+    for _ in range(SCANS):
+        at = PROGRESSIVE.rindex(b"\xff\xda", 0, at)
+        with pytest.raises(ImageUnreadable):
+            decode(PROGRESSIVE[:at])
+
+
+def test_a_file_that_lacks_the_scans_of_its_colours_is_refused() -> None:
+    planes = _in_scans(gradient())
+    assert decode(planes + b"\xff\xd9").tobytes()
+    assert decode(planes).size == (64, 48)
+    with pytest.raises(ImageUnreadable):
+        decode(planes[: planes.rindex(b"\xff\xda")])
+
+
+def _in_scans(image: Image.Image) -> bytes:
+    """Return a baseline JPEG without its end mark, each plane of it a scan of its own."""
+    planes = [saved(plane, "JPEG", quality=90) for plane in image.convert("YCbCr").split()]
+    first = planes[0]
+    head, frame = first[: first.index(b"\xff\xc0")], first.index(b"\xff\xc0")
+    tables = first[frame + 13 : first.index(b"\xff\xda")]
+    size = first[frame + 4 : frame + 9]
+    components = b"".join(bytes((number, 0x11, 0)) for number in (1, 2, 3))
+    scans = b""
+    for number, plane in enumerate(planes, 1):
+        body = plane[plane.index(b"\xff\xda") + 10 : -2]
+        scans += segment(0xDA, bytes((1, number, 0, 0, 63, 0))) + body
+    return head + segment(0xC0, size + b"\3" + components) + tables + scans
+
+
+@pytest.mark.parametrize(
+    ("most", "fraction", "size"),
+    [
+        (76_800, 1, (320, 240)),
+        (76_799, 2, (160, 120)),
+        (19_200, 2, (160, 120)),
+        (19_199, 4, (80, 60)),
+        (1200, 8, (40, 30)),
+    ],
+)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_over_the_limit_is_read_at_a_fraction(
+    most: int, fraction: int, size: tuple[int, int], progressive: bool
+) -> None:
+    told: list[str] = []
+    image = gradient(320, 240)
+    decoded = decode(saved(image, "JPEG", progressive=progressive), most, told.append)
+    assert decoded.size == size
+    small = image.resize(size, Image.Resampling.BOX)
+    difference = [abs(a - b) for a, b in zip(decoded.tobytes(), small.tobytes(), strict=True)]
+    assert sum(difference) / len(difference) < 4
+    if fraction == 1:
+        assert told == []
+    else:
+        note = (
+            f"read at 1/{fraction} of its 320 x 240 pixels, so as {size[0]} x {size[1]},"
+            ' which is also its size for size "input"'
+        )
+        assert told == [note]
+
+
+def test_a_fraction_of_an_odd_size_is_rounded_up_and_turned() -> None:
+    data = saved(gradient(333, 205), "JPEG", exif=exif(6), icc_profile=matrix("Display P3"))
+    assert decode(data, 333 * 205 - 1).size == (103, 167)
+    assert decode(data[:-2], 333 * 205 - 1).size == (103, 167)
+
+
+def test_a_jpeg_that_no_fraction_brings_under_the_limit_is_too_large() -> None:
+    data = saved(gradient(320, 240), "JPEG")
+    with pytest.raises(ImageTooLarge, match=r"at most 1199 pixels, a JPEG 76736"):
+        decode(data, 1199)
+    claims = jpeg_claiming(BASELINE, 20_000, 10_001)
+    with pytest.raises(ImageTooLarge, match=r"at most 25000000 pixels, a JPEG 200000000"):
+        decode(claims)
+
+
+def test_a_fraction_is_judged_by_its_own_sides() -> None:
+    with pytest.raises(InvalidInput, match="at least 16"):
+        decode(saved(Image.new("RGB", (600, 30)), "JPEG"), 6000)
+
+
+@pytest.mark.parametrize(
+    ("options", "held"),
+    [({"progressive": True}, 230_400), ({"progressive": True, "subsampling": 0}, 460_800)],
+)
+def test_the_coefficients_that_a_progressive_file_holds_are_bounded(
+    options: dict[str, Any], held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 bytes for each, so 3 a pixel with halved colours and 6 without; only over the limit."""
+    data = saved(gradient(320, 240), "JPEG", **options)
+    monkeypatch.setattr(jpeg_pixels, "MAX_COEFFICIENT_BYTES", held)
+    assert decode(data, 20_000).size == (160, 120)
+    monkeypatch.setattr(jpeg_pixels, "MAX_COEFFICIENT_BYTES", held - 1)
+    with pytest.raises(ImageTooLarge, match=f"progressive JPEG of 320 x 240 takes {held} bytes"):
+        decode(data, 20_000)
+    assert decode(data).size == (320, 240)
+
+
+def test_a_file_of_planes_holds_its_coefficients_and_one_scan_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jpeg_pixels, "MAX_COEFFICIENT_BYTES", 0)
+    assert decode(saved(gradient(320, 240), "JPEG"), 20_000).size == (160, 120)
+    with pytest.raises(ImageTooLarge, match="progressive"):
+        decode(_in_scans(gradient(320, 240)) + b"\xff\xd9", 20_000)

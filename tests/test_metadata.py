@@ -1,0 +1,299 @@
+"""What stands in a file beside its picture never decides whether the picture is read."""
+
+import io
+import struct
+import time
+import tracemalloc
+import zlib
+from typing import Any
+
+import pytest
+from PIL import Image
+from worlds.files import chunk, exif, gradient, png, riff, saved, webp_canvas
+
+from worker.errors import ImageUnreadable
+from worker.media import gif, webp
+from worker.media import png as pngs
+from worker.media.images import decode
+
+PICTURE = gradient()
+PNG = saved(PICTURE, "PNG")
+WEBP = saved(PICTURE, "WEBP", lossless=True)
+PIXELS = PICTURE.tobytes()
+NAMES = [b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"cICP", b"pHYs"]
+NAMES += [b"tIME", b"bKGD", b"hIST", b"sPLT", b"sBIT", b"acTL", b"fcTL", b"caBX", b"prVt", b"tRNS"]
+
+
+def behind_head(*chunks: bytes, data: bytes = PNG) -> bytes:
+    return data[:33] + b"".join(chunks) + data[33:]
+
+
+def before_end(*chunks: bytes) -> bytes:
+    return PNG[:-12] + b"".join(chunks) + PNG[-12:]
+
+
+def broken(name: bytes, held: bytes) -> bytes:
+    """Return a chunk whose checksum is wrong."""
+    return chunk(name, held)[:-4] + b"\x12\x34\x56\x78"
+
+
+def packed(size: int) -> bytes:
+    return zlib.compress(bytes(size))
+
+
+@pytest.mark.parametrize("size", [1_000_000, 2_000_000, 9_000_000, 80_000_000])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        (b"zTXt", b"workflow\0\0"),
+        (b"iTXt", b"workflow\0\1\0\0\0"),
+        (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0"),
+        (b"zTXt", b"Raw profile type exif\0\0"),
+        (b"iCCP", b"profile\0\0"),
+    ],
+)
+def test_text_and_profiles_of_any_size_are_drawn_in_little_memory(
+    name: bytes, head: bytes, size: int
+) -> None:
+    data = behind_head(chunk(name, head + packed(size)))
+    tracemalloc.start()
+    try:
+        assert decode(data).tobytes() == PIXELS
+        assert tracemalloc.get_traced_memory()[1] < 12_000_000
+    finally:
+        tracemalloc.stop()
+    assert decode(before_end(chunk(name, head + packed(size)))).tobytes() == PIXELS
+
+
+def test_plain_text_of_many_megabytes_is_drawn() -> None:
+    """More than 64 MB of text in all, where Pillow's own limit lies, before and behind pixels."""
+    texts = chunk(b"tEXt", b"prompt\0" + b"a" * 7_000_000) * 10
+    assert decode(behind_head(texts)).tobytes() == PIXELS
+    assert decode(before_end(texts)).tobytes() == PIXELS
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("held", [b"", b"\0", b"k\0\0", b"k\0\7xx", b"\xff" * 40, bytes(26)])
+def test_an_ancillary_chunk_of_nonsense_is_as_none(name: bytes, held: bytes) -> None:
+    for bent in (
+        behind_head(broken(name, held)),
+        before_end(broken(name, held)),
+        before_end(chunk(name, held)),
+    ):
+        assert decode(bent).size == PICTURE.size
+        if name not in {b"tRNS", b"gAMA"} or bent == behind_head(broken(name, held)):
+            assert decode(bent).tobytes() == PIXELS
+    if name not in {b"tRNS", b"gAMA"}:
+        assert decode(behind_head(chunk(name, held))).tobytes() == PIXELS
+
+
+@pytest.mark.parametrize("count", [5000, 200_000])
+@pytest.mark.parametrize("name", [b"tEXt", b"zTXt", b"iTXt", b"prVt", b"eXIf"])
+def test_thousands_of_chunks_are_drawn(name: bytes, count: int) -> None:
+    held = {b"zTXt": b"key\0\0" + packed(9)}.get(name, b"k\0value of it")
+    start = time.process_time()
+    assert decode(behind_head(chunk(name, held) * count)).tobytes() == PIXELS
+    assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize("clear", [b"", b"\0", b"\0\1\0\2\0"])
+def test_a_transparent_colour_that_is_cut_short_is_as_none(clear: bytes) -> None:
+    assert decode(behind_head(chunk(b"tRNS", clear))).tobytes() == PIXELS
+    shade = saved(PICTURE.convert("L"), "PNG")
+    bent = behind_head(chunk(b"tRNS", clear[:1]), data=shade)
+    assert decode(bent).tobytes() == PICTURE.convert("L").convert("RGB").tobytes()
+
+
+def test_a_transparent_colour_counts_only_with_its_checksum() -> None:
+    data = saved(Image.new("RGB", (32, 32), (1, 2, 3)), "PNG")
+    clear = struct.pack(">3H", 1, 2, 3)
+    assert decode(behind_head(chunk(b"tRNS", clear), data=data)).getpixel((3, 3)) == (255,) * 3
+    assert decode(behind_head(broken(b"tRNS", clear), data=data)).getpixel((3, 3)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("name", [b"IHDR", b"PLTE"])
+def test_a_critical_chunk_with_a_wrong_checksum_is_unreadable(name: bytes) -> None:
+    data = saved(PICTURE.convert("P"), "PNG")
+    at = data.index(name)
+    end = at + 4 + int.from_bytes(data[at - 4 : at])
+    with pytest.raises(ImageUnreadable):
+        decode(data[:end] + bytes(4) + data[end + 4 :])
+
+
+@pytest.mark.parametrize("missing", [1, 4, 11, 12, 13, 16])
+def test_a_png_whose_pixels_are_whole_needs_no_end(missing: int) -> None:
+    assert decode(PNG[:-missing]).tobytes() == PIXELS
+    with pytest.raises(ImageUnreadable):
+        decode(PNG[: len(PNG) - 200])
+
+
+def test_pixels_in_many_chunks_are_joined() -> None:
+    body = PNG[41 : 41 + int.from_bytes(PNG[33:37])]
+    single = b"".join(chunk(b"IDAT", body[at : at + 1]) for at in range(len(body)))
+    assert decode(PNG[:33] + single + PNG[-12:]).tobytes() == PIXELS
+    apart = single.replace(b"\0\0\0\1IDAT", chunk(b"tEXt", b"a\0b") + b"\0\0\0\1IDAT")
+    assert decode(PNG[:33] + apart).tobytes() == PIXELS
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_place_of_the_orientation_in_a_png_is_read(orientation: int) -> None:
+    told = exif(orientation)[6:]
+    xmp = f'<x xmlns:tiff="" tiff:Orientation="{orientation}"/>'.encode()
+    hexed = b"\nexif\n  99\n" + told.hex().encode() + b"\n"
+    expected = decode(saved(PICTURE, "PNG", exif=exif(orientation)))
+    for held in (
+        chunk(b"eXIf", told),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0key\0" + zlib.compress(xmp)),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(hexed)),
+        chunk(b"tEXt", b"Raw profile type exif\0" + hexed),
+    ):
+        for data in (behind_head(held), before_end(held)):
+            assert decode(data).tobytes() == expected.tobytes()
+    for held in (broken(b"eXIf", told), chunk(b"tEXt", b"XML:com.adobe.xmp\0" + xmp)):
+        assert decode(behind_head(held)).tobytes() == PIXELS
+
+
+def test_the_chunk_of_exif_counts_before_its_hexadecimal_text() -> None:
+    hexed = b"\nexif\n  99\n" + exif(3)[6:].hex().encode() + b"\n"
+    text = chunk(b"tEXt", b"Raw profile type exif\0" + hexed)
+    data = behind_head(chunk(b"eXIf", exif(6)[6:]), text)
+    assert decode(data).tobytes() == decode(saved(PICTURE, "PNG", exif=exif(6))).tobytes()
+
+
+def test_the_first_frame_of_a_moving_png_is_drawn_in_its_place() -> None:
+    """As Pillow has it: what the frame leaves out is black."""
+    small = saved(Image.new("RGB", (16, 16), "red"), "PNG")
+    frame = struct.pack(">5I2H2B", 0, 16, 16, 8, 4, 1, 1, 0, 0)
+    head = saved(Image.new("RGB", (48, 32)), "PNG")[:33]
+    data = head + chunk(b"fcTL", frame) + small[33:]
+    decoded = decode(data)
+    assert (decoded.size, decoded.getpixel((9, 9))) == ((48, 32), (255, 0, 0))
+    assert decoded.getpixel((40, 25)) == (0, 0, 0)
+    assert decoded.tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        struct.pack(">5I2H2B", 1, 64, 48, 0, 0, 1, 1, 0, 0),  # not the first
+        struct.pack(">5I2H2B", 0, 65, 48, 0, 0, 1, 1, 0, 0),
+        struct.pack(">5I2H2B", 0, 64, 48, 1, 0, 1, 1, 0, 0),
+        struct.pack(">5I2H2B", 0, 64, 48, 0, 1, 1, 1, 0, 0),
+        struct.pack(">5I2H2B", 0, 64, 49, 0, 0, 1, 1, 0, 0),
+        struct.pack(">5I2H2B", 0, 64, 48, 0, 0, 1, 1, 0, 0)[:-1],
+    ],
+    ids=range(6),
+)
+def test_a_frame_that_cannot_be_is_as_none(frame: bytes) -> None:
+    assert decode(behind_head(chunk(b"fcTL", frame))).tobytes() == PIXELS
+
+
+def test_a_moving_png_with_only_frames_gives_the_first() -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    still = data.replace(b"IDAT", b"prVt")
+    assert decode(still).getpixel((3, 3)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("name", [b"EXIF", b"XMP ", b"ICCP", b"prVt"])
+@pytest.mark.parametrize("held", [b"", b"\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"<" * 999])
+@pytest.mark.parametrize("flags", [0, 0x2C])
+def test_a_webp_is_read_whatever_stands_beside_its_picture(
+    name: bytes, held: bytes, flags: int
+) -> None:
+    picture = (WEBP[12:16], WEBP[20 : 20 + int.from_bytes(WEBP[16:20], "little")])
+    canvas = webp_canvas(64, 48, flags)
+    for whole in (
+        riff(canvas, (name, held), picture),
+        riff(canvas, picture, (name, held)),
+        riff(canvas, picture),
+        riff(canvas, picture, *[(name, held)] * 3000),
+    ):
+        assert decode(whole).tobytes() == PIXELS
+    ends = riff(canvas, picture, (name, held + bytes(100)))
+    for missing in (1, 50, 100, 104):
+        assert decode(ends[:-missing]).tobytes() == PIXELS
+    lies = bytearray(riff(canvas, picture, (name, held)))
+    for size in (0, 12, 2**32 - 1):
+        lies[4:8] = size.to_bytes(4, "little")
+        assert decode(bytes(lies)).tobytes() == PIXELS
+
+
+def test_a_webp_that_is_cut_in_its_picture_is_unreadable() -> None:
+    with pytest.raises(ImageUnreadable):
+        decode(WEBP[:-20])
+    moving = saved(PICTURE, "WEBP", save_all=True, append_images=[gradient(64, 48, "L")])
+    first = decode(moving)
+    assert decode(moving[:-20]).tobytes() == first.tobytes()
+    with pytest.raises(ImageUnreadable):
+        decode(moving[:100])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_a_webp_is_read_from_exif_or_xmp(orientation: int) -> None:
+    xmp = f'<x xmlns:tiff="" tiff:Orientation="{orientation}"/>'.encode()
+    expected = decode(saved(PICTURE, "PNG", exif=exif(orientation))).tobytes()
+    for options in ({"exif": exif(orientation)}, {"xmp": xmp}):
+        data = bytearray(saved(PICTURE, "WEBP", lossless=True, **options))
+        assert decode(bytes(data)).tobytes() == expected
+        data[20] = 0  # the canvas says that nothing stands beside it
+        assert decode(bytes(data)).tobytes() == PIXELS
+
+
+TINY: dict[str, tuple[Any, bytes, bytes, bytes]] = {
+    "png": (pngs.strip, PNG[:33], chunk(b"prVt", b"abc"), PNG[33:]),
+    "png text": (pngs.strip, PNG[:33], chunk(b"tEXt", b"k\0a longer text"), PNG[33:]),
+    "png pixels": (pngs.strip, PNG[:33], chunk(b"IDAT", b""), PNG[33:]),
+    "gif blocks": (gif.strip, b"GIF89a" + bytes(7) + b"!\xfe", b"\1a", b"\0;"),
+    "gif long blocks": (gif.strip, b"GIF89a" + bytes(7) + b"!\xfe", b"\x0c" + b"a" * 12, b"\0;"),
+    "gif extensions": (gif.strip, b"GIF89a" + bytes(7), b"!\xff\1a\0", b";"),
+    "webp": (webp.strip, WEBP[:12], b"prVt\0\0\0\0", WEBP[12:]),
+    "webp exif": (webp.strip, WEBP[:12], b"EXIF\2\0\0\0ab", WEBP[12:]),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_time_to_read_small_parts_grows_as_their_bytes(name: str) -> None:
+    """Twenty times the bytes take about twenty times as long; a square would take 400 times."""
+    strip, head, part, tail = TINY[name]
+
+    def seconds(size: int) -> float:
+        data = head + part * (size // len(part)) + tail
+        least = 9.0
+        for _ in range(3):
+            start = time.process_time()
+            strip(data)
+            least = min(least, time.process_time() - start)
+        return max(least, 0.001)
+
+    assert seconds(2_000_000) < 100 * seconds(100_000)
+    assert strip(head + part * 5 + tail).pixels == strip(head + tail).pixels
+
+
+@pytest.mark.parametrize("length", range(12))
+def test_small_parts_are_left_out_whatever_their_length(length: int) -> None:
+    text = bytes(range(65, 65 + length))
+    for name in (b"tEXt", b"prVt"):
+        data = behind_head(chunk(name, text) * 3)
+        assert pngs.strip(data) == pngs.strip(PNG)
+    one = b"!\xfe" + bytes((max(1, length),)) + b"a" * max(1, length) + b"\0"
+    still = saved(PICTURE, "GIF")
+    assert gif.strip(still[:781] + one * 3 + still[781:]) == gif.strip(still)
+    piece = b"prVt" + length.to_bytes(4, "little") + text + b"\0" * (length % 2)
+    assert webp.strip(WEBP[:12] + piece * 3 + WEBP[12:]) == webp.strip(WEBP)
+
+
+@pytest.mark.parametrize("name", [b"tRNS", b"iCCP", b"eXIf", b"cICP", b"sRGB", b"cHRM", b"gAMA"])
+@pytest.mark.parametrize("length", range(9))
+def test_no_small_chunk_that_counts_is_left_out(name: bytes, length: int) -> None:
+    """The pattern that skips small chunks must not skip these: the walk meets each of them."""
+    data = behind_head(chunk(name, bytes(length)))
+    assert [found for found, _, _ in pngs._chunks(data)] == [b"IHDR", name, b"IDAT"]
+
+
+def test_a_png_of_only_small_chunks_is_unreadable_at_once() -> None:
+    with pytest.raises(ImageUnreadable):
+        decode(PNG[:8] + chunk(b"prVt", b"") * 400_000)
+    with pytest.raises(ImageUnreadable):
+        decode(png(64, 64)[:33] + chunk(b"tEXt", b"k\0v") * 100_000)
