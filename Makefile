@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test certain mutants faults fuzz soak lint format train-tiny eval-tiny lock image-check clean
+.PHONY: help setup demo test certain mutants faults fuzz soak quick check readme lint format train-tiny eval-tiny lock image-check clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -42,6 +42,14 @@ COUNT ?= 20
 WORKERS ?= 2
 mutants: setup ## change COUNT places of ROOM, drawn by SEED, one at a time, and name what no test notices
 	$(BIN)/python -m tools.mutants --seed $(SEED) --room $(ROOM) --count $(COUNT) --workers $(WORKERS)
+
+quick: setup ## the tests that are not marked slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+
+check: lint quick ## before every commit: lint, types, the quick tests
+
+readme: setup ## write the tables of README and docs/ from the code
+	$(BIN)/python -m tools.readme
 
 lint: setup ## ruff, its format check, mypy strict
 	$(BIN)/ruff check .

@@ -312,7 +312,7 @@ def test_every_word_of_what_is_read_names_the_same_formats() -> None:
     for told in (
         ImageUnreadable.__doc__ or "",
         decode.__doc__ or "",
-        (root / "README.md").read_text(encoding="utf-8"),
+        (root / "docs" / "security.md").read_text(encoding="utf-8"),
         (root / "docs" / "troubleshooting.md").read_text(encoding="utf-8"),
     ):
         assert header.KINDS in " ".join(told.split())

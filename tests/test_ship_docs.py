@@ -61,17 +61,6 @@ def test_every_variable_that_a_guide_names_exists(name: str) -> None:
     assert set(words) <= known
 
 
-@pytest.mark.parametrize("name", GUIDES)
-def test_every_link_between_the_guides_leads_somewhere(name: str) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", DOCS[name]):
-        path, _, anchor = target.partition("#")
-        file = ROOT / "docs" / path if path else ROOT / "docs" / name
-        assert file.is_file(), target
-        heads = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
-        slugs = {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}
-        assert not anchor or anchor in slugs, target
-
-
 def jobs() -> Iterator[Any]:
     for name in GUIDES:
         for text in blocks(name, "json"):
@@ -127,7 +116,6 @@ def test_the_driver_and_the_sdk_s_versions_are_those_of_the_code() -> None:
 def test_no_guide_boasts() -> None:
     for text in DOCS.values():
         assert not re.search(r"blazing|seamless|effortless|cutting-edge", text, re.IGNORECASE)
-        assert text.isascii()
 
 
 @pytest.mark.slow

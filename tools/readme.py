@@ -1,6 +1,6 @@
-"""Fill README's tables from the code that they describe: `python builder/readme.py`.
+"""Fill the tables of README and docs/ from the code that they describe: `make readme`.
 
-A table stands between `<!-- NAME -->` and `<!-- end -->`; tests/test_readme.py fails while README
+A table stands between `<!-- NAME -->` and `<!-- end -->`; tests/test_readme.py fails while a page
 and the code differ.
 """
 
@@ -16,7 +16,6 @@ from worker.edge import fields
 from worker.weights import catalog
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-README: Final = ROOT / "README.md"
 SIZES: Final = ROOT / "bench" / "results" / "sizes.json"
 OVERHEAD: Final = ROOT / "bench" / "results" / "overhead.json"
 
@@ -24,11 +23,12 @@ OVERHEAD: Final = ROOT / "bench" / "results" / "overhead.json"
 BESIDE: Final[Mapping[str, str]] = {
     "checkpoints/tiny/": "the embedded models: a few megabytes, the classes of the real ones",
     "builder/": "the locks, what the image build runs, how the embedded models were made",
+    "tools/": "the project's own checks and writers: mutants, certainty, these tables",
     "Dockerfile": "the image; build.sh builds it",
     ".runpod/": "what RunPod's Hub shows and tests",
     "bench/": "what the numbers below come from",
     "tests/": "mirrors src/worker; worlds/ holds a loopback job API, hub, web site and bucket",
-    "docs/": "how to call, deploy and mend it; examples of jobs, and pictures",
+    "docs/": "how to call, deploy and fix it; the reference, the numbers",
 }
 
 
@@ -172,35 +172,39 @@ def precisions_table() -> str:
     return markdown(header, rows)
 
 
-TABLES: Final[Mapping[str, Callable[[], str]]] = {
-    "input": input_table,
-    "errors": errors_table,
-    "settings": settings_table,
-    "models": models_table,
-    "files": files_table,
-    "precisions": precisions_table,
-    "overhead": overhead_table,
+PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
+    "README.md": {"models": models_table},
+    "docs/reference.md": {
+        "input": input_table,
+        "errors": errors_table,
+        "settings": settings_table,
+    },
+    "docs/cold-start.md": {"precisions": precisions_table},
+    "docs/architecture.md": {"files": files_table},
+    "docs/numbers.md": {"overhead": overhead_table},
 }
 
 
-def filled(text: str) -> str:
-    """Return README's text with every table as the code has it now.
+def filled(page: str) -> str:
+    """Return a page's text with every table as the code has it.
 
     Raises ValueError when a table's place is missing.
     """
-    for name, table in TABLES.items():
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name, table in PAGES[page].items():
         start, end = f"<!-- {name} -->", "<!-- end -->"
         before, found, rest = text.partition(start)
         _, ended, after = rest.partition(end)
         if not (found and ended):
-            raise ValueError(f"README needs one {start} ... {end}")
+            raise ValueError(f"{page} needs one {start} ... {end}")
         text = f"{before}{start}\n{table()}\n{end}{after}"
     return text
 
 
 def main() -> int:
-    """Write README anew."""
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the pages anew."""
+    for page in PAGES:
+        (ROOT / page).write_text(filled(page), encoding="utf-8")
     return 0
 
 
