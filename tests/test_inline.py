@@ -104,7 +104,7 @@ def test_layout_is_taken_out_where_the_input_is_decoded(length: int, blank: str)
 
 @pytest.mark.parametrize("value", ["", " \n", {"data": "\t"}])
 def test_an_empty_picture_is_told_as_that(value: object) -> None:
-    with pytest.raises(ValueError, match="^is empty$"):
+    with pytest.raises(ValueError, match=r"^is empty$"):
         pictures.source(value)
 
 
