@@ -144,8 +144,8 @@ class Worker:
             **facts,
         )
         with job.phase("fetch"):
-            references, told = await self._references(request)
-        request = replace(request, warnings=(*request.warnings, *told))
+            references, noted = await self._references(request)
+        request = replace(request, warnings=(*request.warnings, *noted))
         dimensions = geometry.dimensions(request, [image.size for image in references])
         drawn = await self._drawn(job, request, references, dimensions)
         return await fitting(job, request, dimensions, drawn, self._settings)
