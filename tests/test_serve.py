@@ -108,6 +108,29 @@ def test_a_reference_that_cannot_be_read_is_named() -> None:
     assert reply["details"][0]["field"] == "images[1]"
 
 
+def test_what_is_odd_about_a_reference_is_a_warning_that_names_it() -> None:
+    good, odd = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (600, 500), "red").save(good, "PNG")
+    Image.new("RGB", (600, 500), "red").save(odd, "JPEG", icc_profile=b"no profile")
+    texts = [base64.b64encode(data).decode() for data in (good.getvalue(), odd.getvalue()[:-2])]
+    reply = served({"prompt": "x", "images": texts, "typo": 1})
+    assert reply["warnings"][0].startswith("typo")
+    assert reply["warnings"][1:] == [
+        "images[1]: the file's last bytes are missing, none of them a pixel's",
+        "images[1]: its colour profile does not fit or cannot be read: taken as sRGB",
+    ]
+
+
+def test_the_size_of_an_input_is_the_size_it_was_read_at() -> None:
+    large = io.BytesIO()
+    Image.new("RGB", (640, 480), "red").save(large, "JPEG")
+    text = base64.b64encode(large.getvalue()).decode()
+    worker = with_settings(MAX_IMAGE_PIXELS="100000")
+    reply = served({"prompt": "x", "image": text, "size": "input"}, worker)
+    assert (reply["images"][0]["width"], reply["images"][0]["height"]) == (320, 240)
+    assert any('size "input"' in warning for warning in reply["warnings"])
+
+
 def test_prompts_are_logged_only_when_asked() -> None:
     for chosen, logged in (("false", False), ("true", True)):
         with structlog.testing.capture_logs() as lines:

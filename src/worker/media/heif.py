@@ -44,7 +44,7 @@ def decode(data: bytes, kind: Kind, max_pixels: int) -> Stored:
     body = answer.index(b"\n") + 1
     told = json.loads(answer[:body])
     width, height = told["size"]
-    check_size(width, height, max_pixels)
+    check_size(width, height, max_pixels)  # over it nothing but the size was told
     pixels = body + told["profile"]
     picture = Image.frombytes(told["mode"], (width, height), memoryview(answer)[pixels:])
     profile: bytes | None = answer[body:pixels]

@@ -2,8 +2,8 @@
 
 It has little memory and time, and nothing of the worker's environment. The file comes by standard
 input. Standard output carries a line of JSON {"size", "mode", "orientation", "profile",
-"numbers"}, the
-profile of so many bytes, and the pixels, row by row; no pixels when the size is over MAX_PIXELS.
+"numbers"}, the profile of so many bytes, and the pixels, row by row; "size" alone when it is over
+MAX_PIXELS.
 It ends with another status than 0 when the file cannot be read.
 """
 
@@ -27,7 +27,9 @@ SPARE_BYTES: Final = 64_000_000
 CPU_S: Final = 30
 THREADS: Final = 2
 ROWS: Final = 64
-# The box of the first picture: size, name, kind, primaries, transfer, matrix, range (ISO 14496-12).
+# Boxes (ISO 23008-12, 6.5.3 and ISO 14496-12): width and height of an item; colours of the first:
+# size, name, kind, primaries, transfer, matrix, range.
+SIZE: Final = re.compile(rb"\0\0\0\x14ispe\0\0\0\0(.{4})(.{4})", re.DOTALL)
 NCLX: Final = re.compile(rb"\0\0\0\x13colrnclx(..)(..)...", re.DOTALL)
 MOST_PROFILE: Final = 4 * 1024 * 1024
 MODES: Final = frozenset({"L", "LA", "RGB", "RGBA"})
@@ -59,33 +61,50 @@ def numbers(data: bytes) -> list[int] | None:
     return [int.from_bytes(number) for number in found.groups()] if found else None
 
 
+def claimed(data: bytes) -> tuple[int, int]:
+    """Return the largest size that a file's boxes claim, (0, 0) without any."""
+    sizes = [(int.from_bytes(w), int.from_bytes(h)) for w, h in SIZE.findall(data)]
+    return max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
+
+
+def answer(size: tuple[int, int], **told: object) -> None:
+    """Write the first line."""
+    sys.stdout.buffer.write(json.dumps({"size": size, **told}).encode() + b"\n")
+
+
 def main(kind: str, max_pixels: int) -> None:
     """Answer with the picture on standard input."""
     data = sys.stdin.buffer.read()
     confine(max_pixels)
     AvifImagePlugin.DEFAULT_MAX_THREADS = options.DECODE_THREADS = THREADS
     options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
-    picture = opened(data, kind)
-    width, height = picture.size
-    fits = width * height <= max_pixels
-    if fits:
-        picture.load()
-        if picture.mode not in MODES:
-            picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+    try:
+        picture = opened(data, kind)
+        width, height = picture.size
+        if width * height <= max_pixels:
+            picture.load()
+    except Exception:
+        width, height = claimed(data)
+        if width * height <= max_pixels:
+            raise
+    if width * height > max_pixels:
+        answer((width, height))
+        return
+    if picture.mode not in MODES:
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     profile = picture.info.get("icc_profile") or b""
     profile = profile if len(profile) <= MOST_PROFILE else b""
-    told = {
-        "size": picture.size,
-        "mode": picture.mode,
-        "orientation": picture.getexif().get(ORIENTATION, 1),
-        "profile": len(profile),
-        "numbers": numbers(data),
-    }
-    out = sys.stdout.buffer
-    out.write(json.dumps(told).encode() + b"\n" + profile)
-    if fits:
-        for top in range(0, height, ROWS):
-            out.write(picture.crop((0, top, width, min(top + ROWS, height))).tobytes())
+    answer(
+        picture.size,
+        mode=picture.mode,
+        orientation=picture.getexif().get(ORIENTATION, 1),
+        profile=len(profile),
+        numbers=numbers(data),
+    )
+    sys.stdout.buffer.write(profile)
+    for top in range(0, height, ROWS):
+        rows = picture.crop((0, top, width, min(top + ROWS, height)))
+        sys.stdout.buffer.write(rows.tobytes())
 
 
 if __name__ == "__main__":
