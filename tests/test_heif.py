@@ -192,14 +192,22 @@ def test_the_child_has_nothing_of_the_workers_environment(
 
 
 def test_the_child_cannot_take_more_than_its_share() -> None:
-    """The limits hold in the child itself: of memory by the pixels asked for, and of time."""
+    """The limits hold in the child itself: of memory by the pixels asked for, of time, of files."""
     told = (
         f"import sys; sys.path[:0] = [{str(heif.CHILD.parent)!r}]\n"
-        "import resource, heif_child\n"
+        "import resource, socket, heif_child\n"
         "heif_child.confine(1_000_000)\n"
         "before = resource.getrlimit(resource.RLIMIT_AS)[0]\n"
         "assert resource.getrlimit(resource.RLIMIT_CPU)[0] == heif_child.CPU_S\n"
         "assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)\n"
+        "import os\n"
+        "for attempt in (lambda: open('/etc/passwd'), socket.socket, os.pipe):\n"
+        "    try:\n"
+        "        attempt()\n"
+        "    except OSError as error:\n"
+        "        assert error.errno == 24, error\n"
+        "    else:\n"
+        "        raise SystemExit('a descriptor was given')\n"
         "bytearray(80_000_000)\n"
         "try:\n"
         "    bytearray(24_000_000 + 64_000_000 + 1_000_000)\n"

@@ -8,7 +8,9 @@ from urllib.parse import quote
 
 from corpus.case import Case, draw, edit
 from PIL import Image
+from worlds import heic
 from worlds.files import chunk, exif, gradient, jpeg_claiming, png, riff, saved, webp_canvas
+from worlds.profiles import curves, grey, matrix
 
 GOOD: Final = saved(gradient(), "PNG")
 TEXT: Final = base64.b64encode(GOOD).decode("ascii")
@@ -16,6 +18,8 @@ JPEG: Final = saved(gradient(256, 192), "JPEG")
 WEBP: Final = saved(gradient(256, 192), "WEBP")
 URI: Final = "data:image/png;base64,"
 PLUS: Final = base64.b64encode(GOOD + b"\xfb\xef\xbe" * 9).decode("ascii")
+AVIF: Final = saved(gradient(256, 192), "AVIF")
+PROGRESSIVE: Final = saved(gradient(), "JPEG", progressive=True)
 LARGE: Final = "IMAGE_TOO_LARGE"
 UNREADABLE: Final = "IMAGE_UNREADABLE"
 SMALL_LIMIT: Final = {"MAX_IMAGE_BYTES": "2000"}
@@ -69,7 +73,8 @@ CONTAINERS: Final = [
     for name, data in {
         "zeros": bytes(1000),
         "text": b"not a picture, only words " * 10,
-        "GIF": saved(gradient(), "GIF"),
+        "GIF of no picture": saved(gradient(), "GIF")[:781] + b";",
+        "GIF cut in the middle": saved(gradient(), "GIF")[:1000],
         "BMP": saved(gradient(), "BMP"),
         "TIFF": saved(gradient(), "TIFF"),
         "PPM": saved(gradient(), "PPM"),
@@ -88,9 +93,6 @@ CONTAINERS: Final = [
         "PNG of colour 9": png(64, 64, colour=9, raw=_RAW),
         "PNG with filter 9": png(64, 64, raw=b"\x09" * len(_RAW)),
         "PNG with too few rows": png(64, 64, raw=_RAW[:-500]),
-        "PNG of the text bomb": png(
-            64, 64, raw=_RAW, extra=chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(9_000_000)))
-        ),
         "PNG of a chunk that claims 2 GB": GOOD[:33] + b"\x7f\xff\xff\xffIDAT" + bytes(99),
         "JPEG start alone": b"\xff\xd8\xff\xe0" + bytes(60),
         "JPEG cut in the middle": JPEG[: len(JPEG) // 2],
@@ -98,6 +100,15 @@ CONTAINERS: Final = [
         "WEBP cut in the middle": WEBP[: len(WEBP) // 2],
         "WEBP with a canvas and no picture": riff(webp_canvas(64, 64)),
         "WEBP with a broken frame": riff(webp_canvas(64, 64), (b"VP8L", b"\x2f" + bytes(60))),
+        "MP4": b"\0\0\0\x18ftypmp42" + bytes(4) + b"isommp42" + bytes(400),
+        "AVIF head alone": AVIF[:200],
+        "AVIF cut in the middle": AVIF[: len(AVIF) // 2],
+        "HEIC head alone": heic.PLAIN[:200],
+        "HEIC cut in the middle": heic.PLAIN[: len(heic.PLAIN) // 2],
+        "JPEG that lacks its last block": JPEG[:-12],
+        "progressive JPEG that lacks a scan": PROGRESSIVE[: PROGRESSIVE.rindex(b"\xff\xda")],
+        "JPEG of nothing but comments": JPEG[:2] + b"\xff\xfe\0\2" * 1_000_000,
+        "PNG of nothing but texts": GOOD[:33] + chunk(b"tEXt", b"k\0v") * 300_000,
         "WAV": b"RIFF" + struct.pack("<I", 200) + b"WAVE" + bytes(200),
         "PNG behind a byte": b"\0" + GOOD,
     }.items()
@@ -110,6 +121,25 @@ CONTAINERS: Final = [
         "JPEG of arithmetic coding": JPEG.replace(b"\xff\xc0", b"\xff\xc9"),
         "JPEG that ends early and says so": jpeg_claiming(JPEG, 2560, 1920),
         "PNG with bytes behind its end": GOOD + b"PK\x03\x04" * 100,
+        "PNG of the text bomb": png(
+            64, 64, raw=_RAW, extra=chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(9_000_000)))
+        ),
+        "PNG of a text with a wrong checksum": GOOD[:33] + b"\0\0\0\3tEXtk\0vCRC!" + GOOD[33:],
+        "PNG of a profile of another colour space": saved(gradient(), "PNG", icc_profile=grey(1.0)),
+        "PNG of a profile that lcms would run for hours": saved(
+            gradient(), "PNG", icc_profile=matrix("sRGB", beside=[(b"D2B1", curves(9000))])
+        ),
+        "GIF": saved(gradient(), "GIF"),
+        "GIF that moves": saved(
+            gradient(), "GIF", save_all=True, append_images=[gradient().rotate(90)] * 3
+        ),
+        "AVIF": AVIF,
+        "HEIC": heic.PLAIN,
+        "motion photo": JPEG + b"\0\0\0\x18ftypmp42" + b"\xff\xda" * 100_000,
+        "JPEG with zeros between its segments": JPEG[:20] + b"\0\0" + JPEG[20:],
+        "JPEG without its end": JPEG[:-2],
+        "JPEG of a short JFIF": JPEG[:2] + b"\xff\xe0\0\6JFIF" + JPEG[20:],
+        "WEBP cut in its EXIF": saved(gradient(), "WEBP", exif=exif(3))[:-20],
     }.items()
 ]
 
@@ -135,8 +165,15 @@ GEOMETRY: Final = [
 ]  # fmt: skip
 
 _EXIF: Final = b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(60_000)
-_PROGRESSIVE: Final = saved(gradient(), "JPEG", progressive=True)
-_SCAN: Final = _PROGRESSIVE[_PROGRESSIVE.rindex(b"\xff\xda") : -2]
+_SCAN: Final = PROGRESSIVE[PROGRESSIVE.rindex(b"\xff\xda") : -2]
+
+
+def _claiming(data: bytes, side: int) -> bytes:
+    """Return the AVIF or HEIC with another size in its box."""
+    at = data.index(b"ispe") + 8
+    return data[:at] + side.to_bytes(4) * 2 + data[at + 8 :]
+
+
 BOMBS: Final = [
     Case("bombs", name, edit(data), LARGE)
     for name, data in {
@@ -146,6 +183,10 @@ BOMBS: Final = [
         "PNG of 16 bits": png(20_000, 20_000, bits=16, colour=6),
         "JPEG claims 65,500 x 65,500": jpeg_claiming(JPEG, 65_500, 65_500),
         "WEBP canvas 16,000 x 16,000": riff(webp_canvas(16_000, 16_000), (WEBP[12:16], WEBP[20:])),
+        "GIF canvas 60,000 x 60,000": b"GIF89a" + b"\x60\xea" * 2 + saved(gradient(), "GIF")[10:],
+        "AVIF claims 60,000 x 60,000": _claiming(AVIF, 60_000),
+        "HEIC claims 60,000 x 60,000": _claiming(heic.PLAIN, 60_000),
+        "JPEG claims 16,000 x 16,000": jpeg_claiming(JPEG, 16_000, 16_000),
         "WEBP canvas of 2^48": riff(webp_canvas(2**24, 2**24, flags=2), (b"ANIM", bytes(6))),
         "WEBP lossless 16,384 x 16,384": riff(
             (b"VP8L", b"\x2f" + struct.pack("<I", 0x0FFF_FFFF) + bytes(99))
@@ -155,15 +196,23 @@ BOMBS: Final = [
         ),
     }.items()
 ] + [
-    Case("bombs", "JPEG of 5000 scans", edit(_PROGRESSIVE[:-2] + _SCAN * 5000), UNREADABLE),
+    Case("bombs", "JPEG of 5000 scans", edit(PROGRESSIVE[:-2] + _SCAN * 5000), UNREADABLE),
     Case("bombs", "PNG within the limit and cut", edit(png(5000, 5000)), UNREADABLE),
     Case("bombs", "WEBP within the limit and broken",
          edit(riff(webp_canvas(3500, 3500), (b"VP8L", b"\x2f" + bytes(60)))), UNREADABLE),
     Case("bombs", "PNG of a colour profile that unpacks to 50 MB",
-         edit(png(64, 64, extra=chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(50_000_000))))),
-         UNREADABLE),
+         edit(png(64, 64, raw=_RAW,
+                  extra=chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(50_000_000))))), None),
     Case("bombs", "PNG of 100,000 chunks",
-         edit(png(64, 64, extra=chunk(b"tEXt", b"k\0v") * 100_000)), UNREADABLE),
+         edit(png(64, 64, raw=_RAW, extra=chunk(b"tEXt", b"k\0v") * 100_000)), None),
+    Case("bombs", "GIF of a million blocks before its picture",
+         edit(saved(gradient(), "GIF")[:781] + b"!\xfe" + b"\1a" * 1_000_000 + b"\0"
+              + saved(gradient(), "GIF")[781:]), None),
+    Case("bombs", "JPEG of 100 million pixels that ends early",
+         edit(jpeg_claiming(JPEG, 12_000, 9000)), None),
+    Case("bombs", "progressive JPEG of 200 million pixels",
+         edit(jpeg_claiming(saved(gradient(), "JPEG", progressive=True, subsampling=0),
+                            16_000, 12_000)), LARGE),
     Case("bombs", "EXIF of 65,535 entries",
          edit(saved(gradient(8, 8), "PNG", exif=_EXIF))),
 ]  # fmt: skip

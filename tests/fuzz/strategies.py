@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from hypothesis import strategies as st
+from worlds import heic
 from worlds.files import chunk, exif, gradient, jpeg_claiming, png, riff, saved, webp_canvas
+from worlds.profiles import matrix
 
 from worker.edge.fields import NAMES
 from worker.media.address import NOT_PUBLIC_V4
@@ -24,6 +26,17 @@ SEEDS: Final = [
     saved(gradient(24, 20, "RGBA"), "WEBP", lossless=True, exif=exif(3)),
     saved(gradient(24, 20), "WEBP", save_all=True, append_images=[gradient(24, 20)]),
     png(24, 20, colour=2, raw=bytes(73 * 20), extra=chunk(b"tRNS", bytes(6))),
+    saved(gradient(24, 20), "PNG", icc_profile=matrix("Display P3")),
+    png(
+        24, 20, raw=bytes(73 * 20), extra=chunk(b"cICP", b"\x0c\x0d\0\1") + chunk(b"gAMA", b"abcd")
+    ),
+    saved(gradient(24, 20), "JPEG", icc_profile=matrix("Adobe RGB"), restart_marker_blocks=1),
+    saved(gradient(24, 20), "MPO", save_all=True, append_images=[gradient(24, 20)]),
+    saved(gradient(24, 20), "WEBP", icc_profile=matrix("ProPhoto"), xmp=b"<x>"),
+    saved(gradient(24, 20), "GIF", transparency=3),
+    saved(gradient(24, 20), "GIF", save_all=True, append_images=[gradient(24, 20).rotate(90)]),
+    saved(gradient(24, 20), "AVIF"),
+    heic.PLAIN,
     jpeg_claiming(saved(gradient(24, 20), "JPEG"), 400, 300),
     riff(webp_canvas(24, 20, 2), (b"ANIM", bytes(6)), (b"ANMF", bytes(40))),
 ]

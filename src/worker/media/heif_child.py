@@ -1,10 +1,9 @@
 """The child process that decodes one AVIF or HEIC: `python -I heif_child.py KIND MAX_PIXELS`.
 
-It has little memory and time, and nothing of the worker's environment. The file comes by standard
-input. Standard output carries a line of JSON {"size", "mode", "orientation", "profile",
-"numbers"}, the profile of so many bytes, and the pixels, row by row; "size" alone when it is over
-MAX_PIXELS.
-It ends with another status than 0 when the file cannot be read.
+It has little memory and time, no file but its three, and nothing of the worker's environment. The
+picture's file comes by standard input. Standard output carries a line of JSON {"size", "mode",
+"orientation", "profile", "numbers"}, the profile of so many bytes, and the pixels, row by row;
+"size" alone when it is over MAX_PIXELS. The status is not 0 when the file cannot be read.
 """
 
 import io
@@ -17,7 +16,7 @@ from typing import Final
 
 from pi_heif import options
 from pi_heif.as_plugin import HeifImageFile
-from PIL import AvifImagePlugin, Image, ImageFile
+from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin
 
 ORIENTATION: Final = 0x0112
 # Address space: 24 million pixels take 310 MB beyond the start's with 8 bits and no transparency,
@@ -36,13 +35,18 @@ MODES: Final = frozenset({"L", "LA", "RGB", "RGBA"})
 
 
 def confine(max_pixels: int) -> None:
-    """Let the kernel end this process before it takes more than a picture needs (Linux)."""
+    """Let the kernel refuse this process more memory and time than a picture needs, and any file.
+
+    No new descriptor is a file, a socket or a program that whoever took the decoder over could use:
+    the limits of OpenSSH's sandbox-rlimit.c. Everything must be imported by then.
+    """
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         most = pages * resource.getpagesize() + BYTES_A_PIXEL * max_pixels + SPARE_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for none in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):
+        resource.setrlimit(none, (0, 0))
 
 
 def opened(data: bytes, kind: str) -> Image.Image:
@@ -76,6 +80,7 @@ def main(kind: str, max_pixels: int) -> None:
     """Answer with the picture on standard input."""
     data = sys.stdin.buffer.read()
     confine(max_pixels)
+    TiffImagePlugin.ImageFileDirectory_v2()  # what EXIF is read by; an import would need a file
     AvifImagePlugin.DEFAULT_MAX_THREADS = options.DECODE_THREADS = THREADS
     options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
     try:
