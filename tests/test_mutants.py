@@ -490,6 +490,8 @@ def test_portions_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(portion) for portion in plan.portions([slow, *tests[:3]])] == [1, 3]
     shared = [record.Test(f"t{n}", 0.1, "passed", frozenset(), (("f", 1.0),)) for n in range(5)]
     assert [len(portion) for portion in plan.portions(shared)] == [5]
+    mixed = [record.Test(f"{file}::t", 0.1, "passed", frozenset()) for file in "abab"]
+    assert [test.file for test in next(plan.portions(mixed))] == ["a", "a", "b", "b"]
 
 
 def test_the_report_names_survivors_and_counts() -> None:

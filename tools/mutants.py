@@ -93,7 +93,8 @@ def recorded(project: Project, files: Sequence[str], staff: Sequence[Worker]) ->
     missing = [file for file in files if file not in found]
     for file, made in shared_out(staff, missing, Worker.recorded):
         if not made.failing:  # else it may have been the machine
-            record.written(project, file, made, places[file])
+            # not the project itself, which may be at work meanwhile
+            record.written(staff[0].project, file, made, places[file])
         found[file] = made
         seconds = sum(test.seconds for test in made.tests)
         say(f"recorded {file}: {len(made.tests)} tests, {seconds:.1f} s")
