@@ -72,10 +72,8 @@ def main(arguments: Sequence[str] | None = None, project: Project | None = None)
             for record in records
             for name in record.failing
         ]
-        done = [
-            tried(name, mutants, Atlas(folder, records), staff, listed)
-            for name, mutants in drawn.items()
-        ]
+        atlas = Atlas(folder, records, project.root / project.tests)
+        done = [tried(name, mutants, atlas, staff, listed) for name, mutants in drawn.items()]
     stale = equivalents.stale(listed, folder)
     say("\n".join([*left_out, report.text(done, project.source, stale)]))
     out = project.root / "out/mutants" / f"{given.room}-{given.seed}.json"
