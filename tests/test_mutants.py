@@ -236,7 +236,7 @@ def test_marks_tell_of_each_statement_and_change_nothing() -> None:
 
 
 FILES = {
-    "pyproject.toml": '[tool.pytest.ini_options]\npythonpath = ["src"]\n',
+    "pyproject.toml": '[tool.pytest.ini_options]\npythonpath = ["src", "tests"]\n',
     "src/sums/__init__.py": '"""Sums."""\n',
     "src/sums/ages.py": '''
         """Ages."""
@@ -249,6 +249,10 @@ FILES = {
             return age + 1
     ''',
     "src/sums/shop/__init__.py": "",
+    "src/sums/shop/names.py": '''
+        """What tests alone name."""
+        OPEN = 9
+    ''',
     "src/sums/shop/prices.py": '''
         """Prices."""
         def total(prices: list[int], limit: int) -> int:
@@ -268,6 +272,12 @@ FILES = {
             """Answer."""
             return 42
     ''',
+    "tests/worlds/hours.py": "from sums.shop.names import OPEN\n",
+    "tests/test_hours.py": """
+        from worlds import hours
+        def test_open():
+            assert hours.OPEN == 9
+    """,
     "tests/test_ages.py": """
         import pytest
         from sums.ages import is_adult
@@ -319,6 +329,8 @@ EXPECTED = {
     ("return age + 1", "return age - 1"): "unreached",
     ("return limit", "return None"): "unreached",
     ("count -= 1", "count += 1"): "hangs",
+    # named by what a test imports
+    ("OPEN = 9", "OPEN = 10"): "killed",
     # run by another process alone
     ("return 42", "return 43"): "killed",
 }
@@ -340,7 +352,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Tried:
     with pytest.MonkeyPatch.context() as patch, workers(project, 1) as [worker]:
         patch.setattr(trial, "LEAST_LIMIT_S", 2.0)
         records = {file: worker.recorded(file) for file in project.test_files}
-        atlas = Atlas(folder, list(records.values()))
+        atlas = Atlas(folder, list(records.values()), project.root / project.tests)
         outcomes = {}
         for name in rooms(folder):
             for mutant in chosen(folder, name, 1, 1000):
@@ -375,6 +387,7 @@ def test_a_recording_tells_results_and_lines(tried: Tried) -> None:
         "test_total": "passed",
         "test_down": "passed",
         "test_another_process": "passed",
+        "test_open": "passed",
     }
     assert tests["test_total"].lines == {("shop/prices.py", 4), ("shop/prices.py", 6)}
     assert ("shop/prices.py", 10) in tests["test_down"].lines, "run by a shared fixture"
@@ -431,7 +444,7 @@ def test_rooms_are_folders_and_the_files_that_lie_in_none(tmp_path: Path) -> Non
     found = rooms(project.root / project.source)
     assert {name: [p.name for p in paths] for name, paths in found.items()} == {
         "top": ["__init__.py", "ages.py"],
-        "shop": ["__init__.py", "away.py", "prices.py"],
+        "shop": ["__init__.py", "away.py", "names.py", "prices.py"],
     }
 
 
@@ -490,6 +503,8 @@ def test_portions_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(portion) for portion in plan.portions([slow, *tests[:3]])] == [1, 3]
     shared = [record.Test(f"t{n}", 0.1, "passed", frozenset(), (("f", 1.0),)) for n in range(5)]
     assert [len(portion) for portion in plan.portions(shared)] == [5]
+    mixed = [record.Test(f"{file}::t", 0.1, "passed", frozenset()) for file in "abab"]
+    assert [test.file for test in next(plan.portions(mixed))] == ["a", "a", "b", "b"]
 
 
 def test_the_report_names_survivors_and_counts() -> None:

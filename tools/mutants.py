@@ -72,10 +72,8 @@ def main(arguments: Sequence[str] | None = None, project: Project | None = None)
             for record in records
             for name in record.failing
         ]
-        done = [
-            tried(name, mutants, Atlas(folder, records), staff, listed)
-            for name, mutants in drawn.items()
-        ]
+        atlas = Atlas(folder, records, project.root / project.tests)
+        done = [tried(name, mutants, atlas, staff, listed) for name, mutants in drawn.items()]
     stale = equivalents.stale(listed, folder)
     say("\n".join([*left_out, report.text(done, project.source, stale)]))
     out = project.root / "out/mutants" / f"{given.room}-{given.seed}.json"
@@ -93,7 +91,8 @@ def recorded(project: Project, files: Sequence[str], staff: Sequence[Worker]) ->
     missing = [file for file in files if file not in found]
     for file, made in shared_out(staff, missing, Worker.recorded):
         if not made.failing:  # else it may have been the machine
-            record.written(project, file, made, places[file])
+            # not the project itself, which may be at work meanwhile
+            record.written(staff[0].project, file, made, places[file])
         found[file] = made
         seconds = sum(test.seconds for test in made.tests)
         say(f"recorded {file}: {len(made.tests)} tests, {seconds:.1f} s")

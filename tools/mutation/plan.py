@@ -14,17 +14,18 @@ from tools.mutation.record import Line, Record, Test
 PORTIONS_S: Final = (3.0, 12.0, 40.0)
 # Campaigns are left out, and so is what would make one mutant cost minutes.
 LONGEST_S: Final = 60.0
-MOST_S: Final = 120.0
+MOST_S: Final = 90.0
 # A test is cheap only against what any test costs.
 LEAST_S: Final = 0.02
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """The source with its names, and the tests by what they reach."""
+    """The source with its names, and the tests by what they reach and name."""
 
     folder: Path
     records: Sequence[Record]
+    tests: Path | None = None
 
     @cached_property
     def _tests(self) -> list[tuple[Record, list[Test]]]:
@@ -63,17 +64,44 @@ class Atlas:
         """Return the tests that may notice a mutant, the likeliest for its time first.
 
         Lines in a function are noticed by who runs them; a constant, or the default of a class, by
-        who runs a line that names it.
+        who runs a line that names it, or names it in a test.
         """
         file, mutation = mutant.file, mutant.mutation
         own = {(file, n) for n in range(mutation.first, mutation.last + 1)}
         inside = self._is_in_function(file, mutation.first)
         lines = own if inside else set(self._uses(file, mutation.first))
         found = {test.name: test for line in lines for test in self._by_line.get(line, ())}
+        if not inside:
+            names = self._defined(file, mutation.first)
+            found |= {test.name: test for test in self._naming(names)}
         if not found:  # it is run when a file is loaded, if at all
             maps = (self._by_line, self._loading)
             found = {t.name: t for line in own for tests in maps for t in tests.get(line, ())}
         return sorted(found.values(), key=lambda test: (self._worth(test, file), test.name))
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, tuple[set[str], set[str]]]:
+        """What each file of the tests names, and which other files of the tests it imports."""
+        found: dict[str, tuple[set[str], set[str]]] = {}
+        for path in sorted(self.tests.rglob("*.py")) if self.tests else ():
+            nodes = list(ast.walk(ast.parse(path.read_text())))
+            names = {name for node in nodes for name in _named(node)}
+            imports = {module for node in nodes for module in _imported(node)}
+            module = ".".join(path.relative_to(self.tests or path).with_suffix("").parts)
+            found[module] = names, imports
+        return found
+
+    def _naming(self, names: set[str]) -> Iterator[Test]:
+        """Yield the tests of the files that name something, themselves or by what they import."""
+        speaking = {module for module, (words, _) in self._vocabulary.items() if words & names}
+        while more := {
+            module
+            for module, (_, imports) in self._vocabulary.items()
+            if module not in speaking and imports & speaking
+        }:
+            speaking |= more
+        for _, tests in self._tests:
+            yield from (test for test in tests if Path(test.file).stem in speaking)
 
     def _worth(self, test: Test, file: str) -> float:
         """Return its seconds for each share of attention that it pays to a file."""
@@ -120,7 +148,7 @@ class Atlas:
 def portions(tests: Sequence[Test]) -> Iterator[list[Test]]:
     """Part tests into portions that take longer and longer, up to MOST_S in all.
 
-    A fixture that several tests of a portion share is paid once.
+    A fixture that several tests of a portion share is paid once: those of a file stay together.
     """
     left, spent, at = list(tests), 0.0, 0
     while left and spent < MOST_S:
@@ -137,7 +165,8 @@ def portions(tests: Sequence[Test]) -> Iterator[list[Test]]:
             taken.append(test)
         left = left[len(taken) :]
         at += 1
-        yield taken
+        files = list(dict.fromkeys(test.file for test in taken))
+        yield sorted(taken, key=lambda test: files.index(test.file))
 
 
 def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -160,5 +189,15 @@ def _named(node: ast.AST) -> Iterable[str]:
     match node:
         case ast.Name(id=name) | ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
             return (name,)
+        case _:
+            return ()
+
+
+def _imported(node: ast.AST) -> Iterable[str]:
+    match node:
+        case ast.Import(names=names):
+            return [alias.name for alias in names]
+        case ast.ImportFrom(module=str(module), names=names):
+            return [module, *(f"{module}.{alias.name}" for alias in names)]
         case _:
             return ()

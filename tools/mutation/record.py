@@ -106,7 +106,7 @@ def gathered(file: str, answer: Answer, folder: Path) -> Record:
 
 
 def written(project: Project, file: str, record: Record, path: Path) -> None:
-    """Keep the recording of a file of tests."""
+    """Keep the recording of a file of tests that was made in `project`, which is as it was then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "state": state_of(project, file),

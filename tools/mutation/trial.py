@@ -108,6 +108,11 @@ class Worker:
             shutil.rmtree(left, ignore_errors=True)
         return answer
 
+    @property
+    def project(self) -> Project:
+        """The copy that it works in."""
+        return self._copy.project
+
     def recorded(self, file: str) -> Record:
         """Run the tests of a file, unchanged, and take note of what they reach."""
         project, here = self._copy.project, self._copy.packages
