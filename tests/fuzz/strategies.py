@@ -27,9 +27,8 @@ SEEDS: Final = [
     saved(gradient(24, 20), "WEBP", save_all=True, append_images=[gradient(24, 20)]),
     png(24, 20, colour=2, raw=bytes(73 * 20), extra=chunk(b"tRNS", bytes(6))),
     saved(gradient(24, 20), "PNG", icc_profile=matrix("Display P3")),
-    png(
-        24, 20, raw=bytes(73 * 20), extra=chunk(b"cICP", b"\x0c\x0d\0\1") + chunk(b"gAMA", b"abcd")
-    ),
+    png(24, 20, raw=bytes(73 * 20), extra=chunk(b"cICP", b"\x0c\x0d\0\1")),
+    png(24, 20, raw=bytes(73 * 20), extra=chunk(b"gAMA", b"abcd")),
     saved(gradient(24, 20), "JPEG", icc_profile=matrix("Adobe RGB"), restart_marker_blocks=1),
     saved(gradient(24, 20), "MPO", save_all=True, append_images=[gradient(24, 20)]),
     saved(gradient(24, 20), "WEBP", icc_profile=matrix("ProPhoto"), xmp=b"<x>"),
