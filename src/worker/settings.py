@@ -119,8 +119,15 @@ def _lower(value: Any) -> Any:
 
 
 def _offline(value: Any) -> Any:
-    """Read a switch as huggingface_hub does, which knows no wrong value."""
-    return value.upper() in ("1", "ON", "YES", "TRUE") if isinstance(value, str) else value
+    """Read a switch that other programs read too, and call no value of it wrong.
+
+    Whoever sets it to anything but a no wants no network.
+    """
+    return (
+        value.lower() not in ("0", "false", "no", "off", "n", "f")
+        if isinstance(value, str)
+        else value
+    )
 
 
 def _level(value: Any) -> Any:
