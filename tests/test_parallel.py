@@ -148,6 +148,16 @@ def test_every_number_of_workers_takes_the_parallel_way(made: Room, workers: str
     assert sorted(starts) == list(range(0, len(made.published[SHARD]), 200_000))
 
 
+def test_every_range_goes_straight_to_the_storage_and_without_the_token(made: Room) -> None:
+    """The hub is asked once; the signed address is what the transfer process works with."""
+    fetch(made)
+    assert len(made.hub.requests("resolve", SHARD)) == 1
+    asked = made.hub.requests("bytes", SHARD)
+    assert len(asked) > 4
+    assert {seen.host for seen in asked} == {made.hub.storage}
+    assert {seen.authorization for seen in asked} == {None}
+
+
 def transfer(made: Room, part: Path) -> None:
     """Have one transfer write to `part`."""
     snapshot = made.snapshot()

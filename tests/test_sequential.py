@@ -1,14 +1,16 @@
-"""A 206 whose Content-Range does not name what was asked for is asked again, never believed."""
+"""One connection: what the hub sends is believed only as far as it is what was asked for."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from faults.room import FAST, SHARD, Room, room
+from faults.room import FAST, REPOSITORY, SHARD, Room, room
 from worlds.hub import Fault
 
 from worker.errors import HubUnreachable
+from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import named
 
 START, END = 100, 9000
@@ -91,3 +93,119 @@ def test_the_parallel_way_is_not_taken_where_the_hub_answers_so(made: Room, name
     assert not made.missing()
     spans = [seen.span for seen in made.hub.requests("bytes", SHARD)]
     assert spans == ["bytes=0-0", "bytes=0-0", None], "two tries of the parallel way, then the sure"
+
+
+def test_a_hub_that_ignores_range_may_still_send_the_whole_file(made: Room) -> None:
+    """It is what was asked for, if the whole was asked for and nothing less."""
+    snapshot = made.snapshot()
+    shard = named(snapshot, SHARD)
+    made.hub.misbehave(Fault("no-range", path=SHARD, times=2))
+    assert snapshot.read_range(shard, 0, shard.size) == made.published[SHARD]
+    assert len(made.hub.requests("bytes", SHARD)) == 2
+    for start, end in ((1, shard.size), (0, shard.size - 1)):
+        made.hub.seen.clear()
+        made.hub.misbehave(Fault("no-range", path=SHARD))
+        assert snapshot.read_range(shard, start, end) == made.published[SHARD][start:end]
+        assert len(made.hub.requests("bytes", SHARD)) == 3
+
+
+def part_of(made: Room, data: bytes) -> Path:
+    """Leave a part of the shard as a dead process of another machine does."""
+    target = made.into / SHARD
+    target.parent.mkdir(parents=True)
+    part = target.with_name(f".{target.name}.hffffffff-1-1-1.resume.part")
+    part.write_bytes(data)
+    os.utime(part, (0, 0))
+    return part
+
+
+def spans(made: Room) -> list[str | None]:
+    return [seen.span for seen in made.hub.requests("bytes", SHARD)]
+
+
+def test_a_part_that_is_whole_is_proven_and_nothing_asked(made: Room) -> None:
+    part_of(made, made.published[SHARD])
+    made.fetch()
+    assert not made.wrong()
+    assert spans(made) == []
+
+
+def test_a_part_that_is_whole_and_wrong_is_thrown_away(made: Room) -> None:
+    part_of(made, made.published[SHARD][:-1] + b"\0")
+    made.fetch()
+    assert not made.wrong()
+    assert spans(made) == [None]
+
+
+def test_a_part_that_is_longer_than_the_file_starts_anew(made: Room) -> None:
+    size = len(made.published[SHARD])
+    part_of(made, made.published[SHARD] + b"more")
+    made.fetch()
+    assert not made.wrong()
+    assert spans(made) == [f"bytes={size + 4}-", None]
+
+
+def test_an_empty_part_is_no_beginning(made: Room) -> None:
+    part_of(made, b"")
+    made.fetch()
+    assert not made.wrong()
+    assert spans(made) == [None]
+
+
+def test_a_part_of_other_bytes_costs_one_more_download(made: Room) -> None:
+    """It is proven as a whole at the end, then thrown away as a whole."""
+    have = len(made.published[SHARD]) // 2
+    part_of(made, bytes(have))
+    made.fetch()
+    assert not made.wrong()
+    assert spans(made) == [f"bytes={have}-", None]
+
+
+def test_a_hub_that_ignores_range_makes_the_part_start_anew(made: Room) -> None:
+    part_of(made, made.published[SHARD][:500_000])
+    made.hub.misbehave(Fault("no-range", path=SHARD))
+    made.fetch()
+    assert not made.wrong()
+    assert spans(made) == ["bytes=500000-"]
+
+
+@pytest.mark.parametrize("act", ["long", "gzip", "html"])
+def test_a_body_of_another_size_is_not_written_to_its_end(made: Room, act: str) -> None:
+    made.hub.misbehave(Fault(act, path=SHARD))  # type: ignore[arg-type]
+    told: list[int] = []
+
+    def progress(file: RemoteFile, done: int) -> None:
+        if file.path == SHARD:
+            told.append(done)
+
+    made.fetch(progress)
+    assert not made.wrong()
+    assert spans(made) == [None, None]
+    assert max(told) == len(made.published[SHARD])
+
+
+def test_an_empty_file_is_made(made: Room) -> None:
+    made.fetch()
+    assert (made.into / "vae/config.json").read_bytes() == b""
+
+
+# at 1 KB/s, in pieces of 100 bytes
+@pytest.mark.parametrize(("slowest", "attempts"), [(200, 1), (5000, 2)])
+def test_a_drip_is_taken_for_a_stall_below_the_slowest_rate_and_only_there(
+    made: Room, slowest: int, attempts: int
+) -> None:
+    made.patience = replace(made.patience, stall_s=0.5, slowest=slowest)
+    made.published = {"model_index.json": b"{}", SHARD: made.rng.randbytes(3000)}
+    made.hub.add(REPOSITORY, made.published)
+    made.hub.misbehave(Fault("drip", path=SHARD, at=0.0))
+    made.fetch()
+    assert not made.wrong()
+    assert len(spans(made)) == attempts
+
+
+def test_a_body_that_stands_still_is_given_up_after_its_time(made: Room) -> None:
+    made.patience = replace(made.patience, stall_s=0.3)
+    made.hub.misbehave(Fault("stall-body", path=SHARD, at=0.5))
+    made.fetch()
+    assert not made.wrong()
+    assert spans(made) == [None, f"bytes={len(made.published[SHARD]) // 2}-"]

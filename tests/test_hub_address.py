@@ -1,0 +1,198 @@
+"""A hub's addresses: the token goes to that origin alone, redirects are followed within bounds."""
+
+from collections.abc import Iterator
+
+import pytest
+from worlds.hub import Fault, Hub, running
+
+from worker import settings
+from worker.errors import WeightsUnavailable
+from worker.weights import address
+from worker.weights.address import MOST_REDIRECTS
+from worker.weights.retry import Again, Missing, Patience
+
+PATIENCE = Patience(connect_s=30, stall_s=30)
+FILES = {"a b/ü#1.json": b"{}", "weights.safetensors": b"x" * 100}
+
+
+@pytest.fixture
+def world() -> Iterator[Hub]:
+    with running() as given:
+        given.add("org/name", FILES)
+        yield given
+
+
+@pytest.fixture
+def hub(world: Hub) -> address.Hub:
+    return address.Hub(world.endpoint, "hf_secret")
+
+
+def url(world: Hub, hub: address.Hub, path: str) -> str:
+    return hub.address("org/name", world.branches["org/name"]["main"], path)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "asked", "gets"),
+    [
+        ("https://hub.example", "https://hub.example/x", True),
+        ("https://hub.example", "https://hub.example:443/x", True),
+        ("https://hub.example:443", "https://hub.example/x", True),
+        ("http://hub.example:80", "http://hub.example/x", True),
+        ("http://hub.example", "http://hub.example:80/x", True),
+        ("https://hub.example", "https://HUB.example/x", True),
+        ("https://hub.example:8443", "https://hub.example:8443/x", True),
+        ("https://hub.example", "https://hub.example:444/x", False),
+        ("https://hub.example", "https://hub.example:80/x", False),
+        ("http://hub.example", "http://hub.example:443/x", False),
+        ("https://hub.example", "http://hub.example/x", False),
+        ("http://hub.example", "https://hub.example/x", False),
+        ("https://hub.example", "https://cdn.hub.example/x", False),
+        ("https://hub.example", "https://hub.example.evil.example/x", False),
+    ],
+)
+def test_the_token_goes_to_the_hubs_own_origin_alone(endpoint: str, asked: str, gets: bool) -> None:
+    headers = address.Hub(endpoint, "hf_secret").headers(asked)
+    assert headers.get("Authorization") == ("Bearer hf_secret" if gets else None)
+    assert headers["Accept-Encoding"] == "identity"
+
+
+def test_without_a_token_nothing_is_sent() -> None:
+    assert "Authorization" not in address.Hub("https://a.example", None).headers(
+        "https://a.example"
+    )
+
+
+def test_the_hub_is_the_operators_or_the_public_one() -> None:
+    assert address.Hub.of(settings.read({})) == address.Hub("https://huggingface.co", None)
+    variables = {"HF_ENDPOINT": "https://mirror.example/hf/", "HF_TOKEN": "hf_secret"}
+    made = address.Hub.of(settings.read(variables))
+    assert made == address.Hub("https://mirror.example/hf", "hf_secret")
+    assert made.address("o/n", "c", "a b/ü.json").endswith("/hf/o/n/resolve/c/a%20b/%C3%BC.json")
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_an_address_leads_to_its_file(world: Hub, hub: address.Hub, path: str) -> None:
+    response = hub.open(url(world, hub, path), PATIENCE, what=path)
+    assert response.content == FILES[path]
+
+
+def test_a_span_and_a_method_are_asked_for(world: Hub, hub: address.Hub) -> None:
+    at = url(world, hub, "weights.safetensors")
+    response = hub.open(at, PATIENCE, what="x", span="bytes=3-7", accept=(206,))
+    assert (response.status_code, len(response.content)) == (206, 5)
+    assert hub.open(at, PATIENCE, what="x", method="HEAD").content == b""
+    assert world.requests()[-1].method == "HEAD"
+
+
+@pytest.mark.parametrize("location", ["/elsewhere", "http://127.0.0.1:1/x"])
+@pytest.mark.parametrize("status", [299, 400, 404])
+def test_only_a_redirect_is_followed(
+    world: Hub, hub: address.Hub, status: int, location: str
+) -> None:
+    """A Location beside any other status is no place to go."""
+    world.misbehave(
+        Fault("status", "bytes", times=None, status=status, headers={"Location": location})
+    )
+    with pytest.raises((Again, WeightsUnavailable), match=str(status)):
+        hub.open(url(world, hub, "a b/ü#1.json"), PATIENCE, what="a file")
+    assert len(world.requests()) == 1
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_every_kind_of_redirect_is_followed(world: Hub, hub: address.Hub, status: int) -> None:
+    target = url(world, hub, "weights.safetensors")
+    world.misbehave(Fault("status", "bytes", "a b/*", status=status, headers={"Location": target}))
+    response = hub.open(url(world, hub, "a b/ü#1.json"), PATIENCE, what="x")
+    assert response.content == FILES["weights.safetensors"]
+
+
+def test_a_redirect_without_a_location_is_no_answer(world: Hub, hub: address.Hub) -> None:
+    world.misbehave(Fault("status", "bytes", times=None, status=302))
+    with pytest.raises(Again, match="302"):
+        hub.open(url(world, hub, "a b/ü#1.json"), PATIENCE, what="x")
+
+
+@pytest.mark.parametrize(
+    ("times", "arrives"), [(MOST_REDIRECTS, True), (MOST_REDIRECTS + 1, False)]
+)
+def test_so_many_redirects_are_followed_and_no_more(
+    world: Hub, hub: address.Hub, times: int, arrives: bool
+) -> None:
+    world.misbehave(Fault("redirect-loop", "bytes", times=times))
+    at = url(world, hub, "a b/ü#1.json")
+    if arrives:
+        assert hub.open(at, PATIENCE, what="x").content == b"{}"
+    else:
+        with pytest.raises(Again, match=f"more than {MOST_REDIRECTS}"):
+            hub.open(at, PATIENCE, what="x")
+    assert len(world.requests()) == MOST_REDIRECTS + 1
+
+
+@pytest.mark.parametrize("location", ["ftp://a.example/x", "file:///etc/passwd", "data:,x"])
+def test_a_redirect_to_what_is_no_web_address_is_not_followed(
+    world: Hub, hub: address.Hub, location: str
+) -> None:
+    world.misbehave(Fault("status", "bytes", status=302, headers={"Location": location}))
+    with pytest.raises(Again, match="not a web address"):
+        hub.open(url(world, hub, "a b/ü#1.json"), PATIENCE, what="x")
+
+
+@pytest.mark.parametrize(
+    ("start", "location", "there"),
+    [
+        ("https://a.example/x/y", "http://a.example/z", None),
+        ("https://a.example/x/y", "//b.example/z", "https://b.example/z"),
+        ("https://a.example/x/y", "z", "https://a.example/x/z"),
+        ("https://a.example/x/y", "https://b.example/z", "https://b.example/z"),
+        ("http://a.example/x/y", "https://b.example/z", "https://b.example/z"),
+        ("http://a.example/x/y", "http://b.example/z", "http://b.example/z"),
+    ],
+)
+def test_a_redirect_never_leads_from_https_to_http(
+    start: str, location: str, there: str | None
+) -> None:
+    if there is None:
+        with pytest.raises(Again, match="from https to http"):
+            address._next(start, location)
+    else:
+        assert address._next(start, location) == there
+
+
+def test_a_status_of_the_storage_is_a_passing_fault_and_one_of_the_hub_is_final(
+    world: Hub, hub: address.Hub
+) -> None:
+    """A signature runs out; the hub itself says what is so."""
+    at = url(world, hub, "weights.safetensors")
+    world.misbehave(Fault("status", "bytes", status=404))
+    with pytest.raises(Again, match="storage answered 404"):
+        hub.open(at, PATIENCE, what="the file")
+    world.misbehave(Fault("status", "resolve", status=404))
+    with pytest.raises(Missing, match="the file"):
+        hub.open(at, PATIENCE, what="the file")
+
+
+def test_the_hub_may_say_how_long_to_wait(world: Hub, hub: address.Hub) -> None:
+    world.misbehave(
+        Fault("status", "resolve", status=429, headers={"Retry-After": "7"}),
+        Fault("status", "resolve", status=503),
+    )
+    waits = []
+    for _ in range(2):
+        with pytest.raises(Again) as told:
+            hub.open(url(world, hub, "weights.safetensors"), PATIENCE, what="x")
+        waits.append(told.value.wait_s)
+    assert waits == [7, None]
+
+
+def test_an_answer_that_was_not_asked_for_is_none(world: Hub, hub: address.Hub) -> None:
+    at = url(world, hub, "weights.safetensors")
+    with pytest.raises(Again, match="206"):
+        hub.open(at, PATIENCE, what="x", span="bytes=0-3")
+
+
+def test_the_connection_serves_the_next_request(world: Hub, hub: address.Hub) -> None:
+    """A redirect's short body is read, so that headers by range cost no new connection each."""
+    at = url(world, hub, "weights.safetensors")
+    for _ in range(4):
+        hub.open(at, PATIENCE, what="x").content  # noqa: B018 - read to its end
+    assert len(world.connections) == 2, "one to the hub, one to the storage"
