@@ -150,14 +150,6 @@ def test_a_small_file_is_read_whole(folder: Path, cache: Path) -> None:
         assert each.read_file(named(each, "vae/config.json")) == CONTENT["vae/config.json"]
 
 
-def test_a_file_is_read_once_however_often_it_is_asked_for(folder: Path) -> None:
-    found = snapshot(folder)
-    file = named(found, "vae/config.json")
-    first = found.digest(file)
-    (folder / file.path).write_bytes(b"{'a': 2}")
-    assert found.digest(file) == first
-
-
 def test_a_file_that_is_not_there_is_named(folder: Path) -> None:
     found = snapshot(folder)
     assert named(found, "model_index.json") == RemoteFile("model_index.json", 2)
