@@ -1,8 +1,10 @@
 """A hub's addresses: the token goes to that origin alone, redirects are followed within bounds."""
 
+import io
 from collections.abc import Iterator
 
 import pytest
+import requests
 from worlds.hub import Fault, Hub, running
 
 from worker import settings
@@ -133,14 +135,37 @@ def test_a_redirect_to_what_is_no_web_address_is_not_followed(
     world: Hub, hub: address.Hub, location: str
 ) -> None:
     world.misbehave(Fault("status", "bytes", status=302, headers={"Location": location}))
-    with pytest.raises(Again, match="not a web address"):
+    with pytest.raises((Again, WeightsUnavailable), match="web address"):
         hub.open(url(world, hub, "a b/ü#1.json"), PATIENCE, what="x")
+
+
+class Elsewhere(requests.adapters.BaseAdapter):
+    """The web as one redirect sees it: from its start to a place, where all ends with 200."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__()
+        self.location = location
+        self.asked: list[str] = []
+
+    def send(self, request: requests.PreparedRequest, **_: object) -> requests.Response:  # type: ignore[override]  # the rest is the connection's
+        """Answer the first request with the redirect."""
+        self.asked.append(str(request.url))
+        response = requests.Response()
+        response.status_code = 302 if len(self.asked) == 1 else 200
+        response.request, response.url = request, str(request.url)
+        response.headers["Location"] = self.location
+        response.raw = io.BytesIO()
+        return response
+
+    def close(self) -> None:
+        """Hold nothing."""
 
 
 @pytest.mark.parametrize(
     ("start", "location", "there"),
     [
         ("https://a.example/x/y", "http://a.example/z", None),
+        ("https://a.example/x/y", "HTTP://b.example/z", None),
         ("https://a.example/x/y", "//b.example/z", "https://b.example/z"),
         ("https://a.example/x/y", "z", "https://a.example/x/z"),
         ("https://a.example/x/y", "https://b.example/z", "https://b.example/z"),
@@ -149,13 +174,18 @@ def test_a_redirect_to_what_is_no_web_address_is_not_followed(
     ],
 )
 def test_a_redirect_never_leads_from_https_to_http(
-    start: str, location: str, there: str | None
+    start: str, location: str, there: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    web = Elsewhere(location)
+    monkeypatch.setattr(requests.Session, "get_adapter", lambda *_, **__: web)
+    hub = address.Hub("https://a.example", "hf_secret")
     if there is None:
-        with pytest.raises(Again, match="from https to http"):
-            address._next(start, location)
+        with pytest.raises((Again, WeightsUnavailable), match="from https to http"):
+            hub.open(start, PATIENCE, what="x")
+        assert web.asked == [start]
     else:
-        assert address._next(start, location) == there
+        assert hub.open(start, PATIENCE, what="x").url == there
+        assert web.asked == [start, there]
 
 
 def test_a_status_of_the_storage_is_a_passing_fault_and_one_of_the_hub_is_final(

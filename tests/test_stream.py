@@ -220,14 +220,14 @@ def test_a_shard_dropped_by_another_worker_before_it_is_opened_is_fetched_again(
         def fetch_file(self, file: RemoteFile, into: Path, progress: Progress = quiet) -> Proven:
             nonlocal dropped
             found = super().fetch_file(file, into, progress)
-            if file.path == paths(world, 1)[0] and dropped < stream.OPEN_TRIES - 1:
+            if file.path == paths(world, 1)[0] and dropped < 2:
                 dropped += 1
                 found.path.unlink()
             return found
 
     world.source = Dropping(world.source.folder)
     world.assert_whole(world.stream())
-    assert world.source.fetched.count(paths(world, 1)[0]) == stream.OPEN_TRIES
+    assert world.source.fetched.count(paths(world, 1)[0]) == 3
 
 
 def test_a_shard_that_is_dropped_every_time_is_not_fetched_for_ever(world: World) -> None:
@@ -240,7 +240,7 @@ def test_a_shard_that_is_dropped_every_time_is_not_fetched_for_ever(world: World
     world.source = Dropping(world.source.folder)
     with pytest.raises(FileNotFoundError):
         world.stream()
-    assert world.source.fetched.count(paths(world, 0)[0]) == stream.OPEN_TRIES
+    assert world.source.fetched.count(paths(world, 0)[0]) == 3
 
 
 def test_a_file_that_a_transform_misses_is_not_a_shard_that_was_dropped(world: World) -> None:

@@ -1,0 +1,167 @@
+"""Which files a model is built from, and whether a folder has them whole."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from worker.weights.layout import fault, is_needed, needed
+
+NEEDED = [
+    "model_index.json",
+    "worker.json",
+    "transformer/config.json",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "transformer/diffusion_pytorch_model-00001-of-00009.safetensors",
+    "transformer/diffusion_pytorch_model.safetensors.index.json",
+    "text_encoder/model-00001-of-00004.safetensors",
+    "text_encoder/model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "tokenizer/merges.txt",
+    "tokenizer/vocab.json",
+    "tokenizer/chat_template.jinja",
+    "tokenizer/spiece.model",
+    "processor/preprocessor_config.json",
+    "scheduler/scheduler_config.json",
+    "lightning/8steps.safetensors",
+]
+NOT_NEEDED = [
+    "README.md",
+    "config.json",
+    "manifest.json",
+    "model.safetensors",
+    "qwen-image.safetensors",
+    "transformer/diffusion_pytorch_model.fp16.safetensors",
+    "transformer/diffusion_pytorch_model-00001-of-00009.fp16.safetensors",
+    "transformer/diffusion_pytorch_model.bin",
+    "transformer/diffusion_pytorch_model-1-of-9.safetensors",
+    "transformer/other.safetensors",
+    "transformer/README.md",
+    "transformer/deeper/config.json",
+    "lightning/README.md",
+    "lightning/config.json",
+    "safety_checker/config.json",
+    "split_files/transformer/config.json",
+]
+
+
+@pytest.mark.parametrize("path", NEEDED)
+def test_a_model_is_built_from(path: str) -> None:
+    assert is_needed(path)
+
+
+@pytest.mark.parametrize("path", NOT_NEEDED)
+def test_a_model_is_not_built_from(path: str) -> None:
+    assert not is_needed(path)
+
+
+def test_small_files_come_first_each_in_order() -> None:
+    found = needed(reversed([*NEEDED, *NOT_NEEDED]))
+    assert sorted(found) == sorted(NEEDED)
+    weights = [path for path in found if path.endswith(".safetensors")]
+    small = [path for path in found if not path.endswith(".safetensors")]
+    assert list(found) == small + weights
+    assert small == sorted(small)
+    assert weights == sorted(weights)
+
+
+def safetensors() -> bytes:
+    header = json.dumps({"x": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(4)
+
+
+SHARDS = [f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+MAP = "transformer/diffusion_pytorch_model.safetensors.index.json"
+PARTS = ("transformer", "text_encoder", "vae", "tokenizer", "processor", "scheduler")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model of a few bytes, with its transformer in two shards."""
+    for part in PARTS:
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text("{}")
+    (tmp_path / "model_index.json").write_text(json.dumps({part: ["a", "b"] for part in PARTS}))
+    for name in SHARDS:
+        (tmp_path / "transformer" / name).write_bytes(safetensors())
+    (tmp_path / MAP).write_text(json.dumps({"weight_map": dict(zip("ab", SHARDS, strict=True))}))
+    (tmp_path / "text_encoder/model.safetensors").write_bytes(safetensors())
+    (tmp_path / "vae/diffusion_pytorch_model.safetensors").write_bytes(safetensors())
+    return tmp_path
+
+
+def test_a_whole_folder_has_no_fault(model: Path) -> None:
+    assert fault(model) is None
+    (model / MAP).unlink()
+    assert fault(model) is None, "shards need no index to be there"
+
+
+def test_other_copies_of_the_weights_are_not_looked_at(model: Path) -> None:
+    for name in ("diffusion_pytorch_model.fp16.safetensors", "other.safetensors"):
+        (model / "vae" / name).write_bytes(b"cut")
+    other = model / "transformer/diffusion_pytorch_model.fp16.safetensors.index.json"
+    other.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    assert fault(model) is None
+
+
+def test_a_component_that_the_index_does_not_name_is_not_missed(model: Path) -> None:
+    index = {part: ["a", "b"] for part in PARTS if part not in ("processor", "vae")}
+    (model / "model_index.json").write_text(json.dumps(index))
+    for path in (model / "processor/config.json", *(model / "vae").iterdir()):
+        path.unlink()
+    (model / "processor").rmdir()
+    (model / "vae").rmdir()
+    assert fault(model) is None
+
+
+def rewrite(path: str, text: str) -> Callable[[Path], object]:
+    return lambda model: (model / path).write_text(text)
+
+
+def remove(*paths: str) -> Callable[[Path], object]:
+    def removed(model: Path) -> None:
+        for path in paths:
+            (model / path).unlink()
+
+    return removed
+
+
+def drop(folder: str) -> Callable[[Path], object]:
+    def dropped(model: Path) -> None:
+        for path in (model / folder).iterdir():
+            path.unlink()
+        (model / folder).rmdir()
+
+    return dropped
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (remove("model_index.json"), "has no model_index.json"),
+        (rewrite("model_index.json", "{"), "has an unreadable model_index.json"),
+        (rewrite("model_index.json", "\xff"), "has an unreadable model_index.json"),
+        (remove("vae/config.json"), "lacks vae/config.json"),
+        (remove("vae/diffusion_pytorch_model.safetensors"), "lacks the weights of vae/"),
+        (remove("text_encoder/model.safetensors"), "lacks the weights of text_encoder/"),
+        (remove(f"transformer/{SHARDS[1]}"), f"lacks transformer/{SHARDS[1]}"),
+        (remove(f"transformer/{SHARDS[0]}"), f"lacks transformer/{SHARDS[0]}"),
+        (rewrite(f"transformer/{SHARDS[0]}", ""), f"transformer/{SHARDS[0]} has no safetensors"),
+        (rewrite("vae/diffusion_pytorch_model.safetensors", "x" * 99), "has no safetensors header"),
+        (rewrite(MAP, "{"), "cannot be read ("),
+        (rewrite(MAP, "{}"), "cannot be read (KeyError)"),
+        (rewrite(MAP, '{"weight_map": 3}'), "cannot be read (AttributeError)"),
+        (rewrite(MAP, '{"weight_map": {}}'), "lacks the weights of transformer/"),
+        (drop("vae"), "lacks vae/config.json"),
+        (drop("tokenizer"), "lacks tokenizer/"),
+        (drop("processor"), "lacks processor/"),
+        (drop("scheduler"), "lacks scheduler/"),
+    ],
+)
+def test_what_is_not_whole_says_what_it_lacks(
+    model: Path, damage: Callable[[Path], object], reason: str
+) -> None:
+    damage(model)
+    assert reason in str(fault(model))
