@@ -338,7 +338,12 @@ class TestFolder:
         """A part's configuration, the pipeline's class, and what it tells of itself."""
         (first,) = offline(environ, str(mine))
         record = json.loads((mine / change).read_bytes())
-        record |= {"_class_name": "QwenImageEditPipeline", "area": 64 * 64}
+        record |= {
+            "vae/config.json": {"dropout": 0.5},
+            "tokenizer/tokenizer_config.json": {"note": "another"},
+            "model_index.json": {"_class_name": "QwenImageEditPipeline"},
+            "worker.json": {"area": 64 * 64},
+        }[change]
         (mine / change).write_text(json.dumps(record))
         (second,) = offline(environ, str(mine))
         assert first != second

@@ -5,6 +5,7 @@ import importlib.metadata
 import itertools
 import json
 import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -111,6 +112,13 @@ def failure(error: WorkerError, warnings: Iterable[str] = ()) -> dict[str, Any]:
     if told:
         output["warnings"] = [_safe(warning) for warning in itertools.islice(told, MOST_DETAILS)]
     return output
+
+
+def bug(event: str) -> Internal:
+    """Log the exception that is being handled as `event`; return an error that refers to it."""
+    reference = uuid.uuid4().hex[:12]
+    log.get().exception(event, reference=reference)
+    return Internal(f"a bug of this worker; its log tells more under {reference}")
 
 
 def measure(reply: Mapping[str, Any], budget: int) -> int:

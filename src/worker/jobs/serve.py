@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -18,7 +17,6 @@ from worker.errors import (
     CudaOutOfMemory,
     DeadlineExceeded,
     Detail,
-    Internal,
     InvalidInput,
     WorkerError,
     WorkerNotReady,
@@ -73,10 +71,7 @@ class Worker:
             except WorkerError as error:
                 answer = self._failed(error, known)
             except Exception:  # noqa: BLE001 - whatever it is, the caller gets an answer
-                reference = uuid.uuid4().hex[:12]
-                log.get().exception("bug", reference=reference)
-                told = Internal(f"a bug of this worker; its log tells more under {reference}")
-                answer = self._failed(told, known)
+                answer = self._failed(reply.bug("bug"), known)
             else:
                 self._counts["done"] += 1
         return answer

@@ -44,9 +44,8 @@ def _run(settings: Settings, boot: Callable[[Settings], Models], refuse_s: float
         return 0
     except WorkerError as error:
         return _not_started(error, settings, refuse_s)
-    except Exception:  # noqa: BLE001 - another machine may do better: the platform starts us anew
-        log.get().exception("start failed")
-        return FAILED
+    except Exception:  # noqa: BLE001 - what is not known to pass would fail at every start
+        return _not_started(reply.bug("start failed"), settings, refuse_s)
     from worker.jobs.serve import Worker  # noqa: PLC0415 - the model's imports come first
 
     loop = _Loop(settings)
