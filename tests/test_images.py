@@ -149,6 +149,7 @@ def test_no_metadata_survives() -> None:
         b"GIF89a" + bytes(100),
         b"GIF89a",
         saved(PICTURE, "GIF")[:-200],
+        saved(PICTURE, "GIF")[:781] + b";" + saved(PICTURE, "GIF")[781:],
         b"\0\0\0\x18ftypisom" + bytes(100),
         b"\0\0\0\x18ftypavif" + bytes(100),
         b"\0\0\0\x18ftypheic" + bytes(100),
@@ -178,7 +179,7 @@ def test_no_metadata_survives() -> None:
         riff((b"VP8L", b"\x2f" + struct.pack("<I", 63 << 14 | 63) + bytes(20))),
         riff((b"VP8 ", bytes(30))),
     ],
-    ids=range(36),
+    ids=range(37),
 )
 def test_anything_else_is_unreadable(data: bytes) -> None:
     with pytest.raises(ImageUnreadable):
@@ -351,6 +352,19 @@ def test_what_stands_before_a_gifs_picture_does_not_matter(block: bytes) -> None
     assert data[10] & 0x87 == 0x87
     assert data[at : at + 1] in b"!,"
     assert decode(data[:at] + block + data[at:]).tobytes() == decode(data).tobytes()
+
+
+def test_a_colour_once_made_transparent_stays_so() -> None:
+    """As Pillow has it, when several blocks speak of the same picture."""
+    data = saved(Image.new("L", (32, 32), 7), "GIF")
+    at = 13 + (3 << (data[10] & 7) + 1)
+    control = b"!\xf9\4%c\0\0%c\0"
+    for flags, expected in ((b"\1\0", 255), (b"\1\1", 7), (b"\0\0", 7)):
+        blocks = b"".join(
+            control % (flag, index) for flag, index in zip(flags, b"\x00\x09", strict=True)
+        )
+        shown = decode(data[:at] + blocks + data[at:]).getpixel((3, 3))
+        assert shown == (expected,) * 3
 
 
 def test_a_gif_whose_frame_leaves_its_canvas_is_judged_by_both() -> None:

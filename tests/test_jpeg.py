@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from worlds.files import exif, gradient, jpeg_claiming, saved
 from worlds.profiles import matrix
 
 from worker.errors import ImageTooLarge, ImageUnreadable, InvalidInput
-from worker.media import jpeg, jpeg_pixels
+from worker.media import images, jpeg, jpeg_pixels
 from worker.media.images import decode
 
 BASELINE = saved(gradient(), "JPEG")
@@ -80,8 +81,10 @@ def test_scans_inside_a_segment_do_not_count() -> None:
         b"\xff\xfe\0\1",
         segment(0xE0, b"x"),
         segment(0xFE, b"x" * 40),
+        b"\xff\xdc\0\0",
+        b"\xff\xdc\0\1",
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_a_scan_too_many_is_refused_wherever_it_stands(before: bytes) -> None:
     assert SCANS < jpeg.MAX_SCANS
@@ -127,7 +130,18 @@ def _segment_ends(data: bytes) -> list[int]:
 
 @pytest.mark.parametrize("data", [BASELINE, PROGRESSIVE], ids=["baseline", "progressive"])
 @pytest.mark.parametrize(
-    "odd", [b"\0\0", b"\0", b"abc", b"\xff", b"\xff\xff", b"\xff\0", b"\xff\xd5", bytes(999)]
+    "odd",
+    [
+        b"\0\0",
+        b"\0",
+        b"abc",
+        b"\xff",
+        b"\xff\xff",
+        b"\xff\0",
+        b"\xff\xd5",
+        bytes(999),
+        b"\xff\xdc\0\0",
+    ],
 )
 def test_odd_bytes_between_segments_are_skipped_as_libjpeg_does(data: bytes, odd: bytes) -> None:
     """For every place between the segments before the first scan."""
@@ -179,6 +193,17 @@ def test_the_segments_that_decide_the_colours_are_obeyed(transform: int) -> None
             assert decode(bent).tobytes() == pixels(bent)
 
 
+def test_jfif_says_that_three_planes_are_ycbcr_whatever_they_are_called() -> None:
+    """Without it, planes called R, G and B are what they are called."""
+    assert BASELINE[2:6] == b"\xff\xe0\0\x10"
+    named = bytearray(BASELINE)
+    frame, scan = named.index(b"\xff\xc0"), named.index(b"\xff\xda")
+    named[frame + 10 : frame + 19 : 3] = named[scan + 5 : scan + 11 : 2] = b"RGB"
+    assert decode(bytes(named)).tobytes() == pixels(BASELINE)
+    bare = bytes(named[:2] + named[20:])
+    assert decode(bare).tobytes() == pixels(bare) != pixels(BASELINE)
+
+
 def test_tables_may_come_as_a_file_of_their_own_before_the_picture() -> None:
     at = BASELINE.index(b"\xff\xc0")
     data = BASELINE[:at] + b"\xff\xd9\xff\xd8" + BASELINE[at:]
@@ -224,6 +249,18 @@ def test_a_whole_file_tells_nothing() -> None:
     told: list[str] = []
     decode(BASELINE, tell=told.append)
     assert told == []
+
+
+@pytest.mark.parametrize("colour", ["black", "white", "red"])
+def test_a_file_that_is_cut_before_any_of_its_restart_marks_is_refused(colour: str) -> None:
+    image = Image.new("RGB", (160, 80), colour)
+    data = saved(image, "JPEG", restart_marker_blocks=2)
+    marks = [at for at in range(len(data)) if data[at] == 0xFF and 0xD0 <= data[at + 1] <= 0xD7]
+    assert len(marks) > 16
+    for at in marks[-16:]:
+        for end in (at, at + 1, at + 2):
+            with pytest.raises(ImageUnreadable):
+                decode(data[:end])
 
 
 def test_a_progressive_file_that_lacks_whole_scans_is_refused() -> None:
@@ -292,6 +329,22 @@ def test_a_fraction_of_an_odd_size_is_rounded_up_and_turned() -> None:
     data = saved(gradient(333, 205), "JPEG", exif=exif(6), icc_profile=matrix("Display P3"))
     assert decode(data, 333 * 205 - 1).size == (103, 167)
     assert decode(data[:-2], 333 * 205 - 1).size == (103, 167)
+
+
+def test_a_jpeg_over_the_limit_waits_for_other_large_pictures() -> None:
+    """However small it comes out: its decoder may hold much."""
+    done = threading.Event()
+
+    def work() -> None:
+        decode(saved(gradient(320, 240), "JPEG"), 20_000)
+        done.set()
+
+    with images._one_at_a_time:
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert not done.wait(0.5)
+    assert done.wait(60)
+    thread.join()
 
 
 def test_a_jpeg_that_no_fraction_brings_under_the_limit_is_too_large() -> None:

@@ -23,6 +23,7 @@ COLORANTS: Final[dict[str, tuple[Triple, Triple, Triple]]] = {
 }
 GAMMAS: Final = {"sRGB": None, "Display P3": None, "Adobe RGB": 563 / 256, "ProPhoto": 1.8}
 D50: Final = (0.9642, 1.0, 0.8249)
+PAPER: Final = (0.84, 0.87, 0.71)
 
 
 def matrix(name: str, *, beside: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
@@ -39,17 +40,21 @@ def grey(gamma: float) -> bytes:
     return profile(b"GRAY", b"mntr", b"XYZ ", [(b"wtpt", _xyz(D50)), (b"kTRC", _power(gamma))])
 
 
-def printer(lab: Callable[[Sequence[int]], Triple]) -> bytes:
-    """Return a profile of CMYK whose 16 corners (0 or 1 of each ink) have these L*a*b* colours."""
-    table = b"".join(
+def printer(lab: Callable[[Sequence[int]], Triple], of: bytes = b"prtr") -> bytes:
+    """Return a profile of CMYK whose 16 corners (0 or 1 of each ink) have these L*a*b* colours.
+
+    Only of a scanner (`of` b"scnr") does lcms look for its black without a table back.
+    """
+    colours = b"".join(
         struct.pack(">3H", *(round(v) for v in (65280 * l / 100, 256 * (a + 128), 256 * (b + 128))))
         for l, a, b in (lab(inks) for inks in product((0, 1), repeat=4))  # noqa: E741 - L*a*b*
     )
     identity = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
     ramp = struct.pack(">2H", 0, 65535)
     lut = b"mft2" + bytes(4) + bytes((4, 3, 2, 0)) + identity + struct.pack(">2H", 2, 2)
-    tags = [(b"wtpt", _xyz(D50)), (b"A2B0", lut + ramp * 4 + table + ramp * 3)]
-    return profile(b"CMYK", b"prtr", b"Lab ", tags, version=0x0240_0000)
+    table = lut + ramp * 4 + colours + ramp * 3
+    tags = [(b"wtpt", _xyz(PAPER)), (b"A2B0", table), (b"A2B1", table)]
+    return profile(b"CMYK", of, b"Lab ", tags, version=0x0240_0000)
 
 
 def profile(

@@ -13,7 +13,6 @@ from PIL.ImageCms import Flags, ImageCmsProfile, ImageCmsTransform, Intent
 INTENT: Final = Intent.RELATIVE_COLORIMETRIC
 FLAGS: Final = Flags.BLACKPOINTCOMPENSATION
 SPACES: Final = {"RGB": "RGB ", "RGBA": "RGB ", "L": "GRAY", "LA": "GRAY", "CMYK": "CMYK"}
-CLASSES: Final = frozenset({"scnr", "mntr", "prtr", "spac"})
 # lcms makes 64 KB of bytes into gigabytes of steps there, and runs them for each of its 36,000
 # nodes; the tables in integers, which stand beside them, are bounded by their format.
 FLOAT_TABLES: Final = b"D2B"
@@ -50,8 +49,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
     to = "RGBA" if image.mode == "RGBA" else "RGB"
     try:
         meant = ImageCmsProfile(io.BytesIO(_without_float_tables(profile)))
-        told = meant.profile
-        if told.xcolor_space != SPACES[image.mode] or told.device_class not in CLASSES:
+        if meant.profile.xcolor_space != SPACES[image.mode]:
             return None
         srgb = ImageCmsProfile(ImageCms.createProfile("sRGB"))
         transform = ImageCmsTransform(

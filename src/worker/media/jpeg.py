@@ -18,8 +18,6 @@ END_OF_IMAGE: Final = 0xD9
 START_OF_SCAN: Final = 0xDA
 START_OF_FRAME: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE: Final = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-# Tables may come as a file of their own before the picture's (T.81, B.5).
-TABLES_END: Final = b"\xff\xd9\xff\xd8"
 COEFFICIENTS: Final = 64  # of a block, for each component
 COMMENT: Final = 0xFE
 APP0, APP1, APP2, APP14, APP15 = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF
@@ -64,11 +62,11 @@ def strip(data: bytes) -> Jpeg:
     scans, begin, end = 0, None, None
     components, drawn, buffered = 0, set[tuple[int, int]](), False
     for marker, start, after in _segments(data):
-        if marker == END_OF_IMAGE and begin is None:
-            kept.append(TABLES_END)
-        elif marker == END_OF_IMAGE:
-            end = after
-            break
+        if marker == END_OF_IMAGE:
+            if begin is not None:
+                end = after
+                break
+            # tables may come as a file of their own before the picture's (T.81, B.5)
         elif marker == START_OF_SCAN:
             scans += 1
             if scans > MAX_SCANS:

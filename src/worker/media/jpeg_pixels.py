@@ -18,7 +18,7 @@ MAX_JPEG_PIXELS: Final = 200_000_000
 # Of the coefficients that are held whatever the fraction, 2 bytes each: those of 200 million pixels
 # whose colour planes are halved, as is customary, or of 100 million whose planes are not.
 MAX_COEFFICIENT_BYTES: Final = 3 * MAX_JPEG_PIXELS
-FRACTIONS: Final = (1, 2, 4, 8)  # what libjpeg can leave out as it decodes
+FRACTIONS: Final = (2, 4, 8)  # what libjpeg can leave out as it decodes
 END_OF_IMAGE: Final = b"\xff\xd9"
 # Behind a file without its end mark: nothing, which libjpeg reads as zeros, or bits that are no
 # picture's and begin with ones. A restart mark is before them where one is due: libjpeg takes the

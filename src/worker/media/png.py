@@ -52,31 +52,28 @@ class _Parts:
 
     def __init__(self) -> None:
         self._head = [PNG_SIGNATURE]
-        self._body: list[memoryview] = []
-        self._of = b""
-        self._frames = 0
+        self._drawn: dict[bytes, list[memoryview]] = {name: [] for name in PICTURES}
 
     def draw(self, name: bytes, held: memoryview) -> None:
-        """Take pixels: IDAT's, or those of an animation's first frame where there are none."""
-        self._of = self._of if self._body else name
-        if name == self._of:
-            self._body.append(held)
+        """Take pixels."""
+        self._drawn[name].append(held)
 
     def take(self, name: bytes, chunk: bytes) -> None:
         if name == b"tRNS":
             if _is_sound(chunk) and len(chunk) - 12 >= _least(self._head):
                 self._head.append(chunk)
-        elif self._body:
-            self._of = b"" if name == b"fcTL" else self._of
-        elif name in CRITICAL:
+        elif any(self._drawn.values()):
+            return
+        elif name in CRITICAL or (name == b"fcTL" and _is_frame(chunk, self._head)):
             self._head.append(chunk)
-        elif name == b"fcTL" and _is_frame(chunk, self._frames, self._head):
-            self._head.append(chunk)
-            self._frames += 1
 
     def joined(self) -> bytes:
-        """Return the file of these chunks."""
-        end = [_chunk(b"IDAT", b"".join(self._body)), _chunk(b"IEND", b"")] if self._body else []
+        """Return the file of these chunks; an animation's frames where there is no other picture.
+
+        A decoder ends with the first frame.
+        """
+        body = self._drawn[b"IDAT"] or self._drawn[b"fdAT"]
+        end = [_chunk(b"IDAT", b"".join(body)), _chunk(b"IEND", b"")] if body else []
         return b"".join((*self._head, *end))
 
 
@@ -145,12 +142,13 @@ def _is_sound(chunk: bytes) -> bool:
     )
 
 
-def _is_frame(chunk: bytes, number: int, head: Sequence[bytes]) -> bool:
+def _is_frame(chunk: bytes, head: Sequence[bytes]) -> bool:
     """Tell whether an fcTL is the next one and its frame inside the picture (PNG, 11.3.6.2)."""
-    number_told, *box = (int.from_bytes(chunk[at : at + 4]) for at in range(8, 28, 4))
+    number, *box = (int.from_bytes(chunk[at : at + 4]) for at in range(8, 28, 4))
     sides = [int.from_bytes(head[1][at : at + 4]) for at in (8, 12)] if len(head) > 1 else [0, 0]
     inside = all(0 < box[i] <= sides[i] - box[i + 2] for i in (0, 1))
-    return _is_sound(chunk) and len(chunk) >= FRAME_LENGTH and number_told == number and inside
+    due = sum(known[4:8] == b"fcTL" for known in head)
+    return _is_sound(chunk) and len(chunk) >= FRAME_LENGTH and number == due and inside
 
 
 def _least(head: Sequence[bytes]) -> int:

@@ -37,7 +37,7 @@ def canvas(data: bytes) -> tuple[int, int] | None:
 def strip(data: bytes) -> Source:
     """Keep a WEBP's canvas and its first picture, whatever stands behind it.
 
-    Without a whole picture the file stays as it is, for the decoder to judge.
+    Without a picture the file stays as it is, for the decoder to judge.
     """
     kept, beside = list[bytes](), dict[bytes, bytes]()
     found, flags, at = False, 0, 12
@@ -50,8 +50,6 @@ def strip(data: bytes) -> Source:
         if name in BESIDE:
             beside.setdefault(name, held)
         elif not found and name in {b"VP8X", b"ANIM", b"ANMF", b"ALPH", *STILL}:
-            if len(held) < size:
-                break
             if name == b"VP8X" and held:
                 flags = held[0]
                 held = bytes((flags & ~sum(BESIDE.values()),)) + held[1:]
