@@ -8,7 +8,7 @@ from worlds.published import EDIT, IMAGE
 from worker import settings
 from worker.edge import fields
 from worker.edge.capabilities import capabilities
-from worker.edge.reply import measure
+from worker.edge.reply import measure, worker_version
 
 
 def test_every_model_is_told_with_its_limits() -> None:
@@ -34,3 +34,40 @@ def test_the_answer_is_plain_json_without_the_operators_secrets() -> None:
     assert told["limits"]["max_reply_bytes"] == 5_000_000
     assert "topsecret" not in json.dumps(told)
     assert "/data" not in json.dumps(told)
+
+
+def test_a_model_is_told_as_it_is() -> None:
+    chosen = settings.read({"MAX_IMAGES_PER_REQUEST": "3", "MAX_IMAGE_BYTES": "7 MB"})
+    told = capabilities((EDIT,), chosen)
+    assert told["models"] == [
+        {
+            "id": EDIT.id,
+            "repository": EDIT.repository,
+            "revision": EDIT.revision,
+            "precision": "4bit",
+            "licence": "apache-2.0",
+            "tasks": ["edit"],
+            "steps": 40,
+            "true_cfg_scale": 4.0,
+            "negative_prompt": " ",
+            "lightning_steps": [8, 4],
+            "area": 1024 * 1024,
+            "max_pixels": 2048 * 2048,
+            "max_images": 3,
+            "sizes": {ratio: list(size) for ratio, size in EDIT.sizes.items()},
+        }
+    ]
+    assert told["limits"] == {
+        "max_images_per_request": 3,
+        "max_image_bytes": 7_000_000,
+        "max_reply_bytes": 18_000_000,
+    }
+    assert told["worker_version"] == worker_version()
+    assert set(told) == {"models", "input", "limits", "worker_version"}
+    row = next(row for row in told["input"] if row["field"] == "num_images")
+    assert row == {
+        "field": "num_images",
+        "aliases": ["n", "num_outputs", "num_images_per_prompt"],
+        "accepts": "1-4; picture i has seed + i",
+        "default": "1",
+    }

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds.published import EDIT, IMAGE
 
-from worker.edge.geometry import LARGEST, RATIOS, Dimensions, Size, at_area, dimensions
+from worker.edge.geometry import LARGEST, RATIOS, Dimensions, Size, at_area, choose, dimensions
 from worker.errors import InvalidInput
 from worker.families import Served
 
@@ -154,3 +154,114 @@ def test_input_is_refused_for_a_picture_too_large_to_deliver() -> None:
     assert dimensions(Wish(Size(as_input=True), EDIT), [(4096, 4096)]).final == (4096, 4096)
     with pytest.raises(InvalidInput, match="4097x4096 pixels, at most 16777216"):
         dimensions(Wish(Size(as_input=True), EDIT), [(4097, 4096)])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "height"),
+    [
+        ("1:1", 2304),
+        ("16:9", 1296),
+        ("9:16", 4096),
+        ("4:3", 1728),
+        ("3:4", 3072),
+        ("3:2", 1536),
+        ("2:3", 3456),
+    ],
+)
+def test_a_ratio_is_width_to_height(ratio: str, height: int) -> None:
+    roomy = replace(IMAGE, max_pixels=10**8)
+    for size in (Size(width=2304, aspect_ratio=ratio), Size(height=height, aspect_ratio=ratio)):
+        assert dimensions(Wish(size, roomy), []) == Dimensions(2304, height)
+
+
+def test_the_other_side_is_the_nearest_multiple_of_16_and_no_less_than_64() -> None:
+    assert dimensions(Wish(Size(width=64, aspect_ratio="16:9")), []) == Dimensions(64, 64)
+    assert dimensions(Wish(Size(height=64, aspect_ratio="9:16")), []) == Dimensions(64, 64)
+    assert dimensions(Wish(Size(width=128, aspect_ratio="4:3")), []) == Dimensions(128, 96)
+    assert dimensions(Wish(Size(width=208, aspect_ratio="4:3")), []) == Dimensions(208, 160)
+
+
+def test_a_published_size_is_floored_to_multiples_of_16() -> None:
+    model = replace(IMAGE, sizes={"16:9": (1000, 575), "9:16": (575, 1000)})
+    assert dimensions(Wish(Size(aspect_ratio="16:9"), model), []) == Dimensions(992, 560)
+    assert dimensions(Wish(Size(aspect_ratio="9:16"), model), []) == Dimensions(560, 992)
+
+
+@pytest.mark.parametrize(
+    ("area", "long"), [(1024 * 1024, 16384), (1_000_000, 15616), (96 * 96, 128), (32 * 32, 64)]
+)
+def test_the_long_side_of_an_extreme_aspect_keeps_the_area(area: int, long: int) -> None:
+    assert at_area(area, 1e6) == (long, 64)
+    assert at_area(area, 1e-6) == (64, long)
+
+
+def test_exactly_the_limit_can_be_drawn() -> None:
+    """Judged is what is drawn, not what was asked: up to 15 pixels a side are floored away."""
+    assert dimensions(Wish(Size(width=2048, height=2048)), []) == Dimensions(2048, 2048)
+    found = dimensions(Wish(Size(width=2063, height=2049)), [])
+    assert (found.width, found.height) == (2048, 2048)
+    assert found.adjusted == {"width": (2063, 2048), "height": (2049, 2048)}
+    with pytest.raises(InvalidInput, match=r"\(got 2064x2048 = 4227072\)"):
+        dimensions(Wish(Size(width=2064, height=2048)), [])
+
+
+def test_a_size_of_ours_that_is_exactly_the_limit_is_not_made_smaller() -> None:
+    model = replace(IMAGE, max_pixels=1024 * 1024)
+    assert dimensions(Wish(model=model), []) == Dimensions(1024, 1024)
+    less = dimensions(Wish(model=replace(IMAGE, max_pixels=1024 * 1024 - 1)), [])
+    assert (less.width, less.height) == (992, 992)
+
+
+@pytest.mark.parametrize(
+    ("size", "last", "limit", "drawn"),
+    [
+        (Size(), None, 512 * 512, (512, 512)),
+        (Size(aspect_ratio="16:9"), None, 512 * 512, (672, 352)),
+        (Size(aspect_ratio="9:16"), None, 512 * 512, (352, 672)),
+        (Size(), (60_000, 1), 512 * 512, (4096, 64)),
+        (Size(), (1, 60_000), 512 * 512, (64, 4096)),
+        (Size(), (60_000, 1), 64 * 64, (64, 64)),
+        (Size(), (1, 60_000), 64 * 64, (64, 64)),
+        (Size(), (60_000, 1), 5000, (64, 64)),
+        (Size(), (1, 60_000), 5135, (64, 80)),
+    ],
+)
+def test_a_size_of_ours_over_the_limit_keeps_its_aspect_as_far_as_64_pixels_allow(
+    size: Size, last: tuple[int, int] | None, limit: int, drawn: tuple[int, int]
+) -> None:
+    model = replace(EDIT, max_pixels=limit)
+    found = dimensions(Wish(size, model), [last] if last else [])
+    assert (found.width, found.height) == drawn
+    (warning,) = found.warnings
+    assert f"is over this worker's {limit} pixels; drawn at {drawn[0]}x{drawn[1]}" in warning
+
+
+@pytest.mark.parametrize(
+    ("last", "drawn"),
+    [
+        ((512, 512), (512, 512)),  # a quarter of the model's area
+        ((512, 496), (1056, 992)),  # less
+        ((2048, 2048), (2048, 2048)),  # the limit
+        ((2048, 2064), (1024, 1024)),  # more
+    ],
+)
+def test_input_is_drawn_as_it_is_from_a_quarter_of_the_models_area_up_to_the_limit(
+    last: tuple[int, int], drawn: tuple[int, int]
+) -> None:
+    found = dimensions(Wish(Size(as_input=True), EDIT), [last])
+    assert (found.width, found.height) == drawn
+    assert found.final == (None if drawn == last else last)
+    assert bool(found.warnings) == (drawn != last)
+
+
+def test_a_model_with_a_higher_limit_delivers_larger_inputs() -> None:
+    model = replace(EDIT, max_pixels=4097 * 4096)
+    assert dimensions(Wish(Size(as_input=True), model), [(4097, 4096)]).final == (4097, 4096)
+    with pytest.raises(InvalidInput, match="4097x4097 pixels, at most 16781312"):
+        dimensions(Wish(Size(as_input=True), model), [(4097, 4097)])
+
+
+def test_the_size_of_an_input_that_is_not_there_is_refused_by_its_field() -> None:
+    with pytest.raises(InvalidInput, match="there is no input picture") as refused:
+        choose(Size(as_input=True, field="image_size"), EDIT, None)
+    assert [detail.field for detail in refused.value.details] == ["image_size"]

@@ -265,3 +265,31 @@ def test_every_error_becomes_a_reply_that_can_be_sent() -> None:
             reply = failure(kind("why"))
             assert reply["error"] == f"{kind.code}: why"
             assert measure(reply, 1000)
+
+
+def test_every_phase_of_a_job_is_counted_in_one_of_the_reply() -> None:
+    given = {
+        name: 2**place
+        for place, name in enumerate(
+            ("fetch", "text", "reference", "denoise", "decode", "encode", "deliver", "total")
+        )
+    }
+    assert a_success(timings_ms=given)["timings_ms"] == {
+        "fetch": 1,
+        "text": 6,
+        "denoise": 8,
+        "decode": 16,
+        "encode": 32,
+        "deliver": 64,
+        "total": 128,
+    }
+
+
+def test_a_message_is_cut_after_2000_characters() -> None:
+    assert failure(Internal("m" * 2000))["error"] == f"INTERNAL: {'m' * 2000}"
+    assert failure(Internal("m" * 2001))["error"] == f"INTERNAL: {'m' * 2000}..."
+
+
+def test_a_reply_that_does_not_fit_says_by_how_much() -> None:
+    with pytest.raises(OutputTooLarge, match=r"would have 2\.5 MB, at most 1\.2 MB fit"):
+        measure({"x": "y" * 2_500_000}, 1_200_000)

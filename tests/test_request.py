@@ -17,6 +17,8 @@ from worlds.published import EDIT, IMAGE
 
 from worker import settings
 from worker.edge import fields, reading
+from worker.edge.blank import is_blank
+from worker.edge.geometry import Size
 from worker.edge.request import Query, Request, parse
 from worker.errors import Detail, InvalidInput, ModelNotServed, UnsupportedTask, WorkerError
 from worker.families import Served
@@ -925,6 +927,409 @@ def test_an_upload_url_is_needed_for_each_picture() -> None:
     assert faults({"prompt": "a", "upload_url": "ftp://x"})[0][0] == "upload_url"
     told = faults({"prompt": "a", "upload_url": put, "response_format": "base64"})
     assert told[0][0] == "upload_url"
+
+
+# What one field says
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        ("x" * 40, f"'{'x' * 40}'"),
+        ("x" * 41, f"'{'x' * 40}...'"),
+        ("caf\u00e9\n", r"'caf\xe9\n'"),
+        (True, "true"),
+        (False, "false"),
+        (1.5, "1.5"),
+        ([512], "a list"),
+        ({}, "an object"),
+        ((512,), "no JSON value"),
+    ],
+)
+def test_a_fault_shows_what_was_given_in_short(value: Any, got: str) -> None:
+    told = [("width", f"must be a whole number (got {got})")]
+    assert faults({"prompt": "a", "width": value}) == told
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_number_is_shown_up_to_20_digits(sign: int) -> None:
+    bound = "must be at most 65536" if sign > 0 else "must be at least 64"
+    for number, got in ((10**20, "a huge number"), (10**20 - 1, str(sign * (10**20 - 1)))):
+        told = [("width", f"{bound} (got {got})")]
+        assert faults({"prompt": "a", "width": sign * number}) == told
+
+
+def test_an_input_that_is_null_is_shown_as_null() -> None:
+    assert faults(None)[0][1].endswith("(got null)")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("width", "9" * 19, f"must be at most 65536 (got '{'9' * 19}')"),
+        ("width", "9" * 20, f"must be a whole number (got '{'9' * 20}')"),
+        ("cfg", f"{'9' * 19}.{'1' * 19}", f"must be at most 20 (got '{'9' * 19}.{'1' * 19}')"),
+        ("cfg", "9" * 20, f"must be a number (got '{'9' * 20}')"),
+        ("cfg", f"9.{'9' * 20}", f"must be a number (got '9.{'9' * 20}')"),
+        ("cfg", "-3", "must be at least 1 (got '-3')"),
+        ("cfg", "3.", "must be a number (got '3.')"),
+        ("cfg", ".5", "must be a number (got '.5')"),
+        ("seed", "-2", "must be 0 to 2^63-1, or -1 for a random one (got -2)"),
+    ],
+)
+def test_a_number_may_be_written_with_up_to_19_digits(name: str, text: str, message: str) -> None:
+    assert faults({"prompt": "a", "lightning": False, name: text}) == [(name, message)]
+
+
+def test_a_lone_surrogate_shows_nothing() -> None:
+    assert is_blank("\ud800\udfff")
+    assert not is_blank("\ud800a")
+
+
+@pytest.mark.parametrize("word", ["jpg", "JPG", "Jpg", "Jpeg"])
+def test_jpg_is_jpeg_in_any_case(word: str) -> None:
+    assert parsed({"prompt": "a", "output_format": word}).output_format == "jpeg"
+
+
+def test_words_are_read_in_any_case() -> None:
+    edit = {"prompt": "a", "image": URL}
+    assert parsed({**edit, "size": "INPUT"}).size.as_input
+    assert parsed({"prompt": "a", "size": "Auto"}).size == Size()
+    assert parsed({**edit, "task": "Edit"}).task == "edit"
+    assert parsed({"prompt": "a", "response_format": "DATA_URL"}).response_format == "data_url"
+    assert parse({"op": "Health"}, BOTH, settings.read({})) == Query("health")
+
+
+@pytest.mark.parametrize("ratio", ["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3"])
+def test_every_ratio_of_the_table_is_taken(ratio: str) -> None:
+    assert ratio in next(row.accepts for row in fields.table() if row.name == "aspect_ratio")
+    assert parsed({"prompt": "a", "aspect_ratio": ratio}).size.aspect_ratio == ratio
+
+
+def test_an_upload_url_has_a_scheme_in_any_case_and_8190_characters_at_most() -> None:
+    for start in ("HTTPS://", "http://"):
+        assert refused("upload_url", start + "b.example/x") == []
+    assert refused("upload_url", "https://x".ljust(8190, "y")) == []
+    assert refused("upload_url", "https://x".ljust(8191, "y")) == [
+        "must have at most 8190 characters (got 8191)"
+    ]
+    assert refused("upload_url", "xhttps://b.example") == ["must be an https URL"]
+
+
+def test_a_list_of_the_wrong_length_is_told_with_both_numbers() -> None:
+    assert refused("images", [URL] * 4) == ["must be 1 to 3 (got 4); leave it out for none"]
+    assert refused("upload_url", [PUT] * 5) == ["must be 1 to 4 (got 5); leave it out for none"]
+
+
+def test_the_names_of_a_field_are_held_against_the_first_that_was_given() -> None:
+    given = {"prompt": "a", "n": 2, "num_images": 2, "num_outputs": 3, "num_images_per_prompt": 2}
+    assert faults(given) == [("num_outputs", "differs from n, which means the same")]
+
+
+@pytest.mark.parametrize("start", ["images", "image_url"])
+def test_a_third_picture_needs_no_second(start: str) -> None:
+    a, c = "https://example.com/a", "https://example.com/c"
+    sources = parsed({"prompt": "a", start: a, "image_3": c}).sources
+    assert [source.value for source in sources] == [a, c]
+    assert [source.value for source in parsed({"prompt": "a", "image_2": c}).sources] == [c]
+
+
+def test_a_clash_of_numbered_pictures_says_which() -> None:
+    a, b, c = (f"https://example.com/{name}" for name in "abc")
+    assert faults({"prompt": "a", "images": [a, b, c], "image_3": b}) == [
+        ("image_3", "differs from picture 3, which is given already")
+    ]
+    assert faults({"prompt": "a", "images": a, "image_2": [b, c]}) == [
+        ("image_2", "must be one picture (got 2)")
+    ]
+
+
+def test_keys_are_looked_at_in_the_pictures_that_count() -> None:
+    many = [{"url": URL, f"k{n}": 1} for n in range(4)]
+    with pytest.raises(InvalidInput) as told:
+        parsed({"prompt": "a", "images": many})
+    assert [text.partition(":")[0] for text in told.value.warnings] == [
+        "images.k0",
+        "images.k1",
+        "images.k2",
+    ]
+
+
+def test_an_unknown_field_is_named_up_to_60_plain_characters() -> None:
+    for word, name in (
+        ("k" * 60, "k" * 60),
+        ("k" * 61, f"'{'k' * 40}...'"),
+        ("k\n", r"'k\n'"),
+        ("\u00e9", r"'\xe9'"),
+    ):
+        assert parsed({"prompt": "a", word: 1}).warnings == (f"{name}: is not a known field",)
+
+
+def test_ten_unknown_fields_are_all_named() -> None:
+    warnings = parsed({"prompt": "a", **{f"x{n}": 1 for n in range(10)}}).warnings
+    assert [text.partition(":")[0] for text in warnings] == [f"x{n}" for n in range(10)]
+
+
+def test_an_input_beside_an_op_is_an_unknown_field() -> None:
+    query = parse({"op": "health", "input": {"prompt": "a"}}, BOTH, settings.read({}))
+    assert query == Query("health", ("input: is not a known field",))
+
+
+# What a picture may be
+
+
+NO_PATH = "a file path is never read; send an https URL, a data URI or base64"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/x", "~x", "\\x", "./x", "../x", ".\\x", "..\\x", "c:/x", "Z:\\x"),
+        *(
+            f"cat.{end}"
+            for end in [
+                "png",
+                "jpg",
+                "jpeg",
+                "webp",
+                "gif",
+                "bmp",
+                "avif",
+                "heic",
+                "heif",
+                "tif",
+                "tiff",
+                "PNG",
+                "Jpg",
+            ]
+        ),
+        f"{'a' * 4096}.png",
+    ],
+)
+def test_a_path_is_told_as_that(path: str) -> None:
+    assert faults({"prompt": "a", "image": path}) == [("image", NO_PATH)]
+
+
+@pytest.mark.parametrize("text", ["cat", ".cat", "cat.pn", "cat.pngx", "1:/cat", "..."])
+def test_what_is_no_path_is_told_what_it_may_be(text: str) -> None:
+    ((_, message),) = faults({"prompt": "a", "image": text})
+    assert message.startswith('must be an https URL, a data URI, base64, or {"image"|"url"')
+
+
+@pytest.mark.parametrize(
+    ("scheme", "is_url"),
+    [("ftp", True), ("x-1.y+z", True), ("a" * 32, True), ("a" * 33, False), ("1a", False)],
+)
+def test_a_url_is_known_by_its_scheme(scheme: str, is_url: bool) -> None:
+    value = f"{scheme}://example.com/x"
+    if is_url:
+        assert parsed({"prompt": "a", "image": value}).sources == (ImageSource("url", value),)
+    else:
+        assert faults({"prompt": "a", "image": value})[0][0] == "image"
+
+
+def test_32_characters_of_base64_may_be_a_picture() -> None:
+    for count, message in ((24, None), (23, None), (22, "too short"), (21, "too short")):
+        text = base64.b64encode(bytes(range(1, 1 + count))).decode()
+        told = refused("images", text.rstrip("=") if count == 22 else text)
+        assert bool(told) == (message is not None), count
+        assert not message or message in told[0]
+
+
+def test_the_header_of_a_data_uri_ends_in_256_characters() -> None:
+    for length, fits in ((256, True), (257, False)):
+        header = "data:image/png".ljust(length - len(";base64,"), "x") + ";base64,"
+        assert len(header) == length
+        assert (refused("images", header + PNG) == []) is fits
+
+
+def test_an_object_names_one_picture() -> None:
+    for value in ({}, {"url": URL, "data": PNG}, {"url": None}):
+        assert refused("images", value) == [
+            "an object must have exactly one of image, url, data, base64"
+        ]
+
+
+# What fields say together
+
+
+def test_faults_of_several_kinds_are_an_invalid_input() -> None:
+    with pytest.raises(WorkerError) as told:
+        parsed({"prompt": "a", "model": "flux", "width": 3})
+    assert type(told.value) is InvalidInput
+    assert {detail.field for detail in told.value.details} == {"model", "width"}
+
+
+def test_the_first_model_that_can_is_taken() -> None:
+    second = replace(EDIT, id="second")
+    for served in ((IMAGE, EDIT, second), (second, EDIT)):
+        able = next(model for model in served if "edit" in model.tasks)
+        assert parsed({"prompt": "a", "image": URL}, served).model is able
+
+
+def test_of_two_models_of_one_repository_the_one_that_can_is_meant() -> None:
+    pair = (replace(IMAGE, repository="a/b"), replace(EDIT, repository="a/b"))
+    assert parsed({"prompt": "a", "model": "A/B"}, pair).model is pair[0]
+    assert parsed({"prompt": "a", "model": "A/B", "image": URL}, pair).model is pair[1]
+
+
+@pytest.mark.parametrize("model", [5, "flux", "qwen-image-2512"])
+def test_without_a_model_the_size_is_judged_for_the_task_that_was_meant(model: Any) -> None:
+    job = {"prompt": "a", "model": model, "size": "input"}
+    assert [field for field, _ in faults({**job, "image": URL}, (IMAGE,))] == ["model"]
+    assert faults({**job, "task": "edit"}, (IMAGE,))[0][0] == "model"
+    text = faults(job, (EDIT,))
+    assert [field for field, _ in text] == ["model", "size"]
+    assert text[1] == ("size", "input is for edit: there is no input picture")
+
+
+def test_a_wrong_picture_still_means_an_edit() -> None:
+    assert faults({"prompt": "a", "image": 5, "size": "input"})[0][0] == "image"
+    assert len(faults({"prompt": "a", "image": 5, "size": "input"})) == 1
+    told = faults({"prompt": "a", "image": 5}, (IMAGE,))
+    assert [field for field, _ in told] == ["image", "task"]
+    assert len(faults({"prompt": "a", "image": 5, "task": 7, "size": "input"})) == 2
+
+
+def test_what_a_model_cannot_do_says_what_it_does_and_who_can() -> None:
+    both = replace(EDIT, id="both", tasks=("text-to-image", "edit"))
+    ((_, message),) = faults({"prompt": "a", "task": "layered", "model": "both"}, (both,))
+    told = "both does text-to-image and edit, not layered; this version has no model for it"
+    assert message == told
+    ((_, message),) = faults({"prompt": "a", "model": EDIT.id, "task": "text-to-image"})
+    assert message == f"{EDIT.id} does edit, not text-to-image; {IMAGE.id} does"
+    ((_, message),) = faults({"prompt": "a", "model": EDIT.id})
+    assert message.startswith(f"{EDIT.id} does edit, not text-to-image; give images to edit; ")
+    ((_, message),) = faults({"prompt": "a", "model": IMAGE.id, "image": URL}, (IMAGE,))
+    assert "give images" not in message
+    assert "; add one of " in message
+    assert "tiny" not in message
+
+
+def test_every_fault_of_lightning_has_its_words() -> None:
+    plain = (replace(IMAGE, lightning_steps=()),)
+    fused = {"LIGHTNING_FUSED": "true", "LIGHTNING_STEPS": "8"}
+    held = (replace(IMAGE, lightning_steps=(8,)),)
+    base = {"prompt": "a"}
+    assert faults({**base, "lightning": True}, plain) == [
+        ("lightning", "no Lightning LoRA is held for qwen-image-2512")
+    ]
+    assert faults({**base, "steps": 20}) == [
+        ("steps", "must be 8 or 4 with Lightning, or lightning must be false (got 20)")
+    ]
+    assert faults({**base, "steps": 4}, held, fused) == [
+        ("steps", "must be 8 with Lightning (got 4)")
+    ]
+    assert faults({**base, "lightning": False}, held, fused) == [
+        ("lightning", "cannot be turned off: qwen-image-2512 has it baked in here")
+    ]
+    assert faults({**base, "lightning": False, "steps": 4}, held, fused)[1][0] == "steps"
+
+
+def test_a_model_without_lightning_is_free_of_it_on_a_fused_worker_too() -> None:
+    fused = {"LIGHTNING_FUSED": "true", "LIGHTNING_STEPS": "8"}
+    plain = (replace(IMAGE, lightning_steps=()),)
+    request = parsed({"prompt": "a", "steps": 7}, plain, fused)
+    assert (request.lightning, request.steps, request.true_cfg_scale) == (False, 7, 4.0)
+
+
+def test_cfg_runs_from_just_above_1() -> None:
+    base = {"prompt": "a", "lightning": False}
+    assert parsed({**base, "cfg": 1.0001}).negative_prompt == NEGATIVE_2512
+    request = parsed({**base, "cfg": 1, "negative": "dark"})
+    assert request.negative_prompt is None
+    assert request.warnings == ("negative: has no effect at a true_cfg_scale of 1.0",)
+    told = "cfg: set to 1.0, since Lightning runs without CFG (got 1.5)"
+    assert parsed({"prompt": "a", "cfg": 1.5}).warnings == (told,)
+
+
+def test_a_random_seed_leaves_room_for_four_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last seed of the last picture is the largest whole number that every reader has."""
+    monkeypatch.setattr("secrets.randbelow", lambda below: below - 1)
+    request = parsed({"prompt": "a", "n": 4})
+    assert request.seed + 3 < 2**53 - 1
+    assert request.seed == 2**53 - 5
+
+
+def test_the_number_of_pictures_and_the_last_seed_are_judged_at_their_bounds() -> None:
+    two = {"MAX_IMAGES_PER_REQUEST": "2"}
+    assert parsed({"prompt": "a", "n": 2}, environ=two).num_images == 2
+    assert faults({"prompt": "a", "n": 3}, environ=two) == [("n", "must be at most 2 (got 3)")]
+    assert faults({"prompt": "a", "n": 2, "seed": 2**63 - 1}) == [
+        ("seed", "seed + 1 must be at most 2^63-1")
+    ]
+
+
+def test_what_is_wrong_with_delivery_is_told_once() -> None:
+    base = {"prompt": "a"}
+    assert [f for f, _ in faults({**base, "n": 9, "upload_url": PUT})] == ["n"]
+    assert faults({**base, "n": 2, "upload_url": PUT}) == [
+        ("upload_url", "must be one for each of 2 (got 1)")
+    ]
+    wrong = {**base, "upload_url": "x", "response_format": "url"}
+    assert [f for f, _ in faults(wrong)] == ["upload_url"]
+    for asked in ("base64", "data_url"):
+        assert faults({**base, "upload_url": PUT, "response_format": asked}) == [
+            ("upload_url", f"goes with response_format url, not {asked}")
+        ]
+    assert parsed({**base, "upload_url": PUT, "response_format": "url"}).upload_urls == (PUT,)
+    for s3, environ in ((True, {}), (False, BUCKET)):
+        request = parsed({**base, "response_format": "url"}, environ=environ, s3=s3)
+        assert request.response_format == "url"
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ({}, Size(field="aspect_ratio")),
+        ({"aspect_ratio": "4:3"}, Size(aspect_ratio="4:3", field="aspect_ratio")),
+        ({"width": 512}, Size(width=512, field="width")),
+        ({"height": 512}, Size(height=512, field="height")),
+        ({"width": 512, "height": 640}, Size(512, 640, field="width")),
+        ({"width": 512, "aspect_ratio": "4:3"}, Size(512, None, "4:3", field="width")),
+        ({"height": 512, "aspect_ratio": "4:3"}, Size(None, 512, "4:3", field="height")),
+        ({"size": "512x640", "height": 640}, Size(512, 640, field="size")),
+        ({"image_size": "512x640"}, Size(512, 640, field="image_size")),
+        ({"size": "input", "image": URL}, Size(as_input=True, field="size")),
+    ],
+)
+def test_a_size_is_what_was_given_by_the_name_it_was_given(given: Any, size: Size) -> None:
+    assert parsed({"prompt": "a", **given}).size == size
+
+
+def test_a_clash_of_sizes_names_both() -> None:
+    for name in ("width", "height"):
+        assert faults({"prompt": "a", "image_size": "512x512", name: 640}) == [
+            ("image_size", f"differs from {name}")
+        ]
+        assert faults({"prompt": "a", "image": URL, "size": "input", name: 640}) == [
+            ("size", f"input goes without {name}")
+        ]
+    assert faults({"prompt": "a", "image": URL, "size": "input", "aspect_ratio": "1:1"}) == [
+        ("aspect_ratio", "differs from size input")
+    ]
+    assert faults({"prompt": "a", "size": "input"}) == [
+        ("size", "input is for edit: there is no input picture")
+    ]
+    assert faults({"prompt": "a", "aspect_ratio": "match_input_image"}) == [
+        ("aspect_ratio", "match_input_image is for edit")
+    ]
+
+
+def test_a_side_whose_other_waits_for_the_picture_is_judged_with_it() -> None:
+    assert parsed({"prompt": "a", "image": URL, "width": 8192}).size.width == 8192
+    assert parsed({"prompt": "a", "image": URL, "height": 8192}).size.height == 8192
+    for sides in ({"width": 8192}, {"height": 8192}, {"width": 4096, "height": 4096}):
+        ((field, _),) = faults({"prompt": "a", **sides})
+        assert field == next(iter(sides))
+        ((field, _),) = faults({"prompt": "a", "image": URL, "aspect_ratio": "1:1", **sides})
+        assert field == next(iter(sides))
+
+
+@pytest.mark.parametrize("name", ["width", "height", "size", "aspect_ratio"])
+def test_a_size_of_which_a_part_is_wrong_is_not_judged_as_a_whole(name: str) -> None:
+    given: dict[str, Any] = {"width": 60000, "height": 60000, name: "wrong"}
+    assert [field for field, _ in faults({"prompt": "a", **given})] == [name]
 
 
 # Whatever comes

@@ -152,9 +152,7 @@ class JobInput(BaseModel):
     models served, is judged by worker.edge.request.
     """
 
-    model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=False
-    )
+    model_config = ConfigDict(strict=True, frozen=True, validate_by_name=True)
 
     prompt: Annotated[str, Field(min_length=1, max_length=5000), Plain, Visible] | None = _field(
         "string, 1-5000 characters; blanks alone, NUL and lone surrogates are refused",

@@ -99,13 +99,12 @@ def choose(size: Size, model: Served, last: tuple[int, int] | None) -> Dimension
             raise _refused(size, told)
         return _like(last, model)
     width, height = size.width, size.height
-    if width is None and height is None:
-        return _limited(*_default(size, model, last), model)
-    ratio = _ratio(size, last)
-    if width is None:
-        width = _nearest((height or 0) * ratio)
     if height is None:
-        height = _nearest(width / ratio)
+        if width is None:
+            return _limited(*_default(size, model, last), model)
+        height = _nearest(width / _ratio(size, last))
+    elif width is None:
+        width = _nearest(height * _ratio(size, last))
     return _exact(size, width, height, model)
 
 
@@ -131,9 +130,9 @@ def at_area(area: int, ratio: float) -> tuple[int, int]:
     wide, high = round(width / ALIGNED) * ALIGNED, round(height / ALIGNED) * ALIGNED
     longest = max(SMALLEST, area // SMALLEST // ALIGNED * ALIGNED)
     if high < SMALLEST:
-        return min(max(wide, SMALLEST), longest), SMALLEST
+        return longest, SMALLEST
     if wide < SMALLEST:
-        return SMALLEST, min(high, longest)
+        return SMALLEST, longest
     return wide, high
 
 
@@ -173,7 +172,7 @@ def _limited(width: int, height: int, model: Served) -> Dimensions:
         high = max(SMALLEST, int(high * scale) // ALIGNED * ALIGNED)
         # a side that was held at 64 leaves too many pixels in the other
         wide = min(wide, max(SMALLEST, model.max_pixels // high // MULTIPLE * MULTIPLE))
-        high = min(high, max(SMALLEST, model.max_pixels // wide // MULTIPLE * MULTIPLE))
+        high = min(high, model.max_pixels // wide // MULTIPLE * MULTIPLE)
         told = f"size: {width}x{height} is over this worker's {model.max_pixels} pixels; "
         return Dimensions(wide, high, warnings=(f"{told}drawn at {wide}x{high}",))
     return Dimensions(wide, high)
