@@ -12,7 +12,8 @@ import pytest
 from tools.mutation.reach import Recorder
 
 OPTIONS: Final = (
-    *("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:randomly"),
+    *("-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
+    *("--randomly-seed=0", "--randomly-dont-reorganize"),  # every session is the same
     # the plugins that are imported already
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
 )

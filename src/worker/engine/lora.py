@@ -37,7 +37,6 @@ NARROW_FLOATS: Final = (
     torch.float8_e5m2,
     torch.float8_e5m2fnuz,
 )
-INTEGERS: Final = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 MATRIX: Final = 2  # dimensions
 
 
