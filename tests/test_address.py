@@ -33,8 +33,22 @@ PUBLIC = [
     "192.169.0.0",
     "198.17.255.255",
     "198.20.0.0",
+    "191.255.255.255",
+    "192.0.3.0",
+    "192.88.100.0",
+    "198.51.99.255",
+    "198.51.101.0",
+    "203.0.112.255",
+    "203.0.114.0",
     "223.255.255.255",
+    "2000::1",
     "2001:200::1",
+    "2003::1",
+    "3ffe:ffff::1",
+    "3fff:1000::1",
+    "2606:4700::5efe:808:808",  # ISATAP: 8.8.8.8
+    "2606:4700::200:5efe:808:808",
+    "2606:4700::100:5efe:a00:1",  # none: another interface identifier
     "2001:4860:4860::8888",
     "2606:4700::1111",
     "2a00:1450:4001::200e",
@@ -91,6 +105,8 @@ NOT_PUBLIC = [
     "2001::1",  # Teredo: server 0.0.0.0
     "2001:0:808:808:0:0:80ff:fffe",  # Teredo: client 127.0.0.1
     "2001:0:a00:1:0:0:f7f7:f7f7",  # Teredo: server 10.0.0.1
+    "1fff::1",
+    "2001:1ff::1",
     "2001:2::1",
     "2001:10::1",
     "2001:20::1",
@@ -226,3 +242,20 @@ def test_allowed_networks_open_their_addresses_at_their_port_and_nothing_more() 
         assert not gate.permits("site.test", 8080)
     assert not Gate.of("http", opened).permits("8.8.8.8", 443)
     assert Gate.of("https", opened).permits("8.8.8.8", 443)
+
+
+def test_no_other_scheme_opens_a_port() -> None:
+    for scheme in ("ftp", "HTTPS", "", "ws"):
+        gate = Gate.of(scheme, OPEN)
+        assert not any(gate.has_port(port) for port in (80, 443, 21))
+        assert not any(gate.permits("8.8.8.8", port) for port in (80, 443, 21))
+    assert not Gate.of("http", settings.read({})).has_port(80)
+
+
+def test_a_port_is_open_if_any_address_may_be_dialled_at_it() -> None:
+    opened = settings.read({"ALLOWED_IMAGE_NETWORKS": "10.0.0.0/8:8080"})
+    gate = Gate.of("https", opened)
+    assert (gate.has_port(443), gate.has_port(8080)) == (True, True)
+    assert (gate.has_port(80), gate.has_port(8081)) == (False, False)
+    assert not gate.permits("::a00:1", 8080)
+    assert not gate.permits("11.0.0.0", 8080)

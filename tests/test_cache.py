@@ -29,3 +29,26 @@ def test_cleared_means_empty() -> None:
     cache.clear()
     cache.get("a", lambda: torch.zeros(4))
     assert cache.misses == 2
+
+
+def test_what_was_cleared_takes_no_room() -> None:
+    """The whole budget is there again."""
+    cache = TensorCache(budget=2 * 16)
+    for _ in range(2):
+        for key in ("a", "b"):
+            cache.get(key, lambda: torch.zeros(4))
+        cache.clear()
+    for key in ("a", "b", "a", "b"):
+        cache.get(key, lambda: torch.zeros(4))
+    assert (cache.hits, cache.misses) == (2, 6)
+
+
+def test_a_large_tensor_pushes_out_as_many_as_it_needs() -> None:
+    """Bytes count, not tensors: one of bf16 takes half of what one of float32 does."""
+    cache = TensorCache(budget=48)
+    for key in ("a", "b", "c"):
+        cache.get(key, lambda: torch.zeros(4))
+    cache.get("large", lambda: torch.zeros(16, dtype=torch.bfloat16))
+    cache.get("c", lambda: torch.ones(4))
+    assert cache.get("c", lambda: torch.ones(4)).sum() == 0
+    assert cache.get("a", lambda: torch.ones(4)).sum() == 4

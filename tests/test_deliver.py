@@ -20,7 +20,7 @@ from worker.edge import reply
 from worker.errors import DeliveryFailed, ImageFetchRefused, InvalidInput, WorkerError
 from worker.media import deliver as delivery
 from worker.media.deliver import Encoded, ResponseFormat, check_targets, deliver
-from worker.media.s3 import Bucket, region_of
+from worker.media.s3 import Bucket, own_bucket, region_of
 from worker.settings import Settings
 
 PICTURES = [
@@ -156,7 +156,9 @@ def test_no_checksum_is_sent_that_other_stores_do_not_know(site: Site) -> None:
             "BUCKET_SECRET_ACCESS_KEY": SECRET,
         }
     )
-    send(given, pictures=PICTURES[:1])
+    (entry,) = send(given, pictures=PICTURES[:1])
+    assert parse_qs(urlsplit(entry["url"]).query)["X-Amz-Expires"] == ["604800"]
+    assert parse_qs(urlsplit(site.hits[-1]).query)["X-Amz-Expires"] == ["3600"]
     assert site.headers["content-type"] == "image/png"
     assert site.headers["content-length"] == str(len(PICTURES[0].data))
     assert not any(
@@ -194,7 +196,7 @@ def test_an_upload_is_tried_again_until_the_store_takes_it(
     assert site.stored == {"/mine?sig=x": b"first picture"}
 
 
-FINAL = [301, 303, 307, 308, 400, 401, 403, 404, 405, 409, 410, 411, 412, 413, 415, 422, 451]
+FINAL = [300, 301, 303, 307, 308, 400, 401, 403, 404, 405, 409, 410, 411, 412, 413, 415, 422, 451]
 
 
 @pytest.mark.parametrize("status", FINAL)
@@ -400,7 +402,98 @@ def test_a_store_that_keeps_failing_is_a_failed_delivery(
     site.put_statuses.extend([500] * 9)
     with pytest.raises(DeliveryFailed, match="status 500"):
         send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
-    assert len(site.put_statuses) == 9 - delivery.UPLOAD_ATTEMPTS
+    assert len(site.put_statuses) == 9 - 4  # the attempts that docs/security.md tells
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
+def test_every_status_of_success_is_one(site: Site, status: int) -> None:
+    site.put_statuses.append(status)
+    (entry,) = send(
+        settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x?s=1#f"]
+    )
+    assert entry["url"] == f"{site.http}/x"
+
+
+@pytest.mark.parametrize(
+    ("job_id", "folder"),
+    [
+        ("job_1-Z", "job_1-Z"),
+        ("", "job"),
+        ("\u00e4 b\n", "--b-"),
+        ("x" * 128, "x" * 128),
+        ("x" * 129 + "/", "x" * 128),
+    ],
+)
+def test_a_job_has_a_folder_of_its_own_in_a_bucket(site: Site, job_id: str, folder: str) -> None:
+    kinds = {"image/jpeg": "jpg", "image/webp": "webp", "image/png": "png", "image/x-new": "bin"}
+    pictures = [Encoded(b"x", kind, 1, 1, 0) for kind in kinds]
+    entries = send(at(site), pictures=pictures, job_id=job_id)
+    assert [urlsplit(entry["url"]).path for entry in entries] == [
+        f"/pictures/{folder}/{index}.{ending}" for index, ending in enumerate(kinds.values())
+    ]
+
+
+def test_upload_urls_that_no_picture_needs_are_left_alone(site: Site) -> None:
+    urls = [f"{site.http}/{index}" for index in range(4)]
+    entries = send(settings.read(site.environ), upload_urls=urls)
+    assert [entry["url"] for entry in entries] == urls[:2]
+    assert site.stored.keys() == {"/0", "/1"}
+
+
+def test_an_upload_url_goes_before_a_jobs_bucket_and_that_before_the_operators(site: Site) -> None:
+    config = {**CREDENTIALS, "endpointUrl": f"{site.http}/theirs"}
+    urls = [f"{site.http}/mine"]
+    for upload_urls, s3_config, path in (
+        (urls, config, "/mine"),
+        ((), config, "/theirs/job-1/0.png"),
+        ((), None, "/pictures/job-1/0.png"),
+    ):
+        (entry,) = send(
+            at(site), pictures=PICTURES[:1], upload_urls=upload_urls, s3_config=s3_config
+        )
+        assert urlsplit(entry["url"]).path == path
+
+
+def test_blanks_around_the_values_of_a_jobs_bucket_are_no_part_of_them(site: Site) -> None:
+    config = {
+        "endpointUrl": f" {site.http} ",
+        "accessId": f"\t{ACCESS}\n",
+        "accessSecret": f" {SECRET}",
+        "bucketName": " b ",
+        "region": " moon-1 ",
+        "sessionToken": "t" * 4096,
+    }
+    (entry,) = send(settings.read(site.environ), pictures=PICTURES[:1], s3_config=config)
+    query = parse_qs(urlsplit(entry["url"]).query)
+    assert urlsplit(entry["url"]).path == "/b/job-1/0.png"
+    assert query["X-Amz-Credential"][0].startswith(f"{ACCESS}/")
+    assert query["X-Amz-Credential"][0].endswith("/moon-1/s3/aws4_request")
+    assert query["X-Amz-Security-Token"] == ["t" * 4096]
+
+
+def test_an_unknown_key_is_shown_up_to_sixty_characters() -> None:
+    config = {**CREDENTIALS, "endpointUrl": "https://store.test/b"}
+    for length, shown in ((60, 60), (61, 60)):
+        (warning,) = check_targets(
+            upload_urls=[], s3_config={**config, "q" * length: ""}, settings=settings.read({})
+        )
+        assert warning == f"s3Config.{'q' * shown}: is not a known key"
+
+
+def test_the_operators_bucket_has_what_the_settings_say(site: Site) -> None:
+    bucket = own_bucket(
+        at(
+            site,
+            BUCKET_NAME="b",
+            BUCKET_REGION="moon-1",
+            BUCKET_PREFIX="/in/",
+            BUCKET_SESSION_TOKEN="token",
+        )
+    )
+    assert bucket is not None
+    assert (bucket.access_key_id, bucket.secret_access_key) == (ACCESS, SECRET)
+    assert (bucket.name, bucket.region, bucket.session_token) == ("b", "moon-1", "token")
+    assert bucket.address("k") == f"{site.http}/pictures/b/in/k"
 
 
 def test_a_store_that_never_answers_ends_with_the_budget(
@@ -438,8 +531,9 @@ def test_upload_targets_obey_the_policy_for_image_urls(site: Site, url: str) -> 
         with pytest.raises(ImageFetchRefused) as failure:
             send(given, pictures=PICTURES[:1], upload_urls=[target])
         assert failure.value.details[0].field == "upload_url"
-        with pytest.raises((ImageFetchRefused, InvalidInput)):
+        with pytest.raises((ImageFetchRefused, InvalidInput)) as failure:
             send(given, pictures=PICTURES[:1], s3_config=config)
+        assert failure.value.details[0].field in ("s3Config", "s3Config.endpointUrl")
     assert not dialled
     if "inside.test" not in url:
         with pytest.raises(ImageFetchRefused):
@@ -461,7 +555,9 @@ def test_upload_targets_obey_the_policy_for_image_urls(site: Site, url: str) -> 
         {**CREDENTIALS, "endpointUrl": "https://store.test?x=1", "bucketName": "b"},
         {**CREDENTIALS, "endpointUrl": "https://[store/b", "bucketName": "b"},
         {**CREDENTIALS, "sessionToken": 7, "endpointUrl": "https://store.test/b"},
-        {**CREDENTIALS, "accessId": "x" * 5000, "endpointUrl": "https://store.test/b"},
+        {**CREDENTIALS, "accessId": "x" * 4097, "endpointUrl": "https://store.test/b"},
+        {**CREDENTIALS, "bucketName": " \n", "endpointUrl": "https://store.test"},
+        {**CREDENTIALS, "accessSecret": None, "endpointUrl": "https://store.test/b"},
     ],
 )
 def test_a_jobs_bucket_that_is_not_whole_is_invalid(config: dict[str, Any]) -> None:

@@ -14,8 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import aiodns
 import aiohttp
 import brotli
+import certifi
 import pytest
 from worlds.site import HOST, INSIDE, Site, tapped
 from yarl import URL
@@ -86,7 +88,91 @@ def test_a_picture_arrives_whole(site: Site, scheme: str) -> None:
     assert fetch(read(site), f"{getattr(site, scheme)}/good.png") == [PICTURE]
     assert site.headers["accept-encoding"] == "identity"
     assert site.headers["accept"] == "image/png, image/jpeg, image/webp"
+    assert site.headers["user-agent"] == "image-worker"
     assert "cookie" not in site.headers
+
+
+def test_certifis_authorities_are_trusted_beside_the_systems() -> None:
+    """An image without ca-certificates trusts them alone; here the system's is the site's."""
+    only = ssl.create_default_context(cafile=certifi.where())
+    known = {repr(one) for one in only.get_ca_certs()}
+    trusted = {repr(one) for one in dial.tls_context().get_ca_certs()}
+    assert known
+    assert known < trusted
+
+
+def test_a_picture_in_the_job_needs_no_site(site: Site) -> None:
+    given = read(site, MAX_IMAGE_BYTES="1024")
+    sources = [
+        ImageSource("base64", "cGljdHVyZQ=="),
+        ImageSource("url", "DATA:image/png;base64,cGljdHVyZQ"),
+        ImageSource("url", f"{site.http}/small.png"),
+    ]
+    site.files["/small.png"] = b"from the site"
+    expected = [b"picture", b"picture", b"from the site"]
+    assert asyncio.run(fetch_all(sources, given)) == expected
+    with pytest.raises(ImageTooLarge, match=r"images\[1\]: .* 1024 bytes"):
+        asyncio.run(fetch_all([sources[0], ImageSource("base64", "AAAA" * 342)], given))
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/nowhere", "redirected to nowhere"),
+        ("/to?url=//[/x", "redirected to a malformed URL"),
+        ("/status/404", "status 404"),
+        ("/hops/9", "more than 3 times"),
+    ],
+)
+def test_what_the_site_did_wrong_is_told(site: Site, path: str, told: str) -> None:
+    with pytest.raises(WorkerError, match=told):
+        fetch(read(site), site.http + path)
+
+
+def test_a_name_is_resolved_once_and_to_every_address(site: Site) -> None:
+    gate = dial.Gate.of("http", read(site, ALLOWED_IMAGE_NETWORKS="127.0.0.0/8:80"))
+    site.names.answers["two.test"] = [HOST, "127.0.0.9"]
+
+    async def resolve(name: str) -> list[tuple[str, str, int]]:
+        resolver = dial.GuardedResolver(gate, read(site))
+        try:
+            found = await resolver.resolve(name, 80, socket.AF_INET)
+            return sorted((one["hostname"], one["host"], one["port"]) for one in found)
+        finally:
+            await resolver.close()
+
+    expected = [("two.test", HOST, 80), ("two.test", "127.0.0.9", 80)]
+    assert asyncio.run(resolve("two.test")) == expected
+    with pytest.raises(dial.NoAddressError):
+        asyncio.run(resolve("nosuch.test"))
+
+
+def test_only_callers_names_are_asked_of_the_operators_name_servers(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator's own bucket may have a name that is known inside alone."""
+    asked: list[object] = []
+
+    class Watched(aiodns.DNSResolver):
+        def __init__(self, nameservers: Any = None) -> None:
+            asked.append(nameservers)
+            super().__init__(nameservers=[f"{HOST}:{site.dns_port}"])
+
+    monkeypatch.setattr(aiodns, "DNSResolver", Watched)
+
+    async def resolve(gate: dial.Gate | None) -> None:
+        resolver = dial.GuardedResolver(gate, given)
+        try:
+            await resolver.resolve("site.test", site.http_port)
+        finally:
+            await resolver.close()
+
+    given = read(site)
+    asyncio.run(resolve(dial.Gate.of("http", given)))
+    asyncio.run(resolve(None))
+    given = read(site, FETCH_NAMESERVERS="")
+    asyncio.run(resolve(dial.Gate.of("http", given)))
+    assert asked == [(f"{HOST}:{site.dns_port}",), None, None]
 
 
 def test_a_certificate_for_another_name_is_not_accepted(site: Site) -> None:
@@ -198,6 +284,9 @@ def test_a_redirect_may_climb_to_https_but_never_down(site: Site) -> None:
         "http://127.0.0.1:1/good.png",
         "http://2130706434:{port}/good.png",
         "http://[::1]:{port}/good.png",
+        "//[/good.png",
+        "/go\tod.png",
+        "/go\\od.png",
         "data:image/png;base64,AAAA",
     ],
 )

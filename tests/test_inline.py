@@ -219,6 +219,31 @@ def test_base64_is_measured_before_it_is_decoded() -> None:
             decode_base64(text, 75)
 
 
+def test_layout_may_take_three_characters_beside_each_of_base64() -> None:
+    """As text whose every character is percent-encoded, with a line break beside it."""
+    for limit, most in ((75, 400), (76, 416), (77, 416), (78, 416)):
+        with pytest.raises(InvalidInput, match="empty"):
+            decode_base64("\n" * most, limit)
+        with pytest.raises(ImageTooLarge):
+            decode_base64("\n" * (most + 1), limit)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is empty"),
+        ("data:;base64,", "is empty"),
+        ("AAA.", "is not valid base64"),
+        ("data:image/png,AAAA", "a data URI must be"),
+        ("data:image/png;base64", "a data URI must be"),
+        ("AA AA", "has blanks inside"),
+    ],
+)
+def test_what_is_wrong_with_it_is_told(text: str, told: str) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        decode_base64(text, 100)
+
+
 def test_a_picture_written_in_two_forms_is_one_picture() -> None:
     """Names of one field must agree, and do so with and without a header or lines."""
     forms = (TEXT, URI + lines(TEXT, 2000, "\n"), lines(TEXT, 76, " "))

@@ -204,3 +204,57 @@ def test_beside_rows_every_other_module_is_reached() -> None:
     assert adapters.attach("a", state) == len(others)
     assert adapters.modules >= {*REACHED}
     assert not {name for name in adapters.modules if name.endswith(".base")}
+
+
+def test_an_adapter_leaves_the_modules_alone_that_it_does_not_reach() -> None:
+    """Also those that another adapter reaches, in whatever order they are used."""
+    both, alone = small_transformer(), small_transformer()
+    whole, part = published_lora(both, 1), published_lora(both, 2, modules=["img_in", "proj_out"])
+    adapters, only = Adapters(both), Adapters(alone)
+    assert adapters.attach("whole", whole) == len(whole) // 3
+    assert adapters.attach("part", part) == only.attach("part", part) == 2
+    only.use("part")
+    expected = predict(alone)
+    for name in ("part", "whole", "part", None, "part"):
+        adapters.use(name)
+        assert adapters.active == name
+        assert torch.equal(predict(both), expected) is (name == "part")
+    only.use(None)
+    adapters.use(None)
+    assert torch.equal(predict(both), predict(alone))
+
+
+def test_what_is_not_held_changes_nothing_about_what_is_used() -> None:
+    ours = small_transformer()
+    adapters = Adapters(ours)
+    adapters.attach("a", published_lora(ours, 1))
+    adapters.use("a")
+    before = predict(ours)
+    with pytest.raises(LoraNotApplied, match="adapter b is not held; held: a"):
+        adapters.use("b")
+    assert adapters.active == "a"
+    assert torch.equal(predict(ours), before)
+
+
+def test_how_far_a_lora_misses_its_modules_is_told() -> None:
+    ours = small_transformer()
+    state = published_lora(ours, 1, modules=[*lightning_modules(BLOCKS)[3:], "img_in"])
+    with pytest.raises(LoraNotApplied, match=r"reaches 22 modules: 3 of .* missing and 1 are not"):
+        Adapters(ours).attach("a", state, expected=lightning_modules(BLOCKS))
+
+
+def test_a_lora_beside_what_is_no_linear_or_has_another_shape_is_told() -> None:
+    ours = small_transformer()
+    down, up = torch.ones(2, 16), torch.ones(64, 2)
+
+    def attach(module: str, down: Tensor, up: Tensor) -> None:
+        given = {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+        Adapters(ours).attach("a", given)
+
+    with pytest.raises(LoraNotApplied, match="img_in maps 16 to 64, the LoRA 15 to 64"):
+        attach("img_in", down[:, 1:], up)
+    with pytest.raises(LoraNotApplied, match="img_in maps 16 to 64, the LoRA 16 to 63"):
+        attach("img_in", down, up[1:])
+    with pytest.raises(LoraNotApplied, match="txt_norm is a RMSNorm, not a Linear"):
+        attach("txt_norm", down, up)
+    attach("img_in", down, up)

@@ -163,6 +163,11 @@ RECORD = {"transformer.r": 4, "transformer.lora_alpha": 16}
         ({"lora_alpha": "16", "r": "4", "use_rslora": "False"}, 4),
         ({"lora_alpha": "16", "r": "4", "alpha_pattern": '{"to_q": 2}'}, 0.5),
         ({"lora_alpha": "16", "r": "9", "rank_pattern": '{".*": 4}'}, 4),
+        ({"lora_alpha": "16", "r": "4", "use_rslora": "None", "rank_pattern": "None"}, 4),
+        ({"lora_alpha": "16", "r": "4", "alpha_pattern": '{"' + "a" * 500 + '": 2}'}, 4),
+        ({"lora_adapter_metadata": json.dumps({**RECORD, "peft_type": "LORA"})}, 4),
+        ({"lora_adapter_metadata": json.dumps({**RECORD, "transformer.peft_type": "LORA"})}, 4),
+        ({"lora_alpha": "4", "r": "1", "rank_pattern": '{".*": 4}'}, 1),
         ({"r": "64"}, 1),  # no alpha: of a training, not of a scale
         ({"ss_network_alpha": "16", "ss_network_dim": "4", "ss_network_module": "x"}, 1),
         ({"lora_adapter_metadata": json.dumps(RECORD)}, 4),

@@ -65,3 +65,52 @@ def test_a_precision_that_fits_without_the_text_encoder_offloads_it() -> None:
 def test_without_a_gpu_the_choice_is_bf16_unless_another_was_asked_for() -> None:
     assert choose("auto", NEED, free=None, capability=None).precision == "bf16"
     assert choose("4bit", NEED, free=None, capability=None).precision == "4bit"
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)])
+def test_every_gpu_with_bf16_is_served(capability: tuple[int, int]) -> None:
+    assert choose("auto", NEED, free=80 * GB, capability=capability).precision == "bf16"
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (7, 9), (6, 1)])
+def test_no_gpu_without_bf16_is(capability: tuple[int, int]) -> None:
+    with pytest.raises(InvalidSettings, match="Ampere"):
+        choose("auto", NEED, free=80 * GB, capability=capability)
+
+
+def test_a_gigabyte_has_a_thousand_million_bytes_and_four_are_left_to_work_in() -> None:
+    need: dict[Precision, Need] = {"bf16": Need(44_000_000_000, 29_000_000_000)}
+    for free, offload in ((48_000_000_000, False), (47_999_999_999, True), (33_000_000_000, True)):
+        assert choose("auto", need, free=free, capability=AMPERE).offload is offload
+    with pytest.raises(InvalidSettings, match=r"at least 33\.0 GB"):
+        choose("auto", need, free=32_999_999_999, capability=AMPERE)
+    assert choose("bf16", need, free=44_000_000_007, capability=AMPERE, working=7).offload is False
+
+
+def test_only_what_can_be_had_is_chosen() -> None:
+    """A model that comes in 4 bits alone is never served in 16."""
+    some: dict[Precision, Need] = {"4bit": NEED["4bit"], "8bit": NEED["8bit"]}
+    assert choose("auto", some, free=80 * GB, capability=AMPERE).precision == "8bit"
+    least: dict[Precision, Need] = {"8bit": NEED["8bit"]}
+    with pytest.raises(InvalidSettings, match=r"takes 24\.0 GB at 8bit .* at least 19\.0 GB"):
+        choose("auto", least, free=18 * GB, capability=AMPERE)
+
+
+def test_advice_names_what_the_weights_take_and_the_most_exact_that_fits() -> None:
+    told = r"^the GPU has 19\.0 GB free and the model takes 44\.0 GB at bf16 and 4\.0 GB to work in"
+    with pytest.raises(InvalidSettings, match=f"{told}: set PRECISION_MODE=8bit$"):
+        choose("bf16", NEED, free=19 * GB, capability=AMPERE)
+    with pytest.raises(InvalidSettings, match=r"set PRECISION_MODE=4bit$"):
+        choose("bf16", NEED, free=19 * GB - 1, capability=AMPERE)
+    told = r"takes 14\.0 GB at 4bit and 4\.0 GB to work in: choose a pool with at least 12\.0 GB"
+    with pytest.raises(InvalidSettings, match=told):
+        choose("auto", NEED, free=11 * GB, capability=AMPERE)
+
+
+@pytest.mark.parametrize(("free", "capability"), [(None, AMPERE), (80 * GB, None), (None, TURING)])
+def test_half_of_what_a_gpu_tells_is_no_gpu(
+    free: int | None, capability: tuple[int, int] | None
+) -> None:
+    assert choose("auto", NEED, free=free, capability=capability).precision == "bf16"
+    choice = choose("8bit", NEED, free=free, capability=capability)
+    assert (choice.precision, choice.offload) == ("8bit", False)

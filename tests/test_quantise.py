@@ -1,5 +1,6 @@
 """Quantised weights: which, how many bytes, and that they compute what they stand for."""
 
+import json
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from worker.engine.lora import LIGHTNING_MODULES
 from worker.engine.quantise import (
+    NF4_STATE,
     Linear8bit,
     Precision,
     is_quantised,
@@ -76,8 +78,12 @@ def test_the_bytes_are_those_that_were_computed(
 ) -> None:
     parts = quantise(weights(*shape)[0], precision, CPU)
     real = sum(t.numel() * t.element_size() for t in parts.values())
-    # NF4 writes a number of a varying count of digits into its packed state
-    assert real == pytest.approx(stored_bytes(shape, precision), abs=24)
+    if precision == "4bit":  # the number in its packed state has a varying count of digits
+        packed = bytes(parts[f"weight.{NF4_STATE}"].tolist())
+        facts = json.loads(packed)
+        real += len(json.dumps({**facts, "nested_offset": 0.0})) - len(packed)
+    assert real == stored_bytes(shape, precision)
+    assert stored_bytes(shape, "bf16") == 2 * shape[0] * shape[1]
 
 
 def test_nf4_survives_a_file_and_gives_bitsandbytes_own_result(tmp_path: Path) -> None:
@@ -149,3 +155,48 @@ def test_a_weight_that_bitsandbytes_refuses_on_some_cpus_stays_bf16() -> None:
     name = "transformer_blocks.0.attn.to_q.weight"
     assert not is_quantised("transformer", name, (3072, 3420), "4bit")
     assert not is_quantised("transformer", name, (48, 64), "4bit")
+    for shape, fits in (
+        ((32, 64), True),
+        ((64, 32), False),
+        ((31, 64), False),
+        ((32, 65), False),
+        ((33, 64), False),
+        ((32, 63), False),
+    ):
+        assert is_quantised("transformer", name, shape, "8bit") is fits
+
+
+def test_bf16_is_no_quantisation() -> None:
+    weight, bias = weights()
+    with pytest.raises(ValueError, match="not quantised"):
+        quantise(weight, "bf16", CPU)
+    with pytest.raises(ValueError, match="not quantised"):
+        linear({"weight": weight}, bias, "bf16", CPU)
+
+
+def test_eight_bits_use_every_level_and_no_more() -> None:
+    """The largest weight of a row is 127, whatever its sign and size."""
+    weight, _ = weights()
+    weight[5] *= 1e-30
+    weight[6, 0] = -9
+    parts = quantise(weight, "8bit", CPU)
+    assert parts["weight"].dtype == torch.int8
+    assert (parts["weight"].abs().amax(dim=1) == 127).all()
+    assert parts["weight"][6, 0] == -127
+    restored = parts["weight"].float() * parts["weight.scale"][:, None]
+    assert ((restored - weight.float()).abs() <= parts["weight.scale"][:, None] * 0.501).all()
+
+
+@pytest.mark.parametrize("precision", ["4bit", "8bit"])
+def test_a_linear_without_a_bias_has_none(precision: Precision) -> None:
+    weight, bias = weights()
+    parts = quantise(weight, precision, CPU)
+    x = torch.randn(3, 192).bfloat16()
+    bare = linear(parts, None, precision, CPU)
+    whole = linear(parts, bias, precision, CPU)
+    assert bare.bias is None
+    assert not any(p.requires_grad for p in (*bare.parameters(), *whole.parameters()))
+    assert (bare.in_features, bare.out_features) == (192, 128)
+    with torch.inference_mode():
+        torch.testing.assert_close(whole(x).float(), (bare(x) + bias).float(), rtol=0.02, atol=0.02)
+        assert bare(x).dtype == torch.bfloat16

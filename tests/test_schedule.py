@@ -1,7 +1,10 @@
 """Lightning's timesteps are the distilled ones at every size; the base schedule is the model's."""
 
+import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 
 from worker.engine import schedule
 from worker.errors import LoraNotApplied
@@ -52,3 +55,50 @@ def test_the_base_schedule_depends_on_the_resolution() -> None:
 def test_every_picture_gets_a_scheduler_of_its_own() -> None:
     """A scheduler keeps its place in the loop; two pictures share none."""
     assert schedule.lightning(4, 36) is not schedule.lightning(4, 36)
+
+
+@pytest.mark.parametrize("tokens", [36, 256, 4096, 6889])
+@pytest.mark.parametrize("config", [BASE, {"use_dynamic_shifting": True}, {"shift": 3.0}])
+def test_the_base_schedule_is_the_stock_pipelines(config: dict[str, object], tokens: int) -> None:
+    """With whatever a scheduler_config.json leaves out as diffusers has it."""
+    stock = FlowMatchEulerDiscreteScheduler.from_config(config)
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    mu = calculate_shift(tokens, *(stock.config[name] for name in names))
+    stock.set_timesteps(sigmas=np.linspace(1.0, 1 / 7, 7), mu=mu)
+    ours = schedule.schedule(config, 7, tokens)
+    assert torch.equal(ours.timesteps, stock.timesteps)
+    assert torch.equal(ours.sigmas, stock.sigmas)
+    assert ours.begin_index == 0
+
+
+def test_lightnings_scheduler_is_set_as_its_script_sets_it() -> None:
+    """generate_with_diffusers.py of Qwen-Image-Lightning; nothing is left to a default."""
+    script = {
+        "base_image_seq_len": 256,
+        "base_shift": np.log(3),
+        "invert_sigmas": False,
+        "max_image_seq_len": 8192,
+        "max_shift": np.log(3),
+        "num_train_timesteps": 1000,
+        "shift": 1.0,
+        "shift_terminal": None,
+        "stochastic_sampling": False,
+        "time_shift_type": "exponential",
+        "use_beta_sigmas": False,
+        "use_dynamic_shifting": True,
+        "use_exponential_sigmas": False,
+        "use_karras_sigmas": False,
+    }
+    config = schedule.lightning(8, 4096).config
+    assert {name: config[name] for name in script} == script
+    assert script.keys() == schedule.LIGHTNING.keys()
+
+
+def test_a_lightning_schedule_that_is_not_the_distilled_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tenth of a step off is another schedule."""
+    monkeypatch.setitem(schedule.LIGHTNING_TIMESTEPS, 4, (1000.0, 900.1, 750.0, 500.0))
+    with pytest.raises(LoraNotApplied, match="4 steps"):
+        schedule.lightning(4, 4096)
+    assert len(schedule.lightning(8, 4096).timesteps) == 8

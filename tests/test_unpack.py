@@ -97,6 +97,34 @@ def test_what_cannot_be_undone_is_told_and_not_asked_for_again(header: str, pack
     assert not failure.value.retryable
 
 
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [
+        ("br", brotli.compress(DATA, quality=5)[:-9]),
+        ("br", brotli.compress(DATA, quality=5)[:1]),
+        ("deflate", bare(DATA)[:-9]),
+    ],
+)
+def test_what_has_no_mark_and_does_not_end_is_taken_as_it_is(name: str, packed: bytes) -> None:
+    """Nothing tells a broken stream from a file of another kind under a wrong name."""
+    assert unpack(packed, (name,), len(DATA)) == packed
+
+
+def test_every_member_counts_into_the_limit() -> None:
+    for pack in (gzip.compress, zstd.compress):
+        name = "gzip" if pack is gzip.compress else "zstd"
+        packed = pack(bytes(40_000)) * 3
+        assert unpack(packed, (name,), 120_000) == bytes(120_000)
+        with pytest.raises(ImageTooLarge):
+            unpack(packed, (name,), 119_999)
+
+
+@pytest.mark.parametrize("data", [b"\x78", b"\x79\x9d", b"\x78\x9d", b"\x1f", b"\x28\xb5\x2f"])
+def test_what_only_resembles_a_mark_is_none(data: bytes) -> None:
+    assert unpack(data, ("gzip",), 10) == data
+    assert unpack(data, ("zstd",), 10) == data
+
+
 def test_sixteen_members_are_undone() -> None:
     assert unpack(gzip.compress(b"a") * 16, ("gzip",), 16) == b"a" * 16
 

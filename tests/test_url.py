@@ -75,6 +75,8 @@ PLAIN = settings.read({})
         "https://site.test\u2044x.png",
         "https://site\u2024test/x.png",
         "https://127.0.0.\u0967/x.png",
+        "https://a.\u0967./x.png",
+        "https://a.0x7f./x.png",
         "https://127.0.0.\u0661/x.png",
         "https://a.\u0967\u0968\u0969/x.png",
         "https://\u0967\u0968\u0969/x.png",
@@ -151,6 +153,8 @@ def test_an_ordinary_url_passes_as_it_was_written(url: str) -> None:
         ("/x?a=\u4e09&b=%E4%B8%89", "/x?a=%E4%B8%89&b=%E4%B8%89"),
         ("/x#a b`\u4e09", "/x#a%20b%60%E4%B8%89"),
         ("/x  ", "/x"),
+        ("", ""),
+        ("?#", ""),
     ],
 )
 def test_the_rest_is_percent_encoded_as_browsers_do(written: str, sent: str) -> None:
@@ -210,6 +214,59 @@ def test_allowed_hosts_may_be_written_in_their_own_script() -> None:
     for host in ("\u4e09\u661f.example", "x.b\u00fccher.example", "1.example"):
         with pytest.raises(ImageFetchRefused, match="host"):
             check(f"https://{host}/x.png", given_)
+
+
+def test_blanks_around_a_url_are_no_part_of_it() -> None:
+    assert str(check("  https://example.com/x.png ", PLAIN)) == "https://example.com/x.png"
+    assert str(check("HTTPS://Example.com:443/X", PLAIN)) == "https://example.com/X"
+
+
+def test_a_dot_behind_a_name_changes_nothing_about_who_is_allowed() -> None:
+    given_ = settings.read({"ALLOWED_IMAGE_HOSTS": "site.test., *.other.test."})
+    for host in ("site.test", "site.test.", "a.other.test", "a.b.other.test."):
+        assert check(f"https://{host}/x.png", given_)
+    for host in ("other.test", "another.test", "a.site.test", "site.test.other"):
+        with pytest.raises(ImageFetchRefused, match="allows"):
+            check(f"https://{host}/x.png", given_)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("https:/site.test/x.png", "begin with https://"),
+        ("https://a:b@site.test/x.png", "user name or password"),
+        ("https://site.test:0/x.png", "port only in digits"),
+        ("https://site.test:x/x.png", "port only in digits"),
+        ("https://\uff11.test/x.png", "look-alikes"),
+        ("https://site.test\\x.png", "backslash"),
+        ("https://site.test/\x00", "control characters"),
+        ("https://10.0.0.1/x.png", "public address"),
+        ("https://1.2.3/x.png", "usual spelling"),
+        ("https://site!.test/x.png", "usual spelling"),
+    ],
+)
+def test_a_refusal_says_what_is_wrong_with_the_url(url: str, told: str) -> None:
+    with pytest.raises(ImageFetchRefused, match=told):
+        check(url, PLAIN)
+
+
+def test_a_refused_port_is_told_by_what_the_operator_allows() -> None:
+    open_ = settings.read({"ALLOW_HTTP_IMAGES": "1"})
+    for port in (80, 8443, 65535, 65536, 99999):
+        with pytest.raises(ImageFetchRefused, match="https://, and use port 443"):
+            check(f"https://site.test:{port}/", PLAIN)
+    for url in ("https://site.test:80/", "http://site.test:443/", "http://site.test:65536/"):
+        with pytest.raises(ImageFetchRefused, match="port 443, or 80 for http"):
+            check(url, open_)
+    for url in ("http://site.test:80/", "http://site.test/"):
+        assert check(url, open_).port == 80
+
+
+def test_a_host_that_is_an_address_keeps_its_brackets_and_its_port() -> None:
+    given_ = settings.read({"ALLOWED_IMAGE_NETWORKS": "[fd00::]/8:8443"})
+    assert str(check("https://[fd00::1]:8443/x", given_)) == "https://[fd00::1]:8443/x"
+    with pytest.raises(ImageFetchRefused, match="public"):
+        check("https://[fe80::1]:8443/x", given_)
 
 
 @given(st.text(), st.text(), st.text())

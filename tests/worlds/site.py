@@ -178,7 +178,8 @@ class Site:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for writer in writers:
-            with contextlib.suppress(OSError):
+            # a task that was cancelled while it waited for the same has cancelled that, too
+            with contextlib.suppress(OSError, asyncio.CancelledError):
                 await writer.wait_closed()
         self._datagrams.close()
         await asyncio.sleep(0)

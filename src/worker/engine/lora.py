@@ -37,7 +37,6 @@ NARROW_FLOATS: Final = (
     torch.float8_e5m2,
     torch.float8_e5m2fnuz,
 )
-INTEGERS: Final = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 MATRIX: Final = 2  # dimensions
 
 
@@ -246,13 +245,3 @@ class Adapters:
 def fused(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """Return `weight` [out, in] with B @ A added in float32, in the weight's own dtype."""
     return (weight.float() + up.float() @ down.float()).to(weight.dtype)
-
-
-def rank(state: Mapping[str, Tensor]) -> int:
-    """Return the largest rank in a canonical LoRA."""
-    return max((t.shape[0] for k, t in state.items() if k.endswith(".lora_A.weight")), default=0)
-
-
-def bytes_of(state: Mapping[str, Tensor]) -> int:
-    """Return the size of a LoRA's tensors in bytes."""
-    return sum(math.prod(t.shape) * t.element_size() for t in state.values())

@@ -51,7 +51,8 @@ def is_quantised(component: str, name: str, shape: Sequence[int], precision: Pre
 def stored_bytes(shape: Sequence[int], precision: Precision) -> int:
     """Return the bytes that a weight of `shape` takes, on disk and on the device.
 
-    NF4: half a byte a weight, one byte a block of 64, a float32 a 256 blocks, and its tables.
+    NF4, of a shape that `is_quantised` takes: half a byte a weight, one byte a block of 64, a
+    float32 a 256 blocks, and its tables.
     8bit: a byte a weight and a float32 a row.
     """
     count = 1
@@ -61,9 +62,9 @@ def stored_bytes(shape: Sequence[int], precision: Precision) -> int:
         return 2 * count
     if precision == "8bit":
         return count + 4 * shape[0]
-    blocks = -(-count // BLOCK)
+    blocks = count // BLOCK
     tables = 16 * 4 + 256 * 4 + len(_nf4_state(shape, 0.0))
-    return -(-count // 2) + blocks + 4 * -(-blocks // NESTED_BLOCK) + tables
+    return count // 2 + blocks + 4 * -(-blocks // NESTED_BLOCK) + tables
 
 
 def quantise(weight: Tensor, precision: Precision, device: torch.device) -> dict[str, Tensor]:
@@ -129,7 +130,7 @@ def _nf4_state(shape: Sequence[int], offset: float) -> bytes:
 def _quantise_int8(weight: Tensor) -> dict[str, Tensor]:
     rows = weight.float()
     scale = rows.abs().amax(dim=1).clamp_(min=torch.finfo(torch.float32).tiny) / 127
-    levels = (rows / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+    levels = (rows / scale[:, None]).round_().to(torch.int8)
     return {"weight": levels.cpu(), "weight.scale": scale.cpu()}
 
 

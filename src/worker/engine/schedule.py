@@ -34,9 +34,12 @@ LIGHTNING_TIMESTEPS: Final[Mapping[int, tuple[float, ...]]] = {
 
 
 def _shift(config: Mapping[str, Any], tokens: int) -> float:
-    """Return mu for a picture of `tokens` latent tokens (diffusers' calculate_shift)."""
-    base, top = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    """Return mu for a picture of `tokens` latent tokens (diffusers' calculate_shift).
+
+    `config` is a scheduler's own, in which nothing is left out.
+    """
+    base, top = config["base_image_seq_len"], config["max_image_seq_len"]
+    low, high = config["base_shift"], config["max_shift"]
     slope = (high - low) / (top - base)
     return float(tokens * slope + (low - slope * base))
 
@@ -63,6 +66,6 @@ def lightning(steps: int, tokens: int) -> FlowMatchEulerDiscreteScheduler:
     """
     scheduler = schedule(LIGHTNING, steps, tokens)
     expected = LIGHTNING_TIMESTEPS.get(steps)
-    if expected is None or not np.allclose(scheduler.timesteps.numpy(), expected, atol=1e-3):
+    if expected is None or not np.allclose(scheduler.timesteps.numpy(), expected):
         raise LoraNotApplied(f"the Lightning schedule for {steps} steps is not the distilled one")
     return scheduler

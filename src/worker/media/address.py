@@ -110,9 +110,6 @@ class Gate:
             return False
         mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
         dialled = mapped or address
-        if any(
-            port == opened and dialled.version == network.version and dialled in network
-            for network, opened in self.networks
-        ):
+        if any(port == opened and dialled in network for network, opened in self.networks):
             return True
         return port in self.ports and is_public(address)

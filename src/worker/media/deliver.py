@@ -113,7 +113,7 @@ def unknown_keys(s3_config: Mapping[str, Any]) -> list[Detail]:
     names = {name.lower(): name for name in BUCKET_KEYS}
     details = []
     for key in [key for key in s3_config if key not in BUCKET_KEYS][:MOST_UNKNOWN]:
-        close = difflib.get_close_matches(key.lower()[:LONGEST_NAME], names, n=1)
+        close = difflib.get_close_matches(key.lower()[:LONGEST_NAME], names)
         shown = key if key.isascii() and key.isprintable() else ascii(key)
         told = (
             f"is not a known key; did you mean {names[close[0]]}?"

@@ -14,7 +14,6 @@ from worker.media.address import Gate, parse
 from worker.settings import Settings
 
 MAX_URL_CHARACTERS: Final = 8190  # what common servers take as one request line
-MAX_PORT: Final = 65535
 SHAPE: Final = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[^/?#@:%\[\]]+)(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<path>(?:/[^?#]*)?)(?P<query>(?:\?[^#]*)?)(?P<fragment>(?:#.*)?)",
@@ -103,7 +102,7 @@ def check(text: str, settings: Settings) -> URL:
         raise ImageFetchRefused("a URL must not contain a user name or password")
     shape = SHAPE.fullmatch(text)
     port = None if shape is None or shape["port"] is None else int(shape["port"])
-    if shape is None or (port is not None and not 0 < port <= MAX_PORT):
+    if shape is None or port == 0:
         raise ImageFetchRefused("a URL must name a host, and a port only in digits")
     scheme = shape["scheme"].lower()
     try:
