@@ -33,7 +33,11 @@ ABSOLUTE: Final = re.compile(r"[a-z][a-z0-9+.-]{0,31}:", re.IGNORECASE)
 LONE_BYTE: Final = 0xDC00  # where PEP 383 puts a byte that cannot be decoded
 NO_UTF8: Final = re.compile("[\udc80-\udcff]")
 # Sites that choose a format by what is asked would else send AVIF.
-ASKED: Final = {"Accept": "image/png, image/jpeg, image/webp", "User-Agent": "image-worker"}
+# What is decoded in this process comes first: a site that can choose spares a child process.
+ASKED: Final = {
+    "Accept": "image/png, image/jpeg, image/webp, image/*;q=0.5",
+    "User-Agent": "image-worker",
+}
 
 
 @dataclass(frozen=True, slots=True)
