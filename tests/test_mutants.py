@@ -364,6 +364,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Tried:
     return Tried(project, records, outcomes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", EXPECTED)
 def test_what_a_test_holds_is_killed_and_what_none_holds_survives(
     tried: Tried, change: tuple[str, str]
@@ -531,6 +532,7 @@ def test_the_report_names_survivors_and_counts() -> None:
     assert "2 of 4 noticed (1 by time), 2 equivalent" in lines[0]
 
 
+@pytest.mark.slow
 def test_a_room_below_95_percent_ends_with_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
