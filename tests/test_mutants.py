@@ -3,6 +3,7 @@
 import ast
 import sys
 import textwrap
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -364,6 +365,7 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Tried:
     return Tried(project, records, outcomes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", EXPECTED)
 def test_what_a_test_holds_is_killed_and_what_none_holds_survives(
     tried: Tried, change: tuple[str, str]
@@ -531,6 +533,7 @@ def test_the_report_names_survivors_and_counts() -> None:
     assert "2 of 4 noticed (1 by time), 2 equivalent" in lines[0]
 
 
+@pytest.mark.slow
 def test_a_room_below_95_percent_ends_with_status_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -561,6 +564,36 @@ def test_a_process_that_cannot_start_says_why(
     monkeypatch.setattr(trial, "NURSERY", "raise SystemExit('no such thing')")
     with pytest.raises(RuntimeError, match="no such thing"), workers(made(tmp_path), 1):
         pass
+
+
+def test_a_run_that_is_broken_off_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "copies"))
+    (tmp_path / "copies").mkdir()
+    project = made(tmp_path / "project")
+    (project.root / "tests/test_ages.py").write_text(
+        "import pathlib, threading\n"
+        "def test_for_ever():\n"
+        f"    pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
+        "    threading.Event().wait()\n"
+    )
+    errors: list[str] = []
+
+    def work(worker: Worker) -> None:
+        with pytest.raises((RuntimeError, OSError)) as ended:
+            worker.recorded("tests/test_ages.py")
+        errors.append(str(ended.value))
+
+    with workers(project, 1) as [worker]:
+        thread = threading.Thread(target=work, args=(worker,))
+        thread.start()
+        while not (tmp_path / "begun").exists():
+            assert thread.is_alive(), errors
+            thread.join(0.05)
+    thread.join(60)
+    assert len(errors) == 1
+    assert list((tmp_path / "copies").iterdir()) == []
 
 
 def test_what_fails_in_one_worker_ends_the_others() -> None:

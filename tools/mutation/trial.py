@@ -64,6 +64,7 @@ class Worker:
 
     def __init__(self, copy: Copy) -> None:
         self._copy = copy
+        self._busy = threading.Lock()
         project = copy.project
         (copy.scratch / "tmp").mkdir()
         self._log = copy.scratch / "nursery.txt"
@@ -84,11 +85,12 @@ class Worker:
             raise
 
     def close(self) -> None:
-        """End the process and all that it has started."""
+        """End the process and all that it has started, and whoever waits for its answer."""
         for process in below(self._process.pid):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        with suppress(BrokenPipeError):
+        self._process.wait()
+        with self._busy, suppress(BrokenPipeError):
             self._process.communicate()
 
     def _answer(self) -> dict[str, Any]:
@@ -116,7 +118,8 @@ class Worker:
     def recorded(self, file: str) -> Record:
         """Run the tests of a file, unchanged, and take note of what they reach."""
         project, here = self._copy.project, self._copy.packages
-        with tempfile.TemporaryDirectory(dir=self._copy.scratch) as folder, ExitStack() as leaving:
+        scratch = tempfile.TemporaryDirectory(dir=self._copy.scratch)
+        with self._busy, scratch as folder, ExitStack() as leaving:
             # other Python processes that the tests start record themselves
             shutil.copyfile(Path(__file__).with_name("reach.py"), here / f"{RECORDER}.py")
             start = f"{RECORDER}.Recorder({folder!r}).start({MARK!r})"
@@ -136,7 +139,8 @@ class Worker:
         if not tests:
             return Outcome(mutant, "unreached")
         seconds, count = 0.0, 0
-        with self._copy.changed(mutant.file, mutant.mutation.applied(mutant.source)):
+        text = mutant.mutation.applied(mutant.source)
+        with self._busy, self._copy.changed(mutant.file, text):
             for portion in plan.portions(tests):
                 count += len(portion)
                 answer = self._ask(

@@ -1,0 +1,136 @@
+"""Reading a bundle's files: every byte once, nothing more once the reader is left."""
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from worker.bundle import tensors
+from worker.bundle.format import Damaged
+from worker.bundle.read import BIG_BYTES, RANGE_BYTES, Reader
+
+CPU = torch.device("cpu")
+RANGES = 6
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """One tensor of several ranges."""
+    held = {"x": torch.arange(RANGES * RANGE_BYTES // 4, dtype=torch.int32)}
+    return tmp_path / tensors.write(tmp_path, "weights", held)[0]
+
+
+class Slow:
+    """A disk that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.begun = threading.Event()
+        self.released = threading.Event()
+        self._read = os.preadv
+
+    def preadv(self, number: int, buffers: list[Any], offset: int) -> int:
+        """Read as os.preadv does, later."""
+        self.asked.append(offset)
+        self.begun.set()
+        assert self.released.wait(60)
+        return self._read(number, buffers, offset)
+
+
+class Failure(Exception):
+    """What ends the opening of a bundle early."""
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_an_opening_that_fails_does_not_wait_for_the_rest_of_the_bytes(
+    file: Path, monkeypatch: pytest.MonkeyPatch, *, mapped: bool
+) -> None:
+    """Ranges that no thread has begun are not read any more."""
+    disk = Slow()
+    monkeypatch.setattr(os, "preadv", disk.preadv)
+
+    reader = Reader(CPU, threads=1, mapped=mapped)
+    ended = threading.Event()
+    shutdown = reader._pool.shutdown
+
+    def end(**named: Any) -> None:
+        shutdown(**{**named, "wait": False})
+        disk.released.set()  # the one that a thread has begun
+        shutdown(wait=True)
+        ended.set()
+
+    monkeypatch.setattr(reader._pool, "shutdown", end)
+    with pytest.raises(Failure), reader:  # noqa: PT012 - the block is what fails
+        reader.start(file)
+        assert disk.begun.wait(60)
+        raise Failure
+    assert ended.is_set()
+    assert disk.asked == [disk.asked[0]]
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_reader_that_is_left_has_no_thread_at_work(
+    file: Path, monkeypatch: pytest.MonkeyPatch, *, mapped: bool
+) -> None:
+    disk = Slow()
+    monkeypatch.setattr(os, "preadv", disk.preadv)
+    before = threading.active_count()
+    with Reader(CPU, threads=2, mapped=mapped) as reader:
+        reader.start(file)
+        assert disk.begun.wait(60)
+        disk.released.set()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("size", [BIG_BYTES - 1, BIG_BYTES, BIG_BYTES + 1])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_tensors_around_the_border_of_small_ones_are_read_exactly(
+    tmp_path: Path, size: int, *, mapped: bool
+) -> None:
+    held = {f"t{n}": torch.arange(size, dtype=torch.int64).to(torch.uint8) + n for n in range(3)}
+    held |= {"small": torch.tensor([1.5, -2.5]), "none": torch.empty(0)}
+    path = tmp_path / tensors.write(tmp_path, "weights", held)[0]
+    with Reader(CPU, mapped=mapped) as reader:
+        reader.start(path)
+        found = reader.take(path)
+    assert found.keys() == held.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in held.items())
+
+
+def test_several_files_are_read_side_by_side(tmp_path: Path) -> None:
+    paths = []
+    for number in range(4):
+        held = {"x": torch.full((BIG_BYTES,), number, dtype=torch.uint8)}
+        paths.append(tmp_path / tensors.write(tmp_path, f"weights-{number}", held)[0])
+    with Reader(CPU, threads=3) as reader:
+        for path in paths:
+            reader.start(path)
+        for number, path in reversed(list(enumerate(paths))):
+            assert reader.take(path)["x"][-1] == number
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("lost", [1, 5000])
+def test_a_file_without_its_last_bytes_names_the_file_and_where_it_should_end(
+    file: Path, lost: int, *, mapped: bool
+) -> None:
+    size = file.stat().st_size
+    with file.open("r+b") as opened:
+        opened.truncate(size - lost)
+    with Reader(CPU, mapped=mapped) as reader:
+        reader.start(file)
+        with pytest.raises(Damaged, match=f"{file.name} ends before byte {size}") as told:
+            reader.take(file)
+    assert told.value.folder == file.parent
+
+
+def test_descriptors_are_closed(file: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the open folder is one of them
+    for mapped in (False, True):
+        with Reader(CPU, mapped=mapped) as reader:
+            reader.start(file)
+            del reader.take(file)["x"]
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - as above
