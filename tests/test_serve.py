@@ -781,6 +781,15 @@ def test_a_reply_over_budget_is_made_smaller_by_the_first_format_that_fits() -> 
         assert reply["images"][0]["mime_type"] == f"image/{fits}"
 
 
+def test_a_picture_of_its_inputs_size_is_delivered_at_that_size() -> None:
+    given = io.BytesIO()
+    Image.new("RGB", (70, 75), "red").save(given, "PNG")
+    text = base64.b64encode(given.getvalue()).decode()
+    (image,) = served({"prompt": "x", "image": text, "size": "input"})["images"]
+    assert (image["width"], image["height"]) == (70, 75)
+    assert Image.open(io.BytesIO(base64.b64decode(image["base64"]))).size == (70, 75)
+
+
 def test_a_done_job_is_logged_with_what_it_made() -> None:
     with structlog.testing.capture_logs() as lines:
         reply = served({"prompt": "a fox", "n": 2, "seed": 1, "width": 96, "steps": 5})
