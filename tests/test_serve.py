@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import io
 import json
 import threading
@@ -622,6 +623,22 @@ def test_a_job_that_fails_waits_for_its_update_as_one_that_ends_well() -> None:
 
     clock.run(case())
     assert posted == [1]
+
+
+def test_a_job_without_an_update_leaves_no_error_behind(caplog: pytest.LogCaptureFixture) -> None:
+    """As a task of its own would that failed: asyncio logs that once it is collected."""
+
+    async def post(_: Any) -> None:
+        raise AssertionError("there is nothing to post")
+
+    async def case() -> None:
+        async with Progress(post):
+            await asyncio.sleep(0.1)
+        gc.collect()
+
+    clock.run(case())
+    gc.collect()
+    assert caplog.records == []
 
 
 def test_nobody_to_tell_is_no_fault() -> None:
