@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -460,9 +461,13 @@ def test_the_limit_of_a_container_is_a_number_or_none(monkeypatch: pytest.Monkey
 def test_a_disk_is_judged_at_its_reserve(
     on: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    usage = type("Usage", (), {"free": 3_000_000_000})
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
-    for reserve, level in (("3", "ok"), ("3.1", "advice")):
+    for free, reserve, level in (
+        (3_000_000_000, "3", "ok"),
+        (2_999_999_999, "3", "advice"),
+        (3_000_000_000, "3.1", "advice"),
+    ):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _, usage=usage: usage)
         found = on(None, MODEL_DIR=str(tmp_path), MIN_STORAGE_FREE_GB=reserve)["disk"]
         assert (found.level, found.found) == (level, "3.0 GB free")
     assert "asks for 3.1 GB" in found.change

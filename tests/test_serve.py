@@ -327,6 +327,12 @@ def test_callers_are_told_how_far_a_job_is() -> None:
     assert update == {"step": 0, "steps": 4, "phase": "text", "percent": 0}
 
 
+def test_where_nobody_listens_nothing_is_lost() -> None:
+    with structlog.testing.capture_logs() as lines:
+        served({"prompt": "slow-text pause=0.001"})
+    assert "progress lost" not in [line["event"] for line in lines]
+
+
 # Over budget.
 
 
