@@ -1029,3 +1029,21 @@ def test_a_picture_that_cannot_be_read_is_named_in_the_message_too() -> None:
     reply = served({"prompt": "x", "images": [text]})
     assert reply["error"].startswith("IMAGE_UNREADABLE: images[0]: ")
     assert reply["error"].endswith(f"images[0]: {reply['details'][0]['message']}")
+
+
+def test_a_job_with_a_bucket_of_its_own_needs_no_other() -> None:
+    with store() as (address, kept):
+        bucket = {"endpointUrl": f"{address}/b", "accessId": "a-key-id", "accessSecret": "a-secret"}
+        port = address.rpartition(":")[2]
+        worker = with_settings(
+            ALLOWED_IMAGE_NETWORKS=f"127.0.0.0/8:{port}",
+            ALLOW_HTTP_IMAGES="1",
+            MAX_REPLY_BYTES="100000",
+        )
+        reply = served({"prompt": "x", "response_format": "url"}, worker, s3Config=bucket)
+        assert reply["images"][0]["url"].startswith(address)
+        assert reply["adjusted"] == {}
+        wish = {"prompt": "big", "response_format": "data_url"}
+        moved = served(wish, worker, s3Config=bucket)
+    assert moved["adjusted"] == {"response_format": ["data_url", "url"]}
+    assert list(kept) == ["/b/job-1/0.png"]
