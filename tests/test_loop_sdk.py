@@ -1,10 +1,12 @@
 """The guard was written against one version of the SDK; another must be read before it is used."""
 
+import asyncio
 import hashlib
 import inspect
 import signal
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import cpuinfo  # type: ignore[import-untyped] # it ships no types
@@ -168,3 +170,36 @@ def test_only_long_texts_of_a_local_tests_reply_are_left_out() -> None:
         "prompt": "y" * 10_000,
         "z": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "is_started"), [(0.0, False), (9.99, False), (10.0, True), (60.0, True)]
+)
+def test_a_cancel_that_comes_before_its_job_is_remembered_for_ten_seconds(
+    waited_s: float, *, is_started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same id may come back later, and is then another try."""
+    now = [1000.0]
+    monkeypatch.setattr("worker.loop.scaler.time", SimpleNamespace(monotonic=lambda: now[0]))
+    begun: list[str] = []
+
+    async def handle(_: object, __: object, job: dict[str, Any]) -> None:
+        await asyncio.sleep(0)
+        begun.append(job["id"])
+
+    monkeypatch.setattr(rp_scale.JobScaler, "handle_job", handle)
+
+    async def case() -> None:
+        guard = scaler.GuardedScaler({"handler": lambda _: {}})
+        assert await guard.stop_job("a")
+        now[0] += waited_s
+        assert await guard.stop_job("b")
+        for name in ("a", "b", "c"):
+            task = asyncio.create_task(guard.handle_job(None, {"id": name}))  # type: ignore[arg-type] # no post is made
+            await asyncio.wait({task})
+            # what was remembered is used up
+        again = asyncio.create_task(guard.handle_job(None, {"id": "b"}))  # type: ignore[arg-type] # no post is made
+        await asyncio.wait({again})
+
+    asyncio.run(case())
+    assert begun == [*(["a"] if is_started else []), "c", "b"]

@@ -1,7 +1,9 @@
 """What the doctor finds, on machines made up through NVML's own interface and on this one."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -413,7 +415,7 @@ def test_a_gpu_is_used_where_driver_and_torch_have_one(
 def machine_of(monkeypatch: pytest.MonkeyPatch, *, pages: int, limit: int | None) -> None:
     """Give this machine so many pages of 1000 bytes, and its container a limit."""
     sizes = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": pages}
-    monkeypatch.setattr(preflight.os, "sysconf", sizes.__getitem__)
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
     monkeypatch.setattr(preflight, "_limit", lambda: limit)
 
 
@@ -467,7 +469,7 @@ def test_a_disk_is_judged_at_its_reserve(
         (3_000_000_000, "3.1", "advice"),
     ):
         usage = SimpleNamespace(free=free)
-        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _, usage=usage: usage)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
         found = on(None, MODEL_DIR=str(tmp_path), MIN_STORAGE_FREE_GB=reserve)["disk"]
         assert (found.level, found.found) == (level, "3.0 GB free")
     assert "asks for 3.1 GB" in found.change

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -541,7 +542,7 @@ def test_the_home_of_weights_is_the_volume_where_there_is_one(
     monkeypatch.setattr(settings, "VOLUME", tmp_path)
     assert settings.read({}).home == tmp_path / "models"
     monkeypatch.setattr(settings, "VOLUME", tmp_path / "none")
-    assert settings.read({}).home == Path(settings.tempfile.gettempdir()) / "worker-models"
+    assert settings.read({}).home == Path(tempfile.gettempdir()) / "worker-models"
 
 
 def test_a_command_line_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
