@@ -627,3 +627,14 @@ def test_a_command_that_is_not_whole_ends_with_its_usage(
         main(words)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("usage: python -m worker")
+
+
+def test_run_refuses_a_wrong_environment_as_handler_py_does(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RUNPOD_WEBHOOK_GET_JOB", raising=False)
+    monkeypatch.setenv("MAX_PIXELS", "many")
+    assert main(["run"]) == 1
+    told = json.loads(capfd.readouterr().err.splitlines()[-1])
+    assert (told["event"], told["error_code"]) == ("start failed", "WORKER_NOT_READY")
+    assert told["reason"].startswith("MAX_PIXELS: ")
