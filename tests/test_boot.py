@@ -1,10 +1,21 @@
 """What a worker says of its models follows from the catalogue, the settings and the device."""
 
-import pytest
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from worker import settings
+import pytest
+import structlog
+from PIL import Image
+from worlds.published import EDIT, IMAGE
+
+from worker import boot, preflight, settings
+from worker.driver import Gpu
 from worker.errors import InvalidSettings
+from worker.families import Control, Drawn, Generation, Openable, Served
 from worker.families.describe import describe
+from worker.preflight import Finding
 from worker.weights.catalog import TABLE, lightning_steps
 
 SPECS = {spec.name: spec for spec in TABLE}
@@ -54,3 +65,147 @@ def test_a_small_model_makes_no_large_pictures() -> None:
         memory=None,
     )
     assert given.max_pixels == 4 * 96 * 96
+
+
+class Told:
+    """A model that keeps what it is told to draw."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self.told: list[Generation] = []
+
+    def generate(self, generation: Generation, control: Control) -> Drawn:
+        """Draw next to nothing."""
+        control.report("denoise", 1, generation.steps)
+        self.told.append(generation)
+        return Drawn(Image.new("RGB", (1, 1)), lightning_enabled=False, timings_ms={})
+
+    def release(self) -> None:
+        """Free nothing."""
+
+
+@pytest.mark.parametrize(
+    ("area", "side"), [(1024 * 1024, 1024), (1328 * 1328, 1312), (96 * 96, 96), (40 * 40, 64)]
+)
+def test_a_warm_up_draws_at_the_models_own_size(area: int, side: int) -> None:
+    model = Told(replace(EDIT, area=area))
+    assert 0 <= boot.warm(model) < 3600
+    (told,) = model.told
+    assert (told.width, told.height) == (side, side)
+    assert [reference.size for reference in told.references] == [(side, side)]
+
+
+def test_a_warm_up_is_of_the_kind_that_jobs_will_be() -> None:
+    """An edit where the model can, Lightning where it is held; two steps show all else."""
+    edit, image = Told(EDIT), Told(replace(IMAGE, lightning_steps=()))
+    boot.warm(edit)
+    boot.warm(image)
+    assert replace(edit.told[0], references=()) == Generation(
+        task="edit",
+        prompt=edit.told[0].prompt,
+        negative_prompt=None,
+        references=(),
+        width=1024,
+        height=1024,
+        steps=8,
+        true_cfg_scale=1.0,
+        lightning=True,
+        seed=0,
+    )
+    (told,) = image.told
+    assert (told.task, told.steps, told.lightning) == ("text-to-image", 2, False)
+    assert told.references == ()
+    assert edit.told[0].references[0].mode == "RGB"
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
+    """A machine without a GPU, with these findings, on which nothing is opened."""
+    found: list[Finding] = []
+    monkeypatch.setattr(preflight, "usable_gpu", lambda: None)
+    monkeypatch.setattr(preflight, "check", lambda _: found)
+    opened = SimpleNamespace(
+        ready=lambda spec, *_, **__: openable(spec.name),
+        prepare=lambda spec, chosen, _: chosen.home / spec.name,
+    )
+    monkeypatch.setattr(boot, "family", lambda _: opened)
+    return found
+
+
+def openable(name: str) -> Openable:
+    """Describe a model that can be opened at once."""
+    served = replace(EDIT, id=name, area=64 * 64)
+    return Openable(served, {name: 1}, lambda: Told(served))
+
+
+def started(tmp_path: Path, **environ: str) -> list[Any]:
+    """Start a worker and return what it warned of."""
+    given = {"MODEL_DIR": str(tmp_path), **environ}
+    with structlog.testing.capture_logs() as lines:
+        boot.boot(settings.read(given))
+    return [line for line in lines if line["log_level"] == "warning"]
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_start_says_that_the_embedded_model_is_not_the_one_people_come_for(
+    tmp_path: Path,
+) -> None:
+    (line,) = started(tmp_path)
+    assert "serving the small embedded checkpoint" in line["event"]
+    assert started(tmp_path, MODEL="tiny") == []
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_start_says_that_pictures_may_come_from_inside(tmp_path: Path) -> None:
+    (line,) = started(tmp_path, MODEL="tiny", ALLOWED_IMAGE_NETWORKS="10.0.0.0/8:80")
+    assert line["networks"] == ["10.0.0.0/8:80"]
+
+
+def test_a_start_logs_what_is_not_as_it_should_be(machine: list[Finding], tmp_path: Path) -> None:
+    machine += [Finding("gpu", "ok", "there"), Finding("disk", "advice", "small", "enlarge it")]
+    (line,) = started(tmp_path, MODEL="tiny")
+    assert (line["event"], line["check"], line["change"]) == ("preflight", "disk", "enlarge it")
+
+
+def test_a_start_that_cannot_succeed_says_why_and_what_to_do(
+    machine: list[Finding], tmp_path: Path
+) -> None:
+    machine += [
+        Finding("gpu", "fatal", "old", "take a newer"),
+        Finding("disk", "advice", "small", "enlarge it"),
+        Finding("torch", "fatal", "bad", "install another"),
+    ]
+    with pytest.raises(InvalidSettings) as refused:
+        started(tmp_path, MODEL="tiny")
+    assert refused.value.message == "gpu: old; take a newer; torch: bad; install another"
+
+
+@pytest.mark.usefixtures("machine")
+def test_every_model_that_fits_is_warm_after_a_start(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as lines:
+        models = boot.boot(settings.read({"MODEL": "tiny", "MODEL_DIR": str(tmp_path)}))
+    warm = [line["model"] for line in lines if line["event"] == "model warm"]
+    assert warm == [served.id for served in models.served]
+    assert len(warm) >= 1
+    assert lines[-1]["event"] == "started"
+
+
+def test_what_pictures_take_is_left_free_of_models(
+    machine: list[Finding], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """4 GB of the card's free memory: here the models' sizes are one byte each."""
+    assert machine == []
+    for free, resident in ((4_000_000_002, 2), (4_000_000_001, 1)):
+        gpu = Gpu("a card", (8, 9), 24_000_000_000, free)
+        monkeypatch.setattr(preflight, "usable_gpu", lambda gpu=gpu: gpu)
+        models = boot.boot(
+            settings.read({"MODEL": "tiny-image,tiny-edit", "MODEL_DIR": str(tmp_path)})
+        )
+        facts: Any = models.health()["models"]
+        assert sum(fact["resident"] for fact in facts.values()) == resident
+
+
+@pytest.mark.usefixtures("machine")
+def test_every_word_of_a_command_is_prepared(tmp_path: Path) -> None:
+    chosen = settings.read({"MODEL": "tiny-image,tiny-edit", "MODEL_DIR": str(tmp_path)})
+    assert boot.prepare(chosen) == [tmp_path / "tiny-image", tmp_path / "tiny-edit"]

@@ -7,6 +7,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import structlog
@@ -175,3 +176,118 @@ def test_a_librarys_logger_keeps_to_our_handler_and_any_other_is_its_owners() ->
     assert logging.getLogger("transformers").level == logging.ERROR
     assert logging.getLogger("torch").level == logging.INFO
     logging.getLogger("torch").setLevel(logging.WARNING)
+
+
+def test_six_characters_may_be_a_secret() -> None:
+    log.hide("12345", "abcdef")
+    assert log.redact("12345 abcdef") == "12345 [hidden]"
+
+
+@pytest.mark.parametrize("secret", ["a b/c+d=", 'quo"ted', "back\\slash", "tab\there", "it's \\ x"])
+def test_a_secret_is_hidden_however_it_is_written(secret: str) -> None:
+    log.hide(secret)
+    for written in (secret, quote(secret, safe=""), json.dumps(secret), repr(secret)):
+        told = log.redact(f"<{written}>")
+        assert "[hidden]" in told
+        assert written not in told
+
+
+def test_the_longer_of_two_secrets_is_hidden_whole() -> None:
+    log.hide("secret", "secret-and-more")
+    assert log.redact("secret-and-more") == "[hidden]"
+
+
+def test_a_text_is_cut_after_20000_characters() -> None:
+    assert log.redact("a" * 20_000) == "a" * 20_000
+    assert log.redact("a" * 20_001) == "a" * 20_000 + "... (20001 characters)"
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({"token": "x", "n": 1.5}, {"token": "[hidden]", "n": 1.5}),
+        ({"Password": ""}, {"Password": ""}),
+        ({"secret": 7, "api_key": 1.5}, {"secret": 7, "api_key": 1.5}),
+        ({"secret": ["a"]}, {"secret": "[hidden]"}),
+        ({"a": ("b", 1), 5: {"c"}}, {"a": ["b", 1], "5": ["c"]}),
+        (frozenset({1}), [1]),
+        (b"bytes", "b'bytes'"),
+        (None, None),
+        (True, True),
+    ],
+)
+def test_values_keep_their_shape(value: object, told: object) -> None:
+    assert log.redact(value) == told
+
+
+@pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING", "ERROR"])
+def test_a_level_lets_through_itself_and_what_is_above(
+    level: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["debug", "info", "warning", "error"]
+    log.configure(level)
+    for name in names:
+        getattr(log.get(), name)(name)
+        getattr(logging.getLogger("some.library"), name)(name)
+    told = lines(capsys)
+    ours = [line["event"] for line in told if "logger" not in line]
+    theirs = [line["event"] for line in told if line.get("logger") == "some.library"]
+    assert ours == names[names.index(level.lower()) :]
+    assert theirs == names[max(2, names.index(level.lower())) :]
+
+
+@pytest.mark.parametrize("name", ["bitsandbytes", "diffusers", "transformers", "py.warnings"])
+def test_chatty_libraries_are_heard_from_errors_on(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log.configure()
+    logger = logging.getLogger(name)
+    logger.warning("chatter")
+    logger.error("trouble")
+    assert [line["event"] for line in lines(capsys) if line.get("logger") == name] == ["trouble"]
+
+
+@pytest.mark.parametrize("name", ["diffusers", "huggingface_hub", "torch", "transformers"])
+def test_the_libraries_that_bring_a_handler_write_through_ours(name: str) -> None:
+    log.configure()
+    for logger in (logging.getLogger(name), logging.getLogger(f"{name}.part")):
+        before = list(logger.handlers)
+        logger.addHandler(logging.StreamHandler())
+        logger.propagate = False
+        assert logger.handlers == before
+        assert logger.propagate
+    other = logging.getLogger(f"{name}ish.part")
+    other.propagate = False
+    assert not other.propagate
+
+
+def test_a_handler_of_another_kind_may_stay() -> None:
+    log.configure()
+    logger = logging.getLogger("torch.with_a_handler")
+    mine = logging.NullHandler()
+    logger.addHandler(mine)
+    assert mine in logger.handlers
+
+
+def test_what_a_job_logs_through_a_library_carries_its_id(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log.configure()
+    with structlog.contextvars.bound_contextvars(job_id="job-1"):
+        logging.getLogger("some.library").warning("careful")
+    (line,) = lines(capsys)
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "event": "careful",
+        "job_id": "job-1",
+        "level": "warning",
+        "logger": "some.library",
+    }
+
+
+def test_configuring_twice_writes_once(capsys: pytest.CaptureFixture[str]) -> None:
+    log.configure()
+    log.configure()
+    logging.getLogger("some.library").warning("once")
+    log.get().info("once")
+    assert [line["event"] for line in lines(capsys)] == ["once", "once"]

@@ -1,18 +1,21 @@
 """The guard was written against one version of the SDK; another must be read before it is used."""
 
+import asyncio
 import hashlib
 import inspect
 import signal
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
+import cpuinfo  # type: ignore[import-untyped] # it ships no types
 import pytest
 import structlog
 from worlds.pod import Pod
 
 from worker import settings
-from worker.loop import scaler, sdk
+from worker.loop import guarded, scaler, sdk
 
 sdk.load()
 
@@ -113,3 +116,90 @@ def test_the_sdk_logs_through_our_log_and_never_a_result(monkeypatch: pytest.Mon
 )
 def test_the_sdks_names_of_log_levels_are_understood(variable: str, value: str, level: str) -> None:
     assert settings.read({variable: value}).log_level == level
+
+
+@pytest.mark.parametrize(
+    ("level", "heard"),
+    [
+        ("DEBUG", ["INFO", "TIP", "WARN", "ERROR", "unheard-of"]),
+        ("INFO", ["INFO", "TIP", "WARN", "ERROR", "unheard-of"]),
+        ("WARNING", ["WARN", "ERROR"]),
+        ("ERROR", ["ERROR"]),
+    ],
+)
+def test_the_sdk_is_heard_from_info_or_the_level_on(
+    level: str, heard: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sdk_log: Any = rp_logger.RunPodLogger()
+    monkeypatch.setattr(sdk_log, "log", sdk_log.log)
+    sdk.route_log(level)
+    with structlog.testing.capture_logs() as lines:
+        for name in ("TRACE", "DEBUG", "INFO", "TIP", "WARN", "ERROR", "unheard-of"):
+            sdk_log.log(name, name)
+    assert [line["message"] for line in lines] == heard
+    levels = {"INFO": "info", "TIP": "info", "WARN": "warning", "ERROR": "error"}
+    assert [line["log_level"] for line in lines] == [levels.get(name, "info") for name in heard]
+    assert all(set(line) == {"event", "message", "log_level"} for line in lines)
+
+
+def test_loading_the_sdk_leaves_what_it_replaces_as_it_was() -> None:
+    before = cpuinfo.get_cpu_info
+    assert sdk.load() is serverless
+    assert cpuinfo.get_cpu_info is before
+
+
+@pytest.mark.parametrize("name", scaler.MEMBERS)
+def test_the_guard_needs_every_member_that_it_names(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rp_scale.JobScaler, name, None)
+    with pytest.raises(RuntimeError, match=name):
+        scaler.install(lambda _: None)
+
+
+def test_the_guard_needs_the_place_where_results_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(rp_http, "_transmit")
+    with pytest.raises(RuntimeError, match="_transmit"):
+        scaler.install(lambda _: None)
+
+
+def test_only_long_texts_of_a_local_tests_reply_are_left_out() -> None:
+    reply = {"images": [{"base64": "x" * 10_001, "n": 1}], "prompt": "y" * 10_000, "z": None}
+    assert guarded._without_pictures(reply) == {
+        "images": [{"base64": "<10001 characters>", "n": 1}],
+        "prompt": "y" * 10_000,
+        "z": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "is_started"), [(0.0, False), (9.99, False), (10.0, True), (60.0, True)]
+)
+def test_a_cancel_that_comes_before_its_job_is_remembered_for_ten_seconds(
+    waited_s: float, *, is_started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same id may come back later, and is then another try."""
+    now = [1000.0]
+    monkeypatch.setattr("worker.loop.scaler.time", SimpleNamespace(monotonic=lambda: now[0]))
+    begun: list[str] = []
+
+    async def handle(_: object, __: object, job: dict[str, Any]) -> None:
+        await asyncio.sleep(0)
+        begun.append(job["id"])
+
+    monkeypatch.setattr(rp_scale.JobScaler, "handle_job", handle)
+
+    async def case() -> None:
+        guard = scaler.GuardedScaler({"handler": lambda _: {}})
+        assert await guard.stop_job("a")
+        now[0] += waited_s
+        assert await guard.stop_job("b")
+        for name in ("a", "b", "c"):
+            task = asyncio.create_task(guard.handle_job(None, {"id": name}))  # type: ignore[arg-type] # no post is made
+            await asyncio.wait({task})
+            # what was remembered is used up
+        again = asyncio.create_task(guard.handle_job(None, {"id": "b"}))  # type: ignore[arg-type] # no post is made
+        await asyncio.wait({again})
+
+    asyncio.run(case())
+    assert begun == [*(["a"] if is_started else []), "c", "b"]

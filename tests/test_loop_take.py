@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+import structlog
 
 from worker.loop import take
 from worker.loop.take import Job, Taker
@@ -120,3 +121,147 @@ def test_jobs_come_alone_or_in_lists_and_need_an_id() -> None:
     one, many = asyncio.run(taken())
     assert one == [{"id": "a", "input": {"prompt": "x"}, "s3Config": {}}]
     assert many == [{"id": "b", "input": None}, {"id": "c", "input": 1}]
+
+
+# What the platform answers, and how long it is left alone then.
+
+
+class Hasty(Taker):
+    """Notes how long it would pause, and does not."""
+
+    pauses: list[float]
+
+    async def _pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+
+
+def paused(*answers: bytes) -> tuple[list[list[Job]], list[float], list[str]]:
+    """Return the jobs of each take, the pauses after them, and why no job was taken."""
+    left_over = list(answers)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if answer := left_over.pop(0):
+            writer.write(answer)
+            await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    async def case() -> tuple[list[list[Job]], list[float]]:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, Hasty(lambda n: f"http://127.0.0.1:{port}/take?n={n}", {}) as taker:
+            taker.pauses = []
+            return [await taker.take(1) for _ in answers], taker.pauses
+
+    with structlog.testing.capture_logs() as lines:
+        jobs, pauses = asyncio.run(case())
+    assert left_over == []
+    return jobs, pauses, [line["reason"] for line in lines if line["event"] == "no job taken"]
+
+
+NOTHING = response("204 No Content", b"")
+ONE = response("200 OK", b'{"id": "a"}')
+BROKEN = response("500 Internal Server Error", b"")
+BUSY = response("429 Too Many Requests", b"")
+
+
+def test_a_platform_in_trouble_is_asked_less_and_less_until_it_answers() -> None:
+    jobs, pauses, reasons = paused(*[BROKEN] * 7, ONE, BROKEN, NOTHING, BROKEN)
+    assert jobs[7] == [{"id": "a", "input": None}]
+    assert pauses == [1, 2, 4, 8, 16, 30, 30, 1, 0.2, 1]
+    assert reasons == ["status 500"] * 9
+
+
+def test_a_busy_platform_is_asked_again_after_five_seconds() -> None:
+    _, pauses, reasons = paused(BUSY, BUSY, BROKEN, BUSY, BROKEN)
+    assert pauses == [5, 5, 1, 5, 2]
+    assert reasons == ["status 429", "status 429", "status 500", "status 429", "status 500"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        NOTHING,
+        response("400 Bad Request", b"x"),
+        response("200 OK", b" \n"),
+        response("200 OK", b"[]"),
+    ],
+    ids=["204", "400", "blank", "none"],
+)
+def test_no_job_is_no_trouble(answer: bytes) -> None:
+    assert paused(answer) == ([[]], [0.2], [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (response("200 OK", b"{"), "the answer is not JSON"),
+        (response("200 OK", b"<html>"), "the answer is not JSON"),
+        (response("200 OK", b"{}"), "the answer is not a job"),
+        (response("200 OK", b'{"id": ""}'), "the answer is not a job"),
+        (response("200 OK", b"7"), "the answer is not a job"),
+        (response("201 Created", b'{"id": "a"}'), "status 201"),
+        (response("404 Not Found", b""), "status 404"),
+        (b"", "ServerDisconnectedError"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", "ClientPayloadError"),
+    ],
+)
+def test_what_is_no_answer_is_trouble(answer: bytes, reason: str) -> None:
+    assert paused(answer) == ([[]], [1], [reason])
+
+
+def test_a_job_is_followed_by_no_pause() -> None:
+    assert paused(ONE, ONE)[1] == []
+
+
+def test_a_list_without_a_job_in_it_is_no_trouble() -> None:
+    assert paused(response("200 OK", b'[{"id": 5}]')) == ([[]], [0.2], [])
+
+
+def test_a_poll_that_the_platform_holds_too_long_is_no_trouble(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(take, "HOLD_S", 0.4)
+
+    async def hold(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async def case() -> list[Job]:
+        async with platform(hold) as taker:
+            return await taker.take(1)
+
+    with structlog.testing.capture_logs() as lines:
+        assert asyncio.run(case()) == []
+    assert lines == []
+
+
+def test_trouble_while_leaving_is_not_waited_for() -> None:
+    async def hang_up(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        return
+
+    with structlog.testing.capture_logs() as lines:
+        jobs, _ = asyncio.run(left(hang_up))
+    assert jobs == []
+    assert lines == []
+
+
+def test_as_many_jobs_are_asked_for_as_there_is_room_for() -> None:
+    asked: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(ONE)
+        await writer.drain()
+        writer.close()
+
+    async def case() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        url = f"http://127.0.0.1:{port}/take?n={{}}"
+        async with server, Taker(url.format, {"Authorization": "a-key"}) as taker:
+            await taker.take(2)
+
+    asyncio.run(case())
+    assert asked[0].startswith(b"GET /take?n=2 ")
+    assert b"Authorization: a-key\r\n" in asked[0]

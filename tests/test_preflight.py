@@ -1,11 +1,14 @@
 """What the doctor finds, on machines made up through NVML's own interface and on this one."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -299,3 +302,339 @@ def test_wrong_settings_are_told_in_one_line(
     error = capsys.readouterr().err
     assert error.startswith("WORKER_NOT_READY: DOWNLOAD_WORKERS")
     assert len(error.splitlines()) == 1
+
+
+def test_a_finding_without_advice_has_none() -> None:
+    assert Finding("gpu", "ok", "it is there").as_json() == {
+        "check": "gpu",
+        "level": "ok",
+        "found": "it is there",
+        "change": "",
+    }
+
+
+def test_only_fatal_findings_are_fatal() -> None:
+    levels: list[preflight.Level] = ["ok", "advice", "fatal", "fatal"]
+    found = [Finding(str(n), level, "") for n, level in enumerate(levels)]
+    assert [finding.check for finding in preflight.fatal(found)] == ["2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "newest"), [(13020, (13, 2)), (12080, (12, 8)), (11000, (11, 0)), (12110, (12, 11))]
+)
+def test_the_newest_cuda_of_a_driver_is_a_major_and_a_minor(
+    cuda: int, newest: tuple[int, int]
+) -> None:
+    told = driver.ask(Nvml("580.95.05", cuda, []).load)
+    assert told is not None
+    assert (told.cuda, told.gpus) == (newest, ())
+
+
+def test_names_are_read_as_long_as_nvml_may_write_them() -> None:
+    """nvml.h: 80 bytes for a version, 96 for a name, with the zero at the end."""
+    nvml = Nvml("5" * 79, 13000, [("N" * 95, *RTX_4090[1:])])
+    told = driver.ask(nvml.load)
+    assert told is not None
+    assert (told.version, told.gpus[0].name) == ("5" * 79, "N" * 95)
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "free", "level", "change"),
+    [
+        ("large", 15_000_000_000, 15_000_000_000, "ok", ""),
+        ("busy", 15_000_000_000, 14_999_999_999, "advice", "end the other process"),
+        ("small", 14_999_999_999, 14_999_999_999, "advice", "use a pool of 16 or 24 GB"),
+    ],
+)
+def test_a_full_model_needs_15_gb_of_the_card(
+    on: Machine, name: str, total: int, free: int, level: str, change: str
+) -> None:
+    found = on(Nvml("580.95.05", 13000, [(name, (8, 0), total, free)]))
+    assert found["vram"].level == level
+    assert change in found["vram"].change
+    assert found["vram"].found == "15.0 of 15.0 GB free"
+    assert found["gpu"].found == f"{name}, compute capability 8.0"
+    assert found["gpu"].level == "ok"
+
+
+def test_the_embedded_model_needs_no_memory_of_a_card(on: Machine) -> None:
+    used = (*RTX_3060[:3], 1_000_000_000)
+    found = on(Nvml("580.95.05", 13000, [used]), MODEL="tiny")["vram"]
+    assert (found.level, found.found) == ("ok", "1.0 of 12.6 GB free")
+
+
+def test_one_full_model_among_the_embedded_is_enough_to_need_a_gpu(on: Machine) -> None:
+    assert on(None, MODEL="tiny,qwen-image")["gpu"].level == "advice"
+    findings = on(None, MODEL="tiny")
+    assert findings["model"].found.startswith("tiny")
+    assert findings["gpu"].found.startswith("no NVIDIA driver: ")
+
+
+def test_a_driver_without_a_gpu_is_named(on: Machine) -> None:
+    found = on(Nvml("580.95.05", 13000, []))["gpu"]
+    assert (found.level, found.found) == ("advice", "driver 580.95.05 without a GPU")
+
+
+@pytest.mark.parametrize(
+    ("built", "level", "words"),
+    [
+        (None, "advice", "install a torch built for CUDA"),
+        ((12, 9), "ok", ""),
+        ((13, 2), "ok", ""),
+        ((14, 1), "fatal", "with CUDA 14 (allowedCudaVersions)"),
+    ],
+)
+def test_a_torch_fits_a_driver_by_the_major_version_of_cuda(
+    on: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    built: tuple[int, int] | None,
+    level: str,
+    words: str,
+) -> None:
+    on(Nvml("580.95.05", 13000, [RTX_4090]))
+    monkeypatch.setattr(preflight, "torch_cuda", lambda: built)
+    found = {f.check: f for f in preflight.check(settings.read({"MODEL": "qwen-image"}))}
+    assert found["driver"].level == level
+    assert words in found["driver"].change
+    assert found["driver"].found.startswith("580.95.05, CUDA up to 13.0")
+    assert found["gpu"].level == "ok"
+
+
+def test_a_gpu_is_used_where_driver_and_torch_have_one(
+    on: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(Nvml("580.95.05", 13000, [RTX_4090, T4]))
+    assert preflight.usable_gpu() == driver.Gpu(*RTX_4090)
+    monkeypatch.setattr(preflight, "torch_cuda", lambda: None)
+    assert preflight.usable_gpu() is None
+    for nvml in (None, Nvml("580.95.05", 13000, []), Nvml("5", 1, [], fails="nvmlInit_v2")):
+        on(nvml)
+        assert preflight.usable_gpu() is None
+
+
+def machine_of(monkeypatch: pytest.MonkeyPatch, *, pages: int, limit: int | None) -> None:
+    """Give this machine so many pages of 1000 bytes, and its container a limit."""
+    sizes = {"SC_PAGE_SIZE": 1000, "SC_PHYS_PAGES": pages}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    monkeypatch.setattr(preflight, "_limit", lambda: limit)
+
+
+@pytest.mark.parametrize(
+    ("pages", "limit", "level", "found"),
+    [
+        (10_000_000, None, "ok", "10.0 GB"),
+        (9_999_999, None, "advice", "10.0 GB"),
+        (32_000_000, 10_000_000_000, "ok", "10.0 GB"),
+        (32_000_000, 9_000_000_000, "advice", "9.0 GB"),
+        (8_000_000, 64_000_000_000, "advice", "8.0 GB"),
+    ],
+)
+def test_a_full_model_is_prepared_in_10_gb_of_what_the_container_may_use(
+    on: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    pages: int,
+    limit: int | None,
+    level: str,
+    found: str,
+) -> None:
+    machine_of(monkeypatch, pages=pages, limit=limit)
+    told = on(None)["memory"]
+    assert (told.level, told.found) == (level, found)
+    assert on(None, MODEL="tiny")["memory"].level == "ok"
+
+
+def test_the_limit_of_a_container_is_a_number_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def holding(text: str | None) -> int | None:
+        def read_text(path: Path) -> str:
+            assert str(path) == "/sys/fs/cgroup/memory.max"
+            if text is None:
+                raise FileNotFoundError
+            return text
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", read_text)
+            return preflight._limit()
+
+    assert holding("9000000000\n") == 9_000_000_000
+    assert holding("max\n") is None
+    assert holding(None) is None
+
+
+def test_a_disk_is_judged_at_its_reserve(
+    on: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for free, reserve, level in (
+        (3_000_000_000, "3", "ok"),
+        (2_999_999_999, "3", "advice"),
+        (3_000_000_000, "3.1", "advice"),
+    ):
+        usage = SimpleNamespace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+        found = on(None, MODEL_DIR=str(tmp_path), MIN_STORAGE_FREE_GB=reserve)["disk"]
+        assert (found.level, found.found) == (level, "3.0 GB free")
+    assert "asks for 3.1 GB" in found.change
+
+
+def test_a_bucket_is_told(on: Machine) -> None:
+    bucket = {"BUCKET_ACCESS_KEY_ID": "a-key-id", "BUCKET_SECRET_ACCESS_KEY": "a-secret"}
+    assert on(None)["bucket"].found == "none"
+    named = {**bucket, "BUCKET_ENDPOINT_URL": "https://s.example", "BUCKET_NAME": "b"}
+    found = on(None, **named)["bucket"]
+    assert (found.level, found.found) == ("ok", "pictures go to it")
+
+
+def test_python_is_told_by_its_three_numbers(on: Machine) -> None:
+    assert on(None)["python"].found == ".".join(map(str, sys.version_info[:3]))
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "level", "found", "change"),
+    [
+        ("diffusers", None, "fatal", "not installed", "install diffusers 0.42.1"),
+        ("diffusers", "0.43.0", "advice", "0.43.0, untested", "tested is 0.42.1"),
+        ("diffusers", "0.42.1+local", "ok", "0.42.1+local", ""),
+        ("diffusers", "0.42.1", "ok", "0.42.1", ""),
+        ("urllib3", "2.7", "ok", "2.7", ""),
+        ("urllib3", "2.6", "fatal", "2.6: older than its security fixes", "install 2.7 or newer"),
+        ("kernels", None, None, "", ""),
+    ],
+)
+def test_a_package_is_missing_bad_untested_or_right(
+    on: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    version: str | None,
+    level: str | None,
+    found: str,
+    change: str,
+) -> None:
+    real = versions.installed
+    given = None if version is None else Version(version)
+    monkeypatch.setattr(versions, "installed", lambda p: given if p == package else real(p))
+    told = on(None).get(package)
+    if level is None:
+        assert told is None
+    else:
+        assert told == Finding(package, level, found, change)  # type: ignore[arg-type] # a level
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (("2.13.0", "0.28.1"), None),
+        (("2.13.0+cu130", "0.28.0+cu130"), None),
+        (("2.13.0+cu130", "0.28.0"), None),
+        (("2.13.0", "0.28.0+cpu"), None),
+        (("2.12.0", "0.27.0"), None),
+        (("2.13.0", "1.28.0"), "install torchvision 0.28.x of the same build"),
+        (("2.13.0", None), None),
+        ((None, "0.28.0"), None),
+    ],
+)
+def test_a_pair_of_torch_and_torchvision_is_judged_where_both_are_there(
+    on: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    made: tuple[str | None, str | None],
+    words: str | None,
+) -> None:
+    real = versions.installed
+    given = {
+        name: None if text is None else Version(text)
+        for name, text in zip(("torch", "torchvision"), made, strict=True)
+    }
+    monkeypatch.setattr(versions, "installed", lambda p: given[p] if p in given else real(p))
+    told = on(None).get("torch and torchvision")
+    assert (told and told.change) == words
+
+
+def test_what_is_not_installed_has_no_version() -> None:
+    assert versions.installed("a-package-that-nobody-has") is None
+    assert str(versions.installed("packaging")).count(".") >= 1
+
+
+# The first version that is right again, for every row that has one.
+@pytest.mark.parametrize(
+    ("package", "bad", "good"),
+    [
+        ("torch", "2.5.9", "2.6"),
+        ("transformers", "5.2.9", "5.3"),
+        ("diffusers", "0.39.9", "0.40"),
+        ("bitsandbytes", "0.46.0", "0.46.1"),
+        ("bitsandbytes", "0.48.0", "0.48.1"),
+        ("runpod", "1.11.9", "1.12"),
+        ("pillow", "12.2.9", "12.3"),
+        ("urllib3", "2.6.9", "2.7"),
+        ("filelock", "3.20.2", "3.20.3"),
+    ],
+)
+def test_a_version_is_bad_up_to_the_one_that_mends_it(package: str, bad: str, good: str) -> None:
+    assert versions.known_bad(package, Version(bad)) is not None
+    assert versions.known_bad(package, Version(good)) is None
+    assert versions.known_bad(f"not-{package}", Version(bad)) is None
+
+
+def test_a_bad_version_says_why_and_what_to_install() -> None:
+    for row in versions.KNOWN_BAD:
+        assert len(row.why.split()) >= 2
+        assert row.instead
+    old = versions.known_bad("runpod", Version("1.10.0"))
+    newer = versions.known_bad("runpod", Version("1.10.1"))
+    assert old is not None
+    assert newer is not None
+    assert old.why != newer.why
+    assert versions.known_bad("torch", Version("2.5.0rc1+cu126")) is not None
+
+
+@pytest.mark.parametrize(("cuda", "branch"), [((12, 4), 525), ((13, 0), 580)])
+def test_the_driver_that_a_build_needs_is_named(
+    on: Machine, monkeypatch: pytest.MonkeyPatch, cuda: tuple[int, int], branch: int
+) -> None:
+    on(Nvml("470.1", 11040, [RTX_4090]))
+    monkeypatch.setattr(preflight, "torch_cuda", lambda: cuda)
+    found = {f.check: f for f in preflight.check(settings.read({"MODEL": "qwen-image"}))}
+    assert f"driver {branch} or newer" in found["driver"].change
+
+
+def test_the_doctor_prints_a_line_for_each_finding(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [Finding("gpu", "ok", "one"), Finding("memory", "advice", "few", "have more")]
+    monkeypatch.setattr(preflight, "check", lambda _: found)
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "ok      gpu     one",
+        "advice  memory  few  -> have more",
+    ]
+    found.append(Finding("disk", "fatal", "none"))
+    assert main(["doctor", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"ok": False, "findings": [finding.as_json() for finding in found]}
+
+
+def test_push_refuses_a_folder_without_a_bundle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["push", str(tmp_path), "me/x"]) == 1
+    told = "WEIGHTS_UNAVAILABLE: push: the folder holds no bundle (no manifest.json)\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
+@pytest.mark.parametrize("words", [[], ["heal"], ["push", "only-one"], ["prepare"]])
+def test_a_command_that_is_not_whole_ends_with_its_usage(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: python -m worker")
+
+
+def test_run_refuses_a_wrong_environment_as_handler_py_does(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RUNPOD_WEBHOOK_GET_JOB", raising=False)
+    monkeypatch.setenv("MAX_PIXELS", "many")
+    assert main(["run"]) == 1
+    told = json.loads(capfd.readouterr().err.splitlines()[-1])
+    assert (told["event"], told["error_code"]) == ("start failed", "WORKER_NOT_READY")
+    assert told["reason"].startswith("MAX_PIXELS: ")

@@ -100,3 +100,37 @@ def test_a_model_that_is_not_served_is_named() -> None:
     models = Residency([Shelf().openable("a", 1)], budget=None)
     with pytest.raises(ModelNotServed, match="serves a"):
         models.take("z")
+
+
+def test_models_are_told_in_their_order_with_where_they_came_from() -> None:
+    shelf = Shelf()
+    pair = [replace(shelf.openable(n, 5), facts={"source": n * 2}) for n in "ba"]
+    models = Residency(pair, budget=5)
+    assert [model.id for model in models.served] == ["b", "a"]
+    models.take("a")
+    assert models.health() == {
+        "models": {
+            "b": {"resident": False, "source": "bb"},
+            "a": {"resident": True, "source": "aa"},
+        }
+    }
+
+
+def test_without_a_budget_everything_fits() -> None:
+    shelf = Shelf()
+    models = Residency([shelf.openable(n, 10**15) for n in "abc"], budget=None)
+    assert [model.served.id for model in models.fill()] == ["a", "b", "c"]
+    assert shelf.events == ["open a", "open b", "open c"]
+
+
+def test_as_many_give_way_as_must() -> None:
+    shelf = Shelf()
+    sizes = {"a": 3, "b": 3, "c": 4, "big": 8}
+    models = Residency([shelf.openable(n, s) for n, s in sizes.items()], budget=10)
+    for name in ("a", "b", "c", "big", "a"):
+        models.take(name)
+    assert shelf.events == [
+        *("open a", "open b", "open c"),
+        *("release a", "release b", "release c", "open big"),
+        *("release big", "open a"),
+    ]

@@ -3,13 +3,15 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import io
 import json
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +20,12 @@ from PIL import Image
 from worlds import clock
 from worlds.standin import SERVED, StandIn, StandIns
 
-from worker.errors import CudaOutOfMemory
-from worker.families import Control, Drawn, Generation
+from worker.edge.reply import worker_version
+from worker.errors import CudaOutOfMemory, DeviceLost
+from worker.families import Control, Drawn, Generation, Phase
+from worker.jobs import progress
 from worker.jobs.device_thread import DeviceThread, Stopped
+from worker.jobs.job import Job
 from worker.jobs.progress import EVERY_S, POST_S, Progress
 from worker.jobs.serve import Worker
 from worker.settings import read
@@ -322,6 +327,12 @@ def test_callers_are_told_how_far_a_job_is() -> None:
     assert update == {"step": 0, "steps": 4, "phase": "text", "percent": 0}
 
 
+def test_where_nobody_listens_nothing_is_lost() -> None:
+    with structlog.testing.capture_logs() as lines:
+        served({"prompt": "slow-text pause=0.001"})
+    assert "progress lost" not in [line["event"] for line in lines]
+
+
 # Over budget.
 
 
@@ -540,3 +551,499 @@ def test_an_update_that_the_platform_does_not_take_is_given_up_for_the_next() ->
     ((at, step),) = posted
     assert at == pytest.approx(POST_S)
     assert step == 2
+
+
+def test_updates_are_a_second_apart_and_may_take_five() -> None:
+    """Counted from the start of each; one that takes longer than a second makes no pause more."""
+
+    async def tell(progress: Progress) -> None:
+        for step in range(60):
+            progress.tell({"step": step})
+            await asyncio.sleep(0.1)
+
+    assert [at for at, _ in posting(tell)] == pytest.approx([0, 1, 2, 3, 4, 5], abs=0.11)
+    slow = [at for at, _ in posting(tell, takes_s=0.5)]
+    assert slow == pytest.approx([0.5, 1.5, 2.5, 3.5, 4.5, 5.5], abs=0.11)
+    slower = [at for at, _ in posting(tell, takes_s=2.5)]
+    assert slower[:2] == pytest.approx([2.5, 5.0], abs=0.11)
+    assert posting(tell, takes_s=4.9)
+    assert posting(tell, takes_s=5.1) == []
+
+
+def test_an_update_that_fails_is_left_out_and_the_next_is_posted() -> None:
+    posted: list[int] = []
+
+    async def post(update: Any) -> None:
+        if update["step"] == 1:
+            raise OSError("no way to the platform")
+        posted.append(update["step"])
+
+    async def case() -> None:
+        async with Progress(post) as told:
+            for step in (1, 2):
+                told.tell({"step": step})
+                await asyncio.sleep(1.5)
+
+    with structlog.testing.capture_logs() as lines:
+        clock.run(case())
+    assert posted == [2]
+    assert [(line["event"], line["reason"]) for line in lines] == [("progress lost", "OSError")]
+
+
+def test_a_cancelled_job_waits_for_no_update() -> None:
+    async def post(_: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def job() -> None:
+        async with Progress(post) as told:
+            told.tell({"step": 1})
+            await asyncio.Event().wait()
+
+    ended: list[float] = []
+
+    async def case() -> None:
+        task = asyncio.create_task(job())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        ended.append(asyncio.get_running_loop().time())
+
+    clock.run(case())
+    assert ended == pytest.approx([0.1])
+
+
+def test_a_job_that_fails_waits_for_its_update_as_one_that_ends_well() -> None:
+    posted: list[int] = []
+
+    async def post(update: Any) -> None:
+        await asyncio.sleep(0.5)
+        posted.append(update["step"])
+
+    async def case() -> None:
+        with contextlib.suppress(KeyError):
+            async with Progress(post) as told:
+                told.tell({"step": 1})
+                await asyncio.sleep(0.1)
+                raise KeyError
+
+    clock.run(case())
+    assert posted == [1]
+
+
+def test_a_job_without_an_update_leaves_no_error_behind(caplog: pytest.LogCaptureFixture) -> None:
+    """As a task of its own would that failed: asyncio logs that once it is collected."""
+
+    async def post(_: Any) -> None:
+        raise AssertionError("there is nothing to post")
+
+    async def case() -> None:
+        async with Progress(post):
+            await asyncio.sleep(0.1)
+        gc.collect()
+
+    clock.run(case())
+    gc.collect()
+    assert caplog.records == []
+
+
+def test_nobody_to_tell_is_no_fault() -> None:
+    async def case() -> None:
+        async with Progress(None) as told:
+            told.tell({"step": 1})
+
+    asyncio.run(case())
+
+
+# One job.
+
+
+def test_the_time_of_a_job_and_its_phases_is_in_milliseconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks = iter([10.0, 12.5, 13.0, 14.0])
+    monkeypatch.setattr(
+        "worker.jobs.job.time", SimpleNamespace(monotonic=lambda: next(ticks, 14.0))
+    )
+    job = Job("job-1", {}, None, start=8.0)
+    with job.phase("fetch"):
+        pass
+    with contextlib.suppress(KeyError), job.phase("encode"):
+        raise KeyError
+    assert job.timings == {"fetch": 2500.0, "encode": 1000.0}
+    assert job.elapsed_ms() == 6000.0
+
+
+@pytest.mark.parametrize(
+    ("given", "is_given"),
+    [
+        ({"output_format": "png"}, True),
+        ({"image_format": "png"}, True),
+        ({"image_format": None}, False),
+        ({"output_quality": 5}, False),
+        ({"unheard-of": 1}, False),
+        ({}, False),
+        (["output_format"], False),
+        (None, False),
+    ],
+)
+def test_a_field_is_given_by_any_of_its_names(given: Any, *, is_given: bool) -> None:
+    assert Job("job-1", given, None).is_given("output_format") is is_given
+
+
+class Told(StandIn):
+    """A model that keeps what it is told to draw, and says what each picture took."""
+
+    def __init__(self) -> None:
+        self.generations: list[Generation] = []
+
+    def generate(self, generation: Generation, control: Control) -> Drawn:
+        """Draw, and remember."""
+        self.generations.append(generation)
+        count = len(self.generations)
+        return replace(
+            super().generate(generation, control),
+            lightning_enabled=count != 2,
+            timings_ms={"text": 0.5, "denoise": 10.0 * count},
+            peak_vram_mb=(7, 9, 8)[count - 1],
+        )
+
+
+def test_the_model_is_told_all_that_was_asked_and_the_reply_all_that_it_took() -> None:
+    model, picture = Told(), io.BytesIO()
+    Image.new("RGB", (200, 100), "red").save(picture, "PNG")
+    worker = remembering(model)
+    reply = served(
+        {
+            "prompt": "a fox",
+            "negative": "dark",
+            "image": base64.b64encode(picture.getvalue()).decode(),
+            "seed": 40,
+            "n": 3,
+            "steps": 7,
+            "cfg": 2.5,
+            "width": 140,
+            "height": 96,
+        },
+        worker,
+    )
+    for index, told in enumerate(model.generations):
+        (reference,) = told.references
+        assert reference.size == (200, 100)
+        assert replace(told, references=()) == Generation(
+            task="edit",
+            prompt="a fox",
+            negative_prompt="dark",
+            references=(),
+            width=128,
+            height=96,
+            steps=7,
+            true_cfg_scale=2.5,
+            lightning=False,
+            seed=40 + index,
+        )
+    assert len(reply["images"]) == 3
+    assert reply["adjusted"] == {"width": [140, 128]}
+    assert reply["lightning_enabled"] is False
+    assert reply["peak_vram_mb"] == 9
+    assert (reply["timings_ms"]["text"], reply["timings_ms"]["denoise"]) == (2, 60)
+    assert reply["timings_ms"]["total"] > 0
+    assert served({"prompt": "x"}, remembering(Told()))["lightning_enabled"] is True
+
+
+def test_a_png_holds_what_makes_it_again() -> None:
+    wish = {"prompt": "a fox", "negative": "dark", "cfg": 2, "seed": 5, "steps": 3}
+    (image,) = served(wish)["images"]
+    facts = {
+        "prompt": "a fox",
+        "negative_prompt": "dark",
+        "seed": "5",
+        "steps": "3",
+        "true_cfg_scale": "2.0",
+        "lightning": "false",
+        "task": "text-to-image",
+        "model": "standin",
+        "revision": "local",
+        "precision": "bf16",
+        "software": f"worker {worker_version()}",
+    }
+    assert Image.open(io.BytesIO(base64.b64decode(image["base64"]))).info == facts
+    (image,) = served({"prompt": "a fox"})["images"]
+    held = Image.open(io.BytesIO(base64.b64decode(image["base64"]))).info
+    assert set(held) == set(facts) - {"negative_prompt"}
+    assert image["mime_type"] == "image/png"
+
+
+def test_a_fast_picture_says_so_in_its_png() -> None:
+    models = StandIns()
+    models.served = (replace(SERVED, lightning_steps=(4,)),)
+    (image,) = served({"prompt": "a fox"}, Worker(read({}), models))["images"]
+    held = Image.open(io.BytesIO(base64.b64decode(image["base64"]))).info
+    assert (held["lightning"], held["steps"]) == ("true", "4")
+
+
+def test_quality_is_what_was_asked() -> None:
+    def size(quality: int) -> int:
+        wish = {"prompt": "x", "seed": 1, "output_format": "jpeg", "quality": quality}
+        return len(served(wish)["images"][0]["base64"])
+
+    assert size(10) < size(60) < size(100)
+
+
+def test_a_reply_over_budget_is_made_smaller_by_the_first_format_that_fits() -> None:
+    base = {"prompt": "x", "seed": 1, "width": 256, "height": 256}
+    size = {
+        name: len(json.dumps(served({**base, "output_format": name})))
+        for name in ("png", "webp", "jpeg")
+    }
+    for budget in (size["webp"] + 500, size["jpeg"] + 500):
+        fits = next(name for name in ("png", "webp", "jpeg") if size[name] <= budget)
+        assert fits != "png"
+        reply = served(base, with_settings(MAX_REPLY_BYTES=str(budget)))
+        assert reply["adjusted"] == {"output_format": ["png", fits]}
+        assert reply["images"][0]["mime_type"] == f"image/{fits}"
+
+
+def test_a_picture_of_its_inputs_size_is_delivered_at_that_size() -> None:
+    given = io.BytesIO()
+    Image.new("RGB", (70, 75), "red").save(given, "PNG")
+    text = base64.b64encode(given.getvalue()).decode()
+    (image,) = served({"prompt": "x", "image": text, "size": "input"})["images"]
+    assert (image["width"], image["height"]) == (70, 75)
+    assert Image.open(io.BytesIO(base64.b64decode(image["base64"]))).size == (70, 75)
+
+
+def test_a_done_job_is_logged_with_what_it_made() -> None:
+    with structlog.testing.capture_logs() as lines:
+        reply = served({"prompt": "a fox", "n": 2, "seed": 1, "width": 96, "steps": 5})
+    entry = {line["event"]: line for line in lines}
+    done, started = entry["job done"], entry["job started"]
+    told = json.dumps(reply, ensure_ascii=False).encode()
+    pictures = [base64.b64decode(image["base64"]) for image in reply["images"]]
+    assert done["reply_bytes"] == len(told)
+    assert done["picture_bytes"] == sum(map(len, pictures))
+    assert (done["pictures"], done["width"], done["height"]) == (2, 96, 96)
+    assert (started["steps"], started["pictures"], started["references"]) == (5, 2, 0)
+
+
+# Faults, as the log and the caller see them.
+
+
+def test_a_fault_is_logged_by_its_fields_alone_unless_prompts_may_be() -> None:
+    for chosen, reason in (
+        ("0", ["prompt", "width"]),
+        ("1", "prompt: must be a string (got 5); width: must be at least 64 (got 3)"),
+    ):
+        with structlog.testing.capture_logs() as lines:
+            served({"prompt": 5, "width": 3}, with_settings(LOG_PROMPTS=chosen))
+        (line,) = (line for line in lines if line["event"] == "job failed")
+        assert (line["error_code"], line["reason"]) == ("INVALID_INPUT", reason)
+        assert line["log_level"] == "warning"
+    with structlog.testing.capture_logs() as lines:
+        served({"prompt": "nan"})
+    (line,) = (line for line in lines if line["event"] == "job failed")
+    assert line["reason"] == "the model's picture has values that are not numbers"
+
+
+def test_a_bug_is_found_in_the_log_by_what_the_caller_is_told() -> None:
+    with structlog.testing.capture_logs() as lines:
+        told = served({"prompt": "bug"})["error"]
+    (line,) = (line for line in lines if line["event"] == "bug")
+    assert len(line["reference"]) == 12
+    assert told.endswith(f"its log tells more under {line['reference']}")
+
+
+class Late(StandIn):
+    """A model in which something times out that is not the job."""
+
+    def generate(self, generation: Generation, control: Control) -> Drawn:
+        """Fail."""
+        del generation, control
+        raise TimeoutError
+
+
+def test_a_timeout_of_something_else_is_no_deadline() -> None:
+    reply = served({"prompt": "x"}, remembering(Late(), JOB_DEADLINE_S="600"))
+    assert reply["error_code"] == "INTERNAL"
+
+
+def test_a_deadline_is_told_in_seconds() -> None:
+    reply = served({"prompt": "slow-text pause=0.01"}, with_settings(JOB_DEADLINE_S="0.25"))
+    assert reply["error"] == (
+        "DEADLINE_EXCEEDED: the job took longer than 0.25 s, this worker's JOB_DEADLINE_S"
+    )
+
+
+class Named(StandIn):
+    """A model that remembers for which job it draws."""
+
+    def __init__(self) -> None:
+        self.jobs: list[object] = []
+
+    def generate(self, generation: Generation, control: Control) -> Drawn:
+        """Draw, and remember."""
+        self.jobs.append(structlog.contextvars.get_contextvars()["job_id"])
+        return super().generate(generation, control)
+
+
+def test_a_job_is_known_by_its_id_as_text_in_the_devices_thread_too() -> None:
+    model = Named()
+    asyncio.run(remembering(model).handle({"id": 7, "input": {"prompt": "x"}}))
+    assert model.jobs == ["7"]
+
+
+def test_a_job_without_an_input_is_answered() -> None:
+    reply = asyncio.run(with_settings().handle({"id": "job-1"}))
+    assert reply["error_code"] == "INVALID_INPUT"
+
+
+def test_a_job_that_was_cancelled_before_its_start_is_not_begun() -> None:
+    async def case() -> Worker:
+        worker = with_settings()
+
+        async def run() -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await worker.handle({"id": "job-1", "input": {"op": "health"}})
+
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.create_task(run())
+        return worker
+
+    assert asyncio.run(case()).health()["jobs"] == {"done": 0, "failed": 0, "cancelled": 1}
+
+
+def test_health_tells_what_the_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([5.0, 66.26])
+    monkeypatch.setattr("worker.jobs.serve.time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    health = with_settings().health()
+    assert health == {
+        "status": "ready",
+        "uptime_s": 61.3,
+        "jobs": {"done": 0, "failed": 0, "cancelled": 0},
+        "resident": [SERVED.id],
+        "worker_version": worker_version(),
+    }
+
+
+def test_a_query_answers_what_was_asked() -> None:
+    assert "status" in served({"op": "health"})
+    told = served({"op": "capabilities"})
+    assert [model["id"] for model in told["models"]] == [SERVED.id]
+    assert told["warnings"] == []
+    assert "status" not in told
+
+
+def test_a_job_that_waits_behind_a_lost_device_is_refused_as_one_that_comes_later() -> None:
+    async def case() -> list[Reply]:
+        worker = with_settings()
+        jobs = [{"id": f"job-{n}", "input": {"prompt": p}} for n, p in enumerate(("lost", "fox"))]
+        return await asyncio.gather(*map(worker.handle, jobs))
+
+    lost, waiting = asyncio.run(case())
+    assert (lost["error_code"], waiting["error_code"]) == ("DEVICE_LOST", "WORKER_NOT_READY")
+    assert "DEVICE_LOST" in waiting["error"]
+
+
+class Dying(Endless):
+    """A model whose device is lost when it is stopped."""
+
+    def generate(self, generation: Generation, control: Control) -> Drawn:
+        """Draw until stopped, then fail."""
+        try:
+            return super().generate(generation, control)
+        except Stopped:
+            raise DeviceLost("gone") from None
+
+
+def test_a_device_lost_under_a_cancelled_job_is_noticed() -> None:
+    async def case() -> Worker:
+        model = Dying()
+        worker = remembering(model)
+        job = asyncio.create_task(worker.handle({"id": "job-1", "input": {"prompt": "endless"}}))
+        assert await asyncio.to_thread(model.begun.wait, 30)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        return worker
+
+    with structlog.testing.capture_logs() as lines:
+        worker = asyncio.run(case())
+    assert isinstance(worker.fatal, DeviceLost)
+    (line,) = (line for line in lines if line["event"] == "fatal")
+    assert (line["error_code"], line["log_level"]) == ("DEVICE_LOST", "error")
+
+
+class Silent(Control):
+    """Nobody hears what is reported."""
+
+    def report(self, phase: Any, step: int, steps: int) -> None:
+        """Say nothing."""
+
+
+class Patient(StandIn):
+    """A model that waits for each of its reports to be posted."""
+
+    def __init__(self) -> None:
+        self.posted = threading.Semaphore(0)
+
+    def generate(self, generation: Generation, control: Control) -> Drawn:
+        """Report two steps of two phases, each when the one before has arrived."""
+        for phase in PHASES:
+            for step in (1, 2):
+                control.report(phase, step, 2)
+                assert self.posted.acquire(timeout=30)
+        return super().generate(replace(generation, prompt="x"), Silent())
+
+
+PHASES: tuple[Phase, ...] = ("text", "denoise")
+
+
+def test_updates_count_all_pictures_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    model, heard = Patient(), list[tuple[str, Mapping[str, Any]]]()
+    models = StandIns()
+    models._model = model
+
+    async def announce(job_id: str, update: Mapping[str, Any]) -> None:
+        heard.append((job_id, update))
+        model.posted.release()
+
+    served({"prompt": "x", "n": 2, "steps": 2}, Worker(read({}), models, announce))
+    assert {job_id for job_id, _ in heard} == {"job-1"}
+    assert [(u["phase"], u["step"], u["steps"], u["percent"]) for _, u in heard] == [
+        ("text", 0, 4, 1),
+        ("text", 0, 4, 2),
+        ("denoise", 1, 4, 26),
+        ("denoise", 2, 4, 48),
+        ("text", 2, 4, 51),
+        ("text", 2, 4, 52),
+        ("denoise", 3, 4, 76),
+        ("denoise", 4, 4, 98),
+    ]
+
+
+def test_a_picture_that_cannot_be_read_is_named_in_the_message_too() -> None:
+    text = base64.b64encode(bytes(99)).decode()
+    reply = served({"prompt": "x", "images": [text]})
+    assert reply["error"].startswith("IMAGE_UNREADABLE: images[0]: ")
+    assert reply["error"].endswith(f"images[0]: {reply['details'][0]['message']}")
+
+
+def test_a_job_with_a_bucket_of_its_own_needs_no_other() -> None:
+    with store() as (address, kept):
+        bucket = {"endpointUrl": f"{address}/b", "accessId": "a-key-id", "accessSecret": "a-secret"}
+        port = address.rpartition(":")[2]
+        worker = with_settings(
+            ALLOWED_IMAGE_NETWORKS=f"127.0.0.0/8:{port}",
+            ALLOW_HTTP_IMAGES="1",
+            MAX_REPLY_BYTES="100000",
+        )
+        reply = served({"prompt": "x", "response_format": "url"}, worker, s3Config=bucket)
+        assert reply["images"][0]["url"].startswith(address)
+        assert reply["adjusted"] == {}
+        wish = {"prompt": "big", "response_format": "data_url"}
+        moved = served(wish, worker, s3Config=bucket)
+    assert moved["adjusted"] == {"response_format": ["data_url", "url"]}
+    assert list(kept) == ["/b/job-1/0.png"]

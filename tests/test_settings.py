@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -361,3 +362,240 @@ def test_every_variable_is_read_by_its_own_name() -> None:
     names = [name for names in settings.variables() for name in names]
     assert len(names) == len(set(names))
     assert all(name == name.upper() for name in names)
+
+
+# What every number takes at its bounds, and the nearest that it refuses.
+BOUNDS: dict[str, tuple[list[str], list[str]]] = {
+    "DOWNLOAD_WORKERS": (["1", "64"], ["0", "65", "1.5"]),
+    "DOWNLOAD_RETRIES": (["0", "100"], ["-1", "101"]),
+    "DOWNLOAD_STALL_S": (["0.001", "1e9"], ["0", "-1", "inf"]),
+    "MIN_STORAGE_FREE_GB": (["0", "0.5"], ["-0.1", "nan"]),
+    "VOLUME_SIZE_GB": (["0.1", "5000"], ["0", "inf"]),
+    "MAX_PIXELS": (["4096"], ["4095", "0"]),
+    "MAX_INPUT_IMAGES": (["1", "3"], ["0", "4"]),
+    "MAX_IMAGE_BYTES": (["1024", "2 KB"], ["1023", "1KB"]),
+    "MAX_IMAGE_PIXELS": (["65536"], ["65535"]),
+    "MAX_IMAGES_PER_REQUEST": (["1", "4"], ["0", "5"]),
+    "MAX_REPLY_BYTES": (["1024"], ["1023"]),
+    "FETCH_CONNECT_S": (["0.1"], ["0"]),
+    "FETCH_TOTAL_S": (["0.1"], ["0"]),
+    "JOB_DEADLINE_S": (["0", "0.5"], ["-0.5"]),
+    "LIGHTNING_STEPS": (["2", "100", "2,100"], ["1", "101", "8,1", "8,101", "8,8", ","]),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_number_is_taken_at_its_bounds_and_not_beyond(name: str) -> None:
+    good, bad = BOUNDS[name]
+    for text in good:
+        assert getattr(settings.read({name: text}), name.lower()) is not None
+    for text in bad:
+        assert set(faults(**{name: text})) == {name}, text
+
+
+def test_the_validity_of_a_pictures_url_is_a_minute_to_a_week() -> None:
+    for seconds in ("60", "604800"):
+        assert settings.read({"BUCKET_URL_TTL_S": seconds}).bucket_url_ttl_s == int(seconds)
+    for seconds in ("59", "604801"):
+        assert set(faults(BUCKET_URL_TTL_S=seconds)) == {"BUCKET_URL_TTL_S"}
+
+
+def test_every_default_is_what_readme_says() -> None:
+    """As a value where nothing is set, beside the words of the table."""
+    read = settings.read({})
+    words = {row.names[0]: row.default for row in settings.table()}
+    for name, value, word in (
+        ("MODEL_REVISION", None, "the newest"),
+        ("MODEL_PATH", None, "none"),
+        ("HF_ENDPOINT", None, "the public hub"),
+        ("HF_HUB_OFFLINE", False, "`false`"),
+        ("PRECISION_MODE", "auto", "`auto`"),
+        ("USE_LIGHTNING_LORA", True, "`true`"),
+        ("LIGHTNING_FUSED", False, "`false`"),
+        ("DOWNLOAD_WORKERS", 8, "`8`"),
+        ("DOWNLOAD_RETRIES", 5, "`5`"),
+        ("DOWNLOAD_STALL_S", 60, "`60`"),
+        ("MIN_STORAGE_FREE_GB", 2, "`2`"),
+        ("VOLUME_SIZE_GB", None, "none"),
+        ("RUNPOD_CACHE_DIR", Path("/runpod-volume/huggingface-cache/hub"), None),
+        ("VERIFY", "sizes", "`sizes`"),
+        ("KEEP_SOURCE_WEIGHTS", False, "`false`"),
+        ("MAX_PIXELS", None, "by the device's memory"),
+        ("MAX_INPUT_IMAGES", 3, "`3`"),
+        ("MAX_IMAGE_BYTES", 20_000_000, "`20 MB`"),
+        ("MAX_IMAGE_PIXELS", 25_000_000, "`25000000`"),
+        ("MAX_IMAGES_PER_REQUEST", 4, "`4`"),
+        ("MAX_REPLY_BYTES", 18_000_000, "`18 MB`"),
+        ("ALLOWED_IMAGE_HOSTS", (), "any public host"),
+        ("ALLOW_HTTP_IMAGES", False, "`false`"),
+        ("ALLOWED_IMAGE_NETWORKS", (), "none"),
+        ("FETCH_NAMESERVERS", (), "the system's"),
+        ("FETCH_CONNECT_S", 5, "`5`"),
+        ("FETCH_TOTAL_S", 20, "`20`"),
+        ("JOB_DEADLINE_S", 0, "`0`"),
+        ("BUCKET_PREFIX", "", "none"),
+        ("BUCKET_URL_TTL_S", 604_800, "`604800`"),
+        ("PREFETCH", False, "`false`"),
+        ("PNG_METADATA", True, "`true`"),
+        ("RESPONSE_COMPAT", None, "none"),
+        ("STRICT_INPUT", False, "`false`"),
+        ("REFRESH_WORKER", False, "`false`"),
+        ("LOG_LEVEL", "INFO", "`INFO`"),
+        ("LOG_PROMPTS", False, "`false`"),
+    ):
+        assert getattr(read, name.lower()) == value, name
+        assert word is None or words[name] == word, name
+
+
+def test_every_choice_of_a_word_is_taken() -> None:
+    for name, words in (
+        ("PRECISION_MODE", ("auto", "bf16", "8bit", "4bit", "BF16")),
+        ("VERIFY", ("sizes", "full")),
+        ("RESPONSE_COMPAT", ("output_image_base64", "image", "image_base64", "image_url")),
+        ("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR", "warn", "notset")),
+    ):
+        for word in words:
+            assert getattr(settings.read({name: word}), name.lower()) is not None
+
+
+@pytest.mark.parametrize(
+    ("names", "value"),
+    [
+        (("MODEL", "MODEL_ID"), "tiny"),
+        (("MODEL_DIR", "QWEN_HOME"), "/data"),
+        (("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"), "hf_x"),
+        (("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"), "/cache"),
+        (("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), "1"),
+        (("LOG_LEVEL", "RUNPOD_LOG_LEVEL"), "ERROR"),
+    ],
+)
+def test_a_variable_goes_by_its_old_name_too(names: tuple[str, str], value: str) -> None:
+    assert names in settings.variables()
+    by_name, by_alias = (settings.read({name: value}) for name in names)
+    assert by_name == by_alias != settings.read({})
+
+
+@pytest.mark.parametrize("word", ["0", "false", "no", "off", "n", "f", "NO", "False"])
+def test_offline_is_anything_but_a_no(word: str) -> None:
+    assert settings.read({"HF_HUB_OFFLINE": word}).hf_hub_offline is False
+    assert settings.read({"HF_HUB_OFFLINE": word + "x"}).hf_hub_offline is True
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("1024", 1024),
+        ("2kb", 2000),
+        ("2 KB", 2000),
+        ("3MB", 3_000_000),
+        ("1 gb", 1_000_000_000),
+        ("999999999 gb", 999_999_999 * 10**9),
+    ],
+)
+def test_bytes_have_units_of_a_thousand(text: str, count: int) -> None:
+    assert settings.read({"MAX_IMAGE_BYTES": text}).max_image_bytes == count
+
+
+@pytest.mark.parametrize("text", ["2  KB", "2 KiB", "2.5 MB", "1234567890 kb", "KB", "-2 KB"])
+def test_what_is_no_count_of_bytes_is_refused(text: str) -> None:
+    assert set(faults(MAX_IMAGE_BYTES=text)) == {"MAX_IMAGE_BYTES"}
+
+
+@pytest.mark.parametrize(
+    ("text", "networks"),
+    [
+        ("10.0.0.0/8:1", [("10.0.0.0/8", 1)]),
+        ("10.0.0.0/8:65535", [("10.0.0.0/8", 65535)]),
+        ("10.1.2.3:80, ::1:443", [("10.1.2.3/32", 80), ("::1/128", 443)]),
+        ("[fd00::]/8:8080", [("fd00::/8", 8080)]),
+    ],
+)
+def test_networks_are_a_cidr_and_a_port(text: str, networks: list[tuple[str, int]]) -> None:
+    read = settings.read({"ALLOWED_IMAGE_NETWORKS": text}).allowed_image_networks
+    assert [(str(network), port) for network, port in read] == networks
+
+
+@pytest.mark.parametrize(
+    ("address", "is_right"),
+    [
+        ("https://x.example", True),
+        ("HTTP://x.example/a/b", True),
+        ("https://x.example/a b", False),
+        ("https://x.example/a@b", False),
+        ("https:///a", False),
+        ("https://", False),
+        ("xhttps://x.example", False),
+        ("https://x", True),
+    ],
+)
+def test_an_address_has_a_host_and_no_user(address: str, *, is_right: bool) -> None:
+    if is_right:
+        assert settings.read({"HF_ENDPOINT": address}).hf_endpoint == address
+    else:
+        told = {"HF_ENDPOINT": "must be an https:// address without a user name"}
+        assert faults(HF_ENDPOINT=address) == told
+
+
+def test_the_home_of_weights_is_the_volume_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(settings, "VOLUME", tmp_path)
+    assert settings.read({}).home == tmp_path / "models"
+    monkeypatch.setattr(settings, "VOLUME", tmp_path / "none")
+    assert settings.read({}).home == Path(tempfile.gettempdir()) / "worker-models"
+
+
+def test_a_command_line_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL", "one")
+    monkeypatch.setenv("VERIFY", "full")
+    read = settings.read(instead={"MODEL": "two"})
+    assert (read.model, read.verify) == (("two",), "full")
+    assert settings.read({"MODEL": "three"}, instead={"VERIFY": "full"}).model == ("three",)
+
+
+def test_where_we_run_is_known_in_a_wrong_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_PIXELS", "many")
+    monkeypatch.delenv("RUNPOD_WEBHOOK_GET_JOB", raising=False)
+    assert not settings.where_we_run().on_platform
+    monkeypatch.setenv("RUNPOD_WEBHOOK_GET_JOB", "https://x/job-take/1")
+    assert settings.where_we_run().on_platform
+    assert settings.where_we_run().max_pixels is None
+
+
+def test_half_a_bucket_is_told_by_the_first_that_is_there() -> None:
+    assert faults(BUCKET_SECRET_ACCESS_KEY="verysecret", BUCKET_SESSION_TOKEN="token-x") == {
+        "BUCKET_ENDPOINT_URL": "is needed beside BUCKET_SECRET_ACCESS_KEY",
+        "BUCKET_ACCESS_KEY_ID": "is needed beside BUCKET_SECRET_ACCESS_KEY",
+    }
+    assert settings.read(BUCKET).bucket_endpoint_url == "https://bucket.example"
+
+
+def test_the_faults_of_a_fused_lora_are_told_together() -> None:
+    wrong = {"LIGHTNING_FUSED": "1", "LIGHTNING_STEPS": "8,4", "USE_LIGHTNING_LORA": "0"}
+    with pytest.raises(InvalidSettings) as refused:
+        settings.read(wrong)
+    assert [detail.message for detail in refused.value.details] == [
+        "bakes one LoRA: give LIGHTNING_STEPS one count",
+        "needs USE_LIGHTNING_LORA",
+    ]
+
+
+def test_the_secrets_are_known_by_their_type() -> None:
+    assert {
+        "hf_token",
+        "bucket_access_key_id",
+        "bucket_secret_access_key",
+        "bucket_session_token",
+    } == settings.SECRETS
+
+
+def test_a_token_of_a_file_is_kept_out_of_the_log(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_fromTheFile\n")
+    settings.read({"HF_TOKEN_PATH": str(tmp_path / "token")})
+    assert log.redact("with hf_fromTheFile") == "with [hidden]"
+
+
+def test_a_wrong_token_in_a_file_is_told_by_the_file(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("two words\n")
+    told = faults(HF_TOKEN_PATH=str(tmp_path / "token"))
+    assert told["HF_TOKEN_PATH"].startswith("must be a token alone")

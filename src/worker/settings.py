@@ -178,9 +178,7 @@ class Settings(BaseModel):
     bytes, in `_s` seconds.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="ignore", hide_input_in_errors=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
     model: Words = _setting(
         (),

@@ -67,7 +67,7 @@ class Progress:
                 log.get().warning("progress lost", reason=type(error).__name__)
             left = EVERY_S - (self._loop.time() - start)
             try:
-                async with asyncio.timeout(max(left, 0)):
+                async with asyncio.timeout(left):
                     await self._closed.wait()
             except TimeoutError:
                 continue
