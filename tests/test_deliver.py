@@ -362,6 +362,8 @@ def test_the_operators_public_address_is_not_that_of_a_callers_bucket(site: Site
         ("REGION", "region"),
         ("colour", None),
         ("\ud800\n", None),
+        ("a\nb", None),
+        ("schl\u00fcssel", None),
         ("x" * 5000, None),
     ],
 )
@@ -371,6 +373,8 @@ def test_an_unknown_key_of_a_jobs_bucket_is_told(key: str, meant: str | None) ->
     assert check_targets(upload_urls=[], s3_config=good, settings=given) == ()
     (warning,) = check_targets(upload_urls=[], s3_config={**good, key: "x"}, settings=given)
     assert warning.startswith("s3Config.")
+    assert warning.isascii()
+    assert warning.isprintable()
     assert "is not a known key" in warning
     assert warning.endswith(f"did you mean {meant}?" if meant else "a known key")
     assert len(warning) < 120

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,6 +123,7 @@ def test_a_text_that_is_cut_is_told_if_it_was_used(models: dict[str, QwenImage],
         ({"prompt": long}, (cut,)),
         ({"negative_prompt": long}, (negative_cut,)),
         ({"prompt": long, "negative_prompt": long}, (cut, negative_cut)),
+        ({"negative_prompt": long, "true_cfg_scale": 1.5}, (negative_cut,)),
         ({"negative_prompt": long, "true_cfg_scale": 1.0}, ()),
         ({"negative_prompt": None, "true_cfg_scale": 4.0}, ()),
     ):
@@ -422,3 +424,65 @@ def test_out_of_memory_twice_while_opening_is_advice(
     with pytest.raises(InvalidSettings, match="PRECISION_MODE=4bit") as caught:
         boot.boot(settings.read(environ))
     assert not caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("offload", "times", "tried"),
+    [
+        (False, 0, [None]),
+        (False, 1, [None, "cpu"]),
+        (False, 2, [None, "cpu"]),
+        (True, 0, ["cpu"]),
+        (True, 1, ["cpu"]),
+    ],
+)
+def test_a_text_encoder_that_must_wait_in_the_hosts_memory_is_opened_there(
+    monkeypatch: pytest.MonkeyPatch, *, offload: bool, times: int, tried: list[str | None]
+) -> None:
+    """And at once: on the device there is no room for it."""
+    asked: list[dict[str, Any]] = []
+
+    def opened(folder: Path, device: torch.device, **named: Any) -> str:
+        assert (folder, device) == (Path("bundle"), torch.device("cpu"))
+        asked.append(named)
+        if len(asked) <= times:
+            raise torch.OutOfMemoryError("full")
+        return "parts"
+
+    monkeypatch.setattr(qwen_image, "open_bundle", opened)
+    given = settings.read({"VERIFY": "full"})
+    place: Any = qwen_image._placed
+    with contextlib.suppress(InvalidSettings) if times == len(tried) else contextlib.nullcontext():
+        assert place(Path("bundle"), torch.device("cpu"), given, offload=offload) == "parts"
+    assert [named["text_encoder_device"] for named in asked] == [
+        None if where is None else torch.device(where) for where in tried
+    ]
+    for named in asked:
+        assert named["verify"] == given.verify
+        assert named["share"] is qwen_image._SHARED
+
+
+def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that another model has goes to what MODEL called it."""
+    spec = {spec.name: spec for spec in catalog.TABLE}["qwen-image"]
+    found = replace(spec, name="found", steps=33)
+    obtained = SimpleNamespace(
+        spec=found,
+        bundle=SimpleNamespace(revision="abc", precision="8bit"),
+        lightning=(4, 8),
+        parts={"a": 1},
+        facts={"b": 2},
+        folder=Path("bundle"),
+    )
+    monkeypatch.setattr(qwen_image, "obtain", lambda *_: obtained)
+    given = settings.read({})
+    for gpu, side in ((None, 1328), (Gpu("L4", (8, 9), 24 << 30, 23 << 30), 1536)):
+        openable = qwen_image.ready(spec, given, gpu)
+        assert (openable.parts, openable.facts) == ({"a": 1}, {"b": 2})
+        served = openable.served
+        assert (served.id, served.steps, served.max_pixels) == ("found", 33, side * side)
+        assert (served.revision, served.precision) == ("abc", "8bit")
+        assert served.lightning_steps == (4, 8)
+        assert qwen_image.prepare(spec, given, gpu) == Path("bundle")
+    assert qwen_image.ready(spec, given, None, taken={"found"}).served.id == "qwen-image"
+    assert qwen_image.ready(spec, given, None, taken={"qwen-image"}).served.id == "found"

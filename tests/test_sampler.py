@@ -9,7 +9,7 @@ from diffusers import QwenImagePipeline
 from torch import Tensor
 
 from worker.engine.modulation import WeightModulation
-from worker.engine.sampler import Conditioning, denoise, noise, pack, stack, unpack
+from worker.engine.sampler import Conditioning, _Pace, denoise, noise, pack, stack, unpack
 from worker.engine.schedule import lightning
 
 
@@ -160,3 +160,29 @@ def test_a_report_may_stop_the_loop_and_none_is_needed() -> None:
     assert len(transformer.calls) == 2
     assert run().shape == (1, 6, 4)
     assert len(transformer.calls) == 6
+
+
+def test_a_gpu_is_waited_for_one_step_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at once, which would leave it idle, and not later: a stop takes effect within a step."""
+    said: list[tuple[str, int]] = []
+
+    class Event:
+        made = 0
+
+        def __init__(self) -> None:
+            Event.made += 1
+            self._number = Event.made
+
+        def record(self) -> None:
+            said.append(("recorded", self._number))
+
+        def synchronize(self) -> None:
+            said.append(("waited for", self._number))
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        pace = _Pace(device)
+        for _ in range(3):
+            pace.step()
+    waits = [("recorded", 1), ("waited for", 1), ("recorded", 2), ("waited for", 2)]
+    assert said == [*waits, ("recorded", 3)]
