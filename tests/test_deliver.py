@@ -535,9 +535,9 @@ def test_upload_targets_obey_the_policy_for_image_urls(site: Site, url: str) -> 
         with pytest.raises(ImageFetchRefused) as failure:
             send(given, pictures=PICTURES[:1], upload_urls=[target])
         assert failure.value.details[0].field == "upload_url"
-        with pytest.raises((ImageFetchRefused, InvalidInput)) as failure:
+        with pytest.raises((ImageFetchRefused, InvalidInput)) as refused:
             send(given, pictures=PICTURES[:1], s3_config=config)
-        assert failure.value.details[0].field in ("s3Config", "s3Config.endpointUrl")
+        assert refused.value.details[0].field in ("s3Config", "s3Config.endpointUrl")
     assert not dialled
     if "inside.test" not in url:
         with pytest.raises(ImageFetchRefused):

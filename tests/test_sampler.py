@@ -93,7 +93,8 @@ def guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """Write true CFG as the stock pipelines do."""
     combined = unconditional + scale * (conditional - unconditional)
     norms = [torch.norm(p, dim=-1, keepdim=True) for p in (conditional, combined)]
-    return combined * (norms[0] / norms[1])
+    found: Tensor = combined * (norms[0] / norms[1])
+    return found
 
 
 @pytest.mark.parametrize("scale", [None, 1.0, 4.0])
