@@ -327,6 +327,19 @@ def test_a_step_runs_twice_only_where_cfg_does_something(
     assert not told.lightning_enabled
 
 
+def test_the_scale_and_the_negative_prompt_change_the_picture(
+    models: dict[str, QwenImage],
+) -> None:
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"true_cfg_scale": 2.0},
+        {"negative_prompt": PROMPTS[1]},
+        {"negative_prompt": None},
+    )
+    pictures = {drawn(models["tiny-image"], replace(TEXT, **{**BASE, **c})) for c in changes}
+    assert len(pictures) == len(changes)
+
+
 def test_the_second_try_has_all_the_memory_and_decodes_in_tiles(
     models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
