@@ -43,7 +43,17 @@ def test_a_count_without_a_lora_is_a_wrong_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "side"), [(16 * GB, 1328), (24 * GB, 1536), (80 * GB, 2048), (None, 1328)]
+    ("memory", "side"),
+    [
+        (16 * GB, 1328),
+        ((22 << 30) - 1, 1328),
+        (22 << 30, 1536),
+        (24 * GB, 1536),
+        ((40 << 30) - 1, 1536),
+        (40 << 30, 2048),
+        (80 * GB, 2048),
+        (None, 1328),
+    ],
 )
 def test_the_largest_picture_follows_the_memory(memory: int | None, side: int) -> None:
     """And MAX_PIXELS overrules it."""
@@ -52,6 +62,34 @@ def test_the_largest_picture_follows_the_memory(memory: int | None, side: int) -
     assert describe(spec, settings.read({}), **facts).max_pixels == side * side  # type: ignore[arg-type] # mypy cannot type a **dict
     asked = settings.read({"MAX_PIXELS": "1000000"})
     assert describe(spec, asked, **facts).max_pixels == 1_000_000  # type: ignore[arg-type] # the same
+
+
+def test_a_model_takes_as_many_references_as_it_and_the_settings_allow() -> None:
+    spec = SPECS["qwen-image-edit-2511"]
+    for most, told in (("1", 1), ("2", 2), ("3", 3)):
+        given = describe(
+            spec,
+            settings.read({"MAX_INPUT_IMAGES": most}),
+            revision="abc",
+            precision="8bit",
+            lightning=(4, 8),
+            memory=80 * GB,
+        )
+        assert given.max_references == told
+    first = describe(
+        SPECS["qwen-image-edit"],
+        settings.read({}),
+        revision="0",
+        precision="bf16",
+        lightning=(),
+        memory=None,
+    )
+    assert first.max_references == 1
+    assert (given.id, given.repository) == (spec.name, spec.repository)
+    assert (given.revision, given.precision, given.lightning_steps) == ("abc", "8bit", (4, 8))
+    assert (given.licence, given.tasks, given.sizes) == (spec.licence, spec.tasks, spec.sizes)
+    assert (given.steps, given.true_cfg_scale) == (spec.steps, spec.true_cfg_scale)
+    assert (given.area, given.negative_prompt) == (spec.area, spec.negative_prompt)
 
 
 def test_a_small_model_makes_no_large_pictures() -> None:

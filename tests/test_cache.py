@@ -1,5 +1,7 @@
 """The tensor cache keeps what was used last, within its bytes."""
 
+from functools import partial
+
 import torch
 
 from worker.engine.cache import TensorCache
@@ -52,3 +54,16 @@ def test_a_large_tensor_pushes_out_as_many_as_it_needs() -> None:
     cache.get("c", lambda: torch.ones(4))
     assert cache.get("c", lambda: torch.ones(4)).sum() == 0
     assert cache.get("a", lambda: torch.ones(4)).sum() == 4
+
+
+def test_the_budget_holds_to_the_byte_before_and_after_clearing() -> None:
+    cache = TensorCache(budget=4)
+    for _ in range(2):
+        hits = cache.hits
+        for key, size in (("a", 2), ("b", 2), ("a", 2), ("b", 2)):
+            cache.get(key, partial(torch.zeros, size, dtype=torch.uint8))
+        assert cache.hits == hits + 2
+        for key, size in (("c", 3), ("b", 2), ("c", 3)):
+            cache.get(key, partial(torch.zeros, size, dtype=torch.uint8))
+        assert cache.hits == hits + 2
+        cache.clear()

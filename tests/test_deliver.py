@@ -362,6 +362,8 @@ def test_the_operators_public_address_is_not_that_of_a_callers_bucket(site: Site
         ("REGION", "region"),
         ("colour", None),
         ("\ud800\n", None),
+        ("a\nb", None),
+        ("schl\u00fcssel", None),
         ("x" * 5000, None),
     ],
 )
@@ -371,6 +373,8 @@ def test_an_unknown_key_of_a_jobs_bucket_is_told(key: str, meant: str | None) ->
     assert check_targets(upload_urls=[], s3_config=good, settings=given) == ()
     (warning,) = check_targets(upload_urls=[], s3_config={**good, key: "x"}, settings=given)
     assert warning.startswith("s3Config.")
+    assert warning.isascii()
+    assert warning.isprintable()
     assert "is not a known key" in warning
     assert warning.endswith(f"did you mean {meant}?" if meant else "a known key")
     assert len(warning) < 120
@@ -531,9 +535,9 @@ def test_upload_targets_obey_the_policy_for_image_urls(site: Site, url: str) -> 
         with pytest.raises(ImageFetchRefused) as failure:
             send(given, pictures=PICTURES[:1], upload_urls=[target])
         assert failure.value.details[0].field == "upload_url"
-        with pytest.raises((ImageFetchRefused, InvalidInput)) as failure:
+        with pytest.raises((ImageFetchRefused, InvalidInput)) as refused:
             send(given, pictures=PICTURES[:1], s3_config=config)
-        assert failure.value.details[0].field in ("s3Config", "s3Config.endpointUrl")
+        assert refused.value.details[0].field in ("s3Config", "s3Config.endpointUrl")
     assert not dialled
     if "inside.test" not in url:
         with pytest.raises(ImageFetchRefused):

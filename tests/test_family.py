@@ -2,16 +2,21 @@
 
 import contextlib
 import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION_IMAGE_SIZE
 from PIL import Image, ImageChops
 
 from worker import boot, residency, settings
+from worker.driver import Gpu
 from worker.engine.sampler import noise
 from worker.errors import (
     BadPicture,
@@ -118,6 +123,7 @@ def test_a_text_that_is_cut_is_told_if_it_was_used(models: dict[str, QwenImage],
         ({"prompt": long}, (cut,)),
         ({"negative_prompt": long}, (negative_cut,)),
         ({"prompt": long, "negative_prompt": long}, (cut, negative_cut)),
+        ({"negative_prompt": long, "true_cfg_scale": 1.5}, (negative_cut,)),
         ({"negative_prompt": long, "true_cfg_scale": 1.0}, ()),
         ({"negative_prompt": None, "true_cfg_scale": 4.0}, ()),
     ):
@@ -221,6 +227,12 @@ def test_lightning_without_its_lora_is_an_error(models: dict[str, QwenImage]) ->
         ((96, 96), (96, 96), (96, 96)),
         ((192, 192), (64, 64), (64, 64)),  # the same aspect: the output's size, nothing shifts
         ((300, 100), (96, 96), (160, 64)),  # another: its own aspect at the model's area
+        ((1030, 1000), (64, 64), (64, 64)),  # ln 1.030 < 0.03
+        ((1031, 1000), (64, 64), (96, 96)),
+        ((1000, 1030), (64, 64), (64, 64)),
+        ((1000, 1031), (64, 64), (96, 96)),
+        ((200, 100), (128, 64), (128, 64)),
+        ((100, 200), (128, 64), (64, 128)),
     ],
 )
 def test_references_are_encoded_aligned_with_the_output(
@@ -232,6 +244,126 @@ def test_references_are_encoded_aligned_with_the_output(
     """A reference of the output's aspect has the output's size to the pixel."""
     generation = replace(EDIT, width=output[0], height=output[1])
     assert models["tiny-edit"].reference_size(Image.new("RGB", reference), generation) == encoded
+
+
+@pytest.mark.parametrize("area", [96 * 96, 384 * 384, 1024 * 1024])
+@pytest.mark.parametrize("ratio", [0.4, 9 / 16, 1.0, 1.031, 4 / 3, 16 / 9, 2.5])
+def test_a_reference_has_the_size_that_the_stock_pipeline_gives_it(area: int, ratio: float) -> None:
+    assert qwen_image.sized(area, ratio) == calculate_dimensions(area, ratio)[:2]
+    assert qwen_image.CONDITION_AREA == CONDITION_IMAGE_SIZE
+
+
+def test_a_reference_has_a_size_whatever_its_aspect() -> None:
+    """Where the stock pipeline would make a side of nothing."""
+    assert qwen_image.sized(100, 1.0) == (32, 32)
+    assert qwen_image.sized(96 * 96, 1000.0) == (3040, 32)
+    assert qwen_image.sized(96 * 96, 1 / 1000) == (32, 3040)
+
+
+def test_references_of_the_same_bytes_and_other_shapes_are_told_apart(
+    models: dict[str, QwenImage],
+) -> None:
+    """The cache goes by the pixels and where they are."""
+    level, other = Image.new("RGB", (64, 128), "teal"), Image.new("RGB", (128, 64), "teal")
+    assert level.tobytes() == other.tobytes()
+    model = models["tiny-edit"]
+    first = replace(EDIT, references=(level,))
+    second = replace(EDIT, references=(other,))
+    expected = drawn(model, second)
+    model._cache.clear()
+    assert drawn(model, first) != expected
+    assert drawn(model, second) == expected
+
+
+def test_every_phase_tells_how_long_it_took(models: dict[str, QwenImage]) -> None:
+    """In milliseconds, and together not more than the whole."""
+    phases = {"tiny-image": ["denoise", "decode", "text"]}
+    phases["tiny-edit"] = [*phases["tiny-image"], "reference"]
+    for name, generation in (("tiny-image", TEXT), ("tiny-edit", EDIT)):
+        models[name]._cache.clear()
+        start = time.perf_counter()
+        told = models[name].generate(generation, Listener())
+        whole_ms = (time.perf_counter() - start) * 1000
+        assert sorted(told.timings_ms) == sorted(phases[name])
+        assert min(told.timings_ms.values()) > 0
+        assert whole_ms / 10 < sum(told.timings_ms.values()) <= whole_ms
+        assert told.peak_vram_mb == 0
+        assert told.lightning_enabled
+
+
+class Counting:
+    """A transformer that counts its forwards."""
+
+    def __init__(self, real: Any) -> None:
+        self._real, self.forwards = real, 0
+
+    def __call__(self, **given: Any) -> Any:
+        """Count, and run the real one."""
+        self.forwards += 1
+        return self._real(**given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "forwards"),
+    [
+        ({}, 10),
+        ({"true_cfg_scale": 1.0}, 5),
+        ({"true_cfg_scale": 0.5}, 5),
+        ({"true_cfg_scale": 1.01}, 10),
+        ({"negative_prompt": None}, 5),
+    ],
+)
+def test_a_step_runs_twice_only_where_cfg_does_something(
+    models: dict[str, QwenImage],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    forwards: int,
+) -> None:
+    model = models["tiny-image"]
+    counting = Counting(model._parts.transformer)
+    monkeypatch.setattr(model._parts, "transformer", counting)
+    told = model.generate(replace(TEXT, **{**BASE, **changes}), Listener())
+    assert counting.forwards == forwards
+    assert not told.lightning_enabled
+
+
+def test_the_scale_and_the_negative_prompt_change_the_picture(
+    models: dict[str, QwenImage],
+) -> None:
+    changes: tuple[dict[str, Any], ...] = (
+        {},
+        {"true_cfg_scale": 2.0},
+        {"negative_prompt": PROMPTS[1]},
+        {"negative_prompt": None},
+    )
+    pictures = {drawn(models["tiny-image"], replace(TEXT, **{**BASE, **c})) for c in changes}
+    assert len(pictures) == len(changes)
+
+
+def test_the_second_try_has_all_the_memory_and_decodes_in_tiles(
+    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was kept of earlier pictures is given up before it."""
+    model = models["tiny-image"]
+    drawn(model, TEXT)
+    seen: list[tuple[bool, int]] = []
+    real = model._vae.decode
+
+    def decode(*given: Any) -> Any:
+        seen.append((model._parts.vae.use_tiling, model._cache.misses))
+        if len(seen) == 1:
+            raise torch.OutOfMemoryError("full")
+        return real(*given)
+
+    monkeypatch.setattr(model._vae, "decode", decode)
+    misses = model._cache.misses
+    model.generate(TEXT, Listener())
+    assert seen == [(False, misses), (True, misses + 1)]
+
+
+def test_a_model_runs_where_the_gpu_is_if_there_is_one() -> None:
+    assert qwen_image._device(None) == torch.device("cpu")
+    assert qwen_image._device(Gpu("H100", (9, 0), 80 << 30, 79 << 30)) == torch.device("cuda")
 
 
 def test_a_released_model_is_gone(tmp_path: Path) -> None:
@@ -305,3 +437,65 @@ def test_out_of_memory_twice_while_opening_is_advice(
     with pytest.raises(InvalidSettings, match="PRECISION_MODE=4bit") as caught:
         boot.boot(settings.read(environ))
     assert not caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("offload", "times", "tried"),
+    [
+        (False, 0, [None]),
+        (False, 1, [None, "cpu"]),
+        (False, 2, [None, "cpu"]),
+        (True, 0, ["cpu"]),
+        (True, 1, ["cpu"]),
+    ],
+)
+def test_a_text_encoder_that_must_wait_in_the_hosts_memory_is_opened_there(
+    monkeypatch: pytest.MonkeyPatch, *, offload: bool, times: int, tried: list[str | None]
+) -> None:
+    """And at once: on the device there is no room for it."""
+    asked: list[dict[str, Any]] = []
+
+    def opened(folder: Path, device: torch.device, **named: Any) -> str:
+        assert (folder, device) == (Path("bundle"), torch.device("cpu"))
+        asked.append(named)
+        if len(asked) <= times:
+            raise torch.OutOfMemoryError("full")
+        return "parts"
+
+    monkeypatch.setattr(qwen_image, "open_bundle", opened)
+    given = settings.read({"VERIFY": "full"})
+    place: Any = qwen_image._placed
+    with contextlib.suppress(InvalidSettings) if times == len(tried) else contextlib.nullcontext():
+        assert place(Path("bundle"), torch.device("cpu"), given, offload=offload) == "parts"
+    assert [named["text_encoder_device"] for named in asked] == [
+        None if where is None else torch.device(where) for where in tried
+    ]
+    for named in asked:
+        assert named["verify"] == given.verify
+        assert named["share"] is qwen_image._SHARED
+
+
+def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that another model has goes to what MODEL called it."""
+    spec = {spec.name: spec for spec in catalog.TABLE}["qwen-image"]
+    found = replace(spec, name="found", steps=33)
+    obtained = SimpleNamespace(
+        spec=found,
+        bundle=SimpleNamespace(revision="abc", precision="8bit"),
+        lightning=(4, 8),
+        parts={"a": 1},
+        facts={"b": 2},
+        folder=Path("bundle"),
+    )
+    monkeypatch.setattr(qwen_image, "obtain", lambda *_: obtained)
+    given = settings.read({})
+    for gpu, side in ((None, 1328), (Gpu("L4", (8, 9), 24 << 30, 23 << 30), 1536)):
+        openable = qwen_image.ready(spec, given, gpu)
+        assert (openable.parts, openable.facts) == ({"a": 1}, {"b": 2})
+        served = openable.served
+        assert (served.id, served.steps, served.max_pixels) == ("found", 33, side * side)
+        assert (served.revision, served.precision) == ("abc", "8bit")
+        assert served.lightning_steps == (4, 8)
+        assert qwen_image.prepare(spec, given, gpu) == Path("bundle")
+    assert qwen_image.ready(spec, given, None, taken={"found"}).served.id == "qwen-image"
+    assert qwen_image.ready(spec, given, None, taken={"qwen-image"}).served.id == "found"

@@ -31,6 +31,7 @@ from worker.errors import (
     WorkerError,
 )
 from worker.media import dial
+from worker.media.address import Gate
 from worker.media.fetch import ImageSource, _follow, fetch_all
 from worker.settings import Settings
 
@@ -130,7 +131,7 @@ def test_what_the_site_did_wrong_is_told(site: Site, path: str, told: str) -> No
 
 
 def test_a_name_is_resolved_once_and_to_every_address(site: Site) -> None:
-    gate = dial.Gate.of("http", read(site, ALLOWED_IMAGE_NETWORKS="127.0.0.0/8:80"))
+    gate = Gate.of("http", read(site, ALLOWED_IMAGE_NETWORKS="127.0.0.0/8:80"))
     site.names.answers["two.test"] = [HOST, "127.0.0.9"]
 
     async def resolve(name: str) -> list[tuple[str, str, int]]:
@@ -160,7 +161,7 @@ def test_only_callers_names_are_asked_of_the_operators_name_servers(
 
     monkeypatch.setattr(aiodns, "DNSResolver", Watched)
 
-    async def resolve(gate: dial.Gate | None) -> None:
+    async def resolve(gate: Gate | None) -> None:
         resolver = dial.GuardedResolver(gate, given)
         try:
             await resolver.resolve("site.test", site.http_port)
@@ -168,10 +169,10 @@ def test_only_callers_names_are_asked_of_the_operators_name_servers(
             await resolver.close()
 
     given = read(site)
-    asyncio.run(resolve(dial.Gate.of("http", given)))
+    asyncio.run(resolve(Gate.of("http", given)))
     asyncio.run(resolve(None))
     given = read(site, FETCH_NAMESERVERS="")
-    asyncio.run(resolve(dial.Gate.of("http", given)))
+    asyncio.run(resolve(Gate.of("http", given)))
     assert asked == [(f"{HOST}:{site.dns_port}",), None, None]
 
 

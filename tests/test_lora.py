@@ -17,7 +17,7 @@ from worlds.loras import (
     small_transformer,
 )
 
-from worker.engine.lora import Adapters, canonical, fused, lightning_modules
+from worker.engine.lora import Adapters, LoraLinear, canonical, fused, lightning_modules
 from worker.engine.modulation import RowModulation, RowPart, RowTable
 from worker.errors import LoraNotApplied
 
@@ -258,3 +258,15 @@ def test_a_lora_beside_what_is_no_linear_or_has_another_shape_is_told() -> None:
     with pytest.raises(LoraNotApplied, match="txt_norm is a RMSNorm, not a Linear"):
         attach("txt_norm", down, up)
     attach("img_in", down, up)
+
+
+@pytest.mark.parametrize("missing", ["a_down", "a_up"])
+def test_a_module_that_lacks_a_side_of_its_adapter_draws_nothing(missing: str) -> None:
+    """Never the base, silently."""
+    linear = LoraLinear(torch.nn.Linear(3, 2))
+    linear.add("a", torch.ones(1, 3), torch.ones(2, 1))
+    linear.active = "a"
+    assert linear(torch.ones(1, 3)).shape == (1, 2)
+    delattr(linear, missing)
+    with pytest.raises(LoraNotApplied, match="adapter a is not held by this module"):
+        linear(torch.ones(1, 3))

@@ -215,6 +215,34 @@ def test_a_header_tells_what_bears_on_the_scale_and_nothing_else(
     assert found == {key: held[key] for key in told}
 
 
+@pytest.mark.parametrize(
+    ("length", "behind", "asked"),
+    [(0, 0, 1), (0, 9, 1), (53, 0, 2), (53, 3, 2), (54, 0, 1), (100_000_001, 0, 1)],
+)
+def test_no_more_of_a_file_is_asked_for_than_its_header(
+    length: int, behind: int, asked: int
+) -> None:
+    """A length that no header can have is not believed: it would be downloaded."""
+    text = json.dumps({"__metadata__": {"lora_alpha": "8", "format": "pt"}}).encode()
+    assert len(text) == 53
+    data = header(text, bytes(behind), length)
+    ranges: list[tuple[int, int]] = []
+
+    def read_range(start: int, end: int) -> bytes:
+        ranges.append((start, end))
+        return data[start:end]
+
+    told = lora_file.stated_scale(read_range, len(data) if length < 10**8 else 1 << 40)
+    assert ranges == [(0, 8), (8, 8 + length)][:asked]
+    assert told == ({"lora_alpha": "8"} if asked == 2 else {})
+
+
+def test_a_configuration_beside_is_read_and_its_absence_is_none(tmp_path: Path) -> None:
+    assert lora_file.beside(tmp_path / "a.safetensors") is None
+    (tmp_path / "adapter_config.json").write_bytes(b"{}")
+    assert lora_file.beside(tmp_path / "a.safetensors") == b"{}"
+
+
 def test_a_folder_is_no_file_and_a_missing_file_is_told_apart(tmp_path: Path) -> None:
     """Another worker of the volume may have dropped it: then it is fetched again."""
     with pytest.raises(LoraNotApplied, match="no readable safetensors file"):

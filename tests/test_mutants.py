@@ -1,6 +1,7 @@
 """The mutation tool: it changes what matters, kills what a test holds, reports what none holds."""
 
 import ast
+import subprocess
 import sys
 import textwrap
 import threading
@@ -608,3 +609,21 @@ def test_what_fails_in_one_worker_ends_the_others() -> None:
     assert sorted(done) == [(1, 1), (2, 2), (4, 4)]
     assert is_valid("x = 1", mutations("x = 1")[0])
     assert sys.version_info >= (3, 11)
+
+
+def test_a_session_runs_under_this_projects_own_options(tmp_path: Path) -> None:
+    """A plugin that is shut out takes its options with it, and then no test runs at all."""
+    code = """
+        import sys
+        from tools.mutation.session import run
+        sys.exit(run([sys.argv[1]], sys.argv[2], object(), stop=True))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), "tests/test_errors.py", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout

@@ -70,6 +70,17 @@ def test_a_bomb_takes_no_more_memory_than_the_limit(form: str) -> None:
         tracemalloc.stop()
 
 
+def test_members_that_are_within_the_limit_alone_are_not_unpacked_beyond_it_together() -> None:
+    packed = gzip.compress(bytes(900_000)) * 16
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageTooLarge):
+            unpack(packed, ("gzip",), 1_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 6_000_000
+    finally:
+        tracemalloc.stop()
+
+
 # the time in a gzip header must not get into the names of tests: xdist compares them
 GZIPPED = gzip.compress(DATA, mtime=0)
 

@@ -120,6 +120,7 @@ def test_a_url_that_parsers_may_read_differently_is_refused(url: str) -> None:
         "https://example.com/%zz/100%.png?q=%&r=50%25",
         "https://example.com/a?b=c?d=/e&f='g'&h[0]=|1|&i={j}^`k`",
         "https://example.com/[1]|2.png",
+        "https://example.com/a_b?c_d=e_f#g_h",
     ],
 )
 def test_an_ordinary_url_passes_as_it_was_written(url: str) -> None:

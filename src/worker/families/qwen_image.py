@@ -81,7 +81,7 @@ class _Clock:
 
 def _digest(images: Sequence[Image.Image]) -> str:
     """Identify references by their pixels."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b()
     for image in images:
         digest.update(f"{image.mode}{image.size}".encode())
         digest.update(image.tobytes())

@@ -39,7 +39,6 @@ NOT_PUBLIC_V6: Final = tuple(
     ipaddress.IPv6Network(network)
     for network in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 )
-TEREDO: Final = ipaddress.IPv6Network("2001::/32")
 NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 ISATAP: Final = (b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe")
 
@@ -54,7 +53,7 @@ def embedded(address: ipaddress.IPv6Address) -> tuple[ipaddress.IPv4Address, ...
         return (address.ipv4_mapped,)
     if address.sixtofour is not None:
         return (address.sixtofour,)
-    if address in TEREDO and address.teredo is not None:
+    if address.teredo is not None:
         return address.teredo
     if address in NAT64:
         return (ipaddress.IPv4Address(address.packed[12:]),)
