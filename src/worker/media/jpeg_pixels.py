@@ -22,14 +22,15 @@ FRACTIONS: Final = (2, 4, 8)  # what libjpeg can leave out as it decodes
 END_OF_IMAGE: Final = b"\xff\xd9"
 # Behind a file without its end mark: nothing, which libjpeg reads as zeros, or bits that are no
 # picture's and begin with ones. A restart mark is before them where one is due: libjpeg takes the
-# due one and those three to five away from it (jpeg_resync_to_restart of jdmarker.c).
+# due one and those three to five away from it, and skips the two before (jpeg_resync_to_restart
+# of jdmarker.c), so that one of two orders serves.
 NOISE: Final = hashlib.sha512(b"noise").digest().replace(b"\xff", b"")
 TAILS: Final = (
     END_OF_IMAGE,
     *(
         b"".join(first + NOISE + bytes((0xFF, 0xD0 + (mark + count) % 8)) for count in range(8))
         + END_OF_IMAGE
-        for first, mark in ((b"\xaa", 0), (b"\xd6", 3), (b"\xfe", 6))
+        for first, mark in ((b"\xaa", 0), (b"\xd6", 4))
     ),
 )
 
