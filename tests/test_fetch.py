@@ -87,6 +87,7 @@ def fetch(given: Settings, *urls: str) -> list[bytes]:
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_picture_arrives_whole(site: Site, scheme: str) -> None:
     assert fetch(read(site), f"{getattr(site, scheme)}/good.png") == [PICTURE]
+    assert site.method == "GET"
     assert site.headers["accept-encoding"] == "identity"
     assert site.headers["accept"] == "image/png, image/jpeg, image/webp, image/*;q=0.5"
     assert site.headers["user-agent"] == "image-worker"

@@ -110,6 +110,7 @@ class Site:
         self.stored: dict[str, bytes] = {}
         self.put_statuses: list[int] = []
         self.hits: list[str] = []
+        self.method = ""
         self.headers: dict[str, str] = {}
         self._arrived = threading.Condition()
         self.intruders = 0
@@ -222,6 +223,7 @@ class Site:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             method, target, _ = head.split("\r\n")[0].split(" ", 2)
+            self.method = method
             self.headers = {
                 name.strip().lower(): value.strip()
                 for name, _, value in (line.partition(":") for line in head.split("\r\n")[1:])
