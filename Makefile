@@ -13,7 +13,7 @@ help: ## show the targets
 setup: .venv/.ready ## install everything into .venv/
 
 demo: setup ## a job through RunPod's API on loopback to the real worker; pictures in out/
-	$(BIN)/python builder/demo.py
+	$(BIN)/python -m tools.demo
 
 test: setup ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -23,15 +23,15 @@ certain: setup ## the tests TIMES times in random order, half of them beside a b
 	$(BIN)/python -m tools.certain --times $(TIMES)
 
 faults: setup ## every fault of hub, network, disk and neighbours, five seeds each (as root, for small disks)
-	cd tests && ../$(BIN)/python -m faults.campaign
+	PYTHONPATH=tests $(BIN)/python -m faults.campaign
 
 FUZZ_S ?= 300
 FUZZ_EXAMPLES ?= 3000
 fuzz: setup ## the properties on FUZZ_EXAMPLES inputs each, then FUZZ_S seconds of coverage-guided fuzzing a target
 	$(BIN)/uv pip install -q --require-hashes -r builder/requirements-fuzz.lock
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -m hypothesis --timeout=0
-	cd tests && for target in parsing decoding addressing; do \
-	  ../$(BIN)/python -m fuzz.campaign $$target $(FUZZ_S) ../out/fuzz || exit 1; done
+	for target in parsing decoding addressing; do \
+	  PYTHONPATH=tests $(BIN)/python -m fuzz.campaign $$target $(FUZZ_S) out/fuzz || exit 1; done
 
 soak: setup ## ten thousand jobs through the real loop, with bad, slow and cancelled ones among them
 	$(BIN)/python bench/soak.py
@@ -60,10 +60,10 @@ format: setup ## let ruff format
 	$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .
 
 train-tiny: setup ## train checkpoints/tiny from nothing (TRAIN="--compile --bf16" with g++ and AMX: 2 hours on 2 cores)
-	$(BIN)/python -m builder.tiny.train out/train-tiny $(TRAIN)
+	$(BIN)/python -m training.tiny.train out/train-tiny $(TRAIN)
 
 eval-tiny: setup ## what checkpoints/tiny draws and edits, judged from pixels
-	$(BIN)/python -m builder.tiny.evaluate
+	$(BIN)/python -m training.tiny.evaluate
 
 lock: setup ## resolve the dependencies again, with hashes
 	cd builder && for name in requirements-uv requirements requirements-dev requirements-fuzz; do \
@@ -71,7 +71,7 @@ lock: setup ## resolve the dependencies again, with hashes
 	    --generate-hashes --no-emit-index-url -o $$name.lock $$name.in || exit 1; done
 
 image-check: setup ## carry out the Dockerfile in a fresh Debian root, without Docker (as root; 8 GB of disk)
-	$(BIN)/python -m builder.image_check
+	$(BIN)/python -m tools.image_check
 
 clean: ## remove what set-up and the demo made
 	rm -rf .venv out

@@ -1,6 +1,6 @@
 """Ten thousand jobs through the real loop: every one answered right, and nothing that grows.
 
-`python bench/soak.py --jobs 10000` runs a worker with a stand-in model (tests/worlds/standin.py)
+`python bench/soak.py --jobs 10000` runs a worker with a stand-in model (worlds/standin.py)
 behind the loopback platform: 5 % bad jobs, 1 % slow or dead URLs, 2 % cancelled, 10 % edits. It
 fails when an answer is missing, doubled or wrong, or when memory, descriptors or threads still grow
 in the second half of the run.
@@ -31,7 +31,7 @@ from typing import Any
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from worlds.pod import Job, Pod
 from worlds.process import Process

@@ -36,7 +36,7 @@ def pytest_runtest_setup() -> None:
 @pytest.fixture(autouse=True)
 def default_log() -> Iterator[None]:
     """Undo `log.configure`, whose stream may be the test's own, and `log.hide`."""
-    # the hostile site of tests/worlds writes to clients that have left, and asyncio tells each time
+    # the hostile site of worlds writes to clients that have left, and asyncio tells each time
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     root, hidden = logging.getLogger(), set(log._secrets)
     level = root.level

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import structlog
 from PIL import Image
-from worlds.published import EDIT, IMAGE
 
 from worker import boot, preflight, settings
 from worker.driver import Gpu
@@ -17,6 +16,7 @@ from worker.families import Control, Drawn, Generation, Openable, Served
 from worker.families.describe import describe
 from worker.preflight import Finding
 from worker.weights.catalog import TABLE, lightning_steps
+from worlds.published import EDIT, IMAGE
 
 SPECS = {spec.name: spec for spec in TABLE}
 GB = 1 << 30

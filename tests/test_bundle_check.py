@@ -10,10 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from worlds import altered, prepared
-from worlds.altered import Raw
-from worlds.hub import Hub, running
-from worlds.repository import Copying, in_shards
 
 from worker import boot, settings
 from worker.bundle import modules, rows, schedules
@@ -22,6 +18,10 @@ from worker.bundle.prepare import prepare, sizes
 from worker.engine.modulation import seen
 from worker.engine.schedule import schedule
 from worker.errors import WeightsUnavailable
+from worlds import altered, prepared
+from worlds.altered import Raw
+from worlds.hub import Hub, running
+from worlds.repository import Copying, in_shards
 
 CPU = torch.device("cpu")
 # a tensor of each component, by its published name

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from worlds import prepared
 
 from worker.families import Generation, Unheard
 from worker.families.qwen_image import QwenImage
+from worlds import prepared
 
 Pair = tuple[QwenImage, QwenImage]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.prepared import folder_of
 
 from worker import boot, settings
 from worker.bundle import format as layout
 from worker.bundle import mending, tensors
 from worker.errors import WeightsUnavailable
 from worker.families import Models
+from worlds.prepared import folder_of
 
 Lose = Callable[[bool], list[str]]
 

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
-from worlds import prepared
 
 from worker.bundle import format as layout
 from worker.bundle import lock, tensors
@@ -23,6 +22,7 @@ from worker.bundle.prepare import prepare
 from worker.bundle.read import BIG_BYTES, RANGE_BYTES, Reader
 from worker.engine.quantise import PRECISIONS, Linear8bit, Precision
 from worker.errors import LoraNotApplied
+from worlds import prepared
 
 CPU = torch.device("cpu")
 

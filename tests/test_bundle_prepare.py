@@ -13,9 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from worlds import prepared
-from worlds.hub import running
-from worlds.repository import Copying, in_shards
 
 from worker.bundle import format as layout
 from worker.bundle.open import open_bundle
@@ -25,6 +22,9 @@ from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import LoraNotApplied, VolumeFull, WeightsUnavailable
 from worker.weights import metadata
 from worker.weights.snapshot import LocalSnapshot
+from worlds import prepared
+from worlds.hub import running
+from worlds.repository import Copying, in_shards
 
 CPU = torch.device("cpu")
 SHARDS = 5

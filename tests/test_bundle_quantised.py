@@ -7,10 +7,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from worlds import altered, prepared
-from worlds.altered import Raw
-from worlds.hub import Hub, running
-from worlds.repository import Copying
 
 from worker import boot, settings
 from worker.bundle.plan import MODULATION
@@ -20,6 +16,10 @@ from worker.errors import WeightsUnavailable
 from worker.weights import catalog, layout, sources
 from worker.weights.instead import instead
 from worker.weights.snapshot import LocalSnapshot
+from worlds import altered, prepared
+from worlds.altered import Raw
+from worlds.hub import Hub, running
+from worlds.repository import Copying
 
 CPU = torch.device("cpu")
 LAYER = "transformer_blocks.1.attn.to_q.weight"

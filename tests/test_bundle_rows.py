@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
-from worlds import prepared
 
 from worker.bundle import rows, tensors
 from worker.engine import schedule
 from worker.engine.modulation import RowModulation, RowTable, seen
 from worker.errors import Internal
+from worlds import prepared
 
 CPU = torch.device("cpu")
 SCHEDULER = json.loads(

@@ -3,12 +3,11 @@
 import json
 from dataclasses import replace
 
-from worlds.published import EDIT, IMAGE
-
 from worker import settings
 from worker.edge import fields
 from worker.edge.capabilities import capabilities
 from worker.edge.reply import measure, worker_version
+from worlds.published import EDIT, IMAGE
 
 
 def test_every_model_is_told_with_its_limits() -> None:

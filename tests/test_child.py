@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from worlds.hub import Fault, Hub, running
 
 DATA = os.urandom(700_001)

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import hub as worlds_hub
-from worlds.hub import Hub
-from worlds.prepared import folder_of
 
 from worker import boot, settings
 from worker.__main__ import main
 from worker.bundle import format as layout
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.families import Generation, Models, Unheard
+from worlds import hub as worlds_hub
+from worlds.hub import Hub
+from worlds.prepared import folder_of
 
 EDIT = "Qwen/Qwen-Image-Edit-2511"
 LORAS = "lightx2v/Qwen-Image-Edit-2511-Lightning"

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from worlds.files import chunk, exif, gradient, png, riff, saved
-from worlds.profiles import COLORANTS, curves, endless, grey, matrix, printer, profile
 
 from worker.media.images import decode
 from worker.media.primaries import BT709, D65, matrix_profile
+from worlds.files import chunk, exif, gradient, png, riff, saved
+from worlds.profiles import COLORANTS, curves, endless, grey, matrix, printer, profile
 
 ASKED = (40, 200, 60)
 # By the definitions of the colour spaces; blue of Display P3 is where a rounding shows most.

@@ -21,13 +21,13 @@ from urllib.parse import quote
 import pytest
 from corpus import pictures, web, words
 from corpus.case import Case, Family
-from worlds.files import gradient, saved
-from worlds.site import HOST, INSIDE, Site, tapped
-from worlds.standin import StandIns
 
 from worker import log, settings
 from worker.jobs.serve import Worker
 from worker.media import dial
+from worlds.files import gradient, saved
+from worlds.site import HOST, INSIDE, Site, tapped
+from worlds.standin import StandIns
 
 SECRETS = re.compile(
     r"Traceback|site-packages|/worker/|127\.0\.0\.|root:|hidden-secret|AKIDEXAMPLE"

@@ -12,8 +12,6 @@ import boto3
 import botocore.auth
 import pytest
 from botocore.config import Config
-from worlds.bucket import ACCESS, SECRET, Store
-from worlds.site import HOST, INSIDE, Site, tapped
 
 from worker import preflight, settings
 from worker.edge import reply
@@ -22,6 +20,8 @@ from worker.media import deliver as delivery
 from worker.media.deliver import Encoded, ResponseFormat, check_targets, deliver
 from worker.media.s3 import Bucket, own_bucket, region_of
 from worker.settings import Settings
+from worlds.bucket import ACCESS, SECRET, Store
+from worlds.site import HOST, INSIDE, Site, tapped
 
 PICTURES = [
     Encoded(b"first picture", "image/png", 64, 48, 7),

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from faults.room import FAST, REPOSITORY, SHARD, TOKEN, Room, room
-from worlds.hub import Entry, Fault
 
 from worker import settings
 from worker.errors import HubUnreachable, VolumeFull, WeightsUnavailable
@@ -21,6 +20,7 @@ from worker.weights.download import fetch_snapshot
 from worker.weights.proof import RemoteFile, difference, digests
 from worker.weights.retry import Again, Patience, WrongBytes
 from worker.weights.snapshot import named
+from worlds.hub import Entry, Fault
 
 # where requests are counted, a busy machine must not look like a hub that stands still
 UNHURRIED = replace(FAST, connect_s=30, stall_s=30)

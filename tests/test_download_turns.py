@@ -10,12 +10,12 @@ from pathlib import Path
 import filelock
 import pytest
 from faults.room import FAST, SHARD, Room, room
-from worlds.hub import Fault
 
 from worker.errors import HubUnreachable, VolumeFull, WeightsUnavailable
 from worker.weights import download, temporary
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import named
+from worlds.hub import Fault
 
 ENDS_S = 60.0
 

@@ -19,7 +19,6 @@ import aiohttp
 import brotli
 import certifi
 import pytest
-from worlds.site import HOST, INSIDE, Site, tapped
 from yarl import URL
 
 from worker import settings
@@ -34,6 +33,7 @@ from worker.media import dial
 from worker.media.address import Gate
 from worker.media.fetch import ImageSource, _follow, fetch_all
 from worker.settings import Settings
+from worlds.site import HOST, INSIDE, Site, tapped
 
 PICTURE = bytes(range(256)) * 40
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from worlds.pod import KEY, Pod
-from worlds.process import Process
 
 from worker.loop import sdk
+from worlds.pod import KEY, Pod
+from worlds.process import Process
 
 ROOT = Path(__file__).parent.parent
 HANDLER = (sys.executable, "handler.py")

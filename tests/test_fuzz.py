@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as trying
 from hypothesis import strategies as st
 from PIL import Image
-from worlds.standin import SERVED, StandIns
 
 from worker import log, settings
 from worker.edge import reply
@@ -35,6 +34,7 @@ from worker.jobs.serve import Worker
 from worker.media import colour, header, images, inline, jpeg, limits, orientation
 from worker.media.url import check
 from worker.settings import Settings
+from worlds.standin import SERVED, StandIns
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

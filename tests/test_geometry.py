@@ -6,11 +6,11 @@ import pytest
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_dimensions
 from hypothesis import given
 from hypothesis import strategies as st
-from worlds.published import EDIT, IMAGE
 
 from worker.edge.geometry import LARGEST, RATIOS, Dimensions, Size, at_area, choose, dimensions
 from worker.errors import InvalidInput
 from worker.families import Served
+from worlds.published import EDIT, IMAGE
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageOps
-from worlds import heic
-from worlds.files import exif, gradient, saved
 
 from worker.errors import ImageTooLarge, ImageUnreadable, InvalidInput
 from worker.media import heif, heif_child
 from worker.media.images import decode
+from worlds import heic
+from worlds.files import exif, gradient, saved
 
 AVIF = saved(gradient(), "AVIF", quality=90)
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import pytest
 import requests
-from worlds.hub import Fault, Hub, running
 
 from worker import settings
 from worker.errors import WeightsUnavailable
 from worker.weights import address
 from worker.weights.address import MOST_REDIRECTS
 from worker.weights.retry import Again, Missing, Patience
+from worlds.hub import Fault, Hub, running
 
 PATIENCE = Patience(connect_s=30, stall_s=30)
 FILES = {"a b/ü#1.json": b"{}", "weights.safetensors": b"x" * 100}

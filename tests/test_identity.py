@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import hub as worlds_hub
-from worlds.hub import Hub
-from worlds.prepared import folder_of
-from worlds.repository import tuned
 
 from worker import boot, settings
 from worker.bundle import format as layout
 from worker.bundle import obtain as obtaining
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.weights import catalog, metadata, proof
+from worlds import hub as worlds_hub
+from worlds.hub import Hub
+from worlds.prepared import folder_of
+from worlds.repository import tuned
 
 OWNERS = {"alice": 0.25, "bob": 0.5}
 

@@ -13,14 +13,14 @@ from typing import Any, get_args
 
 import pytest
 from PIL import Image, ImageOps
-from worlds.files import chunk, exif, gradient, jpeg_claiming, png, riff, saved, webp_canvas
-from worlds.profiles import matrix
 
 from worker.errors import ImageTooLarge, ImageUnreadable, InvalidInput
 from worker.media import header, webp
 from worker.media.images import MIME_TYPES, decode, encode
 from worker.media.limits import MAX_ASPECT
 from worker.media.orientation import UPRIGHT
+from worlds.files import chunk, exif, gradient, jpeg_claiming, png, riff, saved, webp_canvas
+from worlds.profiles import matrix
 
 PICTURE = gradient()
 

@@ -6,7 +6,6 @@ from typing import Final
 from urllib.parse import quote
 
 import pytest
-from worlds.published import EDIT
 
 from worker import settings
 from worker.edge import pictures
@@ -14,6 +13,7 @@ from worker.edge.request import Request, parse
 from worker.errors import ImageTooLarge, InvalidInput
 from worker.media.fetch import fetch_all
 from worker.media.inline import decode_base64
+from worlds.published import EDIT
 
 # Holds every digit of the alphabet, and ends in a group of two bytes: one character of padding.
 DATA: Final = bytes(range(256)) * 40 + b"\xfb\xff\xfe\xff"

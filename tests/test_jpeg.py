@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from worlds.files import exif, gradient, jpeg_claiming, saved
-from worlds.profiles import matrix
 
 from worker.errors import ImageTooLarge, ImageUnreadable, InvalidInput
 from worker.media import images, jpeg, jpeg_pixels
 from worker.media.images import decode
+from worlds.files import exif, gradient, jpeg_claiming, saved
+from worlds.profiles import matrix
 
 BASELINE = saved(gradient(), "JPEG")
 PROGRESSIVE = saved(gradient(), "JPEG", progressive=True)

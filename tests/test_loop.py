@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
 from worlds.pod import HANG_S, Job, Pod, Slow
 from worlds.process import Process
 from worlds.standin import COMMAND, Gate

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+
 from worlds.pod import HANG_S, Job, Pod
 from worlds.process import Process
 from worlds.standin import COMMAND, Gate

@@ -12,10 +12,10 @@ from typing import Any
 import cpuinfo  # type: ignore[import-untyped] # it ships no types
 import pytest
 import structlog
-from worlds.pod import Pod
 
 from worker import settings
 from worker.loop import guarded, scaler, sdk
+from worlds.pod import Pod
 
 sdk.load()
 

@@ -7,6 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from worker.engine.lora import Adapters, LoraLinear, canonical, fused, lightning_modules
+from worker.engine.modulation import RowModulation, RowPart, RowTable
+from worker.errors import LoraNotApplied
 from worlds.loras import (
     BLOCKS,
     MODULATION,
@@ -16,10 +20,6 @@ from worlds.loras import (
     published_lora,
     small_transformer,
 )
-
-from worker.engine.lora import Adapters, LoraLinear, canonical, fused, lightning_modules
-from worker.engine.modulation import RowModulation, RowPart, RowTable
-from worker.errors import LoraNotApplied
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

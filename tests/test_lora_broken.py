@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
-from worlds.loras import BLOCKS, REACHED, predict, published_lora, small_transformer
 
 from worker.engine import lora_file
 from worker.engine.lora import Adapters, canonical, lightning_modules
 from worker.engine.lora_scale import stated
 from worker.errors import LoraNotApplied
+from worlds.loras import BLOCKS, REACHED, predict, published_lora, small_transformer
 
 TO_Q = "transformer_blocks.0.attn.to_q"
 DOWN, UP, ALPHA = (f"{TO_Q}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha"))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from worlds.loras import RANK, REACHED, published_lora, renamed, small_transformer
 
 from worker.engine import lora_file
 from worker.engine.lora import Adapters, canonical
 from worker.errors import LoraNotApplied
+from worlds.loras import RANK, REACHED, published_lora, renamed, small_transformer
 
 MODEL = small_transformer()
 STATE = published_lora(MODEL, 3, modules=REACHED)

@@ -11,9 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from worlds import prepared
-from worlds.hub import running
-from worlds.repository import Copying
 
 from worker import settings
 from worker.bundle import format as layout
@@ -27,6 +24,9 @@ from worker.engine import lora
 from worker.errors import LoraNotApplied, WeightsUnavailable
 from worker.weights import catalog, metadata
 from worker.weights.snapshot import LocalSnapshot
+from worlds import prepared
+from worlds.hub import running
+from worlds.repository import Copying
 
 CPU = torch.device("cpu")
 STEPS = 8

@@ -15,12 +15,12 @@ from peft.utils import get_peft_model_state_dict
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from worlds.loras import REACHED, predict, published_lora, small_transformer
 
 from worker.engine import lora_file, lora_scale
 from worker.engine.lora import Adapters
 from worker.engine.lora_scale import Own, scales, stated
 from worker.errors import LoraNotApplied
+from worlds.loras import REACHED, predict, published_lora, small_transformer
 
 ROUNDING = 1e-5  # of a LoRA's whole effect, in float32
 

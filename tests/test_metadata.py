@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from worlds.files import chunk, exif, gradient, png, riff, saved, webp_canvas
 
 from worker.errors import ImageUnreadable
 from worker.media import gif, webp
 from worker.media import png as pngs
 from worker.media.images import decode
+from worlds.files import chunk, exif, gradient, png, riff, saved, webp_canvas
 
 PICTURE = gradient()
 PNG = saved(PICTURE, "PNG")

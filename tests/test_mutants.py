@@ -274,7 +274,7 @@ FILES = {
             """Answer."""
             return 42
     ''',
-    "tests/worlds/hours.py": "from sums.shop.names import OPEN\n",
+    "worlds/hours.py": "from sums.shop.names import OPEN\n",
     "tests/test_hours.py": """
         from worlds import hours
         def test_open():

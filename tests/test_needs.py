@@ -6,10 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worlds import hub as worlds_hub
-from worlds.hub import Hub
-from worlds.prepared import folder_of
-from worlds.repository import tuned
 
 from worker import settings
 from worker.bundle import format as layout
@@ -19,6 +15,10 @@ from worker.bundle.plan import Sizes
 from worker.driver import Gpu
 from worker.errors import HubUnreachable, InvalidSettings
 from worker.weights import catalog, metadata
+from worlds import hub as worlds_hub
+from worlds.hub import Hub
+from worlds.prepared import folder_of
+from worlds.repository import tuned
 
 GB = 1 << 30
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from worlds.process import Process
 
 TESTS = Path(__file__).parent

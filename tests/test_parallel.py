@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from faults.room import FAST, SHARD, Room, room
-from worlds.hub import Fault
 
 from worker.errors import HubUnreachable
 from worker.weights import parallel
@@ -20,6 +19,7 @@ from worker.weights.download import HubSnapshot
 from worker.weights.proof import RemoteFile
 from worker.weights.retry import Again
 from worker.weights.snapshot import Progress, named, quiet
+from worlds.hub import Fault
 
 # nothing here is to end because the time of a stall has passed
 PATIENT = replace(FAST, connect_s=60, stall_s=600)

@@ -17,6 +17,11 @@ from diffusers import (
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as first_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from PIL import Image
+
+from worker.bundle.format import adapter_role
+from worker.engine.schedule import LIGHTNING
+from worker.families import Generation, Unheard
+from worker.families.qwen_image import _Clock, sized
 from worlds.prepared import (
     CONDITION_AREA,
     CPU,
@@ -26,11 +31,6 @@ from worlds.prepared import (
     model,
     published,
 )
-
-from worker.bundle.format import adapter_role
-from worker.engine.schedule import LIGHTNING
-from worker.families import Generation, Unheard
-from worker.families.qwen_image import _Clock, sized
 
 KINDS: dict[str, Any] = {
     "tiny-image": QwenImagePipeline,

@@ -18,8 +18,6 @@ import pytest
 import requests
 import urllib3
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
-from worlds.certificates import Authority
-from worlds.hub import Hub, running
 
 from worker import settings
 from worker.errors import HubUnreachable, WeightsUnavailable, WorkerError
@@ -27,6 +25,8 @@ from worker.weights import address, metadata, push, space
 from worker.weights.address import HUB
 from worker.weights.passing import failure, passes
 from worker.weights.retry import Again, Patience, refused
+from worlds.certificates import Authority
+from worlds.hub import Hub, running
 
 QUICK = Patience(attempts=3, first_wait_s=0.001, longest_wait_s=0.002, connect_s=20, stall_s=20)
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
-from worlds.nvml import Fact, Nvml
 
 from worker import driver, preflight, settings, versions
 from worker.__main__ import main
 from worker.preflight import Finding
+from worlds.nvml import Fact, Nvml
 
 Machine = Callable[..., dict[str, Finding]]
 

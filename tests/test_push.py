@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from worlds.hub import Hub, _Handler, running
 
 from worker import log, settings
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.weights import metadata
 from worker.weights.download import fetch_snapshot
 from worker.weights.push import push
+from worlds.hub import Hub, _Handler, running
 
 # huggingface_hub 2.4 hands httpx2 its file in a way that httpx2 warns about
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=")

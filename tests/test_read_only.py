@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from worker import boot, settings
+from worker.bundle import format as layout
+from worker.errors import WeightsUnavailable
+from worker.weights import metadata
 from worlds import hub as worlds_hub
 from worlds import readonly
 from worlds.hub import Hub
 from worlds.prepared import folder_of
 from worlds.readonly import case, started
 from worlds.repository import tuned
-
-from worker import boot, settings
-from worker.bundle import format as layout
-from worker.errors import WeightsUnavailable
-from worker.weights import metadata
 
 pytestmark = pytest.mark.skipif(
     readonly.impossible() is not None, reason=str(readonly.impossible())

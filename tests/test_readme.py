@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.published import EDIT, IMAGE
 
 from tools import readme
 from worker import settings
@@ -15,6 +14,7 @@ from worker.edge.reply import failure, success
 from worker.edge.request import Request, parse
 from worker.errors import Detail, InvalidInput
 from worker.media.deliver import Encoded
+from worlds.published import EDIT, IMAGE
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ import pytest
 from transformers import Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from builder.tiny.tokenizer import templates
+from training.tiny.tokenizer import templates
 from worker.engine import prompts
 from worker.engine.prompts import PromptEncoder, Template
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as chosen
 from hypothesis import strategies as st
-from worlds.published import EDIT, IMAGE
 
 from worker import log, settings
 from worker.edge.reply import failure, measure, success, worker_version
@@ -22,6 +21,7 @@ from worker.errors import (
     OutputTooLarge,
     WorkerError,
 )
+from worlds.published import EDIT, IMAGE
 
 # Hypothesis leaves surrogates out of the characters that it takes by itself.
 ANY = st.characters() | st.characters(categories=["Cs"])

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from worlds.published import EDIT, IMAGE
 
 from worker import settings
 from worker.edge import fields, reading
@@ -24,6 +23,7 @@ from worker.errors import Detail, InvalidInput, ModelNotServed, UnsupportedTask,
 from worker.families import Served
 from worker.media.fetch import ImageSource
 from worker.weights.catalog import NEGATIVE_2512
+from worlds.published import EDIT, IMAGE
 
 BOTH = (IMAGE, EDIT)
 URL = "https://example.com/cat.png"

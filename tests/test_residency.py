@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from worlds.published import IMAGE
 
 from worker.errors import ModelNotServed
 from worker.families import Control, Drawn, Generation, Openable, Served
 from worker.residency import Residency
+from worlds.published import IMAGE
 
 
 def served(name: str) -> Served:

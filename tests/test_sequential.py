@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from faults.room import FAST, REPOSITORY, SHARD, Room, room
-from worlds.hub import Fault
 
 from worker.errors import HubUnreachable
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import named
+from worlds.hub import Fault
 
 START, END = 100, 9000
 # what stands in Content-Range in place of "bytes 100-8999/SIZE"; None: no such header

@@ -17,8 +17,6 @@ from typing import Any
 import pytest
 import structlog
 from PIL import Image
-from worlds import clock
-from worlds.standin import SERVED, StandIn, StandIns
 
 from worker.edge.reply import worker_version
 from worker.errors import CudaOutOfMemory, DeviceLost
@@ -29,6 +27,8 @@ from worker.jobs.job import Job
 from worker.jobs.progress import EVERY_S, POST_S, Progress
 from worker.jobs.serve import Worker
 from worker.settings import read
+from worlds import clock
+from worlds.standin import SERVED, StandIn, StandIns
 
 Reply = dict[str, Any]
 

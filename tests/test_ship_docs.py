@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from worlds import embedded
-from worlds.pod import KEY, Pod
 
 from bench.real_shapes import cold, shapes
 from worker import errors, settings
 from worker.bundle.prepare import sizes
 from worker.edge import request
 from worker.versions import OLDEST_DRIVER
+from worlds import embedded
+from worlds.pod import KEY, Pod
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}

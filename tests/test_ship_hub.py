@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from worlds import embedded
 
 from worker import boot, preflight, settings, versions
 from worker.edge import request
 from worker.weights import catalog
+from worlds import embedded
 
 ROOT = Path(__file__).resolve().parent.parent
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())

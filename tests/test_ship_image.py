@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from builder import dockerfile, image_check
-from builder.dockerfile import Instruction
+from tools import dockerfile, image_check
+from tools.dockerfile import Instruction
 from worker import settings
 from worker.bundle import format as layout
 from worker.weights import sources

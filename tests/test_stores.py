@@ -5,10 +5,10 @@ from typing import Any
 
 import botocore.loaders
 import pytest
-from worlds.bucket import ACCESS, SECRET
 
 from worker.media.s3 import Bucket, region_of
 from worker.media.stores import store_of
+from worlds.bucket import ACCESS, SECRET
 
 
 def amazons_hosts() -> Iterator[tuple[str, str]]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from worlds.repository import Copying
 
 from worker.bundle import stream, tensors
 from worker.bundle.format import FileRecord
@@ -17,6 +16,7 @@ from worker.bundle.plan import Shard
 from worker.bundle.stream import Place, Read, forget_receipts
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Progress, Proven, quiet
+from worlds.repository import Copying
 
 COUNT = 4
 

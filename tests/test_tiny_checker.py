@@ -5,7 +5,7 @@ from dataclasses import astuple
 
 from PIL import Image
 
-from builder.tiny import checker, world
+from training.tiny import checker, world
 
 
 def test_every_drawn_scene_is_read_back_in_all_five_parts() -> None:

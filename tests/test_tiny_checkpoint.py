@@ -107,7 +107,7 @@ def test_each_lightning_lora_changes_twelve_modules_a_block(variant: str) -> Non
 def test_the_tokenizer_gives_34_and_64_tokens_for_the_template_prefixes() -> None:
     from transformers import Qwen2Tokenizer  # noqa: PLC0415 - takes seconds; only here
 
-    from builder.tiny.tokenizer import templates  # noqa: PLC0415 - the same
+    from training.tiny.tokenizer import templates  # noqa: PLC0415 - the same
 
     tokenizer = Qwen2Tokenizer.from_pretrained(ROOT / "image" / "tokenizer")
     counts = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Qwen2VLImageProcessor
 
-from builder.tiny import architecture, bank, conditioning, tokenizer, world
+from training.tiny import architecture, bank, conditioning, tokenizer, world
 
 
 @pytest.mark.parametrize("pictures", [0, 1, 2])

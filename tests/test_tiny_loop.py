@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from worlds.pod import Pod
 
-from builder.tiny import evaluate
+from training.tiny import evaluate
+from worlds.pod import Pod
 
 ROOT = Path(__file__).parent.parent
 START_S = 300.0  # imports take 5-15 s, several times that on a machine that does something else

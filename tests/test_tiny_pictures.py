@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from builder.tiny import checker, evaluate
+from training.tiny import checker, evaluate
 from worker import boot, settings
 from worker.families import Model
 

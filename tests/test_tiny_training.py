@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from builder.tiny import architecture, bank, distil, phrases, tokenizer, train_model, world
-from builder.tiny.conditioning import Conditioner
-from builder.tiny.flat_vae import FlatVae, initialise
-from builder.tiny.lean import Conditions, Lean
-from builder.tiny.train import go_on
+from training.tiny import architecture, bank, distil, phrases, tokenizer, train_model, world
+from training.tiny.conditioning import Conditioner
+from training.tiny.flat_vae import FlatVae, initialise
+from training.tiny.lean import Conditions, Lean
+from training.tiny.train import go_on
 from worker.engine.lora import Adapters, canonical, lightning_modules
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "tiny"

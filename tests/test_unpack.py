@@ -11,10 +11,10 @@ from typing import Final
 
 import brotli
 import pytest
-from worlds.files import gradient, saved
 
 from worker.errors import ImageNotThere, ImageTooLarge
 from worker.media.unpack import codings, most_packed, unpack
+from worlds.files import gradient, saved
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -22,12 +22,14 @@ OVERHEAD: Final = ROOT / "bench" / "results" / "overhead.json"
 # What stands beside src/worker, in the order of the reader's interest.
 BESIDE: Final[Mapping[str, str]] = {
     "checkpoints/tiny/": "the embedded models: a few megabytes, the classes of the real ones",
-    "builder/": "the locks, what the image build runs, how the embedded models were made",
-    "tools/": "the project's own checks and writers: mutants, certainty, these tables",
+    "builder/": "the locks, and what the image build runs",
+    "tools/": "the demo, and the project's own checks: mutants, certainty, the image, these tables",
     "Dockerfile": "the image; build.sh builds it",
     ".runpod/": "what RunPod's Hub shows and tests",
     "bench/": "what the numbers below come from",
-    "tests/": "mirrors src/worker; worlds/ holds a loopback job API, hub, web site and bucket",
+    "tests/": "mirrors src/worker; the campaigns of faults/ and fuzz/",
+    "worlds/": "what stands around the worker in tests: a loopback job API, hub, site and bucket",
+    "training/": "how the embedded models are trained, lowered and judged",
     "docs/": "how to call, deploy and fix it; the reference, the numbers",
 }
 

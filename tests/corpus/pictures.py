@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from corpus.case import Case, draw, edit
 from PIL import Image
+
 from worlds import heic
 from worlds.files import chunk, exif, gradient, jpeg_claiming, png, riff, saved, webp_canvas
 from worlds.profiles import curves, grey, matrix

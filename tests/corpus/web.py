@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from corpus.case import Case, draw, edit, job
 from corpus.pictures import GOOD, LARGE, UNREADABLE
+
 from worlds.site import INSIDE, Site
 
 REFUSED: Final = "IMAGE_FETCH_REFUSED"

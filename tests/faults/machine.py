@@ -10,11 +10,11 @@ from pathlib import Path
 
 from faults.network import Case, Expected
 from faults.room import SHARD, Room
-from worlds.hub import Fault
 
 from worker.errors import VolumeFull
 from worker.weights import space, temporary
 from worker.weights.proof import RemoteFile
+from worlds.hub import Fault
 
 ENDS_S = 30.0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from faults.room import REPOSITORY, SHARD, TOKEN, Room, room
+
 from worlds.hub import Act, Fault, Step
 
 ANYWHERE: Final = Fault("cut").at

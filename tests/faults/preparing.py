@@ -14,14 +14,14 @@ from faults.machine import disk, together
 from faults.network import Case, Expected
 from faults.room import TOKEN, Room
 from safetensors.torch import load, save
-from worlds.hub import Fault, running
-from worlds.repository import in_shards
 
 from worker.bundle import format as layout
 from worker.bundle.obtain import Obtained, obtain
 from worker.settings import Settings, read
 from worker.weights import catalog
 from worker.weights.proof import digests
+from worlds.hub import Fault, running
+from worlds.repository import in_shards
 
 REPOSITORY = "acme/tiny-image"
 SHARDS = 4

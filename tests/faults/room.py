@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from faults.driver import Orders, Process
-from worlds.hub import Hub, running
 
 from worker import settings
 from worker.settings import Settings
@@ -16,6 +15,7 @@ from worker.weights import metadata
 from worker.weights.download import HubSnapshot, fetch_snapshot
 from worker.weights.proof import RemoteFile
 from worker.weights.retry import Patience
+from worlds.hub import Hub, running
 
 REPOSITORY = "acme/painter"
 TOKEN = "hf_loopback_token"

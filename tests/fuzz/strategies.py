@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from hypothesis import strategies as st
-from worlds import heic
-from worlds.files import chunk, exif, gradient, jpeg_claiming, png, riff, saved, webp_canvas
-from worlds.profiles import matrix
 
 from worker.edge.fields import NAMES
 from worker.media.address import NOT_PUBLIC_V4
+from worlds import heic
+from worlds.files import chunk, exif, gradient, jpeg_claiming, png, riff, saved, webp_canvas
+from worlds.profiles import matrix
 
 SEEDS: Final = [
     *(saved(gradient(24, 20, mode), "PNG") for mode in ("1", "L", "P", "RGB", "RGBA", "LA")),

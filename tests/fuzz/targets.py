@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from fuzz.strategies import SEEDS
-from worlds.standin import SERVED
 
 from worker import settings
 from worker.edge import reply
@@ -25,6 +24,7 @@ from worker.errors import (
 from worker.media import images
 from worker.media.inline import decode_base64
 from worker.media.url import check
+from worlds.standin import SERVED
 
 PLAIN: Final = settings.read({})
 STRICT: Final = settings.read({"STRICT_INPUT": "1"})

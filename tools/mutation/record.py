@@ -63,6 +63,7 @@ def state_of(project: Project, file: str) -> str:
     digest.update(json.dumps(options).encode())
     tests = project.root / project.tests
     support = [p for p in sorted(tests.rglob("*.py")) if not p.name.startswith("test_")]
+    support += sorted((project.root / "worlds").rglob("*.py"))
     for path in (*support, project.root / file):
         digest.update(path.relative_to(project.root).as_posix().encode() + b"\0")
         digest.update(path.read_bytes())

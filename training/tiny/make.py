@@ -1,6 +1,6 @@
 """Write the tiny checkpoint as two complete diffusers folders, from given parts or random ones.
 
-    python -m builder.tiny.make checkpoints/tiny [--seed 0]
+    python -m training.tiny.make checkpoints/tiny [--seed 0]
 
 Without training this gives random weights: pictures of coloured noise, never a grey one.
 """
@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
-from builder.tiny import architecture
-from builder.tiny.flat_vae import initialise
-from builder.tiny.tokenizer import build_tokenizer
+from training.tiny import architecture
+from training.tiny.flat_vae import initialise
+from training.tiny.tokenizer import build_tokenizer
 
 LIGHTNING = {steps: f"lightning/tiny-Lightning-{steps}steps.safetensors" for steps in (4, 8)}
 LORA_SCALE = 0.02

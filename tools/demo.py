@@ -1,8 +1,8 @@
 """make demo: two jobs through RunPod's API on loopback to the real worker; pictures in out/.
 
 The first draws a picture from text, the second is test_input.json, which edits its reference. What
-answers is handler.py with MODEL=tiny behind tests/worlds/pod.py; what asks is curl, as on RunPod
-(Python where there is no curl).
+answers is handler.py with MODEL=tiny behind worlds/pod.py; what asks is curl, as on RunPod (Python
+where there is no curl).
 """
 
 import base64
@@ -16,10 +16,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+from worlds.pod import FINAL, KEY, Pod
 
-from worlds.pod import FINAL, KEY, Pod  # noqa: E402 - tests/ is no package
+ROOT = Path(__file__).parent.parent
 
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 DRAWN = {

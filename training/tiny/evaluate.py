@@ -1,6 +1,6 @@
 """Judge the tiny checkpoint from the pixels that the worker's own engine makes.
 
-    python -m builder.tiny.evaluate [--folder checkpoints/tiny] [--count 200] [--out out/eval]
+    python -m training.tiny.evaluate [--folder checkpoints/tiny] [--count 200] [--out out/eval]
 
 Seen and held-out combinations are told apart; the checker knows nothing of how scenes are drawn.
 """
@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from builder.tiny import checker, phrases, world
+from training.tiny import checker, phrases, world
 from worker import boot, settings
 from worker.families import Generation, Model, Unheard
 

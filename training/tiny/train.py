@@ -1,6 +1,6 @@
 """Train the tiny checkpoint from nothing, in stages that resume and gates that must hold.
 
-    python -m builder.tiny.train FOLDER [--out checkpoints/tiny] [--compile] [--model-steps N ...]
+    python -m training.tiny.train FOLDER [--out checkpoints/tiny] [--compile] [--model-steps N ...]
 
 FOLDER keeps the state of every stage (never committed); a killed run goes on from there. Stages:
 vae, bank (drawn and encoded pictures), model, teacher (what the LoRAs learn from), lightning.
@@ -18,14 +18,14 @@ from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from builder.tiny import architecture, bank, checker, distil, train_model, train_vae, world
-from builder.tiny.bank import Bank
-from builder.tiny.conditioning import Conditioner
-from builder.tiny.flat_vae import FlatVae
-from builder.tiny.lean import Lean
-from builder.tiny.make import Parts, write
-from builder.tiny.pixels import picture
-from builder.tiny.tokenizer import build_tokenizer
+from training.tiny import architecture, bank, checker, distil, train_model, train_vae, world
+from training.tiny.bank import Bank
+from training.tiny.conditioning import Conditioner
+from training.tiny.flat_vae import FlatVae
+from training.tiny.lean import Lean
+from training.tiny.make import Parts, write
+from training.tiny.pixels import picture
+from training.tiny.tokenizer import build_tokenizer
 
 SEED = 20
 JITTERS = 6

@@ -1,6 +1,6 @@
 """Carry out the Dockerfile in a fresh Debian root, without Docker, and ask that root for a picture.
 
-    python -m builder.image_check [--target slim] [--build-arg NAME=VALUE] [--root DIR] [--keep]
+    python -m tools.image_check [--target slim] [--build-arg NAME=VALUE] [--root DIR] [--keep]
 
 It needs root, debootstrap and unshare (util-linux). The build steps reach the package registry as
 this machine does; the worker then runs with the image's environment alone, as process 1, without
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from builder import dockerfile
+from tools import dockerfile
 
 HERE: Final = Path(__file__).resolve().parent.parent
 INSIDE: Final = "IMAGE_CHECK_IN_NAMESPACE"
@@ -242,7 +242,7 @@ def main() -> None:
     done = subprocess.run(
         [
             *("unshare", "--mount", "--propagation", "private"),
-            *(sys.executable, "-m", "builder.image_check", *sys.argv[1:]),
+            *(sys.executable, "-m", "tools.image_check", *sys.argv[1:]),
         ],
         env={**os.environ, INSIDE: "1"},
         cwd=HERE,

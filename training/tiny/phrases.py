@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from builder.tiny.world import COLOURS, POSITIONS, SHAPES, SIZES, Scene
+from training.tiny.world import COLOURS, POSITIONS, SHAPES, SIZES, Scene
 
 PLACES = {"left": "on the left", "center": "in the center", "right": "on the right"}
 PARTS = ("colour", "shape", "background", "size", "position")

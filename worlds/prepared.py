@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from worlds.published import EDIT, IMAGE
 
 from worker import settings
 from worker.bundle.format import adapter_role
@@ -16,6 +15,7 @@ from worker.engine.quantise import Precision
 from worker.families.qwen_image import QwenImage
 from worker.weights.catalog import TABLE, ModelSpec, checkpoints
 from worker.weights.snapshot import LocalSnapshot, Snapshot
+from worlds.published import EDIT, IMAGE
 
 CPU = torch.device("cpu")
 CONDITION_AREA = 96 * 96

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLImageProcessor
 
-from builder.tiny import world
-from builder.tiny.architecture import PROCESSOR_PIXELS
-from builder.tiny.flat_vae import FlatVae
-from builder.tiny.train_vae import unit
+from training.tiny import world
+from training.tiny.architecture import PROCESSOR_PIXELS
+from training.tiny.flat_vae import FlatVae
+from training.tiny.train_vae import unit
 
 OBJECT_APART = 24  # of 255: a 16 x 16 block with a pixel this far from the corner shows the object
 

@@ -1,11 +1,10 @@
-"""Draw the pictures of docs/ with the embedded models: `python builder/contact_sheet.py`.
+"""Draw the pictures of docs/ with the embedded models: `python -m training.contact_sheet`.
 
 contact-sheet.png: pictures from prompts above, each edited by the text under it below.
 lightning.png: the first prompts of `make eval-tiny`, a column for each of its ways.
 Nothing is chosen by eye: the seeds are 1, 2, 3 ..., or the evaluation's.
 """
 
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +12,10 @@ from typing import Final
 
 from PIL import Image, ImageDraw
 
+from training.tiny import evaluate
+from worker.families import Model
+
 ROOT: Final = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from builder.tiny import evaluate  # noqa: E402 - the path comes first
-from worker.families import Model  # noqa: E402 - the same
-
 DOCS: Final = ROOT / "docs"
 SHOWN: Final = 248
 CAPTION: Final = 18

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from builder.tiny import world
-from builder.tiny.architecture import build_vae
-from builder.tiny.flat_vae import FlatVae, initialise
+from training.tiny import world
+from training.tiny.architecture import build_vae
+from training.tiny.flat_vae import FlatVae, initialise
 
 BANK = 3000
 BATCH = 16

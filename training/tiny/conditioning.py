@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from builder.tiny import phrases, world
-from builder.tiny.architecture import PROCESSOR_PIXELS
-from builder.tiny.tokenizer import PREFIX_TOKENS, templates
+from training.tiny import phrases, world
+from training.tiny.architecture import PROCESSOR_PIXELS
+from training.tiny.tokenizer import PREFIX_TOKENS, templates
 
 PICTURE = "Picture {}: <|vision_start|><|image_pad|><|vision_end|>"
 GRID = round(PROCESSOR_PIXELS[1] ** 0.5) // 28  # tokens along a side of a square reference

@@ -1,6 +1,6 @@
 """A RunPod platform on loopback: the job API for callers and for workers, able to misbehave.
 
-`python -m worlds.pod -- COMMAND` in tests/ serves it with COMMAND as its worker, and says where.
+`python -m worlds.pod -- COMMAND` serves it with COMMAND as its worker, and says where.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from aiohttp import web
+
 from worlds.process import Process
 
 RUN_BYTES: Final = 10_000_000  # the platform's limits for /run, /runsync and a result

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from builder.tiny import architecture, checker
-from builder.tiny.bank import Bank, unpack
-from builder.tiny.conditioning import Conditioner
-from builder.tiny.flat_vae import FlatVae
-from builder.tiny.lean import Conditions, Lean
-from builder.tiny.pixels import picture
-from builder.tiny.train_model import Sample, Tasks, condition, targets, weights
+from training.tiny import architecture, checker
+from training.tiny.bank import Bank, unpack
+from training.tiny.conditioning import Conditioner
+from training.tiny.flat_vae import FlatVae
+from training.tiny.lean import Conditions, Lean
+from training.tiny.pixels import picture
+from training.tiny.train_model import Sample, Tasks, condition, targets, weights
 from worker.engine import schedule
 
 GROUP = 64

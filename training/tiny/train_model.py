@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from builder.tiny import phrases, world
-from builder.tiny.bank import Bank
-from builder.tiny.conditioning import Conditioner
-from builder.tiny.lean import Conditions, Lean
+from training.tiny import phrases, world
+from training.tiny.bank import Bank
+from training.tiny.conditioning import Conditioner
+from training.tiny.lean import Conditions, Lean
 
 GROUP = 64
 LEARNING_RATE = 2e-3

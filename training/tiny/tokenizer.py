@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, tra
 from transformers import Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from builder.tiny.phrases import vocabulary
+from training.tiny.phrases import vocabulary
 
 SPECIAL = (
     *("endoftext", "im_start", "im_end", "object_ref_start", "object_ref_end", "box_start"),
