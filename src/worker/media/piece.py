@@ -1,0 +1,24 @@
+"""One thing that was made, before it travels: a picture, a sound."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A piece as the bytes of a file; `facts` go beside it into the reply, such as its width."""
+
+    data: bytes
+    mime_type: str
+    facts: Mapping[str, int | float]
+
+
+class Piece(Protocol):
+    """One thing made; it can be encoded in every format of its kind, again and again."""
+
+    def encode(self, form: str, quality: int, text: Mapping[str, str]) -> Encoded:
+        """Return it as a file of a format ("png"), with `text` inside where the format has room.
+
+        `quality` is 1 to 100, for formats that lose something. Called off the event loop.
+        """

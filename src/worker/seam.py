@@ -1,0 +1,124 @@
+"""The seam between serving and models: what is asked of a model and what comes back.
+
+Nothing here knows a task, a door or a family: a wish is its task's own frozen value, and a model
+reads what its family understands of it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from worker.media.piece import Piece
+
+# A part of the work on one wish, by the name that the task gives it: "text", "denoise", "decode".
+Phase = str
+
+
+class Wish(Protocol):
+    """One thing to make, as its task froze it: everything resolved, nothing left to choose."""
+
+    @property
+    def seed(self) -> int:
+        """What the random numbers start from: the same seed, the same thing."""
+
+
+class Offer(Protocol):
+    """What one model offers for one task: the task's own plain data, readable without torch."""
+
+    def facts(self) -> Mapping[str, Any]:
+        """Return what op=capabilities tells of it: plain JSON, by public names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What callers may ask of one model; `offers` maps the name of each task it can do."""
+
+    id: str
+    repository: str
+    revision: str
+    precision: str
+    licence: str
+    offers: Mapping[str, Offer]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Name the tasks that it can do."""
+        return tuple(self.offers)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One thing made and how: `timings_ms` by phase, `peak_vram_mb` in MiB."""
+
+    piece: Piece
+    timings_ms: Mapping[Phase, float]
+    peak_vram_mb: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+class Control(Protocol):
+    """How the making of one wish talks to the job that wants it."""
+
+    def report(self, phase: Phase, step: int, steps: int) -> None:
+        """Tell that `step` of `steps` of a phase is done; raise when the work must stop here."""
+
+
+class Unheard(Control):
+    """The control of a wish that nobody follows and nobody stops, as a warm-up's."""
+
+    def report(self, phase: Phase, step: int, steps: int) -> None:
+        """Take no notice."""
+
+
+class Model(Protocol):
+    """One open model; used by one thread at a time, and without memory of earlier wishes."""
+
+    @property
+    def served(self) -> Served:
+        """What callers may ask of it."""
+
+    def together(self, wish: Any, other: Any) -> bool:
+        """Tell whether two wishes may share a forward."""
+
+    def make(self, wishes: Sequence[Any], controls: Sequence[Control]) -> Sequence[Made]:
+        """Make what is wished, in order; `controls` has one for each wish.
+
+        Raises BadPicture, CudaOutOfMemory, DeviceLost, LoraNotApplied, or what a control raises.
+        """
+
+    def warm(self) -> None:
+        """Make something small, so that a job finds everything loaded; raises as `make`."""
+
+    def release(self) -> None:
+        """Free the device memory; the model cannot be used afterwards.
+
+        Raises DeviceLost when something else still holds it.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Openable:
+    """A model that can be opened at any time: what it serves, what it takes, and how.
+
+    `parts` maps what identifies a part to its device bytes: models may share parts. `facts` tell in
+    op=health where it came from.
+    """
+
+    served: Served
+    parts: Mapping[str, int]
+    open: Callable[[], Model]
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+class Models(Protocol):
+    """The models of this worker: at least one is warm, others may be swapped in."""
+
+    @property
+    def served(self) -> tuple[Served, ...]:
+        """Every model that callers may name; the first that can do a task is its default."""
+
+    def take(self, model_id: str) -> Model:
+        """Return that model, warm; called only by the device's thread."""
+
+    def health(self) -> Mapping[str, object]:
+        """Return what op=health tells: plain JSON, without paths, hosts or secrets."""
