@@ -250,6 +250,15 @@ FILES = {
             """Serve nobody."""
             return age + 1
     ''',
+    "src/sums/shape.py": '''
+        """What is read as a whole, by nobody's name."""
+        class Shape:
+            """A shape."""
+            sides = 4
+        def fields() -> dict[str, object]:
+            """Return every field."""
+            return {k: v for k, v in vars(Shape).items() if not k.startswith("_")}
+    ''',
     "src/sums/shop/__init__.py": "",
     "src/sums/shop/names.py": '''
         """What tests alone name."""
@@ -292,6 +301,11 @@ FILES = {
         def test_that_is_skipped():
             assert is_adult(99)
     """,
+    "tests/test_shape.py": """
+        from sums.shape import fields
+        def test_fields():
+            assert list(fields().values()) == [4]
+    """,
     "tests/test_prices.py": """
         import subprocess, sys
         import pytest
@@ -333,6 +347,8 @@ EXPECTED = {
     ("count -= 1", "count += 1"): "hangs",
     # named by what a test imports
     ("OPEN = 9", "OPEN = 10"): "killed",
+    # reached by no name, but by the tests of the file
+    ("sides = 4", "sides = 5"): "killed",
     # run by another process alone
     ("return 42", "return 43"): "killed",
 }
@@ -391,6 +407,7 @@ def test_a_recording_tells_results_and_lines(tried: Tried) -> None:
         "test_down": "passed",
         "test_another_process": "passed",
         "test_open": "passed",
+        "test_fields": "passed",
     }
     assert tests["test_total"].lines == {("shop/prices.py", 4), ("shop/prices.py", 6)}
     assert ("shop/prices.py", 10) in tests["test_down"].lines, "run by a shared fixture"
@@ -417,6 +434,7 @@ def test_a_recording_is_kept_until_what_it_depends_on_changes(tried: Tried, tmp_
         assert (record.read(project, file, path) is not None) == then, changed
         changed_file.unlink() if before is None else changed_file.write_text(before)
 
+    is_right("worlds/hours.py", then=False)
     is_right("tests/test_ages.py", then=True)
     is_right("src/sums/ages.py", then=True)
     is_right("src/sums/another.py", then=True)
@@ -446,7 +464,7 @@ def test_rooms_are_folders_and_the_files_that_lie_in_none(tmp_path: Path) -> Non
     project = made(tmp_path)
     found = rooms(project.root / project.source)
     assert {name: [p.name for p in paths] for name, paths in found.items()} == {
-        "top": ["__init__.py", "ages.py"],
+        "top": ["__init__.py", "ages.py", "shape.py"],
         "shop": ["__init__.py", "away.py", "names.py", "prices.py"],
     }
 

@@ -64,7 +64,8 @@ class Atlas:
         """Return the tests that may notice a mutant, the likeliest for its time first.
 
         Lines in a function are noticed by who runs them; a constant, or the default of a class, by
-        who runs a line that names it, or names it in a test.
+        who runs a line that names it, or names it in a test, and by the tests named after the file,
+        which reach what is read from a class as a whole, such as the fields of a model.
         """
         file, mutation = mutant.file, mutant.mutation
         own = {(file, n) for n in range(mutation.first, mutation.last + 1)}
@@ -74,6 +75,7 @@ class Atlas:
         if not inside:
             names = self._defined(file, mutation.first)
             found |= {test.name: test for test in self._naming(names)}
+            found |= {test.name: test for test in self._namesakes(file)}
         if not found:  # it is run when a file is loaded, if at all
             maps = (self._by_line, self._loading)
             found = {t.name: t for line in own for tests in maps for t in tests.get(line, ())}
@@ -81,14 +83,16 @@ class Atlas:
 
     @cached_property
     def _vocabulary(self) -> dict[str, tuple[set[str], set[str]]]:
-        """What each file of the tests names, and which other files of the tests it imports."""
+        """What each file of the tests and their worlds names, and which modules it imports."""
         found: dict[str, tuple[set[str], set[str]]] = {}
-        for path in sorted(self.tests.rglob("*.py")) if self.tests else ():
-            nodes = list(ast.walk(ast.parse(path.read_text())))
-            names = {name for node in nodes for name in _named(node)}
-            imports = {module for node in nodes for module in _imported(node)}
-            module = ".".join(path.relative_to(self.tests or path).with_suffix("").parts)
-            found[module] = names, imports
+        tests = self.tests or Path()
+        roots = (tests, tests), (tests.parent / "worlds", tests.parent)
+        for folder, root in roots if self.tests else ():
+            for path in sorted(folder.rglob("*.py")):
+                nodes = list(ast.walk(ast.parse(path.read_text())))
+                names = {name for node in nodes for name in _named(node)}
+                imports = {module for node in nodes for module in _imported(node)}
+                found[".".join(path.relative_to(root).with_suffix("").parts)] = names, imports
         return found
 
     def _naming(self, names: set[str]) -> Iterator[Test]:
@@ -102,6 +106,14 @@ class Atlas:
             speaking |= more
         for _, tests in self._tests:
             yield from (test for test in tests if Path(test.file).stem in speaking)
+
+    def _namesakes(self, file: str) -> Iterator[Test]:
+        """Yield the tests of test_NAME.py that run a line of NAME.py."""
+        for _, tests in self._tests:
+            for test in tests:
+                is_namesake = Path(test.file).name == f"test_{Path(file).name}"
+                if is_namesake and any(name == file for name, _ in test.lines):
+                    yield test
 
     def _worth(self, test: Test, file: str) -> float:
         """Return its seconds for each share of attention that it pays to a file."""
