@@ -24,7 +24,17 @@ ROOMS = {
     "edge": {"floor", "seam", "media", "weights", "edge"},
     "jobs": {"floor", "seam", "media", "edge", "jobs"},
     "doors": {"floor", "seam", "media", "edge", "jobs", "doors"},
-    "start": {"floor", "seam", "media", "weights", "engine", "bundle", "families", "doors", "start"},
+    "start": {
+        "floor",
+        "seam",
+        "media",
+        "weights",
+        "engine",
+        "bundle",
+        "families",
+        "doors",
+        "start",
+    },
 }
 FLOOR = {"errors", "log", "settings", "driver", "versions"}  # they know nothing of ours
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes"}

@@ -130,7 +130,8 @@ def modules(folder: Path, indent: int = 2) -> list[str]:
     ]
     for inner in sorted(path.parent for path in folder.glob("*/__init__.py")):
         name = " " * indent + inner.name
-        lines += [f"{name + '/':<22}{docstring(inner / '__init__.py')}", *modules(inner, indent + 2)]
+        lines.append(f"{name + '/':<22}{docstring(inner / '__init__.py')}")
+        lines += modules(inner, indent + 2)
     return lines
 
 
