@@ -14,6 +14,7 @@ from worker.edge.reply import Failure
 from worker.errors import (
     HubUnreachable,
     StartFailed,
+    UnfitHost,
     VolumeFull,
     WorkerError,
 )
@@ -136,11 +137,28 @@ def test_a_start_that_fails_for_good_is_told_to_the_platforms_jobs_for_a_while(
     assert door.events[1:] == ["listens", "refuses"]
     ((error, seconds),) = door.refused
     assert isinstance(error, StartFailed)
+    assert not error.retryable
     assert error.message == "the start failed: VOLUME_FULL: the volume is full"
     assert seconds == 7.0
     assert ends == [1]
     (line,) = logged(capfd, "start failed")
     assert (line["error_code"], line["reason"]) == ("VOLUME_FULL", "the volume is full")
+
+
+def test_a_start_that_fails_for_this_machine_alone_sends_the_job_elsewhere(
+    ends: list[int],
+) -> None:
+    """It is refused for a while all the same: the next start here fails too."""
+    door = Door()
+    start.run(door, failing(UnfitHost("the driver is too old")))
+    ((error, _),) = door.refused
+    assert error.message == "the start failed: WORKER_NOT_READY: the driver is too old"
+    assert (error.code, error.error_type, error.retryable) == (
+        "WORKER_NOT_READY",
+        "transient",
+        True,
+    )
+    assert ends == [1]
 
 
 def test_a_start_that_fails_by_a_bug_says_no_more_than_where_to_look(ends: list[int]) -> None:

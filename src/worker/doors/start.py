@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from worker import log, settings
 from worker.edge import reply
-from worker.errors import InvalidSettings, StartFailed, WorkerError
+from worker.errors import InvalidSettings, StartFailed, UnfitHost, WorkerError, WorkerNotReady
 from worker.families import Models
 from worker.jobs.job import Handle
 from worker.settings import Settings
@@ -82,7 +82,9 @@ def _not_started(error: WorkerError, door: Door, chosen: Settings, refuse_s: flo
     """Answer jobs with the reason for a while, where a restart would fail for it again."""
     log.get().error("start failed", error_code=error.code, reason=error.message)
     if chosen.on_platform and not error.retryable:
-        door.refuse(StartFailed(f"the start failed: {error.code}: {error.message}"), refuse_s)
+        # every worker of the endpoint has the same settings, but not the same machine
+        kind = WorkerNotReady if isinstance(error, UnfitHost) else StartFailed
+        door.refuse(kind(f"the start failed: {error.code}: {error.message}"), refuse_s)
     return FAILED
 
 
