@@ -1,19 +1,23 @@
-"""The door: boot the worker, then serve RunPod's jobs. Nothing heavy is imported before main()."""
+"""RunPod's door: boot the worker, then serve its jobs. Nothing heavy is imported before main().
+
+A job is {"input": {"prompt": "a cat with a hat"}}; beside the prompt may stand, for example,
+    "images": ["https://..."]                    up to three pictures to edit, or base64
+    "size": "1024x1024", "num_images": 2, "seed": 42, "num_inference_steps": 8
+    "output_format": "webp", "response_format": "url"
+    "op": "capabilities"                         instead of a prompt: what this worker can do
+docs/reference.md has every field, reply and error.
+"""
 
 import sys
 
 
 def main() -> int:
     """Read the environment, boot and serve; return the exit code."""
-    from worker import boot, settings  # noqa: PLC0415 - importing this file must cost nothing
-    from worker.errors import InvalidSettings  # noqa: PLC0415
-    from worker.loop import guarded  # noqa: PLC0415
+    from worker import boot  # noqa: PLC0415 - importing this file must cost nothing
+    from worker.doors import start  # noqa: PLC0415
+    from worker.doors.runpod.loop import RunPod  # noqa: PLC0415
 
-    try:
-        chosen = settings.read()
-    except InvalidSettings as error:
-        return guarded.refuse(error)
-    return guarded.run(chosen, boot.boot)
+    return start.run(RunPod, boot.boot)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ import requests
 from PIL import Image
 
 from worker import log, settings
+from worker.doors.runpod import wire
 from worker.edge import geometry, reply
 from worker.edge.request import OutputFormat, Request, parse
 from worker.families import Control, Drawn, Generation, Served
@@ -199,7 +200,7 @@ async def by_phase(
             [Encoded(encoded, mime_type, SIDE, SIDE, request.seed)],
             request.response_format,
             upload_urls=(),
-            s3_config=None,
+            bucket=None,
             job_id="bench",
             settings=chosen,
         )
@@ -252,7 +253,7 @@ async def run(jobs: int, output_format: OutputFormat, port: int) -> dict[str, An
     """Do `jobs` jobs of one format each way, in turns; return milliseconds."""
     chosen = settings.read({"ALLOWED_IMAGE_NETWORKS": f"127.0.0.1/32:{port}"})
     picture = noisy_picture(2)
-    worker = Worker(chosen, StandIns(picture))
+    handle = wire.handler(Worker(chosen, StandIns(picture)).handle, chosen)
     ours, theirs, whole, lags = Clock(), Clock(), Clock(), dict[str, float]()
     for index in range(jobs + 3):
         if index == 3:  # the first jobs import and connect
@@ -266,9 +267,9 @@ async def run(jobs: int, output_format: OutputFormat, port: int) -> dict[str, An
         }
         await by_phase(job_input, picture, chosen, ours)
         job = {"id": f"job-{index}", "input": job_input}
-        await measured(functools.partial(worker.handle, job), "worker", whole, lags)
+        await measured(functools.partial(handle, job), "worker", whole, lags)
         await measured(functools.partial(naive, job_input, picture, theirs), "naive", whole, lags)
-    answer = await worker.handle({"id": "last", "input": job_input})
+    answer = await handle({"id": "last", "input": job_input})
     assert "error" not in answer, answer
     return {
         "worker_phases_ms": summary(ours.samples),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from worker import boot, preflight, settings
 from worker.driver import Gpu
-from worker.errors import InvalidSettings
+from worker.errors import InvalidSettings, UnfitHost
 from worker.families import Control, Drawn, Generation, Openable, Served
 from worker.families.describe import describe
 from worker.preflight import Finding
@@ -216,6 +216,17 @@ def test_a_start_that_cannot_succeed_says_why_and_what_to_do(
     with pytest.raises(InvalidSettings) as refused:
         started(tmp_path, MODEL="tiny")
     assert refused.value.message == "gpu: old; take a newer; torch: bad; install another"
+
+
+@pytest.mark.parametrize(("of_host", "is_unfit"), [((True, True), True), ((True, False), False)])
+def test_only_a_machine_that_is_all_that_is_wrong_is_unfit(
+    machine: list[Finding], tmp_path: Path, of_host: tuple[bool, bool], *, is_unfit: bool
+) -> None:
+    """With the same settings another machine would start, so its jobs are worth another try."""
+    machine += [Finding("x", "fatal", "bad", of_host=one) for one in of_host]
+    with pytest.raises(InvalidSettings) as refused:
+        started(tmp_path, MODEL="tiny")
+    assert isinstance(refused.value, UnfitHost) is is_unfit
 
 
 @pytest.mark.usefixtures("machine")

@@ -27,7 +27,7 @@ from worker.jobs.serve import Worker
 from worker.media import dial
 from worlds.files import gradient, saved
 from worlds.site import HOST, INSIDE, Site, tapped
-from worlds.standin import StandIns
+from worlds.standin import StandIns, answered
 
 SECRETS = re.compile(
     r"Traceback|site-packages|/worker/|127\.0\.0\.|root:|hidden-secret|AKIDEXAMPLE"
@@ -102,10 +102,10 @@ def run(site: Site, environ: Mapping[str, str], *jobs: dict[str, Any]) -> Outcom
         worker = Worker(chosen, StandIns())
         forget_peak()
         before, started, used = memory("VmRSS"), time.monotonic(), time.process_time()
-        first = await worker.handle({"id": "job-0", **jobs[0]})
+        first = await answered(worker, {"id": "job-0", **jobs[0]})
         seconds, used = time.monotonic() - started, time.process_time() - used
         extra = memory("VmHWM") - before
-        others = [await worker.handle({"id": "job-1", **job}) for job in jobs[1:]]
+        others = [await answered(worker, {"id": "job-1", **job}) for job in jobs[1:]]
         return Outcome([first, *others], seconds, used, extra)
 
     return asyncio.run(serve())

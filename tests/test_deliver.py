@@ -14,10 +14,12 @@ import pytest
 from botocore.config import Config
 
 from worker import preflight, settings
+from worker.doors.runpod.bucket import callers_bucket
+from worker.doors.runpod.wire import output
 from worker.edge import reply
 from worker.errors import DeliveryFailed, ImageFetchRefused, InvalidInput, WorkerError
 from worker.media import deliver as delivery
-from worker.media.deliver import Encoded, ResponseFormat, check_targets, deliver
+from worker.media.deliver import Encoded, ResponseFormat, check_upload_urls, deliver
 from worker.media.s3 import Bucket, own_bucket, region_of
 from worker.settings import Settings
 from worlds.bucket import ACCESS, SECRET, Store
@@ -66,11 +68,23 @@ def send(
             pictures,
             response_format,
             upload_urls=upload_urls,
-            s3_config=s3_config,
+            bucket=callers_bucket(s3_config, given),
             job_id=job_id,
             settings=given,
         )
     )
+
+
+def check_targets(
+    *, upload_urls: Sequence[str], s3_config: Mapping[str, Any] | None, settings: Settings
+) -> tuple[str, ...]:
+    """Judge where a job wants its pictures, as `serve` does; return what to warn of."""
+    check_upload_urls(upload_urls, settings)
+    bucket = callers_bucket(s3_config, settings)
+    if bucket is None:
+        return ()
+    bucket.usable()
+    return bucket.warnings
 
 
 def read(url: str) -> tuple[int, bytes, str | None]:
@@ -207,7 +221,7 @@ def test_a_refusal_of_the_callers_store_is_the_callers_to_mend(site: Site, statu
         site.hits.clear()
         with pytest.raises(DeliveryFailed, match=f"status {status}$") as failure:
             send(settings.read(site.environ), pictures=PICTURES[:1], **target)
-        told = reply.failure(failure.value)
+        told = output(reply.failure(failure.value))
         assert (told["error_code"], told["error_type"]) == ("DELIVERY_FAILED", "bad_request")
         assert told["retryable"] is False
         assert len(site.hits) == 1
@@ -221,7 +235,7 @@ def test_a_refusal_of_the_operators_bucket_is_the_operators_to_mend(
     site.hits.clear()
     with pytest.raises(DeliveryFailed, match=f"status {status}$") as failure:
         send(at(site), pictures=PICTURES[:1])
-    told = reply.failure(failure.value)
+    told = output(reply.failure(failure.value))
     assert (told["error_code"], told["error_type"]) == ("DELIVERY_FAILED", "internal")
     assert told["retryable"] is False
     assert len(site.hits) == 1
@@ -237,7 +251,7 @@ def test_what_a_store_may_get_over_is_tried_again_and_may_be_later(
         urls = [] if given.bucket_endpoint_url else [f"{site.http}/x"]
         with pytest.raises(DeliveryFailed, match=f"status {status} ") as failure:
             send(given, pictures=PICTURES[:1], upload_urls=urls)
-        told = reply.failure(failure.value)
+        told = output(reply.failure(failure.value))
         assert (told["retryable"], told["error_type"]) == (True, "transient")
         assert not site.put_statuses
 

@@ -22,6 +22,7 @@ import pytest
 from yarl import URL
 
 from worker import settings
+from worker.doors.runpod.wire import output
 from worker.edge import reply
 from worker.errors import (
     ImageFetchFailed,
@@ -355,7 +356,7 @@ PASSING = {
 def test_only_what_may_pass_is_worth_another_try(site: Site, scheme: str, path: str) -> None:
     with pytest.raises(ImageFetchFailed) as failure:
         fetch(read(site), getattr(site, scheme) + path)
-    told = reply.failure(failure.value)
+    told = output(reply.failure(failure.value))
     assert told["error_code"] == "IMAGE_FETCH_FAILED"
     assert told["retryable"] is PASSING[path], told
     assert told["error_type"] == ("transient" if PASSING[path] else "bad_request")

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from worker.loop import sdk
+from worker.doors.runpod import sdk
 from worlds.pod import KEY, Pod
 from worlds.process import Process
 

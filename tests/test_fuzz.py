@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from worker import log, settings
+from worker.doors.runpod.wire import output
 from worker.edge import reply
 from worker.edge.request import Query, Request, parse
 from worker.errors import (
@@ -34,7 +35,7 @@ from worker.jobs.serve import Worker
 from worker.media import colour, header, images, inline, jpeg, limits, orientation
 from worker.media.url import check
 from worker.settings import Settings
-from worlds.standin import SERVED, StandIns
+from worlds.standin import SERVED, StandIns, answered
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -66,7 +67,7 @@ def test_any_json_is_a_request_or_a_fault_of_the_caller(given_: Any, chosen: Set
         assert isinstance(request, Request | Query)
     if fault is not None:
         assert fault.details
-        assert json.dumps(reply.failure(fault), allow_nan=False)
+        assert json.dumps(output(reply.failure(fault)), allow_nan=False)
 
 
 @FUZZ
@@ -184,7 +185,7 @@ def test_any_job_gets_one_reply_of_strict_json_within_the_budget(given_: Any, bu
     job: dict[str, Any] = {"id": "job-1", "input": given_}
     if bucket is not None:
         job["s3Config"] = bucket
-    answer = asyncio.run(Worker(SMALL, StandIns()).handle(job))
+    answer = asyncio.run(answered(Worker(SMALL, StandIns()), job))
     assert len(json.dumps(answer, allow_nan=False).encode()) <= BUDGET
     assert isinstance(answer.get("error", ""), str)
     assert answer.get("error_code") not in {"INTERNAL", ""}
@@ -244,7 +245,7 @@ def test_redaction_removes_every_secret_wherever_it_stands(
     log.hide(*secrets)
     try:
         line = structlog.processors.JSONRenderer()(None, "info", log._redact(None, "info", event))
-        failed = reply.failure(InvalidInput(data.draw(texts)))
+        failed = output(reply.failure(InvalidInput(data.draw(texts))))
     finally:
         log._secrets.clear()
         log._secrets.update(before)

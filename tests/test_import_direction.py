@@ -23,8 +23,18 @@ ROOMS = {
     "families": {"floor", "seam", "weights", "engine", "bundle", "families"},
     "edge": {"floor", "seam", "media", "weights", "edge"},
     "jobs": {"floor", "seam", "media", "edge", "jobs"},
-    "loop": {"floor", "seam", "edge", "jobs", "loop"},
-    "start": {"floor", "seam", "media", "weights", "engine", "bundle", "families", "loop", "start"},
+    "doors": {"floor", "seam", "media", "edge", "jobs", "doors"},
+    "start": {
+        "floor",
+        "seam",
+        "media",
+        "weights",
+        "engine",
+        "bundle",
+        "families",
+        "doors",
+        "start",
+    },
 }
 FLOOR = {"errors", "log", "settings", "driver", "versions"}  # they know nothing of ours
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes"}
@@ -84,7 +94,7 @@ def test_no_two_files_import_each_other() -> None:
 
 def test_booting_and_serving_do_not_know_each_other() -> None:
     start = {name for name in FILES if room(name) == "start"}
-    served = {name for name in FILES if room(name) in {"edge", "jobs", "loop"}}
+    served = {name for name in FILES if room(name) in {"edge", "jobs", "doors"}}
     assert not IMPORTS["worker.boot"] & served
     assert not set().union(*(IMPORTS[name] for name in served)) & start
 
@@ -104,6 +114,21 @@ def test_only_settings_reads_the_environment(name: str) -> None:
         and node.value.id == "os"
     }
     assert not touched & {"environ", "environb", "getenv", "putenv"}
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if not n.startswith("worker.doors.runpod")])
+def test_what_is_runpods_stays_behind_its_door(name: str) -> None:
+    """Neither its SDK nor its name of a caller's bucket: another door has none of them."""
+    assert "runpod" not in {other.split(".")[0] for other in IMPORTS[name]}
+    assert "s3Config" not in FILES[name].read_text()
+
+
+def test_doors_do_not_know_each_other_and_what_they_share_knows_none() -> None:
+    for name in FILES:
+        folder = name.split(".")[:3]
+        if folder[1:2] == ["doors"]:
+            others = [other.split(".")[:3] for other in IMPORTS[name] if "worker.doors." in other]
+            assert all(other in (folder, ["worker", "doors", "start"]) for other in others)
 
 
 def python(code: str) -> str:

@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 import structlog
 
-from worker.loop import post
+from worker.doors.runpod import post
 
 HANG = "hang"
 DROP = "drop"

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 import structlog
 
-from worker.loop import take
-from worker.loop.take import Job, Taker
+from worker.doors.runpod import take
+from worker.doors.runpod.take import Job, Taker
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

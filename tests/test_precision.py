@@ -4,7 +4,7 @@ import pytest
 
 from worker.engine.precision import GB, Mode, Need, choose
 from worker.engine.quantise import Precision
-from worker.errors import InvalidSettings
+from worker.errors import UnfitHost
 
 # Qwen-Image with one Lightning LoRA, computed from its parameter counts.
 NEED: dict[Precision, Need] = {
@@ -36,13 +36,13 @@ def test_auto_takes_the_most_exact_that_fits(
 
 
 def test_auto_says_which_pool_when_nothing_fits() -> None:
-    with pytest.raises(InvalidSettings, match=r"at least 12\.0 GB"):
+    with pytest.raises(UnfitHost, match=r"at least 12\.0 GB"):
         choose("auto", NEED, free=8 * GB, capability=AMPERE)
 
 
 @pytest.mark.parametrize("mode", ["auto", "4bit", "8bit", "bf16"])
 def test_a_gpu_without_bf16_is_refused_rather_than_served_in_fp16(mode: Mode) -> None:
-    with pytest.raises(InvalidSettings, match=r"7\.5 .* Ampere"):
+    with pytest.raises(UnfitHost, match=r"7\.5 .* Ampere"):
         choose(mode, NEED, free=80 * GB, capability=TURING)
 
 
@@ -51,9 +51,9 @@ def test_a_precision_that_was_asked_for_is_kept_even_where_a_better_one_fits() -
 
 
 def test_a_precision_that_does_not_fit_is_an_error_that_names_the_one_that_does() -> None:
-    with pytest.raises(InvalidSettings, match="PRECISION_MODE=8bit"):
+    with pytest.raises(UnfitHost, match="PRECISION_MODE=8bit"):
         choose("bf16", NEED, free=30 * GB, capability=AMPERE)
-    with pytest.raises(InvalidSettings, match="PRECISION_MODE=4bit"):
+    with pytest.raises(UnfitHost, match="PRECISION_MODE=4bit"):
         choose("8bit", NEED, free=14 * GB, capability=AMPERE)
 
 
@@ -74,7 +74,7 @@ def test_every_gpu_with_bf16_is_served(capability: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("capability", [(7, 0), (7, 9), (6, 1)])
 def test_no_gpu_without_bf16_is(capability: tuple[int, int]) -> None:
-    with pytest.raises(InvalidSettings, match="Ampere"):
+    with pytest.raises(UnfitHost, match="Ampere"):
         choose("auto", NEED, free=80 * GB, capability=capability)
 
 
@@ -82,7 +82,7 @@ def test_a_gigabyte_has_a_thousand_million_bytes_and_four_are_left_to_work_in() 
     need: dict[Precision, Need] = {"bf16": Need(44_000_000_000, 29_000_000_000)}
     for free, offload in ((48_000_000_000, False), (47_999_999_999, True), (33_000_000_000, True)):
         assert choose("auto", need, free=free, capability=AMPERE).offload is offload
-    with pytest.raises(InvalidSettings, match=r"at least 33\.0 GB"):
+    with pytest.raises(UnfitHost, match=r"at least 33\.0 GB"):
         choose("auto", need, free=32_999_999_999, capability=AMPERE)
     assert choose("bf16", need, free=44_000_000_007, capability=AMPERE, working=7).offload is False
 
@@ -92,18 +92,18 @@ def test_only_what_can_be_had_is_chosen() -> None:
     some: dict[Precision, Need] = {"4bit": NEED["4bit"], "8bit": NEED["8bit"]}
     assert choose("auto", some, free=80 * GB, capability=AMPERE).precision == "8bit"
     least: dict[Precision, Need] = {"8bit": NEED["8bit"]}
-    with pytest.raises(InvalidSettings, match=r"takes 24\.0 GB at 8bit .* at least 19\.0 GB"):
+    with pytest.raises(UnfitHost, match=r"takes 24\.0 GB at 8bit .* at least 19\.0 GB"):
         choose("auto", least, free=18 * GB, capability=AMPERE)
 
 
 def test_advice_names_what_the_weights_take_and_the_most_exact_that_fits() -> None:
     told = r"^the GPU has 19\.0 GB free and the model takes 44\.0 GB at bf16 and 4\.0 GB to work in"
-    with pytest.raises(InvalidSettings, match=f"{told}: set PRECISION_MODE=8bit$"):
+    with pytest.raises(UnfitHost, match=f"{told}: set PRECISION_MODE=8bit$"):
         choose("bf16", NEED, free=19 * GB, capability=AMPERE)
-    with pytest.raises(InvalidSettings, match=r"set PRECISION_MODE=4bit$"):
+    with pytest.raises(UnfitHost, match=r"set PRECISION_MODE=4bit$"):
         choose("bf16", NEED, free=19 * GB - 1, capability=AMPERE)
     told = r"takes 14\.0 GB at 4bit and 4\.0 GB to work in: choose a pool with at least 12\.0 GB"
-    with pytest.raises(InvalidSettings, match=told):
+    with pytest.raises(UnfitHost, match=told):
         choose("auto", NEED, free=11 * GB, capability=AMPERE)
 
 

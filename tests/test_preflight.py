@@ -113,6 +113,23 @@ def test_a_card_without_bf16_is_fatal(on: Machine, card: Fact) -> None:
     assert "Ampere" in found.change
 
 
+def test_what_another_machine_of_the_endpoint_may_have_otherwise_is_marked(on: Machine) -> None:
+    """Its driver and its card; not a missing one, nor what the operator has set."""
+    platform = {"RUNPOD_WEBHOOK_GET_JOB": "https://x/job-take/1?gpu=1"}
+    for nvml in (
+        Nvml("570.86.15", 12080, [RTX_4090]),
+        Nvml("580.95.05", 13000, [T4]),
+        Nvml("580.95.05", 13000, [], fails="nvmlDeviceGetCount_v2"),
+    ):
+        broken = preflight.fatal(list(on(nvml, **platform).values()))
+        assert broken
+        assert all(finding.of_host for finding in broken)
+        assert not any("of_host" in finding.as_json() for finding in broken)
+    for environ in ({}, {"MODEL": "no-such-model"}):
+        findings = list(on(None, **platform, **environ).values())
+        assert any(not finding.of_host for finding in preflight.fatal(findings))
+
+
 def test_a_card_too_small_for_a_full_model_is_advised_against_but_serves_the_embedded(
     on: Machine,
 ) -> None:

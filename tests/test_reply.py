@@ -1,7 +1,7 @@
 """Replies hold the contract's keys, fit RunPod's budget and leak nothing."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +10,9 @@ from hypothesis import settings as chosen
 from hypothesis import strategies as st
 
 from worker import log, settings
-from worker.edge.reply import failure, measure, success, worker_version
+from worker.doors.runpod import wire
+from worker.edge import reply as replies
+from worker.edge.reply import measure, success, worker_version
 from worker.edge.request import Request, parse
 from worker.errors import (
     Detail,
@@ -25,6 +27,11 @@ from worlds.published import EDIT, IMAGE
 
 # Hypothesis leaves surrogates out of the characters that it takes by itself.
 ANY = st.characters() | st.characters(categories=["Cs"])
+
+
+def failure(error: WorkerError, warnings: Iterable[str] = ()) -> dict[str, Any]:
+    """Return a failure as RunPod's callers get it."""
+    return wire.output(replies.failure(error, warnings))
 
 
 def a_request(**given: Any) -> Request:

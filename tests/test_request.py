@@ -44,7 +44,9 @@ def parsed(
     *,
     s3: bool = False,
 ) -> Request:
-    request = parse(job_input, served, settings.read(environ or {}), callers_bucket=s3)
+    request = parse(
+        job_input, served, settings.read(environ or {}), callers_bucket=s3, bucket_name="s3Config"
+    )
     assert isinstance(request, Request)
     return request
 

@@ -18,6 +18,7 @@ import pytest
 import structlog
 from PIL import Image
 
+from worker.doors.runpod.wire import Announce
 from worker.edge.reply import worker_version
 from worker.errors import CudaOutOfMemory, DeviceLost
 from worker.families import Control, Drawn, Generation, Phase
@@ -28,15 +29,20 @@ from worker.jobs.progress import EVERY_S, POST_S, Progress
 from worker.jobs.serve import Worker
 from worker.settings import read
 from worlds import clock
-from worlds.standin import SERVED, StandIn, StandIns
+from worlds.standin import SERVED, StandIn, StandIns, answered
 
 Reply = dict[str, Any]
 
 
-def served(job_input: Any, worker: Worker | None = None, **top: Any) -> Reply:
+def served(
+    job_input: Any,
+    worker: Worker | None = None,
+    announce: Announce | None = None,
+    **top: Any,
+) -> Reply:
     """Return the reply to one job; it must be strict JSON, or the SDK would lose it."""
     worker = worker or Worker(read({}), StandIns())
-    reply = asyncio.run(worker.handle({"id": "job-1", "input": job_input, **top}))
+    reply = asyncio.run(answered(worker, {"id": "job-1", "input": job_input, **top}, announce))
     json.dumps(reply, allow_nan=False, ensure_ascii=False).encode()
     return reply
 
@@ -225,7 +231,9 @@ def test_health_counts_a_job_that_was_cancelled_drawing_or_waiting() -> None:
         model = Endless()
         worker = remembering(model)
         jobs = [
-            asyncio.create_task(worker.handle({"id": f"job-{n}", "input": {"prompt": "endless"}}))
+            asyncio.create_task(
+                answered(worker, {"id": f"job-{n}", "input": {"prompt": "endless"}})
+            )
             for n in range(2)
         ]
         assert await asyncio.to_thread(model.begun.wait, 30)
@@ -233,9 +241,9 @@ def test_health_counts_a_job_that_was_cancelled_drawing_or_waiting() -> None:
             task.cancel()
         ends = await asyncio.gather(*jobs, return_exceptions=True)
         assert [type(end) for end in ends] == [asyncio.CancelledError] * 2
-        await worker.handle({"id": "job-3", "input": {"prompt": "nan"}})
-        await worker.handle({"id": "job-4", "input": {"prompt": "a fox"}})
-        return await worker.handle({"id": "job-5", "input": {"op": "health"}})
+        await answered(worker, {"id": "job-3", "input": {"prompt": "nan"}})
+        await answered(worker, {"id": "job-4", "input": {"prompt": "a fox"}})
+        return await answered(worker, {"id": "job-5", "input": {"op": "health"}})
 
     assert asyncio.run(case())["jobs"] == {"done": 1, "failed": 1, "cancelled": 2}
 
@@ -321,7 +329,7 @@ def test_callers_are_told_how_far_a_job_is() -> None:
     async def announce(job_id: str, update: Any) -> None:
         heard.append((job_id, update))
 
-    served({"prompt": "slow-text pause=0.001"}, Worker(read({}), StandIns(), announce))
+    served({"prompt": "slow-text pause=0.001"}, announce=announce)
     job_id, update = heard[0]
     assert job_id == "job-1"
     assert update == {"step": 0, "steps": 4, "phase": "text", "percent": 0}
@@ -400,7 +408,7 @@ def test_encoding_does_not_hold_up_the_event_loop() -> None:
         worker = with_settings()
         job = {"prompt": "big", "output_format": "webp", "output_quality": 100, "num_images": 2}
         start = time.monotonic()
-        reply = await worker.handle({"id": "job-1", "input": job})
+        reply = await answered(worker, {"id": "job-1", "input": job})
         watching.cancel()
         assert longest < (time.monotonic() - start) / 2
         return reply
@@ -665,7 +673,7 @@ def test_the_time_of_a_job_and_its_phases_is_in_milliseconds(
     monkeypatch.setattr(
         "worker.jobs.job.time", SimpleNamespace(monotonic=lambda: next(ticks, 14.0))
     )
-    job = Job("job-1", {}, None, start=8.0)
+    job = Job("job-1", {}, 1000, start=8.0)
     with job.phase("fetch"):
         pass
     with contextlib.suppress(KeyError), job.phase("encode"):
@@ -688,7 +696,7 @@ def test_the_time_of_a_job_and_its_phases_is_in_milliseconds(
     ],
 )
 def test_a_field_is_given_by_any_of_its_names(given: Any, *, is_given: bool) -> None:
-    assert Job("job-1", given, None).is_given("output_format") is is_given
+    assert Job("job-1", given, 1000).is_given("output_format") is is_given
 
 
 class Told(StandIn):
@@ -888,12 +896,12 @@ class Named(StandIn):
 
 def test_a_job_is_known_by_its_id_as_text_in_the_devices_thread_too() -> None:
     model = Named()
-    asyncio.run(remembering(model).handle({"id": 7, "input": {"prompt": "x"}}))
+    asyncio.run(answered(remembering(model), {"id": 7, "input": {"prompt": "x"}}))
     assert model.jobs == ["7"]
 
 
 def test_a_job_without_an_input_is_answered() -> None:
-    reply = asyncio.run(with_settings().handle({"id": "job-1"}))
+    reply = asyncio.run(answered(with_settings(), {"id": "job-1"}))
     assert reply["error_code"] == "INVALID_INPUT"
 
 
@@ -905,7 +913,7 @@ def test_a_job_that_was_cancelled_before_its_start_is_not_begun() -> None:
             task = asyncio.current_task()
             assert task is not None
             task.cancel()
-            await worker.handle({"id": "job-1", "input": {"op": "health"}})
+            await answered(worker, {"id": "job-1", "input": {"op": "health"}})
 
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.create_task(run())
@@ -939,7 +947,7 @@ def test_a_job_that_waits_behind_a_lost_device_is_refused_as_one_that_comes_late
     async def case() -> list[Reply]:
         worker = with_settings()
         jobs = [{"id": f"job-{n}", "input": {"prompt": p}} for n, p in enumerate(("lost", "fox"))]
-        return await asyncio.gather(*map(worker.handle, jobs))
+        return await asyncio.gather(*(answered(worker, job) for job in jobs))
 
     lost, waiting = asyncio.run(case())
     assert (lost["error_code"], waiting["error_code"]) == ("DEVICE_LOST", "WORKER_NOT_READY")
@@ -961,7 +969,7 @@ def test_a_device_lost_under_a_cancelled_job_is_noticed() -> None:
     async def case() -> Worker:
         model = Dying()
         worker = remembering(model)
-        job = asyncio.create_task(worker.handle({"id": "job-1", "input": {"prompt": "endless"}}))
+        job = asyncio.create_task(answered(worker, {"id": "job-1", "input": {"prompt": "endless"}}))
         assert await asyncio.to_thread(model.begun.wait, 30)
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -1010,7 +1018,7 @@ def test_updates_count_all_pictures_of_the_job(monkeypatch: pytest.MonkeyPatch) 
         heard.append((job_id, update))
         model.posted.release()
 
-    served({"prompt": "x", "n": 2, "steps": 2}, Worker(read({}), models, announce))
+    served({"prompt": "x", "n": 2, "steps": 2}, Worker(read({}), models), announce)
     assert {job_id for job_id, _ in heard} == {"job-1"}
     assert [(u["phase"], u["step"], u["steps"], u["percent"]) for _, u in heard] == [
         ("text", 0, 4, 1),

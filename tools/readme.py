@@ -112,29 +112,27 @@ def facts(row: catalog.ModelSpec) -> tuple[str, ...]:
 
 def files_table() -> str:
     """Return every file of the worker with the first line of its docstring."""
-    package = ROOT / "src" / "worker"
-    folders = sorted(path.parent for path in package.glob("*/__init__.py"))
     lines = [
         f"{'handler.py':<22}{docstring(ROOT / 'handler.py')}",
         "src/worker/",
-        *modules(package),
+        *modules(ROOT / "src" / "worker"),
     ]
-    for folder in folders:
-        lines += [
-            f"  {folder.name + '/':<20}{docstring(folder / '__init__.py')}",
-            *modules(folder, 4),
-        ]
     lines += [f"{name:<22}{meaning}" for name, meaning in BESIDE.items()]
     return "\n".join(["```", *lines, "```"])
 
 
 def modules(folder: Path, indent: int = 2) -> list[str]:
-    """Return one line a module."""
-    return [
+    """Return one line per module of a package, then its packages with theirs."""
+    lines = [
         f"{' ' * indent + path.name:<22}{docstring(path)}"
         for path in sorted(folder.glob("*.py"))
         if path.name != "__init__.py"
     ]
+    for inner in sorted(path.parent for path in folder.glob("*/__init__.py")):
+        name = " " * indent + inner.name
+        lines.append(f"{name + '/':<22}{docstring(inner / '__init__.py')}")
+        lines += modules(inner, indent + 2)
+    return lines
 
 
 def docstring(path: Path) -> str:

@@ -17,21 +17,24 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from worker import log, settings
+from worker import log
+from worker.doors import start
+from worker.doors.runpod import wire
+from worker.doors.runpod.loop import RunPod
 from worker.errors import (
     BadPicture,
     CudaOutOfMemory,
     DeviceLost,
     HubUnreachable,
-    InvalidSettings,
     VolumeFull,
     WeightsUnavailable,
 )
 from worker.families import Control, Drawn, Generation, Phase, Served
-from worker.loop import guarded
+from worker.jobs.serve import Worker
 from worker.settings import Settings
 
 COMMAND = (sys.executable, __file__)
@@ -157,6 +160,14 @@ class StandIns:
         return {"resident": [SERVED.id]}
 
 
+async def answered(
+    worker: Worker, job: Mapping[str, Any], announce: wire.Announce | None = None
+) -> dict[str, Any]:
+    """Return what RunPod's door answers to a job, without the SDK around it."""
+    chosen = worker._settings  # noqa: SLF001 - the door has the same
+    return await wire.handler(worker.handle, chosen, announce)(dict(job))
+
+
 def boot(chosen: Settings) -> StandIns:
     """Start after STANDIN_BOOT_S seconds, or fail as STANDIN_BOOT says."""
     log.get().info("standin starts", models=len(chosen.model))
@@ -176,11 +187,7 @@ def boot(chosen: Settings) -> StandIns:
 def main() -> int:
     """Serve the stand-in as handler.py serves a model."""
     refuse_s = float(os.environ.get("STANDIN_REFUSE_S", "300"))
-    try:
-        chosen = settings.read()
-    except InvalidSettings as error:
-        return guarded.refuse(error, refuse_s=refuse_s)
-    return guarded.run(chosen, boot, refuse_s=refuse_s)
+    return start.run(RunPod, boot, refuse_s=refuse_s)
 
 
 if __name__ == "__main__":

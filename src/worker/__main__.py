@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worker import log, preflight, settings
-from worker.errors import InvalidSettings, WeightsUnavailable, WorkerError
+from worker.errors import WeightsUnavailable, WorkerError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,13 +45,10 @@ def doctor(*, as_json: bool) -> int:
 def run() -> int:
     """Boot and serve until told to stop, as handler.py does; return the exit code."""
     from worker import boot  # noqa: PLC0415 - torch and the SDK only where they are needed
-    from worker.loop import guarded  # noqa: PLC0415
+    from worker.doors import start  # noqa: PLC0415
+    from worker.doors.runpod.loop import RunPod  # noqa: PLC0415
 
-    try:
-        chosen = settings.read()
-    except InvalidSettings as error:
-        return guarded.refuse(error)
-    return guarded.run(chosen, boot.boot)
+    return start.run(RunPod, boot.boot)
 
 
 def prepare(model: str, precision: str | None, out: str | None) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from worker import log, preflight
 from worker.bundle import format as bundle
-from worker.errors import InvalidSettings
+from worker.errors import InvalidSettings, UnfitHost
 from worker.families import Generation, Model, Models, Openable, Unheard
 from worker.residency import Residency
 from worker.settings import Settings
@@ -100,11 +100,15 @@ def _say(specs: Sequence[ModelSpec], settings: Settings) -> None:
 
 
 def _preflight(settings: Settings) -> None:
-    """Log what is not as it should be; raise InvalidSettings where no start can succeed."""
+    """Log what is not as it should be; raise InvalidSettings where no start can succeed.
+
+    UnfitHost, when nothing else than this machine is in the way.
+    """
     findings = preflight.check(settings)
     for finding in findings:
         if finding.level != "ok":
             log.get().warning("preflight", **finding.as_json())
     broken = preflight.fatal(findings)
     if broken:
-        raise InvalidSettings("; ".join(f"{f.check}: {f.found}; {f.change}" for f in broken))
+        kind = UnfitHost if all(finding.of_host for finding in broken) else InvalidSettings
+        raise kind("; ".join(f"{f.check}: {f.found}; {f.change}" for f in broken))

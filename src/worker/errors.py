@@ -26,6 +26,7 @@ WorkerError
     |-- VolumeFull            VOLUME_FULL
     |-- LoraNotApplied        LORA_NOT_APPLIED
     |-- InvalidSettings       WORKER_NOT_READY
+    |   `-- UnfitHost             WORKER_NOT_READY      (this host's: a job may do on another)
     |-- StartFailed           WORKER_NOT_READY
     `-- Internal              INTERNAL
 """
@@ -217,6 +218,12 @@ class LoraNotApplied(Fault):
 
 class InvalidSettings(Fault):
     """The environment is wrong; `details` names every variable."""
+
+    code = "WORKER_NOT_READY"
+
+
+class UnfitHost(InvalidSettings):
+    """This machine cannot serve the model, whatever is set; another one may."""
 
     code = "WORKER_NOT_READY"
 

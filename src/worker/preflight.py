@@ -33,16 +33,20 @@ GB: Final = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at: what was found and, unless it is ok, what to change."""
+    """One thing that was looked at: what was found and, unless it is ok, what to change.
+
+    `of_host` is whether another machine of the same endpoint may have it otherwise.
+    """
 
     check: str
     level: Level
     found: str
     change: str = ""
+    of_host: bool = False
 
     def as_json(self) -> dict[str, str]:
-        """Return the finding as a plain dictionary."""
-        return asdict(self)
+        """Return the finding as a plain dictionary, as the operator reads it."""
+        return {name: value for name, value in asdict(self).items() if name != "of_host"}
 
 
 def check(settings: Settings) -> list[Finding]:
@@ -67,6 +71,7 @@ def check(settings: Settings) -> list[Finding]:
                 "fatal",
                 f"the NVIDIA driver does not answer: {problem}",
                 "use another machine, or restart this one (a driver was updated under it)",
+                of_host=True,
             )
         )
     else:
@@ -182,6 +187,7 @@ def _gpu(
             f"{found}; this torch is built for CUDA {built}",
             f"allow only hosts with {needed} (allowedCudaVersions), or build the image with a torch"
             f" for CUDA {newest} (build.sh --torch)",
+            of_host=True,
         )
     else:
         yield Finding("driver", "ok", found)
@@ -192,7 +198,8 @@ def _device(gpu: Gpu, *, full: bool) -> Iterator[Finding]:
     capability = ".".join(map(str, gpu.capability))
     found = f"{gpu.name}, compute capability {capability}"
     if gpu.capability < versions.OLDEST_CAPABILITY:
-        yield Finding("gpu", "fatal", f"{found}: no bf16", "use a pool of Ampere or newer")
+        change = "use a pool of Ampere or newer"
+        yield Finding("gpu", "fatal", f"{found}: no bf16", change, of_host=True)
     else:
         yield Finding("gpu", "ok", found)
     found = f"{gpu.free / GB:.1f} of {gpu.total / GB:.1f} GB free"

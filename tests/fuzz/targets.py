@@ -9,6 +9,7 @@ from typing import Any, Final
 from fuzz.strategies import SEEDS
 
 from worker import settings
+from worker.doors.runpod.wire import output
 from worker.edge import reply
 from worker.edge.fields import NAMES
 from worker.edge.request import parse
@@ -137,7 +138,7 @@ def parsing(data: bytes) -> None:
         fault: WorkerError = error
     else:
         return
-    told = reply.failure(fault)
+    told = output(reply.failure(fault))
     if not told["details"] or reply.measure(told, 200_000) <= 0:
         raise AssertionError(told)
 

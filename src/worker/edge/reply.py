@@ -7,11 +7,12 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from worker import log
 from worker.edge.request import Request
-from worker.errors import Internal, OutputTooLarge, WorkerError
+from worker.errors import Detail, ErrorType, Internal, OutputTooLarge, WorkerError
 from worker.settings import MB
 
 # A picture has exactly one of these.
@@ -35,6 +36,18 @@ PATH: Final = re.compile(r"(?<![\w:/.])/(?:[\w.@+-]+/)+[\w.@+-]*")
 ADDRESS: Final = re.compile(
     r"\b\d{1,3}(?:\.\d{1,3}){3}\b(?::\d+)?|(?<![\w:])\[?[0-9a-f]{0,4}::[0-9a-f:]+\]?"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job has no reply, in words that anybody may read; each door puts it into its form."""
+
+    code: str
+    error_type: ErrorType
+    retryable: bool
+    message: str
+    details: tuple[Detail, ...]
+    warnings: tuple[str, ...]
 
 
 @functools.cache
@@ -90,28 +103,24 @@ def success(
     return output
 
 
-def failure(error: WorkerError, warnings: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the output of a job that failed.
+def failure(error: WorkerError, warnings: Iterable[str] = ()) -> Failure:
+    """Return why a job has no reply.
 
-    The SDK takes `error` out and reports the job as failed with it; the rest becomes its output.
     `warnings` are what the job had been warned of before; with the error's own they are told each
-    once, under a key that is there only when there are any. Nothing of it holds a path, an address
-    or a known secret, whatever the error says.
+    once. Nothing of it holds a path, an address or a known secret, whatever the error says.
     """
-    output: dict[str, Any] = {
-        "error": f"{error.code}: {_safe(error.message)}",
-        "error_code": error.code,
-        "error_type": error.error_type,
-        "retryable": error.retryable,
-        "details": [
-            {"field": _safe(detail.field), "message": _safe(detail.message)}
-            for detail in error.details[:MOST_DETAILS]
-        ],
-    }
     told = dict.fromkeys((*warnings, *error.warnings))
-    if told:
-        output["warnings"] = [_safe(warning) for warning in itertools.islice(told, MOST_DETAILS)]
-    return output
+    return Failure(
+        code=error.code,
+        error_type=error.error_type,
+        retryable=error.retryable,
+        message=_safe(error.message),
+        details=tuple(
+            Detail(_safe(detail.field), _safe(detail.message))
+            for detail in error.details[:MOST_DETAILS]
+        ),
+        warnings=tuple(_safe(warning) for warning in itertools.islice(told, MOST_DETAILS)),
+    )
 
 
 def bug(event: str) -> Internal:

@@ -110,12 +110,13 @@ def parse(
     settings: Settings,
     *,
     callers_bucket: bool = False,
+    bucket_name: str | None = None,
 ) -> Request | Query:
     """Turn a job's input into a Request (or a Query) for one of the `served` models.
 
-    `callers_bucket` tells that the job brings its own bucket (s3Config). Raises InvalidInput,
-    ModelNotServed or UnsupportedTask, with every fault in `details`, its `warnings` beside them,
-    and nothing else whatever the input.
+    `callers_bucket` tells that the job brings its own bucket, `bucket_name` what its door's callers
+    call one, if they can bring one. Raises InvalidInput, ModelNotServed or UnsupportedTask, with
+    every fault in `details`, its `warnings` beside them, and nothing else whatever the input.
     """
     if (message := shape.fault(job_input)) is not None:
         raise InvalidInput(f"input: {message}", details=[Detail("input", message)])
@@ -131,7 +132,8 @@ def parse(
     task, model = _task_and_model(values, served, verdict)
     size = _size(values, task, verdict)
     seed, num_images = _seeds(values, settings, verdict)
-    response_format, upload_urls = _delivery(values, num_images, settings, callers_bucket, verdict)
+    has_bucket = callers_bucket or settings.bucket_endpoint_url is not None
+    response_format, upload_urls = _delivery(values, num_images, has_bucket, bucket_name, verdict)
     if model is None:
         verdict.judge()
         raise AssertionError("a model is missing, and no fault says why")
@@ -276,23 +278,22 @@ def _seeds(values: JobInput, settings: Settings, verdict: _Verdict) -> tuple[int
 def _delivery(
     values: JobInput,
     num_images: int,
-    settings: Settings,
-    callers_bucket: bool,
+    has_bucket: bool,
+    bucket_name: str | None,
     verdict: _Verdict,
 ) -> tuple[ResponseFormat, tuple[str, ...]]:
     """Choose how the pictures travel."""
     urls = tuple(values.upload_url or ())
-    has_bucket = callers_bucket or settings.bucket_endpoint_url is not None
     asked = values.response_format
     if urls and not verdict.is_broken("num_images") and len(urls) != num_images:
         verdict.fault("upload_url", f"must be one for each of {num_images} (got {len(urls)})")
     if urls and asked in ("base64", "data_url"):
         verdict.fault("upload_url", f"goes with response_format url, not {asked}")
     if asked == "url" and not (urls or has_bucket or verdict.is_broken("upload_url")):
-        verdict.fault(
-            "response_format",
-            "url needs upload_url, the worker's bucket (BUCKET_ENDPOINT_URL) or the job's s3Config",
-        )
+        ways = ["upload_url", "the worker's bucket (BUCKET_ENDPOINT_URL)"]
+        if bucket_name is not None:
+            ways.append(f"the job's {bucket_name}")
+        verdict.fault("response_format", f"url needs {', '.join(ways[:-1])} or {ways[-1]}")
     return asked or ("url" if urls or has_bucket else "base64"), urls
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from worker.engine.quantise import PRECISIONS, Precision
-from worker.errors import InvalidSettings
+from worker.errors import UnfitHost
 
 GB: Final = 1_000_000_000
 # What a picture takes beside the weights: activations of a 1024x1024 edit with references and the
@@ -47,7 +47,7 @@ def choose(
 
     `need` holds every precision that can be had; `free` is the device's free memory in bytes and
     `capability` its compute capability, both None without a GPU; `working` is what a picture takes
-    beside the weights. Raises InvalidSettings, with what to change, when nothing fits or the GPU
+    beside the weights. Raises UnfitHost, with what to change, when nothing fits or the GPU
     has no bf16.
     """
     if free is None or capability is None:
@@ -55,7 +55,7 @@ def choose(
             return Choice(mode, f"PRECISION_MODE={mode}")
         return Choice("bf16", "there is no GPU: bf16 is exact and quantised weights are no faster")
     if capability < BF16_CAPABILITY:
-        raise InvalidSettings(
+        raise UnfitHost(
             f"the GPU has compute capability {capability[0]}.{capability[1]} and no bf16"
             " arithmetic, which this model needs: choose a pool of Ampere or newer"
         )
@@ -68,7 +68,7 @@ def choose(
     if need[last].without_text_encoder + working <= free:
         reason = _fits(need[last].without_text_encoder, working, free)
         return Choice(last, f"{reason} once the text encoder waits in the host's memory", True)
-    raise InvalidSettings(_advice(mode, need, free, working))
+    raise UnfitHost(_advice(mode, need, free, working))
 
 
 def _fits(whole: int, working: int, free: int) -> str:

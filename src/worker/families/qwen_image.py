@@ -27,7 +27,7 @@ from worker.engine.components import Components
 from worker.engine.prompts import PromptEncoder, Template
 from worker.engine.sampler import Conditioning, LatentShape, denoise, noise, stack
 from worker.engine.vae import Vae, picture
-from worker.errors import CudaOutOfMemory, DeviceLost, InvalidSettings, LoraNotApplied
+from worker.errors import CudaOutOfMemory, DeviceLost, LoraNotApplied, UnfitHost
 from worker.families import Control, Drawn, Generation, Openable, Phase, Served
 from worker.families.describe import describe
 from worker.settings import Settings
@@ -334,7 +334,7 @@ def _opened(
 def _placed(folder: Path, device: torch.device, settings: Settings, *, offload: bool) -> Components:
     """Open a bundle on the device; out of memory, once more with the text encoder on the CPU.
 
-    Raises Damaged, LoraNotApplied, InvalidSettings.
+    Raises Damaged, LoraNotApplied, UnfitHost.
     """
     host = torch.device("cpu")
     for away in (host,) if offload else (None, host):
@@ -345,7 +345,7 @@ def _placed(folder: Path, device: torch.device, settings: Settings, *, offload: 
         except torch.OutOfMemoryError:
             devices.free_memory()
             log.get().warning("out of memory while opening", text_encoder="cpu" if away else "gpu")
-    raise InvalidSettings(
+    raise UnfitHost(
         "the GPU has too little memory for the model even with its text encoder on the CPU: set"
         " PRECISION_MODE=4bit, or choose a pool with more memory"
     )

@@ -51,7 +51,7 @@ async def fitting(
                 pictures,
                 response_format,
                 upload_urls=request.upload_urls,
-                s3_config=job.bucket,
+                bucket=job.bucket,
                 job_id=job.id,
                 settings=settings,
             )
@@ -71,7 +71,7 @@ async def fitting(
         if response_format != request.response_format:
             output["adjusted"]["response_format"] = [request.response_format, response_format]
         try:
-            size = await asyncio.to_thread(reply.measure, output, settings.max_reply_bytes)
+            size = await asyncio.to_thread(reply.measure, output, job.most_bytes)
         except OutputTooLarge as error:
             refused = error
             continue

@@ -1,33 +1,37 @@
-"""One job as it came, and what its phases took."""
+"""One job as a door hands it in, and what its phases took."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from worker.edge.fields import NAMES
-from worker.errors import Detail, InvalidInput
+from worker.edge.reply import Failure
+from worker.errors import WorkerError
+from worker.jobs.progress import Post
+from worker.media.s3 import CallersBucket
 
 
 @dataclass(slots=True)
 class Job:
-    """One job as it came, the milliseconds of its phases, and what its caller is warned of."""
+    """One job: what its door knows of it, then the milliseconds of its phases and its warnings.
+
+    `most_bytes` is what the door can carry of a reply, as UTF-8 JSON. `bucket` is the caller's own;
+    `bucket_name` is what callers of this door call such a bucket, None where they cannot bring one.
+    `fault` is what is wrong with the job around its input. `listener` gets the job's progress.
+    """
 
     id: str
     input: Any
-    s3_config: Any
+    most_bytes: int
+    bucket: CallersBucket | None = None
+    bucket_name: str | None = None
+    fault: WorkerError | None = None
+    listener: Post | None = None
     start: float = field(default_factory=time.monotonic)
     timings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-
-    @property
-    def bucket(self) -> Mapping[str, Any] | None:
-        """The caller's own bucket; raises InvalidInput when it is no object."""
-        if self.s3_config is None or isinstance(self.s3_config, dict):
-            return self.s3_config
-        message = "must be an object"
-        raise InvalidInput(f"s3Config: {message}", details=[Detail("s3Config", message)])
 
     def is_given(self, name: str) -> bool:
         """Tell whether the caller set a field of the input, by any of its names."""
@@ -47,3 +51,8 @@ class Job:
             yield
         finally:
             self.timings[name] = (time.monotonic() - start) * 1000
+
+
+# A reply is plain JSON, by the names that callers know.
+Answer = Mapping[str, Any] | Failure
+Handle = Callable[[Job], Awaitable[Answer]]

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from PIL import Image
 from worker import log
 from worker.edge import geometry, reply
 from worker.edge.capabilities import capabilities
+from worker.edge.reply import Failure
 from worker.edge.request import Query, Request, parse
 from worker.errors import (
     CudaOutOfMemory,
@@ -25,53 +26,47 @@ from worker.families import Drawn, Generation, Models
 from worker.jobs.control import JobControl
 from worker.jobs.device_thread import DeviceThread
 from worker.jobs.fitting import fitting
-from worker.jobs.job import Job
+from worker.jobs.job import Answer, Job
 from worker.jobs.progress import Progress
 from worker.media import images
-from worker.media.deliver import check_targets
+from worker.media.deliver import check_upload_urls
 from worker.media.fetch import fetch_all
 from worker.settings import Settings
 
 # Two jobs in a row out of memory, each of them tried twice: it is the worker, not the jobs.
 OOM_FATAL: Final = 2
 
-Announce = Callable[[str, Mapping[str, Any]], Awaitable[None]]
-
 
 class Worker:
-    """What serves the jobs: `handle` is the handler that RunPod's SDK calls.
+    """What serves the jobs: a door calls `handle` with each.
 
-    `announce` posts a job's progress by its id; None where nobody listens. `fatal` is why this
-    worker can draw no more, once that is so: it answers what it has, and must be replaced.
+    `fatal` is why this worker can draw no more, once that is so: it answers what it has, and must
+    be replaced.
     """
 
-    def __init__(
-        self, settings: Settings, models: Models, announce: Announce | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, models: Models) -> None:
         self.fatal: WorkerError | None = None
         self._settings = settings
         self._models = models
-        self._announce = announce
         self._device = DeviceThread()
         self._started = time.monotonic()
         self._out_of_memory = 0
         self._counts = {"done": 0, "failed": 0, "cancelled": 0}
 
-    async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the reply to one job; raises nothing but CancelledError."""
-        known = Job(str(job["id"]), job.get("input"), job.get("s3Config"))
-        with structlog.contextvars.bound_contextvars(job_id=known.id):
+    async def handle(self, job: Job) -> Answer:
+        """Return the reply to one job, or why it has none; raises nothing but CancelledError."""
+        with structlog.contextvars.bound_contextvars(job_id=job.id):
             try:
-                async with self._deadline(known):
-                    answer = await self._answer(known)
+                async with self._deadline(job):
+                    answer: Answer = await self._answer(job)
             except asyncio.CancelledError:
                 self._counts["cancelled"] += 1
-                log.get().info("job cancelled", total_ms=round(known.elapsed_ms()))
+                log.get().info("job cancelled", total_ms=round(job.elapsed_ms()))
                 raise
             except WorkerError as error:
-                answer = self._failed(error, known)
+                answer = self._failed(error, job)
             except Exception:  # noqa: BLE001 - whatever it is, the caller gets an answer
-                answer = self._failed(reply.bug("bug"), known)
+                answer = self._failed(reply.bug("bug"), job)
             else:
                 self._counts["done"] += 1
         return answer
@@ -86,7 +81,7 @@ class Worker:
             "worker_version": reply.worker_version(),
         }
 
-    def _failed(self, error: WorkerError, job: Job) -> dict[str, Any]:
+    def _failed(self, error: WorkerError, job: Job) -> Failure:
         self._counts["failed"] += 1
         # What is wrong with an input quotes it: prompts are logged only when asked for.
         quotes = isinstance(error, InvalidInput) and not self._settings.log_prompts
@@ -119,17 +114,25 @@ class Worker:
         await asyncio.sleep(0)  # where a job that was cancelled before its start ends
         if self.fatal is not None:
             raise WorkerNotReady(f"this worker is being replaced ({self.fatal.code}); try again")
+        if job.fault is not None:
+            raise job.fault
         served = self._models.served
-        has_bucket = job.bucket is not None
-        request = parse(job.input, served, self._settings, callers_bucket=has_bucket)
+        request = parse(
+            job.input,
+            served,
+            self._settings,
+            callers_bucket=job.bucket is not None,
+            bucket_name=job.bucket_name,
+        )
         if isinstance(request, Query):
             health = request.op == "health"
             told = self.health() if health else capabilities(served, self._settings)
             return {**told, "warnings": list(request.warnings)}
         job.warnings += request.warnings
-        job.warnings += check_targets(
-            upload_urls=request.upload_urls, s3_config=job.bucket, settings=self._settings
-        )
+        check_upload_urls(request.upload_urls, self._settings)
+        if job.bucket is not None:
+            job.bucket.usable()
+            job.warnings += job.bucket.warnings
         facts = {"prompt": request.prompt} if self._settings.log_prompts else {}
         log.get().info(
             "job started",
@@ -168,9 +171,7 @@ class Worker:
         dimensions: geometry.Dimensions,
     ) -> list[Drawn]:
         """Draw the pictures in the device's thread, and learn from it how the device is."""
-        announce = self._announce
-        post = None if announce is None else lambda update: announce(job.id, update)
-        async with Progress(post) as progress:
+        async with Progress(job.listener) as progress:
             control = JobControl(progress.tell, request.num_images, request.steps)
 
             def work() -> list[Drawn]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import difflib
 import re
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,24 +21,12 @@ from worker.errors import (
     WorkerError,
 )
 from worker.media.dial import cause, may_pass, request, was_refused
-from worker.media.s3 import Bucket, own_bucket
+from worker.media.s3 import Bucket, CallersBucket, own_bucket
 from worker.media.url import check
 from worker.settings import Settings
 
 ResponseFormat = Literal["base64", "data_url", "url"]
 
-# The keys of a job's own bucket, and whether it must have them.
-BUCKET_KEYS: Final[Mapping[str, bool]] = {
-    "endpointUrl": True,
-    "accessId": True,
-    "accessSecret": True,
-    "bucketName": False,
-    "region": False,
-    "sessionToken": False,
-}
-LONGEST_VALUE: Final = 4096  # a session token may have over 2000 characters
-LONGEST_NAME: Final = 60
-MOST_UNKNOWN: Final = 10
 # Azure wants to be told what kind of blob its presigned PUT makes; these tell that it is Azure's.
 AZURE_QUERY: Final = frozenset({"sig", "sv"})
 AZURE_HEADERS: Final = {"x-ms-blob-type": "BlockBlob"}
@@ -71,80 +58,16 @@ class _FinalError(Exception):
     """An upload failed in a way that another try would not mend; the message may be shown."""
 
 
-def callers_bucket(s3_config: Mapping[str, Any], settings: Settings) -> Bucket:
-    """Return the bucket that a job brings, by BUCKET_KEYS.
+def check_upload_urls(urls: Sequence[str], settings: Settings) -> None:
+    """Judge the presigned URLs of a job, before anything is made for them.
 
-    Its endpoint obeys the policy for image URLs. Raises InvalidInput, which also names the keys
-    that are not known, or ImageFetchRefused.
+    Raises ImageFetchRefused; addresses behind names are judged when they are dialled.
     """
-    values: dict[str, str] = {}
-    details: list[Detail] = []
-    for key, is_required in BUCKET_KEYS.items():
-        value = s3_config.get(key)
-        if value is None and not is_required:
-            continue
-        if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_VALUE:
-            details.append(Detail(f"s3Config.{key}", "must be a string that is not empty"))
-        else:
-            values[key] = value.strip()
-    if not details:
-        try:
-            bucket = Bucket(
-                endpoint=values["endpointUrl"],
-                access_key_id=values["accessId"],
-                secret_access_key=values["accessSecret"],
-                name=values.get("bucketName"),
-                region=values.get("region"),
-                session_token=values.get("sessionToken"),
-            )
-            check(bucket.address("probe"), settings)
-        except ImageFetchRefused as error:
-            raise _refused("s3Config.endpointUrl", error.message) from None
-        except ValueError as error:
-            details.append(Detail("s3Config", str(error)))
-        else:
-            return bucket
-    details += unknown_keys(s3_config)
-    raise InvalidInput("; ".join(f"{d.field}: {d.message}" for d in details), details=details)
-
-
-def unknown_keys(s3_config: Mapping[str, Any]) -> list[Detail]:
-    """Return the keys of a job's bucket that mean nothing here, with what they may be meant for."""
-    names = {name.lower(): name for name in BUCKET_KEYS}
-    details = []
-    for key in [key for key in s3_config if key not in BUCKET_KEYS][:MOST_UNKNOWN]:
-        close = difflib.get_close_matches(key.lower()[:LONGEST_NAME], names)
-        shown = key if key.isascii() and key.isprintable() else ascii(key)
-        told = (
-            f"is not a known key; did you mean {names[close[0]]}?"
-            if close
-            else "is not a known key"
-        )
-        details.append(Detail(f"s3Config.{shown[:LONGEST_NAME]}", told))
-    return details
-
-
-def check_targets(
-    *, upload_urls: Sequence[str], s3_config: Mapping[str, Any] | None, settings: Settings
-) -> tuple[str, ...]:
-    """Judge where a job wants its pictures, before any is drawn; return what to warn of.
-
-    Raises ImageFetchRefused or InvalidInput; addresses behind names are judged when they are
-    dialled.
-    """
-    for url in upload_urls:
+    for url in urls:
         try:
             check(url, settings)
         except ImageFetchRefused as error:
             raise _refused("upload_url", error.message) from None
-    if s3_config is None:
-        return ()
-    callers_bucket(s3_config, settings)
-    unknown = unknown_keys(s3_config)
-    told = [f"{detail.field}: {detail.message}" for detail in unknown]
-    if unknown and settings.strict_input:
-        raise InvalidInput("; ".join(told), details=unknown)
-    return tuple(told)
 
 
 async def deliver(
@@ -152,21 +75,22 @@ async def deliver(
     response_format: ResponseFormat,
     *,
     upload_urls: Sequence[str],
-    s3_config: Mapping[str, Any] | None,
+    bucket: CallersBucket | None,
     job_id: str,
     settings: Settings,
 ) -> list[dict[str, Any]]:
     """Return the reply's entry of each picture, with exactly one of `base64`, `data_url`, `url`.
 
-    `url` goes to `upload_urls` (one for each picture) if there are any, else to the job's own
-    bucket, else to the operator's. Uploads run side by side and are tried again for what may pass.
-    A bucket's `url` is presigned for BUCKET_URL_TTL_S, or the public address where the operator
-    gave one (BUCKET_PUBLIC_URL); of an upload URL the address without its signature is told.
+    `url` goes to `upload_urls` (one for each picture) if there are any, else to the `bucket` that
+    the job brings, else to the operator's. Uploads run side by side and are tried again for what
+    may pass. A bucket's `url` is presigned for BUCKET_URL_TTL_S, or the public address where the
+    operator gave one (BUCKET_PUBLIC_URL); of an upload URL the address without its signature is
+    told.
 
     Raises DeliveryFailed, ImageFetchRefused or InvalidInput.
     """
     if response_format == "url":
-        values = await _upload(pictures, upload_urls, s3_config, job_id, settings)
+        values = await _upload(pictures, upload_urls, bucket, job_id, settings)
     else:
         values = await asyncio.to_thread(_inline, pictures, response_format)
     return [
@@ -192,7 +116,7 @@ def _inline(pictures: Sequence[Encoded], response_format: ResponseFormat) -> lis
 async def _upload(
     pictures: Sequence[Encoded],
     upload_urls: Sequence[str],
-    s3_config: Mapping[str, Any] | None,
+    bucket: CallersBucket | None,
     job_id: str,
     settings: Settings,
 ) -> list[str]:
@@ -205,12 +129,13 @@ async def _upload(
             for url, picture in zip(upload_urls, pictures, strict=False)
         ]
     else:
-        bucket = own_bucket(settings) if s3_config is None else callers_bucket(s3_config, settings)
-        if bucket is None:
+        store = own_bucket(settings) if bucket is None else bucket.usable()
+        if store is None:
             raise InvalidInput("response_format: url needs a bucket or upload_url")
+        name = None if bucket is None else bucket.endpoint_field
         folder = re.sub(r"[^A-Za-z0-9_-]", "-", job_id)[:128] or "job"
         uploads = [
-            _to_bucket(bucket, f"{folder}/{index}", picture, settings, trusted=s3_config is None)
+            _to_bucket(store, f"{folder}/{index}", picture, settings, name)
             for index, picture in enumerate(pictures)
         ]
     try:
@@ -232,15 +157,17 @@ async def _to_presigned(url: str, picture: Encoded, settings: Settings) -> str:
 
 
 async def _to_bucket(
-    bucket: Bucket, stem: str, picture: Encoded, settings: Settings, *, trusted: bool
+    bucket: Bucket, stem: str, picture: Encoded, settings: Settings, callers: str | None
 ) -> str:
+    """Store one picture; `callers` names the endpoint of a caller's bucket, None: it is trusted."""
+    trusted = callers is None
     key = f"{stem}.{EXTENSIONS.get(picture.mime_type, 'bin')}"
     put = await asyncio.to_thread(bucket.signed, "PUT", key, PUT_TTL_S, picture.mime_type)
     try:
         target = URL(put, encoded=True) if trusted else check(put, settings)
         await _put(target, picture, settings, trusted=trusted)
     except ImageFetchRefused as error:
-        raise _refused("s3Config.endpointUrl", error.message) from None
+        raise (error if callers is None else _refused(callers, error.message)) from None
     if trusted and settings.bucket_public_url is not None:
         return f"{settings.bucket_public_url.rstrip('/')}/{bucket.path_of(key)}"
     return await asyncio.to_thread(bucket.signed, "GET", key, settings.bucket_url_ttl_s)

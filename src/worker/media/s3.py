@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-from worker.errors import BucketUnusable
+from worker.errors import BucketUnusable, WorkerError
 from worker.media.stores import Store, store_of
 from worker.media.url import ascii_host
 from worker.settings import Settings
@@ -94,6 +94,25 @@ class Bucket:
             expires=min(ttl_s, MAX_TTL_S),
         ).add_auth(request)
         return str(request.url)
+
+
+@dataclass(frozen=True, slots=True)
+class CallersBucket:
+    """The bucket that a job brings, as its door read it; never trusted.
+
+    `bucket` is where objects go, or what is wrong with what was given. `endpoint_field` is what the
+    caller calls its address; `warnings` are about what was given beside it.
+    """
+
+    bucket: Bucket | WorkerError
+    endpoint_field: str
+    warnings: tuple[str, ...] = ()
+
+    def usable(self) -> Bucket:
+        """Return the bucket; raise what is wrong with it."""
+        if isinstance(self.bucket, WorkerError):
+            raise self.bucket
+        return self.bucket
 
 
 def _as_asked(authority: str) -> str:

@@ -8,7 +8,7 @@ What is wrong in runpod 1.12 (rp_scale.JobScaler) and is mended here:
   but has not started; a task cancelled before its first step counts as in progress for ever.
 - A slot that is full is looked at once a second, and the queue ten times a second: each job costs
   more than an idle second. Here a job starts when it is taken, and the next is taken when it ends.
-- A result is given up at the first dropped connection (worker.loop.post).
+- A result is given up at the first dropped connection (worker.doors.runpod.post).
 - A malformed entry in a batch ends the process; one without an input is dropped without an answer;
   and a platform that answers 500 is asked again without a pause.
 """
@@ -17,7 +17,7 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -25,25 +25,10 @@ from runpod.http_client import AsyncClientSession, get_auth_header
 from runpod.serverless.modules import rp_http, rp_job, rp_scale
 
 from worker import log
-from worker.loop.post import transmit
-from worker.loop.take import Job, Taker
+from worker.doors.runpod.take import Job, Taker
 
 # How long the cancel of a job that has not started is remembered; the same id may come back later.
 STOP_S: Final = 10.0
-
-# What the guard replaces or relies on.
-MEMBERS: Final = (
-    "get_jobs",
-    "handle_job",
-    "handle_shutdown",
-    "is_alive",
-    "kill_worker",
-    "monitor_stop_signals",
-    "run",
-    "set_scale",
-    "start",
-    "stop_job",
-)
 
 
 class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no types
@@ -172,23 +157,3 @@ def _told(task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None:
         log.get().error("answer lost", reason=type(error).__name__)
-
-
-def install(made: Callable[[GuardedScaler], None]) -> None:
-    """Let the SDK's start() use the guarded loop, and hand it to `made` when it does.
-
-    Raises RuntimeError when the SDK is not built as the guard expects.
-    """
-    missing = [name for name in MEMBERS if not callable(getattr(rp_scale.JobScaler, name, None))]
-    if not callable(getattr(rp_http, "_transmit", None)):
-        missing.append("_transmit")
-    if missing:
-        raise RuntimeError(f"this runpod has no {missing[0]}: its loop cannot be guarded")
-
-    def make(config: dict[str, Any]) -> GuardedScaler:
-        scaler = GuardedScaler(config)
-        made(scaler)
-        return scaler
-
-    rp_scale.JobScaler = make
-    rp_http._transmit = transmit  # noqa: SLF001 - send_result calls it; the only place to mend

@@ -1,7 +1,11 @@
-"""RunPod's SDK, imported fast, logging through our log and with a heartbeat that dies with us."""
+"""RunPod's SDK, imported fast, and every patch of it: log, heartbeat, loop and posting.
+
+Each patch relies on what the SDK does not promise: `load` looks at all of it, before any is made.
+"""
 
 import ctypes
 import os
+import pkgutil
 import platform
 import signal
 from collections.abc import Callable
@@ -10,18 +14,38 @@ from typing import Any, Final
 import cpuinfo  # type: ignore[import-untyped] # it ships no types
 
 from worker import log
+from worker.doors.runpod.post import transmit
 
 LEVELS: Final = {"TRACE": 5, "DEBUG": 10, "INFO": 20, "TIP": 20, "WARN": 30, "ERROR": 40}
 # What the SDK prints of a local test's result: prompts and pictures.
 RESULT: Final = "Job result:"
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+# What the patches replace or rely on, in runpod.serverless.modules.
+NEEDED: Final = (
+    "rp_scale:JobScaler.get_jobs",
+    "rp_scale:JobScaler.handle_job",
+    "rp_scale:JobScaler.handle_shutdown",
+    "rp_scale:JobScaler.is_alive",
+    "rp_scale:JobScaler.kill_worker",
+    "rp_scale:JobScaler.monitor_stop_signals",
+    "rp_scale:JobScaler.run",
+    "rp_scale:JobScaler.set_scale",
+    "rp_scale:JobScaler.start",
+    "rp_scale:JobScaler.stop_job",
+    "rp_http:JOB_DONE_URL",
+    "rp_http:_transmit",
+    "rp_job:_job_get_url",
+    "rp_logger:RunPodLogger.log",
+    "rp_ping:Heartbeat.process_loop",
+)
 
 
 def load() -> Any:
     """Import and return runpod.serverless.
 
     Its debugger asks cpuinfo for the processor's name while it is imported, which takes 1.1 s of
-    each cold start; platform knows enough.
+    each cold start; platform knows enough. Raises RuntimeError when the SDK is not built as the
+    patches expect.
     """
     slow = cpuinfo.get_cpu_info
     cpuinfo.get_cpu_info = lambda: {"brand_raw": platform.machine()}
@@ -29,7 +53,21 @@ def load() -> Any:
         import runpod.serverless  # noqa: PLC0415 - here, where it is fast
     finally:
         cpuinfo.get_cpu_info = slow
+    for name in NEEDED:
+        try:
+            there = pkgutil.resolve_name(f"runpod.serverless.modules.{name}")
+        except (ImportError, AttributeError):
+            there = None
+        if there is None:
+            raise RuntimeError(f"this runpod has no {name}: its loop cannot be guarded")
     return runpod.serverless
+
+
+def patch(level: str, made: Callable[[Any], None]) -> None:
+    """Patch the SDK that load() returned: `level` of our log; `made` gets the loop of start()."""
+    route_log(level)
+    tie_heartbeat()
+    guard_loop(made)
 
 
 def route_log(level: str) -> None:
@@ -77,3 +115,18 @@ def tie_heartbeat() -> None:
 
     _ping_loop = Heartbeat.process_loop
     Heartbeat.process_loop = staticmethod(_ping_until_orphaned)
+
+
+def guard_loop(made: Callable[[Any], None]) -> None:
+    """Let start() run the guarded loop and post results by `transmit`."""
+    from runpod.serverless.modules import rp_http, rp_scale  # noqa: PLC0415 - after load()
+
+    from worker.doors.runpod.scaler import GuardedScaler  # noqa: PLC0415 - it imports the SDK
+
+    def make(config: dict[str, Any]) -> GuardedScaler:
+        scaler = GuardedScaler(config)
+        made(scaler)
+        return scaler
+
+    rp_scale.JobScaler = make
+    rp_http._transmit = transmit  # noqa: SLF001 - send_result calls it; the only place to mend

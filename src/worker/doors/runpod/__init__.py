@@ -1,0 +1,1 @@
+"""RunPod's queue as a door: jobs taken, results posted, none lost."""

@@ -1,0 +1,98 @@
+"""A job's own bucket as RunPod's callers write it: the object `s3Config` beside the input."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from worker.errors import Detail, ImageFetchRefused, InvalidInput, WorkerError
+from worker.media.s3 import Bucket, CallersBucket
+from worker.media.url import check
+from worker.settings import Settings
+
+NAME: Final = "s3Config"
+ENDPOINT: Final = f"{NAME}.endpointUrl"
+# The keys of a job's own bucket, and whether it must have them.
+BUCKET_KEYS: Final[Mapping[str, bool]] = {
+    "endpointUrl": True,
+    "accessId": True,
+    "accessSecret": True,
+    "bucketName": False,
+    "region": False,
+    "sessionToken": False,
+}
+LONGEST_VALUE: Final = 4096  # a session token may have over 2000 characters
+LONGEST_NAME: Final = 60
+MOST_UNKNOWN: Final = 10
+
+
+def callers_bucket(given: Any, settings: Settings) -> CallersBucket | None:
+    """Return the bucket that a job brings, with what is wrong with it; None where there is none.
+
+    Its endpoint obeys the policy for image URLs. Raises InvalidInput when it is no object.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        message = "must be an object"
+        raise InvalidInput(f"{NAME}: {message}", details=[Detail(NAME, message)])
+    unknown = _unknown_keys(given)
+    try:
+        bucket: Bucket | WorkerError = _read(given, unknown, settings)
+    except (InvalidInput, ImageFetchRefused) as error:
+        bucket = error
+    return CallersBucket(bucket, ENDPOINT, tuple(map(_text, unknown)))
+
+
+def _read(given: Mapping[str, Any], unknown: list[Detail], settings: Settings) -> Bucket:
+    """Read the bucket by BUCKET_KEYS; raises InvalidInput or ImageFetchRefused."""
+    values: dict[str, str] = {}
+    details: list[Detail] = []
+    for key, is_required in BUCKET_KEYS.items():
+        value = given.get(key)
+        if value is None and not is_required:
+            continue
+        if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_VALUE:
+            details.append(Detail(f"{NAME}.{key}", "must be a string that is not empty"))
+        else:
+            values[key] = value.strip()
+    if not details:
+        try:
+            bucket = Bucket(
+                endpoint=values["endpointUrl"],
+                access_key_id=values["accessId"],
+                secret_access_key=values["accessSecret"],
+                name=values.get("bucketName"),
+                region=values.get("region"),
+                session_token=values.get("sessionToken"),
+            )
+            check(bucket.address("probe"), settings)
+        except ImageFetchRefused as error:
+            detail = Detail(ENDPOINT, error.message)
+            raise ImageFetchRefused(_text(detail), details=[detail]) from None
+        except ValueError as error:
+            details.append(Detail(NAME, str(error)))
+        else:
+            if not (unknown and settings.strict_input):
+                return bucket
+    details += unknown
+    raise InvalidInput("; ".join(map(_text, details)), details=details)
+
+
+def _unknown_keys(given: Mapping[str, Any]) -> list[Detail]:
+    """Return the keys that mean nothing here, with what they may be meant for."""
+    names = {name.lower(): name for name in BUCKET_KEYS}
+    details = []
+    for key in [key for key in given if key not in BUCKET_KEYS][:MOST_UNKNOWN]:
+        close = difflib.get_close_matches(key.lower()[:LONGEST_NAME], names)
+        shown = key if key.isascii() and key.isprintable() else ascii(key)
+        message = (
+            f"is not a known key; did you mean {names[close[0]]}?"
+            if close
+            else "is not a known key"
+        )
+        details.append(Detail(f"{NAME}.{shown[:LONGEST_NAME]}", message))
+    return details
+
+
+def _text(detail: Detail) -> str:
+    return f"{detail.field}: {detail.message}"

@@ -1,0 +1,89 @@
+"""RunPod's queue as a door: the SDK's loop, guarded, so that every job taken gets its answer."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from worker import log
+from worker.doors.runpod import local, sdk, wire
+from worker.doors.runpod.wire import Handler
+from worker.edge import reply
+from worker.errors import WorkerError
+from worker.jobs.job import Handle
+from worker.settings import Settings
+
+
+class RunPod:
+    """One run of the SDK's loop, and the ways to end it.
+
+    It serves in the SDK's four ways: the platform's jobs, `--rp_serve_api`, `--test_input` and
+    test_input.json. 0 after SIGTERM, SIGINT or REFRESH_WORKER; not 0 after a failed local test.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._scaler: Any = None
+
+    def listen(self) -> None:
+        """Do nothing: nobody looks for a worker of a queue before it takes a job."""
+
+    def serve(self, handle: Handle, until: Callable[[], bool]) -> int:
+        """Serve the SDK's jobs; see Door."""
+        announce = self._announce if self._settings.on_platform else None
+        answer = wire.handler(handle, self._settings, announce)
+
+        async def served(given: dict[str, Any]) -> dict[str, Any]:
+            try:
+                return await answer(given)
+            finally:
+                if until():
+                    self._leave()
+
+        return self._loop(served)
+
+    def refuse(self, error: WorkerError, seconds: float) -> None:
+        """Answer the platform's jobs with why there is nobody to do them; see Door."""
+
+        async def refused(given: dict[str, Any]) -> dict[str, Any]:
+            log.get().warning("job refused", job_id=given["id"], error_code=error.code)
+            return wire.output(reply.failure(error))
+
+        self._loop(refused, seconds)
+
+    def _loop(self, handle: Handler, seconds: float | None = None) -> int:
+        """Run the SDK's start() to its end, of itself after `seconds`; return the exit code."""
+
+        def made(scaler: Any) -> None:
+            self._scaler = scaler
+            log.get().info("ready")
+            if seconds is not None:
+                scaler.leave_after(seconds)
+
+        settings = self._settings
+        serverless = sdk.load()
+        sdk.patch(settings.log_level, made)
+        # A second job taken beside the first would be lost with the pod that the first one's
+        # answer stops.
+        two = settings.prefetch and not settings.refresh_worker
+        config: dict[str, Any] = {
+            "refresh_worker": settings.refresh_worker,
+            "concurrency_modifier": lambda _: 2 if two else 1,
+        }
+        config["handler"] = handle if settings.on_platform else local.printed(handle, config)
+        try:
+            serverless.start(config)
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else int(end.code is not None)
+        except Exception:  # noqa: BLE001 - a broken loop must not look like a clean end
+            log.get().exception("loop failed")
+            return 1
+        return 0
+
+    def _leave(self) -> None:
+        """Take no further job, and end after the answers to those that were taken."""
+        if self._scaler is not None:
+            self._scaler.leave()
+
+    async def _announce(self, job_id: str, update: Mapping[str, Any]) -> None:
+        """Post one update of a job."""
+        if self._scaler is not None:
+            await self._scaler.progress(job_id, update)

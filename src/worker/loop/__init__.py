@@ -1,1 +1,0 @@
-"""RunPod's loop around the worker: jobs taken, results posted, none lost."""
