@@ -210,7 +210,7 @@ class VolumeFull(Fault):
 
 
 class LoraNotApplied(Fault):
-    """A LoRA is incomplete or not a plain LoRA, or one of its modules matches no weight of the model."""
+    """A LoRA is incomplete or not a plain LoRA, or a module of it matches no weight."""
 
     code = "LORA_NOT_APPLIED"
 
