@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from worker.media.images import decode
-from worker.media.primaries import BT709, D65, matrix_profile
+from worker.media.primaries import BT709, D65, build_matrix_profile
 from worlds.files import chunk, exif, gradient, png, riff, saved
 from worlds.profiles import COLORANTS, curves, endless, grey, matrix, printer, profile
 
@@ -22,7 +22,7 @@ RIGHT = {
     "Adobe RGB": (0, 201, 37),
     "ProPhoto": (0, 229, 0),
 }
-UNREAD = ["its colour profile does not fit or cannot be read: taken as sRGB"]
+UNREAD = ["its colour profile cannot be read or does not match: treated as sRGB"]
 P3_POINTS = (31_270, 32_900, 68_000, 32_000, 26_500, 69_000, 15_000, 6000)
 SRGB_POINTS = (31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6000)
 
@@ -32,11 +32,11 @@ def flat(mode: str = "RGB", colour: Any = ASKED) -> Image.Image:
 
 
 def read(data: bytes) -> tuple[tuple[int, ...], list[str]]:
-    """Return a pixel of the picture, and what was told."""
-    told: list[str] = []
-    pixel = decode(data, tell=told.append).getpixel((40, 40))
+    """Return a pixel of the picture, and the warnings."""
+    warnings: list[str] = []
+    pixel = decode(data, tell=warnings.append).getpixel((40, 40))
     assert isinstance(pixel, tuple)
-    return pixel, told
+    return pixel, warnings
 
 
 def near(pixel: tuple[int, ...], right: tuple[int, ...], most: int = 2) -> bool:
@@ -65,18 +65,18 @@ def numbered(*chunks: tuple[bytes, bytes], colour: tuple[int, ...] = ASKED) -> b
     ],
 )
 def test_a_profile_becomes_srgb(kind: str, options: dict[str, Any], name: str) -> None:
-    pixel, told = read(saved(flat(), kind, icc_profile=matrix(name), **options))
+    pixel, warnings = read(saved(flat(), kind, icc_profile=matrix(name), **options))
     assert near(pixel, RIGHT[name])
-    assert told == []
+    assert warnings == []
 
 
 def test_an_avifs_profile_becomes_srgb() -> None:
     bare, _ = read(saved(flat(), "AVIF", quality=100, subsampling="4:4:4"))
-    pixel, told = read(
+    pixel, warnings = read(
         saved(flat(), "AVIF", quality=100, subsampling="4:4:4", icc_profile=matrix("Display P3"))
     )
     same, _ = read(saved(flat(colour=bare), "PNG", icc_profile=matrix("Display P3")))
-    assert (pixel, told) == (same, [])
+    assert (pixel, warnings) == (same, [])
     assert pixel[0] == 0
     assert bare[0] >= 38
 
@@ -87,12 +87,12 @@ def test_srgbs_own_profile_leaves_every_pixel_as_it_is(kind: str) -> None:
     image = gradient(256, 256)
     options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
     plain = decode(saved(image, kind, **options))
-    for own in (matrix("sRGB"), matrix_profile(BT709, None)):
-        told: list[str] = []
+    for own in (matrix("sRGB"), build_matrix_profile(BT709, None)):
+        warnings: list[str] = []
         tagged = saved(image, kind, icc_profile=own, **options)
         assert kind == "GIF" or b"acsp" in tagged or b"iCCP" in tagged
-        assert decode(tagged, tell=told.append).tobytes() == plain.tobytes()
-        assert told == []
+        assert decode(tagged, tell=warnings.append).tobytes() == plain.tobytes()
+        assert warnings == []
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1", "I;16", "CMYK"])
@@ -102,10 +102,10 @@ def test_a_profile_of_another_colour_space_is_ignored_and_told(mode: str) -> Non
     wrong = matrix("Display P3") if mode in {"L", "LA", "1", "I;16", "CMYK"} else grey(1.0)
     plain = decode(saved(image, kind))
     for other in (wrong, printer(lambda _: (50, 0, 0)) if mode != "CMYK" else grey(1.0)):
-        told: list[str] = []
-        decoded = decode(saved(image, kind, icc_profile=other), tell=told.append)
+        warnings: list[str] = []
+        decoded = decode(saved(image, kind, icc_profile=other), tell=warnings.append)
         assert decoded.tobytes() == plain.tobytes()
-        assert told == UNREAD
+        assert warnings == UNREAD
 
 
 @pytest.mark.parametrize("transparency", [None, 1, bytes((255, 0, 128))])
@@ -155,9 +155,9 @@ def test_a_profile_of_grey_is_obeyed(mode: str) -> None:
         flat("I;16", 64 * 257) if mode == "I;16" else flat(mode, (64, 255) if mode == "LA" else 64)
     )
     image.putalpha(255) if mode == "LA" else None
-    pixel, told = read(saved(image, "PNG", icc_profile=grey(1.0)))
+    pixel, warnings = read(saved(image, "PNG", icc_profile=grey(1.0)))
     assert near(pixel, (137, 137, 137))
-    assert told == []
+    assert warnings == []
 
 
 def test_the_shade_that_a_grey_picture_makes_transparent_is_its_own() -> None:
@@ -198,15 +198,15 @@ def test_cmyk_with_a_profile_is_printed_as_it_says(
     """Worked out from L*a*b* apart from lcms: paper is white, the darkest ink black if known."""
     for of, expected in ((b"prtr", right), (b"scnr", darkest)):
         data = saved(flat("CMYK", inks), "JPEG", quality=100, icc_profile=printer(ink, of))
-        pixel, told = read(data)
+        pixel, warnings = read(data)
         assert near(pixel, expected), (of, pixel)
-        assert told == []
+        assert warnings == []
 
 
 def test_cmyk_without_a_profile_is_converted_plainly() -> None:
     """Adobe's files hold what is left of the paper, so 255 for no ink."""
-    pixel, told = read(saved(flat("CMYK", (0, 255, 0, 0)), "JPEG", quality=100))
-    assert (pixel, told) == ((255, 0, 255), [])
+    pixel, warnings = read(saved(flat("CMYK", (0, 255, 0, 0)), "JPEG", quality=100))
+    assert (pixel, warnings) == ((255, 0, 255), [])
 
 
 def test_a_profile_in_many_parts_and_any_order_is_joined() -> None:
@@ -262,9 +262,9 @@ def test_a_broken_profile_leaves_the_colours_and_is_told(kind: str, name: str) -
         tagged = riff((b"ICCP", BROKEN[name]))[12:]
         flags = bytes((data[20] | 0x20,))  # a profile is there
         tagged = data[:20] + flags + data[21:30] + tagged + data[30:]
-    told: list[str] = []
-    assert decode(tagged, tell=told.append).tobytes() == decode(data).tobytes()
-    assert told == UNREAD
+    warnings: list[str] = []
+    assert decode(tagged, tell=warnings.append).tobytes() == decode(data).tobytes()
+    assert warnings == UNREAD
 
 
 def test_a_profile_that_would_take_hours_takes_none() -> None:
@@ -273,10 +273,10 @@ def test_a_profile_that_would_take_hours_takes_none() -> None:
         for name in (b"D2B0", b"D2B1", b"D2B3"):
             hostile = matrix("Display P3", beside=[(name, steps)])
             start = time.process_time()
-            pixel, told = read(saved(flat(), "PNG", icc_profile=hostile))
+            pixel, warnings = read(saved(flat(), "PNG", icc_profile=hostile))
             assert time.process_time() - start < 5
             assert near(pixel, RIGHT["Display P3"])
-            assert told == []
+            assert warnings == []
 
 
 def test_profiles_are_applied_from_many_threads_at_once() -> None:
@@ -308,9 +308,9 @@ def test_profiles_are_applied_from_many_threads_at_once() -> None:
 )
 def test_numbers_of_colours_are_obeyed(numbers: tuple[int, int], right: tuple[int, ...]) -> None:
     """Right by H.273's tables 2 and 3, worked out apart from lcms."""
-    pixel, told = read(numbered((b"cICP", bytes((*numbers, 0, 1)))))
+    pixel, warnings = read(numbered((b"cICP", bytes((*numbers, 0, 1)))))
     assert near(pixel, right), pixel
-    assert told == []
+    assert warnings == []
 
 
 def test_numbers_of_colours_that_have_no_place_in_8_bits_are_told() -> None:
@@ -371,7 +371,7 @@ def test_of_several_chunks_about_colour_the_first_in_rank_counts() -> None:
 
 def test_a_profile_from_numbers_has_the_published_colorants() -> None:
     """Display P3's, as Apple's profile has them."""
-    made = matrix_profile(((0.68, 0.32), (0.265, 0.69), (0.15, 0.06), D65), None)
+    made = build_matrix_profile(((0.68, 0.32), (0.265, 0.69), (0.15, 0.06), D65), None)
     for letter, expected in zip("rgb", COLORANTS["Display P3"], strict=True):
         entry = made.index(f"{letter}XYZ".encode())
         at = int.from_bytes(made[entry + 4 : entry + 8])

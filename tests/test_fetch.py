@@ -119,7 +119,7 @@ def test_a_picture_in_the_job_needs_no_site(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
         ("/nowhere", "redirected to nowhere"),
         ("/to?url=//[/x", "redirected to a malformed URL"),
@@ -127,8 +127,8 @@ def test_a_picture_in_the_job_needs_no_site(site: Site) -> None:
         ("/hops/9", "more than 3 times"),
     ],
 )
-def test_what_the_site_did_wrong_is_told(site: Site, path: str, told: str) -> None:
-    with pytest.raises(WorkerError, match=told):
+def test_what_the_site_did_wrong_is_said(site: Site, path: str, message: str) -> None:
+    with pytest.raises(WorkerError, match=message):
         fetch(read(site), site.http + path)
 
 
@@ -356,11 +356,11 @@ PASSING = {
 def test_only_what_may_pass_is_worth_another_try(site: Site, scheme: str, path: str) -> None:
     with pytest.raises(ImageFetchFailed) as failure:
         fetch(read(site), getattr(site, scheme) + path)
-    told = output(reply.failure(failure.value))
-    assert told["error_code"] == "IMAGE_FETCH_FAILED"
-    assert told["retryable"] is PASSING[path], told
-    assert told["error_type"] == ("transient" if PASSING[path] else "bad_request")
-    assert told["details"][0]["field"] == "images[0]"
+    answer = output(reply.failure(failure.value))
+    assert answer["error_code"] == "IMAGE_FETCH_FAILED"
+    assert answer["retryable"] is PASSING[path], answer
+    assert answer["error_type"] == ("transient" if PASSING[path] else "bad_request")
+    assert answer["details"][0]["field"] == "images[0]"
 
 
 @pytest.mark.parametrize(
@@ -411,8 +411,8 @@ def test_a_connection_that_was_cut_may_hold_the_next_time(
 ) -> None:
     key: Any = SimpleNamespace(host="h", port=443, ssl=True, is_ssl=True)
     for error in (aiohttp.ClientConnectorError(key, inner), inner):
-        told = dial.cause(error, "the site")
-        assert (told.passes, words in told.message) == (passes, True), told
+        why = dial.cause(error, "the site")
+        assert (why.passes, words in why.message) == (passes, True), why
 
 
 @pytest.mark.parametrize(

@@ -110,14 +110,14 @@ def test_an_empty_picture_is_told_as_that(value: object) -> None:
 
 @pytest.mark.parametrize("length", [4, 56, 63])
 def test_blanks_in_lines_that_no_tool_writes_are_refused(length: int) -> None:
-    with pytest.raises(InvalidInput, match="blanks"):
+    with pytest.raises(InvalidInput, match="spaces"):
         decode_base64(lines(TEXT, length, " "), len(DATA))
 
 
 def test_the_last_line_may_be_as_long_as_the_others_and_no_longer() -> None:
     text = base64.b64encode(bytes(90)).decode()
     assert decode_base64(text[:60] + " " + text[60:], 90) == bytes(90)
-    with pytest.raises(InvalidInput, match="blanks"):
+    with pytest.raises(InvalidInput, match="spaces"):
         decode_base64(text[:60] + " " + text[60:] + "AAAA", 93)
 
 
@@ -229,18 +229,18 @@ def test_layout_may_take_three_characters_beside_each_of_base64() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "is empty"),
         ("data:;base64,", "is empty"),
         ("AAA.", "is not valid base64"),
         ("data:image/png,AAAA", "a data URI must be"),
         ("data:image/png;base64", "a data URI must be"),
-        ("AA AA", "has blanks inside"),
+        ("AA AA", "has spaces inside"),
     ],
 )
-def test_what_is_wrong_with_it_is_told(text: str, told: str) -> None:
-    with pytest.raises(InvalidInput, match=told):
+def test_what_is_wrong_with_it_is_said(text: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
         decode_base64(text, 100)
 
 

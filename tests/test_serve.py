@@ -127,8 +127,8 @@ def test_what_is_odd_about_a_reference_is_a_warning_that_names_it() -> None:
     reply = served({"prompt": "x", "images": texts, "typo": 1})
     assert reply["warnings"][0].startswith("typo")
     assert reply["warnings"][1:] == [
-        "images[1]: the file's last bytes are missing, none of them a pixel's",
-        "images[1]: its colour profile does not fit or cannot be read: taken as sRGB",
+        "images[1]: the file's last bytes are missing, but all its pixels are there",
+        "images[1]: its colour profile cannot be read or does not match: treated as sRGB",
     ]
 
 

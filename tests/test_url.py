@@ -232,7 +232,7 @@ def test_a_dot_behind_a_name_changes_nothing_about_who_is_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("https:/site.test/x.png", "begin with https://"),
         ("https://a:b@site.test/x.png", "user name or password"),
@@ -246,8 +246,8 @@ def test_a_dot_behind_a_name_changes_nothing_about_who_is_allowed() -> None:
         ("https://site!.test/x.png", "usual spelling"),
     ],
 )
-def test_a_refusal_says_what_is_wrong_with_the_url(url: str, told: str) -> None:
-    with pytest.raises(ImageFetchRefused, match=told):
+def test_a_refusal_says_what_is_wrong_with_the_url(url: str, message: str) -> None:
+    with pytest.raises(ImageFetchRefused, match=message):
         check(url, PLAIN)
 
 

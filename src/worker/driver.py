@@ -1,7 +1,7 @@
-"""What the NVIDIA driver says of itself and its GPUs, through NVML: without torch and without CUDA.
+"""What the NVIDIA driver reports about itself and its GPUs, through NVML: without torch or CUDA.
 
 NVML (libnvidia-ml.so.1) comes with the driver, needs no context on the device, and answers where
-torch only says that CUDA is not available, as with a driver that is too old.
+torch only says that CUDA is not available, for example with a driver that is too old.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 LIBRARY: Final = "libnvidia-ml.so.1"
-# the buffer sizes that nvml.h gives for both
+# nvml.h gives both buffer sizes
 VERSION_LENGTH: Final = 80
 NAME_LENGTH: Final = 96
 
@@ -37,7 +37,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """The driver's version ("580.65.06"), the newest CUDA that it runs, and its GPUs."""
+    """The driver's version ("580.65.06"), the newest CUDA that it supports, and its GPUs."""
 
     version: str
     cuda: tuple[int, int]
@@ -50,11 +50,11 @@ class Driver:
 
 
 class DriverError(Exception):
-    """The driver is there but does not answer; the message is NVML's own."""
+    """The driver is installed but does not answer; the message is NVML's own."""
 
 
 def ask(load: Callable[[str], Any] = ctypes.CDLL) -> Driver | None:
-    """Ask the driver; None when this machine has none. Raises DriverError.
+    """Query the driver; None if this machine has none. Raises DriverError.
 
     Every structure and return code is NVML's (nvml.h); `load` opens a shared library by name.
     """

@@ -1,7 +1,7 @@
 """Every way a job or a start can fail, as one tree; only `serve` turns it into a reply.
 
 WorkerError
-|-- BadRequest            the caller can mend it; the same input fails again
+|-- BadRequest            the caller can fix it; the same input fails again
 |   |-- InvalidInput          INVALID_INPUT
 |   |-- UnsupportedTask       UNSUPPORTED_TASK
 |   |-- ModelNotServed        MODEL_NOT_SERVED
@@ -11,22 +11,22 @@ WorkerError
 |   `-- OutputTooLarge        OUTPUT_TOO_LARGE
 |-- Transient             the same input may work later or elsewhere
 |   |-- ImageFetchFailed      IMAGE_FETCH_FAILED
-|   |   `-- ImageNotThere         IMAGE_FETCH_FAILED    (final: the caller's to mend)
+|   |   `-- ImageNotThere         IMAGE_FETCH_FAILED    (final: for the caller to fix)
 |   |-- DeliveryFailed        DELIVERY_FAILED
-|   |   |-- DeliveryRefused       DELIVERY_FAILED       (final: the caller's to mend)
-|   |   `-- BucketUnusable        DELIVERY_FAILED       (final: the operator's to mend)
+|   |   |-- DeliveryRefused       DELIVERY_FAILED       (final: for the caller to fix)
+|   |   `-- BucketUnusable        DELIVERY_FAILED       (final: for the operator to fix)
 |   |-- DeadlineExceeded      DEADLINE_EXCEEDED
 |   |-- CudaOutOfMemory       CUDA_OUT_OF_MEMORY
 |   |-- DeviceLost            DEVICE_LOST           (fatal)
 |   `-- WorkerNotReady        WORKER_NOT_READY
-`-- Fault                 ours or the operator's to mend
+`-- Fault                 for us or the operator to fix
     |-- BadPicture            BAD_PICTURE
     |-- WeightsUnavailable    WEIGHTS_UNAVAILABLE
-    |   `-- HubUnreachable        WEIGHTS_UNAVAILABLE   (trying again may mend it)
+    |   `-- HubUnreachable        WEIGHTS_UNAVAILABLE   (a retry may succeed)
     |-- VolumeFull            VOLUME_FULL
     |-- LoraNotApplied        LORA_NOT_APPLIED
     |-- InvalidSettings       WORKER_NOT_READY
-    |   `-- UnfitHost             WORKER_NOT_READY      (this host's: a job may do on another)
+    |   `-- UnfitHost             WORKER_NOT_READY      (this host only: the job may succeed on another)
     |-- StartFailed           WORKER_NOT_READY
     `-- Internal              INTERNAL
 """
@@ -49,8 +49,8 @@ class Detail:
 class WorkerError(Exception):
     """Fail a job or a start, with a message that may be shown to the caller.
 
-    The message never holds a path, a host name, a token or an internal address. `warnings` are what
-    else was found before it failed, which may explain it.
+    The message never contains a path, a host name, a token or an internal address. `warnings` were
+    collected before the failure and may explain it.
     """
 
     code: ClassVar[str]
@@ -68,26 +68,26 @@ class WorkerError(Exception):
 
 
 class BadRequest(WorkerError):
-    """The caller can mend it; the same input fails again."""
+    """The caller can fix it; the same input fails again."""
 
     error_type = "bad_request"
 
 
 class Transient(WorkerError):
-    """The same input may work later or on another worker; a kind that is final says so."""
+    """The same input may work later or on another worker; final kinds override `retryable`."""
 
     error_type: ClassVar[ErrorType] = "transient"
     retryable = True
 
 
 class Fault(WorkerError):
-    """Ours or the operator's to mend."""
+    """For us or the operator to fix."""
 
     error_type = "internal"
 
 
 class InvalidInput(BadRequest):
-    """The job's input breaks the contract; `details` names every fault."""
+    """The job's input breaks the contract; `details` lists every fault."""
 
     code = "INVALID_INPUT"
 
@@ -99,7 +99,7 @@ class UnsupportedTask(BadRequest):
 
 
 class ModelNotServed(BadRequest):
-    """This worker does not serve the model that was asked for."""
+    """This worker does not serve the requested model."""
 
     code = "MODEL_NOT_SERVED"
 
@@ -117,7 +117,7 @@ class ImageTooLarge(BadRequest):
 
 
 class ImageUnreadable(BadRequest):
-    """The bytes are not a whole PNG, JPEG, WEBP, GIF, AVIF or HEIC picture."""
+    """The bytes are not a complete PNG, JPEG, WEBP, GIF, AVIF or HEIC picture."""
 
     code = "IMAGE_UNREADABLE"
 
@@ -129,33 +129,33 @@ class OutputTooLarge(BadRequest):
 
 
 class ImageFetchFailed(Transient):
-    """A reference picture's site did not deliver it."""
+    """The site of a reference picture did not deliver it."""
 
     code = "IMAGE_FETCH_FAILED"
 
 
 class ImageNotThere(ImageFetchFailed):
-    """A reference's site will not deliver it, however often it is asked."""
+    """The site of a reference picture will not deliver it, however often it is requested."""
 
     error_type = "bad_request"
     retryable = False
 
 
 class DeliveryFailed(Transient):
-    """The bucket or presigned URL did not take the picture."""
+    """The bucket or presigned URL did not accept the picture."""
 
     code = "DELIVERY_FAILED"
 
 
 class DeliveryRefused(DeliveryFailed):
-    """The caller's own store will not take the picture, however often it is sent."""
+    """The caller's own store will not accept the picture, however often it is sent."""
 
     error_type = "bad_request"
     retryable = False
 
 
 class BucketUnusable(DeliveryFailed):
-    """The operator's bucket will not take the picture, however often it is sent."""
+    """The operator's bucket will not accept the picture, however often it is sent."""
 
     error_type = "internal"
     retryable = False
@@ -187,19 +187,19 @@ class WorkerNotReady(Transient):
 
 
 class BadPicture(Fault):
-    """The model's picture is NaN or every pixel is equal."""
+    """The model's picture is NaN, or all its pixels are equal."""
 
     code = "BAD_PICTURE"
 
 
 class WeightsUnavailable(Fault):
-    """The weights cannot be had; the message says what to do."""
+    """The weights cannot be obtained; the message says what to do."""
 
     code = "WEIGHTS_UNAVAILABLE"
 
 
 class HubUnreachable(WeightsUnavailable):
-    """The hub did not deliver for now; a later start may succeed."""
+    """The hub did not deliver this time; a later start may succeed."""
 
     retryable = True
 
@@ -211,13 +211,13 @@ class VolumeFull(Fault):
 
 
 class LoraNotApplied(Fault):
-    """A LoRA is not whole or not plain, or some module of it found no weight of the model."""
+    """A LoRA is incomplete or not a plain LoRA, or a module of it matches no weight."""
 
     code = "LORA_NOT_APPLIED"
 
 
 class InvalidSettings(Fault):
-    """The environment is wrong; `details` names every variable."""
+    """The environment is wrong; `details` lists every variable."""
 
     code = "WORKER_NOT_READY"
 
@@ -235,6 +235,6 @@ class StartFailed(Fault):
 
 
 class Internal(Fault):
-    """A bug of ours; the log has the details under the reference id in the message."""
+    """A bug in the worker; the log has the details under the reference id in the message."""
 
     code = "INTERNAL"

@@ -1,4 +1,4 @@
-"""One JSON line an event on standard error: with the job id, without secrets or pictures."""
+"""One JSON line per event on standard error: with the job id, without secrets or pictures."""
 
 import json
 import logging
@@ -11,11 +11,11 @@ import structlog
 
 LEVELS: Final = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 SECRET_WORDS: Final = ("token", "secret", "password", "authorization", "access_key", "api_key")
-# Loggers whose warnings are about choices made on purpose: bitsandbytes tells at import that
-# it lacks a package which fetches kernels from a hub, and on every 8-bit call that it casts.
+# Loggers whose warnings are about deliberate choices: bitsandbytes warns at import that it lacks a
+# package which fetches kernels from a hub, and on every 8-bit call that it casts.
 CHATTY: Final = ("bitsandbytes", "diffusers", "transformers", "py.warnings")
 
-# Loggers that their libraries, when imported, give a handler and a level of their own.
+# Loggers to which their libraries attach a handler and a level at import.
 HANDLED: Final = ("diffusers", "huggingface_hub", "torch", "transformers")
 
 LONGEST: Final = 20_000  # characters; tracebacks are shorter, pictures in base64 are not
@@ -24,9 +24,9 @@ _secrets: set[str] = set()
 
 
 def hide(*values: str | None) -> None:
-    """Never let these values (tokens, keys) appear in a log line, whatever field they are in.
+    """Keep these values (tokens, keys) out of every log line, whatever field they are in.
 
-    Nor as they are written in a URL, in JSON or in a traceback.
+    This includes their forms in a URL, in JSON and in a traceback.
     """
     for value in values:
         if value and len(value) >= 6:  # noqa: PLR2004 - shorter ones are words
@@ -37,8 +37,8 @@ def hide(*values: str | None) -> None:
 def redact(value: Any, key: str = "") -> Any:
     """Return `value` without secrets and pictures.
 
-    A secret is known by its field's name (numbers are none) or its value was given to `hide`;
-    a string too long to be read is a picture, or as good as one, and is cut.
+    A secret is recognised by its field's name (unless it is a number) or as a value given to
+    `hide`; a string too long to read is a picture, or as good as one, and is cut.
     """
     if any(word in key.lower() for word in SECRET_WORDS) and value:
         return value if isinstance(value, int | float) else "[hidden]"
@@ -49,7 +49,7 @@ def redact(value: Any, key: str = "") -> Any:
     if value is None or isinstance(value, int | float):
         return value
     text = value if isinstance(value, str) else repr(value)
-    for secret in sorted(_secrets, key=len, reverse=True):  # one may be the start of another
+    for secret in sorted(_secrets, key=len, reverse=True):  # one may be part of another
         text = text.replace(secret, "[hidden]")
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
@@ -59,24 +59,24 @@ def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[
 
 
 class Ours(logging.Logger):
-    """A logger whose lines come to our handler, whatever its library does to it.
+    """A logger whose lines reach our handler, whatever its library does to it.
 
-    transformers, diffusers, huggingface_hub and torch attach a handler that writes to standard
-    error, keep their lines from the root's and set a level, all at import: after `configure`.
+    At import, so after `configure`, transformers, diffusers, huggingface_hub and torch attach a
+    handler that writes to standard error, turn off propagation to the root and set a level.
     """
 
     def addHandler(self, hdlr: logging.Handler) -> None:  # noqa: N802 - logging's name
-        """Attach a handler, unless it would write past our log."""
+        """Attach a handler, unless it would bypass our log."""
         if not (_is_handled(self.name) and type(hdlr) is logging.StreamHandler):
             super().addHandler(hdlr)
 
     def setLevel(self, level: int | str) -> None:  # noqa: N802 - logging's name
-        """Set the level, which `CHATTY` decides for the loggers in it."""
+        """Set the level; for loggers in `CHATTY` it is always ERROR."""
         super().setLevel(logging.ERROR if self.name in CHATTY else level)
 
     @property
     def propagate(self) -> bool:
-        """Tell whether lines reach the root's handler: a library's always do."""
+        """Whether lines reach the root's handler: a library's always do."""
         return self._propagate or _is_handled(self.name)
 
     @propagate.setter
@@ -90,7 +90,7 @@ def _is_handled(name: str) -> bool:
 
 
 def _claim() -> None:
-    """Make the libraries' loggers ours: those that are there, and those that will be made."""
+    """Take over the libraries' loggers: those that exist, and those that will be made."""
     logging.setLoggerClass(Ours)
     for name in HANDLED:
         logging.getLogger(name)
@@ -106,8 +106,8 @@ def _claim() -> None:
 def configure(level: str = "INFO") -> None:
     """Write events of `level` (DEBUG, INFO, WARNING, ERROR) and above to standard error.
 
-    What libraries log through `logging` and `warnings` comes the same way, from WARNING on; from
-    ERROR on for those in `CHATTY`.
+    What libraries log through `logging` and `warnings` takes the same way, from WARNING up; for
+    those in `CHATTY` from ERROR up.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

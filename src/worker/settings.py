@@ -202,24 +202,24 @@ class Settings(BaseModel):
         "token for gated or private repositories",
         names=("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
     )
-    hf_token_path: Place | None = _setting(None, "a file with the token, where `HF_TOKEN` is none")
+    hf_token_path: Place | None = _setting(None, "a file with the token, if `HF_TOKEN` is not set")
     hf_endpoint: Address | None = _setting(None, "another hub", shown="the public hub")
-    hf_home: Place | None = _setting(None, "Hugging Face's folder; its cache is `hub` in there")
+    hf_home: Place | None = _setting(None, "Hugging Face's folder; its cache is `hub` in it")
     hf_hub_cache: Place | None = _setting(
         None,
-        "Hugging Face's cache, looked into for weights; nothing is written there",
+        "Hugging Face's cache, searched for weights; nothing is written there",
         names=("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"),
         shown="`hub` in `HF_HOME`",
     )
     hf_hub_offline: Offline = _setting(
         False,
-        "ask no hub: what is not on this machine is refused at once",
+        "contact no hub: what is not on this machine is refused at once",
         names=("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
     )
     precision_mode: Precision = _setting(
         "auto", "`auto` (by the device and its free memory), `bf16`, `8bit`, `4bit`"
     )
-    use_lightning_lora: bool = _setting(True, "hold the Lightning LoRA and use it by default")
+    use_lightning_lora: bool = _setting(True, "load the Lightning LoRA and use it by default")
     lightning_steps: Counts = _setting(
         (8,),
         "`8`, `4` or `8,4`: the counts kept warm, the first is the default",
@@ -234,7 +234,7 @@ class Settings(BaseModel):
     download_stall_s: float = _setting(60, "seconds without a byte that count as a failure", gt=0)
     min_storage_free_gb: float = _setting(2, "GB that stay free on the disk", ge=0)
     volume_size_gb: float | None = _setting(
-        None, "the volume's quota in GB, where the file system does not tell it", gt=0
+        None, "the volume's quota in GB, if the file system does not report it", gt=0
     )
     runpod_cache_dir: Place = _setting(
         VOLUME / "huggingface-cache" / "hub", "where RunPod's model cache is"
@@ -242,26 +242,26 @@ class Settings(BaseModel):
     verify: Literal["sizes", "full"] = _setting(
         "sizes", "how a bundle is checked at each start: `sizes`, `full` (every byte)"
     )
-    keep_source_weights: bool = _setting(False, "keep the published weights after preparing")
+    keep_source_weights: bool = _setting(False, "keep the published weights after preparation")
 
     max_pixels: int | None = _setting(
-        None, "pixels of a picture, at most", shown="by the device's memory", ge=64 * 64
+        None, "maximum pixels per picture", shown="by the device's memory", ge=64 * 64
     )
-    max_input_images: int = _setting(3, "references of a job, at most", ge=1, le=3)
-    max_image_bytes: Bytes = _setting(20 * MB, "bytes of a reference, at most", ge=1024)
+    max_input_images: int = _setting(3, "maximum references per job", ge=1, le=3)
+    max_image_bytes: Bytes = _setting(20 * MB, "maximum bytes per reference", ge=1024)
     max_image_pixels: int = _setting(
         25_000_000,
-        "pixels of a reference, at most; a WEBP half of it; a larger JPEG is read at a fraction",
+        "maximum pixels per reference; half of it for a WEBP; a larger JPEG is read at a fraction",
         ge=256 * 256,
     )
-    max_images_per_request: int = _setting(4, "pictures of a job, at most", ge=1, le=4)
-    max_reply_bytes: Bytes = _setting(18 * MB, "bytes of a reply, at most", ge=1024)
+    max_images_per_request: int = _setting(4, "maximum pictures per job", ge=1, le=4)
+    max_reply_bytes: Bytes = _setting(18 * MB, "maximum bytes per reply", ge=1024)
     allowed_image_hosts: Words = _setting(
         (), "hosts that image URLs may name, also as `*.example.com`", shown="any public host"
     )
     allow_http_images: bool = _setting(False, "allow image URLs without TLS")
     allowed_image_networks: Networks = _setting(
-        (), "`CIDR:port` list, the only opening to non-public addresses; logged at the start"
+        (), "`CIDR:port` list, the only non-public addresses allowed; logged at the start"
     )
     fetch_nameservers: Words = _setting(
         (), "name servers (`address:port`) for image URLs", shown="the system's"
@@ -276,9 +276,9 @@ class Settings(BaseModel):
     bucket_access_key_id: SecretStr | None = _setting(None, "its access key")
     bucket_secret_access_key: SecretStr | None = _setting(None, "its secret key")
     bucket_session_token: SecretStr | None = _setting(
-        None, "the session token of temporary keys; the pictures' URLs end with it"
+        None, "the session token of temporary keys; the pictures' URLs expire with it"
     )
-    bucket_name: str | None = _setting(None, "its name, where the endpoint does not hold it")
+    bucket_name: str | None = _setting(None, "its name, if the endpoint does not contain it")
     bucket_prefix: str = _setting("", "what the keys of its objects begin with")
     bucket_region: str | None = _setting(
         None, "its region", shown="by the endpoint's host, else `us-east-1`"
@@ -314,7 +314,7 @@ class Settings(BaseModel):
     )
     log_prompts: bool = _setting(False, "write prompts into the log")
     runpod_webhook_get_job: str | None = _setting(
-        None, "set by RunPod; tells the worker that it runs there"
+        None, "set by RunPod; shows the worker that it runs there"
     )
 
     @property

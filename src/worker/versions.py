@@ -1,4 +1,4 @@
-"""Which versions go together, and which are known to be bad: data for the doctor and for a test."""
+"""Which versions work together, and which are known to be bad: data for the doctor and a test."""
 
 import importlib.metadata
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Final
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-# What the whole suite runs on; the lock holds exactly these.
+# The versions that the suite runs on; the lock has exactly these.
 TESTED: Final = {
     "torch": "2.13.0",
     "torchvision": "0.28.0",
@@ -52,15 +52,15 @@ KNOWN_BAD: Final = (
     _bad("kernels", ">=0", "fetches code from a hub when it is imported", "nothing: uninstall it"),
 )
 
-# The oldest driver branch by the major version of CUDA that a torch build carries (NVIDIA's minor
-# version compatibility: any driver of the branch runs every toolkit of that major version).
+# The oldest driver branch for each major version of CUDA that a torch build is made for (NVIDIA's
+# minor version compatibility: any driver of the branch runs every toolkit of that major version).
 OLDEST_DRIVER: Final = {12: 525, 13: 580}
-# bf16 arithmetic came with Ampere; fp16, which older cards have, gives black pictures.
+# bf16 arithmetic came with Ampere; fp16, all that older cards have, gives black pictures.
 OLDEST_CAPABILITY: Final = (8, 0)
 
 
 def installed(package: str) -> Version | None:
-    """Return the installed version of a package, None when it is not there."""
+    """Return the installed version of a package, None if it is not installed."""
     try:
         return Version(importlib.metadata.version(package))
     except importlib.metadata.PackageNotFoundError:
@@ -68,7 +68,7 @@ def installed(package: str) -> Version | None:
 
 
 def known_bad(package: str, version: Version) -> KnownBad | None:
-    """Return why a version of a package must not serve, None when nothing is known against it."""
+    """Return why a version of a package must not serve, None if nothing is known against it."""
     for row in KNOWN_BAD:
         if row.package == package and row.versions.contains(version.public):
             return row
@@ -76,7 +76,7 @@ def known_bad(package: str, version: Version) -> KnownBad | None:
 
 
 def torchvision_for(torch: Version) -> str:
-    """Return the release series of torchvision that is made for a torch, such as "0.28".
+    """Return the release series of torchvision that is built for a torch, such as "0.28".
 
     torchvision 0.N is built against torch 2.(N-15); another pair fails at import with "operator
     torchvision::nms does not exist".

@@ -1,1 +1,1 @@
-"""Pictures in and out: fetched, decoded, encoded, delivered."""
+"""Pictures in and out: fetched, decoded, encoded and delivered."""

@@ -10,7 +10,7 @@ from worker.settings import Network, Settings
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # IANA IPv4 special-purpose registry, without its few globally reachable entries, plus
-# 168.63.129.16: a public address that is the host's own agent on Azure.
+# 168.63.129.16: a public address that on Azure is the host's own agent.
 NOT_PUBLIC_V4: Final = tuple(
     ipaddress.IPv4Network(network)
     for network in (
@@ -33,7 +33,7 @@ NOT_PUBLIC_V4: Final = tuple(
     )
 )
 # Only 2000::/3 is global unicast. fec0::/10, fc00::/7, fe80::/10, ff00::/8 and 64:ff9b:1::/48
-# (NAT64 inside a network) lie outside; these lie inside and are not sites on the internet.
+# (NAT64 inside a network) lie outside it; these lie inside it but are not on the public internet.
 GLOBAL_UNICAST_V6: Final = ipaddress.IPv6Network("2000::/3")
 NOT_PUBLIC_V6: Final = tuple(
     ipaddress.IPv6Network(network)
@@ -43,11 +43,11 @@ NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 ISATAP: Final = (b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe")
 
 
-def embedded(address: ipaddress.IPv6Address) -> tuple[ipaddress.IPv4Address, ...] | None:
-    """Return the IPv4 addresses that packets to `address` end at, or None when it holds none.
+def find_embedded(address: ipaddress.IPv6Address) -> tuple[ipaddress.IPv4Address, ...] | None:
+    """Return the IPv4 addresses at which packets to `address` end up, or None if it embeds none.
 
-    Knows IPv4-mapped, 6to4 (RFC 3056), Teredo (RFC 4380: server and client) and NAT64's well-known
-    prefix (RFC 6052).
+    Recognises IPv4-mapped, 6to4 (RFC 3056), Teredo (RFC 4380: server and client) and NAT64's
+    well-known prefix (RFC 6052).
     """
     if address.ipv4_mapped is not None:
         return (address.ipv4_mapped,)
@@ -61,14 +61,14 @@ def embedded(address: ipaddress.IPv6Address) -> tuple[ipaddress.IPv4Address, ...
 
 
 def is_public(address: Address) -> bool:
-    """Tell whether `address` is a site on the internet, whatever IPv4 address hides inside it."""
+    """Return whether `address`, with any IPv4 address embedded in it, is on the public internet."""
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in NOT_PUBLIC_V4)
     if address.scope_id is not None:
         return False
-    inner = embedded(address)
-    if inner is not None:
-        return all(is_public(one) for one in inner)
+    embedded = find_embedded(address)
+    if embedded is not None:
+        return all(map(is_public, embedded))
     if address not in GLOBAL_UNICAST_V6 or any(address in network for network in NOT_PUBLIC_V6):
         return False
     if address.packed[8:12] in ISATAP:
@@ -76,8 +76,8 @@ def is_public(address: Address) -> bool:
     return True
 
 
-def parse(text: str) -> Address | None:
-    """Read an address in its canonical spelling; None for a name and for any other spelling."""
+def parse_address(text: str) -> Address | None:
+    """Parse an address in its canonical spelling; None for a name or any other spelling."""
     try:
         return ipaddress.ip_address(text)
     except ValueError:
@@ -93,22 +93,22 @@ class Gate:
 
     @classmethod
     def of(cls, scheme: str, settings: Settings) -> "Gate":
-        """Open 443 to https, 80 to http where it is allowed, and ALLOWED_IMAGE_NETWORKS to both."""
+        """Open port 443 for https, 80 for http if allowed, and ALLOWED_IMAGE_NETWORKS for both."""
         allowed = {"https": True, "http": settings.allow_http_images}.get(scheme, False)
         port = 443 if scheme == "https" else 80
         return cls(frozenset({port} if allowed else ()), settings.allowed_image_networks)
 
     def has_port(self, port: int) -> bool:
-        """Tell whether any address at all may be dialled at `port`."""
-        return port in self.ports or any(port == opened for _, opened in self.networks)
+        """Return whether any address at all may be dialled at `port`."""
+        return port in self.ports or any(port == open_port for _, open_port in self.networks)
 
-    def permits(self, text: str, port: int) -> bool:
-        """Tell whether the address spelt `text` may be dialled at `port`."""
-        address = parse(text)
+    def can_reach(self, text: str, port: int) -> bool:
+        """Return whether the address spelt `text` may be dialled at `port`."""
+        address = parse_address(text)
         if address is None:
             return False
         mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
         dialled = mapped or address
-        if any(port == opened and dialled in network for network, opened in self.networks):
+        if any(port == open_port and dialled in network for network, open_port in self.networks):
             return True
         return port in self.ports and is_public(address)

@@ -1,4 +1,4 @@
-"""The colours that a file means -> sRGB, in 8 bits over white."""
+"""Convert a picture's colours to sRGB, 8 bits per channel, over white."""
 
 import io
 from collections.abc import Callable
@@ -7,55 +7,55 @@ from typing import Final
 from PIL import Image, ImageChops, ImageCms
 from PIL.ImageCms import Flags, ImageCmsProfile, ImageCmsTransform, Intent
 
-# Colours inside sRGB stay what they are and white stays white, which is what the caller sees
-# elsewhere: sRGB has no table for another intent. Black point compensation keeps the shadows of
-# print, whose black is not the screen's.
+# Colours inside sRGB stay what they are and white stays white, as callers see them elsewhere: sRGB
+# has no table for any other intent. Black point compensation keeps the shadows of print, whose
+# black is not the screen's.
 INTENT: Final = Intent.RELATIVE_COLORIMETRIC
 FLAGS: Final = Flags.BLACKPOINTCOMPENSATION
 SPACES: Final = {"RGB": "RGB ", "RGBA": "RGB ", "L": "GRAY", "LA": "GRAY", "CMYK": "CMYK"}
-# lcms makes 64 KB of bytes into gigabytes of steps there, and runs them for each of its 36,000
-# nodes; the tables in integers, which stand beside them, are bounded by their format.
+# There lcms expands 64 KB into gigabytes of steps, and runs them for each of its 36,000 nodes; the
+# integer tables, which come alongside, are bounded by their format.
 FLOAT_TABLES: Final = b"D2B"
-# Two makers' curves of sRGB differ by this; a picture that says sRGB keeps its pixels.
+# Different vendors' sRGB curves differ by this much; a picture that is in sRGB keeps its pixels.
 ROUNDING: Final = 1
 
 
-def to_rgb(image: Image.Image, profile: bytes | None, tell: Callable[[str], None]) -> Image.Image:
-    """Return the picture in sRGB, RGB of 8 bits, transparency over white; may change `image`.
+def to_rgb(image: Image.Image, profile: bytes | None, warn: Callable[[str], None]) -> Image.Image:
+    """Convert a picture to 8-bit RGB in sRGB, transparency over white; may change `image`.
 
-    A profile that cannot be read, or is of another colour space than the picture, is told and
-    leaves the colours as they are.
+    A profile that cannot be read, or is for a different colour space from the picture's, gives a
+    warning and leaves the colours as they are.
     """
-    plain = _plain(image)
+    plain = _simplify(image)
     if profile is not None:
         converted = to_srgb(plain, profile)
         if converted is None:
-            tell("its colour profile does not fit or cannot be read: taken as sRGB")
+            warn("its colour profile cannot be read or does not match: treated as sRGB")
         else:
             plain = converted
     if plain.mode in {"LA", "RGBA"}:
-        return _over_white(plain)
+        return _flatten(plain)
     return plain.convert("RGB")
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """Convert a picture of mode RGB, RGBA, L, LA or CMYK to sRGB; None when that cannot be.
+    """Convert a picture of mode RGB, RGBA, L, LA or CMYK to sRGB; None if that is impossible.
 
-    RGB is converted in place, as it takes 4 bytes a pixel. A profile that changes no colour by
-    over 1 of 255 is sRGB's own, and leaves every pixel as it is. A transform is built for each
+    RGB is converted in place, as it takes 4 bytes per pixel. A profile that changes no colour by
+    more than 1 of 255 is sRGB's own, and leaves every pixel as it is. A transform is built for each
     picture (3 ms for a matrix, 60 ms for CMYK), so that none is shared between threads.
     """
     bands = image.mode.removesuffix("A")
     to = "RGBA" if image.mode == "RGBA" else "RGB"
     try:
-        meant = ImageCmsProfile(io.BytesIO(_without_float_tables(profile)))
-        if meant.profile.xcolor_space != SPACES[image.mode]:
+        source = ImageCmsProfile(io.BytesIO(_hide_float_tables(profile)))
+        if source.profile.xcolor_space != SPACES[image.mode]:
             return None
         srgb = ImageCmsProfile(ImageCms.createProfile("sRGB"))
         transform = ImageCmsTransform(
-            meant, srgb, "RGBA" if to == "RGBA" else bands, to, INTENT, flags=FLAGS
+            source, srgb, "RGBA" if to == "RGBA" else bands, to, INTENT, flags=FLAGS
         )
-        if bands != "CMYK" and _changes_nothing(transform, bands):
+        if bands != "CMYK" and _is_identity(transform, bands):
             return image
         if bands == "RGB":
             return transform.apply_in_place(image)
@@ -67,10 +67,10 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
     return converted
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """Return the picture in one of the modes that a profile can speak of."""
+def _simplify(image: Image.Image) -> Image.Image:
+    """Convert the picture to one of the modes that a profile can describe."""
     if image.mode.startswith("I"):
-        return _eight_bits(image)
+        return _reduce_to_8_bits(image)
     if image.has_transparency_data and image.mode not in {"LA", "RGBA"}:
         return image.convert("LA" if image.mode in {"1", "L"} else "RGBA")
     if image.mode == "1":
@@ -78,8 +78,8 @@ def _plain(image: Image.Image) -> Image.Image:
     return image if image.mode in SPACES else image.convert("RGB")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8; Pillow's own conversion clips at 255 and forgets transparency."""
+def _reduce_to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8; Pillow's own conversion clips at 255 and loses transparency."""
     wide = image.convert("I")
     picture = wide.point([value >> 8 for value in range(1 << 16)], "L")
     clear = image.info.get("transparency")
@@ -88,14 +88,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return picture
 
 
-def _over_white(image: Image.Image) -> Image.Image:
+def _flatten(image: Image.Image) -> Image.Image:
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))
     return white
 
 
-def _changes_nothing(transform: ImageCmsTransform, bands: str) -> bool:
-    """Tell whether colours from all over the space, and every grey, stay what they are."""
+def _is_identity(transform: ImageCmsTransform, bands: str) -> bool:
+    """Return whether colours from all over the space, and every grey, stay what they are."""
     steps = range(0, 256, 17)
     colours = b"".join(bytes((r, g, b)) for r in steps for g in steps for b in steps)
     greys = bytes(range(256))
@@ -106,10 +106,10 @@ def _changes_nothing(transform: ImageCmsTransform, bands: str) -> bool:
     return max(difference.tobytes()) <= ROUNDING
 
 
-def _without_float_tables(profile: bytes) -> bytes:
-    """Rename the tags that hold D2B tables, so that they are not found (ICC.1, 7.3)."""
-    named = bytearray(profile)
+def _hide_float_tables(profile: bytes) -> bytes:
+    """Rename the tags of D2B tables, so that they are not found (ICC.1, 7.3)."""
+    renamed = bytearray(profile)
     for at in range(132, min(132 + 12 * int.from_bytes(profile[128:132]), len(profile)), 12):
-        if named[at : at + 3] == FLOAT_TABLES:
-            named[at] = ord("x")
-    return bytes(named)
+        if renamed[at : at + 3] == FLOAT_TABLES:
+            renamed[at] = ord("x")
+    return bytes(renamed)

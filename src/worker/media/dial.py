@@ -1,4 +1,4 @@
-"""The guarded dialler: one HTTP request to an address that was judged at the socket."""
+"""The guarded dialler: one HTTP request, to an address that is checked at the socket."""
 
 import asyncio
 import contextlib
@@ -19,13 +19,11 @@ from yarl import URL
 from worker.media.address import Gate
 from worker.settings import Settings
 
-ROUNDS_TO_CLOSE: Final = 20  # of the event loop, until it has closed a socket that was shut down
-
-
-# Statuses that say "later": 408 Request Timeout, 425 Too Early, 429 Too Many Requests.
+ROUNDS_TO_CLOSE: Final = 20  # of the event loop, before it has closed a socket that was shut down
+# Statuses that mean "later": 408 Request Timeout, 425 Too Early, 429 Too Many Requests.
 LATER: Final = frozenset({408, 425, 429})
 SERVER_ERROR: Final = 500
-# The name server says that the name has no address, not that it cannot tell for now.
+# The name server says that there is no address, rather than that it has no answer for the moment.
 NO_ADDRESS: Final = frozenset(
     {aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA, aiodns.error.ARES_EBADNAME}
 )
@@ -33,7 +31,7 @@ CUT: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 class AddressRefusedError(OSError):
-    """The host leads to an address that callers may not reach."""
+    """The host resolves to an address that callers may not reach."""
 
 
 class NoAddressError(OSError):
@@ -42,7 +40,7 @@ class NoAddressError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why there was no answer, in words for the caller, and whether another try may get one."""
+    """Why there was no answer, in words for the caller, and whether a retry may get one."""
 
     message: str
     passes: bool
@@ -50,30 +48,30 @@ class Cause:
 
 @cache
 def tls_context() -> ssl.SSLContext:
-    """Verify certificates against the system's authorities and certifi's; made once: 20 ms."""
+    """Return what verifies certificates, by the system's and certifi's authorities; takes 20 ms."""
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
     return context
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolve a name without a thread, and refuse it when any of its addresses is refused.
+    """Resolve a name without a thread per query, and refuse it if any of its addresses is refused.
 
-    One refused address spoils the name: it would otherwise be a matter of luck, or of a second
-    answer, which one is dialled.
+    One refused address rules out the name: otherwise chance, or a second answer, would decide which
+    address is dialled.
     """
 
     def __init__(self, gate: Gate | None, settings: Settings) -> None:
         self._gate = gate
-        # FETCH_NAMESERVERS are for callers' names; the operator's own may be known only inside.
+        # FETCH_NAMESERVERS are for callers' names; the operator's own may resolve only internally.
         self._nameservers = settings.fetch_nameservers if gate is not None else ()
         self._resolver: aiodns.DNSResolver | None = None
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Return all addresses of `host`; raises AddressRefusedError, or OSError without any."""
-        if self._resolver is None:  # it has a thread and sockets: only where there is a name
+        """Return all addresses of `host`; raises AddressRefusedError, or OSError if it has none."""
+        if self._resolver is None:  # it has a thread and sockets, so it is made only for a name
             self._resolver = aiodns.DNSResolver(nameservers=self._nameservers or None)
         try:
             answer = await self._resolver.getaddrinfo(
@@ -83,12 +81,12 @@ class GuardedResolver(AbstractResolver):
             if error.args[0] in NO_ADDRESS:
                 raise NoAddressError("the name has no address") from None
             raise OSError("the name could not be resolved") from None
-        found: list[ResolveResult] = []
+        results: list[ResolveResult] = []
         for node in answer.nodes:
             address = node.addr[0].decode("ascii")
-            if self._gate is not None and not self._gate.permits(address, port):
+            if self._gate is not None and not self._gate.can_reach(address, port):
                 raise AddressRefusedError("an address is not public")
-            found.append(
+            results.append(
                 ResolveResult(
                     hostname=host,
                     host=address,
@@ -98,12 +96,12 @@ class GuardedResolver(AbstractResolver):
                     flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
                 )
             )
-        if not found:
+        if not results:
             raise NoAddressError("the name has no address")
-        return found
+        return results
 
     async def close(self) -> None:
-        """Cancel what is being asked and end the resolver."""
+        """Cancel pending queries and close the resolver."""
         if self._resolver is not None:
             await self._resolver.close()
 
@@ -116,16 +114,16 @@ class GuardedSockets:
         self._made: list[socket.socket] = []
 
     def __call__(self, info: tuple[Any, ...]) -> socket.socket:
-        """Return a socket for an address as getaddrinfo gives it; raises AddressRefusedError."""
+        """Return a socket for an address from getaddrinfo; raises AddressRefusedError."""
         family, kind, protocol, _, address = info
-        if self._gate is not None and not self._gate.permits(str(address[0]), int(address[1])):
+        if self._gate is not None and not self._gate.can_reach(str(address[0]), int(address[1])):
             raise AddressRefusedError("an address is not public")
         made = socket.socket(family=family, type=kind, proto=protocol)
         self._made.append(made)
         return made
 
     async def end(self) -> None:
-        """End every connection now: TLS would wait 30 s for the other side to say goodbye."""
+        """Close every connection at once: TLS would wait 30 s for the peer's closing message."""
         for made in self._made:
             with contextlib.suppress(OSError):
                 made.shutdown(socket.SHUT_RDWR)
@@ -145,15 +143,15 @@ async def request(
     headers: Mapping[str, str] | None = None,
     trusted: bool = False,
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    """Send one request and yield its answer, whatever its status; follows nothing, retries nothing.
+    """Send one request and yield the response, whatever its status; no redirects, no retries.
 
-    Every address of the host is judged when it is resolved and again when its socket is made, and
-    the socket goes to the address that was judged; TLS still verifies the host's name. `trusted`
-    is for the operator's own endpoints, which may be anywhere. FETCH_CONNECT_S bounds resolving,
-    connecting and TLS together; the caller bounds the rest. Proxies, netrc and cookies are not
-    used, and no body is decompressed.
+    Every address of the host is checked when it is resolved and again when its socket is made, and
+    the socket connects to the address that was checked; TLS still verifies the host's name.
+    `trusted` is for the operator's own endpoints, which may be anywhere. FETCH_CONNECT_S bounds
+    resolving, connecting and TLS together; the caller bounds the rest. Proxies, netrc and cookies
+    are not used, and no body is decompressed.
 
-    Raises AddressRefusedError (perhaps as the `os_error` of a ClientConnectorError), and otherwise
+    Raises AddressRefusedError (possibly as the `os_error` of a ClientConnectorError), and otherwise
     aiohttp.ClientError, OSError, TimeoutError or ValueError when there is no answer.
     """
     gate = None if trusted else Gate.of(url.scheme, settings)
@@ -190,33 +188,33 @@ async def request(
 
 
 def was_refused(error: BaseException) -> bool:
-    """Tell whether `error`, or what it wraps, is a refused address."""
-    return isinstance(_inner(error), AddressRefusedError)
+    """Return whether `error`, or what it wraps, is a refused address."""
+    return isinstance(_unwrap(error), AddressRefusedError)
 
 
-def cause(error: BaseException, asked: str) -> Cause:
-    """Judge an error of `request` other than a refused address; `asked` is whom it was sent to."""
-    match _inner(error):
+def cause(error: BaseException, peer: str) -> Cause:
+    """Classify an error of `request` other than a refused address; `peer` names the other side."""
+    match _unwrap(error):
         case NoAddressError():
-            return Cause(f"{asked}'s name has no address", passes=False)
+            return Cause(f"{peer}'s name has no address", passes=False)
         case ssl.SSLCertVerificationError():
-            return Cause(f"{asked} has no valid certificate", passes=False)
+            return Cause(f"{peer} has no valid certificate", passes=False)
         case ssl.SSLError() as inner if not isinstance(inner, CUT):
-            return Cause(f"{asked} does not speak TLS as it should", passes=False)
+            return Cause(f"{peer} does not speak TLS correctly", passes=False)
         case aiohttp.ClientResponseError():
-            return Cause(f"{asked} does not speak HTTP as it should", passes=False)
+            return Cause(f"{peer} does not speak HTTP correctly", passes=False)
         case OSError() as inner if not isinstance(inner, aiohttp.ClientOSError):
-            return Cause(f"{asked} could not be reached", passes=True)
-    return Cause(f"{asked} did not answer as a whole", passes=True)
+            return Cause(f"{peer} could not be reached", passes=True)
+    return Cause(f"{peer} did not send a complete answer", passes=True)
 
 
 def may_pass(status: int) -> bool:
-    """Tell whether the same request may get another answer than this `status` later."""
+    """Return whether the same request may later get a different answer from this `status`."""
     return status in LATER or status >= SERVER_ERROR
 
 
-def _inner(error: BaseException) -> BaseException:
-    """Return what a failed connection failed of."""
+def _unwrap(error: BaseException) -> BaseException:
+    """Return why a connection failed."""
     match error:
         case aiohttp.ClientConnectorCertificateError():
             return error.certificate_error

@@ -8,8 +8,8 @@ from worker.media.header import Source
 EXTENSION, IMAGE, CONTROL = 0x21, 0x2C, 0xF9
 CONTROL_LENGTH: Final = 4
 TRAILER: Final = ord(";")
-# Blocks of a few bytes in a row, and extensions of such: 20 MB of them are 10 million, 1 s one by
-# one and 0.2 s so.
+# Runs of blocks of a few bytes, and of extensions made of them: 20 MB hold 10 million, which take
+# 1 s one by one and 0.2 s this way.
 BLOCKS: Final = rb"(?:\x01.|\x02..|\x03...|\x04.{4}|\x05.{5}|\x06.{6}|\x07.{7}|\x08.{8})*+"
 TINY: Final = re.compile(BLOCKS, re.DOTALL)
 EXTENSIONS: Final = re.compile(rb"(?:![^\xf9]" + BLOCKS + rb"\x00)*+", re.DOTALL)
@@ -18,7 +18,7 @@ EXTENSIONS: Final = re.compile(rb"(?:![^\xf9]" + BLOCKS + rb"\x00)*+", re.DOTALL
 def strip(data: bytes) -> Source:
     """Keep a GIF's header, its colour table, what makes a colour transparent, and its pictures.
 
-    Comments and applications' blocks are left out (GIF89a, 22 to 26).
+    Comments and application blocks are left out (GIF89a, 22 to 26).
     """
     at = 13 + (3 << (data[10] & 7) + 1 if data[10:11] > b"\x7f" else 0)
     kept, control = data[:at], b""
@@ -32,13 +32,13 @@ def strip(data: bytes) -> Source:
             block = data[at + 3 : at + 3 + int.from_bytes(data[at + 2 : at + 3])][:CONTROL_LENGTH]
             if data[at + 1] == CONTROL and len(block) == CONTROL_LENGTH and block[0] & 1:
                 control = bytes((EXTENSION, CONTROL, CONTROL_LENGTH)) + block + b"\0"
-            at = _behind(data, at + 2)
+            at = _skip_blocks(data, at + 2)
         else:
             at += 1
 
 
-def _behind(data: bytes, at: int) -> int:
-    """Return the place behind blocks that each tell their length, up to one of none."""
+def _skip_blocks(data: bytes, at: int) -> int:
+    """Return where blocks that each begin with their length end, after the empty one."""
     while True:
         at = TINY.match(data, at).end()  # type: ignore[union-attr] # it may match nothing
         if at >= len(data) or not data[at]:

@@ -1,4 +1,4 @@
-"""What a picture file is, told by content alone, and the part of it that its decoder gets."""
+"""What format a picture file is, by its content alone, and the part that its decoder gets."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -7,11 +7,11 @@ Format = Literal["png", "jpeg", "webp"]
 Kind = Literal["png", "jpeg", "webp", "gif", "avif", "heic"]
 
 KINDS: Final = "PNG, JPEG, WEBP, GIF, AVIF or HEIC"
-UNREADABLE: Final = f"a picture must be a whole {KINDS} file"
+UNREADABLE: Final = f"a picture must be a complete {KINDS} file"
 
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 # Brands of the first box, "ftyp": AV1 (av1-avif 6), HEVC (ISO 23008-12, annex B), and those that
-# name the container alone.
+# name only the container.
 AV1: Final = frozenset({b"avif", b"avis"})
 HEVC: Final = frozenset(
     {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
@@ -21,10 +21,10 @@ MOST_BRANDS: Final = 512  # bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A file without what does not decide its picture: many a decoder fails at a broken comment.
+    """A file without what does not affect its picture: many decoders fail at a broken comment.
 
-    `pixels` is a whole file of the same format. `profile` is an ICC profile, `exif` (with or
-    without its "Exif" mark) and `xmp` may hold the orientation; none of them has been judged.
+    `pixels` is a complete file of the same format. `profile` is an ICC profile, `exif` (with or
+    without its "Exif" mark) and `xmp` may hold the orientation; none of them has been validated.
     """
 
     pixels: bytes
@@ -34,7 +34,7 @@ class Source:
 
 
 def kind(data: bytes) -> Kind | None:  # noqa: PLR0911 - one for each kind
-    """Tell a file's format by its first bytes; None when it is none of those that are read."""
+    """Return a file's format by its first bytes; None if it is not one of those that are read."""
     if data.startswith(PNG_SIGNATURE):
         return "png"
     if data.startswith(b"\xff\xd8\xff"):

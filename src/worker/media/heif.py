@@ -12,7 +12,7 @@ from PIL import Image
 from worker.errors import ImageUnreadable
 from worker.media.header import UNREADABLE, Kind
 from worker.media.limits import check_size
-from worker.media.primaries import by_number
+from worker.media.primaries import build_numbered_profile
 
 CHILD: Final = Path(__file__).with_name("heif_child.py")
 SECONDS: Final = 30.0
@@ -20,7 +20,7 @@ SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A picture as stored, the ICC profile of its colours if they are told, and its orientation."""
+    """A picture as stored, the ICC profile of its colours if stated, and its orientation."""
 
     picture: Image.Image
     profile: bytes | None
@@ -30,24 +30,24 @@ class Stored:
 def decode(data: bytes, kind: Kind, max_pixels: int) -> Stored:
     """Decode an AVIF or HEIC of at most `max_pixels` in a child; modes L, LA, RGB or RGBA.
 
-    What breaks a decoder of HEVC or AV1 ends the child alone, and what it takes is bounded by the
-    kernel: no more than 24 bytes a pixel of `max_pixels`, and 30 s. Raises ImageUnreadable, and
-    what `check_size` raises.
+    A file that breaks the HEVC or AV1 decoder ends only the child, and the kernel bounds what it
+    takes: 24 bytes per pixel of `max_pixels`, and 30 s. Raises ImageUnreadable, and what
+    `check_size` raises.
     """
     command = [sys.executable, "-I", str(CHILD), kind, str(max_pixels)]
     try:
-        answer = subprocess.run(  # noqa: S603 - our own child; the file goes by standard input
+        answer = subprocess.run(  # noqa: S603 - our own child; it gets the file on standard input
             command, input=data, capture_output=True, timeout=SECONDS, env={}, check=True
         ).stdout
     except (subprocess.SubprocessError, OSError) as error:
         raise ImageUnreadable(UNREADABLE) from error
     body = answer.index(b"\n") + 1
-    told = json.loads(answer[:body])
-    width, height = told["size"]
-    check_size(width, height, max_pixels)  # over it nothing but the size was told
-    pixels = body + told["profile"]
-    picture = Image.frombytes(told["mode"], (width, height), memoryview(answer)[pixels:])
+    facts = json.loads(answer[:body])
+    width, height = facts["size"]
+    check_size(width, height, max_pixels)  # over it the child reports nothing but the size
+    pixels = body + facts["profile"]
+    picture = Image.frombytes(facts["mode"], (width, height), memoryview(answer)[pixels:])
     profile: bytes | None = answer[body:pixels]
     if not profile:
-        profile = by_number(*told["numbers"]) if told["numbers"] else None
-    return Stored(picture, profile, told["orientation"])
+        profile = build_numbered_profile(*facts["numbers"]) if facts["numbers"] else None
+    return Stored(picture, profile, facts["orientation"])

@@ -1,9 +1,10 @@
 """The child process that decodes one AVIF or HEIC: `python -I heif_child.py KIND MAX_PIXELS`.
 
-It has little memory and time, no file but its three, and nothing of the worker's environment. The
-picture's file comes by standard input. Standard output carries a line of JSON {"size", "mode",
-"orientation", "profile", "numbers"}, the profile of so many bytes, and the pixels, row by row;
-"size" alone when it is over MAX_PIXELS. The status is not 0 when the file cannot be read.
+It has little memory and time, no files but its three standard streams, and nothing of the worker's
+environment. The picture's file comes on standard input. Standard output carries one line of JSON
+{"size", "mode", "orientation", "profile", "numbers"}, the profile (of that many bytes) and the
+pixels, row by row; only "size" when it is over MAX_PIXELS. The exit status is not 0 when the file
+cannot be read.
 """
 
 import io
@@ -19,15 +20,15 @@ from pi_heif.as_plugin import HeifImageFile
 from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin
 
 ORIENTATION: Final = 0x0112
-# Address space: 24 million pixels take 310 MB beyond the start's with 8 bits and no transparency,
-# a picture of 10 bits with transparency about twice that.
-BYTES_A_PIXEL: Final = 24
+# Address space: 24 million pixels take 310 MB beyond what the process starts with, at 8 bits
+# without transparency; at 10 bits with transparency about twice that.
+BYTES_PER_PIXEL: Final = 24
 SPARE_BYTES: Final = 64_000_000
 CPU_S: Final = 30
 THREADS: Final = 2
 ROWS: Final = 64
-# Boxes (ISO 23008-12, 6.5.3 and ISO 14496-12): width and height of an item; colours of the first:
-# size, name, kind, primaries, transfer, matrix, range.
+# Boxes (ISO 23008-12, 6.5.3 and ISO 14496-12): width and height of an item; colours of the first
+# item: size, name, kind, primaries, transfer, matrix, range.
 SIZE: Final = re.compile(rb"\0\0\0\x14ispe\0\0\0\0(.{4})(.{4})", re.DOTALL)
 NCLX: Final = re.compile(rb"\0\0\0\x13colrnclx(..)(..)...", re.DOTALL)
 MOST_PROFILE: Final = 4 * 1024 * 1024
@@ -35,22 +36,22 @@ MODES: Final = frozenset({"L", "LA", "RGB", "RGBA"})
 
 
 def confine(max_pixels: int) -> None:
-    """Let the kernel refuse this process more memory and time than a picture needs, and any file.
+    """Have the kernel refuse this process more memory and time than a picture needs, and any file.
 
-    No new descriptor is a file, a socket or a program that whoever took the decoder over could use:
-    the limits of OpenSSH's sandbox-rlimit.c. Everything must be imported by then.
+    Without new descriptors an attacker who has taken over the decoder can open no file, socket or
+    program: the limits of OpenSSH's sandbox-rlimit.c. Everything must be imported beforehand.
     """
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        most = pages * resource.getpagesize() + BYTES_A_PIXEL * max_pixels + SPARE_BYTES
+        most = pages * resource.getpagesize() + BYTES_PER_PIXEL * max_pixels + SPARE_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     for none in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):
         resource.setrlimit(none, (0, 0))
 
 
-def opened(data: bytes, kind: str) -> Image.Image:
-    """Open a file by the decoder of its kind, or by the other: brands do not always tell."""
+def open_picture(data: bytes, kind: str) -> Image.Image:
+    """Open a file with the decoder of its kind, else with the other: brands are unreliable."""
     readers: list[type[ImageFile.ImageFile]] = [AvifImagePlugin.AvifImageFile, HeifImageFile]
     first, other = readers if kind == "avif" else reversed(readers)
     try:
@@ -59,52 +60,52 @@ def opened(data: bytes, kind: str) -> Image.Image:
         return other(io.BytesIO(data))
 
 
-def numbers(data: bytes) -> list[int] | None:
-    """Return the colours' primaries and transfer, by their numbers in ITU-T H.273, if told."""
-    found = NCLX.search(data)
-    return [int.from_bytes(number) for number in found.groups()] if found else None
+def read_numbers(data: bytes) -> list[int] | None:
+    """Return the colours' primaries and transfer, as numbers of ITU-T H.273, if stated."""
+    box = NCLX.search(data)
+    return [int.from_bytes(number) for number in box.groups()] if box else None
 
 
-def claimed(data: bytes) -> tuple[int, int]:
-    """Return the largest size that a file's boxes claim, (0, 0) without any."""
+def read_claimed_size(data: bytes) -> tuple[int, int]:
+    """Return the largest size that a file's boxes claim, (0, 0) if there is none."""
     sizes = [(int.from_bytes(w), int.from_bytes(h)) for w, h in SIZE.findall(data)]
     return max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
 
 
-def answer(size: tuple[int, int], **told: object) -> None:
-    """Write the first line."""
-    sys.stdout.buffer.write(json.dumps({"size": size, **told}).encode() + b"\n")
+def write_facts(size: tuple[int, int], **others: object) -> None:
+    """Write the line of JSON."""
+    sys.stdout.buffer.write(json.dumps({"size": size, **others}).encode() + b"\n")
 
 
 def main(kind: str, max_pixels: int) -> None:
-    """Answer with the picture on standard input."""
+    """Decode the picture on standard input."""
     data = sys.stdin.buffer.read()
     confine(max_pixels)
-    TiffImagePlugin.ImageFileDirectory_v2()  # what EXIF is read by; an import would need a file
+    TiffImagePlugin.ImageFileDirectory_v2()  # reads EXIF; importing it later would need a file
     AvifImagePlugin.DEFAULT_MAX_THREADS = options.DECODE_THREADS = THREADS
     options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
     try:
-        picture = opened(data, kind)
+        picture = open_picture(data, kind)
         width, height = picture.size
         if width * height <= max_pixels:
             picture.load()
     except Exception:
-        width, height = claimed(data)
+        width, height = read_claimed_size(data)
         if width * height <= max_pixels:
             raise
     if width * height > max_pixels:
-        answer((width, height))
+        write_facts((width, height))
         return
     if picture.mode not in MODES:
         picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     profile = picture.info.get("icc_profile") or b""
     profile = profile if len(profile) <= MOST_PROFILE else b""
-    answer(
+    write_facts(
         picture.size,
         mode=picture.mode,
         orientation=picture.getexif().get(ORIENTATION, 1),
         profile=len(profile),
-        numbers=numbers(data),
+        numbers=read_numbers(data),
     )
     sys.stdout.buffer.write(profile)
     for top in range(0, height, ROWS):

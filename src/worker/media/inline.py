@@ -13,35 +13,35 @@ LINE_END: Final = re.compile(r"[\r\n]+")
 SHORTEST_LINE: Final = 60  # tools write lines of 64 or 76 digits, or longer ones
 URL_SAFE: Final = str.maketrans("-_", "+/")  # RFC 4648, section 5
 GROUP: Final = 4  # digits that hold three bytes
-# Characters of text for one of base64: each of them percent-encoded, and a line break beside.
+# Characters of text per base64 digit: the digit percent-encoded, and a line break next to it.
 LONGEST_FORM: Final = 4
 
 
 def is_base64_uri(head: str) -> bool:
-    """Tell whether a data URI whose part before the comma is `head` holds base64.
+    """Return whether a data URI is base64, by `head`, its part before the comma.
 
-    As browsers read it (WHATWG, "data: URL processor"): "base64" stands last, behind a semicolon
-    and perhaps spaces, in either case; what stands before it may be missing and is not looked at.
+    As browsers read it (WHATWG, "data: URL processor"): "base64" comes last, after a semicolon and
+    possibly spaces, in either case; what precedes it may be missing and is ignored.
     """
     _, semicolon, last = unquote(head).rpartition(";")
     return bool(semicolon) and last.strip(" ").lower() == "base64"
 
 
 def is_whole(digits: int, padding: int) -> bool:
-    """Tell whether base64 of so many digits can end here, with so many "=" or without any.
+    """Return whether base64 with this many digits and "=" signs, or no "=" at all, is complete.
 
-    One digit in the last group holds no byte; padding that does not fit tells of a lost character.
+    One digit in the last group holds no byte; padding that does not fit means a lost character.
     """
     due = -digits % GROUP
     return due < GROUP - 1 and padding in {0, due}
 
 
 def in_one_line(text: str) -> str:
-    """Take white space out of base64, where it cannot be anything but layout.
+    """Remove white space from base64 where it can only be layout.
 
-    A form that was decoded once too often has made blanks of the plus signs, at any places. Those
-    of a document stand beside its line breaks; those of `echo $(base64 FILE)` between whole groups
-    of four in lines of one length. Raises ValueError, with a message for the caller, for others.
+    A form that was decoded once too often turns plus signs into spaces, anywhere. A document's
+    spaces are next to its line breaks; those of `echo $(base64 FILE)` are between complete groups
+    of four in lines of equal length. Raises ValueError for others, with a message for the caller.
     """
     if " " not in text and "\t" not in text:
         return text.replace("\n", "").replace("\r", "")
@@ -56,19 +56,18 @@ def in_one_line(text: str) -> str:
     )
     if not in_groups and any(BLANKS.search(line.strip(" \t")) for line in LINE_END.split(text)):
         raise ValueError(
-            "has blanks inside, perhaps once plus signs; send base64 without blanks, or with"
+            "has spaces inside that may have been plus signs; send base64 without spaces, or with"
             " - and _ for + and /"
         )
     return joined
 
 
 def decode_base64(text: str, max_bytes: int) -> bytes:
-    """Decode base64 in any form that has one meaning, perhaps as a data URI.
+    """Decode base64 in any unambiguous form, possibly a data URI.
 
-    Either alphabet of RFC 4648 or both, padded or without padding, in lines of any length
-    (RFC 2045); a data URI may be percent-encoded (RFC 2397). What it says of its type is not
-    believed. The length is judged before anything is decoded. Raises ImageTooLarge, or
-    InvalidInput for anything else than base64.
+    Either alphabet of RFC 4648 or both, padded or not, in lines of any length (RFC 2045); a data
+    URI may be percent-encoded (RFC 2397), and its media type is ignored. The length is checked
+    before anything is decoded. Raises ImageTooLarge, or InvalidInput for anything but base64.
     """
     is_uri = text[:5].lower() == "data:"
     if is_uri:
@@ -79,9 +78,9 @@ def decode_base64(text: str, max_bytes: int) -> bytes:
         raise _too_large(max_bytes)
     if is_uri and "%" in text:
         text = unquote(text, errors="replace").translate(LAYOUT)
-    data = _decoded(text, max_bytes)  # first as it is: looking for other forms takes 20 ms
+    data = _decode_line(text, max_bytes)  # first as it is: looking for other forms takes 20 ms
     if data is None:
-        data = _decoded(_plain(text, max_bytes), max_bytes)
+        data = _decode_line(_normalise(text, max_bytes), max_bytes)
     if data is None:
         raise InvalidInput("a picture is not valid base64")
     if not data:
@@ -89,20 +88,20 @@ def decode_base64(text: str, max_bytes: int) -> bytes:
     return data
 
 
-def _plain(text: str, max_bytes: int) -> str:
-    """Bring base64 into one line of the standard alphabet, and judge its length."""
+def _normalise(text: str, max_bytes: int) -> str:
+    """Convert base64 to one line of the standard alphabet, and check its length."""
     try:
         line = in_one_line(text)
     except ValueError as error:
         raise InvalidInput(f"a picture {error}") from None
-    if _digits(line) * 3 // GROUP > max_bytes:
+    if _count_digits(line) * 3 // GROUP > max_bytes:
         raise _too_large(max_bytes)
     return line.translate(URL_SAFE)
 
 
-def _decoded(line: str, max_bytes: int) -> bytes | None:
-    """Decode one line; None when it is not of the standard alphabet, not whole, or too long."""
-    digits = _digits(line)
+def _decode_line(line: str, max_bytes: int) -> bytes | None:
+    """Decode one line; None if it is not in the standard alphabet, incomplete or too long."""
+    digits = _count_digits(line)
     if digits * 3 // GROUP > max_bytes or not is_whole(digits, len(line) - digits):
         return None
     try:
@@ -112,7 +111,7 @@ def _decoded(line: str, max_bytes: int) -> bytes | None:
         return None
 
 
-def _digits(line: str) -> int:
+def _count_digits(line: str) -> int:
     return len(line.rstrip("="))
 
 

@@ -1,4 +1,4 @@
-"""Which way up a picture is, by its EXIF or XMP."""
+"""Which way up a picture is, according to its EXIF or XMP."""
 
 from typing import Final
 
@@ -17,7 +17,7 @@ UPRIGHT: Final = {
 
 
 def orientation(exif: bytes | None, xmp: bytes | None) -> int:
-    """Return the EXIF orientation, 1 (upright) when there is none or it cannot be read."""
+    """Return the EXIF orientation, 1 (upright) if there is none or it cannot be read."""
     bare = Image.new("1", (1, 1))
     bare.info = {"exif": exif, "xmp": xmp}
     try:
@@ -28,5 +28,5 @@ def orientation(exif: bytes | None, xmp: bytes | None) -> int:
 
 
 def upright(picture: Image.Image, stored: int) -> Image.Image:
-    """Turn a picture that is stored in this orientation."""
+    """Turn upright a picture that is stored in this orientation."""
     return picture.transpose(UPRIGHT[stored]) if stored in UPRIGHT else picture

@@ -1,14 +1,14 @@
-"""What a store's host tells: where the bucket's name belongs, and for which region it signs."""
+"""What a store's host implies: where the bucket's name belongs, and the region of signatures."""
 
 import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-# "path": behind the host. "host": in front of it, unless the name has a dot, which no certificate
-# covers. "host only": the store takes it nowhere else.
+# "path": after the host. "host": in front of it, unless the name has a dot, which no certificate
+# covers. "host only": the store accepts it nowhere else.
 Style = Literal["path", "host", "host only"]
 
-US: Final = "us-east-1"  # what most stores take where nothing is set
+US: Final = "us-east-1"  # most stores accept it where no region is set
 BUCKET: Final = r"(?:(?P<bucket>.+)\.)?"
 REGION: Final = r"(?P<region>[a-z0-9]+(?:-[a-z0-9]+)*)"
 # As botocore's endpoints.json has them: the regions' names, and the partitions' domains.
@@ -20,8 +20,8 @@ AWS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Hosts of one store; `region` goes before the pattern's, `base` is a path of its API."""
+class StoreHosts:
+    """Hosts of one store; `region` overrides the pattern's, `base` is the path of its API."""
 
     host: re.Pattern[str]
     style: Style = "path"
@@ -31,7 +31,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What one host tells; `bucket` is the name that it begins with, if any."""
+    """What one host implies; `bucket` is the name that it begins with, if any."""
 
     style: Style
     region: str
@@ -39,15 +39,17 @@ class Store:
     base: str
 
 
-def _row(pattern: str, style: Style = "path", region: str | None = None, base: str = "") -> Row:
-    return Row(re.compile(pattern), style, region, base)
+def _row(
+    pattern: str, style: Style = "path", region: str | None = None, base: str = ""
+) -> StoreHosts:
+    return StoreHosts(re.compile(pattern), style, region, base)
 
 
-# The first that matches the whole host counts.
-TABLE: Final = (
+# The first that matches the entire host counts.
+STORES: Final = (
     # Amazon: regional, dual-stack, FIPS, website and access-point hosts, old ones with a dash; the
-    # global ones; acceleration, which goes by the bucket's name alone; interface endpoints of a
-    # VPC, whose first label is the word "bucket".
+    # global ones; acceleration, which goes only by the bucket's name; interface endpoints of a VPC,
+    # whose first label is the word "bucket".
     _row(
         rf"{BUCKET}s3(?:-fips|-website|-accesspoint|-accesspoint-fips)?(?:\.dualstack)?[.-]"
         rf"{AWS_REGION}\.{AWS}",
@@ -76,7 +78,7 @@ TABLE: Final = (
     _row(rf"{BUCKET}cos(?:-internal)?\.{REGION}\.(?:myqcloud\.com|tencentcos\.cn)", "host only"),
     # Huawei OBS.
     _row(rf"{BUCKET}obs\.{REGION}\.myhuaweicloud\.(?:com|eu)", "host only"),
-    # Cloudflare R2: the account's host, perhaps of a jurisdiction.
+    # Cloudflare R2: the account's host, possibly in a jurisdiction.
     _row(
         r"(?:(?P<bucket>[^.]+)\.)?(?!eu\.|fedramp\.)[^.]+(?:\.(?:eu|fedramp))?"
         r"\.r2\.cloudflarestorage\.com",
@@ -88,13 +90,13 @@ TABLE: Final = (
         "host",
         "auto",
     ),
-    # DigitalOcean Spaces, also by its CDN.
+    # DigitalOcean Spaces, also through its CDN.
     _row(rf"{BUCKET}(?P<region>[a-z]{{3}}\d)(?:\.cdn)?\.digitaloceanspaces\.com"),
     # RunPod's network volumes; their regions are written in capitals.
     _row(r"s3api-(?P<region>[a-z0-9-]+)\.runpod\.io"),
     # Supabase: the API has a path, and the region is the project's.
     _row(r"[^.]+(?:\.storage)?\.supabase\.(?:co|in)", region=US, base="storage/v1/s3"),
-    # Google, whose signatures take any region.
+    # Google, whose signatures accept any region.
     _row(rf"{BUCKET}storage\.googleapis\.com", region=US),
     _row(rf"{BUCKET}s3\.wasabisys\.com", region=US),
     _row(rf"{BUCKET}(?:storage|s3)\.yandexcloud\.net", region="ru-central1"),
@@ -113,23 +115,23 @@ TABLE: Final = (
         rf"{BUCKET}s3[.-]{REGION}\.(?:backblazeb2\.com|wasabisys\.com|scw\.cloud|ionoscloud\.com"
         r"|idrivee2\.com|(?:(?:io|perf)\.)?cloud\.ovh\.(?:net|us))"
     ),
-    # Linode, Vultr, Hetzner: REGION alone.
+    # Linode, Vultr, Hetzner: only REGION.
     _row(rf"{BUCKET}(?P<region>[a-z]{{2}}-[a-z]+-\d+)\.linodeobjects\.com"),
     _row(rf"{BUCKET}(?P<region>[a-z]{{3}}\d)\.(?:vultrobjects|your-objectstorage)\.com"),
     _row(rf"{BUCKET}sos-{REGION}\.exo\.io"),
     _row(rf"{BUCKET}storage\.{REGION}\.nebius\.cloud"),
 )
 IN_CAPITALS: Final = re.compile(r"s3api-.*\.runpod\.io")
-UNKNOWN: Final = Store("path", US, None, "")
+UNKNOWN_STORE: Final = Store("path", US, None, "")
 
 
 def store_of(host: str) -> Store:
-    """Return what the host of an endpoint tells; `host` is in lower case and without a port."""
-    for row in TABLE:
-        if found := row.host.fullmatch(host):
-            groups = found.groupdict()
+    """Return what an endpoint's host implies; `host` is in lower case and without a port."""
+    for row in STORES:
+        if match := row.host.fullmatch(host):
+            groups = match.groupdict()
             region = row.region or groups["region"]
             if IN_CAPITALS.fullmatch(host):
                 region = region.upper()
             return Store(row.style, region, groups.get("bucket"), row.base)
-    return UNKNOWN
+    return UNKNOWN_STORE

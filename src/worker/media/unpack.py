@@ -1,4 +1,4 @@
-"""What a site sent under a Content-Encoding -> the file itself, never larger than the limit."""
+"""Undo the Content-Encoding of what a site sent, never to more than the limit."""
 
 import sys
 import zlib
@@ -18,37 +18,38 @@ GZIP: Final = b"\x1f\x8b"
 ZSTD: Final = b"\x28\xb5\x2f\xfd"
 COMPRESS: Final = b"\x1f\x9d"
 ZLIB_METHOD: Final = 8
-MOST_CODINGS: Final = 3  # a proxy may compress what is compressed
-MOST_MEMBERS: Final = 16  # of a file: each copies the rest of it
-# RFC 9659: a browser need not take more, and a frame may ask for 128 MB and hold nothing.
+MOST_CODINGS: Final = 3  # a proxy may compress what is already compressed
+MOST_MEMBERS: Final = 16  # per file: each copies the rest of it
+# RFC 9659: a browser need not accept more, and a frame may request 128 MB and contain nothing.
 ZSTD_WINDOW_LOG: Final = 23
 
-# One member of a stream, and the most bytes it may have -> its bytes, and what follows it.
+# Takes a stream and the most bytes its first member may have; returns the member's bytes, and what
+# follows it.
 Unpacker = Callable[[bytes, int], tuple[bytes, bytes]]
 
 
 class _BrokenError(Exception):
-    """The stream is not whole, or not of its coding at all."""
+    """The stream is incomplete, or not in its coding at all."""
 
 
 class _TooLongError(Exception):
-    """The stream holds more than it may."""
+    """The stream holds more than allowed."""
 
 
 def codings(header: str) -> tuple[str, ...]:
     """Return the compressions that a Content-Encoding names, in the order they were applied.
 
     Everything else that sites write there (identity, base64, aws-chunked, none, utf-8, nothing)
-    says nothing about the bytes and is left out.
+    says nothing about the bytes and is ignored.
     """
     words = (word.strip().lower().removeprefix("x-") for word in header.split(","))
     return tuple(word for word in words if word in CODINGS)
 
 
 def most_packed(max_bytes: int) -> int:
-    """Return how long a file of `max_bytes` can become by a compression that gains nothing.
+    """Return how long a file of `max_bytes` can become if its compression gains nothing.
 
-    zlib, brotli and zstd store what they cannot compress, with 5 bytes for 16 KB at most.
+    zlib, brotli and zstd store what they cannot compress, with at most 5 bytes per 16 KB.
     """
     return max_bytes + max_bytes // 1000 + 1024
 
@@ -56,11 +57,11 @@ def most_packed(max_bytes: int) -> int:
 def unpack(data: bytes, names: tuple[str, ...], max_bytes: int) -> bytes:
     """Undo the `names` of `codings`, the last first, at no time to more than `max_bytes`.
 
-    What does not begin as its coding does is taken as it is: stores keep plain pictures under a
-    wrong name, and content alone tells a format. Call it off the event loop.
+    What does not begin as its coding does is left as it is: stores label plain pictures wrongly,
+    and only content identifies a format. Call it off the event loop.
 
-    Raises ImageTooLarge, or ImageNotThere for what cannot be unpacked: HTTP would have told of a
-    transfer that was cut, so this is what the site holds.
+    Raises ImageTooLarge, or ImageNotThere for what cannot be unpacked: HTTP would have reported a
+    transfer that was cut off, so this is what the site has.
     """
     if len(names) > MOST_CODINGS:
         raise ImageNotThere(f"the site compressed the picture more than {MOST_CODINGS} times")
@@ -78,62 +79,64 @@ def unpack(data: bytes, names: tuple[str, ...], max_bytes: int) -> bytes:
     return data
 
 
-def _gzip(data: bytes, max_bytes: int) -> bytes:
-    """Undo gzip; a zlib stream under that name, too."""
+def _undo_gzip(data: bytes, max_bytes: int) -> bytes:
+    """Undo gzip, or a zlib stream under that name."""
     if data.startswith(GZIP):
-        return _members(data, GZIP, _inflater(16 + zlib.MAX_WBITS), max_bytes)
+        return _unpack_members(data, GZIP, _make_inflater(16 + zlib.MAX_WBITS), max_bytes)
     if _is_zlib(data):
-        return _inflater(zlib.MAX_WBITS)(data, max_bytes)[0]
+        return _make_inflater(zlib.MAX_WBITS)(data, max_bytes)[0]
     return data
 
 
-def _deflate(data: bytes, max_bytes: int) -> bytes:
-    """Undo deflate: a zlib stream as RFC 9110 has it, or the bare one that some servers send."""
+def _undo_deflate(data: bytes, max_bytes: int) -> bytes:
+    """Undo deflate: a zlib stream as in RFC 9110, or the bare one that some servers send."""
     if data.startswith(GZIP) or _is_zlib(data):
-        return _gzip(data, max_bytes)
-    try:  # a bare stream has no mark to be known by
-        return _inflater(-zlib.MAX_WBITS)(data, max_bytes)[0]
+        return _undo_gzip(data, max_bytes)
+    try:  # a bare stream has no signature
+        return _make_inflater(-zlib.MAX_WBITS)(data, max_bytes)[0]
     except (_BrokenError, zlib.error):
         return data
 
 
-def _zstd(data: bytes, max_bytes: int) -> bytes:
-    return _members(data, ZSTD, _zstd_frame, max_bytes) if data.startswith(ZSTD) else data
+def _undo_zstd(data: bytes, max_bytes: int) -> bytes:
+    if not data.startswith(ZSTD):
+        return data
+    return _unpack_members(data, ZSTD, _unpack_zstd_frame, max_bytes)
 
 
-def _br(data: bytes, max_bytes: int) -> bytes:
-    try:  # no mark either
-        return _brotli(data, max_bytes)
+def _undo_brotli(data: bytes, max_bytes: int) -> bytes:
+    try:  # no signature either
+        return _unpack_brotli(data, max_bytes)
     except (_BrokenError, brotli.error):
         return data
 
 
-def _compress(data: bytes, _: int) -> bytes:
-    """Refuse what Unix compress made: no browser undoes it either."""
+def _refuse_compress(data: bytes, _: int) -> bytes:
+    """Refuse the output of Unix compress: no browser undoes it either."""
     if data.startswith(COMPRESS):
-        raise ImageNotThere("the site sent the picture under the compression of Unix compress")
+        raise ImageNotThere("the site sent the picture compressed by Unix compress")
     return data
 
 
 CODINGS: Final[Mapping[str, Callable[[bytes, int], bytes]]] = {
-    "gzip": _gzip,
-    "deflate": _deflate,
-    "br": _br,
-    "zstd": _zstd,
-    "compress": _compress,
+    "gzip": _undo_gzip,
+    "deflate": _undo_deflate,
+    "br": _undo_brotli,
+    "zstd": _undo_zstd,
+    "compress": _refuse_compress,
 }
 
 
 def _is_zlib(data: bytes) -> bool:
-    """Tell whether a zlib header begins `data` (RFC 1950: method 8, a multiple of 31)."""
+    """Return whether `data` begins with a zlib header (RFC 1950: method 8, a multiple of 31)."""
     return data[:1] != b"" and data[0] & 15 == ZLIB_METHOD and int.from_bytes(data[:2]) % 31 == 0
 
 
-def _members(data: bytes, mark: bytes, unpacker: Unpacker, max_bytes: int) -> bytes:
-    """Undo one member after the other; what follows them and is none is left out."""
+def _unpack_members(data: bytes, signature: bytes, unpacker: Unpacker, max_bytes: int) -> bytes:
+    """Undo one member after another; anything else that follows them is left out."""
     parts: list[bytes] = []
     left = max_bytes
-    while data.startswith(mark):
+    while data.startswith(signature):
         if len(parts) == MOST_MEMBERS:
             raise _BrokenError
         part, data = unpacker(data, left)
@@ -142,21 +145,21 @@ def _members(data: bytes, mark: bytes, unpacker: Unpacker, max_bytes: int) -> by
     return b"".join(parts)
 
 
-def _inflater(window_bits: int) -> Unpacker:
+def _make_inflater(window_bits: int) -> Unpacker:
     def inflate(data: bytes, max_bytes: int) -> tuple[bytes, bytes]:
         stream = zlib.decompressobj(window_bits)
-        return _whole(stream, stream.decompress(data, max_bytes + 1), max_bytes)
+        return _check_end(stream, stream.decompress(data, max_bytes + 1), max_bytes)
 
     return inflate
 
 
-def _zstd_frame(data: bytes, max_bytes: int) -> tuple[bytes, bytes]:
+def _unpack_zstd_frame(data: bytes, max_bytes: int) -> tuple[bytes, bytes]:
     options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
     stream = zstd.ZstdDecompressor(options=options)
-    return _whole(stream, stream.decompress(data, max_bytes + 1), max_bytes)
+    return _check_end(stream, stream.decompress(data, max_bytes + 1), max_bytes)
 
 
-def _whole(stream: Any, part: bytes, max_bytes: int) -> tuple[bytes, bytes]:
+def _check_end(stream: Any, part: bytes, max_bytes: int) -> tuple[bytes, bytes]:
     if len(part) > max_bytes:
         raise _TooLongError
     if not stream.eof:
@@ -164,7 +167,7 @@ def _whole(stream: Any, part: bytes, max_bytes: int) -> tuple[bytes, bytes]:
     return part, stream.unused_data
 
 
-def _brotli(data: bytes, max_bytes: int) -> bytes:
+def _unpack_brotli(data: bytes, max_bytes: int) -> bytes:
     stream = brotli.Decompressor()
     unpacked = bytearray()
     while not stream.is_finished():

@@ -1,4 +1,4 @@
-"""What a caller's URL may look like, judged before anything is resolved or dialled."""
+"""What a caller's URL may look like, checked before anything is resolved or dialled."""
 
 import re
 import string
@@ -10,10 +10,10 @@ import idna
 from yarl import URL
 
 from worker.errors import ImageFetchRefused
-from worker.media.address import Gate, parse
+from worker.media.address import Gate, parse_address
 from worker.settings import Settings
 
-MAX_URL_CHARACTERS: Final = 8190  # what common servers take as one request line
+MAX_URL_CHARACTERS: Final = 8190  # what common servers accept as a request line
 SHAPE: Final = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[^/?#@:%\[\]]+)(?::(?P<port>[0-9]{1,5}))?"
     r"(?P<path>(?:/[^?#]*)?)(?P<query>(?:\?[^#]*)?)(?P<fragment>(?:#.*)?)",
@@ -21,9 +21,9 @@ SHAPE: Final = re.compile(
 )
 NAME: Final = re.compile(r"(?=.{1,254}$)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?")
 
-# What browsers percent-encode in each part of a URL (WHATWG, "percent-encode sets"), but the
-# apostrophe of a query, which RFC 3986 allows: signatures are made with it. "%" stays: who wrote it
-# has encoded already, and a signature covers the path as its maker wrote it.
+# What browsers percent-encode in each part of a URL (WHATWG, "percent-encode sets"), except a
+# query's apostrophe, which RFC 3986 allows: signatures cover it as it is. "%" stays: a URL with one
+# is already encoded, and a signature covers the path as its maker wrote it.
 PRINTED: Final = string.digits + string.ascii_letters + string.punctuation
 IN_PATH: Final = PRINTED.translate(dict.fromkeys(map(ord, '"#<>?^`{}')))
 IN_QUERY: Final = PRINTED.translate(dict.fromkeys(map(ord, '"#<>')))
@@ -31,10 +31,10 @@ IN_FRAGMENT: Final = PRINTED.translate(dict.fromkeys(map(ord, '"<>`')))
 
 
 def refuse_characters(text: str) -> None:
-    """Refuse what no URL can mean, anywhere in it: control characters and backslashes.
+    """Refuse what has no meaning anywhere in a URL: control characters and backslashes.
 
-    Browsers read a backslash as a slash, other clients as itself, and they differ about the host
-    behind one. Raises ImageFetchRefused.
+    Browsers read a backslash as a slash, other clients as itself, so they differ about the host
+    that follows one. Raises ImageFetchRefused.
     """
     if len(text) > MAX_URL_CHARACTERS:
         raise ImageFetchRefused(f"a URL must have at most {MAX_URL_CHARACTERS} characters")
@@ -45,24 +45,24 @@ def refuse_characters(text: str) -> None:
 
 
 def ascii_host(host: str) -> str:
-    """Return a host's name as it is asked of a name server: lower case, other scripts as punycode.
+    """Return a host's name as name servers know it: lower case, other scripts as punycode.
 
     Refuses every character that IDNA (UTS 46) turns into a digit, a dot, a letter or nothing: the
-    host that is judged must be the one that is read. Symbols are taken, as browsers take them.
-    Raises UnicodeError.
+    host that is checked must be the one that is read. Symbols are accepted, as in browsers. Raises
+    UnicodeError.
     """
     if host.isascii():
         return host.lower()
-    if host.rstrip(".").rpartition(".")[2].isdigit():  # of any script: no name ends in a number
+    if host.rstrip(".").rpartition(".")[2].isdigit():  # in any script: no name ends in a number
         raise UnicodeError
     for character in host:
         mapped = idna.uts46_remap(character, std3_rules=False)
         if not character.isascii() and (not mapped or any(one.isascii() for one in mapped)):
             raise UnicodeError
-    return ".".join(map(_punycode, idna.uts46_remap(host, std3_rules=False).split(".")))
+    return ".".join(map(_encode_label, idna.uts46_remap(host, std3_rules=False).split(".")))
 
 
-def _punycode(label: str) -> str:
+def _encode_label(label: str) -> str:
     if label.isascii():
         return label
     letters = "".join(one for one in label if unicodedata.category(one) != "So")
@@ -72,13 +72,13 @@ def _punycode(label: str) -> str:
 
 
 def _is_number(host: str) -> bool:
-    """Tell whether some parser may read `host` as an IPv4 address (WHATWG: ends in a number)."""
+    """Return whether some parser may read `host` as an IPv4 address (WHATWG: ends in a number)."""
     last = host.rstrip(".").rpartition(".")[2]
     return last.isdigit() or last.startswith("0x")
 
 
-def _matches(host: str, allowed: str) -> bool:
-    """Tell whether `host` is `allowed`, or under it when that is written "*.example.com"."""
+def _is_allowed(host: str, allowed: str) -> bool:
+    """Return whether `host` is `allowed`, or under it if that is written "*.example.com"."""
     stars = "*." if allowed.startswith("*.") else ""
     try:
         allowed = ascii_host(allowed.removeprefix(stars).rstrip("."))
@@ -90,9 +90,9 @@ def _matches(host: str, allowed: str) -> bool:
 def check(text: str, settings: Settings) -> URL:
     """Return the URL if its scheme, host and port may be dialled at all, ready to be sent.
 
-    Other scripts in the host become punycode; in the rest, what a request may not hold is
+    Other scripts in the host become punycode; in the rest, what a request may not contain is
     percent-encoded as browsers do, and what is encoded already stays as it was written. The
-    addresses behind the host are judged later, at the socket. Raises ImageFetchRefused.
+    addresses of the host are checked later, at the socket. Raises ImageFetchRefused.
     """
     text = text.strip(" ")
     refuse_characters(text)
@@ -113,16 +113,16 @@ def check(text: str, settings: Settings) -> URL:
         ) from None
     default = 443 if scheme == "https" else 80
     _check_host(host.strip("[]"), port or default, Gate.of(scheme, settings), settings)
-    whole = f"{scheme}://{host}{f':{port}' if port else ''}{_encoded(shape)}"
-    if len(whole) > MAX_URL_CHARACTERS:
+    url = f"{scheme}://{host}{f':{port}' if port else ''}{_encode_rest(shape)}"
+    if len(url) > MAX_URL_CHARACTERS:
         raise ImageFetchRefused(
             f"a URL must have at most {MAX_URL_CHARACTERS} characters, percent-encoded"
         )
-    return URL(whole, encoded=True)
+    return URL(url, encoded=True)
 
 
-def _encoded(shape: re.Match[str]) -> str:
-    """Percent-encode what stands behind the host."""
+def _encode_rest(shape: re.Match[str]) -> str:
+    """Percent-encode what follows the host."""
     query, fragment = shape["query"], shape["fragment"]
     return (
         quote(shape["path"], safe=IN_PATH)
@@ -138,12 +138,12 @@ def _check_host(host: str, port: int, gate: Gate, settings: Settings) -> None:
             if not settings.allow_http_images
             else "a URL must use port 443, or 80 for http"
         )
-    if parse(host) is not None:
-        if not gate.permits(host, port):
+    if parse_address(host) is not None:
+        if not gate.can_reach(host, port):
             raise ImageFetchRefused("a URL must lead to a public address")
     elif not NAME.fullmatch(host) or _is_number(host):
         raise ImageFetchRefused("a URL must name its host in the usual spelling")
     if settings.allowed_image_hosts and not any(
-        _matches(host.rstrip("."), allowed) for allowed in settings.allowed_image_hosts
+        _is_allowed(host.rstrip("."), allowed) for allowed in settings.allowed_image_hosts
     ):
         raise ImageFetchRefused("a URL's host is not one that this endpoint allows")

@@ -1,13 +1,13 @@
-"""A WEBP's chunks: its canvas, its first picture, and what is known beside it."""
+"""A WEBP's chunks: its canvas, its first picture, and the metadata that is used."""
 
 import re
 from typing import Final
 
 from worker.media.header import Source
 
-# Flags in VP8X's first byte for what stands beside the picture; without its flag it does not count.
-BESIDE: Final = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}
-# Small chunks that mean nothing here, in a row: 20 MB of them are 2.5 million.
+# Flags in VP8X's first byte for the metadata chunks; without its flag a chunk does not count.
+METADATA: Final = {b"ICCP": 0x20, b"EXIF": 0x08, b"XMP ": 0x04}
+# Runs of small chunks that mean nothing here: 20 MB hold 2.5 million.
 TINY: Final = re.compile(
     rb"(?:(?!ICCP|EXIF|XMP |VP8|ANIM|ANMF|ALPH).{4}"
     rb"(?:\x00\0\0\0|[\x01\x02]\0\0\0..|[\x03\x04]\0\0\0.{4}|[\x05\x06]\0\0\0.{6}))*+",
@@ -17,10 +17,10 @@ STILL: Final = frozenset({b"VP8 ", b"VP8L"})
 
 
 def canvas(data: bytes) -> tuple[int, int] | None:
-    """Return (width, height) in pixels as the first chunk says; None when it says none.
+    """Return (width, height) in pixels as given by the first chunk; None if it gives none.
 
-    The decoder takes memory for it as soon as it sees the file (developers.google.com/speed/webp,
-    container specification, and RFC 6386, 9.1).
+    The decoder allocates memory for it as soon as it sees the file
+    (developers.google.com/speed/webp, container specification, and RFC 6386, 9.1).
     """
     name, body = data[12:16], data[20:30]
     if name == b"VP8X" and len(body) == 10:  # noqa: PLR2004 - flags, then 24 bits each, minus one
@@ -35,32 +35,32 @@ def canvas(data: bytes) -> tuple[int, int] | None:
 
 
 def strip(data: bytes) -> Source:
-    """Keep a WEBP's canvas and its first picture, whatever stands behind it.
+    """Keep a WEBP's canvas and its first picture, whatever follows it.
 
-    Without a picture the file stays as it is, for the decoder to judge.
+    A file without a picture stays as it is, for the decoder to refuse.
     """
-    kept, beside = list[bytes](), dict[bytes, bytes]()
-    found, flags, at = False, 0, 12
+    kept, metadata = list[bytes](), dict[bytes, bytes]()
+    has_picture, flags, at = False, 0, 12
     while True:
         at = TINY.match(data, at).end()  # type: ignore[union-attr] # it may match nothing
         if at + 8 > len(data):
             break
         name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        held = data[at + 8 : at + 8 + size]
-        if name in BESIDE:
-            beside.setdefault(name, held)
-        elif not found and name in {b"VP8X", b"ANIM", b"ANMF", b"ALPH", *STILL}:
-            if name == b"VP8X" and held:
-                flags = held[0]
-                held = bytes((flags & ~sum(BESIDE.values()),)) + held[1:]
-            kept.append(name + size.to_bytes(4, "little") + held + b"\0" * (size & 1))
-            found = name in STILL or name == b"ANMF"
+        content = data[at + 8 : at + 8 + size]
+        if name in METADATA:
+            metadata.setdefault(name, content)
+        elif not has_picture and name in {b"VP8X", b"ANIM", b"ANMF", b"ALPH", *STILL}:
+            if name == b"VP8X" and content:
+                flags = content[0]
+                content = bytes((flags & ~sum(METADATA.values()),)) + content[1:]
+            kept.append(name + size.to_bytes(4, "little") + content + b"\0" * (size & 1))
+            has_picture = name in STILL or name == b"ANMF"
         at += 8 + size + (size & 1)
-    told = {name: held for name, held in beside.items() if flags & BESIDE[name]}
+    flagged = {name: content for name, content in metadata.items() if flags & METADATA[name]}
     body = b"WEBP" + b"".join(kept)
     return Source(
-        pixels=b"RIFF" + len(body).to_bytes(4, "little") + body if found else data,
-        profile=told.get(b"ICCP"),
-        exif=told.get(b"EXIF"),
-        xmp=told.get(b"XMP "),
+        pixels=b"RIFF" + len(body).to_bytes(4, "little") + body if has_picture else data,
+        profile=flagged.get(b"ICCP"),
+        exif=flagged.get(b"EXIF"),
+        xmp=flagged.get(b"XMP "),
     )
