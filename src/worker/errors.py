@@ -26,7 +26,7 @@ WorkerError
     |-- VolumeFull            VOLUME_FULL
     |-- LoraNotApplied        LORA_NOT_APPLIED
     |-- InvalidSettings       WORKER_NOT_READY
-    |   `-- UnfitHost             WORKER_NOT_READY      (this host only: the job may succeed on another)
+    |   `-- UnfitHost         WORKER_NOT_READY      (this host only)
     |-- StartFailed           WORKER_NOT_READY
     `-- Internal              INTERNAL
 """
