@@ -137,7 +137,7 @@ def _imports() -> None:
     import peft  # noqa: F401, PLC0415 - timed
     import transformers  # noqa: PLC0415 - timed
 
-    from worker.families import qwen_image  # noqa: F401, PLC0415 - timed
+    from worker.families.qwen_image import model  # noqa: F401, PLC0415 - timed
 
     for name in ("QwenImagePipeline", "QwenImageTransformer2DModel", "AutoencoderKLQwenImage"):
         getattr(diffusers, name)

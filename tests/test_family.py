@@ -25,8 +25,9 @@ from worker.errors import (
     InvalidSettings,
     LoraNotApplied,
 )
-from worker.families import Generation, Phase, qwen_image
-from worker.families.qwen_image import QwenImage
+from worker.families import Generation, Phase
+from worker.families.qwen_image import model as qwen_image
+from worker.families.qwen_image.model import QwenImage
 from worker.weights import catalog
 
 

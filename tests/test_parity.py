@@ -21,7 +21,7 @@ from PIL import Image
 from worker.bundle.format import adapter_role
 from worker.engine.schedule import LIGHTNING
 from worker.families import Generation, Unheard
-from worker.families.qwen_image import _Clock, sized
+from worker.families.qwen_image.model import _Clock, sized
 from worlds.prepared import (
     CONDITION_AREA,
     CPU,

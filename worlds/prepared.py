@@ -12,7 +12,7 @@ from worker.bundle.prepare import Order, prepare
 from worker.bundle.published import open_published
 from worker.engine.components import Components
 from worker.engine.quantise import Precision
-from worker.families.qwen_image import QwenImage
+from worker.families.qwen_image.model import QwenImage
 from worker.weights.catalog import TABLE, ModelSpec, checkpoints
 from worker.weights.snapshot import LocalSnapshot, Snapshot
 from worlds.published import EDIT, IMAGE

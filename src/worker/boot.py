@@ -22,7 +22,7 @@ WORKING_BYTES: Final = 4_000_000_000
 def family(name: str) -> Any:
     """Import one family's module; that is when torch is imported."""
     importlib.import_module("worker.engine")  # first: it makes the imports of all others faster
-    return importlib.import_module(f"worker.families.{name}")
+    return importlib.import_module(f"worker.families.{name}.model")
 
 
 def warm(model: Model) -> float:
