@@ -225,8 +225,8 @@ def prepared(home: Path, published: Path) -> Figures:
     from bench import synthetic  # noqa: PLC0415 - the same
     from worker import settings  # noqa: PLC0415 - the same
     from worker.bundle.prepare import Order, prepare  # noqa: PLC0415 - the same
-    from worker.weights.catalog import ModelSpec  # noqa: PLC0415 - the same
     from worker.weights.snapshot import LocalSnapshot  # noqa: PLC0415 - the same
+    from worker.weights.spec import ModelSpec  # noqa: PLC0415 - the same
 
     start = time.monotonic()
     snapshot = LocalSnapshot(published, "bench/model")

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from worker.families.qwen_image.models import PARTS as OWN
 from worker.weights.layout import fault, is_needed, needed
 
+PARTS = ("transformer", "text_encoder", "vae", "tokenizer", "processor", "scheduler")
 NEEDED = [
     "model_index.json",
     "worker.json",
@@ -49,16 +51,16 @@ NOT_NEEDED = [
 
 @pytest.mark.parametrize("path", NEEDED)
 def test_a_model_is_built_from(path: str) -> None:
-    assert is_needed(path)
+    assert is_needed(path, PARTS)
 
 
 @pytest.mark.parametrize("path", NOT_NEEDED)
 def test_a_model_is_not_built_from(path: str) -> None:
-    assert not is_needed(path)
+    assert not is_needed(path, PARTS)
 
 
 def test_small_files_come_first_each_in_order() -> None:
-    found = needed(reversed([*NEEDED, *NOT_NEEDED]))
+    found = needed(reversed([*NEEDED, *NOT_NEEDED]), PARTS)
     assert sorted(found) == sorted(NEEDED)
     weights = [path for path in found if path.endswith(".safetensors")]
     small = [path for path in found if not path.endswith(".safetensors")]
@@ -74,7 +76,6 @@ def safetensors() -> bytes:
 
 SHARDS = [f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
 MAP = "transformer/diffusion_pytorch_model.safetensors.index.json"
-PARTS = ("transformer", "text_encoder", "vae", "tokenizer", "processor", "scheduler")
 
 
 @pytest.fixture
@@ -93,9 +94,9 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_whole_folder_has_no_fault(model: Path) -> None:
-    assert fault(model) is None
+    assert fault(model, OWN) is None
     (model / MAP).unlink()
-    assert fault(model) is None, "shards need no index to be there"
+    assert fault(model, OWN) is None, "shards need no index to be there"
 
 
 def test_other_copies_of_the_weights_are_not_looked_at(model: Path) -> None:
@@ -103,7 +104,7 @@ def test_other_copies_of_the_weights_are_not_looked_at(model: Path) -> None:
         (model / "vae" / name).write_bytes(b"cut")
     other = model / "transformer/diffusion_pytorch_model.fp16.safetensors.index.json"
     other.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
-    assert fault(model) is None
+    assert fault(model, OWN) is None
 
 
 def test_a_component_that_the_index_does_not_name_is_not_missed(model: Path) -> None:
@@ -113,7 +114,7 @@ def test_a_component_that_the_index_does_not_name_is_not_missed(model: Path) -> 
         path.unlink()
     (model / "processor").rmdir()
     (model / "vae").rmdir()
-    assert fault(model) is None
+    assert fault(model, OWN) is None
 
 
 def rewrite(path: str, text: str) -> Callable[[Path], object]:
@@ -164,4 +165,4 @@ def test_what_is_not_whole_says_what_it_lacks(
     model: Path, damage: Callable[[Path], object], reason: str
 ) -> None:
     damage(model)
-    assert reason in str(fault(model))
+    assert reason in str(fault(model, OWN))
