@@ -4,11 +4,15 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from worker.families.qwen_image.models import PARTS as OWN
-from worker.weights.layout import fault, is_needed, needed
+from worker.weights.layout import fault, is_needed, needed, published_class
+from worker.weights.spec import Parts
+
+ONE = Parts(weights=("",))
 
 PARTS = ("transformer", "text_encoder", "vae", "tokenizer", "processor", "scheduler")
 NEEDED = [
@@ -136,6 +140,61 @@ def drop(folder: str) -> Callable[[Path], object]:
         (model / folder).rmdir()
 
     return dropped
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Path:
+    """A model of a few bytes that is one part, in the root of its folder."""
+    (tmp_path / "config.json").write_text('{"architectures": ["X"]}')
+    (tmp_path / "model.safetensors").write_bytes(safetensors())
+    return tmp_path
+
+
+def test_a_model_may_be_one_part_without_an_index(one: Path) -> None:
+    assert fault(one, ONE) is None
+    assert fault(one, OWN) == "has no model_index.json"
+    assert published_class(json.loads((one / "config.json").read_text())) == "X"
+
+
+def test_an_index_comes_before_a_config(model: Path) -> None:
+    """Whatever lies in the root of a model that has one."""
+    (model / "config.json").write_text("{")
+    assert fault(model, Parts(("", *OWN.weights), OWN.beside)) is None
+
+
+@pytest.mark.parametrize(
+    ("description", "name"),
+    [
+        ({"_class_name": "A", "architectures": ["B"]}, "A"),
+        ({"architectures": ["B", "C"]}, "B"),
+        ({"architectures": []}, ""),
+        ({"architectures": "B"}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_class_is_what_a_description_names(description: dict[str, Any], name: str) -> None:
+    assert published_class(description) == name
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (remove("config.json"), "has no model_index.json"),
+        (rewrite("config.json", "{"), "has an unreadable config.json"),
+        (rewrite("config.json", "[]"), "has an unreadable config.json"),
+        (remove("model.safetensors"), "lacks its weights"),
+        (rewrite("model.safetensors", ""), "model.safetensors has no safetensors header"),
+        (
+            rewrite("model.safetensors.index.json", '{"weight_map": {"a": "gone.safetensors"}}'),
+            "lacks gone.safetensors",
+        ),
+    ],
+)
+def test_what_one_part_lacks_is_said(
+    one: Path, damage: Callable[[Path], object], reason: str
+) -> None:
+    damage(one)
+    assert str(fault(one, ONE)).startswith(reason)
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,8 @@ def test_every_setting_that_a_user_may_want_is_offered() -> None:
 def test_the_defaults_offered_are_the_worker_s_own() -> None:
     offered = settings.read(defaults())
     assert offered.model == (CATALOGUE.default,)
+    (told,) = (row.default for row in settings.table() if "MODEL" in row.names)
+    assert told == f"`{CATALOGUE.default}`; off RunPod without a GPU `{CATALOGUE.embedded}`"
     assert offered.model_copy(update={"model": ()}) == settings.read({})
 
 
