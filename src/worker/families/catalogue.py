@@ -22,4 +22,5 @@ def combine(families: Sequence[Family]) -> Catalogue:
     )
 
 
+# Read through the module by what serves, so that a test can put one with a family more here.
 CATALOGUE = combine(FAMILIES)
