@@ -137,7 +137,7 @@ def _imports() -> None:
     import peft  # noqa: F401, PLC0415 - timed
     import transformers  # noqa: PLC0415 - timed
 
-    from worker.families import qwen_image  # noqa: F401, PLC0415 - timed
+    from worker.families.qwen_image import model  # noqa: F401, PLC0415 - timed
 
     for name in ("QwenImagePipeline", "QwenImageTransformer2DModel", "AutoencoderKLQwenImage"):
         getattr(diffusers, name)
@@ -225,8 +225,8 @@ def prepared(home: Path, published: Path) -> Figures:
     from bench import synthetic  # noqa: PLC0415 - the same
     from worker import settings  # noqa: PLC0415 - the same
     from worker.bundle.prepare import Order, prepare  # noqa: PLC0415 - the same
-    from worker.weights.catalog import ModelSpec  # noqa: PLC0415 - the same
     from worker.weights.snapshot import LocalSnapshot  # noqa: PLC0415 - the same
+    from worker.weights.spec import ModelSpec  # noqa: PLC0415 - the same
 
     start = time.monotonic()
     snapshot = LocalSnapshot(published, "bench/model")

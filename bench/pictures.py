@@ -21,7 +21,7 @@ from worker.engine.components import Components
 from worker.engine.lora import LIGHTNING_MODULES
 from worker.engine.schedule import LIGHTNING
 from worker.families import Generation, Served, Unheard
-from worker.families.qwen_image import QwenImage
+from worker.families.qwen_image.model import QwenImage
 
 # What users of the 4-bit recipes quantise: every Linear of the blocks but the first img_mod.
 USUAL: Final = {

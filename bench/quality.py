@@ -39,11 +39,12 @@ from worker import settings  # noqa: E402 - the same
 from worker.bundle.open import open_bundle  # noqa: E402 - the same
 from worker.bundle.prepare import Order, prepare  # noqa: E402 - the same
 from worker.engine.quantise import Precision  # noqa: E402 - the same
-from worker.weights.catalog import TABLE, checkpoints  # noqa: E402 - the same
+from worker.families.catalogue import CATALOGUE  # noqa: E402 - the same
+from worker.weights.catalogue import checkpoints  # noqa: E402 - the same
 from worker.weights.snapshot import LocalSnapshot  # noqa: E402 - the same
 
 RESULTS: Final = ROOT / "bench" / "results" / "quality.json"
-SPEC: Final = next(spec for spec in TABLE if spec.name == "tiny-image")
+SPEC: Final = CATALOGUE.row("tiny-image")
 FOLDER: Final = checkpoints() / str(SPEC.embedded)
 CPU: Final = torch.device("cpu")
 SIDE: Final = 96

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from worker import boot, log, settings
 from worker.bundle import format as layout
-from worker.weights import catalog, sources
+from worker.families.catalogue import CATALOGUE
+from worker.weights import sources
 
 
 def bake(models: str, target: Path) -> list[Path]:
@@ -20,7 +21,7 @@ def bake(models: str, target: Path) -> list[Path]:
     work = target / ".work"
     chosen = settings.read(instead={"MODEL": models, "MODEL_DIR": str(work)})
     log.configure(chosen.log_level)
-    specs = catalog.resolve(chosen.model, chosen, has_gpu=False)
+    specs = CATALOGUE.resolve(chosen.model, chosen, has_gpu=False)
     folders = []
     for spec, prepared in zip(specs, boot.prepare(chosen), strict=True):
         folder = target / sources.place_of(spec)

@@ -13,12 +13,13 @@ from worker import boot, preflight, settings
 from worker.driver import Gpu
 from worker.errors import InvalidSettings, UnfitHost
 from worker.families import Control, Drawn, Generation, Openable, Served
+from worker.families.catalogue import CATALOGUE
 from worker.families.describe import describe
 from worker.preflight import Finding
-from worker.weights.catalog import TABLE, lightning_steps
+from worker.weights.spec import lightning_steps
 from worlds.published import EDIT, IMAGE
 
-SPECS = {spec.name: spec for spec in TABLE}
+SPECS = {spec.name: spec for spec in CATALOGUE.rows}
 GB = 1 << 30
 
 
@@ -87,9 +88,11 @@ def test_a_model_takes_as_many_references_as_it_and_the_settings_allow() -> None
     assert first.max_references == 1
     assert (given.id, given.repository) == (spec.name, spec.repository)
     assert (given.revision, given.precision, given.lightning_steps) == ("abc", "8bit", (4, 8))
-    assert (given.licence, given.tasks, given.sizes) == (spec.licence, spec.tasks, spec.sizes)
-    assert (given.steps, given.true_cfg_scale) == (spec.steps, spec.true_cfg_scale)
-    assert (given.area, given.negative_prompt) == (spec.area, spec.negative_prompt)
+    assert (given.licence, given.tasks) == (spec.licence, spec.tasks)
+    own = spec.defaults
+    assert (given.steps, given.true_cfg_scale) == (own.steps, own.true_cfg_scale)
+    assert (given.area, given.negative_prompt) == (own.area, own.negative_prompt)
+    assert given.sizes == own.sizes
 
 
 def test_a_small_model_makes_no_large_pictures() -> None:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from worker.families import Generation, Unheard
-from worker.families.qwen_image import QwenImage
+from worker.families.qwen_image.model import QwenImage
 from worlds import prepared
 
 Pair = tuple[QwenImage, QwenImage]

@@ -28,7 +28,7 @@ CHILD = textwrap.dedent(
     from worlds.repository import Copying
     from worker import log
     from worker.bundle.prepare import Order, prepare
-    from worker.weights.catalog import LoraFile, ModelSpec
+    from worker.weights.spec import ModelSpec
     from bench import synthetic
 
     source, home, precision = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
@@ -61,7 +61,7 @@ CHILD = textwrap.dedent(
     snapshot = Copying(source)
     prepare(
         Order(
-            ModelSpec("wide", "org/wide", "QwenImageEditPlusPipeline"),
+            ModelSpec("wide", "org/wide", "QwenImageEditPlusPipeline", tasks=("edit",)),
             snapshot,
             precision,
             prepared.order_of("tiny-edit", home).settings,

@@ -13,8 +13,8 @@ from worker.bundle.plan import MODULATION
 from worker.bundle.prepare import prepare, sizes
 from worker.engine.quantise import is_quantised, quantise
 from worker.errors import WeightsUnavailable
-from worker.weights import catalog, layout, sources
-from worker.weights.instead import instead
+from worker.families.catalogue import CATALOGUE
+from worker.weights import layout, sources
 from worker.weights.snapshot import LocalSnapshot
 from worlds import altered, prepared
 from worlds.altered import Raw
@@ -255,13 +255,11 @@ def test_plain_numbers_are_cast_as_stock_casts_them(
 def test_the_repository_to_take_instead_is_the_one_that_was_quantised(
     repository: str, pipeline: str, row: str
 ) -> None:
-    found = instead(repository, pipeline)
-    assert found is not None
-    assert found.repository.endswith(row)
+    assert CATALOGUE.listing(repository, pipeline).instead.endswith(row)
 
 
 def test_without_a_class_or_a_name_nothing_is_guessed() -> None:
-    assert instead("someone/painter") is None
+    assert CATALOGUE.listing("someone/painter").instead == ""
 
 
 @pytest.fixture
@@ -329,6 +327,6 @@ def test_a_model_that_describes_itself_in_no_json_object_is_refused(
     path: str, text: str, folder: Path
 ) -> None:
     (folder / path).write_bytes(text.encode("latin-1"))
-    (spec,) = catalog.resolve(["someone/painter"], settings.read({}), has_gpu=False)
+    (spec,) = CATALOGUE.resolve(["someone/painter"], settings.read({}), has_gpu=False)
     with pytest.raises(WeightsUnavailable, match=path):
-        sources.described(spec, LocalSnapshot(folder, "someone/painter"))
+        sources.described(spec, LocalSnapshot(folder, "someone/painter"), CATALOGUE)

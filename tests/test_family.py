@@ -25,9 +25,10 @@ from worker.errors import (
     InvalidSettings,
     LoraNotApplied,
 )
-from worker.families import Generation, Phase, qwen_image
-from worker.families.qwen_image import QwenImage
-from worker.weights import catalog
+from worker.families import Generation, Phase
+from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image import model as qwen_image
+from worker.families.qwen_image.model import QwenImage
 
 
 class Listener:
@@ -388,7 +389,7 @@ def test_memory_that_a_released_model_leaves_behind_is_found(tmp_path: Path) -> 
 def test_two_models_that_do_not_fit_together_take_turns(tmp_path: Path) -> None:
     """Each comes back as it was, and its memory was free meanwhile, after a stopped one too."""
     given = settings.read({"MODEL": "tiny", "MODEL_DIR": str(tmp_path)})
-    specs = catalog.resolve(given.model, given, has_gpu=False)
+    specs = CATALOGUE.resolve(given.model, given, has_gpu=False)
     turns = residency.Residency([qwen_image.ready(s, given, None) for s in specs], budget=1)
     pictures = []
     for name, asked in (("tiny-image", TEXT), ("tiny-edit", EDIT)) * 2:
@@ -477,8 +478,8 @@ def test_a_text_encoder_that_must_wait_in_the_hosts_memory_is_opened_there(
 
 def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that another model has goes to what MODEL called it."""
-    spec = {spec.name: spec for spec in catalog.TABLE}["qwen-image"]
-    found = replace(spec, name="found", steps=33)
+    spec = CATALOGUE.row("qwen-image")
+    found = replace(spec, name="found", defaults=replace(spec.defaults, steps=33))
     obtained = SimpleNamespace(
         spec=found,
         bundle=SimpleNamespace(revision="abc", precision="8bit"),

@@ -13,7 +13,8 @@ from worker import boot, settings
 from worker.bundle import format as layout
 from worker.bundle import obtain as obtaining
 from worker.errors import HubUnreachable, WeightsUnavailable
-from worker.weights import catalog, metadata, proof
+from worker.families.catalogue import CATALOGUE
+from worker.weights import metadata, proof
 from worlds import hub as worlds_hub
 from worlds.hub import Hub
 from worlds.prepared import folder_of
@@ -67,8 +68,8 @@ def offline(environ: dict[str, str], model: str, **more: str) -> list[Path]:
 def obtained(environ: dict[str, str], model: str, **more: str) -> obtaining.Obtained:
     """Return what a start on a CPU would open for the one model."""
     read = settings.read({**environ, "MODEL": model, **more})
-    (spec,) = catalog.resolve(read.model, read, has_gpu=False)
-    return obtaining.obtain(spec, read, None)
+    (spec,) = CATALOGUE.resolve(read.model, read, has_gpu=False)
+    return obtaining.obtain(spec, read, None, CATALOGUE)
 
 
 def transformer(folder: Path) -> dict[str, str]:
@@ -439,7 +440,7 @@ def test_a_lora_of_another_file_is_another_lora(environ: dict[str, str]) -> None
     record = json.loads(manifest.read_bytes())
     assert offline(given, "bob/foo") == [folder]
     # what 0.1.0's table had for a model of the table
-    row = next(row for row in catalog.TABLE if row.name == "qwen-image-edit-2511")
+    row = CATALOGUE.row("qwen-image-edit-2511")
     record |= {"repository": row.repository, "model": row.name}
     manifest.write_text(json.dumps(record))
     with pytest.raises(HubUnreachable):
@@ -486,7 +487,7 @@ def test_a_word_that_the_hub_forbids_is_refused() -> None:
     """a--b/c and a/b--c would share a folder in every cache."""
     for word in ("a--b/c", "a/b--c", "a/b..c"):
         with pytest.raises(WeightsUnavailable, match="no model is called"):
-            catalog.resolve([word], settings.read({}), has_gpu=False)
+            CATALOGUE.resolve([word], settings.read({}), has_gpu=False)
 
 
 def test_a_damaged_bundle_that_was_downloaded_is_downloaded_again(

@@ -20,24 +20,19 @@ ROOMS = {
     "weights": {"floor", "weights"},
     "engine": {"floor", "engine"},
     "bundle": {"floor", "weights", "engine", "bundle"},
-    "families": {"floor", "seam", "weights", "engine", "bundle", "families"},
-    "edge": {"floor", "seam", "media", "weights", "edge"},
+    "catalogue": {"floor", "weights", "catalogue"},
+    "families": {"floor", "seam", "weights", "engine", "bundle", "catalogue", "families"},
+    "edge": {"floor", "seam", "media", "catalogue", "edge"},
     "jobs": {"floor", "seam", "media", "edge", "jobs"},
     "doors": {"floor", "seam", "media", "edge", "jobs", "doors"},
     "start": {
-        "floor",
-        "seam",
-        "media",
-        "weights",
-        "engine",
-        "bundle",
-        "families",
-        "doors",
-        "start",
+        *("floor", "seam", "media", "weights", "engine", "bundle", "catalogue", "families"),
+        *("doors", "start"),
     },
 }
 FLOOR = {"errors", "log", "settings", "driver", "versions"}  # they know nothing of ours
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes"}
+LISTED = {"catalogue", "family", "models"}  # what families say of themselves before any is imported
 HEAVY_ROOMS = {"engine", "bundle", "families"}
 
 
@@ -53,6 +48,8 @@ def room(name: str) -> str:
     inner = name.split(".")[1:]
     if name == "worker.families":
         return "seam"
+    if inner[:1] == ["families"] and inner[-1] in LISTED:
+        return "catalogue"
     if inner and inner[0] in ROOMS:
         return inner[0]
     if not inner or inner[0] in FLOOR:

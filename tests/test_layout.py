@@ -4,11 +4,17 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from worker.weights.layout import fault, is_needed, needed
+from worker.families.qwen_image.models import PARTS as OWN
+from worker.weights.layout import fault, is_needed, needed, published_class
+from worker.weights.spec import Parts
 
+ONE = Parts(weights=("",))
+
+PARTS = ("transformer", "text_encoder", "vae", "tokenizer", "processor", "scheduler")
 NEEDED = [
     "model_index.json",
     "worker.json",
@@ -49,16 +55,16 @@ NOT_NEEDED = [
 
 @pytest.mark.parametrize("path", NEEDED)
 def test_a_model_is_built_from(path: str) -> None:
-    assert is_needed(path)
+    assert is_needed(path, PARTS)
 
 
 @pytest.mark.parametrize("path", NOT_NEEDED)
 def test_a_model_is_not_built_from(path: str) -> None:
-    assert not is_needed(path)
+    assert not is_needed(path, PARTS)
 
 
 def test_small_files_come_first_each_in_order() -> None:
-    found = needed(reversed([*NEEDED, *NOT_NEEDED]))
+    found = needed(reversed([*NEEDED, *NOT_NEEDED]), PARTS)
     assert sorted(found) == sorted(NEEDED)
     weights = [path for path in found if path.endswith(".safetensors")]
     small = [path for path in found if not path.endswith(".safetensors")]
@@ -74,7 +80,6 @@ def safetensors() -> bytes:
 
 SHARDS = [f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
 MAP = "transformer/diffusion_pytorch_model.safetensors.index.json"
-PARTS = ("transformer", "text_encoder", "vae", "tokenizer", "processor", "scheduler")
 
 
 @pytest.fixture
@@ -93,9 +98,9 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_whole_folder_has_no_fault(model: Path) -> None:
-    assert fault(model) is None
+    assert fault(model, OWN) is None
     (model / MAP).unlink()
-    assert fault(model) is None, "shards need no index to be there"
+    assert fault(model, OWN) is None, "shards need no index to be there"
 
 
 def test_other_copies_of_the_weights_are_not_looked_at(model: Path) -> None:
@@ -103,7 +108,7 @@ def test_other_copies_of_the_weights_are_not_looked_at(model: Path) -> None:
         (model / "vae" / name).write_bytes(b"cut")
     other = model / "transformer/diffusion_pytorch_model.fp16.safetensors.index.json"
     other.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
-    assert fault(model) is None
+    assert fault(model, OWN) is None
 
 
 def test_a_component_that_the_index_does_not_name_is_not_missed(model: Path) -> None:
@@ -113,7 +118,7 @@ def test_a_component_that_the_index_does_not_name_is_not_missed(model: Path) -> 
         path.unlink()
     (model / "processor").rmdir()
     (model / "vae").rmdir()
-    assert fault(model) is None
+    assert fault(model, OWN) is None
 
 
 def rewrite(path: str, text: str) -> Callable[[Path], object]:
@@ -135,6 +140,61 @@ def drop(folder: str) -> Callable[[Path], object]:
         (model / folder).rmdir()
 
     return dropped
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Path:
+    """A model of a few bytes that is one part, in the root of its folder."""
+    (tmp_path / "config.json").write_text('{"architectures": ["X"]}')
+    (tmp_path / "model.safetensors").write_bytes(safetensors())
+    return tmp_path
+
+
+def test_a_model_may_be_one_part_without_an_index(one: Path) -> None:
+    assert fault(one, ONE) is None
+    assert fault(one, OWN) == "has no model_index.json"
+    assert published_class(json.loads((one / "config.json").read_text())) == "X"
+
+
+def test_an_index_comes_before_a_config(model: Path) -> None:
+    """Whatever lies in the root of a model that has one."""
+    (model / "config.json").write_text("{")
+    assert fault(model, Parts(("", *OWN.weights), OWN.beside)) is None
+
+
+@pytest.mark.parametrize(
+    ("description", "name"),
+    [
+        ({"_class_name": "A", "architectures": ["B"]}, "A"),
+        ({"architectures": ["B", "C"]}, "B"),
+        ({"architectures": []}, ""),
+        ({"architectures": "B"}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_class_is_what_a_description_names(description: dict[str, Any], name: str) -> None:
+    assert published_class(description) == name
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (remove("config.json"), "has no model_index.json"),
+        (rewrite("config.json", "{"), "has an unreadable config.json"),
+        (rewrite("config.json", "[]"), "has an unreadable config.json"),
+        (remove("model.safetensors"), "lacks its weights"),
+        (rewrite("model.safetensors", ""), "model.safetensors has no safetensors header"),
+        (
+            rewrite("model.safetensors.index.json", '{"weight_map": {"a": "gone.safetensors"}}'),
+            "lacks gone.safetensors",
+        ),
+    ],
+)
+def test_what_one_part_lacks_is_said(
+    one: Path, damage: Callable[[Path], object], reason: str
+) -> None:
+    damage(one)
+    assert str(fault(one, ONE)).startswith(reason)
 
 
 @pytest.mark.parametrize(
@@ -164,4 +224,4 @@ def test_what_is_not_whole_says_what_it_lacks(
     model: Path, damage: Callable[[Path], object], reason: str
 ) -> None:
     damage(model)
-    assert reason in str(fault(model))
+    assert reason in str(fault(model, OWN))

@@ -22,7 +22,8 @@ from worker.bundle.published import open_published
 from worker.bundle.transform import Transformer
 from worker.engine import lora
 from worker.errors import LoraNotApplied, WeightsUnavailable
-from worker.weights import catalog, metadata
+from worker.families.catalogue import CATALOGUE
+from worker.weights import metadata
 from worker.weights.snapshot import LocalSnapshot
 from worlds import prepared
 from worlds.hub import running
@@ -266,22 +267,23 @@ def test_a_volume_of_0_1_0_is_looked_at_once_and_mended_where_its_scale_was_miss
             "PRECISION_MODE": "bf16",
         }
     )
-    (spec,) = catalog.resolve(chosen.model, chosen, has_gpu=False)
-    bundle = obtain(spec, chosen, None).folder
+    (spec,) = CATALOGUE.resolve(chosen.model, chosen, has_gpu=False)
+    bundle = obtain(spec, chosen, None, CATALOGUE).folder
     right, state = adapter_of(bundle)
     if change is not None:
         tampered(bundle)
     forget_scales(bundle)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "home").rglob("weights-*.safetensors")}
 
-    again = obtain(spec, chosen, None)
+    again = obtain(spec, chosen, None, CATALOGUE)
     part, ours = adapter_of(again.folder)
     assert part.identity == right.identity
     assert all(torch.equal(ours[key], tensor) for key, tensor in state.items())
     assert {p: p.stat().st_mtime_ns for p in before} == before  # no weight was made again
     assert (again.facts["source"] == "MODEL_DIR") is (change is None)
 
-    assert obtain(spec, chosen, None).facts["source"] == "MODEL_DIR"  # and that was the one time
+    once_more = obtain(spec, chosen, None, CATALOGUE)
+    assert once_more.facts["source"] == "MODEL_DIR", "that was the one time"
 
 
 def test_a_catalogue_lora_of_0_1_0_is_taken_as_it_is(
@@ -301,10 +303,11 @@ def test_a_catalogue_lora_of_0_1_0_is_taken_as_it_is(
     with running() as hub:
         hub.add(spec.repository, folder)
         hub.add(str(lora_file.repository), {lora_file.filename: (folder / own).read_bytes()})
-        bundle = obtain(spec, settings.read({**environ, "HF_ENDPOINT": hub.endpoint}), None).folder
+        given = settings.read({**environ, "HF_ENDPOINT": hub.endpoint})
+        bundle = obtain(spec, given, None, CATALOGUE).folder
     forget_scales(bundle)
     down = settings.read({**environ, "HF_ENDPOINT": "http://127.0.0.1:9"})
-    assert obtain(spec, down, None).facts["source"] == "MODEL_DIR"
+    assert obtain(spec, down, None, CATALOGUE).facts["source"] == "MODEL_DIR"
     assert layout.read_bundle(bundle).lightning[STEPS].scale is None
 
 

@@ -14,7 +14,8 @@ from worker.bundle.obtain import Obtained, obtain
 from worker.bundle.plan import Sizes
 from worker.driver import Gpu
 from worker.errors import HubUnreachable, InvalidSettings
-from worker.weights import catalog, metadata
+from worker.families.catalogue import CATALOGUE
+from worker.weights import metadata
 from worlds import hub as worlds_hub
 from worlds.hub import Hub
 from worlds.prepared import folder_of
@@ -50,8 +51,8 @@ def obtained(environ: dict[str, str], free: int | None = None, **more: str) -> O
     """Return what a start would open, on a GPU with so many bytes free or on a CPU."""
     read = settings.read({**environ, **more})
     gpu = None if free is None else Gpu("a GPU", (9, 0), 80 * GB, free)
-    (spec,) = catalog.resolve(read.model, read, has_gpu=gpu is not None)
-    return obtain(spec, read, gpu)
+    (spec,) = CATALOGUE.resolve(read.model, read, has_gpu=gpu is not None)
+    return obtain(spec, read, gpu, CATALOGUE)
 
 
 def offline(environ: dict[str, str], free: int | None = None, **more: str) -> Obtained:

@@ -21,7 +21,7 @@ from PIL import Image
 from worker.bundle.format import adapter_role
 from worker.engine.schedule import LIGHTNING
 from worker.families import Generation, Unheard
-from worker.families.qwen_image import _Clock, sized
+from worker.families.qwen_image.model import _Clock, sized
 from worlds.prepared import (
     CONDITION_AREA,
     CPU,
@@ -111,13 +111,13 @@ class Pair:
 @pytest.fixture(autouse=True)
 def reference_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the stock pipeline the small model's reference sizes; it reads them at call time."""
-    monkeypatch.setattr(edit_plus, "VAE_IMAGE_SIZE", SPECS["tiny-edit"].area)
+    monkeypatch.setattr(edit_plus, "VAE_IMAGE_SIZE", SPECS["tiny-edit"].defaults.area)
     monkeypatch.setattr(edit_plus, "CONDITION_IMAGE_SIZE", CONDITION_AREA)
     published = first_edit.calculate_dimensions
     monkeypatch.setattr(
         first_edit,
         "calculate_dimensions",
-        lambda _area, ratio: published(SPECS["tiny-edit"].area, ratio),
+        lambda _area, ratio: published(SPECS["tiny-edit"].defaults.area, ratio),
     )
 
 
@@ -191,7 +191,7 @@ def references(count: int) -> tuple[Image.Image, ...]:
 def test_edits_equal_the_stock_pipeline(edit_pair: Pair, count: int, changes: Any) -> None:
     """The final latents are those of QwenImageEditPlusPipeline with 1-3 references, bit for bit."""
     given = references(count)
-    width, height = sized(SPECS["tiny-edit"].area, given[-1].width / given[-1].height)
+    width, height = sized(SPECS["tiny-edit"].defaults.area, given[-1].width / given[-1].height)
     generation = replace(
         BASE,
         task="edit",
@@ -217,7 +217,7 @@ def test_the_first_edition_equals_the_stock_pipeline(
 ) -> None:
     """QwenImageEditPipeline: one reference, no "Picture 1:", seen by the encoder at full size."""
     given = drawing(*size, 3)
-    width, height = sized(SPECS["tiny-edit"].area, given.width / given.height)
+    width, height = sized(SPECS["tiny-edit"].defaults.area, given.width / given.height)
     generation = replace(
         BASE,
         task="edit",

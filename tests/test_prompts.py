@@ -5,7 +5,7 @@ from transformers import AutoTokenizer
 
 from worker.engine import prompts
 from worker.engine.prompts import PromptEncoder, Template
-from worker.weights.catalog import checkpoints
+from worker.weights.catalogue import checkpoints
 
 TOKENIZER = AutoTokenizer.from_pretrained(checkpoints() / "tiny" / "edit" / "tokenizer")
 

@@ -14,6 +14,7 @@ from worker.edge import fields
 from worker.edge.reply import failure, success
 from worker.edge.request import Request, parse
 from worker.errors import Detail, InvalidInput
+from worker.families.catalogue import CATALOGUE
 from worker.media.deliver import Encoded
 from worlds.published import EDIT, IMAGE
 
@@ -44,6 +45,15 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.parametrize("page", readme.PAGES)
 def test_every_table_is_what_the_code_gives(page: str) -> None:
     assert readme.filled(page) == PAGES[page], "run: make readme"
+
+
+def test_the_hub_s_listing_names_every_model() -> None:
+    text = readme.HUB.read_text(encoding="utf-8")
+    assert readme.hub_listing() == text, "run: make readme"
+    (row,) = (row for row in json.loads(text)["config"]["env"] if row["key"] == "MODEL")
+    named = row["input"]["description"].partition(": ")[2].split(", ")
+    shipped = {name for names in CATALOGUE.groups.values() for name in names}
+    assert set(named[:-1]) == set(CATALOGUE.names) - shipped
 
 
 def test_readme_is_read_in_a_few_minutes() -> None:

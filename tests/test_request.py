@@ -21,8 +21,8 @@ from worker.edge.geometry import Size
 from worker.edge.request import Query, Request, parse
 from worker.errors import Detail, InvalidInput, ModelNotServed, UnsupportedTask, WorkerError
 from worker.families import Served
+from worker.families.qwen_image.models import NEGATIVE_2512
 from worker.media.fetch import ImageSource
-from worker.weights.catalog import NEGATIVE_2512
 from worlds.published import EDIT, IMAGE
 
 BOTH = (IMAGE, EDIT)

@@ -9,7 +9,8 @@ from pydantic import SecretStr
 
 from worker import boot, preflight, settings, versions
 from worker.edge import request
-from worker.weights import catalog
+from worker.families.catalogue import CATALOGUE
+from worker.weights.spec import lightning_steps
 from worlds import embedded
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,7 +129,9 @@ def test_every_setting_that_a_user_may_want_is_offered() -> None:
 
 def test_the_defaults_offered_are_the_worker_s_own() -> None:
     offered = settings.read(defaults())
-    assert offered.model == (catalog.DEFAULT,)
+    assert offered.model == (CATALOGUE.default,)
+    (told,) = (row.default for row in settings.table() if "MODEL" in row.names)
+    assert told == f"`{CATALOGUE.default}`; off RunPod without a GPU `{CATALOGUE.embedded}`"
     assert offered.model_copy(update={"model": ()}) == settings.read({})
 
 
@@ -164,8 +167,8 @@ def test_the_presets_are_settings_that_resolve_to_models() -> None:
         assert set(preset["defaults"]) <= set(INPUTS)
         chosen = {key: as_text(INPUTS[key], value) for key, value in preset["defaults"].items()}
         given = settings.read(defaults() | chosen)
-        for spec in catalog.resolve(given.model, given, has_gpu=True):
-            steps = catalog.lightning_steps(spec, given)
+        for spec in CATALOGUE.resolve(given.model, given, has_gpu=True):
+            steps = lightning_steps(spec, given)
             assert bool(steps) == given.use_lightning_lora
 
 
@@ -197,7 +200,7 @@ def test_the_hub_s_own_test_needs_neither_a_volume_nor_a_download() -> None:
     config = TESTS["config"]
     environ = {row["key"]: row["value"] for row in config["env"]}
     given = settings.read(environ)
-    specs = catalog.resolve(given.model, given, has_gpu=True)
+    specs = CATALOGUE.resolve(given.model, given, has_gpu=True)
     assert all(spec.embedded and spec.folder and spec.folder.is_dir() for spec in specs)
     assert config["gpuTypeId"].startswith("NVIDIA ")
     assert {"text-to-image", "edit"} == {task for spec in specs for task in spec.tasks}

@@ -10,16 +10,17 @@ import pytest
 
 from worker import settings
 from worker.errors import WeightsUnavailable
+from worker.families.catalogue import CATALOGUE
 from worker.settings import Settings
-from worker.weights import catalog, layout, sources
-from worker.weights.catalog import LoraFile, ModelSpec
+from worker.weights import layout, sources
 from worker.weights.proof import digests
 from worker.weights.snapshot import LocalSnapshot, named
 from worker.weights.sources import Source
+from worker.weights.spec import LoraFile, ModelSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LAST = "diffusion_pytorch_model-00002-of-00002.safetensors"
-SPEC = next(row for row in catalog.TABLE if row.name == "qwen-image")
+SPEC = CATALOGUE.row("qwen-image")
 
 
 def safetensors(values: int = 4) -> bytes:
@@ -242,7 +243,7 @@ def test_model_path_may_hold_several_models(home: Path) -> None:
 
 def test_a_folder_that_model_names_is_never_replaced_by_another_source(home: Path) -> None:
     folder = publish(home / "mine")
-    spec = catalog.of_folder(folder)
+    spec = CATALOGUE.of_folder(folder)
     assert find(home, spec).folder == folder
     damage(folder, "shard missing")
     with pytest.raises(WeightsUnavailable, match="lacks transformer/") as refused:
@@ -258,7 +259,7 @@ def made_of(folder: Path, repository: str, revision: str = "local", **more: str)
 
 
 def word(models: str) -> list[ModelSpec]:
-    return list(catalog.resolve(models.split(","), settings.read({}), has_gpu=True))
+    return list(CATALOGUE.resolve(models.split(","), settings.read({}), has_gpu=True))
 
 
 def of_path(home: Path, spec: ModelSpec, path: str = "mine") -> str:
@@ -418,7 +419,7 @@ def test_only_the_files_that_a_model_needs_are_needed() -> None:
         "safety_checker/model.safetensors",
         "lightning/tiny-Lightning-8steps.safetensors",
     ]
-    assert set(paths) - set(layout.needed(paths)) == {
+    assert set(paths) - set(layout.needed(paths, (*SPEC.parts.weights, *SPEC.parts.beside))) == {
         "README.md",
         "picture.png",
         "transformer/diffusion_pytorch_model.fp16.safetensors",
@@ -431,8 +432,8 @@ def test_a_bundle_of_a_known_model_is_that_model(home: Path) -> None:
     manifest = {"model": "qwen-image-edit-2511", "pipeline": "QwenImageEditPlusPipeline"}
     folder = bundle(home / "pushed")
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    spec = catalog.of_folder(folder)
-    assert (spec.name, spec.folder, spec.steps) == ("qwen-image-edit-2511", folder, 40)
+    spec = CATALOGUE.of_folder(folder)
+    assert (spec.name, spec.folder, spec.defaults.steps) == ("qwen-image-edit-2511", folder, 40)
     source = find(home, spec)
     assert (source.bundle, source.folder) == (True, folder)
 
@@ -440,6 +441,7 @@ def test_a_bundle_of_a_known_model_is_that_model(home: Path) -> None:
 def test_another_repository_describes_itself(home: Path) -> None:
     folder = publish(home / "painter", "QwenImageEditPlusPipeline")
     (folder / "worker.json").write_text(json.dumps({"area": 96 * 96}))
-    (spec,) = catalog.resolve(["someone/painter"], configured(home), has_gpu=True)
-    known = sources.described(spec, LocalSnapshot(folder, "someone/painter"))
-    assert (known.tasks, known.area, known.max_references) == (("edit",), 96 * 96, 3)
+    (spec,) = CATALOGUE.resolve(["someone/painter"], configured(home), has_gpu=True)
+    known = sources.described(spec, LocalSnapshot(folder, "someone/painter"), CATALOGUE)
+    assert known.tasks == ("edit",)
+    assert (known.defaults.area, known.defaults.max_references) == (96 * 96, 3)

@@ -1,7 +1,7 @@
-"""Fill the tables of README and docs/ from the code that they describe: `make readme`.
+"""Fill the tables of README, docs/ and RunPod's listing from the code: `make readme`.
 
-A table stands between `<!-- NAME -->` and `<!-- end -->`; tests/test_readme.py fails while a page
-and the code differ.
+A table stands between `<!-- NAME -->` and `<!-- end -->`; .runpod/hub.json names the models that
+MODEL may hold and its default. tests/test_readme.py fails while a page and the code differ.
 """
 
 import ast
@@ -13,10 +13,12 @@ from typing import Final
 
 from worker import errors, settings
 from worker.edge import fields
-from worker.weights import catalog
+from worker.families.catalogue import CATALOGUE
+from worker.weights.spec import ModelSpec
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 SIZES: Final = ROOT / "bench" / "results" / "sizes.json"
+HUB: Final = ROOT / ".runpod" / "hub.json"
 OVERHEAD: Final = ROOT / "bench" / "results" / "overhead.json"
 
 # What stands beside src/worker, in the order of the reader's interest.
@@ -92,19 +94,20 @@ def named(name: str, *aliases: str) -> str:
 
 def models_table() -> str:
     """Return the catalogue."""
-    rows = ((code(row.name), *facts(row)) for row in catalog.TABLE)
+    rows = ((code(row.name), *facts(row)) for row in CATALOGUE.rows)
     header = ("name", "repository", "task", "base schedule", "Lightning steps", "licence")
     return markdown(header, rows)
 
 
-def facts(row: catalog.ModelSpec) -> tuple[str, ...]:
+def facts(row: ModelSpec) -> tuple[str, ...]:
     """Return a model's row without its name."""
-    own = row.negative_prompt.strip()
-    references = f", 1-{row.max_references} references" if row.max_references > 1 else ""
+    own = row.defaults
+    references = f", 1-{own.max_references} references" if own.max_references > 1 else ""
+    negative = ", a negative prompt" if own.negative_prompt.strip() else ""
     return (
         f"checkpoints/{row.embedded} (embedded)" if row.embedded else row.repository,
         ", ".join(row.tasks) + references,
-        f"{row.steps} steps, CFG {row.true_cfg_scale:g}" + (", a negative prompt" if own else ""),
+        f"{own.steps} steps, CFG {own.true_cfg_scale:g}{negative}",
         ", ".join(map(str, row.lightning)),
         row.licence,
     )
@@ -201,10 +204,26 @@ def filled(page: str) -> str:
     return text
 
 
+def hub_listing() -> str:
+    """Return .runpod/hub.json with the models that the catalogue has, the newest first."""
+    listing = json.loads(HUB.read_text(encoding="utf-8"))
+    published = [row.name for row in CATALOGUE.rows if row.embedded is None]
+    words = [*reversed(published), *CATALOGUE.groups]
+    for entry in listing["config"]["env"]:
+        if entry["key"] == "MODEL":
+            entry["input"]["description"] = (
+                f"Model or models to serve, comma-separated: {', '.join(words)}, or a Hugging Face"
+                " repository of the same family."
+            )
+            entry["input"]["default"] = CATALOGUE.default
+    return json.dumps(listing, indent=2, ensure_ascii=False) + "\n"
+
+
 def main() -> int:
-    """Write the pages anew."""
+    """Write the pages and the listing anew."""
     for page in PAGES:
         (ROOT / page).write_text(filled(page), encoding="utf-8")
+    HUB.write_text(hub_listing(), encoding="utf-8")
     return 0
 
 

@@ -1,9 +1,10 @@
 """What a worker with the embedded models serves, without opening them."""
 
 from worker.families import Served
+from worker.families.catalogue import CATALOGUE
 from worker.families.describe import describe
 from worker.settings import Settings
-from worker.weights import catalog
+from worker.weights.spec import lightning_steps
 
 
 def served(settings: Settings) -> list[Served]:
@@ -14,8 +15,8 @@ def served(settings: Settings) -> list[Served]:
             settings,
             revision="local",
             precision="bf16",
-            lightning=catalog.lightning_steps(spec, settings),
+            lightning=lightning_steps(spec, settings),
             memory=None,
         )
-        for spec in catalog.resolve(settings.model, settings, has_gpu=False)
+        for spec in CATALOGUE.resolve(settings.model, settings, has_gpu=False)
     ]

@@ -12,14 +12,15 @@ from worker.bundle.prepare import Order, prepare
 from worker.bundle.published import open_published
 from worker.engine.components import Components
 from worker.engine.quantise import Precision
-from worker.families.qwen_image import QwenImage
-from worker.weights.catalog import TABLE, ModelSpec, checkpoints
+from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image.model import QwenImage
+from worker.weights.catalogue import checkpoints
 from worker.weights.snapshot import LocalSnapshot, Snapshot
 from worlds.published import EDIT, IMAGE
 
 CPU = torch.device("cpu")
 CONDITION_AREA = 96 * 96
-SPECS = {spec.name: spec for spec in TABLE}
+SPECS = {spec.name: CATALOGUE.row(spec.name) for spec in CATALOGUE.rows}
 
 
 def folder_of(name: str) -> Path:
@@ -61,7 +62,7 @@ def opened(
 
 def lightning_files(name: str, folder: Path | None = None) -> dict[str, Path]:
     """Return the Lightning LoRA files of an embedded model by adapter name."""
-    spec: ModelSpec = SPECS[name]
+    spec = SPECS[name]
     folder = folder or folder_of(name)
     return {adapter_role(n): folder / lora.filename for n, lora in spec.lightning.items()}
 
@@ -78,5 +79,6 @@ def model(name: str, parts: Components, pipeline: str | None = None) -> QwenImag
     """Return the family's model over open components, as of another pipeline if one is named."""
     spec = SPECS[name]
     edits = "edit" in spec.tasks
-    served = replace(EDIT if edits else IMAGE, id=name, area=spec.area, max_pixels=4 * spec.area)
+    area = spec.defaults.area
+    served = replace(EDIT if edits else IMAGE, id=name, area=area, max_pixels=4 * area)
     return QwenImage(parts, served, pipeline or spec.pipeline, condition_area=CONDITION_AREA)

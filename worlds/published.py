@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from worker.families import Served
-from worker.weights.catalog import NEGATIVE_2512, PUBLISHED_SIZES
+from worker.families.qwen_image.models import NEGATIVE_2512, PUBLISHED_SIZES
 
 IMAGE = Served(
     id="qwen-image-2512",

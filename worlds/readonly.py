@@ -25,15 +25,15 @@ START = textwrap.dedent(
     from worker.bundle.obtain import obtain
     from worker.driver import Gpu
     from worker.errors import WorkerError
-    from worker.weights import catalog
+    from worker.families.catalogue import CATALOGUE
 
     log.configure("ERROR")
     for case in json.load(sys.stdin):
         gpu = Gpu("a GPU", (9, 0), 80 << 30, case["gpu"]) if case["gpu"] else None
         try:
             read = settings.read(case["environ"])
-            specs = catalog.resolve(read.model, read, has_gpu=gpu is not None)
-            found = [obtain(spec, read, gpu) for spec in specs]
+            specs = CATALOGUE.resolve(read.model, read, has_gpu=gpu is not None)
+            found = [obtain(spec, read, gpu, CATALOGUE) for spec in specs]
             answer = {"folders": [str(f.folder) for f in found], "facts": [f.facts for f in found]}
             if case["draw"]:
                 boot.boot(read)

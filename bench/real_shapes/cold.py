@@ -30,9 +30,9 @@ from worker.bundle.open import open_bundle
 from worker.bundle.prepare import Order, prepare, sizes
 from worker.engine.device import threads_for
 from worker.engine.quantise import Precision
-from worker.weights.catalog import ModelSpec
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Progress, Proven, quiet
+from worker.weights.spec import ModelSpec
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SHARD_BYTES: Final = {"Qwen-Image": 4_990_000_000, "tiny": 2_000_000}  # as the hub's are cut
@@ -195,7 +195,7 @@ def order(
     snapshot = RandomSnapshot(architecture, device)
     chosen = settings.read({"MODEL_DIR": str(to), "MIN_STORAGE_FREE_GB": "0"})
     return Order(
-        spec=ModelSpec("random-edit", snapshot.repository, ours.PIPELINES[True]),
+        spec=ModelSpec("random-edit", snapshot.repository, ours.PIPELINES[True], tasks=("edit",)),
         snapshot=snapshot,
         precision=precision,
         settings=chosen,

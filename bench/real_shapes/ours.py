@@ -23,7 +23,7 @@ from worker.engine.modulation import STREAMS, RowModulation, RowPart, RowTable, 
 from worker.engine.quantise import Precision
 from worker.engine.vae import picture
 from worker.families import Generation, Phase, Served, Unheard
-from worker.families.qwen_image import QwenImage, _Clock
+from worker.families.qwen_image.model import QwenImage, _Clock
 from worker.media.images import encode
 
 STEPS: Final = (8, 4)

@@ -9,20 +9,20 @@ from typing import Any, Final
 from worker import log, preflight
 from worker.bundle import format as bundle
 from worker.errors import InvalidSettings, UnfitHost
-from worker.families import Generation, Model, Models, Openable, Unheard
+from worker.families import Generation, Model, Models, Openable, Unheard, catalogue
+from worker.families.recognise import recognise
 from worker.residency import Residency
 from worker.settings import Settings
-from worker.weights import catalog
-from worker.weights.catalog import ModelSpec
+from worker.weights.spec import ModelSpec
 
 # What pictures take beside the weights (est.): what models may not fill.
 WORKING_BYTES: Final = 4_000_000_000
 
 
-def family(name: str) -> Any:
+def family(module: str) -> Any:
     """Import one family's module; that is when torch is imported."""
     importlib.import_module("worker.engine")  # first: it makes the imports of all others faster
-    return importlib.import_module(f"worker.families.{name}")
+    return importlib.import_module(module)
 
 
 def warm(model: Model) -> float:
@@ -60,15 +60,16 @@ def boot(settings: Settings) -> Models:
     """
     start = time.monotonic()
     gpu = preflight.usable_gpu()
-    specs = catalog.resolve(settings.model, settings, has_gpu=gpu is not None)
+    specs = catalogue.CATALOGUE.resolve(settings.model, settings, has_gpu=gpu is not None)
     _say(specs, settings)
     _preflight(settings)
     bundle.read_ahead_of([spec.word for spec in specs], settings.home)
     openables: list[Openable] = []
-    for spec in specs:
-        # a bundle may say only now that it is a model of the table, whose name callers know
-        taken = {other.name for other in specs if other is not spec}
+    for given in specs:
+        # a bundle may say only now that it is a model of the catalogue, whose name callers know
+        taken = {other.name for other in specs if other is not given}
         taken |= {openable.served.id for openable in openables}
+        spec = recognise(given, settings, catalogue.CATALOGUE)
         openables.append(family(spec.family).ready(spec, settings, gpu, taken=taken))
     models = Residency(openables, budget=gpu.free - WORKING_BYTES if gpu else None)
     for model in models.fill():
@@ -84,8 +85,9 @@ def prepare(settings: Settings) -> list[Path]:
     Raises WorkerError.
     """
     gpu = preflight.usable_gpu()
-    specs = catalog.resolve(settings.model, settings, has_gpu=gpu is not None)
-    return [family(spec.family).prepare(spec, settings, gpu) for spec in specs]
+    specs = catalogue.CATALOGUE.resolve(settings.model, settings, has_gpu=gpu is not None)
+    known = (recognise(spec, settings, catalogue.CATALOGUE) for spec in specs)
+    return [family(spec.family).prepare(spec, settings, gpu) for spec in known]
 
 
 def _say(specs: Sequence[ModelSpec], settings: Settings) -> None:

@@ -16,9 +16,10 @@ from typing import Final, Literal
 from worker import versions
 from worker.driver import Driver, DriverError, Gpu, ask
 from worker.errors import DeliveryFailed, WorkerError
+from worker.families import catalogue
 from worker.media.s3 import own_bucket
 from worker.settings import Settings
-from worker.weights import catalog, space
+from worker.weights import space
 
 Level = Literal["ok", "advice", "fatal"]
 
@@ -59,7 +60,7 @@ def check(settings: Settings) -> list[Finding]:
         driver, problem = None, str(error)
     try:
         has_gpu = driver is not None and bool(driver.gpus)
-        specs = catalog.resolve(settings.model, settings, has_gpu=has_gpu)
+        specs = catalogue.CATALOGUE.resolve(settings.model, settings, has_gpu=has_gpu)
         full = any(spec.embedded is None for spec in specs)
         findings.append(Finding("model", "ok", ", ".join(spec.name for spec in specs)))
     except WorkerError as error:

@@ -17,8 +17,9 @@ from safetensors.torch import load, save
 
 from worker.bundle import format as layout
 from worker.bundle.obtain import Obtained, obtain
+from worker.families.catalogue import CATALOGUE
 from worker.settings import Settings, read
-from worker.weights import catalog
+from worker.weights.catalogue import checkpoints
 from worker.weights.proof import digests
 from worlds.hub import Fault, running
 from worlds.repository import in_shards
@@ -32,14 +33,14 @@ LORA = "lightning/tiny-Lightning-8steps.safetensors"
 
 def obtained(settings: Settings) -> Obtained:
     """Get the bundle, as a start on a CPU does."""
-    (spec,) = catalog.resolve((REPOSITORY,), settings, has_gpu=False)
-    return obtain(spec, settings, None)
+    (spec,) = CATALOGUE.resolve((REPOSITORY,), settings, has_gpu=False)
+    return obtain(spec, settings, None, CATALOGUE)
 
 
 @cache
 def _published() -> Mapping[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        out = in_shards(catalog.checkpoints() / "tiny" / "image", Path(folder) / "x", SHARDS)
+        out = in_shards(checkpoints() / "tiny" / "image", Path(folder) / "x", SHARDS)
         return {
             path.relative_to(out).as_posix(): path.read_bytes()
             for path in out.rglob("*")

@@ -9,9 +9,9 @@ from worker.bundle.modules import CONFIGURATION, Expected
 from worker.bundle.plan import COPIED, WITH_WEIGHTS, Shard
 from worker.bundle.tensors import Header, UnknownFormat
 from worker.errors import WeightsUnavailable
-from worker.weights.catalog import PIPELINES, ModelSpec
 from worker.weights.layout import ABOUT, INDEX
 from worker.weights.snapshot import Snapshot, named
+from worker.weights.spec import ModelSpec
 
 PATCH: Final = 2  # the pipelines fold 2x2 latents into a token
 RGB: Final = 3
@@ -59,7 +59,7 @@ def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
     configs = {role: _object(snapshot, f"{role}/{CONFIGURATION}") for role in WITH_WEIGHTS}
     _check_configured(index, configs, spec)
     headers = {role: _shards(snapshot, role, spec) for role in WITH_WEIGHTS}
-    edits = bool(PIPELINES[spec.pipeline].max_references)
+    edits = "edit" in spec.tasks
     wanted = (*WITH_WEIGHTS, "scheduler", *(("processor",) if edits else ()))
     declared.check_index(index, spec.pipeline, wanted)
     for role, config in configs.items():

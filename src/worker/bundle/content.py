@@ -11,10 +11,10 @@ from worker.bundle import format as layout
 from worker.bundle import plan
 from worker.bundle.format import RECIPE, Verified
 from worker.errors import WeightsUnavailable
-from worker.weights.catalog import LoraFile
 from worker.weights.layout import ABOUT
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Snapshot, named
+from worker.weights.spec import LoraFile
 
 # What a config.json says of who wrote it, not of what it describes.
 VOLATILE: Final = ("_name_or_path", "_diffusers_version", "transformers_version")

@@ -9,10 +9,9 @@ from worker.bundle.content import Content
 from worker.bundle.format import Bundle
 from worker.bundle.stated import stated_scale
 from worker.engine.quantise import Precision
-from worker.weights import catalog
-from worker.weights.catalog import LoraFile, ModelSpec
 from worker.weights.names import MAIN, same
 from worker.weights.snapshot import LOCAL
+from worker.weights.spec import LoraFile, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,5 +123,5 @@ def _in_weights(fused: int | None) -> str:
 
 def _is_alike(bundle: Bundle, spec: ModelSpec) -> bool:
     """Tell whether an operator would look for the model in this bundle."""
-    names = (spec.name, catalog.plain_name(spec.repository))
+    names = (spec.name, spec.listing.plain)
     return bundle.model in names or same(bundle.repository, spec.repository)

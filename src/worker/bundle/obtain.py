@@ -21,13 +21,14 @@ from worker.engine.precision import Choice, Need
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.settings import Settings
-from worker.weights import catalog, metadata, sources, space, temporary
-from worker.weights.catalog import LoraFile, ModelSpec
+from worker.weights import metadata, sources, space, temporary
+from worker.weights.catalogue import Catalogue
 from worker.weights.download import fetch_snapshot
 from worker.weights.meter import Meter
-from worker.weights.names import MAIN, file_name
+from worker.weights.names import MAIN, commit_name, file_name
 from worker.weights.snapshot import Snapshot, named, quiet
 from worker.weights.sources import Source
+from worker.weights.spec import LoraFile, ModelSpec, default_steps, lightning_steps
 
 DOWNLOADS: Final = "downloads"
 NOWHERE: Final = Path("no-bundle")
@@ -51,24 +52,34 @@ class Obtained:
     facts: Mapping[str, Any]
 
 
-def obtain(spec: ModelSpec, settings: Settings, gpu: Gpu | None, *, mend: bool = False) -> Obtained:
+def obtain(
+    spec: ModelSpec,
+    settings: Settings,
+    gpu: Gpu | None,
+    catalogue: Catalogue,
+    *,
+    mend: bool = False,
+) -> Obtained:
     """Return the bundle to open: the first source that has one, else one prepared from weights.
 
     `gpu` is None on a CPU. With `mend`, a bundle on MODEL_DIR is prepared again: its whole parts
     are kept, those that were set aside are made anew. Raises WeightsUnavailable, VolumeFull,
     LoraNotApplied, InvalidSettings.
     """
-    return _Search(spec, settings, gpu).obtain(mend=mend)
+    return _Search(spec, settings, gpu, catalogue).obtain(mend=mend)
 
 
 class _Search:
     """One model being obtained."""
 
-    def __init__(self, spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> None:
+    def __init__(
+        self, spec: ModelSpec, settings: Settings, gpu: Gpu | None, catalogue: Catalogue
+    ) -> None:
         self._given = spec
         self._spec = spec
         self._settings = settings
         self._gpu = gpu
+        self._catalogue = catalogue
         self._device = torch.device("cuda" if gpu else "cpu")
         self._lightning: tuple[int, ...] = ()
         self._published: Snapshot | None = None
@@ -80,7 +91,7 @@ class _Search:
             return self._obtained(source.folder, source, None)
         if not self._spec.pipeline and (folder := self._described(source)):
             return self._obtained(folder, source, None)
-        self._lightning = catalog.lightning_steps(self._spec, self._settings)
+        self._lightning = lightning_steps(self._spec, self._settings)
         choice = self._choice(source)
         if not mend:
             there = match.best(self._settings.home, self._wanted(source), choice.precision)
@@ -111,7 +122,7 @@ class _Search:
             if not self._is_writable:
                 raise space.unwritable(f" and {reason}")
         snapshot = self._snapshot(source)
-        self._spec = sources.described(self._spec, snapshot)
+        self._spec = sources.described(self._spec, snapshot, self._catalogue)
         return self._downloaded(snapshot) if _is_bundle(snapshot) else None
 
     def _unknown(self, source: Source) -> str | None:
@@ -119,11 +130,11 @@ class _Search:
         reason = f"has no bundle of {self._spec.repository}"
         for _, held in match.matching(self._settings.home, self._wanted(source)):
             try:
-                known = catalog.of_manifest(self._spec, held.model_dump())
+                known = self._catalogue.of_manifest(self._spec, held.model_dump())
                 if held.offered:
                     own = {steps: LoraFile(None, name) for steps, name in held.offered.items()}
                     known = replace(known, lightning=own)
-                catalog.lightning_steps(known, self._settings)
+                lightning_steps(known, self._settings)
             except (WeightsUnavailable, InvalidSettings) as error:
                 reason = f"has a bundle that will not do ({error.message})"
             else:
@@ -161,17 +172,17 @@ class _Search:
     def _name(self, source: Source, chosen: Precision) -> str:
         """Name the bundle that is prepared from a source: what differs never shares a name."""
         spec = self._spec
-        plain = catalog.plain_name(spec.repository)
+        plain = spec.listing.plain
         if source.folder is not None and source.commit is None:
             loras = [spec.lightning[n] for n in self._lightning]
             own = [lora for lora in loras if lora.repository is None]
             name = f"{file_name(plain)}-{self._held(source).fingerprint(spec.pipeline, own)}"
         else:
-            is_row = plain in catalog.names()
-            name = file_name(plain if is_row else spec.repository, spec.revision or MAIN)
+            name = plain if spec.listing.is_row else spec.repository
+            name = file_name(name, spec.revision or MAIN)
         if self._fused:
             return f"{name}-{chosen}-lightning{self._fused}"
-        if set(self._lightning) == set(catalog.default_steps(spec)):
+        if set(self._lightning) == set(default_steps(spec)):
             return f"{name}-{chosen}"
         return f"{name}-{chosen}-steps{'-'.join(map(str, sorted(self._lightning))) or 0}"
 
@@ -256,13 +267,13 @@ class _Search:
             for n in self._lightning
         }
         return Order(
-            spec=replace(spec, name=catalog.plain_name(spec.repository)),
+            spec=replace(spec, name=spec.listing.plain),
             snapshot=snapshot,
             precision=chosen,
             settings=settings,
             device=self._device,
             home=settings.home,
-            into=settings.home / DOWNLOADS / _at(snapshot.repository, snapshot.commit),
+            into=settings.home / DOWNLOADS / commit_name(snapshot.repository, snapshot.commit),
             lightning=loras,
             fused=self._fused,
             progress=progress,
@@ -290,15 +301,16 @@ class _Search:
         commit = metadata.known_commit(spec.repository, spec.revision, self._settings)
         if commit is None:
             return None
-        folder = self._settings.home / layout.BUNDLES / _at(spec.repository, commit)
+        folder = self._settings.home / layout.BUNDLES / commit_name(spec.repository, commit)
         if layout.fault(folder) is not None:
             return None
-        self._spec = catalog.of_manifest(spec, layout.read_bundle(folder).model_dump())
+        self._spec = self._catalogue.of_manifest(spec, layout.read_bundle(folder).model_dump())
         return folder
 
     def _downloaded(self, snapshot: Snapshot) -> Path:
         """Download a published bundle: all its files, and its manifest as the last of them."""
-        into = self._settings.home / layout.BUNDLES / _at(snapshot.repository, snapshot.commit)
+        name = commit_name(snapshot.repository, snapshot.commit)
+        into = self._settings.home / layout.BUNDLES / name
         if layout.fault(into) is None:
             return into
         manifest = named(snapshot, layout.MANIFEST)
@@ -313,10 +325,10 @@ class _Search:
         held = found.bundle
         spec = self._spec
         if choice is None:
-            spec = catalog.of_manifest(spec, held.model_dump())
+            spec = self._catalogue.of_manifest(spec, held.model_dump())
         if self._given.pipeline:  # MODEL's word says which model it is, and callers know it by that
             spec = replace(spec, name=self._given.name)
-        wanted = catalog.lightning_steps(spec, self._settings)
+        wanted = lightning_steps(spec, self._settings)
         parts = {part.identity: needs.device_bytes(part) for _, part in found.parts.values()}
         reason = choice.reason if choice else "the bundle's own"
         return Obtained(
@@ -328,11 +340,6 @@ class _Search:
             offload=choice.offload if choice else False,
             facts={**source.facts(), "precision": held.precision, "reason": reason},
         )
-
-
-def _at(repository: str, commit: str) -> str:
-    """Name the folder of what is downloaded of a commit."""
-    return f"{repository.replace('/', '--')}-{commit}"
 
 
 def _is_bundle(snapshot: Snapshot) -> bool:

@@ -88,7 +88,7 @@ def weight_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
     by_path = {file.path: file for file in snapshot.files}
     there = {
         path.removeprefix(f"{role}/"): by_path[path]
-        for path in needed(by_path)
+        for path in needed(by_path, (role,))
         if path.startswith(f"{role}/") and path.endswith(".safetensors")
     }
     wanted = sorted(there)
@@ -121,7 +121,7 @@ def configuration_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
     by_path = {file.path: file for file in snapshot.files}
     return [
         by_path[path]
-        for path in needed(by_path)
+        for path in needed(by_path, (role,))
         if path.startswith(f"{role}/") and not path.endswith((".safetensors", SMALL))
     ]
 

@@ -26,10 +26,10 @@ from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import VolumeFull
 from worker.settings import Settings
 from worker.weights import space, temporary
-from worker.weights.catalog import ModelSpec
 from worker.weights.names import MAIN
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import LOCAL, LocalSnapshot, Progress, Snapshot, named, quiet
+from worker.weights.spec import ModelSpec
 
 LOCKS: Final = "locks"
 # A component's file that its manifest does not name is swept when it is this old: another worker

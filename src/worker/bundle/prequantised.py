@@ -8,8 +8,7 @@ import torch
 
 from worker.bundle.tensors import NAMES, Header
 from worker.errors import WeightsUnavailable
-from worker.weights.catalog import ModelSpec
-from worker.weights.instead import instead
+from worker.weights.spec import ModelSpec
 
 # What a bundle is made from: numbers that a cast to bf16 keeps the meaning of. Integers and floats
 # of fewer than 16 bits are codes, which only their own scales and tables turn into weights.
@@ -121,8 +120,8 @@ def _plainly(written: str) -> str:
 
 def refusal(where: str, what: str, spec: ModelSpec) -> WeightsUnavailable:
     """Return the error for a part of a model, `where`, whose weights are in `what`."""
-    row = instead(spec.repository, spec.pipeline)
-    advice = f"set MODEL={row.repository}" if row else "name the repository that it was made from"
+    other = spec.listing.instead
+    advice = f"set MODEL={other}" if other else "name the repository that it was made from"
     return WeightsUnavailable(
         f"{where} was published already quantised or in another number format: {what}. This worker"
         " quantises by itself, as PRECISION_MODE says, from weights in BF16, F32 or F16: " + advice

@@ -10,10 +10,9 @@ from worker.edge.blank import is_blank
 from worker.edge.fields import MAX_SEED, JobInput, Pixels, shown
 from worker.edge.reading import Read, read
 from worker.errors import Detail, InvalidInput, ModelNotServed, UnsupportedTask, WorkerError
-from worker.families import Served, Task
+from worker.families import Served, Task, catalogue
 from worker.media.fetch import ImageSource
 from worker.settings import Settings
-from worker.weights import catalog
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 ResponseFormat = Literal["base64", "data_url", "url"]
@@ -201,7 +200,8 @@ def _task_and_model(
 
 def _to_add(task: str) -> str:
     """Say what the operator can add to MODEL so that a task is served."""
-    names = [row.name for row in catalog.TABLE if task in row.tasks and row.embedded is None]
+    rows = catalogue.CATALOGUE.rows
+    names = [row.name for row in rows if task in row.tasks and row.embedded is None]
     return (
         f"add one of {', '.join(names)} to MODEL" if names else "this version has no model for it"
     )

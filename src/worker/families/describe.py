@@ -4,7 +4,7 @@ from typing import Final
 
 from worker.families import Served
 from worker.settings import Settings
-from worker.weights.catalog import ModelSpec
+from worker.weights.spec import ModelSpec
 
 # The largest picture in pixels by device memory in bytes: what a picture takes beside the weights
 # grows with its tokens, about 3 GB for a 1024x1024 edit (est.).
@@ -21,23 +21,24 @@ def describe(
     memory: int | None,
 ) -> Served:
     """Say what callers may ask of a model; `memory` is the device's in bytes, None on a CPU."""
+    defaults = spec.defaults
     largest = settings.max_pixels
     if largest is None:
         room = next(pixels for floor, pixels in LARGEST if (memory or 0) >= floor)
-        largest = min(room, 4 * spec.area)
+        largest = min(room, 4 * defaults.area)
     return Served(
         id=spec.name,
         repository=spec.repository,
         revision=revision,
         precision=precision,
         licence=spec.licence,
-        tasks=spec.tasks,
-        steps=spec.steps,
-        true_cfg_scale=spec.true_cfg_scale,
-        negative_prompt=spec.negative_prompt,
+        tasks=spec.tasks,  # type: ignore[arg-type] # a family names only tasks that exist
+        steps=defaults.steps,
+        true_cfg_scale=defaults.true_cfg_scale,
+        negative_prompt=defaults.negative_prompt,
         lightning_steps=lightning,
-        area=spec.area,
+        area=defaults.area,
         max_pixels=largest,
-        max_references=min(spec.max_references, settings.max_input_images),
-        sizes=spec.sizes,
+        max_references=min(defaults.max_references, settings.max_input_images),
+        sizes=defaults.sizes,
     )

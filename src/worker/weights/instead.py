@@ -1,17 +1,18 @@
 """Which published model to take for a repository that cannot be served as it is."""
 
 import re
+from collections.abc import Sequence
 
-from worker.weights.catalog import TABLE, ModelSpec
+from worker.weights.spec import ModelSpec
 
 
-def instead(repository: str, pipeline: str = "") -> ModelSpec | None:
-    """Return the row of the catalogue that a repository is a copy of; None when none can be told.
+def instead(rows: Sequence[ModelSpec], repository: str, pipeline: str = "") -> ModelSpec | None:
+    """Return the row that a repository is a copy of; None when none can be told.
 
     The longest name of a row that the repository's name holds, in its pipeline class where that is
     known; else the newest row of the class.
     """
-    rows = [row for row in TABLE if row.embedded is None and pipeline in ("", row.pipeline)]
+    rows = [row for row in rows if row.embedded is None and pipeline in ("", row.pipeline)]
     name = re.sub(r"[^a-z0-9]+", "-", repository.lower())
     named = [row for row in rows if row.name in name]
     newest = rows[-1] if pipeline and rows else None

@@ -2,20 +2,22 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from worker.weights.proof import safetensors_fault
+from worker.weights.spec import Parts
 
 INDEX: Final = "model_index.json"
+# What describes a model that is published as one part, in its repository's root.
+CONFIG: Final = "config.json"
+ROOT: Final = ""
 # What a checkpoint tells this worker of itself, where model_index.json has no place for it.
 ABOUT: Final = "worker.json"
 # A bundle's own description, see bundle/format.py.
 MANIFEST: Final = "manifest.json"
 LIGHTNING: Final = "lightning"
-WITH_WEIGHTS: Final = ("transformer", "text_encoder", "vae")
-COMPONENTS: Final = (*WITH_WEIGHTS, "tokenizer", "processor", "scheduler")
 # The published shards without a variant: "diffusion_pytorch_model.fp16.safetensors" and
 # "pytorch_model.bin" are other copies of the same weights.
 SHARD: Final = re.compile(r"(?:diffusion_pytorch_)?model(?:-\d{5}-of-\d{5})?\.safetensors")
@@ -34,22 +36,33 @@ OTHER: Final = (
 )
 
 
-def is_needed(path: str) -> bool:
-    """Tell whether a model is built from this file of its repository."""
+def published_class(description: Mapping[str, Any]) -> str:
+    """Return the class that a model_index.json or a config.json names; "" when it names none."""
+    if "_class_name" in description:
+        return str(description["_class_name"])
+    named = description.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else ""
+
+
+def is_needed(path: str, parts: Sequence[str]) -> bool:
+    """Tell whether a model of these parts is built from this file of its repository."""
     folder, _, name = path.rpartition("/")
     if not folder:
         return name in (INDEX, ABOUT)
     if folder == LIGHTNING:
         return name.endswith(".safetensors")
-    if folder not in COMPONENTS:
+    if folder not in parts:
         return False
     return name.endswith(CONFIGURATION) or SHARD.fullmatch(name) is not None
 
 
-def needed(paths: Iterable[str]) -> tuple[str, ...]:
+def needed(paths: Iterable[str], parts: Sequence[str]) -> tuple[str, ...]:
     """Return the files that a model is built from, small ones (configuration) first."""
     return tuple(
-        sorted((p for p in paths if is_needed(p)), key=lambda p: (p.endswith(".safetensors"), p))
+        sorted(
+            (p for p in paths if is_needed(p, parts)),
+            key=lambda p: (p.endswith(".safetensors"), p),
+        )
     )
 
 
@@ -67,33 +80,47 @@ def other_weights(paths: Iterable[str], folder: str = "") -> str:
     )
 
 
-def fault(folder: Path) -> str | None:
-    """Say why a folder cannot be opened as a published model; None when it can.
+def described_by(folder: Path, parts: Parts) -> str:
+    """Return the file by which a folder of published weights names its class.
+
+    The index of its parts, or the config.json of a model that is one part.
+    """
+    is_one = ROOT in parts.weights and not (folder / INDEX).is_file()
+    return CONFIG if is_one and (folder / CONFIG).is_file() else INDEX
+
+
+def fault(folder: Path, parts: Parts) -> str | None:
+    """Say why a folder cannot be opened as a published model of these parts; None when it can.
 
     Looks at names, headers and sizes only: the shards that an index names are there, and no
     safetensors file is cut short. Reads no weights.
     """
+    description = described_by(folder, parts)
     try:
-        index = json.loads((folder / INDEX).read_bytes())
+        index = json.loads((folder / description).read_bytes())
     except OSError:
-        return f"has no {INDEX}"
+        return f"has no {description}"
     except (ValueError, RecursionError):
-        return f"has an unreadable {INDEX}"
+        return f"has an unreadable {description}"
     if not isinstance(index, dict):
-        return f"has an unreadable {INDEX}"
+        return f"has an unreadable {description}"
+    if description == CONFIG:
+        index = {ROOT: index}
     try:
-        for component in WITH_WEIGHTS:
+        for component in parts.weights:
             if component in index and (reason := _weights_fault(folder, component)):
                 return reason
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"cannot be read ({type(error).__name__})"
-    absent = [c for c in COMPONENTS if c in index and not (folder / c).is_dir()]
+    names = (*parts.weights, *parts.beside)
+    absent = [name for name in names if name in index and not (folder / name).is_dir()]
     return f"lacks {absent[0]}/" if absent else None
 
 
 def _weights_fault(folder: Path, component: str) -> str | None:
-    if not (folder / component / "config.json").is_file():
-        return f"lacks {component}/config.json"
+    inside = f"{component}/" if component else ""
+    if not (folder / component / CONFIG).is_file():
+        return f"lacks {inside}{CONFIG}"
     shards = {path.name for path in (folder / component).glob("*.safetensors")}
     indexes = [
         path
@@ -104,11 +131,12 @@ def _weights_fault(folder: Path, component: str) -> str | None:
     for path in indexes:
         wanted = set(json.loads(path.read_bytes())["weight_map"].values())
     if not wanted:
-        there = (f"{component}/{path.name}" for path in (folder / component).iterdir())
-        return f"lacks the weights of {component}/{other_weights(there, component)}"
+        there = (f"{inside}{path.name}" for path in (folder / component).iterdir())
+        what = f"the weights of {inside}" if inside else "its weights"
+        return f"lacks {what}{other_weights(there, component)}"
     for name in sorted(wanted):
         if name not in shards:
-            return f"lacks {component}/{name}"
+            return f"lacks {inside}{name}"
         if reason := safetensors_fault(folder / component / name):
-            return f"{component}/{name} has {reason}"
+            return f"{inside}{name} has {reason}"
     return None

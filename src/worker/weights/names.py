@@ -25,6 +25,11 @@ def file_name(repository: str, revision: str = MAIN) -> str:
     return f"{name[: LONGEST - DIGITS - 1]}~{digest}"
 
 
+def commit_name(repository: str, commit: str) -> str:
+    """Return the name of the folder of what is downloaded of a commit."""
+    return f"{repository.replace('/', '--')}-{commit}"
+
+
 def same(repository: str, other: str) -> bool:
     """Tell whether two names mean one repository: the hub ignores their case."""
     return repository.casefold() == other.casefold()

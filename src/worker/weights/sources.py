@@ -9,13 +9,13 @@ from typing import Any, Final, Literal
 
 from worker.errors import WeightsUnavailable
 from worker.settings import Settings
-from worker.weights import catalog, layout, metadata
-from worker.weights.catalog import LoraFile, ModelSpec
-from worker.weights.instead import instead
+from worker.weights import layout, metadata
+from worker.weights.catalogue import Catalogue
 from worker.weights.names import MAIN, same
 from worker.weights.proof import RemoteFile
 from worker.weights.remembered import Remembered
 from worker.weights.snapshot import LOCAL, LocalSnapshot, Snapshot
+from worker.weights.spec import LoraFile, ModelSpec
 
 Kind = Literal["MODEL_DIR", "MODEL_PATH", "RunPod cache", "HF cache", "image", "hub"]
 
@@ -117,7 +117,7 @@ def lora_of(lora: LoraFile, model: Snapshot, settings: Settings) -> Snapshot:
     return metadata.resolve(lora.repository, None, settings)
 
 
-def described(spec: ModelSpec, snapshot: Snapshot) -> ModelSpec:
+def described(spec: ModelSpec, snapshot: Snapshot, catalogue: Catalogue) -> ModelSpec:
     """Complete a model from outside the catalogue by the files that describe it.
 
     Raises WeightsUnavailable when it is of no known family.
@@ -125,19 +125,21 @@ def described(spec: ModelSpec, snapshot: Snapshot) -> ModelSpec:
     if spec.pipeline:
         return spec
     files = {file.path: file for file in snapshot.files}
-    described_by = layout.INDEX if layout.INDEX in files else layout.MANIFEST
-    if described_by not in files:
-        there, row = layout.other_weights(files), instead(spec.repository)
-        advice = f"; take {row.repository}" if there and row else ""
+    of_one_part = (layout.CONFIG,) if layout.ROOT in spec.parts.weights else ()
+    known = (layout.INDEX, layout.MANIFEST, *of_one_part)
+    described_by = next((name for name in known if name in files), None)
+    if described_by is None:
+        there, other = layout.other_weights(files), spec.listing.instead
+        advice = f"; take {other}" if there and other else ""
         raise WeightsUnavailable(
             f"MODEL: {spec.name} has no {layout.INDEX} and no {layout.MANIFEST}: it is neither a"
             f" diffusers checkpoint nor a bundle{there}{advice}"
         )
-    told = _object(spec, snapshot, files[described_by])
+    description = _object(spec, snapshot, files[described_by])
     if described_by == layout.MANIFEST:
-        return catalog.of_manifest(spec, told)
+        return catalogue.of_manifest(spec, description)
     about = _object(spec, snapshot, files[layout.ABOUT]) if layout.ABOUT in files else {}
-    return catalog.classified(spec, told, tuple(files), about)
+    return catalogue.classified(spec, description, tuple(files), about)
 
 
 def _object(spec: ModelSpec, snapshot: Snapshot, file: RemoteFile) -> dict[str, Any]:
@@ -202,11 +204,8 @@ class _Place:
 
 def place_of(spec: ModelSpec) -> Path:
     """Return where a place for several models keeps one: by the table's name, or as org/name."""
-    return Path(spec.name if _is_row(spec) or "/" not in spec.repository else spec.repository)
-
-
-def _is_row(spec: ModelSpec) -> bool:
-    return any(same(spec.repository, row.repository) for row in catalog.TABLE)
+    named = spec.listing.is_row or "/" not in spec.repository
+    return Path(spec.name if named else spec.repository)
 
 
 def _places(
@@ -233,7 +232,7 @@ def _at(root: Path, spec: ModelSpec) -> list[_Place]:
     """Return MODEL_PATH itself when it is a model's folder or empty, else what it has below."""
     holds = any((root / name).is_file() for name in (layout.INDEX, layout.MANIFEST))
     below = [] if holds else _below(root, spec)
-    named = _is_row(spec) and any(same(root.resolve().name, name) for name in _names(spec))
+    named = spec.listing.is_row and any(same(root.resolve().name, name) for name in _names(spec))
     if spec.is_alone:
         return below or [_Place(root, "meant")]
     return below or [_Place(root, "called" if named else "nothing")]
@@ -247,7 +246,7 @@ def _names(spec: ModelSpec) -> tuple[str, str]:
 def _below(root: Path, spec: ModelSpec) -> list[_Place]:
     """Return the folders that may be a model's in a place for several."""
     owner, _, name = spec.repository.rpartition("/")
-    shown: Shown = "called" if _is_row(spec) else "nothing"
+    shown: Shown = "called" if spec.listing.is_row else "nothing"
     own = _child(root, owner) if owner else None
     found: list[tuple[Path | None, Shown]] = [(_child(own, name) if own else None, "it")]
     found += [(_child(root, folder), shown) for folder in dict.fromkeys(_names(spec))]
@@ -296,15 +295,16 @@ def _examined(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tupl
     if broken is None:
         manifest = _json(folder / layout.MANIFEST)
         return True, _bundle_stranger(spec, place, manifest) if manifest else None
-    if (reason := layout.fault(folder)) is not None:
+    if (reason := layout.fault(folder, spec.parts)) is not None:
         is_bundle = (folder / layout.MANIFEST).is_file()
         return is_bundle, broken if is_bundle else reason
-    index = _json(folder / layout.INDEX)
-    if index is None:
-        return False, f"has an unreadable {layout.INDEX}"
-    found = index.get("_class_name")
+    described_by = layout.described_by(folder, spec.parts)
+    description = _json(folder / described_by)
+    if description is None:
+        return False, f"has an unreadable {described_by}"
+    found = layout.published_class(description)
     if spec.pipeline and found != spec.pipeline:
-        return False, f"holds a {str(found)[:60]}, not a {spec.pipeline}"
+        return False, f"holds a {found[:60] or None}, not a {spec.pipeline}"
     return False, _published_stranger(spec, place)
 
 

@@ -28,10 +28,10 @@ from worker.engine.prompts import PromptEncoder, Template
 from worker.engine.sampler import Conditioning, LatentShape, denoise, noise, stack
 from worker.engine.vae import Vae, picture
 from worker.errors import CudaOutOfMemory, DeviceLost, LoraNotApplied, UnfitHost
-from worker.families import Control, Drawn, Generation, Openable, Phase, Served
+from worker.families import Control, Drawn, Generation, Openable, Phase, Served, catalogue
 from worker.families.describe import describe
 from worker.settings import Settings
-from worker.weights.catalog import ModelSpec
+from worker.weights.spec import ModelSpec
 
 FIRST_EDIT: Final = "QwenImageEditPipeline"
 # by diffusers' name of the pipeline class that the checkpoint was published for
@@ -273,7 +273,7 @@ def ready(
     that MODEL gave it. Raises WeightsUnavailable, VolumeFull, LoraNotApplied, InvalidSettings.
     """
     devices.threads_for(_device(gpu))
-    obtained = obtain(spec, settings, gpu)
+    obtained = obtain(spec, settings, gpu, catalogue.CATALOGUE)
     found = obtained.spec
     served = describe(
         replace(found, name=spec.name) if found.name in taken else found,
@@ -298,7 +298,7 @@ def _device(gpu: Gpu | None) -> torch.device:
 def prepare(spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Path:
     """Bring a model's bundle to this machine and return its folder; raises as `ready`."""
     devices.threads_for(_device(gpu))
-    return obtain(spec, settings, gpu).folder
+    return obtain(spec, settings, gpu, catalogue.CATALOGUE).folder
 
 
 def _opened(
@@ -311,7 +311,7 @@ def _opened(
         parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
     except Damaged as damage:
         mending.begin(damage, settings.home)
-        obtained = obtain(spec, settings, gpu, mend=True)
+        obtained = obtain(spec, settings, gpu, catalogue.CATALOGUE, mend=True)
         try:
             parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
         except Damaged as still:

@@ -7,15 +7,16 @@ import pytest
 
 from worker import settings
 from worker.errors import InvalidSettings, WeightsUnavailable
+from worker.families.catalogue import CATALOGUE
 from worker.families.describe import describe
-from worker.weights import catalog
+from worker.families.qwen_image import models
+from worker.weights import catalogue
+from worker.weights.spec import ModelSpec
 
 
-def resolved(
-    models: str = "", *, has_gpu: bool = True, **environ: str
-) -> tuple[catalog.ModelSpec, ...]:
+def resolved(models: str = "", *, has_gpu: bool = True, **environ: str) -> tuple[ModelSpec, ...]:
     read = settings.read({"MODEL": models, **environ})
-    return catalog.resolve(read.model, read, has_gpu=has_gpu)
+    return CATALOGUE.resolve(read.model, read, has_gpu=has_gpu)
 
 
 def a_folder(at: Path, pipeline: str, *files: str) -> Path:
@@ -31,27 +32,27 @@ def a_folder(at: Path, pipeline: str, *files: str) -> Path:
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     a_folder(tmp_path / "checkpoints/tiny/image", "QwenImagePipeline")
     a_folder(tmp_path / "checkpoints/tiny/edit", "QwenImageEditPlusPipeline")
-    monkeypatch.setattr(catalog, "checkpoints", lambda: tmp_path / "checkpoints")
+    monkeypatch.setattr(catalogue, "checkpoints", lambda: tmp_path / "checkpoints")
     return tmp_path / "checkpoints"
 
 
-@pytest.mark.parametrize("row", catalog.TABLE, ids=lambda row: row.name)
-def test_a_row_holds_together(row: catalog.ModelSpec) -> None:
-    assert row.pipeline in catalog.PIPELINES
+@pytest.mark.parametrize("row", CATALOGUE.rows, ids=lambda row: row.name)
+def test_a_row_holds_together(row: ModelSpec) -> None:
+    assert row.pipeline in models.PIPELINES
     assert row.tasks
     assert set(row.lightning) == {4, 8}
     assert all(str(n) + "steps" in file.filename for n, file in row.lightning.items())
-    assert set(row.sizes) == {"1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3"}
-    assert all(side % 16 == 0 for size in row.sizes.values() for side in size)
+    assert set(row.defaults.sizes) == {"1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3"}
+    assert all(side % 16 == 0 for size in row.defaults.sizes.values() for side in size)
     assert row.licence == "apache-2.0"
 
 
 def test_names_are_unique() -> None:
-    assert len(set(catalog.names())) == len(catalog.names())
+    assert len(set(CATALOGUE.names)) == len(CATALOGUE.names)
 
 
 def test_a_size_is_its_aspect_ratio_turned() -> None:
-    for sizes in (catalog.PUBLISHED_SIZES, catalog.TINY_SIZES):
+    for sizes in (models.PUBLISHED_SIZES, models.TINY_SIZES):
         for ratio, (width, height) in sizes.items():
             across, down = map(int, ratio.split(":"))
             assert sizes[f"{down}:{across}"] == (height, width)
@@ -60,7 +61,8 @@ def test_a_size_is_its_aspect_ratio_turned() -> None:
 
 def test_only_qwen_image_2512_has_a_negative_prompt_of_its_own() -> None:
     """The one of its publisher's README, word for word."""
-    own = {row.name: row.negative_prompt for row in catalog.TABLE if row.negative_prompt != " "}
+    given = {row.name: row.defaults.negative_prompt for row in CATALOGUE.rows}
+    own = {name: prompt for name, prompt in given.items() if prompt != " "}
     assert own == {
         "qwen-image-2512": "低分辨率，低画质，肢体畸形，手指畸形，画面过饱和，蜡像感，"  # noqa: RUF001
         "人脸无细节，过度光滑，画面具有AI感。构图混乱。文字模糊，扭曲。"  # noqa: RUF001
@@ -74,17 +76,17 @@ def test_only_qwen_image_2512_has_a_negative_prompt_of_its_own() -> None:
 
 def test_a_catalogue_name_is_its_row() -> None:
     (spec,) = resolved("Qwen-Image-Edit-2511")
-    assert (spec.repository, spec.pipeline, spec.steps) == (
+    assert (spec.repository, spec.pipeline, spec.defaults.steps) == (
         "Qwen/Qwen-Image-Edit-2511",
         "QwenImageEditPlusPipeline",
         40,
     )
-    assert (spec.tasks, spec.max_references) == (("edit",), 3)
+    assert (spec.tasks, spec.defaults.max_references) == (("edit",), 3)
 
 
 def test_the_first_edit_model_takes_one_reference() -> None:
     (spec,) = resolved("qwen-image-edit")
-    assert (spec.pipeline, spec.max_references) == ("QwenImageEditPipeline", 1)
+    assert (spec.pipeline, spec.defaults.max_references) == ("QwenImageEditPipeline", 1)
 
 
 def test_a_repository_of_the_table_is_that_row_and_keeps_its_revision() -> None:
@@ -121,7 +123,7 @@ def test_without_model_the_gpu_and_the_platform_choose(
 def test_an_installation_without_checkpoints_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog, "checkpoints", lambda: tmp_path)
+    monkeypatch.setattr(catalogue, "checkpoints", lambda: tmp_path)
     with pytest.raises(WeightsUnavailable, match=r"ships in checkpoints/"):
         resolved("tiny")
 
@@ -145,14 +147,14 @@ def test_a_folder_brings_its_own_lightning_files(tmp_path: Path) -> None:
         8: "My-Edit-Lightning-8steps-V1.0-bf16.safetensors",
         4: "lightning/tuned-Lightning-4steps.safetensors",
     }
-    assert spec.steps == 40
+    assert spec.defaults.steps == 40
 
 
 def test_a_folder_tells_its_own_area(tmp_path: Path) -> None:
     folder = a_folder(tmp_path / "small", "QwenImagePipeline")
     (folder / "worker.json").write_text(json.dumps({"area": 96 * 96}))
     (spec,) = resolved(str(folder))
-    assert (spec.area, spec.sizes["1:1"]) == (96 * 96, (96, 96))
+    assert (spec.defaults.area, spec.defaults.sizes["1:1"]) == (96 * 96, (96, 96))
 
 
 def test_a_folder_named_like_a_row_is_that_model(tmp_path: Path) -> None:
@@ -165,8 +167,9 @@ def test_a_folder_named_like_a_row_is_that_model(tmp_path: Path) -> None:
 def test_another_repository_is_a_model_once_its_index_is_read() -> None:
     (spec,) = resolved("someone/Painter@v2")
     assert (spec.name, spec.revision, spec.pipeline, spec.tasks) == ("painter", "v2", "", ())
-    known = catalog.classified(spec, {"_class_name": "QwenImagePipeline"}, ["a.txt"])
-    assert (known.tasks, known.steps, dict(known.lightning)) == (("text-to-image",), 50, {})
+    known = CATALOGUE.classified(spec, {"_class_name": "QwenImagePipeline"}, ["a.txt"])
+    assert (known.tasks, dict(known.lightning)) == (("text-to-image",), {})
+    assert known.defaults.steps == 50
 
 
 def test_another_owners_copy_does_not_take_the_rows_name() -> None:
@@ -177,7 +180,7 @@ def test_another_owners_copy_does_not_take_the_rows_name() -> None:
 def test_another_family_is_refused_with_what_is_served() -> None:
     (spec,) = resolved("black-forest-labs/FLUX.1-dev")
     with pytest.raises(WeightsUnavailable, match=r"FluxPipeline.*QwenImagePipeline"):
-        catalog.classified(spec, {"_class_name": "FluxPipeline"}, [])
+        CATALOGUE.classified(spec, {"_class_name": "FluxPipeline"}, [])
 
 
 @pytest.mark.parametrize("word", ["qwen-image-3000", "a/b/c", "../nowhere", "/no/such/folder"])
@@ -243,6 +246,6 @@ def test_a_bundle_of_another_repository_is_no_row_by_its_name_alone() -> None:
     """The manifest of a fine-tune called like a row names its own repository."""
     (spec,) = resolved("me/mine-4bit")
     made = {"model": "qwen-image", "pipeline": "QwenImagePipeline"}
-    assert catalog.of_manifest(spec, made | {"repository": "alice/qwen-image"}).lightning == {}
-    row = catalog.of_manifest(spec, made | {"repository": "qwen/qwen-image"})
+    assert CATALOGUE.of_manifest(spec, made | {"repository": "alice/qwen-image"}).lightning == {}
+    row = CATALOGUE.of_manifest(spec, made | {"repository": "qwen/qwen-image"})
     assert (row.name, row.repository, set(row.lightning)) == ("qwen-image", "me/mine-4bit", {8, 4})

@@ -1,0 +1,26 @@
+"""The families of this version and their models as one catalogue; adding one is adding a name."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from worker.families.family import Family
+from worker.families.qwen_image import models as qwen_image
+from worker.weights.catalogue import Catalogue
+
+FAMILIES: Final = (qwen_image.FAMILY,)
+
+
+def combine(families: Sequence[Family]) -> Catalogue:
+    """Return the catalogue of several families; MODEL's defaults are the same whatever they are."""
+    return Catalogue(
+        rows=tuple(row for family in families for row in family.rows),
+        groups={word: names for family in families for word, names in family.groups.items()},
+        classes={name: known for family in families for name, known in family.classes.items()},
+        forms=tuple(family.form for family in families),
+        default=qwen_image.DEFAULT,
+        embedded=qwen_image.EMBEDDED,
+    )
+
+
+# Read through the module by what serves, so that a test can put one with a family more here.
+CATALOGUE = combine(FAMILIES)

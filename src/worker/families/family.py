@@ -1,0 +1,24 @@
+"""One family of models, as it is known before its module is imported."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from worker.weights.catalogue import Complete
+from worker.weights.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What a family says of itself without torch.
+
+    `rows` are its published models, the oldest first, each with the `family` module that opens it;
+    that module has `ready(spec, settings, gpu, taken=...)` and `prepare(spec, settings, gpu)`.
+    `groups` maps a word of MODEL to the names of several rows. `classes` maps each class that it
+    is published as to how a model of that class is completed. `form` says in words what a folder
+    of its published weights looks like.
+    """
+
+    rows: tuple[ModelSpec, ...]
+    classes: Mapping[str, Complete]
+    form: str
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

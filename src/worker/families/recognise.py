@@ -1,0 +1,47 @@
+"""Which family a repository belongs to, by the class that its own files name; without torch."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from worker.bundle import format as layout
+from worker.bundle.format import Bundle
+from worker.settings import Settings
+from worker.weights import metadata, sources
+from worker.weights.catalogue import Catalogue
+from worker.weights.names import commit_name, same
+from worker.weights.spec import ModelSpec
+
+NOWHERE: Final = Path("no-bundle")
+
+
+def recognise(spec: ModelSpec, settings: Settings, catalogue: Catalogue) -> ModelSpec:
+    """Return the model with the module of its family.
+
+    Of a repository outside the catalogue a bundle on MODEL_DIR tells it, then the first place that
+    has its weights, last the hub, which is asked for the small files that describe it; where there
+    is one family, nobody. Raises WeightsUnavailable when it is of no family, HubUnreachable.
+    """
+    if spec.family:
+        return spec
+    if len(catalogue.families) == 1:
+        return replace(spec, family=catalogue.families[0])
+    if (bundle := _bundle(spec, settings)) is not None:
+        known = catalogue.of_manifest(spec, bundle.model_dump())
+        return replace(spec, family=known.family)
+    source = sources.find(spec, settings, bundle=NOWHERE, bundle_fault=layout.fault)
+    snapshot = sources.snapshot_of(source, spec, settings)
+    return replace(spec, family=sources.described(spec, snapshot, catalogue).family)
+
+
+def _bundle(spec: ModelSpec, settings: Settings) -> Bundle | None:
+    """Return a bundle of the repository on MODEL_DIR: one downloaded, or one prepared there."""
+    commit = metadata.known_commit(spec.repository, spec.revision, settings)
+    if commit is not None:
+        folder = settings.home / layout.BUNDLES / commit_name(spec.repository, commit)
+        if layout.fault(folder) is None:
+            return layout.read_bundle(folder)
+    for _, bundle in layout.prepared(settings.home):
+        if same(bundle.repository, spec.repository):
+            return bundle
+    return None

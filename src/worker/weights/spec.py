@@ -1,0 +1,106 @@
+"""What a model is as published: where, by whom, of which class, and with which Lightning LoRAs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from worker.errors import InvalidSettings
+from worker.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class LoraFile:
+    """One Lightning LoRA: a file of a hub repository, or of the model's own folder (None)."""
+
+    repository: str | None
+    filename: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The folders of a published model, in order: those with weights, and those beside them.
+
+    "" is the repository's own root, where a model that is one part has its weights.
+    """
+
+    weights: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """How the catalogue sees a repository.
+
+    `is_row` when it is one of the catalogue's own. `plain` is what its model is called when MODEL
+    names no other of that name. `instead` is the repository to take where this one cannot be
+    served as it is, empty when none can be named.
+    """
+
+    plain: str = ""
+    is_row: bool = False
+    instead: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model: where it is published and what its family knows of it before it is opened.
+
+    `name` is what callers name it by, different for all models of a worker. `pipeline` is the
+    class that it is published as (`_class_name` of model_index.json, or the architecture of a
+    config.json); it, `family`, `tasks` and `defaults` are empty for a repository outside the
+    catalogue until its own files were read. `family` is the module that opens it, `defaults` is
+    that family's own frozen value. `lightning` maps a step count to its LoRA. `folder` is set when
+    the weights are a local folder, `embedded` is that folder's path below checkpoints/ for a model
+    that ships with the worker. `is_alone` says whether MODEL names no other published model, so
+    that MODEL_PATH must mean this one.
+    """
+
+    name: str
+    repository: str
+    pipeline: str = ""
+    family: str = ""
+    tasks: tuple[str, ...] = ()
+    defaults: Any = None
+    licence: str = "unknown"
+    lightning: Mapping[int, LoraFile] = field(default_factory=dict)
+    parts: Parts = Parts()
+    revision: str | None = None
+    embedded: str | None = None
+    folder: Path | None = None
+    is_alone: bool = True
+    listing: Listing = Listing()
+
+    @property
+    def word(self) -> str:
+        """What identifies it: "org/name", "org/name@revision", or its name when it is a folder."""
+        if self.folder is not None:
+            return self.name
+        return f"{self.repository}@{self.revision}" if self.revision else self.repository
+
+
+def lightning_steps(spec: ModelSpec, settings: Settings) -> tuple[int, ...]:
+    """Return the step counts whose LoRA is loaded, the default first.
+
+    LIGHTNING_STEPS where it was set, else 8 (both for the embedded pair); none when
+    USE_LIGHTNING_LORA is off or the model has no Lightning. Raises InvalidSettings for a count
+    that the model has no LoRA for.
+    """
+    if not settings.use_lightning_lora or not spec.lightning:
+        return ()
+    if "lightning_steps" not in settings.model_fields_set:
+        counts = default_steps(spec)
+        return counts[:1] if settings.lightning_fused else counts
+    missing = [n for n in settings.lightning_steps if n not in spec.lightning]
+    if missing:
+        has = ", ".join(map(str, spec.lightning))
+        raise InvalidSettings(
+            f"LIGHTNING_STEPS: {spec.name} has no LoRA for {missing[0]} steps, it has {has}"
+        )
+    return settings.lightning_steps
+
+
+def default_steps(spec: ModelSpec) -> tuple[int, ...]:
+    """Return the step counts whose LoRA is loaded when nobody chooses."""
+    counts = tuple(sorted(spec.lightning, reverse=True))
+    return counts if spec.embedded else counts[:1]
