@@ -42,7 +42,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.mark.parametrize("page", readme.PAGES)
 def test_every_table_is_what_the_code_gives(page: str) -> None:
-    assert readme.filled(page) == PAGES[page], "run: make readme"
+    assert readme.fill(page) == PAGES[page], "run: make readme"
 
 
 def test_readme_is_read_in_a_few_minutes() -> None:

@@ -1,6 +1,6 @@
 """Fill the tables of README and docs/ from the code that they describe: `make readme`.
 
-A table stands between `<!-- NAME -->` and `<!-- end -->`; tests/test_readme.py fails while a page
+A table is between `<!-- NAME -->` and `<!-- end -->`; tests/test_readme.py fails while a page
 and the code differ.
 """
 
@@ -19,17 +19,17 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 SIZES: Final = ROOT / "bench" / "results" / "sizes.json"
 OVERHEAD: Final = ROOT / "bench" / "results" / "overhead.json"
 
-# What stands beside src/worker, in the order of the reader's interest.
-BESIDE: Final[Mapping[str, str]] = {
+# What there is next to src/worker, in the order of a reader's interest.
+ELSEWHERE: Final[Mapping[str, str]] = {
     "checkpoints/tiny/": "the embedded models: a few megabytes, the classes of the real ones",
     "builder/": "the locks, and what the image build runs",
     "tools/": "the demo, and the project's own checks: mutants, certainty, the image, these tables",
     "Dockerfile": "the image; build.sh builds it",
     ".runpod/": "what RunPod's Hub shows and tests",
-    "bench/": "what the numbers below come from",
+    "bench/": "the programs behind the numbers",
     "tests/": "mirrors src/worker; the campaigns of faults/ and fuzz/",
-    "worlds/": "what stands around the worker in tests: a loopback job API, hub, site and bucket",
-    "training/": "how the embedded models are trained, lowered and judged",
+    "worlds/": "the worker's surroundings in tests: a loopback job API, hub, site and bucket",
+    "training/": "how the embedded models are trained, distilled and evaluated",
     "docs/": "how to call, deploy and fix it; the reference, the numbers",
 }
 
@@ -52,7 +52,7 @@ def input_table() -> str:
 
 
 def errors_table() -> str:
-    """Return every error code once, with the meaning of the first error that has it."""
+    """Return every error code once, with the meaning of its first error."""
     kinds: dict[str, list[type[errors.WorkerError]]] = {}
 
     def walk(kind: type[errors.WorkerError]) -> None:
@@ -65,17 +65,17 @@ def errors_table() -> str:
     rows = (
         (
             code(name),
-            either(kind.error_type for kind in held),
-            either("yes" if kind.retryable else "no" for kind in held),
-            first_line(held[0].__doc__),
+            join_distinct(kind.error_type for kind in same),
+            join_distinct("yes" if kind.retryable else "no" for kind in same),
+            first_line(same[0].__doc__),
         )
-        for name, held in kinds.items()
+        for name, same in kinds.items()
     )
     return markdown(("code", "type", "retryable", "meaning"), rows)
 
 
-def either(words: Iterable[str]) -> str:
-    """Return the different words, joined by "or"."""
+def join_distinct(words: Iterable[str]) -> str:
+    """Return the distinct words, joined by "or"."""
     return " or ".join(dict.fromkeys(words))
 
 
@@ -124,12 +124,12 @@ def files_table() -> str:
             f"  {folder.name + '/':<20}{docstring(folder / '__init__.py')}",
             *modules(folder, 4),
         ]
-    lines += [f"{name:<22}{meaning}" for name, meaning in BESIDE.items()]
+    lines += [f"{name:<22}{meaning}" for name, meaning in ELSEWHERE.items()]
     return "\n".join(["```", *lines, "```"])
 
 
 def modules(folder: Path, indent: int = 2) -> list[str]:
-    """Return one line a module."""
+    """Return one line per module."""
     return [
         f"{' ' * indent + path.name:<22}{docstring(path)}"
         for path in sorted(folder.glob("*.py"))
@@ -148,7 +148,7 @@ def first_line(text: str | None) -> str:
 
 
 def overhead_table() -> str:
-    """Return how the worker compares to the naive way, from the bench's last figures."""
+    """Return how the worker compares to the naive way, from the last bench results."""
     results = json.loads(OVERHEAD.read_text(encoding="utf-8"))
 
     def row(name: str) -> tuple[str, ...]:
@@ -166,10 +166,10 @@ def overhead_table() -> str:
 
 
 def precisions_table() -> str:
-    """Return what each precision takes, as bench/sizes.py computed it."""
-    held = json.loads(SIZES.read_text(encoding="utf-8"))
+    """Return the space that each precision takes, as bench/sizes.py computed it."""
+    results = json.loads(SIZES.read_text(encoding="utf-8"))
     names = ("disk", "device", "transformer", "text_encoder", "vae", "lora")
-    rows = ((code(name), *(f"{sizes[n]:.1f}" for n in names)) for name, sizes in held.items())
+    rows = ((code(name), *(f"{sizes[n]:.1f}" for n in names)) for name, sizes in results.items())
     header = ("GB", "disk", "device", "transformer", "text encoder", "VAE", "one LoRA")
     return markdown(header, rows)
 
@@ -187,10 +187,10 @@ PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
 }
 
 
-def filled(page: str) -> str:
-    """Return a page's text with every table as the code has it.
+def fill(page: str) -> str:
+    """Return a page's text with every table filled from the code.
 
-    Raises ValueError when a table's place is missing.
+    Raises ValueError when the place of a table is missing.
     """
     text = (ROOT / page).read_text(encoding="utf-8")
     for name, table in PAGES[page].items():
@@ -204,9 +204,9 @@ def filled(page: str) -> str:
 
 
 def main() -> int:
-    """Write the pages anew."""
+    """Rewrite the pages."""
     for page in PAGES:
-        (ROOT / page).write_text(filled(page), encoding="utf-8")
+        (ROOT / page).write_text(fill(page), encoding="utf-8")
     return 0
 
 
