@@ -302,7 +302,7 @@ def venv(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         (["--develop"], {}, "unknown argument --develop"),
         (["--dev", "--dev"], {}, "one argument at most"),
         ([], {"TORCH_VERSION": "2.11.0"}, "belong together"),
-        ([], {"PYTHON": "python-that-is-not-there"}, "is not there"),
+        ([], {"PYTHON": "python-that-is-not-there"}, "is not installed"),
     ],
 )
 def test_setting_up_refuses_before_it_touches_anything(
