@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # The worker's image. Targets: slim (default; weights come from the volume, RunPod's model cache or the
-# hub) and baked (a prepared bundle inside). All work is done by builder/*.sh, which run without Docker.
+# hub) and baked (a prepared bundle inside). builder/*.sh do all the work and run without Docker.
 # Build it with ./build.sh, check it without Docker with `make image-check`.
 ARG DEBIAN=bookworm
 
@@ -12,18 +12,18 @@ WORKDIR /app
 COPY builder/system.sh builder/
 RUN bash builder/system.sh
 
-# The dependencies, 5 GB: made again only when a lock or the torch build changes. Bytecode is compiled
-# here, since a worker that compiles it at its first import pays for it in every cold start.
+# The dependencies, 5 GB: rebuilt only when a lock or the torch build changes. Bytecode is compiled
+# here, because a worker that compiles it at its first import would do so in every cold start.
 COPY builder/venv.sh builder/lock_without_torch.sh builder/requirements-uv.lock builder/requirements.lock builder/
 ARG TORCH_INDEX_URL="" TORCH_VERSION="" TORCHVISION_VERSION=""
 RUN --mount=type=cache,target=/root/.cache/uv \
     UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 bash builder/venv.sh --no-project
 
-# Endpoints may override every line. The linter takes TOKENIZERS_PARALLELISM for a secret.
-#   NVIDIA_*                  this base is not NVIDIA's, so the container runtime is told what to mount
-#   PYTORCH_ALLOC_CONF        picture sizes differ from job to job; segments that grow do not fragment
+# Endpoints may override every line. The linter mistakes TOKENIZERS_PARALLELISM for a secret.
+#   NVIDIA_*                  this base is not NVIDIA's, so the container runtime must know what to mount
+#   PYTORCH_ALLOC_CONF        picture sizes differ between jobs; segments that grow do not fragment
 #   RUNPOD_LOG_LEVEL          the SDK's default, DEBUG, logs whole results, pictures included
-#   RUNPOD_MIN_DISK_PERCENT   the SDK's default, 10, ends a worker whose disk is full of its own weights
+#   RUNPOD_MIN_DISK_PERCENT   the SDK's default, 10, stops a worker whose disk is full of its own weights
 # hadolint ignore=DL3064
 ENV PYTHONUNBUFFERED=1 \
     PYTHONFAULTHANDLER=1 \
@@ -42,7 +42,7 @@ COPY builder/project.sh builder/
 COPY src src
 RUN bash builder/project.sh && python -m compileall -q src handler.py
 
-# Python is PID 1: RunPod's signals reach it, and no shell goes on pinging after it died.
+# Python is PID 1: RunPod's signals reach it, and no shell keeps pinging after it has died.
 CMD ["python", "-u", "handler.py"]
 
 FROM base AS baked

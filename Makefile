@@ -1,4 +1,4 @@
-# Two commands: make demo, make test. Both do all set-up themselves, into .venv/.
+# Two commands: make demo, make test. Both set up everything themselves, into .venv/.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -19,7 +19,7 @@ test: setup ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 TIMES ?= 10
-certain: setup ## the tests TIMES times in random order, half of them beside a busy neighbour: what failed in any run
+certain: setup ## run the tests TIMES times in random order, half of them with a busy neighbour; name what failed
 	$(BIN)/python -m tools.certain --times $(TIMES)
 
 faults: setup ## every fault of hub, network, disk and neighbours, five seeds each (as root, for small disks)
@@ -27,7 +27,7 @@ faults: setup ## every fault of hub, network, disk and neighbours, five seeds ea
 
 FUZZ_S ?= 300
 FUZZ_EXAMPLES ?= 3000
-fuzz: setup ## the properties on FUZZ_EXAMPLES inputs each, then FUZZ_S seconds of coverage-guided fuzzing a target
+fuzz: setup ## the properties on FUZZ_EXAMPLES inputs each, then FUZZ_S seconds of coverage-guided fuzzing per target
 	$(BIN)/uv pip install -q --require-hashes -r builder/requirements-fuzz.lock
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -m hypothesis --timeout=0
 	for target in parsing decoding addressing; do \
@@ -40,7 +40,7 @@ SEED ?= 1
 ROOM ?= all
 COUNT ?= 20
 WORKERS ?= 2
-mutants: setup ## change COUNT places of ROOM, drawn by SEED, one at a time, and name what no test notices
+mutants: setup ## change COUNT places of ROOM, picked by SEED, one at a time; name the changes that no test notices
 	$(BIN)/python -m tools.mutants --seed $(SEED) --room $(ROOM) --count $(COUNT) --workers $(WORKERS)
 
 quick: setup ## the tests that are not marked slow
@@ -56,13 +56,13 @@ lint: setup ## ruff, its format check, mypy strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup ## let ruff format
+format: setup ## format with ruff
 	$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .
 
-train-tiny: setup ## train checkpoints/tiny from nothing (TRAIN="--compile --bf16" with g++ and AMX: 2 hours on 2 cores)
+train-tiny: setup ## train checkpoints/tiny from scratch (TRAIN="--compile --bf16" with g++ and AMX: 2 hours on 2 cores)
 	$(BIN)/python -m training.tiny.train out/train-tiny $(TRAIN)
 
-eval-tiny: setup ## what checkpoints/tiny draws and edits, judged from pixels
+eval-tiny: setup ## check what checkpoints/tiny draws and edits, from its pixels
 	$(BIN)/python -m training.tiny.evaluate
 
 lock: setup ## resolve the dependencies again, with hashes

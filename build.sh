@@ -9,7 +9,7 @@ Usage: ./build.sh --tag NAME[:TAG] [--tag ...] [options]
 
   --tag NAME[:TAG]       the image's name; may be given several times
   --target slim|baked    slim: no weights inside (default); baked: a prepared bundle inside
-  --push                 push to the registry of the tag instead of keeping the image here
+  --push                 push to the tag's registry instead of keeping the image locally
   --no-cache             build every layer again
   --dry-run              print the command and build nothing
   --help                 this text
@@ -19,12 +19,12 @@ baked only:
   --precision MODE       4bit, 8bit or bf16 (default: 4bit)
   --lightning-steps N    8, 4 or 8,4: the LoRAs to bake (default: 8)
 
-another torch build, for drivers older than the locked one needs (all three together):
+another torch build, for drivers too old for the locked one (all three together):
   --torch VERSION        such as 2.11.0
-  --torchvision VERSION  the one made for it
+  --torchvision VERSION  the version made for it
   --torch-index URL      the package index that has that build
 
-HF_TOKEN in the environment goes to the baked build as a BuildKit secret; it is in no layer.
+HF_TOKEN in the environment is passed to the baked build as a BuildKit secret, and is in no layer.
 TEXT
 }
 
@@ -34,7 +34,7 @@ fail() {
   exit 2
 }
 
-value() { # value OPTION COUNT-OF-WORDS-LEFT VALUE: check that an option has its value
+check_value() { # check_value OPTION WORDS-LEFT VALUE: fail unless an option has a value
   if [ "$2" -lt 2 ] || [ -z "$3" ] || [ "${3#-}" != "$3" ]; then
     fail "$1 needs a value"
   fi
@@ -48,7 +48,7 @@ while [ $# -gt 0 ]; do
     --no-cache) cache=''; shift ;;
     --dry-run) dry=yes; shift ;;
     --tag | --target | --model | --precision | --lightning-steps | --torch | --torchvision | --torch-index)
-      value "$1" $# "${2:-}"
+      check_value "$1" $# "${2:-}"
       case "$1" in
         --tag) tags+=("$2") ;;
         --target) target=$2 ;;
@@ -101,5 +101,5 @@ command+=(.)
 printf '%q ' "${command[@]}"
 echo
 [ -z "$dry" ] || exit 0
-command -v docker >/dev/null || fail "docker is not here; make image-check carries the Dockerfile out without it"
+command -v docker >/dev/null || fail "docker is not installed; make image-check carries out the Dockerfile without it"
 exec "${command[@]}"

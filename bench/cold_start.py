@@ -1,20 +1,20 @@
-"""From files to a first picture: a bundle against the bytes it has to read and against today's way.
+"""From files to a first picture: a bundle compared with reading its bytes and with the usual way.
 
     python bench/cold_start.py                    a checkpoint of a few GB, three rounds
     python bench/cold_start.py --tiny --rounds 1  the embedded checkpoint's sizes, for a quick look
 
-The checkpoint has Qwen-Image's own layer shapes and random weights: a few blocks of the transformer
-and a few layers of the text encoder, the VAE whole. Every start is a process of its own whose files
-were dropped from the page cache before. The ways:
+The checkpoint has Qwen-Image's own layer shapes and random weights: a few transformer blocks, a few
+text encoder layers and the complete VAE. Every start is a separate process, its files dropped from
+the page cache first. The ways:
 
     floor   read every byte of the bundle, eight ranges at once, and do nothing with them
     open    open the bundle after all imports, so that only the opening is timed
-    start   the same as a worker does it: the kernel reads ahead while the imports run
+    start   open the bundle as a worker does: the kernel reads ahead during the imports
     today   what users do: from_pretrained in bf16, quantise to NF4, load the LoRA with peft
 
 from_pretrained maps the published files: their bytes are read while they are quantised, and on a
-CPU quantising takes longer than reading. A GPU quantises faster than disks read: there the ratio
-of the bytes is what is left of the difference.
+CPU quantising takes longer than reading. A GPU quantises faster than disks read: there, the
+difference shrinks to the ratio of the bytes.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "bench" / "results" / "cold_start.json"
 STEPS: Final = 4
-SIDE: Final = 64  # pixels, the least a job may ask for: a first picture beside the opening
+SIDE: Final = 64  # pixels, the least a job may request: little time next to the opening
 RANGE_BYTES: Final = 16 << 20
 THREADS: Final = 8
 BLOCKS: Final = 4
@@ -57,21 +57,21 @@ def drop(files: Sequence[Path]) -> float:
         number = os.open(path, os.O_RDONLY)
         os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(number)
-    asked, held = 0, 0
+    probed, cached = 0, 0
     for path in files:
         number = os.open(path, os.O_RDONLY)
         for offset in range(0, path.stat().st_size, RANGE_BYTES):
-            asked += 1
+            probed += 1
             try:
-                held += bool(os.preadv(number, [bytearray(1)], offset, os.RWF_NOWAIT))
+                cached += bool(os.preadv(number, [bytearray(1)], offset, os.RWF_NOWAIT))
             except BlockingIOError:
                 continue
         os.close(number)
-    return held / max(asked, 1)
+    return cached / max(probed, 1)
 
 
 def read_everything(files: Sequence[Path]) -> None:
-    """Read every byte, several ranges at once, into buffers that are thrown away."""
+    """Read every byte, several ranges at once, and discard them."""
 
     def read(place: tuple[Path, int]) -> None:
         path, offset = place
@@ -89,8 +89,7 @@ def read_everything(files: Sequence[Path]) -> None:
 class Clock:
     """Seconds by phase, each from the end of the phase before.
 
-    Beside those on the clock there are those of the processor ("PHASE cpu"), which a busy machine
-    changes less.
+    "PHASE cpu" is the processor time of a phase, which a busy machine changes less.
     """
 
     def __init__(self, started: float) -> None:
@@ -131,7 +130,7 @@ def child_start(clock: Clock, home: Path, _published: Path) -> None:
 
 
 def _imports() -> None:
-    """Import all that either way uses."""
+    """Import everything that either way uses."""
     import bitsandbytes  # noqa: F401, PLC0415 - timed
     import diffusers  # noqa: PLC0415 - timed
     import peft  # noqa: F401, PLC0415 - timed
@@ -197,14 +196,14 @@ def child(way: str, started: float, home: Path, published: Path) -> None:
 def _peak_bytes() -> int:
     """Return the most memory this process had, mapped files included.
 
-    From the kernel's own high-water mark: getrusage's begins with the parent's.
+    Read from the kernel's own high-water mark: getrusage's starts at the parent's.
     """
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 def measured(way: str, home: Path, published: Path) -> Figures:
-    """Run one way in a process of its own, its files dropped from the page cache before."""
+    """Run one way in a separate process, its files dropped from the page cache first."""
     cached = drop([*files_below(home), *files_below(published)])
     load = os.getloadavg()[0]
     command = [sys.executable, __file__, "--child", way, str(time.time()), str(home)]
@@ -219,7 +218,7 @@ def measured(way: str, home: Path, published: Path) -> Figures:
 
 
 def prepared(home: Path, published: Path) -> Figures:
-    """Prepare the bundle at 4bit and return what that took."""
+    """Prepare the bundle in 4bit and return how long that took."""
     import torch  # noqa: PLC0415 - children that need no torch do not pay for it
 
     from bench import synthetic  # noqa: PLC0415 - the same
@@ -262,8 +261,8 @@ def report(results: dict[str, Any]) -> Iterator[str]:
     yield " ".join(f"{name:>15}" for name in ("seconds", *columns, *extra))
     for way, figures in ways.items():
         for kind, names in (("", (*columns, *extra)), (" cpu", columns)):
-            found = (figures.get(name + kind) for name in names)
-            cells = (" " * 15 if value is None else f"{value:15.2f}" for value in found)
+            values = (figures.get(name + kind) for name in names)
+            cells = (" " * 15 if value is None else f"{value:15.2f}" for value in values)
             yield " ".join((f"{way + kind:>15}", *cells))
     for name, value in results["ratios"].items():
         yield f"{name}: {value:.2f}"
@@ -289,7 +288,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="the embedded checkpoint's sizes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="keep the checkpoint and the bundle here")
-    parser.add_argument("--out", type=Path, default=None, help="where the results go, as JSON")
+    parser.add_argument("--out", type=Path, default=None, help="where to write results, as JSON")
     given = parser.parse_args()
     sys.path[:0] = [str(ROOT), str(ROOT / "src")]
     from bench import synthetic  # noqa: PLC0415 - children that need no torch do not pay for it

@@ -1,12 +1,12 @@
 """Qwen-Image's real shapes with random weights, on any CUDA machine: the stock pipeline and ours.
 
     python bench/gpu.py                      everything, in parts that fit ten minutes each
-    python bench/gpu.py --part bf16 4bit     only these; what is measured already is kept
+    python bench/gpu.py --part bf16 4bit     only these; earlier measurements are kept
     python bench/gpu.py --tiny --device cpu  the same code on the embedded checkpoint's sizes
 
-It needs torch 2.11 or newer, no network and no weights. Every case is on the disk when its line is
-printed, so a run that is cut short goes on where it was when it is started again. Both sides are
-built, measured and dropped one after the other in one process, with the same weights.
+Needs torch 2.11 or newer, no network and no weights. A case is on disk once its line is printed,
+so that an interrupted run continues where it stopped. Both sides are built, measured and dropped in
+turn, in one process and with the same weights.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # a CUDA machine need not have it installed
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # the worker may not be installed on a CUDA machine
 
 import torch  # noqa: E402 - the path comes first
 
@@ -42,7 +42,7 @@ OUT_OF_MEMORY: Final = (CudaOutOfMemory, torch.OutOfMemoryError)
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One invocation: what is built, where, how often, until when, and where it is written."""
+    """One invocation: what to build, where, how often, until when, and where to write."""
 
     architecture: Architecture
     device: torch.device
@@ -57,7 +57,7 @@ class Run:
     until: float
 
     def say(self, text: str) -> None:
-        """Print a line at once, with the seconds that are left."""
+        """Print a line at once, with the seconds left."""
         print(f"[{self.until - time.monotonic():5.0f} s left] {text}", flush=True)
 
     @property
@@ -79,7 +79,7 @@ def ceiling(run: Run) -> None:
 
 
 def _work(run: Run, case: Case, text_tokens: int, *, rank: int) -> float:
-    """Return the floating-point operations of a case's whole denoising."""
+    """Return the floating-point operations of all denoising steps of a case."""
     config = run.architecture.transformer
     references = case.references * run.architecture.small**2
     return case.steps * measure.forward_flops(
@@ -93,7 +93,7 @@ def _work(run: Run, case: Case, text_tokens: int, *, rank: int) -> float:
 
 
 def _measured(run: Run, side: str, model: Any, case: Case, text_tokens: int) -> dict[str, Any]:
-    """Return the median of several jobs after warm-up, fewer when they are long."""
+    """Return the median of several jobs after warm-up; of fewer if they are long."""
     asked = job.inputs(case)
     for _ in range(run.warmups):
         model.job(case, next(asked))
@@ -144,9 +144,9 @@ def _open_cases(run: Run, precision: Precision, side: str, *, edit: bool) -> lis
 
 
 def _models(run: Run, precision: Precision, side: str) -> Iterator[tuple[bool, Any]]:
-    """Build one side's models one after the other; they have one text encoder and VAE.
+    """Build one side's models one after the other; they share a text encoder and a VAE.
 
-    Whoever takes a model lets go of it before the next, so that the peaks are of one model.
+    The caller must drop a model before it takes the next, so that peaks are those of one model.
     """
     lent: ours.Lent | None = None
     for edit in (True, False):
@@ -204,18 +204,18 @@ def speed(run: Run, precision: Precision) -> None:
 
 
 def _one(run: Run, precision: Precision, side: str, model: Any, case: Case) -> None:
-    """Measure one case on one side and put it on the disk."""
+    """Measure one case on one side and write the result."""
     name, task = f"{precision}/{case.name}", case.name.partition("/")[0]
     try:
         if side != "stock" and not run.results.has("text_tokens", task):
             first = next(job.inputs(case))[0]
             run.results.put(model.text_tokens(first), "text_tokens", task)
         tokens = run.results.held.get("text_tokens", {}).get(task, 0)
-        told = _measured(run, side, model, case, tokens)
+        result = _measured(run, side, model, case, tokens)
     except OUT_OF_MEMORY:
-        told = {"error": "out of memory"}
-    run.results.put(told, "cases", name, side)
-    run.say(f"{name} {side}: {told.get('median_s', told.get('error'))} s")
+        result = {"error": "out of memory"}
+    run.results.put(result, "cases", name, side)
+    run.say(f"{name} {side}: {result.get('median_s', result.get('error'))} s")
 
 
 def _compared(run: Run) -> set[str]:
@@ -224,7 +224,7 @@ def _compared(run: Run) -> set[str]:
 
 
 def _compare(run: Run, case: Case, side: str, model: Any, kept: dict[str, torch.Tensor]) -> None:
-    """Hold ours against the stock pipeline: the same weights, so the same latents but rounding."""
+    """Compare ours with the stock pipeline: same weights, so same latents except rounding."""
     if side == "fused":
         return
     latents = model.latents(next(job.inputs(case, itertools.count(1)))).float().cpu()
@@ -232,35 +232,36 @@ def _compare(run: Run, case: Case, side: str, model: Any, kept: dict[str, torch.
         kept[case.name] = latents
     elif case.name in kept:
         difference = (latents - kept[case.name]).norm() / latents.norm()
-        told = {"relative_difference": float(difference), "finite": bool(latents.isfinite().all())}
-        run.results.put(told, "same", f"bf16/{case.name}")
-        run.say(f"ours against stock, same weights: {told}")
+        result = {"relative_difference": float(difference)}
+        result["finite"] = bool(latents.isfinite().all())
+        run.results.put(result, "same", f"bf16/{case.name}")
+        run.say(f"ours against stock, same weights: {result}")
 
 
 def caps(run: Run) -> None:
-    """Show what fits a card of 16 and of 24 GB in 4bit."""
+    """Show what fits on a card of 16 GB and on one of 24 GB in 4bit."""
     for card in memory.CARDS:
         if run.late or run.results.has("memory", card.name):
             continue
-        told = memory.fits(run.architecture, card, "4bit", run.device)
-        run.results.put(told, "memory", card.name)
-        run.say(f"{card.name}: {told}")
+        result = memory.fits(run.architecture, card, "4bit", run.device)
+        run.results.put(result, "memory", card.name)
+        run.say(f"{card.name}: {result}")
         measure.free(run.device)
 
 
 def cold(run: Run) -> None:
-    """Prepare a bundle from shards made on the fly, open it from the disk, draw."""
+    """Prepare a bundle from shards made on the fly, open it from disk, draw a picture."""
     from bench.real_shapes import cold as starts  # noqa: PLC0415 - it needs more packages
 
     precision: Precision = "4bit"
     if not run.results.has("cold", precision):
-        told = starts.start(run.architecture, precision, run.device, run.say)
-        run.results.put(told, "cold", precision)
-        run.say(f"cold start: {told}")
+        result = starts.start(run.architecture, precision, run.device, run.say)
+        run.results.put(result, "cold", precision)
+        run.say(f"cold start: {result}")
 
 
 def profile(run: Run, precision: Precision) -> None:
-    """Tell where one edit's time goes, kernel by kernel: the input of every change for speed."""
+    """Show where one edit's time goes, kernel by kernel, to guide changes for speed."""
     edit = Case(run.architecture.small, 1, run.steps[0])
     parts = ours.components(run.architecture, edit=True, precision=precision, device=run.device)
     model = ours.Ours(run.architecture, parts, edit=True, precision=precision)
@@ -268,8 +269,8 @@ def profile(run: Run, precision: Precision) -> None:
     model.job(edit, next(asked))
     run.results.put(measure.kernels(run.device, lambda: model.job(edit, next(asked))), "profile")
     run.say(f"profile of {precision}/{edit.name}, milliseconds and calls:")
-    for name, told in run.results.held["profile"].items():
-        print(f"{told['ms']:10.2f} {told['calls']:6d}  {name[:120]}", flush=True)
+    for name, kernel in run.results.held["profile"].items():
+        print(f"{kernel['ms']:10.2f} {kernel['calls']:6d}  {name[:120]}", flush=True)
 
 
 def carry_out(run: Run, part: str) -> None:
@@ -295,19 +296,19 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="the embedded checkpoint's sizes")
-    parser.add_argument("--minutes", type=float, default=8.0, help="start no case after these")
+    parser.add_argument("--minutes", type=float, default=8.0, help="start no case after this many")
     parser.add_argument("--repeats", type=int, help="default 5; 1 with --tiny")
     parser.add_argument("--warmups", type=int, help="default 2; 0 with --tiny")
     parser.add_argument("--batch", type=int, nargs="+", help="default 1 2 4; 1 with --tiny")
     parser.add_argument(
         "--steps", type=int, nargs="+", choices=ours.STEPS, help="4 8; 4 with --tiny"
     )
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="cases named so")
-    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of part profile")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="only these cases")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="for part profile")
     parser.add_argument("--out", type=Path, help="default: bench/results/gpu-DEVICE.json")
-    parser.add_argument("--again", action="store_true", help="forget what was measured")
+    parser.add_argument("--again", action="store_true", help="discard earlier measurements")
     given = parser.parse_args()
-    # --tiny shows that everything runs, in a minute on two cores; its times say nothing
+    # --tiny shows that everything runs, in a minute on two cores; its times mean nothing
     usual: dict[str, Any] = {"repeats": 5, "warmups": 2, "batch": [1, 2, 4], "steps": [4, 8]}
     quick: dict[str, Any] = {"repeats": 1, "warmups": 0, "batch": [1], "steps": [4]}
     for name, value in (quick if given.tiny else usual).items():

@@ -1,12 +1,12 @@
-"""What the worker adds around the model for one 1024 x 1024 edit: phase by phase, and in all.
+"""What the worker adds around the model for one 1024 x 1024 edit: by phase and in total.
 
     python bench/overhead.py [--jobs 200] [--out bench/results/overhead.json]
 
 Every job fetches a reference picture from a loopback site, and a stand-in family returns a fixed
-noisy picture at once, so that what is left is the worker's own. Beside it the same job is done the
-naive way: requests, Pillow's defaults at the same quality, json, all of it in the handler's thread.
-The two take turns, so that whatever else the machine does falls on both. The event loop's lag is
-how late a 2 ms tick comes while jobs run; CPU time is the process's, all threads together. Prints
+noisy picture at once, so that only the worker's own time remains. For comparison, the same job is
+done the naive way: requests, Pillow's defaults at the same quality, json, all in the handler's
+thread. The two take turns, so that anything else on the machine affects both. The event loop's lag
+is how late a 2 ms tick comes while jobs run; CPU time is that of all threads of the process. Prints
 tables and writes the figures as JSON.
 """
 
@@ -91,11 +91,11 @@ class StandIn:
         return Drawn(self._picture, False, {})
 
     def release(self) -> None:
-        """Hold nothing, free nothing."""
+        """Free nothing: the picture is not the model's."""
 
 
 class StandIns:
-    """The models of a worker that has the stand-in alone."""
+    """The models of a worker that has only the stand-in."""
 
     served = (SERVED,)
 
@@ -108,14 +108,14 @@ class StandIns:
         return self._model
 
     def health(self) -> Mapping[str, object]:
-        """Tell nothing."""
+        """Report nothing."""
         return {}
 
 
 def _serve(folder: str, port: Any) -> None:
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     handler = functools.partial(Quiet, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -125,7 +125,7 @@ def _serve(folder: str, port: Any) -> None:
 
 @contextlib.contextmanager
 def site(data: bytes) -> Iterator[int]:
-    """Serve /reference.png on loopback from a process of its own; yield the port."""
+    """Serve /reference.png on loopback from a separate process; yield the port."""
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "reference.png").write_bytes(data)
@@ -140,7 +140,7 @@ def site(data: bytes) -> Iterator[int]:
 
 
 class Lag:
-    """How late the event loop's ticks come, in milliseconds; an async context manager."""
+    """How late the event loop's ticks are, in milliseconds; an async context manager."""
 
     def __init__(self) -> None:
         self.most = 0.0
@@ -162,7 +162,7 @@ class Lag:
 
 
 class Clock:
-    """Milliseconds by phase, one sample a job, and this process's CPU milliseconds."""
+    """Milliseconds by phase, one sample per job, and this process's CPU milliseconds."""
 
     def __init__(self) -> None:
         self.samples: Samples = {}
@@ -180,7 +180,7 @@ class Clock:
 async def by_phase(
     job_input: dict[str, Any], picture: Image.Image, chosen: settings.Settings, clock: Clock
 ) -> None:
-    """Do the worker's work in the worker's way, each phase timed by itself."""
+    """Do a job the worker's way, each phase timed separately."""
     with clock.phase("parse"):
         request = parse(job_input, (SERVED,), chosen)
     assert isinstance(request, Request)
@@ -217,7 +217,7 @@ async def by_phase(
 
 
 async def naive(job_input: dict[str, Any], picture: Image.Image, clock: Clock) -> None:
-    """Do the same job as a first handler would: one thread, Pillow's defaults, no checks."""
+    """Do the same job as a simple handler would: one thread, Pillow's defaults, no checks."""
     output_format = job_input["output_format"]
     with clock.phase("fetch"):
         data = requests.get(job_input["image_url"], timeout=20).content  # noqa: ASYNC210 - naive
@@ -236,7 +236,7 @@ async def naive(job_input: dict[str, Any], picture: Image.Image, clock: Clock) -
 async def measured(
     work: Callable[[], Awaitable[Any]], name: str, clock: Clock, lags: dict[str, float]
 ) -> None:
-    """Time one whole job and note the worst lag of the event loop beside it."""
+    """Time one complete job and record the event loop's worst lag during it."""
     async with Lag() as lag:
         with clock.phase(name):
             await work()
@@ -244,13 +244,13 @@ async def measured(
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Return the smallest value that `share` of all do not exceed (nearest rank)."""
+    """Return the smallest value that a `share` of all do not exceed (nearest rank)."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 async def run(jobs: int, output_format: OutputFormat, port: int) -> dict[str, Any]:
-    """Do `jobs` jobs of one format each way, in turns; return milliseconds."""
+    """Do `jobs` jobs of one format both ways, in turns; return milliseconds."""
     chosen = settings.read({"ALLOWED_IMAGE_NETWORKS": f"127.0.0.1/32:{port}"})
     picture = noisy_picture(2)
     handle = wire.handler(Worker(chosen, StandIns(picture)).handle, chosen)
@@ -321,7 +321,7 @@ def table(result: Mapping[str, Any]) -> None:
 def main() -> None:
     """Run the bench."""
     parser = argparse.ArgumentParser(description="What the worker adds around the model.")
-    parser.add_argument("--jobs", type=int, default=200, help="jobs for each format")
+    parser.add_argument("--jobs", type=int, default=200, help="jobs per format")
     parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json", help="results")
     given = parser.parse_args()
     log.configure("ERROR")

@@ -1,4 +1,4 @@
-"""Pictures by either way: our engine over a bundle, and diffusers as its users set it up."""
+"""Pictures made both ways: by our engine from a bundle, and by diffusers as its users set it up."""
 
 import gc
 import re
@@ -23,7 +23,7 @@ from worker.engine.schedule import LIGHTNING
 from worker.families import Generation, Served, Unheard
 from worker.families.qwen_image.model import QwenImage
 
-# What users of the 4-bit recipes quantise: every Linear of the blocks but the first img_mod.
+# What users of the 4-bit recipes quantise: every Linear of the blocks except the first img_mod.
 USUAL: Final = {
     "transformer": re.compile(r"transformer_blocks\.(?!0\.img_mod).*"),
     "text_encoder": re.compile(r"model\.language_model\.layers\..*"),
@@ -31,7 +31,7 @@ USUAL: Final = {
 
 
 def engine(parts: Components, side: int, steps: int) -> QwenImage:
-    """Return the worker's engine over open components."""
+    """Return the worker's engine for opened components."""
     served = Served(
         id="model",
         repository="bench/model",
@@ -71,7 +71,7 @@ def ours(model: QwenImage, prompt: str, side: int, steps: int, seed: int = 0) ->
 
 
 def loaded(published: Path) -> Any:
-    """Load the whole pipeline in bf16 with from_pretrained."""
+    """Load the pipeline in bf16 with from_pretrained."""
     kept = {"local_files_only": True}
     vae = AutoencoderKLQwenImage.from_pretrained(
         published / "vae", torch_dtype=torch.bfloat16, **kept
@@ -92,10 +92,10 @@ def loaded(published: Path) -> Any:
 
 
 def quantised(pipeline: Any) -> None:
-    """Quantise it to NF4 in place, as diffusers' and transformers' loaders do where there is a GPU.
+    """Quantise a pipeline to NF4 in place, as diffusers' and transformers' loaders do on a GPU.
 
-    They refuse a CPU, where bitsandbytes itself works: each Linear is replaced by a Linear4bit that
-    quantises the weight it is given.
+    They refuse a CPU, although bitsandbytes itself works there: here each Linear is replaced by a
+    Linear4bit that quantises the weight it is given.
     """
     for role, pattern in USUAL.items():
         model: nn.Module = getattr(pipeline, role)

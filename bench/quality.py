@@ -10,10 +10,10 @@ way makes the same pictures from the same seeds:
     8bit          our bundle: int8 weights, rows in bf16, LoRA as adapter
     4bit          our bundle: NF4 weights, rows in bf16, LoRA as adapter
     4bit fused    our bundle with the LoRA baked into bf16 before quantising
-    usual         the usual recipe: NF4 of everything but block 0's img_mod, LoRA as adapter
+    usual         the usual recipe: NF4 of everything except block 0's img_mod, LoRA as adapter
 
-PSNR is 10 log10(255^2 / mean squared error) over a picture's RGB values, cut at 99 dB where
-pictures are equal. The figures mean something only while the checkpoint is a trained one.
+PSNR is 10 log10(255^2 / mean squared error) over a picture's RGB values, capped at 99 dB where
+pictures are equal. The figures mean something only for a trained checkpoint.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def stock(steps: int, *, quantised: bool) -> Draw:
 
 
 def bundle(home: Path, precision: Precision, steps: int, *, fused: bool) -> Draw:
-    """Return our engine over a bundle prepared for this."""
+    """Return our engine with a bundle prepared for it."""
     snapshot = LocalSnapshot(FOLDER, SPEC.repository)
     folder = prepare(
         Order(
@@ -95,7 +95,7 @@ def bundle(home: Path, precision: Precision, steps: int, *, fused: bool) -> Draw
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Return what a way's PSNR looks like over the prompts, in dB."""
+    """Return statistics of the PSNR of one way over the prompts, in dB."""
     ranked = sorted(values)
     return {
         "mean": statistics.fmean(values),
@@ -106,7 +106,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def compared(steps: int, asked: Sequence[tuple[str, int]]) -> dict[str, Any]:
-    """Draw every prompt by every way and return each way's PSNR against the reference."""
+    """Draw every prompt in every way and return the PSNR of each against the reference."""
     draw = stock(steps, quantised=False)
     reference = [draw(*one) for one in asked]
     found: dict[str, list[float]] = {}
@@ -136,7 +136,7 @@ def main() -> None:
     """Compare all ways at 8 and 4 steps, print a table and write the results."""
     parser = argparse.ArgumentParser(description="PSNR of every precision")
     parser.add_argument("--prompts", type=int, default=96)
-    parser.add_argument("--out", type=Path, default=None, help="where the results go, as JSON")
+    parser.add_argument("--out", type=Path, default=None, help="where to write results, as JSON")
     given = parser.parse_args()
     asked = [(case.prompt, case.seed) for case in prompts(given.prompts, seed=11)]
     by_steps = {str(steps): compared(steps, asked) for steps in (8, 4)}

@@ -1,7 +1,7 @@
-"""What each precision takes, computed from the full architecture: `python bench/sizes.py`.
+"""The space each precision takes, computed from the full architecture: `python bench/sizes.py`.
 
-No weights and no GPU: the modules are built without storage and counted by the same code that a
-cold start chooses its precision with. Writes bench/results/sizes.json.
+Needs no weights and no GPU: the modules are built without storage and counted by the code with
+which a cold start chooses its precision. Writes bench/results/sizes.json.
 """
 
 import json
@@ -21,20 +21,20 @@ from worker.weights.proof import RemoteFile
 
 RESULTS: Final = Path(__file__).parent / "results" / "sizes.json"
 GB: Final = 1e9
-# the published LoRAs; the default is to keep one of them, for 8 steps, beside the weights
+# the published LoRAs; by default one of them, for 8 steps, is kept with the weights
 RANK: Final = 64
 BF16_BYTES: Final = 2
 
 
-def header(model: Any) -> Header:
-    """Return a model's tensors as the header of a safetensors file has them."""
+def build_header(model: Any) -> Header:
+    """Return a model's tensors as in the header of a safetensors file."""
     return {
         name: Entry(tensor.dtype, tuple(tensor.shape), 0, 0)
         for name, tensor in model.state_dict().items()
     }
 
 
-def adapter(transformer: Any) -> int:
+def count_adapter_bytes(transformer: Any) -> int:
     """Return the bytes of one Lightning LoRA in bf16."""
     shapes_of = (
         transformer.get_submodule(name).weight.shape
@@ -43,8 +43,8 @@ def adapter(transformer: Any) -> int:
     return int(BF16_BYTES * RANK * sum(out + into for out, into in shapes_of))
 
 
-def computed() -> dict[str, dict[str, float]]:
-    """Return GB by precision: on disk, on the device and of the parts, without activations."""
+def compute() -> dict[str, dict[str, float]]:
+    """Return GB by precision: on disk, on the device and per part, without activations."""
     architecture = shapes.full()
     models = {
         "transformer": shapes.transformer(architecture, edit=True),
@@ -52,14 +52,14 @@ def computed() -> dict[str, dict[str, float]]:
         "vae": shapes.vae(architecture),
     }
     parts = {
-        role: [Shard(RemoteFile(f"{role}/model.safetensors", 0), header(model))]
+        role: [Shard(RemoteFile(f"{role}/model.safetensors", 0), build_header(model))]
         for role, model in models.items()
     }
     keys = len(rows.keys(architecture.scheduler))
-    beside = adapter(models["transformer"])
-    held: dict[str, dict[str, float]] = {}
+    lora = count_adapter_bytes(models["transformer"])
+    results: dict[str, dict[str, float]] = {}
     for precision in PRECISIONS:
-        size = plan.sizes(parts, precision, keys=keys, adapters=beside)
+        size = plan.sizes(parts, precision, keys=keys, adapters=lora)
         figures = {
             "disk": size.disk,
             "device": size.memory,
@@ -68,18 +68,18 @@ def computed() -> dict[str, dict[str, float]]:
             "vae": size.vae,
             "lora": size.adapters,
         }
-        held[precision] = {name: round(value / GB, 2) for name, value in figures.items()}
-    return held
+        results[precision] = {name: round(value / GB, 2) for name, value in figures.items()}
+    return results
 
 
 def main() -> None:
     """Compute, print and write."""
-    held = computed()
+    results = compute()
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(held, indent=2) + "\n")
-    names = next(iter(held.values()))
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    names = next(iter(results.values()))
     print("GB".ljust(10), *(name.rjust(13) for name in names))
-    for precision, figures in held.items():
+    for precision, figures in results.items():
         print(precision.ljust(10), *(f"{value:13.2f}" for value in figures.values()))
 
 

@@ -1,13 +1,13 @@
-"""Ten thousand jobs through the real loop: every one answered right, and nothing that grows.
+"""Ten thousand jobs through the real loop: every answer is right, and nothing grows.
 
 `python bench/soak.py --jobs 10000` runs a worker with a stand-in model (worlds/standin.py)
 behind the loopback platform: 5 % bad jobs, 1 % slow or dead URLs, 2 % cancelled, 10 % edits. It
 fails when an answer is missing, doubled or wrong, or when memory, descriptors or threads still grow
 in the second half of the run.
 
-glibc gives each thread a heap of its own and keeps there what pictures have left: 27 MB after the
-first jobs and 43 MB after 3,000, while the bytes in use stay the same to 2 MB and Python's objects
-to 1 %. That is no leak and would hide one, so the worker that is measured has ONE_HEAP.
+glibc gives each thread its own heap and keeps freed picture memory there: 27 MB after the first
+jobs and 43 MB after 3,000, while the bytes in use stay within 2 MB and Python's objects within 1 %.
+That is no leak and would hide one, so the measured worker has ONE_HEAP.
 """
 
 import argparse
@@ -40,18 +40,18 @@ from worlds.standin import COMMAND
 AHEAD = 8  # jobs that wait in the platform's queue
 FETCH_TOTAL_S = 8
 SLOW_S = 1.0
-# One heap for all threads, and pictures outside of it: see mallopt(3).
+# One heap for all threads, with pictures outside it: see mallopt(3).
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
-# What may be held more at the end than in the middle. Of memory that is 1 kB for each of 5,000
-# jobs, of the rest a connection or a thread that comes and goes.
+# How much more the worker may have at the end than in the middle: 1 kB of memory for each of 5,000
+# jobs, and a connection or a thread that comes and goes.
 GROWTH = {"memory": 5.0, "descriptors": 2.0, "threads": 2.0}
 
 OK, CANCELLED = "OK", "CANCELLED"
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """One job and what must become of it: OK, CANCELLED or an error code."""
+class Trial:
+    """One job and its expected outcome: OK, CANCELLED or an error code."""
 
     job_input: Any
     expected: str
@@ -60,7 +60,7 @@ class Wish:
 
 @dataclass(slots=True)
 class Sample:
-    """What the worker holds at one moment: MB of memory, descriptors, threads."""
+    """What the worker uses at one moment: MB of memory, descriptors, threads."""
 
     memory: float
     descriptors: int
@@ -69,7 +69,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Findings:
-    """What the run has shown."""
+    """The results of a run."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -87,7 +87,7 @@ def png(side: int) -> bytes:
 
 @contextlib.contextmanager
 def site(picture: bytes) -> Iterator[int]:
-    """A web site whose /slow answers late and whose /dead never ends; yields its port."""
+    """Serve a site whose /slow answers late and whose /dead never ends; yield its port."""
 
     class Site(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -104,11 +104,11 @@ def site(picture: bytes) -> Iterator[int]:
                     self.rfile.read(1)  # until the client hangs up
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *_: object) -> None:
-            """Say nothing of a client that hung up, which is what it does at /dead."""
+            """Ignore a client that hung up, which is what it does at /dead."""
 
     with Server(("127.0.0.1", 0), Site) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -118,7 +118,7 @@ def site(picture: bytes) -> Iterator[int]:
         thread.join()
 
 
-def wishes(count: int, seed: int, port: int, picture: bytes) -> Iterator[Wish]:
+def make_trials(count: int, seed: int, port: int, picture: bytes) -> Iterator[Trial]:
     """Yield the jobs of a run, the same for the same seed."""
     rng = random.Random(seed)
     reference = base64.b64encode(picture).decode()
@@ -138,21 +138,21 @@ def wishes(count: int, seed: int, port: int, picture: bytes) -> Iterator[Wish]:
         prompt = f"job {number} steps={rng.randint(2, 6)} pause=0.002"
         if chance < 0.05:
             job_input, code = bad[rng.randrange(len(bad))]
-            yield Wish(job_input, code, "bad")
+            yield Trial(job_input, code, "bad")
         elif chance < 0.06:
             dead = rng.random() < 0.3
             url = f"http://127.0.0.1:{port}/{'dead' if dead else 'slow'}"
             code = "IMAGE_FETCH_FAILED" if dead else OK
-            yield Wish({"prompt": prompt, "image_url": url}, code, "slow URL")
+            yield Trial({"prompt": prompt, "image_url": url}, code, "slow URL")
         elif chance < 0.08:
-            yield Wish({"prompt": f"job {number} steps=200 pause=0.02"}, CANCELLED, "cancelled")
+            yield Trial({"prompt": f"job {number} steps=200 pause=0.02"}, CANCELLED, "cancelled")
         elif chance < 0.18:
-            yield Wish({"prompt": prompt, "image": reference}, OK, "edit")
+            yield Trial({"prompt": prompt, "image": reference}, OK, "edit")
         else:
             size = "512x512" if rng.random() < 0.05 else "64x64"
             job_input = {"prompt": prompt, "size": size, "num_images": rng.choice([1, 1, 1, 2])}
             job_input["output_format"] = rng.choice(["png", "jpeg", "webp"])
-            yield Wish(job_input, OK, "text-to-image")
+            yield Trial(job_input, OK, "text-to-image")
 
 
 def sample(worker: Process) -> Sample:
@@ -167,42 +167,42 @@ def sample(worker: Process) -> Sample:
     )
 
 
-def judge(job: Job, wish: Wish, findings: Findings) -> None:
-    """Hold one final job against what was expected of it."""
-    if wish.expected == CANCELLED:
+def check(job: Job, trial: Trial, findings: Findings) -> None:
+    """Compare one final job with its expected outcome."""
+    if trial.expected == CANCELLED:
         outcome = job.status
         right = job.status == CANCELLED and job.answers == 0
     else:
         outcome = OK if job.status == "COMPLETED" else str((job.output or {}).get("error_code"))
-        right = outcome == wish.expected and job.answers == 1
-    findings.outcomes[f"{wish.kind}: {outcome}"] += 1
+        right = outcome == trial.expected and job.answers == 1
+    findings.outcomes[f"{trial.kind}: {outcome}"] += 1
     if not right:
-        findings.wrong.append(f"{wish}: {outcome}, {job.answers} answers, {job.error}")
-    if outcome == OK and wish.kind == "text-to-image":
+        findings.wrong.append(f"{trial}: {outcome}, {job.answers} answers, {job.error}")
+    if outcome == OK and trial.kind == "text-to-image":
         timings = job.output["timings_ms"]
         findings.overhead_ms.append(timings["total"] - timings["denoise"])
 
 
 def drive(
-    pod: Pod, worker: Process, coming: Iterator[Wish], findings: Findings, every: int
+    pod: Pod, worker: Process, coming: Iterator[Trial], findings: Findings, every: int
 ) -> None:
-    """Keep a few jobs waiting until all have been judged; measure the worker now and then."""
-    waiting: dict[str, Wish] = {}
+    """Keep a few jobs queued until all are checked; measure the worker now and then."""
+    waiting: dict[str, Trial] = {}
     stopping: set[str] = set()
     done = 0
     while True:
-        while len(waiting) < AHEAD and (wish := next(coming, None)) is not None:
-            waiting[pod.submit(wish.job_input)] = wish
+        while len(waiting) < AHEAD and (trial := next(coming, None)) is not None:
+            waiting[pod.submit(trial.job_input)] = trial
         if not waiting:
             return
-        for job_id, wish in list(waiting.items()):
+        for job_id, trial in list(waiting.items()):
             job = pod.jobs[job_id]
-            if wish.expected == CANCELLED and job_id not in stopping and job.taken:
+            if trial.expected == CANCELLED and job_id not in stopping and job.taken:
                 stopping.add(job_id)
                 pod.cancel(job_id)
-            # a cancelled job may still be answered by mistake until its worker has heard of it
+            # until its worker has received the signal, a cancelled job may still be answered
             if job.final and (job_id not in stopping or pod.has_heard(job_id)):
-                judge(job, waiting.pop(job_id), findings)
+                check(job, waiting.pop(job_id), findings)
                 stopping.discard(job_id)
                 pod.forget(job_id)
                 done += 1
@@ -212,7 +212,7 @@ def drive(
 
 
 def run(count: int, seed: int = 0) -> Findings:
-    """Run `count` jobs and return what they have shown."""
+    """Run `count` jobs and return the findings."""
     findings = Findings()
     picture = png(64)
     with site(picture) as port, Pod(hold_s=5.0, keep=False) as pod:
@@ -226,7 +226,9 @@ def run(count: int, seed: int = 0) -> Findings:
         with pod.worker(COMMAND, environ) as worker:
             pod.until(lambda: pod.seen("poll"), 60)
             start = time.monotonic()
-            drive(pod, worker, wishes(count, seed, port, picture), findings, max(1, count // 200))
+            drive(
+                pod, worker, make_trials(count, seed, port, picture), findings, max(1, count // 200)
+            )
             findings.seconds = time.monotonic() - start
             worker.send(signal.SIGTERM)
             code = worker.wait()
@@ -234,7 +236,7 @@ def run(count: int, seed: int = 0) -> Findings:
                 if worker.log(event):
                     findings.wrong.append(f"the worker's log says: {event}")
             if code or worker.relatives():
-                findings.wrong.append(f"exit code {code}, left behind: {worker.relatives()}")
+                findings.wrong.append(f"exit code {code}, still running: {worker.relatives()}")
     if (total := sum(findings.outcomes.values())) != count:
         findings.wrong.append(f"{count - total} jobs without an end")
     return findings
@@ -248,10 +250,10 @@ def tenth(samples: list[Sample], name: str, part: int) -> float:
 
 
 def growth(series: Sequence[float]) -> float:
-    """Return how much a series grows over its last half, apart from what comes and goes.
+    """Return how much a series grows over its second half, outliers ignored.
 
-    That is the slope of Theil and Sen, the median of the slopes between all pairs of values, times
-    the half's length: up to 29 % of the values may be anything (Sen, Journal of the American
+    This is the Theil-Sen slope, the median of the slopes between all pairs of values, times the
+    half's length: up to 29 % of the values may be outliers (Sen, Journal of the American
     Statistical Association 63, 1968).
     """
     half = list(enumerate(series))[len(series) // 2 :]
@@ -259,18 +261,18 @@ def growth(series: Sequence[float]) -> float:
     return statistics.median(slopes) * (len(half) - 1) if slopes else 0.0
 
 
-def grown(samples: Sequence[Sample]) -> list[str]:
-    """Name what the worker still holds more and more of in the last half of the run."""
-    told = []
+def find_leaks(samples: Sequence[Sample]) -> list[str]:
+    """Return a message for each figure that grows over the second half of the run."""
+    problems = []
     for name, limit in GROWTH.items():
         more = growth([getattr(sample, name) for sample in samples])
         if more > limit:
-            told.append(f"{name} grew by {more:.1f} in the last half, at most {limit} are no leak")
-    return told
+            problems.append(f"{name} grew by {more:.1f} in the second half; the limit is {limit}")
+    return problems
 
 
 def main() -> int:
-    """Run, print the table, and return 1 when something was wrong or grew."""
+    """Run, print the table, and return 1 if anything was wrong or grew."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -287,8 +289,8 @@ def main() -> int:
         tenths = " ".join(f"{tenth(findings.samples, name, part):.0f}" for part in range(10))
         more = growth([getattr(sample, name) for sample in findings.samples])
         unit = " (MB)" if name == "memory" else ""
-        print(f"{name}{unit} by tenths of the run: {tenths}; in the last half {more:+.1f}")
-    problems = [*findings.wrong, *grown(findings.samples)]
+        print(f"{name}{unit} by tenths of the run: {tenths}; in the second half {more:+.1f}")
+    problems = [*findings.wrong, *find_leaks(findings.samples)]
     for problem in problems[:20]:
         print(f"WRONG: {problem}")
     print(json.dumps({"jobs": total, "wrong": len(problems), "p50_ms": p50, "p99_ms": p99}))

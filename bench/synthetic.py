@@ -1,4 +1,4 @@
-"""A published model with random weights: diffusers folders in shards, of any width and depth."""
+"""A published model with random weights: sharded diffusers folders of any width and depth."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def publish(
 ) -> Path:
     """Write a published model of random bf16 weights with a Lightning LoRA; return its folder.
 
-    A shard is closed once it has `shard_bytes`; the file names are the hub's.
+    A shard is closed once it has `shard_bytes`; files are named as on the hub.
     """
     shutil.copytree(CHECKPOINT / "tokenizer", folder / "tokenizer")
     shutil.copytree(CHECKPOINT / "scheduler", folder / "scheduler")

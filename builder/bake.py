@@ -1,8 +1,8 @@
-"""Prepare models and leave each as one folder that carries its whole bundle, below TARGET.
+"""Prepare models and write each one's complete bundle as a folder below TARGET.
 
-    python builder/bake.py MODELS TARGET      MODELS as the variable MODEL
+    python builder/bake.py MODELS TARGET      MODELS as in the variable MODEL
 
-Models that publish the same text encoder or VAE share its files: they are hard links.
+Models that publish the same text encoder or VAE share its files as hard links.
 """
 
 import os
@@ -17,7 +17,7 @@ from worker.weights import sources
 
 
 def bake(models: str, target: Path) -> list[Path]:
-    """Prepare `models` into `target` and return the folder of each; raises WorkerError."""
+    """Prepare `models` in `target` and return the folder of each; raises WorkerError."""
     work = target / ".work"
     chosen = settings.read(instead={"MODEL": models, "MODEL_DIR": str(work)})
     log.configure(chosen.log_level)

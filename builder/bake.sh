@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prepare the bundles of MODELS (names with commas) into TARGET, for the image's target baked.
-#   builder/bake.sh MODELS TARGET        HF_TOKEN may come as a BuildKit secret of that name
+# Prepare the bundles of MODELS (comma-separated names) in TARGET, for the image's target baked.
+#   builder/bake.sh MODELS TARGET        HF_TOKEN may be a BuildKit secret of that name
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# = 2 ] && [ -n "$1" ] && [ -n "$2" ] || { echo "bake.sh: give the models and a directory" >&2; exit 1; }

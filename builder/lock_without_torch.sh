@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Print a lock (standard input) without torch, torchvision and the CUDA parts that come with that torch.
+# Print a lock (from standard input) without torch, torchvision and the CUDA packages of that torch.
 set -euo pipefail
 awk '
   /^[A-Za-z0-9]/ { keep = $0 !~ /^(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/ }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Install what the image takes from Debian or Ubuntu: Python with venv, and certificates for https.
-# CUDA's libraries come with torch's wheels and the driver from the host, so no CUDA base is needed.
+# Install what the image needs from Debian or Ubuntu: Python with venv, and certificates for https.
+# CUDA's libraries are in torch's wheels and the driver is the host's, so no CUDA base is needed.
 set -euo pipefail
-[ "$(id -u)" = 0 ] || { echo "system.sh: run me as root" >&2; exit 1; }
+[ "$(id -u)" = 0 ] || { echo "system.sh: run this as root" >&2; exit 1; }
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 apt-get install -qqy --no-install-recommends ca-certificates python3 python3-venv >/dev/null

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Make .venv/ at the project's root from the locks: uv by pip, then all the rest by uv, with hashes.
+# Make .venv/ in the project's root from the locks: uv by pip, then everything else by uv, with hashes.
 #   builder/venv.sh [--dev | --no-project]
-#     --dev         also the tools that the tests and linters need
-#     --no-project  the dependencies only: an image layer that a change of code leaves alone
+#     --dev         also the tools of the tests and linters
+#     --no-project  the dependencies only: an image layer that changes of code do not touch
 # PYTHON names the interpreter (3.11 or newer; default python3). TORCH_INDEX_URL, TORCH_VERSION and
-# TORCHVISION_VERSION, given together, install that build of torch in place of the locked one.
+# TORCHVISION_VERSION, given together, install that build of torch instead of the locked one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,14 +27,14 @@ if [ -n "${TORCH_INDEX_URL:-}${TORCH_VERSION:-}${TORCHVISION_VERSION:-}" ]; then
 fi
 
 python=${PYTHON:-python3}
-command -v "$python" >/dev/null || fail "$python is not there: install Python 3.11 or newer, or set PYTHON"
+command -v "$python" >/dev/null || fail "$python is not installed: install Python 3.11 or newer, or set PYTHON"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
   fail "$("$python" --version) is too old: Python 3.11 or newer is needed; name one with PYTHON=..."
 
-# A half-made .venv (an interrupted run, a Python that went away) is made anew.
+# A broken .venv (an interrupted run, a Python that was removed) is recreated.
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   if ! "$python" -m venv --clear .venv >/dev/null 2>&1; then
-    # Debian ships python3 without ensurepip; its package is the only thing that we ask the system for.
+    # Debian ships python3 without ensurepip; its package is the only one needed from the system.
     minor=$("$python" -c 'import sys; print(f"{sys.version_info[0]}.{sys.version_info[1]}")')
     command -v apt-get >/dev/null || fail "this Python cannot make a venv: install its ensurepip"
     [ "$(id -u)" = 0 ] || fail "this Python has no ensurepip: install python$minor-venv, then run this again"
@@ -48,7 +48,7 @@ fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r builder/requirements-uv.lock
 uv=(.venv/bin/uv pip install --quiet --python .venv/bin/python)
 if [ -n "${TORCH_INDEX_URL:-}" ]; then
-  # The lock is complete, so leaving torch and its CUDA parts out leaves nothing else to resolve.
+  # The lock is complete, so that without torch and its CUDA packages nothing is left to resolve.
   rest=$(mktemp)
   trap 'rm -f "$rest"' EXIT
   bash builder/lock_without_torch.sh <builder/requirements.lock >"$rest"

@@ -271,7 +271,7 @@ def test_a_profile_that_would_take_hours_takes_none() -> None:
     """A thousand steps of floating point tables take lcms 18 s; the plain ones are used."""
     for steps in (curves(20_000), endless(100_000)):
         for name in (b"D2B0", b"D2B1", b"D2B3"):
-            hostile = matrix("Display P3", beside=[(name, steps)])
+            hostile = matrix("Display P3", more=[(name, steps)])
             start = time.process_time()
             pixel, warnings = read(saved(flat(), "PNG", icc_profile=hostile))
             assert time.process_time() - start < 5

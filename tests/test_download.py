@@ -18,7 +18,7 @@ from worker.errors import HubUnreachable, VolumeFull, WeightsUnavailable
 from worker.weights import download, metadata, retry, space, temporary
 from worker.weights.download import fetch_snapshot
 from worker.weights.proof import RemoteFile, difference, digests
-from worker.weights.retry import Again, Patience, WrongBytes
+from worker.weights.retry import AttemptFailed, Patience, WrongBytes
 from worker.weights.snapshot import named
 from worlds.hub import Entry, Fault
 
@@ -228,8 +228,8 @@ def test_retry_after_is_read_as_seconds_and_as_a_date() -> None:
     soon = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
     waits = []
     for header in ("7", soon, "nonsense", None):
-        error = retry.refused(429, header, "x")
-        assert isinstance(error, Again)
+        error = retry.classify_status(429, header, "x")
+        assert isinstance(error, AttemptFailed)
         waits.append(error.wait_s)
     assert waits[0] == 7
     assert waits[1] is not None
@@ -240,17 +240,17 @@ def test_retry_after_is_read_as_seconds_and_as_a_date() -> None:
 def test_the_hub_may_not_make_us_wait_longer_than_the_cap() -> None:
     patience = Patience(attempts=2, longest_asked_wait_s=0.05)
     start = time.monotonic()
-    with pytest.raises(Again):  # noqa: PT012 - the loop is what is tested
-        for attempt in patience.tries():
+    with pytest.raises(AttemptFailed):  # noqa: PT012 - the loop is what is tested
+        for attempt in patience.iterate_attempts():
             with attempt:
-                raise Again("busy", wait_s=3600)
+                raise AttemptFailed("busy", wait_s=3600)
     assert time.monotonic() - start < 3600 / 2
 
 
 def test_only_again_is_tried_again() -> None:
     calls = []
     with pytest.raises(ValueError, match="a bug"):  # noqa: PT012 - the loop is what is tested
-        for attempt in Patience().tries():
+        for attempt in Patience().iterate_attempts():
             with attempt:
                 calls.append(1)
                 raise ValueError("a bug")
@@ -260,7 +260,7 @@ def test_only_again_is_tried_again() -> None:
 def test_wrong_bytes_end_before_the_attempts_do() -> None:
     calls = []
     with pytest.raises(WrongBytes):  # noqa: PT012 - the loop is what is tested
-        for attempt in Patience(attempts=9, first_wait_s=0.001).tries():
+        for attempt in Patience(attempts=9, first_wait_s=0.001).iterate_attempts():
             with attempt:
                 calls.append(1)
                 raise WrongBytes("no")

@@ -125,7 +125,7 @@ def test_a_part_that_is_waited_for_may_go_at_any_time(
     made.into.mkdir(parents=True)
     there.touch()
     monkeypatch.setattr(temporary, "parts", lambda _target: [gone, there])
-    assert [name for name, *_ in download._activity(target)] == ["there"]
+    assert [name for name, *_ in download._read_activity(target)] == ["there"]
 
 
 def test_a_resumed_part_needs_room_for_the_rest_only(made: Room) -> None:
@@ -180,18 +180,18 @@ def test_what_can_be_tried_later_keeps_its_part_and_what_cannot_does_not(made: R
 def test_a_file_that_the_hub_has_no_more_makes_the_next_start_ask_again(made: Room) -> None:
     """Only that: a hub that is down says nothing of the commit."""
     snapshot = made.snapshot()
-    assert snapshot.kept is not None
+    assert snapshot.record is not None
     made.patience = replace(made.patience, attempts=1)
     tired = replace(snapshot, patience=made.patience)
     shard = named(snapshot, SHARD)
     made.hub.misbehave(Fault("status", "resolve", path=SHARD, status=503))
     with pytest.raises(HubUnreachable):
         tired.read_range(shard, 0, 10)
-    assert snapshot.kept.exists()
+    assert snapshot.record.exists()
     made.hub.misbehave(Fault("status", "resolve", path=SHARD, status=404))
     with pytest.raises(WeightsUnavailable):
         tired.read_range(shard, 0, 10)
-    assert not snapshot.kept.exists()
+    assert not snapshot.record.exists()
     made.hub.misbehave(Fault("status", "resolve", path=SHARD, status=404))
     with pytest.raises(WeightsUnavailable):  # another thread was faster
         tired.read_range(shard, 0, 10)

@@ -116,7 +116,7 @@ def test_a_bug_tells_the_caller_a_reference_and_the_log_the_rest(pod: Pod, worke
     reference = job.error.split()[-1]
     (entry,) = [e for e in worker.log("bug") if e["reference"] == reference]
     assert "secret/place" in entry["exception"]
-    told = json.dumps(job.told())
+    told = json.dumps(job.describe())
     assert not any(word in told for word in ("secret", "Traceback", "/root", ".py", "internal."))
 
 

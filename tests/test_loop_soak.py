@@ -48,7 +48,7 @@ def noise(seed: int, size: float) -> Callable[[], float]:
 )
 def test_what_does_not_go_on_growing_is_no_leak(memory: Callable[[int], float], seed: int) -> None:
     some = noise(seed, 2.0)
-    assert soak.grown(samples(lambda n: memory(n) + some(), lambda n: 9 + (n > 60))) == []
+    assert soak.find_leaks(samples(lambda n: memory(n) + some(), lambda n: 9 + (n > 60))) == []
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -64,12 +64,12 @@ def test_what_does_not_go_on_growing_is_no_leak(memory: Callable[[int], float], 
 )
 def test_what_goes_on_growing_is_told(memory: Callable[[int], float], seed: int) -> None:
     some = noise(seed, 2.0)
-    (told,) = soak.grown(samples(lambda n: memory(n) + some(), lambda _: 9))
+    (told,) = soak.find_leaks(samples(lambda n: memory(n) + some(), lambda _: 9))
     assert told.startswith("memory grew by ")
 
 
 def test_a_thread_in_twenty_samples_is_told() -> None:
-    (told,) = soak.grown(samples(lambda _: 100.0, lambda n: 9 + n // 20))
+    (told,) = soak.find_leaks(samples(lambda _: 100.0, lambda n: 9 + n // 20))
     assert told.startswith("threads grew by ")
 
 

@@ -12,16 +12,16 @@ import pytest
 
 from tools import mutants
 from tools.mutation import equivalents, plan, record, report, trial
-from tools.mutation.choose import Mutant, chosen, rooms
+from tools.mutation.choose import Mutant, find_rooms, pick_mutants
 from tools.mutation.copy import Project
 from tools.mutation.equivalents import Equivalent
-from tools.mutation.marks import MARK, marked
-from tools.mutation.mutate import is_valid, mutations
+from tools.mutation.marks import MARK, insert_marks
+from tools.mutation.mutate import find_mutations, is_valid
 from tools.mutation.plan import Atlas
 from tools.mutation.record import Record
 from tools.mutation.report import Room
-from tools.mutation.trial import Outcome, Worker, workers
-from tools.mutation.unseen import errors_of
+from tools.mutation.trial import Outcome, Worker, start_workers
+from tools.mutation.unseen import find_errors
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,8 +29,8 @@ ROOT = Path(__file__).parent.parent
 def changes(source: str) -> set[str]:
     """Return the changed lines of every mutation of a source."""
     text = textwrap.dedent(source)
-    errors = errors_of([ast.parse(text)])
-    return {mutation.shown(text)[1] for mutation in mutations(text, errors)}
+    errors = find_errors([ast.parse(text)])
+    return {mutation.shown(text)[1] for mutation in find_mutations(text, errors)}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_statements_and_arguments_are_dropped(body: str, expected: set[str]) -> 
 def test_the_first_assignment_of_a_name_stays_as_python_would_miss_it() -> None:
     assert changes("def f(a):\n    b = a\n    b = a.c\n    a = b") == {"pass"}
     source = "def f(a):\n    b = a\n    b = a.c"
-    assert [m.line(source) for m in mutations(source)] == [3]
+    assert [m.line(source) for m in find_mutations(source)] == [3]
 
 
 def test_branches_are_decided_bodies_dropped_and_loops_ended() -> None:
@@ -197,7 +197,7 @@ def test_a_warning_may_not_be_dropped_but_its_words_are_free() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.py")), ids=lambda p: p.name)
 def test_every_change_of_the_source_is_python_and_every_mark_keeps_its_lines(path: Path) -> None:
     source = path.read_text()
-    found = mutations(source)
+    found = find_mutations(source)
     broken = []
     for mutation in found[:: max(1, len(found) // 20)]:
         try:
@@ -205,7 +205,7 @@ def test_every_change_of_the_source_is_python_and_every_mark_keeps_its_lines(pat
         except SyntaxError:
             broken.append(mutation.shown(source))
     assert not broken
-    told = marked(source, path.name)
+    told = insert_marks(source, path.name)
     assert len(told.splitlines()) == len(source.splitlines())
     compile(told, path, "exec")
 
@@ -226,7 +226,7 @@ def test_marks_tell_of_each_statement_and_change_nothing() -> None:
     ''')
     told: list[str] = []
     names: dict[str, object] = {MARK: told.append}
-    exec(marked(source, "a.py"), names)  # noqa: S102 - our own source
+    exec(insert_marks(source, "a.py"), names)  # noqa: S102 - our own source
     f = names["f"]
     assert callable(f)
     told.clear()
@@ -367,15 +367,15 @@ class Tried:
 def tried(tmp_path_factory: pytest.TempPathFactory) -> Tried:
     project = made(tmp_path_factory.mktemp("made"))
     folder = project.root / project.source
-    with pytest.MonkeyPatch.context() as patch, workers(project, 1) as [worker]:
+    with pytest.MonkeyPatch.context() as patch, start_workers(project, 1) as [worker]:
         patch.setattr(trial, "LEAST_LIMIT_S", 2.0)
-        records = {file: worker.recorded(file) for file in project.test_files}
+        records = {file: worker.record(file) for file in project.test_files}
         atlas = Atlas(folder, list(records.values()), project.root / project.tests)
         outcomes = {}
-        for name in rooms(folder):
-            for mutant in chosen(folder, name, 1, 1000):
+        for name in find_rooms(folder):
+            for mutant in pick_mutants(folder, name, 1, 1000):
                 if (change := mutant.key[2:]) in EXPECTED:
-                    outcome = worker.tried(mutant, atlas.reaching(mutant))
+                    outcome = worker.try_mutant(mutant, atlas.find_tests(mutant))
                     outcomes[change] = outcome.result
         left = list((worker._copy.scratch / "tmp").glob("*"))
     assert not left
@@ -421,13 +421,13 @@ def test_a_recording_is_kept_until_what_it_depends_on_changes(tried: Tried, tmp_
     file, path = "tests/test_prices.py", tmp_path / "kept.json"
     kept = tried.records[file]
     assert record.read(project, file, path) is None
-    record.written(project, file, kept, path)
+    record.write(project, file, kept, path)
     read = record.read(project, file, path)
     assert read is not None
     assert (read.tests, read.loading) == (kept.tests, kept.loading)
 
     def is_right(changed: str, *, then: bool) -> None:
-        record.written(project, file, kept, path)
+        record.write(project, file, kept, path)
         changed_file = project.root / changed
         before = changed_file.read_text() if changed_file.exists() else None
         changed_file.write_text(f"{before or ''}x = 1\n")
@@ -450,19 +450,19 @@ def test_the_same_seed_draws_the_same_mutants_and_another_seed_others() -> None:
     folder = ROOT / "src/worker"
 
     def drawn(seed: int, count: int) -> list[tuple[str, ...]]:
-        return [mutant.key for mutant in chosen(folder, "jobs", seed, count)]
+        return [mutant.key for mutant in pick_mutants(folder, "jobs", seed, count)]
 
     assert drawn(1, 30) == drawn(1, 30)
     assert drawn(1, 30)[:10] == drawn(1, 10)
     assert drawn(1, 30) != drawn(2, 30)
     assert len(set(drawn(1, 30))) == 30
-    kinds = {mutant.mutation.kind for mutant in chosen(folder, "jobs", 1, 30)}
+    kinds = {mutant.mutation.kind for mutant in pick_mutants(folder, "jobs", 1, 30)}
     assert kinds == {"operator", "constant", "branch", "statement", "argument"}
 
 
 def test_rooms_are_folders_and_the_files_that_lie_in_none(tmp_path: Path) -> None:
     project = made(tmp_path)
-    found = rooms(project.root / project.source)
+    found = find_rooms(project.root / project.source)
     assert {name: [p.name for p in paths] for name, paths in found.items()} == {
         "top": ["__init__.py", "ages.py", "shape.py"],
         "shop": ["__init__.py", "away.py", "names.py", "prices.py"],
@@ -471,7 +471,7 @@ def test_rooms_are_folders_and_the_files_that_lie_in_none(tmp_path: Path) -> Non
 
 def mutant_of(source: str, after: str) -> Mutant:
     """Return the mutant of a source whose changed line is that."""
-    found = [Mutant("a.py", source, m) for m in mutations(source)]
+    found = [Mutant("a.py", source, m) for m in find_mutations(source)]
     return next(m for m in found if m.key[3] == after)
 
 
@@ -499,33 +499,33 @@ def test_an_entry_that_matches_nothing_any_more_is_told(tmp_path: Path) -> None:
         Equivalent("a.py", "return a < 3", "no such change", "f", "return a > 3"),
         Equivalent("gone.py", "return a < 3", "no such file", "f"),
     ]
-    assert equivalents.stale([right, *wrong], tmp_path) == wrong
+    assert equivalents.find_stale([right, *wrong], tmp_path) == wrong
 
 
 def test_the_list_has_a_reason_for_every_entry_and_no_entry_for_nothing() -> None:
-    entries = equivalents.listed()
+    entries = equivalents.read_list()
     assert all(len(entry.reason.split()) >= 3 for entry in entries)
-    assert equivalents.stale(entries, ROOT / "src/worker") == []
+    assert equivalents.find_stale(entries, ROOT / "src/worker") == []
 
 
 def test_an_entry_without_a_reason_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "equivalents.toml"
     path.write_text('[[equivalent]]\nfile = "a.py"\nline = "x"\n')
     with pytest.raises(TypeError, match="reason"):
-        equivalents.listed(path)
+        equivalents.read_list(path)
 
 
 def test_portions_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "PORTIONS_S", (2.0, 4.0))
     monkeypatch.setattr(plan, "MOST_S", 12.0)
     tests = [record.Test(f"t{n}", 1.0, "passed", frozenset()) for n in range(20)]
-    assert [len(portion) for portion in plan.portions(tests)] == [2, 4, 4, 4]
+    assert [len(portion) for portion in plan.split_into_portions(tests)] == [2, 4, 4, 4]
     slow = record.Test("slow", 9.0, "passed", frozenset())
-    assert [len(portion) for portion in plan.portions([slow, *tests[:3]])] == [1, 3]
+    assert [len(portion) for portion in plan.split_into_portions([slow, *tests[:3]])] == [1, 3]
     shared = [record.Test(f"t{n}", 0.1, "passed", frozenset(), (("f", 1.0),)) for n in range(5)]
-    assert [len(portion) for portion in plan.portions(shared)] == [5]
+    assert [len(portion) for portion in plan.split_into_portions(shared)] == [5]
     mixed = [record.Test(f"{file}::t", 0.1, "passed", frozenset()) for file in "abab"]
-    assert [test.file for test in next(plan.portions(mixed))] == ["a", "a", "b", "b"]
+    assert [test.file for test in next(plan.split_into_portions(mixed))] == ["a", "a", "b", "b"]
 
 
 def test_the_report_names_survivors_and_counts() -> None:
@@ -538,11 +538,11 @@ def test_the_report_names_survivors_and_counts() -> None:
         Outcome(mutant, "unreached"),
     ]
     found = [Room("jobs", outcomes, 2), Room("edge", outcomes[:2])]
-    text = report.text(found, "src/worker", [Equivalent("a.py", "x", "a reason")])
+    text = report.format_report(found, "src/worker", [Equivalent("a.py", "x", "a reason")])
     assert "src/worker/a.py:2 in f (operator; 7 tests pass)" in text
     assert "  - return a < 3\n  + return a <= 3" in text
     assert "no test reaches it" in text
-    assert "matches nothing any more: a.py: x" in text
+    assert "no longer matches anything: a.py: x" in text
     lines = text.splitlines()[-3:]
     assert [line.split()[:2] for line in lines] == [
         ["jobs", "50.0%"],
@@ -558,12 +558,12 @@ def test_a_room_below_95_percent_ends_with_status_1(
 ) -> None:
     """The whole command on the made-up project: text, JSON, recordings that are kept."""
     monkeypatch.setattr(trial, "LEAST_LIMIT_S", 2.0)
-    monkeypatch.setattr(equivalents, "listed", list)
+    monkeypatch.setattr(equivalents, "read_list", list)
     project = made(tmp_path)
     folder = project.root / project.source
     survives = ("if sum(prices) > limit:", "if sum(prices) >= limit:")
     seed = next(
-        s for s in range(999) if survives in [m.key[2:] for m in chosen(folder, "shop", s, 3)]
+        s for s in range(999) if survives in [m.key[2:] for m in pick_mutants(folder, "shop", s, 3)]
     )
     arguments = ["--seed", str(seed), "--room", "shop", "--count", "3", "--workers", "2"]
     assert mutants.main(arguments, project) == 1
@@ -580,8 +580,8 @@ def test_a_room_below_95_percent_ends_with_status_1(
 def test_a_process_that_cannot_start_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "NURSERY", "raise SystemExit('no such thing')")
-    with pytest.raises(RuntimeError, match="no such thing"), workers(made(tmp_path), 1):
+    monkeypatch.setattr(trial, "FORK_SERVER", "raise SystemExit('no such thing')")
+    with pytest.raises(RuntimeError, match="no such thing"), start_workers(made(tmp_path), 1):
         pass
 
 
@@ -601,10 +601,10 @@ def test_a_run_that_is_broken_off_leaves_nothing(
 
     def work(worker: Worker) -> None:
         with pytest.raises((RuntimeError, OSError)) as ended:
-            worker.recorded("tests/test_ages.py")
+            worker.record("tests/test_ages.py")
         errors.append(str(ended.value))
 
-    with workers(project, 1) as [worker]:
+    with start_workers(project, 1) as [worker]:
         thread = threading.Thread(target=work, args=(worker,))
         thread.start()
         while not (tmp_path / "begun").exists():
@@ -622,10 +622,10 @@ def test_what_fails_in_one_worker_ends_the_others() -> None:
         return task
 
     with pytest.raises(ValueError, match="three"):
-        list(trial.shared_out([None], [1, 2, 3, 4], fail))  # type: ignore[list-item]
-    done = trial.shared_out([None, None], [1, 2, 4], fail)  # type: ignore[list-item]
+        list(trial.distribute([None], [1, 2, 3, 4], fail))  # type: ignore[list-item]
+    done = trial.distribute([None, None], [1, 2, 4], fail)  # type: ignore[list-item]
     assert sorted(done) == [(1, 1), (2, 2), (4, 4)]
-    assert is_valid("x = 1", mutations("x = 1")[0])
+    assert is_valid("x = 1", find_mutations("x = 1")[0])
     assert sys.version_info >= (3, 11)
 
 

@@ -17,7 +17,7 @@ from worker.errors import HubUnreachable
 from worker.weights import parallel
 from worker.weights.download import HubSnapshot
 from worker.weights.proof import RemoteFile
-from worker.weights.retry import Again
+from worker.weights.retry import AttemptFailed
 from worker.weights.snapshot import Progress, named, quiet
 from worlds.hub import Fault
 
@@ -182,7 +182,7 @@ def test_a_disk_that_refuses_is_told_with_its_own_number(made: Room) -> None:
 
 def test_another_error_of_the_system_is_a_failed_transfer(made: Room) -> None:
     """A connection's number must not be taken for the disk's."""
-    with pytest.raises(Again, match="failed"):
+    with pytest.raises(AttemptFailed, match="failed"):
         transfer(made, made.home / "no such folder" / "part")
 
 

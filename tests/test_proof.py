@@ -39,12 +39,12 @@ def test_digests_are_of_all_bytes_whatever_the_size(tmp_path: Path, size: int) -
         (RemoteFile("x", 4), "5 bytes instead of 4"),
         (RemoteFile("x", 6, sha256=A), "5 bytes instead of 6"),
         (RemoteFile("x", 5, sha256=A), None),
-        (RemoteFile("x", 5, sha256=B), "another sha256 than recorded"),
+        (RemoteFile("x", 5, sha256=B), "a sha256 other than the recorded one"),
         (RemoteFile("x", 5, blob_id=GIT_A), None),
-        (RemoteFile("x", 5, blob_id=GIT_B), "another git blob id than recorded"),
+        (RemoteFile("x", 5, blob_id=GIT_B), "a git blob id other than the recorded one"),
         # of an LFS file git knows the pointer alone
         (RemoteFile("x", 5, sha256=A, blob_id=GIT_B), None),
-        (RemoteFile("x", 5, sha256=B, blob_id=GIT_A), "another sha256 than recorded"),
+        (RemoteFile("x", 5, sha256=B, blob_id=GIT_A), "a sha256 other than the recorded one"),
     ],
 )
 def test_what_is_recorded_is_compared(file: RemoteFile, reason: str | None) -> None:

@@ -9,7 +9,7 @@ from stamina.instrumentation import RetryDetails
 from worker import settings
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.weights import retry
-from worker.weights.retry import Again, Missing, Patience, WrongBytes, refused
+from worker.weights.retry import AttemptFailed, Missing, Patience, WrongBytes, classify_status
 
 QUICK = Patience(attempts=5, first_wait_s=0.004, longest_wait_s=0.02)
 
@@ -37,26 +37,26 @@ def fail(patience: Patience, error: Exception) -> int:
         calls += 1
         raise error
 
-    with pytest.raises(type(error) if not isinstance(error, Again) else HubUnreachable):
-        patience.insist(action, "org/name: x.json")
+    with pytest.raises(type(error) if not isinstance(error, AttemptFailed) else HubUnreachable):
+        patience.retry(action, "org/name: x.json")
     return calls
 
 
 def test_what_works_is_done_once(waits: list[float]) -> None:
-    assert QUICK.insist(lambda: 7, "x") == 7
+    assert QUICK.retry(lambda: 7, "x") == 7
     assert waits == []
 
 
 def test_waits_double_up_to_the_longest_each_with_a_jitter_of_the_first(waits: list[float]) -> None:
     """Workers that were cut off together do not come back together."""
-    assert fail(QUICK, Again("cut")) == 5
+    assert fail(QUICK, AttemptFailed("cut")) == 5
     for wait, least in zip(waits, (0.004, 0.008, 0.016, 0.02), strict=True):
         assert least - 1e-9 <= wait <= min(least + 0.004, 0.02) + 1e-9
 
 
 def test_two_workers_do_not_wait_equally_long(waits: list[float]) -> None:
     for _ in range(8):
-        fail(Patience(attempts=2, first_wait_s=0.004), Again("cut"))
+        fail(Patience(attempts=2, first_wait_s=0.004), AttemptFailed("cut"))
     assert len(set(waits)) > 1
 
 
@@ -65,13 +65,13 @@ def test_the_hub_is_waited_for_as_long_as_it_asks_within_reason(
     waits: list[float], asked: float, waited: float
 ) -> None:
     patience = Patience(attempts=2, longest_asked_wait_s=0.01)
-    assert fail(patience, Again("busy", wait_s=asked)) == 2
+    assert fail(patience, AttemptFailed("busy", wait_s=asked)) == 2
     assert waits == [waited]
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 4])
 def test_there_are_so_many_attempts(attempts: int) -> None:
-    assert fail(Patience(attempts=attempts, first_wait_s=0.001), Again("cut")) == attempts
+    assert fail(Patience(attempts=attempts, first_wait_s=0.001), AttemptFailed("cut")) == attempts
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
@@ -87,13 +87,13 @@ def test_what_no_attempt_mends_is_not_tried_again(error: Exception) -> None:
 
 def test_the_last_reason_is_told_with_what_to_do() -> None:
     with pytest.raises(HubUnreachable, match=r"^org/name: x\.json: cut short") as told:
-        Patience(attempts=1).insist(_cut, "org/name: x.json")
+        Patience(attempts=1).retry(_cut, "org/name: x.json")
     assert "HF_ENDPOINT" in told.value.message
     assert told.value.retryable
 
 
 def _cut() -> None:
-    raise Again("cut short")
+    raise AttemptFailed("cut short")
 
 
 def test_the_operators_patience_is_taken() -> None:
@@ -104,8 +104,8 @@ def test_the_operators_patience_is_taken() -> None:
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 599])
 def test_a_status_that_passes_is_tried_again(status: int) -> None:
-    found = refused(status, "3", "org/name")
-    assert isinstance(found, Again)
+    found = classify_status(status, "3", "org/name")
+    assert isinstance(found, AttemptFailed)
     assert found.wait_s == 3
     assert str(status) in found.reason
 
@@ -114,7 +114,7 @@ def test_a_status_that_passes_is_tried_again(status: int) -> None:
     "status", [400, 401, 403, 404, 405, 407, 409, 410, 418, 428, 430, 451, 499]
 )
 def test_a_status_that_stays_is_told_with_its_advice(status: int) -> None:
-    found = refused(status, None, "org/name")
+    found = classify_status(status, None, "org/name")
     assert isinstance(found, WeightsUnavailable)
     assert isinstance(found, Missing) == (status == 404)
     assert not isinstance(found, HubUnreachable)
@@ -141,6 +141,6 @@ def test_a_status_that_stays_is_told_with_its_advice(status: int) -> None:
 def test_retry_after_is_seconds_or_a_date_and_never_in_the_past(
     said: str | None, seconds: float | None
 ) -> None:
-    found = refused(503, said, "x")
-    assert isinstance(found, Again)
+    found = classify_status(503, said, "x")
+    assert isinstance(found, AttemptFailed)
     assert found.wait_s == seconds

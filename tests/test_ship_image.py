@@ -302,7 +302,7 @@ def venv(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         (["--develop"], {}, "unknown argument --develop"),
         (["--dev", "--dev"], {}, "one argument at most"),
         ([], {"TORCH_VERSION": "2.11.0"}, "belong together"),
-        ([], {"PYTHON": "python-that-is-not-there"}, "is not there"),
+        ([], {"PYTHON": "python-that-is-not-there"}, "is not installed"),
     ],
 )
 def test_setting_up_refuses_before_it_touches_anything(
@@ -355,6 +355,6 @@ def test_a_dockerfile_is_read_with_its_comments_continuations_and_stages() -> No
 
 def test_the_image_check_finds_the_reply_among_the_lines() -> None:
     printed = '--- Starting\n{"images": [{"base64": "<9 characters>"}], "seed": 1}\nINFO | done\n'
-    assert image_check.reply(printed)["images"] == [{"base64": "<9 characters>"}]
+    assert image_check.find_reply(printed)["images"] == [{"base64": "<9 characters>"}]
     with pytest.raises(SystemExit, match="no reply with pictures"):
-        image_check.reply('INFO | nothing\n{"error": "INTERNAL: no"}\n')
+        image_check.find_reply('INFO | nothing\n{"error": "INTERNAL: no"}\n')

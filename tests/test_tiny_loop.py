@@ -56,7 +56,7 @@ def data_uri(picture: Image.Image) -> str:
 
 def drawn(pod: Pod, job: dict[str, Any]) -> Image.Image:
     """Run a job and return its picture."""
-    told = pod.answer(pod.submit(job), JOB_S).told()
+    told = pod.answer(pod.submit(job), JOB_S).describe()
     assert told["status"] == "COMPLETED", told
     image = told["output"]["images"][0]
     return Image.open(io.BytesIO(base64.b64decode(image["base64"])))

@@ -12,7 +12,7 @@ from training.tiny import architecture, bank, distil, phrases, tokenizer, train_
 from training.tiny.conditioning import Conditioner
 from training.tiny.flat_vae import FlatVae, initialise
 from training.tiny.lean import Conditions, Lean
-from training.tiny.train import go_on
+from training.tiny.train import load_start
 from worker.engine.lora import Adapters, canonical, lightning_modules
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "tiny"
@@ -155,7 +155,7 @@ def test_the_teacher_ends_where_its_forty_steps_with_cfg_do(small_bank: bank.Ban
     words = tokenizer.build_tokenizer()
     text_encoder = architecture.build_text_encoder(words)
     transformer = architecture.build_transformer(zero_cond_t=True)
-    go_on(CHECKPOINT / "edit", transformer, text_encoder)
+    load_start(CHECKPOINT / "edit", transformer, text_encoder)
     make, lean = Conditioner(text_encoder, words), Lean(transformer)
     group = train_model.Tasks(small_bank, seed=5).group("whole", 4, dropping=False)
     blank = [train_model.Sample(s.jitter, s.target, " ") for s in group]

@@ -1,11 +1,11 @@
-"""Run the tests again and again, in random order, and name what failed in any run.
+"""Run the tests many times, in random order, and name what failed in any run.
 
     python -m tools.certain --times 10 [--seed 1] [--neighbour always] [tests/test_x.py ...]
 
-Every second run has a busy neighbour on the machine. The order of run N is that of the seed SEED+N,
-which pytest prints; OUT/run-NN/output.txt keeps what it said, with the same words by which it can
-be run again. Nothing is tried again: a test that fails in one of ten runs stops one release in ten.
-The status is 1 when anything failed.
+Every second run shares the machine with a busy neighbour. Run N has the order of seed SEED+N, which
+pytest prints; OUT/run-NN/output.txt has its output, headed by the command that repeats the run. No
+test is retried: one that fails in one run of ten stops one release in ten. The status is 1 when
+anything failed.
 """
 
 import argparse
@@ -32,14 +32,14 @@ LONGEST_S: Final = 3 * 3600.0  # each test has a limit of its own; this is for p
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """How one run went: `failed` are the names of tests, or why there are none."""
+    """How one run went: `failed` has the names of tests, or why there are none."""
 
     seconds: float
     failed: tuple[str, ...]
 
 
-def command(seed: int, folder: Path, paths: Sequence[str]) -> list[str]:
-    """Return how pytest is called: as in make test, but in the order that the seed gives."""
+def build_command(seed: int, folder: Path, paths: Sequence[str]) -> list[str]:
+    """Return the command: pytest as in make test, but in the order of the seed."""
     configured = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
     options: list[str] = configured["ini_options"]["addopts"]
     kept = [option for option in options if not option.startswith("--randomly")]
@@ -55,7 +55,7 @@ def command(seed: int, folder: Path, paths: Sequence[str]) -> list[str]:
 def run(seed: int, folder: Path, paths: Sequence[str], *, neighbour: bool) -> Run:
     """Run the tests once and keep their output in `folder`."""
     folder.mkdir(parents=True)
-    words = command(seed, folder, paths)
+    words = build_command(seed, folder, paths)
     start = time.monotonic()
     with contextlib.ExitStack() as stack:
         output = stack.enter_context((folder / "output.txt").open("w"))
@@ -71,11 +71,11 @@ def run(seed: int, folder: Path, paths: Sequence[str], *, neighbour: bool) -> Ru
             ).returncode  # fmt: skip
         except subprocess.TimeoutExpired:
             return Run(time.monotonic() - start, (f"pytest: no end within {LONGEST_S:.0f} s",))
-    return Run(time.monotonic() - start, _failed(folder / "cache", status))
+    return Run(time.monotonic() - start, _read_failed(folder / "cache", status))
 
 
-def _failed(cache: Path, status: int) -> tuple[str, ...]:
-    """Return what pytest has noted as failed, or its status where it failed without a test."""
+def _read_failed(cache: Path, status: int) -> tuple[str, ...]:
+    """Return the tests that pytest recorded as failed, or its status if it failed without one."""
     with contextlib.suppress(FileNotFoundError):
         if names := json.loads((cache / "v" / "cache" / "lastfailed").read_text()):
             return tuple(sorted(names))
@@ -83,33 +83,33 @@ def _failed(cache: Path, status: int) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do all runs, print how each went and what failed how often; return the exit status."""
+    """Make all runs, print how each went and how often what failed; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--neighbour", choices=("half", "always", "never"), default="half")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "certain")
-    parser.add_argument("paths", nargs="*", help="tests; all without any")
+    parser.add_argument("paths", nargs="*", help="test files; all if none is given")
     given = parser.parse_args(arguments)
     shutil.rmtree(given.out, ignore_errors=True)
     failures: Counter[str] = Counter()
-    right = 0
+    passed = 0
     for number in range(1, given.times + 1):
         neighbour = {"half": number % 2 == 0, "always": True, "never": False}[given.neighbour]
         folder = given.out / f"run-{number:02d}"
-        found = run(given.seed + number, folder, given.paths, neighbour=neighbour)
-        failures.update(found.failed)
-        right += not found.failed
-        beside = ", beside a busy neighbour" if neighbour else ""
-        told = f"{len(found.failed)} failed" if found.failed else "passed"
-        print(f"run {number} of {given.times}, seed {given.seed + number}{beside}: {told}"
-              f" in {found.seconds:.0f} s", flush=True)  # fmt: skip
-        for name in found.failed:
+        result = run(given.seed + number, folder, given.paths, neighbour=neighbour)
+        failures.update(result.failed)
+        passed += not result.failed
+        load = ", with a busy neighbour" if neighbour else ""
+        outcome = f"{len(result.failed)} failed" if result.failed else "passed"
+        print(f"run {number} of {given.times}, seed {given.seed + number}{load}: {outcome}"
+              f" in {result.seconds:.0f} s", flush=True)  # fmt: skip
+        for name in result.failed:
             print(f"    {name}: {folder / 'output.txt'}", flush=True)
-    print(f"\n{right} of {given.times} runs passed")
+    print(f"\n{passed} of {given.times} runs passed")
     for name, times in failures.most_common():
         print(f"    {times} x {name}")
-    return int(right < given.times)
+    return int(passed < given.times)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """make demo: two jobs through RunPod's API on loopback to the real worker; pictures in out/.
 
-The first draws a picture from text, the second is test_input.json, which edits its reference. What
-answers is handler.py with MODEL=tiny behind worlds/pod.py; what asks is curl, as on RunPod (Python
+The first job makes a picture from text; the second, test_input.json, edits its reference. The
+worker is handler.py with MODEL=tiny behind worlds/pod.py; the caller is curl, as on RunPod (Python
 where there is no curl).
 """
 
@@ -21,7 +21,7 @@ from worlds.pod import FINAL, KEY, Pod
 ROOT = Path(__file__).parent.parent
 
 EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
-DRAWN = {
+TEXT_JOB = {
     "input": {"prompt": "a large yellow star on a purple background, on the right", "seed": 42}
 }
 START_S = 300.0
@@ -30,7 +30,7 @@ POLL_S = 0.3
 
 
 def call(method: str, url: str, body: str | None = None) -> Any:
-    """Ask the API as any caller would; returns its JSON."""
+    """Call the API as any caller would; return its JSON."""
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     if shutil.which("curl"):
         command = ["curl", "--silent", "--show-error", "--fail", "-X", method, url]
@@ -54,15 +54,14 @@ def follow(pod: Pod, job_id: str) -> dict[str, Any]:
     shown: Any = None
     end = time.monotonic() + JOB_S
     while time.monotonic() < end:
-        told: dict[str, Any] = call("GET", f"{pod.url}/status/{job_id}")
-        if told["status"] in FINAL:
-            return told
-        news = told["status"], told.get("output")
-        if news != shown:
-            shown = news
-            step = told.get("output")
+        state: dict[str, Any] = call("GET", f"{pod.url}/status/{job_id}")
+        if state["status"] in FINAL:
+            return state
+        if (state["status"], state.get("output")) != shown:
+            shown = state["status"], state.get("output")
+            step = state.get("output")
             where = f"{step['phase']} {step['step']} of {step['steps']}" if step else ""
-            print(f"  {told['status']:<12} {where}".rstrip(), flush=True)
+            print(f"  {state['status']:<12} {where}".rstrip(), flush=True)
         time.sleep(POLL_S)
     raise SystemExit(f"the job did not end within {JOB_S:g} s")
 
@@ -84,28 +83,28 @@ def save(output: dict[str, Any], name: str) -> None:
 
 
 def run(pod: Pod, job: str, name: str) -> bool:
-    """Post a job, follow it and save what it gives; returns whether there is a picture."""
+    """Post a job, follow it and save its output; return whether it completed."""
     begin = time.monotonic()
     print(f"POST /run  {json.loads(job)['input']['prompt']!r}", flush=True)
     posted = call("POST", f"{pod.url}/run", job)
-    told = follow(pod, posted["id"])
+    result = follow(pod, posted["id"])
     total_s = time.monotonic() - begin
-    print(f"  {told['status']}")
-    if told["status"] != "COMPLETED":
-        print(told.get("error"), file=sys.stderr)
+    print(f"  {result['status']}")
+    if result["status"] != "COMPLETED":
+        print(result.get("error"), file=sys.stderr)
         return False
-    save(told["output"], name)
-    timings = ", ".join(f"{phase} {ms}" for phase, ms in told["output"]["timings_ms"].items())
+    save(result["output"], name)
+    timings = ", ".join(f"{phase} {ms}" for phase, ms in result["output"]["timings_ms"].items())
     print(f"  {total_s:.2f} s from POST to result; milliseconds: {timings}")
     return True
 
 
 def main() -> int:
-    """Run the demo; returns 0 when the pictures are there."""
-    # An interrupted demo leaves the worker's context like any other end: nothing stays behind.
+    """Run the demo; return 0 when both pictures are saved."""
+    # an interrupted demo must leave the worker's context too, so that no process stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    # one thread, as Process sets it: so small a model gains nothing from more, and loses much to a
-    # neighbour that wants the same cores
+    # one thread, as Process sets it: a model this small gains nothing from more, and loses much if
+    # other processes compete for the cores
     environ = {"MODEL": "tiny", "LOG_LEVEL": "WARNING"}
     with Pod() as pod, pod.worker([sys.executable, "handler.py"], environ, cwd=ROOT) as worker:
         print(f"worker starting (MODEL=tiny), API at {pod.url}", flush=True)
@@ -118,7 +117,7 @@ def main() -> int:
         ready_s = time.monotonic() - worker.started
         print(f"  ready after {ready_s:.1f} s")
         edit = (ROOT / "test_input.json").read_text()
-        if not (run(pod, json.dumps(DRAWN), "demo-drawn") and run(pod, edit, "demo-edited")):
+        if not (run(pod, json.dumps(TEXT_JOB), "demo-drawn") and run(pod, edit, "demo-edited")):
             print(worker.stderr, file=sys.stderr)
             return 1
         worker.send(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Read a Dockerfile into stages of instructions: the part of its language that ours uses."""
+"""A Dockerfile -> stages of instructions, for the part of its language that ours uses."""
 
 import json
 import re
@@ -53,7 +53,7 @@ class Dockerfile:
         return {stage.name: stage for stage in self.stages}[name]
 
     def chain(self, name: str) -> tuple[str, list[Instruction]]:
-        """Return the image that a stage starts from and all instructions down to that stage."""
+        """Return the image that a stage starts from, and all instructions until that stage ends."""
         stage, names = self.stage(name), {stage.name for stage in self.stages}
         if stage.base not in names:
             return expand(stage.base, self.arguments), list(stage.instructions)
@@ -63,10 +63,10 @@ class Dockerfile:
 
 def expand(text: str, values: Mapping[str, str]) -> str:
     """Replace $NAME and ${NAME}; an unknown one is the empty string, as in Docker."""
-    return VARIABLE.sub(lambda found: values.get(found[1] or found[2], ""), text)
+    return VARIABLE.sub(lambda match: values.get(match[1] or match[2], ""), text)
 
 
-def _lines(text: str) -> list[tuple[int, str]]:
+def _join_lines(text: str) -> list[tuple[int, str]]:
     """Join continued lines and drop comments, also those between continued lines."""
     joined: list[tuple[int, str]] = []
     start, parts = 0, list[str]()
@@ -82,16 +82,16 @@ def _lines(text: str) -> list[tuple[int, str]]:
 
 
 def parse(text: str) -> Dockerfile:
-    """Parse a Dockerfile; raises ValueError on what stands before the first FROM but ARG."""
+    """Parse a Dockerfile; raises ValueError on anything but ARG before the first FROM."""
     arguments: dict[str, str] = {}
     stages: list[Stage] = []
-    for number, line in _lines(text):
+    for number, line in _join_lines(text):
         keyword, _, rest = line.partition(" ")
         flags: list[tuple[str, str]] = []
         rest = rest.strip()
-        while found := FLAG.match(rest):
-            flags.append((found[1], found[2]))
-            rest = rest[found.end() :]
+        while match := FLAG.match(rest):
+            flags.append((match[1], match[2]))
+            rest = rest[match.end() :]
         instruction = Instruction(keyword.upper(), tuple(flags), rest, number)
         if instruction.keyword == "FROM":
             base, *named = instruction.words

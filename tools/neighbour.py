@@ -1,4 +1,4 @@
-"""A neighbour on the same machine: it keeps every processor and the disk busy while it is there."""
+"""A noisy neighbour on the same machine: it keeps every processor and the disk busy."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ FILE_BLOCKS: Final = 64
 
 @contextlib.contextmanager
 def busy(folder: Path) -> Iterator[None]:
-    """Compute in a process for each processor, and write and sync a file in `folder` in another."""
+    """Compute in one process per processor, and write and sync a file in `folder` in another."""
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     parent = os.getpid()
@@ -35,7 +35,7 @@ def busy(folder: Path) -> Iterator[None]:
 
 
 def _compute(parent: int) -> None:
-    while os.getppid() == parent:  # a neighbour whose house is gone moves out
+    while os.getppid() == parent:  # end with the process that started it
         hashlib.sha256(BLOCK)
 
 

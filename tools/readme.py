@@ -21,17 +21,17 @@ SIZES: Final = ROOT / "bench" / "results" / "sizes.json"
 HUB: Final = ROOT / ".runpod" / "hub.json"
 OVERHEAD: Final = ROOT / "bench" / "results" / "overhead.json"
 
-# What stands beside src/worker, in the order of the reader's interest.
-BESIDE: Final[Mapping[str, str]] = {
+# What there is next to src/worker, in the order of a reader's interest.
+ELSEWHERE: Final[Mapping[str, str]] = {
     "checkpoints/tiny/": "the embedded models: a few megabytes, the classes of the real ones",
     "builder/": "the locks, and what the image build runs",
     "tools/": "the demo, and the project's own checks: mutants, certainty, the image, these tables",
     "Dockerfile": "the image; build.sh builds it",
     ".runpod/": "what RunPod's Hub shows and tests",
-    "bench/": "what the numbers below come from",
+    "bench/": "the programs behind the numbers",
     "tests/": "mirrors src/worker; the campaigns of faults/ and fuzz/",
-    "worlds/": "what stands around the worker in tests: a loopback job API, hub, site and bucket",
-    "training/": "how the embedded models are trained, lowered and judged",
+    "worlds/": "the worker's surroundings in tests: a loopback job API, hub, site and bucket",
+    "training/": "how the embedded models are trained, distilled and evaluated",
     "docs/": "how to call, deploy and fix it; the reference, the numbers",
 }
 
@@ -54,7 +54,7 @@ def input_table() -> str:
 
 
 def errors_table() -> str:
-    """Return every error code once, with the meaning of the first error that has it."""
+    """Return every error code once, with the meaning of its first error."""
     kinds: dict[str, list[type[errors.WorkerError]]] = {}
 
     def walk(kind: type[errors.WorkerError]) -> None:
@@ -67,17 +67,17 @@ def errors_table() -> str:
     rows = (
         (
             code(name),
-            either(kind.error_type for kind in held),
-            either("yes" if kind.retryable else "no" for kind in held),
-            first_line(held[0].__doc__),
+            join_distinct(kind.error_type for kind in same),
+            join_distinct("yes" if kind.retryable else "no" for kind in same),
+            first_line(same[0].__doc__),
         )
-        for name, held in kinds.items()
+        for name, same in kinds.items()
     )
     return markdown(("code", "type", "retryable", "meaning"), rows)
 
 
-def either(words: Iterable[str]) -> str:
-    """Return the different words, joined by "or"."""
+def join_distinct(words: Iterable[str]) -> str:
+    """Return the distinct words, joined by "or"."""
     return " or ".join(dict.fromkeys(words))
 
 
@@ -120,7 +120,7 @@ def files_table() -> str:
         "src/worker/",
         *modules(ROOT / "src" / "worker"),
     ]
-    lines += [f"{name:<22}{meaning}" for name, meaning in BESIDE.items()]
+    lines += [f"{name:<22}{meaning}" for name, meaning in ELSEWHERE.items()]
     return "\n".join(["```", *lines, "```"])
 
 
@@ -149,7 +149,7 @@ def first_line(text: str | None) -> str:
 
 
 def overhead_table() -> str:
-    """Return how the worker compares to the naive way, from the bench's last figures."""
+    """Return how the worker compares to the naive way, from the last bench results."""
     results = json.loads(OVERHEAD.read_text(encoding="utf-8"))
 
     def row(name: str) -> tuple[str, ...]:
@@ -167,10 +167,10 @@ def overhead_table() -> str:
 
 
 def precisions_table() -> str:
-    """Return what each precision takes, as bench/sizes.py computed it."""
-    held = json.loads(SIZES.read_text(encoding="utf-8"))
+    """Return the space that each precision takes, as bench/sizes.py computed it."""
+    results = json.loads(SIZES.read_text(encoding="utf-8"))
     names = ("disk", "device", "transformer", "text_encoder", "vae", "lora")
-    rows = ((code(name), *(f"{sizes[n]:.1f}" for n in names)) for name, sizes in held.items())
+    rows = ((code(name), *(f"{sizes[n]:.1f}" for n in names)) for name, sizes in results.items())
     header = ("GB", "disk", "device", "transformer", "text encoder", "VAE", "one LoRA")
     return markdown(header, rows)
 
@@ -188,10 +188,10 @@ PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
 }
 
 
-def filled(page: str) -> str:
-    """Return a page's text with every table as the code has it.
+def fill(page: str) -> str:
+    """Return a page's text with every table filled from the code.
 
-    Raises ValueError when a table's place is missing.
+    Raises ValueError when the place of a table is missing.
     """
     text = (ROOT / page).read_text(encoding="utf-8")
     for name, table in PAGES[page].items():
@@ -220,9 +220,9 @@ def hub_listing() -> str:
 
 
 def main() -> int:
-    """Write the pages and the listing anew."""
+    """Rewrite the pages and the listing."""
     for page in PAGES:
-        (ROOT / page).write_text(filled(page), encoding="utf-8")
+        (ROOT / page).write_text(fill(page), encoding="utf-8")
     HUB.write_text(hub_listing(), encoding="utf-8")
     return 0
 

@@ -1,8 +1,8 @@
 """Draw the pictures of docs/ with the embedded models: `python -m training.contact_sheet`.
 
-contact-sheet.png: pictures from prompts above, each edited by the text under it below.
-lightning.png: the first prompts of `make eval-tiny`, a column for each of its ways.
-Nothing is chosen by eye: the seeds are 1, 2, 3 ..., or the evaluation's.
+contact-sheet.png: pictures from prompts in the upper row, each edited in the lower row.
+lightning.png: the first prompts of `make eval-tiny`, one column for each of its ways.
+Nothing is picked by eye: the seeds are 1, 2, 3 ..., or the evaluation's.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""Copies of an embedded model with something in them altered, down to a header's words."""
+"""Copies of an embedded model with something altered in them, down to the words of a header."""
 
 import json
 import shutil
@@ -13,22 +13,22 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
 }
-# A tensor as a file has it: its format's name, its shape, its bytes.
+# A tensor as in a file: its dtype's name, its shape, its bytes.
 Raw = tuple[str, list[int], bytes]
 
 
 def copied(name: str, out: Path) -> Path:
-    """Copy an embedded model to where it may be altered."""
+    """Copy an embedded model, so that it can be altered."""
     return Path(shutil.copytree(folder_of(name), out))
 
 
 def weights_of(folder: Path, role: str) -> Path:
-    """Return a component's one file of weights."""
+    """Return a component's only weight file."""
     return folder / role / WEIGHTS[role]
 
 
 def read(path: Path) -> dict[str, Raw]:
-    """Return every tensor of a safetensors file as it is stored."""
+    """Return every tensor of a safetensors file as stored."""
     data = path.read_bytes()
     base = 8 + int.from_bytes(data[:8], "little")
     return {
@@ -43,7 +43,7 @@ def read(path: Path) -> dict[str, Raw]:
 
 
 def write(path: Path, tensors: Mapping[str, Raw]) -> None:
-    """Write tensors as a safetensors file, whatever their formats are called."""
+    """Write tensors as a safetensors file, whatever their dtypes are called."""
     facts: dict[str, Any] = {}
     end = 0
     for name, (dtype, shape, data) in tensors.items():
@@ -62,11 +62,11 @@ def alter(path: Path, change: Callable[[dict[str, Raw]], None]) -> None:
 
 
 def configure(path: Path, **changes: Any) -> None:
-    """Set fields of a JSON file; a field set to `...` is taken away."""
+    """Set fields of a JSON file; a field set to `...` is removed."""
     value = json.loads(path.read_bytes())
-    for name, held in changes.items():
-        if held is ...:
+    for name, change in changes.items():
+        if change is ...:
             del value[name]
         else:
-            value[name] = held
+            value[name] = change
     path.write_text(json.dumps(value))

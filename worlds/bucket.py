@@ -1,4 +1,4 @@
-"""A real S3-speaking server (moto) on loopback, with buckets to look into."""
+"""A real S3 server (moto) on loopback, with buckets that tests can inspect."""
 
 import logging
 from types import TracebackType
@@ -14,7 +14,7 @@ SECRET: Final = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 
 
 class Store:
-    """The server and a client of its own; a context manager that makes the named buckets."""
+    """The server and a client for it; a context manager that creates the named buckets."""
 
     def __init__(self, *buckets: str) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -62,5 +62,5 @@ class Store:
                 self.client.delete_object(Bucket=bucket, Key=key)
 
     def read(self, bucket: str, key: str) -> Any:
-        """Return the server's own account of one object."""
+        """Return the server's answer about one object."""
         return self.client.get_object(Bucket=bucket, Key=key)

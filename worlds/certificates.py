@@ -1,4 +1,4 @@
-"""A certificate authority for one test run, and certificates for names of the hostile site."""
+"""A certificate authority for one test run, and certificates for the hostile site's names."""
 
 import datetime as dt
 from pathlib import Path
@@ -10,7 +10,7 @@ from cryptography.x509.oid import NameOID
 
 
 class Authority:
-    """Issue certificates that are valid for a day; `file` holds the authority's own, as PEM."""
+    """Issue certificates that are valid for a day; `file` is the authority's own, as PEM."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

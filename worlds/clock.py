@@ -1,4 +1,4 @@
-"""Time that does not pass by itself: an event loop that jumps to its next timer when it is idle."""
+"""Simulated time: an event loop that jumps to its next timer when it is idle."""
 
 import asyncio
 import selectors
@@ -9,14 +9,14 @@ T = TypeVar("T")
 
 
 class _Jumping(selectors.DefaultSelector):
-    """Wait for nothing: what would have been waited is added to `now`."""
+    """Never wait: add the time that would have been waited to `now`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return what is ready; without any timer (None), wait for real."""
+        """Return what is ready; if there is no timer (None), really wait."""
         if timeout is None:
             return super().select()
         self.now += max(0.0, timeout)
@@ -24,18 +24,18 @@ class _Jumping(selectors.DefaultSelector):
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """An event loop whose seconds are those of its selector."""
+    """An event loop that reads its time from its selector."""
 
     def __init__(self) -> None:
         self._jumping = _Jumping()
         super().__init__(self._jumping)
 
     def time(self) -> float:
-        """Return the seconds that have been waited for."""
+        """Return the simulated seconds."""
         return self._jumping.now
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run as asyncio.run does, in such a loop; for work without threads and connections."""
+    """Run as asyncio.run does, in simulated time; for work without threads and connections."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(work)

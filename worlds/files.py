@@ -1,4 +1,4 @@
-"""Picture files made by hand, down to the chunk, where no library would write them so."""
+"""Picture files made by hand, chunk by chunk, as no library would write them."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def gradient(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Image:
-    """Return a picture whose four corners differ."""
+    """Return a picture with four different corners."""
     red = Image.linear_gradient("L").resize((width, height))
     green = red.transpose(Image.Transpose.ROTATE_180)
     blue = Image.linear_gradient("L").rotate(90).resize((width, height))
@@ -17,7 +17,7 @@ def gradient(width: int = 64, height: int = 48, mode: str = "RGB") -> Image.Imag
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """Return the picture as a file of Pillow's."""
+    """Return the picture as a file written by Pillow."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
@@ -37,7 +37,7 @@ def png(
     raw: bytes | None = None,
     extra: bytes = b"",
 ) -> bytes:
-    """Return a PNG of any claimed size; `raw` are its scan lines, `extra` chunks go before them."""
+    """Return a PNG of any claimed size; `raw` are its scan lines, after `extra` chunks."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     body = zlib.compress(raw if raw is not None else bytes(1000))
     return b"".join(
@@ -67,7 +67,7 @@ def webp_canvas(width: int, height: int, flags: int = 0) -> tuple[bytes, bytes]:
 
 
 def jpeg_claiming(data: bytes, width: int, height: int) -> bytes:
-    """Return the JPEG with another size in its frame header."""
+    """Return the JPEG with a different size in its frame header."""
     at = next(i for i in range(2, len(data)) if data[i] == 0xFF and data[i + 1] in {0xC0, 0xC2})
     return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
 

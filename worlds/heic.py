@@ -1,4 +1,4 @@
-"""HEIC files of 64 x 48 or 64 x 64 pixels, written once by pillow-heif 1.4.0; nothing here can."""
+"""HEIC files of 64 x 48 or 64 x 64 pixels by pillow-heif 1.4.0: nothing here can write HEIC."""
 
 import base64
 from typing import Final
@@ -14,7 +14,7 @@ PLAIN: Final = base64.b64decode(
     "dAAAAIUoAa8J4D4old3Flkf6DMtNLivgwUnv8UosWTnUp71BHHy3x2qQrm07+4GMaXKMkJbZD8j4CTju0e0beZuE/A1O"
     "3FKTtKYm+Freuh/AXsiOnD4EIWDQDA8wo+1E+NjNrl1Cxg2C/aleX2MxtV1lTcbO7Pkeoca/femJTnVi1EG/8iq8J/OA"
 )
-# The same, stored lying: EXIF orientation 6, as HEIF has it (irot).
+# The same, stored rotated: EXIF orientation 6, and HEIF's own rotation (irot).
 TURNED: Final = base64.b64decode(
     "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAcZtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAA"
     "AAAAAAAAADRpbG9jAAAAAERAAAIAAQAAAAAB6gABAAAAAAAAAIkAAgAAAAACcwABAAAAAAAAAD4AAAA4aWluZgAAAAAA"
@@ -40,7 +40,7 @@ TRANSPARENT: Final = base64.b64decode(
     "AAEEgQIDBAACBIUDBIYAAAAaaXJlZgAAAAAAAAAOYXV4bAACAAEAAQAAAFNtZGF0AAAAKigBrwngITl1X//+rHfvf8YD"
     "P/+0GZTcf1sGf/9SWBv/kFZCrgZv/2X/wAAAABkoAa4TwDuI6///7onq5PP9VU1S8f/8fP/g"
 )
-# (40, 200, 60) in Display P3, by a profile.
+# (40, 200, 60) in Display P3, given by a profile.
 DISPLAY_P3: Final = base64.b64decode(
     "AAAAHGZ0eXBoZWl4AAAAAG1pZjFoZWl4bWlhZgAAAtRtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAA"
     "AAAAAAAAACJpbG9jAAAAAERAAAEAAQAAAAAC+AABAAAAAAAAAG4AAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABo"
@@ -56,7 +56,7 @@ DISPLAY_P3: Final = base64.b64decode(
     "dAAAAGooAa8FuBR7oVoA/4P/BfvfW8bxvG8bx/H8fx/H8fx/HKh//8idr//+g/PAJC6Oq6rquq7bNs2zbNs2zbLfP/2Q"
     "c///k/8l/HfhvW9b1vW9f1/X9f1/X9f17wJmK2JYhZQ5fpxTXZYFBLfA"
 )
-# The same by number: primaries 12, transfer 13 (nclx).
+# The same, given by number: primaries 12, transfer 13 (nclx).
 NUMBERED_P3: Final = base64.b64decode(
     "AAAAHGZ0eXBoZWl4AAAAAG1pZjFoZWl4bWlhZgAAAVNtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAA"
     "AAAAAAAAACJpbG9jAAAAAERAAAEAAQAAAAABdwABAAAAAAAAAG4AAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABo"

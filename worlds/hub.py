@@ -1,6 +1,6 @@
-"""A hub on loopback: serves real repositories from folders, and misbehaves on command.
+"""A hub on loopback: it serves repositories from folders, and misbehaves on request.
 
-Two servers, as the real one has: the hub itself (model info, tree, resolve) and a storage on
+It has two servers, like the real one: the hub itself (model info, tree, resolve) and a storage on
 another host, to which large files are redirected with a signature. HF_ENDPOINT is `Hub.endpoint`.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-HUB_HOST, STORAGE_HOST, STRANGER_HOST = "127.0.0.1", "127.0.0.2", "127.0.0.3"
+HUB_HOST, STORAGE_HOST, OTHER_HOST = "127.0.0.1", "127.0.0.2", "127.0.0.3"
 PAGE = b"<!doctype html><title>Sign in</title><p>Welcome to this network. Please sign in.</p>"
 LONGEST_STALL_S = 60.0
 
@@ -50,10 +50,10 @@ Act = Literal[
 
 @dataclass
 class Fault:
-    """One way to misbehave: at which step, for which paths, how often (None: for ever).
+    """One way to misbehave: at which step, for which paths, how often (None: forever).
 
-    `at` is the share of the body that still arrives before a cut, a stall or a flipped byte.
-    `skip` spares the first so many that match. "told-range" answers 206 with the right bytes and
+    `at` is the share of the body that still arrives before a cut, a stall or a flipped byte. The
+    first `skip` requests that match are spared. "told-range" answers 206 with the right bytes and
     the Content-Range of `headers`, or none.
     """
 
@@ -107,7 +107,7 @@ class Entry:
         ).encode()
 
     def sibling(self) -> dict[str, Any]:
-        """Describe it as model info with blobs=true does."""
+        """Describe it as in model info with blobs=true."""
         entry: dict[str, Any] = {
             "rfilename": self.path,
             "size": len(self.data),
@@ -122,7 +122,7 @@ class Entry:
         return entry
 
     def branch(self) -> dict[str, Any]:
-        """Describe it as tree does."""
+        """Describe it as in tree."""
         entry: dict[str, Any] = {
             "type": "file",
             "path": self.path,
@@ -163,15 +163,15 @@ class Hub:
         self.gated: set[str] = set()
         self.private: set[str] = set()
         self.tokens: dict[str, set[str]] = {}  # token -> repositories whose licence it accepted
-        self.released = threading.Event()  # lets go of what stalls
-        self.stalled = threading.Event()  # a body stands still now
+        self.released = threading.Event()  # releases what stalls
+        self.stalled = threading.Event()  # a body has stalled
         self.uploaded: dict[str, bytes] = {}
         self.lock = threading.Lock()
         self.connections: list[socket.socket] = []
         self._signature = 0
         self._etag = 0
         self._servers = [
-            _Server((host, 0), _Handler, self) for host in (HUB_HOST, STORAGE_HOST, STRANGER_HOST)
+            _Server((host, 0), _Handler, self) for host in (HUB_HOST, STORAGE_HOST, OTHER_HOST)
         ]
         self._threads = [
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
@@ -179,12 +179,12 @@ class Hub:
         ]
 
     def start(self) -> None:
-        """Answer from now on."""
+        """Start to answer."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Hang up, on open connections too; from now on the ports refuse."""
+        """Stop, closing open connections too; the ports then refuse connections."""
         self.released.set()
         for server in self._servers:
             server.shutdown()
@@ -198,7 +198,7 @@ class Hub:
 
     @property
     def endpoint(self) -> str:
-        """What HF_ENDPOINT is to be."""
+        """The value for HF_ENDPOINT."""
         return self._servers[0].origin
 
     @property
@@ -207,12 +207,12 @@ class Hub:
         return self._servers[1].origin
 
     @property
-    def stranger(self) -> str:
+    def other(self) -> str:
         """A third host, to which a redirect may lead."""
         return self._servers[2].origin
 
     def add(self, repository: str, files: Mapping[str, bytes] | Path, branch: str = "main") -> str:
-        """Publish a commit on a branch, of bytes by path or of a folder; return its id."""
+        """Publish bytes by path, or a folder, as a commit on a branch; return its id."""
         if isinstance(files, Path):
             root = files
             files = {
@@ -233,14 +233,14 @@ class Hub:
             self.faults.extend(faults)
 
     def requests(self, step: Step | None = None, path: str = "*") -> list[Seen]:
-        """Return the requests seen so far of a step and a path."""
+        """Return the requests so far for a step and a path."""
         with self.lock:
             return [
                 s for s in self.seen if (step is None or s.step == step) and fnmatch(s.path, path)
             ]
 
     def match(self, step: Step, path: str) -> Fault | None:
-        """Take the first fault for this request."""
+        """Return the first fault for this request, and use it up by one."""
         with self.lock:
             for fault in self.faults:
                 if fault.step != step or not fnmatch(path, fault.path):
@@ -262,7 +262,7 @@ class Hub:
             return self._signature
 
     def new_etag(self) -> str:
-        """Return an etag that was never given before."""
+        """Return an etag that was never used before."""
         with self.lock:
             self._etag += 1
             return f'"changed-{self._etag}"'
@@ -284,7 +284,7 @@ class _Server(ThreadingHTTPServer):
         return f"http://{host!s}:{port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing when a client hangs up: many are killed on purpose."""
+        """Ignore clients that hang up: many are killed on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -292,24 +292,24 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def setup(self) -> None:
-        """Take note of the connection, to hang up on it."""
+        """Remember the connection, so that it can be closed."""
         super().setup()
         with self.hub.lock:
             self.hub.connections.append(self.connection)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        """Keep standard error for the test."""
+        """Log nothing: standard error is the test's."""
 
     def do_HEAD(self) -> None:
-        """Answer as GET, without the body."""
+        """Answer as to GET, without the body."""
         self._answer()
 
     def do_POST(self) -> None:
-        """Take part of a push: a new repository, what to upload how, and the commit."""
+        """Handle a step of a push: the new repository, how to upload each file, and the commit."""
         self._push()
 
     def do_PUT(self) -> None:
-        """Take the bytes of one large file."""
+        """Store the bytes of one large file."""
         self._push()
 
     def do_GET(self) -> None:
@@ -351,10 +351,10 @@ class _Handler(BaseHTTPRequestHandler):
         if token not in self.hub.tokens:
             self._send(401 if not token else 403, b"{}")
         elif words == ["api", "repos", "create"]:
-            asked = json.loads(body)
-            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+            request = json.loads(body)
+            name = f"{request.get('organization') or 'me'}/{request['name']}"
             self.hub.commits.setdefault(name, {})
-            if asked.get("private") or asked.get("visibility") == "private":
+            if request.get("private") or request.get("visibility") == "private":
                 self.hub.private.add(name)
             self._json({"url": f"{self.hub.endpoint}/{name}", "name": name, "id": name})
         elif "preupload" in words:
@@ -371,17 +371,17 @@ class _Handler(BaseHTTPRequestHandler):
                 }
             )
         elif words[-1] == "batch":
-            self._json({"transfer": "basic", "objects": list(map(self._asked, _objects(body)))})
+            self._json({"transfer": "basic", "objects": list(map(self._upload_of, _objects(body)))})
         elif words[-2] == "commit":
             self._commit("/".join(words[2:4]), words[-1], body)
         else:
             self._send(404, b"no such page")
 
-    def _asked(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Say where to upload an object to, unless it is there."""
-        answer: dict[str, Any] = {"oid": wanted["oid"], "size": wanted["size"]}
-        if wanted["oid"] not in self.hub.uploaded:
-            answer["actions"] = {"upload": {"href": f"{self.hub.storage}/{wanted['oid']}"}}
+    def _upload_of(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Return where to upload an object, unless it is already there."""
+        answer: dict[str, Any] = {"oid": item["oid"], "size": item["size"]}
+        if item["oid"] not in self.hub.uploaded:
+            answer["actions"] = {"upload": {"href": f"{self.hub.storage}/{item['oid']}"}}
         return answer
 
     def _commit(self, repository: str, branch: str, body: bytes) -> None:
@@ -425,7 +425,7 @@ class _Handler(BaseHTTPRequestHandler):
             )
 
     def _denied(self, repository: str) -> bool:
-        """Refuse who may not read the repository, as the real hub does."""
+        """Refuse a caller that may not read the repository, as the real hub does."""
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if repository in self.hub.gated:
             if token not in self.hub.tokens:
@@ -507,7 +507,7 @@ class _Handler(BaseHTTPRequestHandler):
             )
             return
         if fault and fault.act == "redirect-away":
-            self._send(302, b"", {"Location": f"{self.hub.stranger}{self.path}"})
+            self._send(302, b"", {"Location": f"{self.hub.other}{self.path}"})
             return
         if fault and fault.act == "redirect-loop":
             self._send(302, b"", {"Location": f"{urlsplit(self.path).path}?loop={loop + 1}"})
@@ -523,7 +523,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._ranged(fault, entry.data, headers)
 
     def _ranged(self, fault: Fault | None, data: bytes, headers: dict[str, str]) -> None:
-        """Answer with the bytes that Range asks for."""
+        """Answer with the bytes that Range requests."""
         span = self.headers.get("Range")
         if span is None or (fault and fault.act == "no-range"):
             self._body(fault, data, 200, headers)
@@ -543,7 +543,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._body(fault, body, 206, headers)
 
     def _misbehaved(self, fault: Fault, page: bytes) -> bool:
-        """Do what needs no file; tell whether that was the answer."""
+        """Answer for a fault that needs no file; return whether it did."""
         if fault.act == "status":
             self._send(fault.status, page, dict(fault.headers))
             return True
@@ -577,7 +577,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, body, headers)
 
     def _part(self, act: str, body: bytes, at: int) -> None:
-        """Send some of the body, then hang up, wait or drip."""
+        """Send part of the body, then hang up, stall or drip."""
         self.close_connection = True
         self.wfile.write(body[:at])
         self.wfile.flush()
@@ -591,7 +591,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if self.hub.released.wait(0.1):  # 1 KB/s
                     return
         elif act == "reset":
-            time.sleep(0.02)  # let the bytes before it be read: a reset discards them
+            time.sleep(0.02)  # time to read the bytes before it: a reset discards them
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
 
@@ -610,7 +610,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def running() -> Iterator[Hub]:
-    """Give a hub that answers until the block ends."""
+    """Yield a hub that answers until the block ends."""
     hub = Hub()
     hub.start()
     try:

@@ -1,4 +1,4 @@
-"""A small transformer, LoRAs for it as people publish them, and what it predicts with them."""
+"""A small transformer, LoRAs for it in the published formats, and its predictions with them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ MODULATION = [
     for stream in ("img_mod", "txt_mod")
 ]
 TIME = [f"time_text_embed.timestep_embedder.linear_{n}" for n in (1, 2)]
-# every Linear of the model that some public LoRA reaches
+# every Linear of the model that any public LoRA reaches
 REACHED = [
     *lightning_modules(BLOCKS),
     *MODULATION,
@@ -45,7 +45,7 @@ def small_transformer() -> Any:
 def published_lora(
     transformer: Any, seed: int, alpha: float = 2.0, *, modules: list[str] | None = None
 ) -> dict[str, Tensor]:
-    """Make a LoRA with the published keys for every module that Lightning reaches."""
+    """Make a LoRA with the published keys for the given modules, by default all of Lightning."""
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
     for name in modules or lightning_modules(BLOCKS):
@@ -61,16 +61,16 @@ def published_lora(
 
 
 def renamed(state: Mapping[str, Tensor], name: Callable[[str, str], str]) -> dict[str, Tensor]:
-    """Give a published LoRA other keys: `name` maps a module and "down", "up" or "alpha" to one."""
-    found = {}
+    """Rename a published LoRA's keys: `name` maps a module and "down", "up" or "alpha" to a key."""
+    tensors = {}
     for key, tensor in state.items():
         module, _, side = key.removesuffix(".weight").replace("lora_", "").rpartition(".")
-        found[name(module, side)] = tensor
-    return found
+        tensors[name(module, side)] = tensor
+    return tensors
 
 
 def predict(transformer: Any, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Run one forward on fixed inputs."""
+    """Return the output of one forward pass on fixed inputs."""
     generator = torch.Generator().manual_seed(1)
     with torch.inference_mode():
         output: Tensor = transformer(

@@ -1,4 +1,4 @@
-"""A driver to ask: NVML's functions over made-up facts, written through their pointers."""
+"""A fake driver: NVML's functions, which write given facts through their pointers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ Fact = tuple[str, tuple[int, int], int, int]
 
 
 class Nvml:
-    """Stand where libnvidia-ml.so.1 would, with a driver, its newest CUDA and its GPUs."""
+    """Replace libnvidia-ml.so.1, with a driver version, its newest CUDA and its GPUs."""
 
     def __init__(
         self, version: str, cuda: int, gpus: Sequence[Fact], *, fails: str | None = None
@@ -20,7 +20,7 @@ class Nvml:
         self.nvmlErrorString = _ErrorString()
 
     def load(self, name: str) -> "Nvml":
-        """Be what ctypes.CDLL would return for the library's name."""
+        """Return what ctypes.CDLL would for the library's name."""
         if name != "libnvidia-ml.so.1":
             raise OSError(name)
         return self

@@ -1,6 +1,6 @@
-"""A RunPod platform on loopback: the job API for callers and for workers, able to misbehave.
+"""A RunPod platform on loopback: the job API for callers and workers, which can misbehave.
 
-`python -m worlds.pod -- COMMAND` serves it with COMMAND as its worker, and says where.
+`python -m worlds.pod -- COMMAND` serves it with COMMAND as its worker, and prints its address.
 """
 
 import argparse
@@ -30,22 +30,22 @@ RESULT_BYTES: Final = 20_000_000
 RUNSYNC_WAIT_S: Final = 90.0
 FINAL: Final = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 KEY: Final = "loopback-key"
-HANG_S: Final = 60.0  # what has not happened by then never will, on a busy machine either
+HANG_S: Final = 60.0  # what has not happened by then never will, even on a busy machine
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Slow:
-    """A fault: do the right thing, but only after this many seconds."""
+    """A fault: answer correctly, but only after this many seconds."""
 
     seconds: float
 
 
 Fault = int | str | Slow
 """A status code; "garbage" (not JSON), "html", "drop" (close the connection); or Slow. When a job
-is handed out: "no-input", "no-id", "list" (in a list, beside a stray word) or "cancelled" (the
-stop signal overtakes the job)."""
+is handed out: "no-input", "no-id", "list" (in a list, with a stray word) or "cancelled" (the stop
+signal overtakes the job)."""
 
 
 @dataclass(slots=True)
@@ -69,21 +69,21 @@ class Job:
         """Whether the platform will never change it again."""
         return self.status in FINAL
 
-    def told(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return what a caller sees at /status."""
-        told: dict[str, Any] = {"id": self.id, "status": self.status}
+        answer: dict[str, Any] = {"id": self.id, "status": self.status}
         if self.taken:
-            told["delayTime"] = round((self.taken - self.created) * 1000)
-            told["workerId"] = self.worker
+            answer["delayTime"] = round((self.taken - self.created) * 1000)
+            answer["workerId"] = self.worker
         if self.done and self.taken:
-            told["executionTime"] = round((self.done - self.taken) * 1000)
+            answer["executionTime"] = round((self.done - self.taken) * 1000)
         if self.status == "IN_PROGRESS" and self.progress:
-            told["output"] = self.progress[-1]
+            answer["output"] = self.progress[-1]
         if self.output is not None:
-            told["output"] = self.output
+            answer["output"] = self.output
         if self.error is not None:
-            told["error"] = self.error
-        return told
+            answer["error"] = self.error
+        return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,8 @@ class Event:
     """Something that reached the platform; `at` is seconds of the monotonic clock.
 
     Kinds: submitted, poll, taken, returned (handed to a connection that was gone), progress,
-    answer, refused (a result that the platform does not take), cancelled, stop (the worker was
-    told), stop-poll, ping, stop-pod, stream, fault.
+    answer, refused (a result that the platform does not accept), cancelled, stop (the signal was
+    sent to the worker), stop-poll, ping, stop-pod, stream, fault.
     """
 
     at: float
@@ -102,10 +102,10 @@ class Event:
 
 
 class Pod:
-    """The platform, in a thread of its own; a context manager.
+    """The platform, in its own thread; a context manager.
 
-    `hold_s` is how long a poll for a job or a stop signal is held open before it answers 204.
-    Without `keep` the events, which grow with every job, are not kept for longer than their job.
+    A poll for a job or a stop signal waits `hold_s` seconds before it is answered with 204. Without
+    `keep`, the events of a job are dropped with the job.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Pod:
         self._stop_arrived: asyncio.Event | None = None
         self._answered: dict[str, asyncio.Event] = {}
 
-    # What a test does with it.
+    # What tests use.
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -197,7 +197,7 @@ class Pod:
         self._call(add())
 
     def behave(self) -> None:
-        """Forget the faults that no request has met."""
+        """Forget the faults that no request has met yet."""
 
         async def clear() -> None:
             self._faults.clear()
@@ -205,7 +205,7 @@ class Pod:
         self._call(clear())
 
     def until(self, condition: Callable[[], T], timeout_s: float = HANG_S) -> T:
-        """Wait until the condition is true of what has happened, and return its value."""
+        """Wait until the condition is true, and return its value."""
         end = time.monotonic() + timeout_s
         with self._changed:
             while not (value := condition()):
@@ -213,16 +213,16 @@ class Pod:
                 if left <= 0:
                     seen = ", ".join(f"{e.kind} {e.job or ''}".strip() for e in self.events[-40:])
                     raise TimeoutError(f"not in {timeout_s} s; the platform saw: {seen}")
-                self._changed.wait(min(left, 0.02))  # what it asks may be in the worker's log
+                self._changed.wait(min(left, 0.02))  # it may read the worker's log
             return value
 
     def change(self, timeout_s: float) -> None:
-        """Wait until something happens, this long at most."""
+        """Wait until something happens, or until the timeout."""
         with self._changed:
             self._changed.wait(timeout_s)
 
     def forget(self, job_id: str) -> None:
-        """Drop a final job; of its events, too, unless they are kept."""
+        """Drop a final job, and its events unless `keep` is set."""
 
         async def forget() -> None:
             del self.jobs[job_id], self._answered[job_id]
@@ -242,9 +242,9 @@ class Pod:
         return [e for e in self.events if e.kind == kind and job_id in (None, e.job)]
 
     def has_heard(self, job_id: str) -> bool:
-        """Whether the worker has been told to stop a job and asks for the next signal."""
-        told = self.seen("stop", job_id)
-        return bool(told) and any(e.at > told[0].at for e in self.seen("stop-poll"))
+        """Whether the worker has received a job's stop signal and polls for the next one."""
+        sent = self.seen("stop", job_id)
+        return bool(sent) and any(e.at > sent[0].at for e in self.seen("stop-poll"))
 
     @contextlib.contextmanager
     def worker(
@@ -254,7 +254,7 @@ class Pod:
         *,
         cwd: Path | None = None,
     ) -> Iterator["Process"]:
-        """Run a worker of this endpoint; whatever is left of it at the end is killed."""
+        """Run a worker of this endpoint; at the end, whatever is left of it is killed."""
         with Process(command, {**self.environment(), **(environ or {})}, cwd=cwd) as process:
             yield process
 
@@ -279,13 +279,13 @@ class Pod:
         job = self._submit(await _body(request, RUNSYNC_BYTES))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._answered[job.id].wait(), RUNSYNC_WAIT_S)
-        return web.json_response(job.told())
+        return web.json_response(job.describe())
 
     async def _status(self, request: web.Request) -> web.Response:
-        return web.json_response(self._named(request).told())
+        return web.json_response(self._job_of(request).describe())
 
     async def _cancel_request(self, request: web.Request) -> web.Response:
-        job = self._named(request)
+        job = self._job_of(request)
         self._cancel(job)
         return web.json_response({"id": job.id, "status": job.status})
 
@@ -297,7 +297,7 @@ class Pod:
         elif job.status == "IN_QUEUE":
             self._queue.remove(job.id)
         else:
-            # A second cancel of a job that its worker may still be stopping is passed on as well.
+            # A second cancel of a job that its worker may still be stopping is passed on too.
             if job.status == "CANCELLED" and job.worker:
                 self._stops.setdefault(job.worker, []).append(job.id)
                 assert self._stop_arrived is not None
@@ -341,7 +341,7 @@ class Pod:
         return web.json_response({"removed": len(removed), "status": "completed"})
 
     async def _stream_status(self, request: web.Request) -> web.Response:
-        job = self._named(request)
+        job = self._job_of(request)
         return web.json_response({"status": job.status, "stream": []})
 
     # The job API for workers.
@@ -352,7 +352,7 @@ class Pod:
         if isinstance(fault, web.Response):
             return fault
         batch = "job-take-batch" in request.path
-        wanted = int(request.query.get("batch_size", "1"))
+        most = int(request.query.get("batch_size", "1"))
         end = self._loop.time() + self.hold_s
         assert self._arrived is not None
         while not self._queue:
@@ -361,14 +361,14 @@ class Pod:
                 await asyncio.wait_for(self._arrived.wait(), end - self._loop.time())
             except TimeoutError:
                 return web.Response(status=204)
-        handed = [self._queue.popleft() for _ in range(min(wanted, len(self._queue)))]
-        told = [{"id": job_id, **self.jobs[job_id].body} for job_id in handed]
-        payload: Any = told if batch else told[0]
+        handed = [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
+        bodies = [{"id": job_id, **self.jobs[job_id].body} for job_id in handed]
+        payload: Any = bodies if batch else bodies[0]
         fault = self._next_fault("hand")
         if fault in ("no-input", "no-id"):
-            told[0].pop(str(fault).removeprefix("no-"))
+            bodies[0].pop(str(fault).removeprefix("no-"))
         elif fault == "list":
-            payload = [*told, "stray"]
+            payload = [*bodies, "stray"]
         return await self._hand(request, handed, payload, cancelled=fault == "cancelled")
 
     async def _hand(
@@ -421,7 +421,7 @@ class Pod:
 
     async def _done(self, request: web.Request) -> web.Response:
         raw = await request.read()
-        job = self._named(request)
+        job = self._job_of(request)
         try:
             if len(raw) > RESULT_BYTES:
                 raise ValueError(f"{len(raw)} bytes")  # noqa: TRY301 - refused like the rest
@@ -449,7 +449,7 @@ class Pod:
         return web.json_response({})
 
     async def _streamed(self, request: web.Request) -> web.Response:
-        self._record("stream", self._named(request).id, await request.text())
+        self._record("stream", self._job_of(request).id, await request.text())
         return web.json_response({})
 
     async def _ping(self, request: web.Request) -> web.Response:
@@ -483,7 +483,7 @@ class Pod:
                 web.get(f"{api}/ping/{{worker}}", self._ping),
             ]
         )
-        # A poll whose worker hangs up ends at once, so that no job is handed to nobody.
+        # When a worker hangs up, its poll ends at once, so that no job is lost to it.
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
@@ -502,7 +502,7 @@ class Pod:
             self.events.append(Event(time.monotonic(), kind, job, data))
             self._changed.notify_all()
 
-    def _named(self, request: web.Request) -> Job:
+    def _job_of(self, request: web.Request) -> Job:
         job = self.jobs.get(request.match_info["job"])
         if job is None:
             raise web.HTTPNotFound(text=json.dumps({"error": "job not found"}))

@@ -1,4 +1,4 @@
-"""A subprocess in a clean environment, its output in files, and nothing of it left at the end."""
+"""A subprocess in a clean environment: its output goes to files, and nothing of it is left."""
 
 import contextlib
 import json
@@ -14,10 +14,10 @@ from typing import IO, Any, Self
 
 
 class Process:
-    """A subprocess with only the given environment, its output in files; a context manager.
+    """A subprocess with only the given environment and its output in files; a context manager.
 
-    It and its descendants carry a mark in their environment, by which the end of the context finds
-    and kills what is left of them, orphans included.
+    A mark in the environment identifies it and its descendants: at the end of the context those
+    still alive are killed, orphans included.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Process:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether it is still running."""
         return self._process.poll() is None
 
     def send(self, signum: int) -> None:
@@ -79,7 +79,7 @@ class Process:
         self._process.send_signal(signum)
 
     def wait(self, timeout_s: float = 60.0) -> int:
-        """Wait for its end and return its exit code."""
+        """Wait until it exits, and return its exit code."""
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -107,13 +107,13 @@ class Process:
 
     def relatives(self) -> list[int]:
         """Return the ids of this process and all its descendants that are alive, oldest first."""
-        found = []
+        alive = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     marked = self._mark.encode() in (entry / "environ").read_bytes().split(b"\0")
-                    # proc_pid_stat(5): after the name the state, and 19 words on the start's time
+                    # proc_pid_stat(5): the state follows the name, the start time 19 words later
                     state = (entry / "stat").read_text().rpartition(")")[2].split()
                     if marked and state[0] != "Z":
-                        found.append((int(state[19]), int(entry.name)))
-        return [pid for _, pid in sorted(found)]
+                        alive.append((int(state[19]), int(entry.name)))
+        return [pid for _, pid in sorted(alive)]

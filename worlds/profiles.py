@@ -1,4 +1,4 @@
-"""ICC profiles made by hand: matrices of well-known colours, grey, a printer's table, and bombs."""
+"""ICC profiles made by hand: matrices of well-known colour spaces, grey, a printer, and bombs."""
 
 import struct
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from itertools import product
 from typing import Final
 
 Triple = tuple[float, float, float]
-# Red, green and blue relative to D50, as each colour space's own profile has them.
+# Red, green and blue relative to D50, as in each colour space's own profile.
 COLORANTS: Final[dict[str, tuple[Triple, Triple, Triple]]] = {
     "sRGB": ((0.43607, 0.22249, 0.01392), (0.38515, 0.71687, 0.09708), (0.14307, 0.06061, 0.71410)),
     "Display P3": (
@@ -26,24 +26,25 @@ D50: Final = (0.9642, 1.0, 0.8249)
 PAPER: Final = (0.84, 0.87, 0.71)
 
 
-def matrix(name: str, *, beside: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
-    """Return the profile of one of COLORANTS; `beside` are further tags."""
+def matrix(name: str, *, more: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+    """Return the profile of one of COLORANTS; `more` are further tags."""
     curve = _sampled_srgb() if GAMMAS[name] is None else _power(GAMMAS[name] or 1)
     tags = [(b"wtpt", _xyz(D50))]
     for letter, colour in zip("rgb", COLORANTS[name], strict=True):
         tags += [(f"{letter}XYZ".encode(), _xyz(colour)), (f"{letter}TRC".encode(), curve)]
-    return profile(b"RGB ", b"mntr", b"XYZ ", [*tags, *beside])
+    return profile(b"RGB ", b"mntr", b"XYZ ", [*tags, *more])
 
 
 def grey(gamma: float) -> bytes:
-    """Return a profile of grey."""
+    """Return a grey profile."""
     return profile(b"GRAY", b"mntr", b"XYZ ", [(b"wtpt", _xyz(D50)), (b"kTRC", _power(gamma))])
 
 
 def printer(lab: Callable[[Sequence[int]], Triple], of: bytes = b"prtr") -> bytes:
-    """Return a profile of CMYK whose 16 corners (0 or 1 of each ink) have these L*a*b* colours.
+    """Return a CMYK profile whose 16 corners (0 or 1 of each ink) have these L*a*b* colours.
 
-    Only of a scanner (`of` b"scnr") does lcms look for its black without a table back.
+    lcms looks for the black of a profile without a table back only if it is a scanner's (`of`
+    b"scnr").
     """
     colours = b"".join(
         struct.pack(">3H", *(round(v) for v in (65280 * l / 100, 256 * (a + 128), 256 * (b + 128))))
@@ -64,11 +65,11 @@ def profile(
     tags: Sequence[tuple[bytes, bytes]],
     version: int = 0x0420_0000,
 ) -> bytes:
-    """Return a profile of these tags."""
+    """Return a profile with these tags."""
     table, body, first = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
-    for name, held in tags:
-        table += name + struct.pack(">II", first + len(body), len(held))
-        body += held + b"\0" * (-len(held) % 4)
+    for name, data in tags:
+        table += name + struct.pack(">II", first + len(body), len(data))
+        body += data + b"\0" * (-len(data) % 4)
     head = struct.pack(">I4xI4s4s4s", first + len(body), version, of, space, connection)
     head = head.ljust(36, b"\0") + b"acsp"
     return head.ljust(68, b"\0") + _fixed(D50).ljust(60, b"\0") + table + body
@@ -87,7 +88,7 @@ def endless(elements: int) -> bytes:
 
 
 def curves(steps: int) -> bytes:
-    """Return a D2B table of so many steps, all the same curve, which cannot be put together."""
+    """Return a D2B table of `steps` equal curves, which cannot be merged into one."""
     formula = b"parf" + bytes(4) + struct.pack(">2H4f", 0, 0, 1.01, 1, 0, 0)
     curve = b"curf" + bytes(4) + struct.pack(">2H", 1, 0) + formula
     element = b"cvst" + bytes(4) + struct.pack(">2H", 3, 3)
@@ -109,7 +110,7 @@ def _power(gamma: float) -> bytes:
 
 
 def _sampled_srgb() -> bytes:
-    """Return sRGB's curve as the best-known profile has it: 1024 numbers."""
+    """Return sRGB's curve as in the best-known profile: 1024 numbers."""
 
     def linear(v: float) -> float:
         return v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4

@@ -1,4 +1,4 @@
-"""A place where folders really are read-only, for root as well: a mount namespace of its own."""
+"""A mount namespace in which folders really are read-only, even for root."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# each folder is mounted over itself, read-only; then the rest of the arguments is run
+# each folder is mounted over itself, read-only; then the remaining arguments are run
 MOUNT = (
     'while [ "$1" != -- ]; do'
     ' mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" || exit 99; shift; done;'
     ' shift; exec "$@"'
 )
-# every case is an environment, its answer what a start on a CPU or on a GPU would open
+# a case is an environment; its answer is what a start on a CPU or on a GPU would open
 START = textwrap.dedent(
     """
     import json, sys
@@ -53,7 +53,7 @@ def _command(folders: Sequence[Path], *words: str) -> list[str]:
 
 @cache
 def impossible() -> str | None:
-    """Say why this machine cannot mount a folder read-only; None when it can."""
+    """Return why this machine cannot mount a folder read-only; None when it can."""
     if shutil.which("unshare") is None:
         return "there is no unshare (util-linux)"
     tried = subprocess.run(
@@ -68,15 +68,15 @@ def impossible() -> str | None:
 
 
 def case(environ: Mapping[str, str], *, gpu: int = 0, draw: bool = False) -> dict[str, Any]:
-    """Describe one start: its environment, the free bytes of its GPU, whether it draws too."""
+    """Describe one start: its environment, its GPU's free bytes, whether it also boots."""
     return {"environ": dict(environ), "gpu": gpu, "draw": draw}
 
 
-def python(folders: Sequence[Path], code: str, told: str = "") -> str:
-    """Run Python where the folders are read-only, the first as HOME; return what it prints."""
+def python(folders: Sequence[Path], code: str, stdin: str = "") -> str:
+    """Run Python where the folders are read-only, the first being HOME; return its output."""
     done = subprocess.run(
         _command(folders, sys.executable, "-c", code),
-        input=told,
+        input=stdin,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(folders[0])},
         stdout=subprocess.PIPE,
         text=True,
@@ -86,6 +86,6 @@ def python(folders: Sequence[Path], code: str, told: str = "") -> str:
 
 
 def started(folders: Sequence[Path], *cases: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Start a worker for each case where the folders are read-only; return what each answers."""
-    said = python(folders, START, json.dumps(cases))
-    return [json.loads(line) for line in said.splitlines()]
+    """Start a worker for each case where the folders are read-only; return each answer."""
+    output = python(folders, START, json.dumps(cases))
+    return [json.loads(line) for line in output.splitlines()]

@@ -1,4 +1,4 @@
-"""A published model in many shards, and a source that hands out copies and counts them."""
+"""A published model in many shards, and a source that serves copies and counts them."""
 
 import json
 import shutil
@@ -14,10 +14,10 @@ from worker.weights.snapshot import LocalSnapshot, Progress, Proven, quiet
 
 
 def in_shards(folder: Path, out: Path, count: int) -> Path:
-    """Publish a folder's model again with its transformer in `count` shards.
+    """Copy a published model, with its transformer in `count` shards.
 
-    Tensors go to the shards in the reverse order of their names, so that the time embedding comes
-    last and some layers have their weight in one shard and their bias in the next.
+    Tensors go into the shards in reverse order of their names, so that the time embedding is last
+    and some layers have their weight in one shard and their bias in the next.
     """
     shutil.copytree(folder, out)
     transformer = out / "transformer"
@@ -38,7 +38,7 @@ def in_shards(folder: Path, out: Path, count: int) -> Path:
 
 
 def _nothing(_path: str) -> None:
-    """Let a fetch pass."""
+    """Do nothing before a fetch."""
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Copying:
 
 
 def tuned(folder: Path, out: Path, by: float) -> Path:
-    """Publish a folder's model again as a fine-tune: one tensor moved, every size as it was."""
+    """Copy a published model as a fine-tune: one tensor changed, every size the same."""
     shutil.copytree(folder, out)
     file = out / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)

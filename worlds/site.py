@@ -1,8 +1,8 @@
-"""A hostile web site on loopback, with a name server of its own and a tap on every dialled address.
+"""A hostile web site on loopback, with its own name server and a tap on every dialled address.
 
-Its pages misbehave by path (see `Site.serve`); its names answer what a test says, also another
-address each time. Beside it, 127.0.0.2 stands for the inside of a network: whoever connects there
-has been let in where no caller may be.
+Its pages misbehave by path (see `Site.serve`); its names resolve to what a test says, even to a new
+address each time. 127.0.0.2 stands for the inside of a network: no caller may ever make the worker
+connect there.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class Names(asyncio.DatagramProtocol):
         self.answers: dict[str, Answer] = {}
         self.asked: list[str] = []
         self._transport: Any = None
-        self._told: dict[bytes, list[str]] = {}
+        self._answered: dict[bytes, list[str]] = {}
 
     def connection_made(self, transport: Any) -> None:
         """Keep the transport to answer on."""
@@ -71,12 +71,12 @@ class Names(asyncio.DatagramProtocol):
         answer = self.answers.get(name)
         if answer == ["silence"]:
             return
-        if answer == ["trouble"]:  # SERVFAIL: it cannot tell for now
+        if answer == ["trouble"]:  # SERVFAIL: no answer for now
             self._transport.sendto(data[:2] + b"\x81\x82" + data[4:6] + bytes(6) + data[12:], addr)
             return
         if callable(answer):
-            # a question that is sent again, as to a slow server, is answered as it was
-            addresses = self._told.get(data) or self._told.setdefault(data, answer())
+            # a repeated question, as to a slow server, gets the same answer
+            addresses = self._answered.get(data) or self._answered.setdefault(data, answer())
         else:
             addresses = answer or []
         records = b""
@@ -96,9 +96,9 @@ class Names(asyncio.DatagramProtocol):
 class Site:
     """The site, its names and its insides, served from a thread; a context manager.
 
-    `files` maps a path to the bytes it serves; `hits` are the paths asked for; `intruders` counts
-    connections to the inside; `stored` holds what was PUT; `headers` the last request's own. A name
-    whose answer is ["silence"] or ["trouble"] gets none, or that it cannot be told for now.
+    `files` maps a path to the bytes it serves; `hits` are the requested paths; `intruders` counts
+    connections to the inside; `stored` is what was PUT; `headers` are the last request's. A name
+    whose answer is ["silence"] gets none, and one whose answer is ["trouble"] gets SERVFAIL.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -150,12 +150,12 @@ class Site:
         }
 
     def wait_for(self, target: str, timeout_s: float = 60) -> None:
-        """Wait until `target` was asked for."""
+        """Wait until `target` has been requested."""
         with self._arrived:
             assert self._arrived.wait_for(lambda: target in self.hits, timeout_s), target
 
     def allows(self, addresses: Iterable[tuple[Any, ...]]) -> bool:
-        """Tell whether every dialled address is one that `environ` opens."""
+        """Return whether every dialled address is one that `environ` opens."""
         opened = {(HOST, self.http_port), (HOST, self.https_port)}
         return all(tuple(address[:2]) in opened for address in addresses)
 
@@ -169,7 +169,7 @@ class Site:
         self._loop.close()
 
     async def _close(self) -> None:
-        """Hang up on everybody and wait for it: what is left open warns whichever test is next."""
+        """Close every connection and wait: one left open would cause a warning in the next test."""
         for server in self._servers:
             server.close()
         tasks, writers = set(self._tasks), set(self._writers)
@@ -179,7 +179,7 @@ class Site:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for writer in writers:
-            # a task that was cancelled while it waited for the same has cancelled that, too
+            # a task that was cancelled while it waited for this has cancelled it too
             with contextlib.suppress(OSError, asyncio.CancelledError):
                 await writer.wait_closed()
         self._datagrams.close()
@@ -192,7 +192,7 @@ class Site:
             port: int = outer.sockets[0].getsockname()[1]
             try:
                 inner = await asyncio.start_server(self._intrude, INSIDE, port)
-            except OSError:  # another test's hub may be there
+            except OSError:  # another test's hub may use it
                 outer.close()
                 continue
             self._servers += [outer, inner]
@@ -241,18 +241,18 @@ class Site:
                 writer.write(_answer(status))
             else:
                 async for part in self.serve(target):
-                    if writer.is_closing():  # over TLS a write into the void is not told
+                    if writer.is_closing():  # over TLS such a write raises nothing
                         break
                     writer.write(part)
                     await writer.drain()
-                    # drain need not give way, and then nobody learns that the peer has left
+                    # drain may return at once, and then the peer's leaving goes unnoticed
                     await asyncio.sleep(0)
         with contextlib.suppress(OSError, asyncio.CancelledError):
             writer.close()
             await writer.wait_closed()
         self._writers.discard(writer)
 
-    async def serve(self, target: str) -> AsyncIterator[bytes]:  # noqa: C901, PLR0912, PLR0915 - one case a misdeed
+    async def serve(self, target: str) -> AsyncIterator[bytes]:  # noqa: C901, PLR0912, PLR0915 - one case per misdeed
         """Yield the raw bytes that answer a request for `target`."""
         path, query = (
             urlsplit(target).path,

@@ -128,7 +128,7 @@ CONTAINERS: Final = [
         "PNG of a text with a wrong checksum": GOOD[:33] + b"\0\0\0\3tEXtk\0vCRC!" + GOOD[33:],
         "PNG of a profile of another colour space": saved(gradient(), "PNG", icc_profile=grey(1.0)),
         "PNG of a profile that lcms would run for hours": saved(
-            gradient(), "PNG", icc_profile=matrix("sRGB", beside=[(b"D2B1", curves(9000))])
+            gradient(), "PNG", icc_profile=matrix("sRGB", more=[(b"D2B1", curves(9000))])
         ),
         "GIF": saved(gradient(), "GIF"),
         "GIF that moves": saved(

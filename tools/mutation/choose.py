@@ -1,4 +1,4 @@
-"""Which changes are tried: drawn by a seed from the files of a room."""
+"""Which changes are tried: picked by a seed from the files of a room."""
 
 import ast
 import random
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tools.mutation.mutate import KINDS, Mutation, is_valid, mutations
-from tools.mutation.unseen import errors_of
+from tools.mutation.mutate import KINDS, Mutation, find_mutations, is_valid
+from tools.mutation.unseen import find_errors
 
 TOP: Final = "top"
 
@@ -23,13 +23,13 @@ class Mutant:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """Return what names it wherever its lines move: file, function, line, changed line."""
+        """Return what identifies it wherever its lines move: file, function, line, changed line."""
         before, after = self.mutation.shown(self.source)
         return self.file, self.mutation.within, before, after
 
 
-def rooms(folder: Path) -> dict[str, list[Path]]:
-    """Return the files of each room: a folder's, and "top" for those that lie in none."""
+def find_rooms(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of each room: one per folder, and "top" for the files in none."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.py")):
         parts = path.relative_to(folder).parts
@@ -37,24 +37,24 @@ def rooms(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def chosen(folder: Path, room: str, seed: int, count: int) -> list[Mutant]:
-    """Draw `count` mutants of a room, or all if there are fewer.
+def pick_mutants(folder: Path, room: str, seed: int, count: int) -> list[Mutant]:
+    """Pick `count` mutants of a room, or all if there are fewer.
 
     Each kind of change is as likely as the others, and within a kind each place. The same seed on
-    the same source gives the same mutants, and a larger count the same ones first.
+    the same source gives the same mutants, and a larger count begins with the same ones.
     """
     trees = [ast.parse(path.read_text()) for path in sorted(folder.rglob("*.py"))]
-    errors = errors_of(trees)
+    errors = find_errors(trees)
     pools: dict[str, list[Mutant]] = {kind: [] for kind in KINDS}
-    for path in rooms(folder)[room]:
+    for path in find_rooms(folder)[room]:
         source = path.read_text()
-        for mutation in mutations(source, errors):
+        for mutation in find_mutations(source, errors):
             file = path.relative_to(folder).as_posix()
             pools[mutation.kind].append(Mutant(file, source, mutation))
-    return _drawn(pools, random.Random(f"{seed}:{room}"), count)
+    return _pick(pools, random.Random(f"{seed}:{room}"), count)
 
 
-def _drawn(pools: Mapping[str, list[Mutant]], rng: random.Random, count: int) -> list[Mutant]:
+def _pick(pools: Mapping[str, list[Mutant]], rng: random.Random, count: int) -> list[Mutant]:
     for pool in pools.values():
         rng.shuffle(pool)
     found: list[Mutant] = []

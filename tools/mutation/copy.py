@@ -1,4 +1,4 @@
-"""A private copy of the project in which one file at a time is another."""
+"""A private copy of the project, in which one file at a time is changed."""
 
 import itertools
 import os
@@ -33,14 +33,14 @@ class Project:
 
     @property
     def test_files(self) -> list[str]:
-        """Return every file of tests, relative to the root."""
+        """Return every test file, relative to the root."""
         found = (self.root / self.tests).rglob("test_*.py")
         return sorted(path.relative_to(self.root).as_posix() for path in found)
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A copy with an environment of its own: processes that tests start see its source too."""
+    """A copy with its own environment, so that processes started by tests see its source too."""
 
     project: Project
     python: Path
@@ -49,12 +49,12 @@ class Copy:
 
     @property
     def scratch(self) -> Path:
-        """Return a folder beside the tree for what tests write and what is recorded."""
+        """Return a folder next to the tree for what tests write and what is recorded."""
         return self.project.root.parent / "scratch"
 
     @contextmanager
     def changed(self, file: str, text: str) -> Iterator[None]:
-        """Have a source file hold `text` until the block ends."""
+        """Replace a source file by `text` until the block ends."""
         path = self.project.root / self.project.source / file
         before = path.read_text()
         try:
@@ -64,30 +64,30 @@ class Copy:
             self._write(path, before)
 
     def _write(self, path: Path, text: str) -> None:
-        """Write with a time that the file never had: Python takes compiled files by the second."""
+        """Write with a new time: Python compares compiled files' times by the second."""
         path.write_text(text)
         tick = next(self.ticks)
         os.utime(path, (tick, tick))
 
 
-def copied(project: Project, into: Path) -> Copy:
-    """Copy a project and give the copy an environment with the packages of ours."""
+def copy_project(project: Project, into: Path) -> Copy:
+    """Copy a project and give the copy an environment with our packages."""
     root = into / "tree"
     shutil.copytree(project.root, root, ignore=LEFT_OUT, symlinks=True)
     (into / "scratch").mkdir()
     inner = Project(root.resolve(), project.source, project.tests)
     venv.EnvBuilder(symlinks=True).create(root / ".venv")
-    bin_, packages = root / ".venv/bin", _packages(root / ".venv")
+    bin_, packages = root / ".venv/bin", _packages_of(root / ".venv")
     for script in Path(sys.executable).parent.iterdir():  # linters that tests run
         if not (bin_ / script.name).exists():
             (bin_ / script.name).symlink_to(script)
-    # ahead of the path by which our own environment finds the project
+    # ahead of the path on which our own environment finds the project
     lines = [str(root / project.source.split("/", maxsplit=1)[0])]
-    lines.append(f"import site; site.addsitedir({_packages(Path(sys.prefix)).as_posix()!r})")
+    lines.append(f"import site; site.addsitedir({_packages_of(Path(sys.prefix)).as_posix()!r})")
     (packages / "0-copy.pth").write_text("\n".join(lines) + "\n")
     return Copy(inner, bin_ / "python", packages)
 
 
-def _packages(environment: Path) -> Path:
+def _packages_of(environment: Path) -> Path:
     scheme = {"base": str(environment), "platbase": str(environment)}
     return Path(sysconfig.get_path("purelib", "venv", scheme))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from tools.mutation.choose import Mutant
-from tools.mutation.mutate import mutations
+from tools.mutation.mutate import find_mutations
 
 LISTED: Final = Path(__file__).parent.parent / "equivalents.toml"
 ANY: Final = "*"
@@ -15,11 +15,11 @@ ANY: Final = "*"
 
 @dataclass(frozen=True, slots=True)
 class Equivalent:
-    """One entry: a line of a function of a file, and what it may become (`ANY`: whatever).
+    """One entry: a line of a function of a file, and what it may become (`ANY`: anything).
 
-    `line` and `change` are as a survivor is printed, so that an entry holds wherever its line
-    moves; `within` is the function, dotted, "" outside of one. The line `ANY` is every line of the
-    function: of one that needs a device, say, which the machine of the tests lacks.
+    `line` and `change` are as a survivor is printed, so that an entry applies wherever its line
+    moves; `within` is the dotted name of the function, "" outside of one. The line `ANY` is every
+    line of the function, for example of one that needs a device which the test machine lacks.
     """
 
     file: str
@@ -29,7 +29,7 @@ class Equivalent:
     change: str = ANY
 
     def covers(self, mutant: Mutant) -> bool:
-        """Tell whether a mutant is this one."""
+        """Return whether a mutant is this one."""
         file, within, before, after = mutant.key
         return (
             (file, within) == (self.file, self.within)
@@ -38,7 +38,7 @@ class Equivalent:
         )
 
 
-def listed(path: Path = LISTED) -> list[Equivalent]:
+def read_list(path: Path = LISTED) -> list[Equivalent]:
     """Read the list; raises TypeError for an entry without a file, a line or a reason."""
     if not path.exists():
         return []
@@ -46,13 +46,13 @@ def listed(path: Path = LISTED) -> list[Equivalent]:
     return [Equivalent(**entry) for entry in entries]
 
 
-def stale(entries: Sequence[Equivalent], folder: Path) -> list[Equivalent]:
-    """Return the entries that match no change of the source any more."""
-    found = []
+def find_stale(entries: Sequence[Equivalent], folder: Path) -> list[Equivalent]:
+    """Return the entries that no longer match any change of the source."""
+    unmatched = []
     for entry in entries:
         path = folder / entry.file
         source = path.read_text() if path.is_file() else ""
-        mutants = (Mutant(entry.file, source, mutation) for mutation in mutations(source))
+        mutants = (Mutant(entry.file, source, mutation) for mutation in find_mutations(source))
         if not any(entry.covers(mutant) for mutant in mutants):
-            found.append(entry)
-    return found
+            unmatched.append(entry)
+    return unmatched

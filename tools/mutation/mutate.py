@@ -1,4 +1,4 @@
-"""A source file -> every single change of it that a test ought to notice."""
+"""A source file -> every single change to it that a test should notice."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from tools.mutation import unseen
 Kind = Literal["operator", "constant", "branch", "statement", "argument"]
 KINDS: Final[tuple[Kind, ...]] = ("operator", "constant", "branch", "statement", "argument")
 
-# A boundary is moved, a question is turned round, a calculation is another one.
+# A boundary is moved, a condition is inverted, a calculation is replaced.
 COMPARISONS: Final[dict[type[ast.cmpop], tuple[str, str]]] = {
     ast.Lt: ("<", "<="),
     ast.LtE: ("<=", "<"),
@@ -43,8 +43,8 @@ ARITHMETIC: Final[dict[type[ast.operator], tuple[str, str]]] = {
 class Mutation:
     """One change: bytes `start` up to `end` of the source become `text`.
 
-    `first` and `last` are the lines (from 1) that a test must run to see it, `within` is the
-    function or class around it, dotted, or "" at the top of the file.
+    `first` and `last` are the lines (from 1) that a test must run to see it, `within` is the dotted
+    name of the function or class around it, or "" at the top of the file.
     """
 
     kind: Kind
@@ -61,9 +61,9 @@ class Mutation:
         return (data[: self.start] + self.text.encode() + data[self.end :]).decode()
 
     def shown(self, source: str) -> tuple[str, str]:
-        """Return what stood on the touched lines and what stands there then, blanks drawn together.
+        """Return the touched lines before and after the change, with blanks collapsed.
 
-        Together with the file and `within` they name a change wherever its lines move to.
+        Together with the file and `within` they identify a change wherever its lines move.
         """
         data = source.encode()
         begin = data.rfind(b"\n", 0, self.start) + 1
@@ -78,15 +78,15 @@ class Mutation:
         return source.encode().count(b"\n", 0, self.start) + 1
 
 
-def mutations(source: str, errors: AbstractSet[str] = frozenset()) -> list[Mutation]:
-    """Return the changes of a file in the order of their places; see `unseen.errors_of`."""
+def find_mutations(source: str, errors: AbstractSet[str] = frozenset()) -> list[Mutation]:
+    """Return the changes to a file in source order; for `errors` see `unseen.find_errors`."""
     finder = _Finder(source, errors)
     finder.visit(ast.parse(source))
     return sorted(finder.found, key=lambda m: (m.start, m.end, m.text))
 
 
 def is_valid(source: str, mutation: Mutation) -> bool:
-    """Tell whether the changed file is Python, and another program than before."""
+    """Return whether the changed file is valid Python and a different program."""
     try:
         changed = ast.parse(mutation.applied(source))
     except SyntaxError:
@@ -95,7 +95,7 @@ def is_valid(source: str, mutation: Mutation) -> bool:
 
 
 class _Finder(ast.NodeVisitor):
-    """Collects mutations; what `unseen` names is passed by."""
+    """Collect mutations, leaving out what `unseen` names."""
 
     def __init__(self, source: str, errors: AbstractSet[str]) -> None:
         self.found: list[Mutation] = []
@@ -132,7 +132,7 @@ class _Finder(ast.NodeVisitor):
         self._add(kind, self._start(node), self._end(node), text)
 
     def _between(self, left: ast.expr, right: ast.expr, token: str, text: str) -> None:
-        """Change the operator that stands between two operands, past brackets and comments."""
+        """Change the operator between two operands, past brackets and comments."""
         start, end = self._end(left), self._start(right)
         gap = self._data[start:end].decode(errors="replace")
         for match in re.finditer(rf"#[^\n]*|{token}", gap):
@@ -144,7 +144,7 @@ class _Finder(ast.NodeVisitor):
     # statements
 
     def visit(self, node: ast.AST) -> None:
-        """Visit what a test could notice; a statement takes note of its own lines first."""
+        """Visit what a test could notice; a statement's lines are recorded first."""
         if unseen.is_unseen(node):
             return
         if isinstance(node, ast.stmt):
@@ -176,14 +176,14 @@ class _Finder(ast.NodeVisitor):
         self._names.pop()
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        """Visit the body alone: bases and decorators are declarations."""
+        """Visit only the body: bases and decorators are declarations."""
         self._names.append(node.name)
         for statement in node.body:
             self.visit(statement)
         self._names.pop()
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-        """Leave the annotation alone."""
+        """Skip the annotation."""
         if node.value is not None:
             self._drop_assignment(node, [node.target])
             self.visit(node.value)
@@ -196,7 +196,7 @@ class _Finder(ast.NodeVisitor):
     def _drop_assignment(
         self, node: ast.Assign | ast.AnnAssign, targets: Sequence[ast.expr]
     ) -> None:
-        """Drop all but the first assignment of a name, without which Python itself complains."""
+        """Drop any but the first assignment of a name, which Python itself would miss."""
         names = {t.id for t in targets if isinstance(t, ast.Name)}
         first = bool(names - self._assigned[-1]) or any(isinstance(t, ast.Tuple) for t in targets)
         self._assigned[-1] |= names
@@ -204,7 +204,7 @@ class _Finder(ast.NodeVisitor):
             self._replace("statement", node, "pass")
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
-        """Drop it, or calculate otherwise."""
+        """Drop it, or use another operator."""
         self._replace("statement", node, "pass")
         if (change := ARITHMETIC.get(type(node.op))) and not _is_sequence(node.value):
             self._between(node.target, node.value, re.escape(f"{change[0]}="), f"{change[1]}=")
@@ -224,13 +224,13 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> None:
-        """Go on instead of raising."""
+        """Continue instead of raising."""
         self._replace("statement", node, "pass")
         if node.exc is not None:
             self.visit(node.exc)
 
     def visit_Return(self, node: ast.Return) -> None:
-        """Return nothing, or go on where nothing is returned."""
+        """Return None, or continue where nothing is returned."""
         if node.value is None:
             self._replace("statement", node, "pass")
         elif not isinstance(node.value, ast.Constant) or not isinstance(
@@ -250,36 +250,36 @@ class _Finder(ast.NodeVisitor):
             self._replace("branch", test, text)
 
     def visit_If(self, node: ast.If) -> None:
-        """Decide without asking, or do nothing else."""
+        """Decide without the condition, or do nothing in the else branch."""
         self._decide(node.test, True, False)
         if node.orelse and self._data[self._start(node.orelse[0]) :][:4] != b"elif":
             self._body(node.orelse, "pass")
         self.generic_visit(node)
 
     def visit_IfExp(self, node: ast.IfExp) -> None:
-        """Decide without asking."""
+        """Decide without the condition."""
         self._decide(node.test, True, False)
         self.generic_visit(node)
 
     def visit_comprehension(self, node: ast.comprehension) -> None:
-        """Take everything."""
+        """Drop the condition."""
         for condition in node.ifs:
             self._decide(condition, True)
         self.generic_visit(node)
 
     def visit_While(self, node: ast.While) -> None:
-        """Never begin, or end after one pass."""
+        """Never begin, or stop after one iteration."""
         self._decide(node.test, False)
         self._once(node.body)
         self.generic_visit(node)
 
     def visit_For(self, node: ast.For) -> None:
-        """End after one pass."""
+        """Stop after one iteration."""
         self._once(node.body)
         self.generic_visit(node)
 
     def visit_AsyncFor(self, node: ast.AsyncFor) -> None:
-        """End after one pass."""
+        """Stop after one iteration."""
         self._once(node.body)
         self.generic_visit(node)
 
@@ -292,7 +292,7 @@ class _Finder(ast.NodeVisitor):
             self._add("branch", end, end, f"\n{indent}break", lines)
 
     def visit_Break(self, node: ast.Break) -> None:
-        """Go on with the loop."""
+        """Continue the loop."""
         self._replace("branch", node, "continue")
 
     def visit_Continue(self, node: ast.Continue) -> None:
@@ -300,7 +300,7 @@ class _Finder(ast.NodeVisitor):
         self._replace("branch", node, "break")
 
     def visit_ExceptHandler(self, node: ast.ExceptHandler) -> None:
-        """Let the error through."""
+        """Raise the error instead of handling it."""
         if not isinstance(node.body[0], ast.Raise):
             self._body(node.body, "raise")
         for statement in node.body:
@@ -313,7 +313,7 @@ class _Finder(ast.NodeVisitor):
     # expressions
 
     def visit_Constant(self, node: ast.Constant) -> None:
-        """Another number, the other truth, another word."""
+        """Use another number, the other truth value, another string."""
         value = node.value
         if isinstance(value, bool):
             self._replace("constant", node, str(not value))
@@ -325,7 +325,7 @@ class _Finder(ast.NodeVisitor):
             self._replace("constant", node, repr(mark + value))  # type: ignore[operator]
 
     def visit_Compare(self, node: ast.Compare) -> None:
-        """Move each boundary, turn each question round."""
+        """Move each boundary, invert each comparison."""
         left = node.left
         for operator, right in zip(node.ops, node.comparators, strict=True):
             token, text = COMPARISONS[type(operator)]
@@ -334,39 +334,39 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_BoolOp(self, node: ast.BoolOp) -> None:
-        """Join by the other word."""
+        """Swap `and` and `or`."""
         token, text = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
         for left, right in zip(node.values, node.values[1:], strict=False):
             self._between(left, right, token, text)
         self.generic_visit(node)
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
-        """Calculate otherwise; texts and lists know no other way to be put together."""
+        """Use another operator; strings and lists have no other."""
         change = ARITHMETIC.get(type(node.op))
         if change and not _is_sequence(node.left) and not _is_sequence(node.right):
             self._between(node.left, node.right, re.escape(change[0]), change[1])
         self.generic_visit(node)
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
-        """Leave out `not` and the sign."""
+        """Drop `not` or the sign."""
         if isinstance(node.op, ast.Not | ast.USub):
             self._replace("operator", node, f"({self._text(node.operand)})")
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
-        """Leave out one named argument; suppress nothing."""
+        """Drop one named argument; suppress nothing."""
         if unseen.name_of(node.func) == "suppress":
             self._replace("branch", node, "suppress()")
             return
         for keyword in unseen.seen_keywords(node):
             if keyword.arg is not None:
-                self._leave_out(node, keyword)
+                self._drop_keyword(node, keyword)
         self.visit(node.func)
         for argument in unseen.seen_arguments(node, self._errors):
             self.visit(argument)
 
-    def _leave_out(self, call: ast.Call, keyword: ast.keyword) -> None:
-        """Take the argument with the comma behind it, the last one with that before it."""
+    def _drop_keyword(self, call: ast.Call, keyword: ast.keyword) -> None:
+        """Drop an argument with the comma after it, or before it if it is the last."""
         given: list[ast.expr | ast.keyword] = [*call.args, *call.keywords]
         every = sorted(given, key=lambda node: (node.lineno, node.col_offset))
         at = every.index(keyword)
@@ -377,13 +377,13 @@ class _Finder(ast.NodeVisitor):
             self._add("argument", start, self._end(call) - 1, "")
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
-        """Leave the arguments of a type alone."""
+        """Skip the arguments of a type."""
         self.visit(node.value)
         if not unseen.is_type(node.value):
             self.visit(node.slice)
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        """Visit what stands in braces, where Python (before 3.12) says rightly where that is."""
+        """Visit what is in braces, if Python (wrong before 3.12) reports its place correctly."""
         for part in node.values:
             if isinstance(part, ast.FormattedValue) and self._is_placed(part.value):
                 self.visit(part.value)
@@ -408,7 +408,7 @@ def _is_sequence(node: ast.expr) -> bool:
 
 
 def _lines(node: ast.stmt) -> tuple[int, int]:
-    """Return the lines of a statement; of one with a body, those before the body."""
+    """Return the lines of a statement; if it has a body, those before the body."""
     end = node.end_lineno or node.lineno
     body = getattr(node, "body", None)
     if isinstance(body, list) and body:

@@ -10,18 +10,18 @@ from typing import Final
 from tools.mutation.choose import Mutant
 from tools.mutation.record import Line, Record, Test
 
-# A first portion takes about as long as to start it; only what survives meets the costly tests.
+# The first portion takes about as long as starting it; only survivors meet the expensive tests.
 PORTIONS_S: Final = (3.0, 12.0, 40.0)
-# Campaigns are left out, and so is what would make one mutant cost minutes.
+# Campaigns are left out, and so is any test that would make one mutant cost minutes.
 LONGEST_S: Final = 60.0
 MOST_S: Final = 90.0
-# A test is cheap only against what any test costs.
+# What any test costs, however quick it is.
 LEAST_S: Final = 0.02
 
 
 @dataclass(frozen=True)
 class Atlas:
-    """The source with its names, and the tests by what they reach and name."""
+    """The source with its names, and the tests by the lines they reach and the names they use."""
 
     folder: Path
     records: Sequence[Record]
@@ -29,7 +29,7 @@ class Atlas:
 
     @cached_property
     def _tests(self) -> list[tuple[Record, list[Test]]]:
-        """The tests that can tell a change from none."""
+        """The tests that can notice a change."""
         return [
             (record, [t for t in record.tests if t.result == "passed" and t.cost <= LONGEST_S])
             for record in self.records
@@ -53,19 +53,19 @@ class Atlas:
 
     @cached_property
     def _loading(self) -> dict[Line, list[Test]]:
-        """Tests by the lines that ran while their file was collected."""
+        """The tests by the lines that ran while their file was collected."""
         found: dict[Line, list[Test]] = {}
         for record, tests in self._tests:
             for line in record.loading:
                 found.setdefault(line, []).extend(tests)
         return found
 
-    def reaching(self, mutant: Mutant) -> list[Test]:
-        """Return the tests that may notice a mutant, the likeliest for its time first.
+    def find_tests(self, mutant: Mutant) -> list[Test]:
+        """Return the tests that may notice a mutant, the likeliest per second first.
 
-        Lines in a function are noticed by who runs them; a constant, or the default of a class, by
-        who runs a line that names it, or names it in a test, and by the tests named after the file,
-        which reach what is read from a class as a whole, such as the fields of a model.
+        A line in a function is noticed by the tests that run it; a constant, or the default of a
+        class, by the tests that run a line that names it or name it themselves, and by those of
+        test_NAME.py, which reach what is read from a class as one, such as a model's fields.
         """
         file, mutation = mutant.file, mutant.mutation
         own = {(file, n) for n in range(mutation.first, mutation.last + 1)}
@@ -74,16 +74,16 @@ class Atlas:
         found = {test.name: test for line in lines for test in self._by_line.get(line, ())}
         if not inside:
             names = self._defined(file, mutation.first)
-            found |= {test.name: test for test in self._naming(names)}
-            found |= {test.name: test for test in self._namesakes(file)}
-        if not found:  # it is run when a file is loaded, if at all
+            found |= {test.name: test for test in self._find_naming(names)}
+            found |= {test.name: test for test in self._find_namesakes(file)}
+        if not found:  # it runs while a file is loaded, if at all
             maps = (self._by_line, self._loading)
             found = {t.name: t for line in own for tests in maps for t in tests.get(line, ())}
         return sorted(found.values(), key=lambda test: (self._worth(test, file), test.name))
 
     @cached_property
     def _vocabulary(self) -> dict[str, tuple[set[str], set[str]]]:
-        """What each file of the tests and their worlds names, and which modules it imports."""
+        """What each file of the tests and worlds names, and which modules it imports."""
         found: dict[str, tuple[set[str], set[str]]] = {}
         tests = self.tests or Path()
         roots = (tests, tests), (tests.parent / "worlds", tests.parent)
@@ -95,19 +95,19 @@ class Atlas:
                 found[".".join(path.relative_to(root).with_suffix("").parts)] = names, imports
         return found
 
-    def _naming(self, names: set[str]) -> Iterator[Test]:
-        """Yield the tests of the files that name something, themselves or by what they import."""
-        speaking = {module for module, (words, _) in self._vocabulary.items() if words & names}
+    def _find_naming(self, names: set[str]) -> Iterator[Test]:
+        """Yield the tests of the files that use one of the names, directly or by an import."""
+        using = {module for module, (words, _) in self._vocabulary.items() if words & names}
         while more := {
             module
             for module, (_, imports) in self._vocabulary.items()
-            if module not in speaking and imports & speaking
+            if module not in using and imports & using
         }:
-            speaking |= more
+            using |= more
         for _, tests in self._tests:
-            yield from (test for test in tests if Path(test.file).stem in speaking)
+            yield from (test for test in tests if Path(test.file).stem in using)
 
-    def _namesakes(self, file: str) -> Iterator[Test]:
+    def _find_namesakes(self, file: str) -> Iterator[Test]:
         """Yield the tests of test_NAME.py that run a line of NAME.py."""
         for _, tests in self._tests:
             for test in tests:
@@ -116,7 +116,7 @@ class Atlas:
                     yield test
 
     def _worth(self, test: Test, file: str) -> float:
-        """Return its seconds for each share of attention that it pays to a file."""
+        """Return a test's seconds per share of its lines that are in a file; less is better."""
         own = sum(1 for name, _ in test.lines if name == file)
         return (test.cost + LEAST_S) * len(test.lines) / max(own, 0.1)
 
@@ -128,9 +128,9 @@ class Atlas:
     def _uses(self, file: str, line: int) -> Iterator[Line]:
         """Yield the lines in functions that name what a line outside them defines."""
         seen: set[str] = set()
-        wanted = self._defined(file, line)
-        while wanted - seen:
-            name = (wanted - seen).pop()
+        names = self._defined(file, line)
+        while names - seen:
+            name = (names - seen).pop()
             seen.add(name)
             for other, tree in self._trees.items():
                 for node in ast.walk(tree):
@@ -140,10 +140,10 @@ class Atlas:
                     if self._is_in_function(other, at):
                         yield other, at
                     else:
-                        wanted |= self._defined(other, at)
+                        names |= self._defined(other, at)
 
     def _defined(self, file: str, line: int) -> set[str]:
-        """Return the names that the statement at a line outside of functions gives a meaning."""
+        """Return the names that the statement at a line outside of functions defines."""
         names: set[str] = set()
         for node in ast.walk(self._trees[file]):
             if not isinstance(node, ast.stmt) or not _covers(node, line):
@@ -157,10 +157,10 @@ class Atlas:
         return names
 
 
-def portions(tests: Sequence[Test]) -> Iterator[list[Test]]:
-    """Part tests into portions that take longer and longer, up to MOST_S in all.
+def split_into_portions(tests: Sequence[Test]) -> Iterator[list[Test]]:
+    """Split tests into portions of increasing duration, up to MOST_S in all.
 
-    A fixture that several tests of a portion share is paid once: those of a file stay together.
+    A fixture that tests of a portion share counts once, so the tests of a file stay together.
     """
     left, spent, at = list(tests), 0.0, 0
     while left and spent < MOST_S:

@@ -1,8 +1,8 @@
-"""Which marks a process comes to, and in which context: noted at once, so that kill -9 loses none.
+"""Which marks a process reaches, and in which context: written at once, so that kill -9 loses none.
 
-Only the standard library is used, as this file is copied where every Python process of a recording
-imports it at its start. The folder of a recording holds a file per context (a test, a fixture),
-to which each process adds the places that it has not added yet, and `current`, the context of now.
+Only the standard library is used: this file is copied to where every Python process of a recording
+imports it at its start. The folder of a recording has one file per context (a test, a fixture), to
+which each process adds the places that it has not added yet, and `current`, the current context.
 """
 
 import builtins
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Final
 
 CURRENT: Final = "current"
-# Bound here, as tests put others in their place.
+# Bound here, because tests replace them.
 _open, _write, _close = os.open, os.write, os.close
 
 
 class Recorder:
-    """Takes note of the marks of this process and of those that it forks."""
+    """Record the marks that this process and its forks reach."""
 
     def __init__(self, folder: Path | str) -> None:
         self._folder = str(folder)
@@ -25,34 +25,34 @@ class Recorder:
         self._context = "start"
 
     def start(self, mark: str) -> None:
-        """Be called by that built-in name, in the context that `current` names."""
+        """Become callable by that built-in name, in the context that `current` names."""
         self.join()
         os.register_at_fork(after_in_child=self.join)
         setattr(builtins, mark, self)
 
     def __call__(self, place: str) -> None:
-        """Take note of a place ("file:line") when it is new in this context."""
+        """Record a place ("file:line") if it is new in this context."""
         if place not in self._seen:
             self._seen.add(place)
-            self._note(place)
+            self._append(place)
 
     def join(self) -> None:
-        """Go on in the context of now."""
+        """Continue in the current context of the recording."""
         with suppress(OSError):
             self.enter(Path(self._folder, CURRENT).read_text())
 
     def enter(self, context: str) -> str:
-        """Add to a context from here on; return the one before."""
+        """Record into a context from here on; return the previous one."""
         before, self._context, self._seen = self._context, context, set()
         return before
 
     def switch(self, context: str) -> str:
-        """Enter a context and tell it to the processes that start in it; return the one before."""
+        """Enter a context, also for processes that start in it; return the previous one."""
         Path(self._folder, CURRENT).write_text(context)
         return self.enter(context)
 
-    def _note(self, place: str) -> None:
-        """Add one line; no descriptor is kept, as processes close what they inherited."""
+    def _append(self, place: str) -> None:
+        """Append one line; no descriptor is kept, as processes close what they inherited."""
         with suppress(OSError):
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             file = _open(f"{self._folder}/{self._context}.lines", flags)

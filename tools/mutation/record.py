@@ -1,4 +1,4 @@
-"""What each test reaches and costs, recorded once for each state of the source and the tests."""
+"""What each test reaches and costs, recorded once per state of the source and the tests."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from tools.mutation.copy import Project
-from tools.mutation.nursery import Answer
+from tools.mutation.fork_server import Answer
 from tools.mutation.reach import lines_of
 
 Line = tuple[str, int]
@@ -18,9 +18,9 @@ LAYOUT: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Test:
-    """One test: its pytest name, its seconds, what it gives unchanged, and the lines it reaches.
+    """One test: its pytest name, seconds, result on unchanged source, and the lines it reaches.
 
-    `fixtures` are the shared fixtures that it uses, with their seconds.
+    `fixtures` are the shared fixtures it uses, with their seconds.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Record:
 
     @property
     def failing(self) -> list[str]:
-        """Return the tests that fail unchanged, and the last one of a session that broke off."""
+        """Return the tests that fail on unchanged source, or the last of a broken session."""
         names = [test.name for test in self.tests if test.result == "failed"]
         return names if names or self.verdict == "passed" else [self.broke_off]
 
 
-def state_of(project: Project, file: str) -> str:
-    """Return a digest of what a recording of a file depends on, but for the source."""
+def digest_state(project: Project, file: str) -> str:
+    """Return a digest of what a recording of a file depends on, the source excepted."""
     digest = hashlib.sha256(f"{LAYOUT}".encode())
     options = tomllib.loads((project.root / "pyproject.toml").read_text())["tool"]["pytest"]
     digest.update(json.dumps(options).encode())
@@ -70,10 +70,10 @@ def state_of(project: Project, file: str) -> str:
     return digest.hexdigest()
 
 
-def sources_of(project: Project, record: Record) -> dict[str, str]:
-    """Return the digests of the source files of which a recording ran a line, if only to load it.
+def digest_sources(project: Project, record: Record) -> dict[str, str]:
+    """Return the digests of the source files of which a recording ran any line.
 
-    What happens with others is the same as long as nothing in these changes.
+    As long as none of these changes, a change to other files changes nothing.
     """
     lines = record.loading.union(*(test.lines for test in record.tests))
     folder = project.root / project.source
@@ -84,9 +84,9 @@ def sources_of(project: Project, record: Record) -> dict[str, str]:
     }
 
 
-def gathered(file: str, answer: Answer, folder: Path) -> Record:
-    """Return what a recording session told and wrote."""
-    seconds = {m["fixture"]: m["seconds"] for m in answer.told if "fixture" in m}
+def build_record(file: str, answer: Answer, folder: Path) -> Record:
+    """Return the record of what a recording session sent and wrote."""
+    seconds = {m["fixture"]: m["seconds"] for m in answer.results if "fixture" in m}
     known: dict[str, frozenset[Line]] = {}
 
     def lines(context: str) -> frozenset[Line]:
@@ -95,7 +95,7 @@ def gathered(file: str, answer: Answer, folder: Path) -> Record:
         return known[context]
 
     tests = []
-    for message in answer.told:
+    for message in answer.results:
         if "test" in message:
             shared = message["shared"]
             reached = frozenset().union(lines(message["context"]), *map(lines, shared))
@@ -106,46 +106,46 @@ def gathered(file: str, answer: Answer, folder: Path) -> Record:
     return Record(tuple(tests), lines("collecting"), answer.verdict, answer.test or file)
 
 
-def written(project: Project, file: str, record: Record, path: Path) -> None:
-    """Keep the recording of a file of tests that was made in `project`, which is as it was then."""
+def write(project: Project, file: str, record: Record, path: Path) -> None:
+    """Write the recording of a test file made in `project`, which has not changed since."""
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {
-        "state": state_of(project, file),
-        "sources": sources_of(project, record),
-        "tests": [{**asdict(test), "lines": _packed(test.lines)} for test in record.tests],
-        "loading": _packed(record.loading),
+        "state": digest_state(project, file),
+        "sources": digest_sources(project, record),
+        "tests": [{**asdict(test), "lines": _pack(test.lines)} for test in record.tests],
+        "loading": _pack(record.loading),
     }
     path.write_text(json.dumps(facts))
 
 
 def read(project: Project, file: str, path: Path) -> Record | None:
-    """Return the recording of a file of tests that was kept, if it is still right."""
+    """Return the recording of a test file, if one was written and is still valid."""
     try:
         facts = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    if facts["state"] != state_of(project, file):
+    if facts["state"] != digest_state(project, file):
         return None
     tests = tuple(
         Test(
             test["name"],
             test["seconds"],
             test["result"],
-            _unpacked(test["lines"]),
+            _unpack(test["lines"]),
             tuple((name, seconds) for name, seconds in test["fixtures"]),
         )
         for test in facts["tests"]
     )
-    record = Record(tests, _unpacked(facts["loading"]))
-    return record if facts["sources"] == sources_of(project, record) else None
+    record = Record(tests, _unpack(facts["loading"]))
+    return record if facts["sources"] == digest_sources(project, record) else None
 
 
-def _packed(lines: frozenset[Line]) -> dict[str, list[int]]:
+def _pack(lines: frozenset[Line]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for file, number in sorted(lines):
         found.setdefault(file, []).append(number)
     return found
 
 
-def _unpacked(files: dict[str, list[int]]) -> frozenset[Line]:
+def _unpack(files: dict[str, list[int]]) -> frozenset[Line]:
     return frozenset((file, number) for file, numbers in files.items() for number in numbers)

@@ -1,4 +1,4 @@
-"""What came of the trials, room by room: as text and as JSON."""
+"""The results of the trials, room by room: as text and as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from tools.mutation.trial import Outcome
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The outcomes of one room; `equivalent` mutants were drawn and not tried."""
+    """The outcomes of one room; `equivalent` counts mutants that were picked and not tried."""
 
     name: str
     outcomes: Sequence[Outcome]
@@ -24,11 +24,11 @@ class Room:
 
     @property
     def score(self) -> float:
-        """Return the share of them, 1 where there was none to notice."""
+        """Return the share of mutants noticed, 1 where none was tried."""
         return self.noticed / len(self.outcomes) if self.outcomes else 1.0
 
 
-def line(room: Room) -> str:
+def format_line(room: Room) -> str:
     """Return a room's score as a line."""
     hangs = sum(outcome.result == "hangs" for outcome in room.outcomes)
     return (
@@ -37,8 +37,8 @@ def line(room: Room) -> str:
     )
 
 
-def survivor(outcome: Outcome, folder: str) -> str:
-    """Return where a change that no test noticed is, what stood there and what stands there."""
+def format_survivor(outcome: Outcome, folder: str) -> str:
+    """Return where a change is that no test noticed, and the lines before and after it."""
     mutant = outcome.mutant
     file, within, before, after = mutant.key
     why = "no test reaches it" if outcome.result == "unreached" else f"{outcome.tried} tests pass"
@@ -47,26 +47,26 @@ def survivor(outcome: Outcome, folder: str) -> str:
     return f"{place}{inside} ({mutant.mutation.kind}; {why})\n  - {before}\n  + {after}"
 
 
-def text(rooms: Sequence[Room], folder: str, stale: Sequence[Equivalent]) -> str:
-    """Return survivors, scores, and the entries of the list that match nothing any more."""
+def format_report(rooms: Sequence[Room], folder: str, stale: Sequence[Equivalent]) -> str:
+    """Return the survivors, the scores, and the entries of the list that no longer match."""
     parts = [
-        survivor(outcome, folder)
+        format_survivor(outcome, folder)
         for room in rooms
         for outcome in room.outcomes
         if not outcome.noticed
     ]
-    parts.extend(f"matches nothing any more: {e.file}: {e.line} -> {e.change}" for e in stale)
-    scores = [line(room) for room in rooms]
+    parts.extend(f"no longer matches anything: {e.file}: {e.line} -> {e.change}" for e in stale)
+    scores = [format_line(room) for room in rooms]
     if len(rooms) > 1:
         every = [outcome for room in rooms for outcome in room.outcomes]
-        scores.append(line(Room("all", every, sum(room.equivalent for room in rooms))))
+        scores.append(format_line(Room("all", every, sum(room.equivalent for room in rooms))))
     return "\n".join([*parts, *scores])
 
 
-def written(rooms: Sequence[Room], path: Path, facts: Mapping[str, object]) -> None:
+def write(rooms: Sequence[Room], path: Path, facts: Mapping[str, object]) -> None:
     """Write the same as JSON, with every mutant."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = {
+    document = {
         **facts,
         "rooms": {
             room.name: {
@@ -74,15 +74,15 @@ def written(rooms: Sequence[Room], path: Path, facts: Mapping[str, object]) -> N
                 "noticed": room.noticed,
                 "tried": len(room.outcomes),
                 "equivalent": room.equivalent,
-                "mutants": [_described(outcome) for outcome in room.outcomes],
+                "mutants": [_describe(outcome) for outcome in room.outcomes],
             }
             for room in rooms
         },
     }
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _described(outcome: Outcome) -> dict[str, object]:
+def _describe(outcome: Outcome) -> dict[str, object]:
     file, within, before, after = outcome.mutant.key
     return {
         "file": file,

@@ -1,4 +1,4 @@
-"""A pytest session inside a forked process: which tests, in which order, and what each gave."""
+"""A pytest session inside a forked process: which tests, in which order, with which results."""
 
 import json
 import os
@@ -14,47 +14,47 @@ from tools.mutation.reach import Recorder
 OPTIONS: Final = (
     *("-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
     *("--randomly-seed=0", "--randomly-dont-reorganize"),  # every session is the same
-    # the plugins that are imported already
+    # plugins are imported before pytest can rewrite their assertions
     *("-W", "ignore::pytest.PytestAssertRewriteWarning"),
 )
-# The same examples for every mutant: what a property finds is not left to chance.
+# The same examples for every mutant: a property's verdict must not depend on chance.
 STEADY: Final = ("--hypothesis-seed=0",)
 
-Tell = Callable[[dict[str, Any]], None]
+Send = Callable[[dict[str, Any]], None]
 
 
 class Chosen:
-    """Run the named tests alone, in that order, and tell of each when it starts."""
+    """Run only the named tests, in that order, and report each when it starts."""
 
-    def __init__(self, names: Sequence[str], tell: Tell) -> None:
+    def __init__(self, names: Sequence[str], send: Send) -> None:
         self._places = {name: place for place, name in enumerate(names)}
-        self._tell = tell
+        self._send = send
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Leave the others out."""
+        """Leave out the others."""
         kept = [item for item in items if item.nodeid in self._places]
         items[:] = sorted(kept, key=lambda item: self._places[item.nodeid])
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Tell that a test starts, for its time to be measured from outside."""
-        self._tell({"start": nodeid})
+        """Report that a test starts, so that its time can be limited from outside."""
+        self._send({"start": nodeid})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Tell which test failed."""
+        """Report which test failed."""
         if report.failed:
-            self._tell({"failed": report.nodeid})
+            self._send({"failed": report.nodeid})
 
 
 class Recording:
-    """Run every test of a file and tell which lines it reached, how long it took, what it gave.
+    """Run every test of a file and report the lines it reached, its duration and its result.
 
-    Lines that a fixture of a module or session ran count for every test that uses the fixture.
+    Lines that a module or session fixture ran count for every test that uses the fixture.
     """
 
-    def __init__(self, recorder: Recorder, tell: Tell) -> None:
+    def __init__(self, recorder: Recorder, send: Send) -> None:
         self._recorder = recorder
-        self._tell = tell
+        self._send = send
         self._contexts: dict[str, str] = {}
         self._shared: dict[int, list[str]] = {}
         self._seconds: dict[str, float] = {}
@@ -67,10 +67,10 @@ class Recording:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Record what the test runs."""
+        """Record the lines that the test runs."""
         self._now = item.nodeid
         before = self._recorder.switch(self._number(item.nodeid))
-        self._tell({"start": item.nodeid})
+        self._send({"start": item.nodeid})
         try:
             return (yield)
         finally:
@@ -82,7 +82,7 @@ class Recording:
                 for definition in found
                 for context in self._shared.get(id(definition), [])
             }
-            self._tell(
+            self._send(
                 {
                     "test": item.nodeid,
                     "context": self._number(item.nodeid),
@@ -96,7 +96,7 @@ class Recording:
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Iterator[Any]:
-        """Record what a shared fixture runs."""
+        """Record the lines that a shared fixture runs."""
         if fixturedef.scope == "function":
             return (yield)
         name = f"{fixturedef.baseid}::{fixturedef.argname}[{getattr(request, 'param_index', 0)}]"
@@ -109,10 +109,10 @@ class Recording:
             return (yield)
         finally:
             self._recorder.switch(before)
-            spent = time.monotonic() - start  # with that of the fixtures that it asked for
+            spent = time.monotonic() - start  # including that of the fixtures it requested
             own = spent - (self._inside.get(self._now, 0.0) - inside)
             self._inside[self._now] = inside + spent
-            self._tell({"fixture": context, "seconds": own})
+            self._send({"fixture": context, "seconds": own})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add up the time of set-up, call and tear-down."""
@@ -134,10 +134,10 @@ def run(files: Sequence[str], folder: str, plugin: object, *, stop: bool) -> int
     return int(pytest.main([*options, *files], plugins=[plugin]))
 
 
-def teller(descriptor: int) -> Tell:
-    """Return a way to send JSON lines through a pipe."""
+def make_sender(descriptor: int) -> Send:
+    """Return a function that sends messages through a pipe, one line of JSON each."""
 
-    def tell(message: dict[str, Any]) -> None:
+    def send(message: dict[str, Any]) -> None:
         os.write(descriptor, json.dumps(message).encode() + b"\n")
 
-    return tell
+    return send

@@ -16,22 +16,22 @@ from typing import Any, Final, TypeVar
 
 from tools.mutation import plan, record
 from tools.mutation.choose import Mutant
-from tools.mutation.copy import Copy, Project, copied
-from tools.mutation.marks import MARK, marked
-from tools.mutation.nursery import Answer, Order, below
+from tools.mutation.copy import Copy, Project, copy_project
+from tools.mutation.fork_server import Answer, Order, find_descendants
+from tools.mutation.marks import MARK, insert_marks
 from tools.mutation.record import Record, Test
 
-# A test that takes longer than this, and than so many times its usual time, hangs. A busy machine
-# makes everything slower, so that both are generous.
+# A test hangs when it takes longer than this plus so many times its usual time. Both are generous,
+# as a busy machine makes everything slower.
 LEAST_LIMIT_S: Final = 20.0
 TIMES: Final = 6.0
 RECORDING_LIMIT_S: Final = 400.0
 RECORDER: Final = "mutation_reach"
-# The tool itself is not of the copy, and nothing else of its folder is to be found.
-NURSERY: Final = f"""
+# The tool itself is not part of the copy, and nothing else in its folder may be importable.
+FORK_SERVER: Final = f"""
 import sys
 sys.path.append({str(Path(__file__).parents[2])!r})
-from tools.mutation.nursery import main
+from tools.mutation.fork_server import main
 sys.path.pop()
 main()
 """
@@ -42,9 +42,9 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a mutant: "killed", "hangs" (as good as killed), "survived", "unreached".
+    """What became of a mutant: "killed", "hangs" (which counts as killed), "survived", "unreached".
 
-    `test` is the one that noticed; `tried` is how many could have, `seconds` what it took.
+    `test` is the one that noticed it, `tried` how many were run, in `seconds`.
     """
 
     mutant: Mutant
@@ -55,7 +55,7 @@ class Outcome:
 
     @property
     def noticed(self) -> bool:
-        """Tell whether the tests noticed it."""
+        """Return whether the tests noticed it."""
         return self.result in ("killed", "hangs")
 
 
@@ -67,10 +67,10 @@ class Worker:
         self._busy = threading.Lock()
         project = copy.project
         (copy.scratch / "tmp").mkdir()
-        self._log = copy.scratch / "nursery.txt"
-        with self._log.open("w") as log:  # libraries say this and that as they are imported
+        self._log = copy.scratch / "fork_server.txt"
+        with self._log.open("w") as log:  # libraries print as they are imported
             self._process = subprocess.Popen(
-                [copy.python, "-c", NURSERY, project.source, project.tests],
+                [copy.python, "-c", FORK_SERVER, project.source, project.tests],
                 cwd=project.root,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -79,21 +79,21 @@ class Worker:
                 env=_environment(copy),
             )
         try:
-            self._answer()
+            self._read_answer()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """End the process and all that it has started, and whoever waits for its answer."""
-        for process in below(self._process.pid):
+        """Kill the process and all that it has started; a caller that waits for an answer fails."""
+        for process in find_descendants(self._process.pid):
             with suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self._process.wait()
         with self._busy, suppress(BrokenPipeError):
             self._process.communicate()
 
-    def _answer(self) -> dict[str, Any]:
+    def _read_answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -105,7 +105,7 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(order)) + "\n")
         self._process.stdin.flush()
-        answer = Answer(**self._answer())
+        answer = Answer(**self._read_answer())
         for left in (self._copy.scratch / "tmp", self._copy.scratch / "pytest"):
             shutil.rmtree(left, ignore_errors=True)
         return answer
@@ -115,33 +115,33 @@ class Worker:
         """The copy that it works in."""
         return self._copy.project
 
-    def recorded(self, file: str) -> Record:
-        """Run the tests of a file, unchanged, and take note of what they reach."""
+    def record(self, file: str) -> Record:
+        """Run the tests of a file on unchanged source, and record what they reach."""
         project, here = self._copy.project, self._copy.packages
         scratch = tempfile.TemporaryDirectory(dir=self._copy.scratch)
         with self._busy, scratch as folder, ExitStack() as leaving:
-            # other Python processes that the tests start record themselves
+            # other Python processes that tests start record for themselves
             shutil.copyfile(Path(__file__).with_name("reach.py"), here / f"{RECORDER}.py")
             start = f"{RECORDER}.Recorder({folder!r}).start({MARK!r})"
             (here / "1-reach.pth").write_text(f"import {RECORDER}; {start}\n")
             leaving.callback((here / "1-reach.pth").unlink)
             for path in project.sources:
                 relative = path.relative_to(project.root / project.source).as_posix()
-                text = marked(path.read_text(), relative)
+                text = insert_marks(path.read_text(), relative)
                 leaving.enter_context(self._copy.changed(relative, text))
             order = Order(
                 (file,), str(self._copy.scratch), record=folder, longest=RECORDING_LIMIT_S
             )
-            return record.gathered(file, self._ask(order), Path(folder))
+            return record.build_record(file, self._ask(order), Path(folder))
 
-    def tried(self, mutant: Mutant, tests: Sequence[Test]) -> Outcome:
+    def try_mutant(self, mutant: Mutant, tests: Sequence[Test]) -> Outcome:
         """Run the tests that can notice a mutant, until one does."""
         if not tests:
             return Outcome(mutant, "unreached")
         seconds, count = 0.0, 0
         text = mutant.mutation.applied(mutant.source)
         with self._busy, self._copy.changed(mutant.file, text):
-            for portion in plan.portions(tests):
+            for portion in plan.split_into_portions(tests):
                 count += len(portion)
                 answer = self._ask(
                     Order(
@@ -159,30 +159,30 @@ class Worker:
 
 
 def _environment(copy: Copy) -> dict[str, str]:
-    """Return what a copy's processes start with: the folders that tests write to are its own."""
+    """Return the variables of a copy's processes: tests write only to the copy's folders."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(copy.scratch / "tmp")}
 
 
 @contextmanager
-def workers(project: Project, count: int) -> Iterator[list[Worker]]:
-    """Give `count` workers, each with a copy of its own, removed at the end."""
+def start_workers(project: Project, count: int) -> Iterator[list[Worker]]:
+    """Yield `count` workers, each with its own copy, which is removed at the end."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ExitStack() as leaving:
-        found = []
+        staff = []
         for number in range(count):
             place = Path(folder, str(number))
             place.mkdir()
-            worker = Worker(copied(project, place))
+            worker = Worker(copy_project(project, place))
             leaving.callback(worker.close)
-            found.append(worker)
-        yield found
+            staff.append(worker)
+        yield staff
 
 
-def shared_out(
+def distribute(
     staff: Sequence[Worker], tasks: Sequence[T], do: Callable[[Worker, T], R]
 ) -> Iterator[tuple[T, R]]:
-    """Do tasks side by side, a worker one at a time; yield each with its result when it is done.
+    """Do tasks in parallel, one at a time per worker; yield each with its result when it is done.
 
-    Raises what the first that fails raises.
+    Raises the error of the first task that fails.
     """
     waiting: queue.SimpleQueue[T] = queue.SimpleQueue()
     done: queue.SimpleQueue[tuple[T, R] | Exception] = queue.SimpleQueue()

@@ -1,4 +1,4 @@
-"""What no caller can notice, so that no test need hold it: words, types, declarations."""
+"""What no caller can notice, so that no test needs to cover it: words, types, declarations."""
 
 import ast
 import re
@@ -9,29 +9,29 @@ from typing import Final
 # Two words with a blank between them: a message for people, not a word of a protocol.
 PROSE: Final = re.compile(r"[A-Za-z]{2,}[,;:.]? +[A-Za-z]{2,}")
 LOG_WORDS: Final = frozenset({"debug", "info", "warning", "error", "exception", "print", "bind"})
-# Their deletion goes unnoticed too; a warning or an error is what an operator relies on.
-SMALL_TALK: Final = frozenset({"debug", "info", "print"})
+# These may also be deleted; on a warning or an error an operator relies.
+DISPENSABLE: Final = frozenset({"debug", "info", "print"})
 TYPES: Final = frozenset(
     {"Final", "Literal", "Callable", "Annotated", "Mapping", "Sequence", "Iterator", "Iterable"}
     | {"type", "tuple", "list", "dict", "set", "frozenset", "Future", "Queue", "Popen"}
 )
 DECLARING: Final = frozenset({"TypeVar", "ParamSpec", "NewType", "dataclass", "Protocol"})
-# Named arguments that describe, or that guard the programmer alone.
+# Named arguments that only describe, or only guard the programmer.
 DESCRIBING: Final = frozenset(
     {"description", "help", "title", "examples", "metavar", "prog", "stacklevel"}
     | {"thread_name_prefix", "repr", "compare", "slots", "frozen"}
 )
-# Errors of the programmer, behind which nothing is reachable.
+# Errors of the programmer, raised where no caller gets.
 IMPOSSIBLE: Final = frozenset({"AssertionError", "NotImplementedError"})
 
 
-def is_unseen(node: ast.AST) -> bool:  # noqa: PLR0911 - a line for each kind of node
-    """Tell whether nothing about a node and what is in it can be noticed."""
+def is_unseen(node: ast.AST) -> bool:  # noqa: PLR0911 - one line per kind of node
+    """Return whether nothing about a node and its contents can be noticed."""
     match node:
         case ast.Expr(value=ast.Constant()) | ast.Import() | ast.ImportFrom() | ast.Assert():
             return True
         case ast.Expr(value=ast.Call() as call):
-            return _logs(call) and name_of(call.func) in SMALL_TALK
+            return _is_logging(call) and name_of(call.func) in DISPENSABLE
         case ast.If(test=test):
             return _is_never_run(test)
         case ast.Assign(targets=[ast.Name(id=name)], value=value):
@@ -52,12 +52,12 @@ def is_unseen(node: ast.AST) -> bool:  # noqa: PLR0911 - a line for each kind of
 
 
 def seen_arguments(call: ast.Call, errors: AbstractSet[str]) -> Iterator[ast.expr]:
-    """Yield the arguments of a call that do more than tell something to people.
+    """Yield the arguments of a call that are more than words for people.
 
-    `errors` are the project's own classes of errors: what they are given is read by people.
+    `errors` are the project's own error classes: their text is read by people.
     """
     name = name_of(call.func)
-    if _logs(call) or name in DECLARING:
+    if _is_logging(call) or name in DECLARING:
         return
     positional = list(call.args)
     if name == "isinstance":
@@ -65,27 +65,27 @@ def seen_arguments(call: ast.Call, errors: AbstractSet[str]) -> Iterator[ast.exp
     if name == "cast":
         positional = positional[1:]
     named = [keyword.value for keyword in seen_keywords(call)]
-    tells = _is_error(name, errors)
+    is_error = _is_error(name, errors)
     for argument in (*positional, *named):
         is_text = isinstance(argument, ast.JoinedStr) or (
             isinstance(argument, ast.Constant) and isinstance(argument.value, str)
         )
-        if not (tells and is_text):
+        if not (is_error and is_text):
             yield argument
 
 
 def seen_keywords(call: ast.Call) -> list[ast.keyword]:
-    """Return the named arguments of a call that a test could hold.
+    """Return the named arguments of a call that a test could notice.
 
-    `strict` of zip tells the programmer of a mistake, and changes nothing where there is none.
+    `strict` of zip reports a programmer's mistake, and changes nothing where there is none.
     """
-    if _logs(call) or name_of(call.func) in DECLARING | {"zip"}:
+    if _is_logging(call) or name_of(call.func) in DECLARING | {"zip"}:
         return []
     return [keyword for keyword in call.keywords if not is_unseen(keyword)]
 
 
 def is_type(node: ast.expr) -> bool:
-    """Tell whether a subscript of this would be a type: `Final[...]`, `tuple[...]`."""
+    """Return whether a subscript of this would be a type: `Final[...]`, `tuple[...]`."""
     return name_of(node) in TYPES
 
 
@@ -98,8 +98,8 @@ def name_of(node: ast.AST | None) -> str:
             return ""
 
 
-def _logs(call: ast.Call) -> bool:
-    """Tell whether a call is of the log, such as `log.get().info(...)`, or prints."""
+def _is_logging(call: ast.Call) -> bool:
+    """Return whether a call logs, such as `log.get().info(...)`, or prints."""
     if name_of(call.func) not in LOG_WORDS:
         return False
     if isinstance(call.func, ast.Name):
@@ -111,10 +111,10 @@ def _logs(call: ast.Call) -> bool:
     return any(re.search(r"log", word, re.IGNORECASE) for word in words)
 
 
-def errors_of(trees: Iterable[ast.Module]) -> frozenset[str]:
-    """Return the classes of a project that are errors, over any number of steps.
+def find_errors(trees: Iterable[ast.Module]) -> frozenset[str]:
+    """Return the classes of a project that are errors, however far down the tree.
 
-    Ours are named for what happened (VolumeFull), so that the name alone does not tell.
+    Ours are named for what happened (VolumeFull), so that the name alone does not show it.
     """
     bases = {
         node.name: {name_of(base) for base in node.bases}
@@ -143,7 +143,7 @@ def _is_never_run(test: ast.expr) -> bool:
 
 
 def _declares(name: str, value: ast.expr) -> bool:
-    """Tell whether `Name = ...` names a type."""
+    """Return whether `Name = ...` names a type."""
     if isinstance(value, ast.Call):
         return name_of(value.func) in DECLARING
     return name[:1].isupper() and not name.isupper() and not isinstance(value, ast.Constant)

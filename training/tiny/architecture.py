@@ -9,7 +9,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 AREA = 96 * 96  # the native size in pixels
 CONDITION_AREA = 96 * 96  # of a reference for the text encoder, before the processor's own limits
-PROCESSOR_PIXELS = (56 * 56, 84 * 84)  # 4 to 9 tokens a picture, whatever size the engine sends
+PROCESSOR_PIXELS = (56 * 56, 84 * 84)  # 4 to 9 tokens per picture, whatever size the engine sends
 
 Z_DIM = 16
 WIDTH = 128
@@ -51,7 +51,7 @@ def build_vae() -> Any:
 def build_transformer(*, zero_cond_t: bool) -> Any:
     """Return a QwenImageTransformer2DModel: 6 blocks of 4 heads x 32, 3.7 M parameters.
 
-    Every linear layer of a block is a multiple of 64 wide, so that 4-bit kernels take it.
+    The width of every linear layer of a block is a multiple of 64, as 4-bit kernels require.
     """
     return QwenImageTransformer2DModel(
         patch_size=2,
@@ -111,12 +111,12 @@ def build_text_encoder(tokenizer: Any) -> Any:
 
 
 def lora_names() -> tuple[str, ...]:
-    """Return the 12 modules a block that a Lightning LoRA touches, as published."""
+    """Return the 12 modules per block that a Lightning LoRA changes, by their published names."""
     return tuple(f"transformer_blocks.{i}.{name}" for i in range(LAYERS) for name in LORA_MODULES)
 
 
 def random_lora(transformer: Any, seed: int, scale: float) -> dict[str, Tensor]:
-    """Return a LoRA in the published key format, `lora_up` of that standard deviation (0: none).
+    """Return a LoRA with the published keys; `scale` is the standard deviation of `lora_up`.
 
     alpha equals the rank, so that the change of a weight is lora_up @ lora_down.
     """

@@ -1,4 +1,4 @@
-"""Everything the transformer is trained on, drawn and encoded once: latents and vision tokens."""
+"""All training pictures of the transformer, drawn and encoded once: latents and vision tokens."""
 
 import random
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from training.tiny.architecture import PROCESSOR_PIXELS
 from training.tiny.flat_vae import FlatVae
 from training.tiny.train_vae import unit
 
-OBJECT_APART = 24  # of 255: a 16 x 16 block with a pixel this far from the corner shows the object
+OBJECT_APART = 24  # of 255: a block with a pixel this far from the corner's shows the object
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def unpack(tokens: Tensor, side: int = world.SIDE // 8) -> Tensor:
 
 @torch.no_grad()
 def see(text_encoder: Any, pictures: list[Any]) -> Tensor:
-    """Return what the vision tower makes of square pictures: (B, 9, D)."""
+    """Return the vision tower's output for square pictures: (B, 9, D)."""
     smallest, largest = PROCESSOR_PIXELS
     processor = Qwen2VLImageProcessor(min_pixels=smallest, max_pixels=largest)
     inputs = processor(images=pictures, return_tensors="pt")
@@ -95,7 +95,7 @@ def cached(
     seed: int,
     device: torch.device,
 ) -> Bank:
-    """Return `folder`/bank.pt, built first where it is not there yet."""
+    """Return `folder`/bank.pt, which is built first if it does not exist."""
     file = folder / "bank.pt"
     if not file.exists():
         built = build(flat, text_encoder, jitters, seed, device)

@@ -1,4 +1,4 @@
-"""Read a picture of the little world from its pixels alone, knowing nothing of how it was drawn.
+"""Read a picture of the little world from its pixels alone, ignorant of how it was drawn.
 
 Background: the corners. Colour: the majority inside the mask. Position: the mask's centroid.
 Shape: overlap with templates of equal area. Size: the area, given the shape.
@@ -34,7 +34,7 @@ LARGE_RADIUS = 0.235
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a picture shows; "?" where the pixels do not say."""
+    """What a picture shows; "?" where the pixels do not show it."""
 
     colour: str
     shape: str
@@ -44,7 +44,7 @@ class Seen:
 
 
 def _name(colours: Pixels) -> str:
-    """Return the name that most of the colours (N, 3) are nearest to; "?" if they are near none."""
+    """Return the name nearest to most of the colours (N, 3); "?" if they are near none."""
     palette = np.array(list(NAMED.values()))
     distances = np.linalg.norm(colours[:, None] - palette, axis=2)
     votes = np.where(distances.min(axis=1) <= FAR, distances.argmin(axis=1), len(palette))

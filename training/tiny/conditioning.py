@@ -1,7 +1,7 @@
 """Prompt embeddings for training: the Qwen2.5-VL language model with the template's prefix shared.
 
-The 34 or 64 tokens before a prompt are the same in every sample, so they run once a step. The
-result equals the model's own last hidden states, cut where the pipelines cut; a test holds that.
+The 34 or 64 tokens before a prompt are the same in every sample, so they run once per step. The
+result equals the model's own last hidden states, cut where the pipelines cut; a test checks it.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attend with grouped keys: two matrix products, whose backward pass is quick in bf16 too."""
+    """Attend with grouped keys: two matrix products, whose backward pass is fast in bf16 too."""
     k, v = (part.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for part in (k, v))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     mixed: Tensor = (scores.float() + mask).softmax(-1) @ v
@@ -81,16 +81,16 @@ class Conditioner:
         }
 
     def _longest(self, group: Sequence[str], pictures: int) -> int:
-        """Return the tokens of a group's longest prompt, a full stop included."""
+        """Return the number of tokens of a group's longest prompt, including a full stop."""
         scene = world.Scene("red", "star", "blue", "large", "center")
         words = [phrases.instruct(scene, scene, "shape", phrase).prompt for phrase in group]
         return max(len(self.ids(word + ".", pictures)[0]) for word in words)
 
     def padded(self, prompts: Sequence[str], pictures: int) -> tuple[list[list[int]], int, Tensor]:
-        """Return token ids of one length for all prompts of the world, the prefix, the real ones.
+        """Return equally long token ids, the prefix's length, and a mask of the real tokens.
 
-        The last is (B, L - prefix), False for padding, which stands at the end: the model is
-        causal, so no prompt sees it.
+        The length fits all prompts of the world. The mask (B, L - prefix) is False for padding,
+        which comes last: the model is causal, so no prompt sees it.
         """
         rows = [self.ids(prompt, pictures)[0] for prompt in prompts]
         length = max(self.longest[pictures], *map(len, rows))
@@ -99,7 +99,7 @@ class Conditioner:
         return [row + [self.padding] * (length - len(row)) for row in rows], prefix, real
 
     def ids(self, prompt: str, pictures: int) -> tuple[list[int], int]:
-        """Return all token ids of the filled template, and how many of them are prefix."""
+        """Return all token ids of the filled template, and how many of them are the prefix."""
         task = "edit" if pictures else "text-to-image"
         before = "".join(PICTURE.format(i + 1) for i in range(pictures))
         before = before.replace("<|image_pad|>", "<|image_pad|>" * TOKENS)
@@ -122,7 +122,7 @@ class Conditioner:
     def __call__(self, ids: list[list[int]], prefix: int, vision: Tensor | None) -> Tensor:
         """Return (B, L - prefix, D) for B prompts of (padded) length L in the same template.
 
-        `vision` is (B, pictures * TOKENS, D), what the vision tower makes of the references.
+        `vision` is (B, pictures * TOKENS, D), the vision tower's output for the references.
         """
         with torch.autocast(self.model.embed_tokens.weight.device.type, torch.bfloat16, self.bf16):
             return self._forward(ids, prefix, vision)

@@ -1,11 +1,11 @@
 """Stage 3: Lightning LoRAs, distilled from the base with true CFG.
 
-The teacher's pictures are drawn once from stored noise; where the checker does not read one as
-asked, the drawn scene takes its place. A student then walks its own 4 or 8 Lightning steps from the
-same noise, without CFG, and at every step its prediction of x_0 is pulled to the teacher's picture,
-so that it learns on the states that it will meet. The last one is compared in decoded pixels too:
-in latents the error of a shape half a pixel off is no larger than that of noise nobody sees.
-Only the LoRA's weights learn.
+The teacher's pictures are made once from stored noise; one that the checker does not read as
+requested is replaced by the drawn scene. A student then takes its own 4 or 8 Lightning steps from
+the same noise, without CFG, and at every step its prediction of x_0 is pulled towards the teacher's
+picture, so that it learns on the states that it will meet. The last prediction is also compared in
+decoded pixels: in latents, a shape half a pixel off has no larger an error than invisible noise.
+Only the LoRA's weights are trained.
 """
 
 import itertools
@@ -32,20 +32,20 @@ from worker.engine import schedule
 GROUP = 64
 TEACHER_CFG = 4.0
 TEACHER_STEPS = 40
-# Levels of the teacher's walk that are computed, closer together at its end, where most is lost:
-# squared error 0.0002 of normalised latents, where 10 even ones make 0.0007 and 4 steps 0.01.
+# The levels of the teacher's walk that are computed, closer together at its end, where errors are
+# largest: squared error 0.0002 in normalised latents; 10 even levels have 0.0007, 4 steps 0.01.
 VISITED = (0, 4, 8, 12, 16, 20, 24, 28, 32, 35, 37, 39, 40)
 TURNS = ("whole", "edit", "image", "edit", "whole", "edit", "exchange")
-LEAST_ERROR = 0.002  # of normalised latents: what a decoder does not show
-LEAST_SEEN = 0.00005  # of pixels in 0..1
+LEAST_ERROR = 0.002  # in normalised latents: too small to be seen once decoded
+LEAST_SEEN = 0.00005  # in pixels of 0..1
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How a student learns: which of the teacher's turns, which of its own steps, how fast.
+    """How a student learns: from which of the teacher's turns, at which of its steps, how fast.
 
-    `falling` is the share of the rounds in which the rate falls to nothing; `decoded` counts the
-    pictures of a group whose pixels are compared, `pixels` weighs them against the latents.
+    `falling` is the share of the rounds in which the rate falls to zero; `decoded` is how many
+    pictures of a group are compared in pixels, `pixels` is their weight against the latents.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Course:
 
 
 ALL_STEPS = Course("", TURNS, 1e-3, 0.5, decoded=16, pixels=1.0, last_step_only=False)
-# On what has one answer. 280 rounds took 10 % off the pixels' error of prompts, 19 % of edits.
+# On turns with one right answer. 280 rounds cut the pixel error by 10 % (prompts), 19 % (edits).
 LAST_STEP = Course("-last", ("whole", "edit"), 6e-4, 0.7, 24, 2.0, last_step_only=True)
 
 
@@ -74,11 +74,11 @@ def sigmas(steps: int, *, lightning: bool, tokens: int = 36) -> list[float]:
 
 @torch.no_grad()
 def teacher(lean: Lean, noise: Tensor, prompt: Conditions, blank: Conditions) -> Tensor:
-    """Return the packed latents where the teacher's 40 Euler steps with true CFG end.
+    """Return the packed latents after the teacher's 40 Euler steps with true CFG.
 
-    Only the levels of VISITED are computed; on the way to the next one the velocity goes on
-    changing as it did since the one before. With CFG the prediction keeps the length of the
-    conditional one, as the pipelines do.
+    Only the levels of VISITED are computed; between two of them the velocity is extrapolated from
+    the last change. With CFG the prediction is scaled to the length of the conditional one, as in
+    the pipelines.
     """
     levels = sigmas(TEACHER_STEPS, lightning=False)
     x, leap, v = noise, 1.0, torch.zeros_like(noise)
@@ -112,17 +112,17 @@ def _decode(flat: FlatVae, bank: Bank, latents: Tensor, *, bf16: bool) -> Tensor
 
 
 def _apart(flat: FlatVae, bank: Bank, ours: Tensor, theirs: Tensor, *, bf16: bool) -> Tensor:
-    """Return the squared errors (B,) of decoded latents, of pixels in 0..1."""
+    """Return the squared errors (B,) of decoded latents, in pixels of 0..1."""
     with torch.no_grad():
-        wanted = _decode(flat, bank, theirs, bf16=bf16)
-    return (_decode(flat, bank, ours, bf16=bf16) - wanted).square().mean((1, 2, 3)) / 4
+        truth = _decode(flat, bank, theirs, bf16=bf16)
+    return (_decode(flat, bank, ours, bf16=bf16) - truth).square().mean((1, 2, 3)) / 4
 
 
 def _relative(each: Tensor, least: float) -> Tensor:
-    """Return the mean of errors (B,) over themselves, so that each picture pulls alike.
+    """Return the mean of errors (B,) divided by themselves, so that each picture pulls equally.
 
-    Where a prompt leaves a part free, few steps cannot follow the teacher's choice, and those
-    pictures' errors would drown all others.
+    Where a prompt leaves a part free, few steps cannot follow the teacher's choice, and the errors
+    of those pictures would drown all others.
     """
     return (each / (each.detach() + least)).mean()
 
@@ -137,7 +137,7 @@ def lessons(
     *,
     seed: int,
 ) -> list[Lesson]:
-    """Let the teacher draw `count` groups; return what the student shall draw."""
+    """Have the teacher make `count` groups of pictures; return what the student must make."""
     tasks = Tasks(bank, seed)
     torch.manual_seed(seed)
     made: list[Lesson] = []
@@ -166,7 +166,7 @@ def lessons(
 
 
 class Lora(nn.Module):
-    """A LoRA's factors beside a frozen linear layer."""
+    """A LoRA's factors on a frozen linear layer."""
 
     def __init__(self, layer: nn.Linear, down: Tensor, up: Tensor) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class Lora(nn.Module):
 
 
 def attach(transformer: Any, state: dict[str, Tensor]) -> dict[str, Lora]:
-    """Put a LoRA in the published key format beside its layers; return them by module name."""
+    """Attach a LoRA with published keys to its layers; return them by module name."""
     attached = {}
     for name in architecture.lora_names():
         owner, _, last = name.rpartition(".")
@@ -192,7 +192,7 @@ def attach(transformer: Any, state: dict[str, Tensor]) -> dict[str, Lora]:
 
 
 def detach(transformer: Any, attached: dict[str, Lora]) -> None:
-    """Take the LoRA off again."""
+    """Remove the LoRA."""
     for name, lora in attached.items():
         owner, _, last = name.rpartition(".")
         transformer.get_submodule(owner)._modules[last] = lora.layer  # noqa: SLF001
@@ -208,7 +208,7 @@ def published(attached: dict[str, Lora]) -> dict[str, Tensor]:
     return state
 
 
-def student(  # noqa: PLR0913, PLR0915 - the parts of a model; one loop, its state read and kept
+def student(  # noqa: PLR0913, PLR0915 - the parts of a model; one loop, its state loaded and saved
     folder: Path,
     steps: int,
     rounds: int,
@@ -223,10 +223,10 @@ def student(  # noqa: PLR0913, PLR0915 - the parts of a model; one loop, its sta
     start: dict[str, Tensor] | None = None,
     seed: int = 4,
 ) -> dict[str, Tensor]:
-    """Distil for a number of Lightning steps, one walk a round; return the LoRA's state.
+    """Distil for a number of Lightning steps, one walk per round; return the LoRA's state.
 
-    Resumes from `folder`/lightning-N.pt, with the course's name after N. `start` is a LoRA to begin
-    with; else lora_up starts at zero.
+    Resumes from `folder`/lightning-N.pt, with the course's name after N. `start` is a LoRA to start
+    from; without it, lora_up starts at zero.
     """
     file, transformer = folder / f"lightning-{steps}{course.name}.pt", lean.transformer
     state = start or architecture.random_lora(transformer, seed, 0.0)

@@ -1,8 +1,8 @@
-"""Judge the tiny checkpoint from the pixels that the worker's own engine makes.
+"""Evaluate the tiny checkpoint by the pixels that the worker's own engine makes.
 
     python -m training.tiny.evaluate [--folder checkpoints/tiny] [--count 200] [--out out/eval]
 
-Seen and held-out combinations are told apart; the checker knows nothing of how scenes are drawn.
+Seen and held-out combinations are reported apart; the checker does not know how scenes are drawn.
 """
 
 import argparse
@@ -27,7 +27,7 @@ WAYS: Final = {  # name: (lightning, steps, true CFG)
     "lightning-4": (True, 4, 1.0),
     "lightning-8": (True, 8, 1.0),
 }
-EQUAL_PASSES: Final = ("lightning-4", "base-4-plain")  # the first is to halve the other's error
+EQUAL_PASSES: Final = ("lightning-4", "base-4-plain")  # the first must halve the other's error
 GATES: Final = {  # of held-out cases in lightning-8: the least share right
     "prompt": {
         "colour": 0.98,
@@ -54,7 +54,7 @@ PROMPT_SEED: Final = 11
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One picture to ask for: the words, the drawn references, and the scene that must come."""
+    """One picture to request: the words, the drawn references, and the scene it must show."""
 
     kind: str
     prompt: str
@@ -65,7 +65,7 @@ class Case:
 
     @property
     def held_out(self) -> bool:
-        """Tell whether training never saw what must come."""
+        """Return whether training never saw the scene."""
         return self.scene.held_out
 
 
@@ -79,7 +79,7 @@ def prompts(count: int, seed: int) -> Iterator[Case]:
 
 
 def edits(count: int, seed: int) -> Iterator[Case]:
-    """Yield edits of one reference, the five parts by turns, every second result held out."""
+    """Yield edits of one reference, the five parts in turn, every second result held out."""
     rng = random.Random(seed)
     parts = phrases.PARTS
     while count:
@@ -113,7 +113,7 @@ def exchanges(count: int, seed: int) -> Iterator[Case]:
 def draw(
     model: Model, prompt: str, references: tuple[Image.Image, ...], seed: int, way: str
 ) -> Image.Image:
-    """Let the engine make one picture at the checkpoint's own size."""
+    """Return one picture by the engine, at the checkpoint's own size."""
     lightning, steps, scale = WAYS[way]
     generation = Generation(
         task="edit" if references else "text-to-image",
@@ -131,12 +131,12 @@ def draw(
 
 
 def make(model: Model, case: Case, way: str) -> Image.Image:
-    """Let the engine make a case's picture."""
+    """Return a case's picture by the engine."""
     return draw(model, case.prompt, case.references, case.seed, way)
 
 
 def rates(cases: Sequence[Case], pictures: Sequence[Image.Image]) -> dict[str, float]:
-    """Return the share right: each part, all of them, what was asked, and all the rest."""
+    """Return the share that is right: of each part, of all, of what was requested, of the rest."""
     right: dict[str, list[bool]] = {}
     for case, picture in zip(cases, pictures, strict=True):
         seen = checker.read(picture)
@@ -160,7 +160,7 @@ def error(ours: Sequence[Image.Image], theirs: Sequence[Image.Image]) -> float:
 
 
 def sheet(cases: Sequence[Case], drawn: dict[str, list[Image.Image]], target: Path) -> None:
-    """Write a contact sheet: a row a case, its references first, then a column a way."""
+    """Write a contact sheet: one row per case, its references first, then one column per way."""
     side, rows = world.SIDE, min(SHOWN, len(cases))
     most = max(len(case.references) for case in cases)
     page = Image.new("RGB", ((side + 4) * (most + len(drawn)) - 4, (side + 4) * rows - 4), "gray")
@@ -174,7 +174,7 @@ def sheet(cases: Sequence[Case], drawn: dict[str, list[Image.Image]], target: Pa
 
 
 def gate(kind: str, result: dict[str, float]) -> int:
-    """Print what the held-out figures of one kind miss; return how many gates."""
+    """Print the gates that one kind's held-out figures miss; return how many."""
     missed = {name: least for name, least in GATES[kind].items() if result.get(name, 0.0) < least}
     for name, least in missed.items():
         print(f"gate not met | {kind} | {name} {result.get(name, 0.0):.1%} of {least:.0%}")
@@ -190,12 +190,14 @@ def run(models: dict[str, Model], cases: list[Case], ways: Sequence[str], out: P
         start = time.monotonic()
         drawn[way] = [make(model, case, way) for case in cases]
         each = (time.monotonic() - start) / len(cases)
-        for name, held in (("seen", False), ("held-out", True)):
-            pairs = [(c, p) for c, p in zip(cases, drawn[way], strict=True) if c.held_out == held]
+        for name, held_out in (("seen", False), ("held-out", True)):
+            pairs = [
+                (c, p) for c, p in zip(cases, drawn[way], strict=True) if c.held_out == held_out
+            ]
             result = rates([c for c, _ in pairs], [p for _, p in pairs])
             cells = " | ".join(f"{part} {rate:.1%}" for part, rate in result.items())
             print(f"{kind} | {way} | {name} {len(pairs)} | {cells} | {each:.2f} s", flush=True)
-            if held and way == GATED:
+            if held_out and way == GATED:
                 missed = gate(kind, result)
         if way != ways[0] and "teacher" in drawn:
             print(

@@ -1,7 +1,7 @@
 """The Qwen-Image VAE for single frames: 2-D twins of its causal 3-D convolutions, for training.
 
 A single frame meets only the last temporal tap of a causal convolution (the others see padding), so
-a Conv2d with that tap computes the same function, two to three times faster on a CPU.
+a Conv2d with that tap computes the same function, two to three times as fast on a CPU.
 """
 
 import copy
@@ -36,7 +36,7 @@ def _conv(source: Any) -> nn.Conv2d:
 
 
 class Residual(nn.Module):
-    """Norm, SiLU, convolution, twice, beside a shortcut; as QwenImageResidualBlock."""
+    """Norm, SiLU and convolution, twice, plus a shortcut; as QwenImageResidualBlock."""
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Attention(nn.Module):
 
 
 def _half(source: Any, entry: str) -> nn.ModuleDict:
-    """Return the twin of an encoder or decoder; its names are the source's, so weights map back."""
+    """Return the twin of an encoder or decoder, with the same names, so that weights map back."""
     mid = nn.ModuleDict(
         {
             "resnets": nn.ModuleList([Residual(block) for block in source.mid_block.resnets]),
@@ -171,7 +171,7 @@ class FlatVae(nn.Module):
 def initialise(vae: Any, seed: int) -> None:
     """Give a VAE weights that train on single frames.
 
-    The default initialisation counts all 27 taps of a causal convolution although a frame uses 9.
+    The default initialisation counts all 27 taps of a causal convolution, of which a frame uses 9.
     Here the last temporal tap is He-normal over 9, the others are zero, biases are zero, the second
     convolution of each residual block is scaled by 0.3, and the log-variance starts at -4.
     """

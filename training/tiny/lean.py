@@ -1,8 +1,8 @@
-"""The transformer's forward pass for training: the same function from the same parameters, quicker.
+"""The transformer's forward pass for training: the same function of the same parameters, faster.
 
-References are modulated at t = 0, which is one row, not one a sample, and is sliced, not selected;
-rotary embeddings are real numbers, which a compiler takes; attention is two matrix products, as the
-fused kernel's backward pass in bf16 is slow on a CPU. A test holds that both forwards agree.
+References are modulated at t = 0: one row, not one per sample, and sliced, not selected;
+rotary embeddings are real numbers, which can be compiled; attention is two matrix products, as the
+fused kernel's backward pass in bf16 is slow on a CPU. A test checks that both forwards agree.
 """
 
 from typing import Any, NamedTuple
@@ -44,8 +44,8 @@ def _mlp(feed_forward: Any, x: Tensor) -> Tensor:
 def _modulated(x: Tensor, target: Tensor, still: Tensor, kept: int) -> tuple[Tensor, Tensor]:
     """Return normed x after shift and scale, and the gate.
 
-    The first `kept` tokens go by `target`, the rest by `still`. x (B, S, D); target (B, 3 D);
-    still (1, 3 D).
+    The first `kept` tokens use `target`, the rest `still`. x (B, S, D); target (B, 3 D); still
+    (1, 3 D).
     """
     rest = x.shape[1] - kept
     rows = target[:, None].expand(-1, kept, -1)
@@ -66,7 +66,7 @@ def block(
 ) -> tuple[Tensor, Tensor]:
     """Return image tokens x (B, S, D) and text tokens y (B, L, D) after one block.
 
-    temb (B + 1, D) holds each sample's time and, last, t = 0; bias (B, 1, 1, L + S) is added to the
+    temb (B + 1, D) has each sample's time and, last, t = 0; bias (B, 1, 1, L + S) is added to the
     attention scores.
     """
     a = module.attn
@@ -100,7 +100,7 @@ def _real(freqs: Tensor) -> Turn:
 
 
 class Conditions(NamedTuple):
-    """What a group of B pictures is made from.
+    """The inputs of a group of B pictures.
 
     embeds (B, L, D); words (B, L), False for padding; references (B, R, 64) or None; img_shapes.
     """
@@ -112,7 +112,7 @@ class Conditions(NamedTuple):
 
 
 class Lean:
-    """Call a QwenImageTransformer2DModel with zero_cond_t by the quicker way."""
+    """Call a QwenImageTransformer2DModel with zero_cond_t the faster way."""
 
     def __init__(self, transformer: Any, *, compiled: bool = False, bf16: bool = False) -> None:
         self.transformer, self.bf16 = transformer, bf16

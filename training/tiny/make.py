@@ -1,8 +1,8 @@
-"""Write the tiny checkpoint as two complete diffusers folders, from given parts or random ones.
+"""Write the tiny checkpoint as two complete diffusers folders, from given or random parts.
 
     python -m training.tiny.make checkpoints/tiny [--seed 0]
 
-Without training this gives random weights: pictures of coloured noise, never a grey one.
+Without training the weights are random: they make pictures of coloured noise, never a grey one.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def _transformer(weights: Mapping[str, Tensor], *, zero_cond_t: bool) -> Any:
 
 
 def write(folder: Path, parts: Parts) -> None:
-    """Write `folder`/image and `folder`/edit, in bf16; the same weights, the variant's own config.
+    """Write `folder`/image and `folder`/edit in bf16: the same weights, each with its own config.
 
     The edit variant sets zero_cond_t: its reference tokens are modulated as at timestep 0. A
     text-to-image pass has no such tokens, so one training serves both.
@@ -110,7 +110,7 @@ def write(folder: Path, parts: Parts) -> None:
 
 
 def main() -> None:
-    """Write random folders, or say how."""
+    """Write folders with random weights."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)

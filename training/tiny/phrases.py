@@ -17,7 +17,7 @@ PROMPTS = (
     "{size} {colour} {shape} {place}, the background is {background}",
     "a picture of a {size} {colour} {shape} {place} in front of a {background} background",
     "{background} background with a {size} {colour} {shape} {place}",
-    # with parts left out: those are free
+    # parts that are left out are free
     "a {colour} {shape} on a {background} background",
     "a {size} {colour} {shape} on {background}",
     "a {colour} {shape} {place}",
@@ -83,7 +83,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """An instruction, the scenes of its references, what must come out, and which part it asks."""
+    """An instruction, its references' scenes, the resulting scene, and the part that it changes."""
 
     prompt: str
     references: tuple[Scene, ...]
@@ -117,7 +117,7 @@ def describe(scene: Scene, phrase: str) -> Asked:
 
 
 def change(scene: Scene, part: str, rng: random.Random) -> Scene:
-    """Return the scene with another value of one part; colour and background stay apart."""
+    """Return the scene with one part changed; colour and background stay different."""
     choices: dict[str, tuple[str, ...]] = {
         "colour": tuple(c for c in COLOURS if c not in {scene.colour, scene.background}),
         "background": tuple(c for c in COLOURS if c not in {scene.colour, scene.background}),
@@ -130,19 +130,19 @@ def change(scene: Scene, part: str, rng: random.Random) -> Scene:
 
 
 def instruct(before: Scene, after: Scene, part: str, phrase: str) -> Edit:
-    """Return the edit that leads from one scene to another, in one of EDITS[part]."""
+    """Return the edit from one scene to another, in one of EDITS[part]."""
     words = _words(after) | {"old_shape": before.shape}
     return Edit(phrase.format(**words), (before,), after, part)
 
 
 def exchange(first: Scene, second: Scene, phrase: str) -> Edit:
-    """Return the edit with two references: image 1's object before image 2's background."""
+    """Return the edit with two references: image 1's object on image 2's background."""
     after = replace(first, background=second.background)
     return Edit(phrase, (first, second), after, "exchange")
 
 
 def vocabulary() -> Iterator[str]:
-    """Yield text that holds every word of the world, with a blank before it and without."""
+    """Yield every word of the world, with a blank before it and without."""
     words = {*COLOURS, *SHAPES, *SIZES, *POSITIONS}
     phrases = [*PROMPTS, *EXCHANGES, *(p for group in EDITS.values() for p in group)]
     for phrase in phrases:

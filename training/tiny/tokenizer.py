@@ -1,4 +1,4 @@
-"""A Qwen2 tokenizer for the little world: one token a word, bytes for everything else."""
+"""A Qwen2 tokenizer for the little world: one token per word, bytes for everything else."""
 
 import json
 from collections.abc import Iterator

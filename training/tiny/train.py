@@ -1,9 +1,9 @@
-"""Train the tiny checkpoint from nothing, in stages that resume and gates that must hold.
+"""Train the tiny checkpoint from scratch, in stages that resume and with gates that must pass.
 
     python -m training.tiny.train FOLDER [--out checkpoints/tiny] [--compile] [--model-steps N ...]
 
-FOLDER keeps the state of every stage (never committed); a killed run goes on from there. Stages:
-vae, bank (drawn and encoded pictures), model, teacher (what the LoRAs learn from), lightning.
+FOLDER has the state of every stage (never committed); a killed run resumes from it. Stages: vae,
+bank (drawn and encoded pictures), model, teacher (what the LoRAs learn from), lightning.
 """
 
 import argparse
@@ -33,7 +33,7 @@ VAE_STEPS = 4500
 MODEL_STEPS = 2400
 TEACHER_GROUPS = 320
 ROUNDS = 1100
-# Of ROUNDS. The 8-step LoRA starts from the 4-step one, whose last step then learns alone.
+# Shares of ROUNDS. The 8-step LoRA starts from the 4-step one, whose last step is trained last.
 COURSES = (
     (4, distil.ALL_STEPS, 1.0),
     (8, distil.ALL_STEPS, 0.15),
@@ -44,7 +44,7 @@ VAE_GATE_READ = 0.97
 
 
 def vae_gate(flat: FlatVae, device: torch.device) -> str:
-    """Return the VAE's figures; raise RuntimeError below 33 dB or 97 % of pictures readable."""
+    """Return the VAE's figures; raises RuntimeError below 33 dB or 97 % of pictures read right."""
     rng = random.Random(SEED)
     scenes = [world.random_scene(rng, held_out=i % 2 == 0) for i in range(200)]
     drawn = [world.draw(scene, world.random_jitter(rng)) for scene in scenes]
@@ -70,7 +70,7 @@ def lightning(
     encoded: Bank,
     flat: FlatVae,
 ) -> dict[int, dict[str, Tensor]]:
-    """Draw the teacher's pictures, or take them from `folder`, and distil both LoRAs."""
+    """Make the teacher's pictures, or load them from `folder`, and distil both LoRAs."""
     file = folder / "teacher.pt"
     if not file.exists():
         drawn = distil.lessons(lean, make, encoded, flat, groups, device, seed=3)
@@ -96,8 +96,8 @@ def lightning(
     return states
 
 
-def go_on(edit: Path, transformer: Any, text_encoder: Any) -> None:
-    """Take the weights of a written checkpoint, the vision tower's included."""
+def load_start(edit: Path, transformer: Any, text_encoder: Any) -> None:
+    """Load the weights of a written checkpoint, including the vision tower's."""
     read = QwenImageTransformer2DModel.from_pretrained(edit / "transformer")
     transformer.load_state_dict(read.state_dict())
     words = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -111,12 +111,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("checkpoints/tiny"))
-    parser.add_argument("--start", type=Path, help="a checkpoint to go on from, with its VAE")
+    parser.add_argument("--start", type=Path, help="a checkpoint to continue from, with its VAE")
     parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
     parser.add_argument("--model-steps", type=int, default=MODEL_STEPS)
     parser.add_argument("--groups", type=int, default=TEACHER_GROUPS, help="of 64 teacher pictures")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of distillation")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks; takes g++")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks; needs g++")
     parser.add_argument("--bf16", action="store_true", help="matrix products in bf16: AMX, CUDA")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -124,7 +124,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
 
-    def told(stage: str, figures: str) -> None:
+    def say(stage: str, figures: str) -> None:
         print(f"{stage}: {figures} ({time.monotonic() - began:.0f} s since start)", flush=True)
 
     if options.start is None:
@@ -132,7 +132,7 @@ def main() -> None:
     else:
         vae = AutoencoderKLQwenImage.from_pretrained(options.start / "edit" / "vae")
     flat = FlatVae(vae).to(device)
-    told("vae", vae_gate(flat, device))
+    say("vae", vae_gate(flat, device))
 
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
@@ -140,9 +140,9 @@ def main() -> None:
     transformer: Any = architecture.build_transformer(zero_cond_t=True).to(device)
     train_model.initialise(transformer, text_encoder, SEED)
     if options.start is not None:
-        go_on(options.start / "edit", transformer, text_encoder)
+        load_start(options.start / "edit", transformer, text_encoder)
     encoded = bank.cached(folder, flat, text_encoder, JITTERS, SEED, device)
-    told("bank", f"{encoded.latents.shape[0]} x {len(encoded.scenes)} pictures encoded")
+    say("bank", f"{encoded.latents.shape[0]} x {len(encoded.scenes)} pictures encoded")
     make = Conditioner(text_encoder, tokenizer, compiled=options.compile, bf16=options.bf16)
     lean = Lean(transformer, compiled=options.compile, bf16=options.bf16)
     train_model.train(
@@ -154,7 +154,7 @@ def main() -> None:
         text_encoder=text_encoder,
         bank=encoded,
     )
-    told("model", "trained")
+    say("model", "trained")
     loras = lightning(
         folder,
         device,
@@ -165,11 +165,11 @@ def main() -> None:
         encoded=encoded,
         flat=flat,
     )
-    told("lightning", "distilled")
+    say("lightning", "distilled")
     vae.register_to_config(latents_mean=encoded.mean.tolist(), latents_std=encoded.std.tolist())
-    whole = Parts(tokenizer, text_encoder.cpu(), vae, transformer.cpu(), loras)
-    write(options.out, whole)
-    told("checkpoint", f"written to {options.out}")
+    parts = Parts(tokenizer, text_encoder.cpu(), vae, transformer.cpu(), loras)
+    write(options.out, parts)
+    say("checkpoint", f"written to {options.out}")
 
 
 if __name__ == "__main__":

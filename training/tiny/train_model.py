@@ -1,9 +1,9 @@
 """Stage 2: train the transformer and the language model together, for both tasks at once.
 
-Flow matching: x_t = (1 - t) x_0 + t noise, and the model predicts noise - x_0. A step holds groups
-of both tasks; prompts are padded to the task's longest and the padding is masked, where a pipeline
+Flow matching: x_t = (1 - t) x_0 + t noise, and the model predicts noise - x_0. A step has groups of
+both tasks; prompts are padded to the task's longest and the padding is masked, where a pipeline
 would not pad at all. One prompt in ten is dropped (" ", what CFG sends). The matrices of the blocks
-learn by Muon, all else by AdamW.
+are trained by Muon, everything else by AdamW.
 """
 
 import random
@@ -25,10 +25,12 @@ GROUP = 64
 LEARNING_RATE = 2e-3
 MUON_RATE = 4e-3
 DROPPED = 0.1
-SHIFT = 2.0  # noise levels as the base schedule spreads them, a little higher
-OBJECT_WEIGHT = 3.0  # the loss of a token that shows the object, over one that does not
+SHIFT = 2.0  # noise levels spread as by the base schedule, a little higher
+OBJECT_WEIGHT = (
+    3.0  # the loss weight of a token that shows the object, relative to one that does not
+)
 EMA = 0.999
-EVERY = 100  # steps between a line, with the state saved
+EVERY = 100  # steps between log lines; the state is saved each time
 TASKS = ("image", "edit", "exchange")
 STEPS = (("image", "image", "edit"), ("image", "image", "edit"), ("image", "image", "exchange"))
 PHRASES = {
@@ -41,9 +43,9 @@ EDIT_PARTS = ("colour", "background", "shape", "shape", "position", "size")
 
 @dataclass(slots=True)
 class Sample:
-    """One training example: jitter, indices of the target's scene and of the references' scenes.
+    """One training example: its jitter, its target scene's index, and its references.
 
-    A reference is (jitter, scene). `fixed` names the parts of the scene that the prompt fixes.
+    A reference is (jitter, scene index). `fixed` are the parts of the scene that the prompt fixes.
     """
 
     jitter: int
@@ -54,7 +56,7 @@ class Sample:
 
 
 class Tasks:
-    """Draw groups of training examples from the bank's scenes, none held out."""
+    """Sample groups of training examples from the bank's scenes, none held out."""
 
     def __init__(self, bank: Bank, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -97,16 +99,16 @@ class Tasks:
             else:
                 second = rng.randrange(len(self.scenes))
                 other = self.scenes[second]
-                wanted = phrases.exchange(scene, other, phrase).scene
-                if other.background != scene.colour and wanted in self.index:
+                result = phrases.exchange(scene, other, phrase).scene
+                if other.background != scene.colour and result in self.index:
                     pairs = [(jitter, first), (rng.randrange(self.jitters), second)]
-                    return Sample(jitter, self.index[wanted], phrase, pairs)
+                    return Sample(jitter, self.index[result], phrase, pairs)
 
 
 def condition(
     make: Conditioner, bank: Bank, samples: Sequence[Sample], device: torch.device
 ) -> Conditions:
-    """Return what one group's pictures are made from."""
+    """Return the inputs of one group's pictures."""
     pictures = len(samples[0].references)
     ids, prefix, words = make.padded([sample.prompt for sample in samples], pictures)
     vision = latents = None
@@ -122,10 +124,10 @@ def condition(
 
 @torch.no_grad()
 def initialise(transformer: Any, text_encoder: Any, seed: int) -> None:
-    """Start where training is quick.
+    """Initialise the weights so that training is fast.
 
-    Modulation, norm_out and proj_out are zero. Word embeddings have a spread of 0.5, so that the
-    words are told apart from the first step, and the vision tower's output is brought near it.
+    Modulation, norm_out and proj_out are zero. Word embeddings have a spread of 0.5, so that words
+    differ from the first step on, and the vision tower's output gets a similar spread.
     """
     generator = torch.Generator().manual_seed(seed)
     for block in transformer.transformer_blocks:
@@ -141,7 +143,7 @@ def initialise(transformer: Any, text_encoder: Any, seed: int) -> None:
 
 
 def targets(bank: Bank, samples: Sequence[Sample]) -> Tensor:
-    """Return the packed latents (B, 36, 64) of the drawn scenes of a group, a copy."""
+    """Return a copy of the packed latents (B, 36, 64) of a group's drawn scenes."""
     jitters = torch.tensor([sample.jitter for sample in samples])
     return bank.latents[jitters, torch.tensor([sample.target for sample in samples])]
 
@@ -173,7 +175,7 @@ def flow_loss(
 
 
 def trained(transformer: Any, text_encoder: Any) -> nn.ModuleDict:
-    """Return what stage 2 trains; the vision tower and lm_head stay as they were initialised."""
+    """Return the modules of stage 2; the vision tower and lm_head stay as initialised."""
     return nn.ModuleDict({"transformer": transformer, "text": text_encoder.model.language_model})
 
 

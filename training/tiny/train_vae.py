@@ -1,4 +1,4 @@
-"""Stage 1: train the VAE on single frames, on crops that mostly hold an edge."""
+"""Stage 1: train the VAE on single frames, mostly on crops with an edge in them."""
 
 import random
 import time
@@ -65,7 +65,7 @@ def psnr(ours: Tensor, truth: Tensor) -> float:
 
 @torch.no_grad()
 def reconstruct(flat: FlatVae, frames: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Return what the VAE makes of float frames in -1..1, from the mean of its posterior."""
+    """Return the VAE's reconstruction of float frames in -1..1, from its posterior's mean."""
     out = []
     for part in torch.split(frames, 16):
         with torch.autocast(part.device.type, dtype, enabled=dtype != torch.float32):
@@ -75,7 +75,7 @@ def reconstruct(flat: FlatVae, frames: Tensor, dtype: torch.dtype = torch.bfloat
 
 
 def _rate(step: int, steps: int) -> float:
-    """Return the learning rate's factor: 100 steps up, flat, the last two fifths down to 2 %."""
+    """Return the learning rate's factor: 100 steps up, then flat, then 40 % down to 2 %."""
     left = (steps - step) / (0.4 * steps)
     return min(1.0, (step + 1) / 100, max(0.02, left))
 

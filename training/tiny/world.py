@@ -23,7 +23,7 @@ SIZES = {"small": (0.18, 0.20), "large": (0.28, 0.30)}  # radius over the side
 POSITIONS = {"left": 0.34, "center": 0.50, "right": 0.66}  # centre over the side
 _SHIFT = 0.015
 _SHIFT_DOWN = 0.025
-_FINER = 4  # drawn this much larger, then averaged: soft edges
+_FINER = 4  # drawn this many times larger, then averaged: soft edges
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Tell whether training must never see this: a fixed fifth of colour, shape, background."""
+        """Return whether training must never see it: a fixed fifth of colour, shape, background."""
         colours = list(COLOURS)
         code = colours.index(self.colour) + 2 * SHAPES.index(self.shape)
         return (code + 3 * colours.index(self.background)) % 5 == 0
@@ -75,7 +75,7 @@ def random_scene(rng: random.Random, *, held_out: bool = False) -> Scene:
 class Jitter:
     """What the words leave open, each in -1..1: the shift right and down, and the exact size.
 
-    An edit keeps the jitter of its reference, so only what it asks for changes.
+    An edit keeps the jitter of its reference, so that only the requested part changes.
     """
 
     x: float
@@ -84,7 +84,7 @@ class Jitter:
 
 
 def random_jitter(rng: random.Random) -> Jitter:
-    """Choose uniformly."""
+    """Return a uniformly random jitter."""
     return Jitter(*(rng.uniform(-1, 1) for _ in range(3)))
 
 

@@ -1,1 +1,1 @@
-"""Where published weights come from and how every byte of them is proven."""
+"""Where published weights come from, and how every byte of them is verified."""

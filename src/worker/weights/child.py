@@ -1,8 +1,8 @@
-"""The child process that moves one file by hf_transfer: `python -m worker.weights.child`.
+"""The child process that downloads one file with hf_transfer: `python -m worker.weights.child`.
 
-hf_transfer waits for ever on a connection that stands still and cannot be interrupted; a process
-can be killed. The request comes as JSON by standard input, so that the address and its signature
-are in no process list. Standard output carries the bytes so far, a line each, and at the end
+hf_transfer waits forever on a stalled connection and cannot be interrupted; a process can be
+killed. The request arrives as JSON on standard input, so that the address and its signature appear
+in no process list. Standard output carries the bytes so far, one number per line, and finally
 `done` or a JSON object {"error": ..., "errno": ...}.
 """
 
@@ -20,15 +20,15 @@ REPORT_S: Final = 0.2
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however it ends (prctl(2), Linux)."""
+    """Have the kernel kill this process when its parent ends for any reason (prctl(2), Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the kernel knew
+    if os.getppid() != parent:  # it ended before the kernel was asked
         os._exit(1)
 
 
 def main() -> None:
-    """Do the transfer that standard input asks for."""
+    """Make the transfer that standard input requests."""
     request: dict[str, Any] = json.load(sys.stdin)
     die_with(request.pop("parent"))
     import hf_transfer  # noqa: PLC0415 - from here on the parent's death ends this process
@@ -44,7 +44,7 @@ def main() -> None:
 
     try:
         hf_transfer.download(**request, callback=count)
-    except Exception as error:  # noqa: BLE001 - it raises plain Exception for all
+    except Exception as error:  # noqa: BLE001 - it raises plain Exception for everything
         number = re.search(r"os error (\d+)", str(error))
         fault = {"error": str(error), "errno": int(number[1]) if number else None}
         print(json.dumps(fault), flush=True)  # noqa: T201 - the parent reads it

@@ -1,4 +1,4 @@
-"""How far a download is: a bar in a terminal, else a log line every few seconds."""
+"""The progress of a download: a bar in a terminal, otherwise a log line every few seconds."""
 
 import sys
 import threading
@@ -15,7 +15,7 @@ EVERY_S: Final = 5.0
 
 
 class Meter:
-    """Progress of a download of `total` bytes; a Progress that any thread may call.
+    """The progress of a download of `total` bytes; a Progress that any thread may call.
 
     with Meter(total, spec.name) as meter:
         snapshot.fetch_file(file, into, meter)
@@ -33,7 +33,7 @@ class Meter:
             self._bar = tqdm(total=total, desc=what, unit="B", unit_scale=True)
 
     def __call__(self, file: RemoteFile, done: int) -> None:
-        """Take note that `done` bytes of a file are there; fewer than before if it starts anew."""
+        """Record that `done` bytes of a file are there: fewer than before if it starts over."""
         with self._lock:
             self._done[file.path] = done
             now = time.monotonic()
@@ -52,7 +52,7 @@ class Meter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the bar; a download that took more than one line's time gets a last one."""
+        """Close the bar; a download that was long enough for a log line gets a final one."""
         if self._bar is not None:
             self._bar.close()
         elif error is None and self._last > self._start:

@@ -1,4 +1,4 @@
-"""A file's bytes by hf_transfer, many ranges at once, in a child process under a watchdog."""
+"""A file downloaded by hf_transfer, many ranges at once, in a child process under a watchdog."""
 
 import json
 import os
@@ -8,20 +8,21 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
-from worker.weights.address import Hub
+from worker.weights.hub import Hub
 from worker.weights.proof import RemoteFile
-from worker.weights.retry import Again, Patience
-from worker.weights.sequential import OK, PARTIAL, span_of
+from worker.weights.retry import AttemptFailed, Patience
+from worker.weights.sequential import span_of
 from worker.weights.space import FULL, UNUSABLE, UNWRITABLE
 
-# hf_transfer reports whole ranges. 8 of 8 MiB within the 60 s of a stall ask for 1.1 MB/s; a slower
-# line is served by the sequential way.
+# hf_transfer reports complete ranges only. 8 of 8 MiB within the 60 s of a stall need 1.1 MB/s; on
+# a slower line the sequential download takes over.
 RANGE_BYTES: Final = 8 * 1024 * 1024
-# Failed ranges are asked for again by hf_transfer itself, as losing a 5 GB shard to one of its 600
-# ranges would cost more than all retries of it.
+# hf_transfer itself retries a failed range: losing a 5 GB shard to one of its 600 ranges would cost
+# more than all retries of that range.
 RANGE_FAILURES: Final = 3
 RANGE_RETRIES: Final = 3
 
@@ -37,18 +38,23 @@ def download(
     workers: int,
     range_bytes: int = RANGE_BYTES,
 ) -> None:
-    """Write the whole file to `part`, which hf_transfer creates; `report` gets the bytes so far.
+    """Write the file to `part`, which hf_transfer creates; `report` gets the bytes so far.
 
-    The redirect is followed here, so that the child gets the last address, and the token only if
-    that is still the hub. Raises Again when hf_transfer fails or stands still, OSError (with its
-    errno) when the disk refused, WeightsUnavailable as `Hub.open`.
+    Redirects are followed here, so that the child gets the final address, and the token only if
+    that is still the hub's. Raises AttemptFailed when hf_transfer fails or stalls, OSError (with
+    its errno) when the disk refuses, WeightsUnavailable as `Hub.open`.
     """
-    # A signed address may be for GET alone, so that HEAD would be refused.
+    accept = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
+    # GET: a signed address may refuse HEAD
     with closing(
-        hub.open(url, patience, what=file.path, span="bytes=0-0", accept=(OK, PARTIAL))
+        hub.open(url, patience, what=file.path, span="bytes=0-0", accept=accept)
     ) as response:
-        if response.status_code != PARTIAL or span_of(response) != (0, 0, file.size):
-            raise Again("the hub does not answer with the range that was asked for")
+        if response.status_code != HTTPStatus.PARTIAL_CONTENT or span_of(response) != (
+            0,
+            0,
+            file.size,
+        ):
+            raise AttemptFailed("the hub did not answer with the requested range")
         url = response.url
     request = {
         "parent": os.getpid(),
@@ -60,7 +66,7 @@ def download(
         "max_retries": RANGE_RETRIES if workers > 1 else 0,
         "headers": hub.headers(url),
     }
-    # -I would drop PYTHONPATH, by which a source tree without installation finds the package
+    # -I would drop PYTHONPATH, by which an uninstalled source tree finds the package
     try:
         child = subprocess.Popen(
             [sys.executable, "-m", "worker.weights.child"],
@@ -68,8 +74,8 @@ def download(
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-    except OSError:  # no process or pipe to be had: the sequential way needs neither
-        raise Again("no transfer process could be started") from None
+    except OSError:  # out of processes or pipes: the sequential download needs neither
+        raise AttemptFailed("no transfer process could be started") from None
     try:
         _watch(child, request, file, patience, report)
     finally:
@@ -84,14 +90,14 @@ def _watch(
     patience: Patience,
     report: Callable[[int], None],
 ) -> None:
-    """Hand the child its work and read what it tells until it is done or stands still."""
+    """Send the child its request and read its reports until it is done or stalls."""
     if child.stdin is None or child.stdout is None:
-        raise Again("the transfer process has no pipes")
+        raise AttemptFailed("the transfer process has no pipes")
     try:
         child.stdin.write(json.dumps(request).encode())
         child.stdin.close()
     except BrokenPipeError:
-        raise Again("the transfer process ended early") from None
+        raise AttemptFailed("the transfer process ended early") from None
     finally:
         child.stdin = None
     pending = b""
@@ -99,10 +105,10 @@ def _watch(
     while True:
         ready, _, _ = select.select([child.stdout], [], [], max(0, deadline - time.monotonic()))
         if not ready:
-            raise Again("the transfer stood still")
+            raise AttemptFailed("the transfer stalled")
         data = os.read(child.stdout.fileno(), 65536)
         if not data:
-            raise Again("the transfer process ended early")
+            raise AttemptFailed("the transfer process ended early")
         deadline = time.monotonic() + patience.stall_s
         *lines, pending = (pending + data).split(b"\n")
         for line in lines:
@@ -110,11 +116,11 @@ def _watch(
                 report(file.size)
                 return
             if line.startswith(b"{"):
-                _fail(json.loads(line))
+                _raise_fault(json.loads(line))
             report(min(int(line), file.size))
 
 
-def _fail(fault: dict[str, Any]) -> None:
+def _raise_fault(fault: dict[str, Any]) -> None:
     if fault["errno"] in (*FULL, *UNWRITABLE, *UNUSABLE):  # connections have errnos too
         raise OSError(fault["errno"], os.strerror(fault["errno"]))
-    raise Again("the parallel transfer failed")
+    raise AttemptFailed("the parallel transfer failed")

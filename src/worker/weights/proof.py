@@ -1,4 +1,4 @@
-"""Proof that a file's bytes are the ones its publisher recorded."""
+"""Proof that the bytes of a file are the ones that its publisher recorded."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ HEADER_LENGTH_BYTES: Final = 8
 class RemoteFile:
     """One file as its repository records it: `path` in the repository, `size` in bytes.
 
-    `sha256` is known for files in LFS, `blob_id` (git's sha1) for the small ones; a plain local
-    folder knows neither.
+    `sha256` is known for files in LFS, `blob_id` (git's sha1) for small ones; a plain local folder
+    has neither.
     """
 
     path: str
@@ -26,9 +26,9 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """What one reading of a file gives: its size in bytes, sha256 and git blob id, in hex.
+    """What one pass over a file gives: its size in bytes, and in hex its sha256 and git blob id.
 
-    `blob_id` is None when it was not asked for.
+    `blob_id` is None when it was not requested.
     """
 
     size: int
@@ -37,10 +37,10 @@ class Digests:
 
 
 def digests(path: Path, *, blob_id: bool = True) -> Digests:
-    """Read a file once.
+    """Read a file once and return its digests.
 
-    The blob id is sha1 of "blob <size>" + NUL + the bytes, as git defines it; without it a file
-    takes half the time.
+    The blob id is the sha1 of "blob <size>" + NUL + the bytes, as git defines it; without it, a
+    file takes half the time.
     """
     size = path.stat().st_size
     sha256 = hashlib.sha256()
@@ -63,18 +63,18 @@ def digests_of(data: bytes) -> Digests:
 
 
 def difference(found: Digests, file: RemoteFile) -> str | None:
-    """Say in which way the bytes are not the recorded ones; None when they are proven."""
+    """Return how the bytes differ from the recorded ones; None when they do not."""
     if found.size != file.size:
         return f"{found.size} bytes instead of {file.size}"
     if file.sha256 is not None and found.sha256 != file.sha256:
-        return "another sha256 than recorded"
+        return "a sha256 other than the recorded one"
     if file.sha256 is None and file.blob_id is not None and found.blob_id != file.blob_id:
-        return "another git blob id than recorded"
+        return "a git blob id other than the recorded one"
     return None
 
 
 def safetensors_fault(path: Path) -> str | None:
-    """Say why a safetensors file cannot be whole, by its header and size alone; None when it can.
+    """Return why a safetensors file must be damaged, by its header and size alone; None if not.
 
     The format: 8 bytes little-endian header length, a JSON header, then the data; the largest
     `data_offsets` end is the end of the file.

@@ -1,4 +1,4 @@
-"""A folder of files -> one commit of a hub repository, by huggingface_hub."""
+"""A folder of files -> one commit in a hub repository, by huggingface_hub."""
 
 import sys
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ from pathlib import Path
 from worker import log
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.settings import Settings
-from worker.weights.address import Hub
-from worker.weights.passing import failure
-from worker.weights.retry import Again, refused
+from worker.weights.hub import Hub
+from worker.weights.retry import AttemptFailed, classify_status
+from worker.weights.transient import classify_error
 
 
 def push(
@@ -17,15 +17,15 @@ def push(
 ) -> str:
     """Upload files (path in the repository -> local file) in one commit; return the commit.
 
-    The repository is made, private, if it is not there. huggingface_hub uploads large files first
-    and skips those that the hub has, so that a push that broke off goes on. Raises
-    WeightsUnavailable (no token, or not one that may write), HubUnreachable.
+    A missing repository is created, private. huggingface_hub uploads large files first and skips
+    those that the hub has, so that an interrupted push can be continued. Raises WeightsUnavailable
+    (no token, or one that may not write), HubUnreachable.
     """
     from huggingface_hub import CommitOperationAdd, HfApi  # noqa: PLC0415 - half a second
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
     from huggingface_hub.utils.tqdm import disable_progress_bars  # noqa: PLC0415
 
-    hub = Hub.of(settings)
+    hub = Hub.from_settings(settings)
     log.hide(hub.token)
     if hub.token is None:
         raise WeightsUnavailable("push needs HF_TOKEN, a token that may write")
@@ -40,18 +40,20 @@ def push(
         raise WeightsUnavailable(f"{repository[:100]}: not a repository name: org/name") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
-        if isinstance(refused(status, None, repository), Again):
-            raise _later(repository, f"the hub answered {status}") from None
+        if isinstance(classify_status(status, None, repository), AttemptFailed):
+            raise _unreachable(repository, f"the hub answered {status}") from None
         raise WeightsUnavailable(
             f"{repository}: the hub refuses the push (status {status}): HF_TOKEN must be one that"
             " may write to it"
         ) from None
     except Exception as error:
-        if isinstance(told := failure(error, repository, named=hub.named), Again):
-            raise _later(repository, f"the upload broke off ({type(error).__name__})") from error
-        raise told from error
+        failure = classify_error(error, repository, custom_host=hub.is_custom)
+        if isinstance(failure, AttemptFailed):
+            reason = f"the upload broke off ({type(error).__name__})"
+            raise _unreachable(repository, reason) from error
+        raise failure from error
     return commit.oid
 
 
-def _later(repository: str, reason: str) -> HubUnreachable:
-    return HubUnreachable(f"{repository}: {reason}; push again, it goes on where it was")
+def _unreachable(repository: str, reason: str) -> HubUnreachable:
+    return HubUnreachable(f"{repository}: {reason}; push again, and it goes on where it stopped")

@@ -1,9 +1,15 @@
-"""What is tried again, how often and how patiently: the only place that decides it."""
+"""What is retried of the hub's answers and downloads, how often and after what wait.
+
+Others decide as well: `download` (an attempt that made progress does not count), `parallel` (a
+range, inside hf_transfer), `push` (huggingface_hub's own retries), bundle (a copy that another
+worker deleted, a damaged part), media.deliver (an upload), and the door (a poll, a result).
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Final, TypeVar
 
 import stamina
@@ -11,18 +17,13 @@ import stamina
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.settings import Settings
 
-NOT_FOUND: Final = 404
-REQUEST_TIMEOUT: Final = 408
-TOO_MANY_REQUESTS: Final = 429
-TOO_EARLY: Final = 425
-SERVER_ERRORS: Final = 500
-# A server that does not know the method or the version of HTTP learns neither by waiting.
-NEVER: Final = (501, 505)
+# A server that does not know the method or the version of HTTP will not learn it by waiting.
+PERMANENT: Final = (HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
 ADVICE: Final = {
-    401: "the hub wants a token: set HF_TOKEN (and check that MODEL names an existing repository)",
+    401: "the hub needs a token: set HF_TOKEN (and check that MODEL names an existing repository)",
     403: "the hub refuses this account: accept the model's licence on its page, and set HF_TOKEN to"
     " a token of the account that did",
-    NOT_FOUND: "there is no such repository, revision or file, or it is private: check MODEL,"
+    404: "there is no such repository, revision or file, or it is private: check MODEL,"
     " MODEL_REVISION and HF_TOKEN",
     410: "the repository was taken down: name another in MODEL",
     451: "the repository may not be delivered here: name another in MODEL",
@@ -31,8 +32,8 @@ ADVICE: Final = {
 T = TypeVar("T")
 
 
-class Again(Exception):
-    """A fault that another attempt may mend; `wait_s` is what the hub asked for, in seconds."""
+class AttemptFailed(Exception):
+    """One attempt failed, and another may succeed after `wait_s` seconds, if the hub named any."""
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
@@ -44,16 +45,16 @@ class Missing(WeightsUnavailable):
     """The hub has no such repository, revision or file."""
 
 
-class WrongBytes(Again):
-    """The bytes arrived whole and are not the recorded ones."""
+class WrongBytes(AttemptFailed):
+    """All bytes arrived, and they are not the recorded ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a download waits for what; times in seconds, rates in bytes per second.
+    """How often a download is tried and how long it waits; seconds, and bytes per second.
 
-    Fewer bytes than `slowest` x `stall_s` in `stall_s` seconds count as standing still: a server
-    that drips never times out by itself.
+    Fewer bytes than `slowest` x `stall_s` in `stall_s` seconds count as a stall: a server that
+    drips bytes never times out.
     """
 
     attempts: int = 6
@@ -70,30 +71,30 @@ class Patience:
         """Return the operator's patience: DOWNLOAD_RETRIES and DOWNLOAD_STALL_S."""
         return cls(attempts=settings.download_retries + 1, stall_s=settings.download_stall_s)
 
-    def insist(self, action: Callable[[], T], what: str) -> T:
-        """Do it until it works; raises HubUnreachable about `what` after the last attempt."""
+    def retry(self, action: Callable[[], T], what: str) -> T:
+        """Call `action` until it succeeds; raises HubUnreachable on `what` after all attempts."""
         try:
-            for attempt in self.tries():
+            for attempt in self.iterate_attempts():
                 with attempt:
                     return action()
-        except Again as error:
+        except AttemptFailed as error:
             raise HubUnreachable(
                 f"{what}: {error.reason}, at the last of several attempts; start again later, or"
                 " check the network, HF_ENDPOINT and the status of the hub"
             ) from None
         raise AssertionError("stamina ends by success or by raising")
 
-    def tries(self) -> Iterator[stamina.Attempt]:
+    def iterate_attempts(self) -> Iterator[stamina.Attempt]:
         """Yield attempts as context managers until one succeeds.
 
-        Only Again is tried again, a wrong sha256 `wrong_bytes` times at most; the last Again is
-        raised when they are used up.
+        Only AttemptFailed is retried, WrongBytes up to `wrong_bytes` attempts. The last error is
+        raised when no attempt is left.
         """
         wrong = 0
 
-        def wait(error: Exception) -> bool | float:
+        def decide(error: Exception) -> bool | float:
             nonlocal wrong
-            if not isinstance(error, Again):
+            if not isinstance(error, AttemptFailed):
                 return False
             if isinstance(error, WrongBytes):
                 wrong += 1
@@ -103,7 +104,7 @@ class Patience:
             return min(error.wait_s, self.longest_asked_wait_s)
 
         yield from stamina.retry_context(
-            on=wait,
+            on=decide,
             attempts=self.attempts,
             timeout=None,
             wait_initial=self.first_wait_s,
@@ -112,12 +113,18 @@ class Patience:
         )
 
 
-def refused(status: int, retry_after: str | None, what: str) -> Again | WeightsUnavailable:
-    """Return what an HTTP status of 400 and more means for `what` (a repository or a file)."""
-    waits = status in (REQUEST_TIMEOUT, TOO_EARLY, TOO_MANY_REQUESTS)
-    if waits or (status >= SERVER_ERRORS and status not in NEVER):
-        return Again(f"the hub answered {status}", _seconds(retry_after))
-    kind = Missing if status == NOT_FOUND else WeightsUnavailable
+def classify_status(
+    status: int, retry_after: str | None, what: str
+) -> AttemptFailed | WeightsUnavailable:
+    """Return the error for an HTTP status of 400 or more about `what` (a repository or a file)."""
+    is_busy = status in (
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.TOO_EARLY,
+        HTTPStatus.TOO_MANY_REQUESTS,
+    )
+    if is_busy or (status >= HTTPStatus.INTERNAL_SERVER_ERROR and status not in PERMANENT):
+        return AttemptFailed(f"the hub answered {status}", _seconds(retry_after))
+    kind = Missing if status == HTTPStatus.NOT_FOUND else WeightsUnavailable
     return kind(f"{what}: {ADVICE.get(status, 'the hub refuses the request')} (status {status})")
 
 

@@ -1,4 +1,4 @@
-"""One published model at one commit: its files, proven as they are taken, wherever they lie."""
+"""One published model at one commit: its files, verified when fetched, wherever they are."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -22,24 +22,24 @@ from worker.weights.remembered import Remembered, State
 
 Progress = Callable[[RemoteFile, int], None]
 
-# RunPod's cache is laid out as huggingface_hub's: snapshots/COMMIT/path links to blobs/ETAG, and
+# RunPod's cache has the layout of huggingface_hub's: snapshots/COMMIT/path links to blobs/ETAG, and
 # the etag is the sha256 of an LFS file and the git blob id of a small one.
 SHA256: Final = re.compile(r"[0-9a-f]{64}")
 BLOB_ID: Final = re.compile(r"[0-9a-f]{40}")
-# The commit of a folder that somebody put there: nothing tells which one it is.
+# The commit of a folder that an operator put there: nothing says which one it is.
 LOCAL: Final = "local"
 
 
 def quiet(_file: RemoteFile, _done: int) -> None:
-    """Report progress to nobody."""
+    """Ignore a report of progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proven:
     """A file whose bytes are the published ones, with our own sha256 of them.
 
-    `disposable` files were made for the caller, who may delete them; the others are the
-    operator's or RunPod's own.
+    A `disposable` file was made for the caller, who may delete it; any other is the operator's or
+    RunPod's.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class Snapshot(Protocol):
 
     @property
     def commit(self) -> str:
-        """Return the commit that the revision meant when it was resolved; "local" for a folder."""
+        """Return the commit that the revision was resolved to; "local" for a folder."""
 
     @property
     def files(self) -> tuple[RemoteFile, ...]:
@@ -66,7 +66,7 @@ class Snapshot(Protocol):
         """Return "sha256:..." or "git:...": equal digests mean equal bytes."""
 
     def fetch_file(self, file: RemoteFile, into: Path, progress: Progress = quiet) -> Proven:
-        """Return the file, proven; `into` is the folder of the snapshot's copies, if it needs any.
+        """Return the file, verified; `into` is the folder for copies, if the snapshot makes any.
 
         Raises WeightsUnavailable (HubUnreachable when trying later may help) and VolumeFull.
         """
@@ -74,16 +74,16 @@ class Snapshot(Protocol):
     def read_range(self, file: RemoteFile, start: int, end: int) -> bytes:
         """Return bytes `start` up to `end` (exclusive), such as a safetensors header.
 
-        Their number is checked, their content is not: compare what you took from them once
-        `fetch_file` has proven the whole. Raises as `fetch_file`.
+        Their number is checked, their content is not: compare what was read from them once
+        `fetch_file` has verified the file. Raises as `fetch_file`.
         """
 
     def read_file(self, file: RemoteFile) -> bytes:
-        """Return a small file's bytes, proven. Raises as `fetch_file`."""
+        """Return a small file's bytes, verified. Raises as `fetch_file`."""
 
 
 def named(snapshot: Snapshot, path: str) -> RemoteFile:
-    """Return the file of that path; raises WeightsUnavailable when the commit has none."""
+    """Return the file with that path; raises WeightsUnavailable when the commit has none."""
     for file in snapshot.files:
         if file.path == path:
             return file
@@ -130,20 +130,20 @@ class LocalSnapshot:
             )
 
     def digest(self, file: RemoteFile) -> str:
-        """Return "sha256:..." or "git:..."; reads a file that no link and no memory gives away.
+        """Return "sha256:..." or "git:..."; reads a file whose digest no link and no record gives.
 
-        Raises WeightsUnavailable when it changes meanwhile.
+        Raises WeightsUnavailable when the file changes meanwhile.
         """
         if file.sha256 is not None:
             return f"sha256:{file.sha256}"
         if file.blob_id is not None:
             return f"git:{file.blob_id}"
-        return f"sha256:{self._digests(file).sha256}"
+        return f"sha256:{self._measure(file).sha256}"
 
     def fetch_file(self, file: RemoteFile, into: Path, progress: Progress = quiet) -> Proven:
-        """Return the file where it lies, once its bytes agree with what is known of it.
+        """Return the file in its place, once its bytes agree with what is known of it.
 
-        Raises WeightsUnavailable when the file is damaged; `into` stays as it is.
+        Raises WeightsUnavailable when the file is damaged; `into` is not used.
         """
         del into
         path = self.folder / file.path
@@ -151,11 +151,11 @@ class LocalSnapshot:
             reason = safetensors_fault(path) if file.path.endswith(".safetensors") else None
         if reason:
             raise self._damaged(file, reason)
-        found = self._digests(file)
-        if reason := difference(found, file):
+        measured = self._measure(file)
+        if reason := difference(measured, file):
             raise self._damaged(file, reason)
         progress(file, file.size)
-        return Proven(path, found.sha256, disposable=False)
+        return Proven(path, measured.sha256, disposable=False)
 
     def read_range(self, file: RemoteFile, start: int, end: int) -> bytes:
         """Return bytes `start` up to `end`; raises WeightsUnavailable when the file is shorter."""
@@ -174,34 +174,34 @@ class LocalSnapshot:
             raise self._damaged(file, reason)
         return data
 
-    def _digests(self, file: RemoteFile) -> Digests:
-        """Return a file's digests as long as it stays what it was when they were first taken."""
+    def _measure(self, file: RemoteFile) -> Digests:
+        """Return a file's digests, taken once; raises WeightsUnavailable if it changed since."""
         path = self.folder / file.path
         with self._readable(file):
             state = remembered.state_of(path)
             if file.path not in self._read:
-                self._read[file.path] = state, self._found(file, path, state)
-            known, found = self._read[file.path]
-            changed = known != state or remembered.state_of(path) != state
+                self._read[file.path] = state, self._recall_or_read(file, path, state)
+            first, measured = self._read[file.path]
+            changed = first != state or remembered.state_of(path) != state
         if changed:
             raise self._damaged(file, "changed while it was read")
-        return found
+        return measured
 
-    def _found(self, file: RemoteFile, path: Path, state: State) -> Digests:
-        memory = self.remembered
-        if memory is None or file.sha256 is not None or file.blob_id is not None:
+    def _recall_or_read(self, file: RemoteFile, path: Path, state: State) -> Digests:
+        records = self.remembered
+        if records is None or file.sha256 is not None or file.blob_id is not None:
             return digests(path, blob_id=file.blob_id is not None)
-        sha256 = memory.sha256(file.path, state)
+        sha256 = records.sha256(file.path, state)
         if sha256 is not None:
             return Digests(state[0], sha256, None)
-        found = digests(path, blob_id=False)
+        measured = digests(path, blob_id=False)
         if remembered.state_of(path) == state:
-            memory.keep(file.path, state, found.sha256)
-        return found
+            records.keep(file.path, state, measured.sha256)
+        return measured
 
     @contextmanager
     def _readable(self, file: RemoteFile) -> Iterator[None]:
-        """Turn what a disk says while a file is read into an error of ours."""
+        """Turn a disk error while a file is read into WeightsUnavailable."""
         try:
             yield
         except OSError as error:

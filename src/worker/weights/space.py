@@ -1,4 +1,4 @@
-"""Room on the disk: asked for before the first byte, and named when it runs out."""
+"""Disk space: checked before the first byte is written, and reported when it runs out."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from worker.settings import Settings
 GB: Final = 1_000_000_000
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
-# A name or size that a file system does not take, a path through a file, a disk that fails.
+# A name or size that a file system does not accept, a path through a file, a failing disk.
 UNUSABLE: Final = (
     errno.ENAMETOOLONG,
     errno.EFBIG,
@@ -41,22 +41,22 @@ def existing(folder: Path) -> Path:
 def free_bytes(folder: Path, settings: Settings) -> int:
     """Return how many bytes may still be written below a folder.
 
-    Network volumes report the cluster's free space and not the quota: with VOLUME_SIZE_GB set, it
-    is at most that size less all that the volume holds.
+    Network volumes report the cluster's free space, not the quota: with VOLUME_SIZE_GB set, the
+    answer is at most that size minus what is on the volume.
     """
     folder = existing(folder)
     state = os.statvfs(folder)
     free = state.f_bavail * state.f_frsize
     if settings.volume_size_gb is not None:
         volume = _volume(folder)
-        # a home that is on no volume: the quota is meant for it, not for the whole container
+        # a home on no volume: the quota is meant for it, not for the container
         root = existing(settings.home) if volume == Path(volume.anchor) else volume
         free = min(free, int(settings.volume_size_gb * GB) - used_bytes(root))
     return max(free, 0)
 
 
 def used_bytes(root: Path) -> int:
-    """Return the bytes that a tree takes on its disk, without other disks mounted in it."""
+    """Return the bytes that a tree takes on its disk, other disks mounted in it excluded."""
     device = root.stat().st_dev
     total = 0
     counted: set[int] = set()
@@ -65,7 +65,7 @@ def used_bytes(root: Path) -> int:
         for name in files:
             try:
                 state = Path(folder, name).lstat()
-            except OSError:  # another worker's temporary file, gone meanwhile
+            except OSError:  # another worker's temporary file, deleted meanwhile
                 continue
             if state.st_ino not in counted:
                 counted.add(state.st_ino)
@@ -83,17 +83,17 @@ def require(needed: int, folder: Path, settings: Settings) -> None:
     if (missing := needed + reserve - free) > 0:
         raise VolumeFull(
             f"{_gb(missing)} more disk space is needed: {_gb(needed)} to write and"
-            f" {_gb(reserve)} to leave free (MIN_STORAGE_FREE_GB), of which {_gb(free)} is there;"
+            f" {_gb(reserve)} to leave free (MIN_STORAGE_FREE_GB), and {_gb(free)} is free;"
             " take a larger volume, or delete what it no longer needs"
         )
 
 
 @contextmanager
 def writing(needed: int, folder: Path, settings: Settings) -> Iterator[None]:
-    """Turn what a disk says inside the block into an error of ours.
+    """Turn a disk error inside the block into a WorkerError.
 
-    `needed` is the bytes that the block writes. Raises VolumeFull for ENOSPC and EDQUOT, and
-    WeightsUnavailable when the place cannot be written at all.
+    `needed` is how many bytes the block writes. Raises VolumeFull for ENOSPC and EDQUOT, and
+    WeightsUnavailable when the folder cannot be written at all.
     """
     try:
         yield
@@ -108,9 +108,9 @@ def writing(needed: int, folder: Path, settings: Settings) -> Iterator[None]:
 def disk_failure(
     number: int | None, needed: int, folder: Path, settings: Settings
 ) -> WorkerError | None:
-    """Return the error of ours for an errno, None for one that is not about the place.
+    """Return the WorkerError for an errno; None for one that is not about the disk.
 
-    None of them is tried again: a place that refuses refuses the next time.
+    None of them is retried: a disk that refuses once refuses again.
     """
     if number is None:
         return None
@@ -133,7 +133,7 @@ def disk_failure(
 
 
 def is_writable(folder: Path) -> bool:
-    """Try whether files can be made in a folder, or the folder itself where it does not exist."""
+    """Return whether files can be created in a folder, or it itself where it does not exist."""
     try:
         while not os.path.lexists(folder):
             folder = folder.parent
@@ -143,10 +143,10 @@ def is_writable(folder: Path) -> bool:
         return error.errno not in (*UNWRITABLE, *UNUSABLE, errno.ENOENT)
 
 
-def unwritable(beside: str = "") -> WeightsUnavailable:
-    """Return the error of a MODEL_DIR that cannot be written; `beside` says why it must be."""
+def unwritable(why: str = "") -> WeightsUnavailable:
+    """Return the error for a MODEL_DIR that cannot be written; `why` says why it must be."""
     return WeightsUnavailable(
-        f"MODEL_DIR cannot be written{beside}: mount the volume read-write, or set MODEL_DIR to a"
+        f"MODEL_DIR cannot be written{why}: mount the volume read-write, or set MODEL_DIR to a"
         " folder that this worker may write"
     )
 

@@ -1,7 +1,8 @@
-"""Files under construction: a unique name while unproven, the final name only by one rename.
+"""Unfinished files: a unique name until verified, then the final name by one rename.
 
-A name such as `.model.safetensors.h1a2b3c4d-77-90210-1.part` tells which process makes it, so that
-what a dead one left is found and swept. Locks may lie on network file systems; names do not.
+A name such as `.model.safetensors.h1a2b3c4d-77-90210-1.part` says which process is writing the
+file, so that what a dead one left is found and deleted. On network file systems locks can be wrong;
+names are not.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from typing import Final
 
 SUFFIX: Final = ".part"
 RESUMABLE: Final = ".resume.part"
-# A part of another machine is an orphan once nobody has written to it for this long.
+# A part of another machine is an orphan once it has not been written to for this long.
 FOREIGN_ORPHAN_S: Final = 900.0
 
 _OWNER: Final = re.compile(r"\.h([0-9a-f]{8})-(\d+)-(\d+)-\d+(?:\.resume)?\.part$")
@@ -25,9 +26,9 @@ _serial = itertools.count(1)
 
 
 def unique(target: Path, *, resumable: bool = False) -> Path:
-    """Return a name beside `target` that no other process or call uses.
+    """Return a name next to `target` that no other process or call uses.
 
-    A resumable part is written from its first byte on, so that its size says what is there.
+    A resumable part is written in order, so that its size says how much is there.
     """
     tail = RESUMABLE if resumable else SUFFIX
     owner = f"h{_machine()}-{os.getpid()}-{_started(os.getpid())}"
@@ -35,7 +36,7 @@ def unique(target: Path, *, resumable: bool = False) -> Path:
 
 
 def parts(target: Path) -> list[Path]:
-    """Return every part of `target`, of this and other processes."""
+    """Return every part of `target`, whichever process wrote it."""
     return sorted(target.parent.glob(f".{_literal(target.name)}.h*{SUFFIX}"))
 
 
@@ -44,18 +45,18 @@ def adopt(target: Path) -> Path | None:
 
     Returns None when there is none.
     """
-    mine = None
+    adopted = None
     for orphan in sorted(filter(is_orphan, parts(target)), key=_size, reverse=True):
         with suppress(OSError):  # another process was faster
-            if mine is None and orphan.name.endswith(RESUMABLE):
-                mine = orphan.rename(unique(target, resumable=True))
+            if adopted is None and orphan.name.endswith(RESUMABLE):
+                adopted = orphan.rename(unique(target, resumable=True))
             else:
                 orphan.unlink()
-    return mine
+    return adopted
 
 
 def is_orphan(part: Path) -> bool:
-    """Tell whether the process that made a part is gone."""
+    """Return whether the process that was writing a part is gone."""
     match = _OWNER.search(part.name)
     if match is None:
         return False
@@ -69,7 +70,7 @@ def is_orphan(part: Path) -> bool:
 
 
 def sweep(root: Path) -> int:
-    """Delete the parts that dead processes left below a folder; return the bytes that freed."""
+    """Delete the parts that dead processes left below a folder; return the bytes freed."""
     freed = 0
     for part in root.rglob(f".*{SUFFIX}"):
         if is_orphan(part):
@@ -81,7 +82,7 @@ def sweep(root: Path) -> int:
 
 
 def publish(part: Path, target: Path) -> None:
-    """Give a proven part its final name, so that a crash leaves the whole file or none."""
+    """Give a verified part its final name; a crash leaves the complete file or none."""
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(target)
@@ -94,16 +95,16 @@ def publish(part: Path, target: Path) -> None:
 
 @cache
 def _machine() -> str:
-    """Return what this container is called among those that share a volume."""
-    space = "/proc/self/ns/pid"
-    where = f"{socket.gethostname()}|{Path(space).readlink() if Path(space).exists() else ''}"
-    return hashlib.sha256(where.encode()).hexdigest()[:8]
+    """Return an id for this container among those that share a volume."""
+    namespace = Path("/proc/self/ns/pid")
+    identity = f"{socket.gethostname()}|{namespace.readlink() if namespace.exists() else ''}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:8]
 
 
 def _started(process: int) -> str:
     """Return when a process started, in clock ticks after boot; "0" when there is none.
 
-    A number alone does not name a process: numbers are used again. Field 22 of /proc/PID/stat, see
+    A process id alone does not identify a process: ids are reused. Field 22 of /proc/PID/stat, see
     proc_pid_stat(5).
     """
     try:
@@ -115,7 +116,7 @@ def _started(process: int) -> str:
 
 
 def _alive(process: int) -> str:
-    """Stand in for start times where there is no /proc."""
+    """Return "1" for a process that exists, "0" for none, where there is no /proc."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

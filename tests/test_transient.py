@@ -21,10 +21,11 @@ from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from worker import settings
 from worker.errors import HubUnreachable, WeightsUnavailable, WorkerError
-from worker.weights import address, metadata, push, space
-from worker.weights.address import HUB
-from worker.weights.passing import failure, passes
-from worker.weights.retry import Again, Patience, refused
+from worker.weights import hub as client
+from worker.weights import metadata, push, space
+from worker.weights.hub import HUB
+from worker.weights.retry import AttemptFailed, Patience, classify_status
+from worker.weights.transient import classify_error, is_transient
 from worlds.certificates import Authority
 from worlds.hub import Hub, running
 
@@ -61,7 +62,7 @@ def tunnel(status: int) -> requests.exceptions.ProxyError:
 
 
 AGAIN = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-PASSING: dict[str, BaseException] = {
+TRANSIENT: dict[str, BaseException] = {
     "httpx: reset": httpx.ReadError("reset"),
     "httpx2: reset": httpx2.ReadError("reset"),
     "httpx2: refused": caused(httpx2.ConnectError("x"), OSError(errno.ECONNREFUSED, "refused")),
@@ -133,26 +134,26 @@ FINAL: dict[str, BaseException] = {
 }
 
 
-@pytest.mark.parametrize("named", [False, True])
-@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize("custom_host", [False, True])
+@pytest.mark.parametrize("kind", TRANSIENT)
 def test_what_the_line_and_the_other_side_do_for_a_while_is_tried_again(
-    kind: str, *, named: bool
+    kind: str, *, custom_host: bool
 ) -> None:
-    told = failure(PASSING[kind], "org/model", named=named)
-    assert isinstance(told, Again)
-    assert "hub" in told.reason
+    error = classify_error(TRANSIENT[kind], "org/model", custom_host=custom_host)
+    assert isinstance(error, AttemptFailed)
+    assert "hub" in error.reason
 
 
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("custom_host", [False, True])
 @pytest.mark.parametrize("kind", FINAL)
-def test_everything_else_is_final_and_says_what_to_change(kind: str, *, named: bool) -> None:
-    told = failure(FINAL[kind], "org/model", named=named)
-    assert isinstance(told, WeightsUnavailable)
-    assert not told.retryable
-    assert told.message.startswith("org/model: ")
-    assert any(word in told.message for word in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HTTPS_PROXY"))
-    assert "later" not in told.message
-    assert "hub.example" not in told.message
+def test_everything_else_is_final_and_says_what_to_change(kind: str, *, custom_host: bool) -> None:
+    error = classify_error(FINAL[kind], "org/model", custom_host=custom_host)
+    assert isinstance(error, WeightsUnavailable)
+    assert not error.retryable
+    assert error.message.startswith("org/model: ")
+    assert any(word in error.message for word in ("HF_ENDPOINT", "HF_HUB_OFFLINE", "HTTPS_PROXY"))
+    assert "later" not in error.message
+    assert "hub.example" not in error.message
 
 
 @pytest.mark.parametrize("code", [socket.EAI_NONAME, socket.EAI_FAIL])
@@ -160,27 +161,27 @@ def test_a_name_that_is_not_known_is_final_where_the_operator_wrote_it(code: int
     """The public hub's own name is right: only the network can be in the way of it."""
     for outer in (httpx2.ConnectError("x"), requests.ConnectionError("x")):
         error = caused(outer, socket.gaierror(code, "Name or service not known"))
-        assert not passes(error, named=True)
-        assert passes(error, named=False)
+        assert not is_transient(error, custom_host=True)
+        assert is_transient(error, custom_host=False)
 
 
-def test_only_the_operator_s_own_endpoint_counts_as_named() -> None:
-    hub = address.Hub.of(settings.read({}))
+def test_only_the_operator_s_own_endpoint_counts_as_custom() -> None:
+    hub = client.Hub.from_settings(settings.read({}))
     assert hub.endpoint == HUB
-    assert not hub.named
-    assert address.Hub.of(settings.read({"HF_ENDPOINT": "https://hub.example"})).named
+    assert not hub.is_custom
+    assert client.Hub.from_settings(settings.read({"HF_ENDPOINT": "https://hub.example"})).is_custom
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 507, 520, 599])
 def test_a_busy_or_broken_hub_is_asked_again(status: int) -> None:
-    assert isinstance(refused(status, None, "x"), Again)
+    assert isinstance(classify_status(status, None, "x"), AttemptFailed)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 409, 410, 416, 422, 451, 501, 505])
 def test_a_refusal_is_final(status: int) -> None:
-    told = refused(status, None, "x")
-    assert isinstance(told, WeightsUnavailable)
-    assert not told.retryable
+    error = classify_status(status, None, "x")
+    assert isinstance(error, WeightsUnavailable)
+    assert not error.retryable
 
 
 @pytest.fixture
@@ -386,7 +387,7 @@ def test_what_is_not_about_the_disk_stays_what_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("endpoint", ["http://127.0.0.1:99999", "http://[::1", "foo://x", "hub"])
 def test_an_address_that_is_none_is_final_for_files_too(endpoint: str) -> None:
-    hub = address.Hub(endpoint, None)
+    hub = client.Hub(endpoint, None)
     with pytest.raises(WeightsUnavailable, match="HF_ENDPOINT") as caught:
         hub.open(f"{endpoint}/x", QUICK, what="vae/config.json")
     assert not caught.value.retryable
@@ -408,11 +409,11 @@ def unknown(tmp_path: Path) -> Iterator[str]:
 
 
 def _by_huggingface_hub(endpoint: str) -> None:
-    metadata._ask("org/model", None, address.Hub(endpoint, None), QUICK)
+    metadata._ask("org/model", None, client.Hub(endpoint, None), QUICK)
 
 
 def _by_requests(endpoint: str) -> None:
-    address.Hub(endpoint, None).open(f"{endpoint}/x", QUICK, what="x")
+    client.Hub(endpoint, None).open(f"{endpoint}/x", QUICK, what="x")
 
 
 @pytest.mark.parametrize("ask", [_by_huggingface_hub, _by_requests])

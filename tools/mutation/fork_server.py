@@ -1,7 +1,7 @@
 """A process that has imported what is slow to import, and forks one child for each trial.
 
-It runs in the root of a copy, with the folders of source and tests as arguments. Orders come by
-standard input and answers leave by standard output, a line of JSON each.
+It runs in the root of a copy, with the source and test folders as arguments. Orders arrive on
+standard input and answers leave on standard output, one line of JSON each.
 """
 
 import ast
@@ -26,20 +26,20 @@ from tools.mutation import session
 from tools.mutation.marks import MARK
 from tools.mutation.reach import Recorder
 
-PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2): orphans of a trial become ours, to be ended
+PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2): orphans of a trial become ours, to be killed
 COLLECTING_S: Final = 180.0
 LEAVING_S: Final = 60.0
-NOTHING_RUN: Final = 5  # pytest's exit status where the named tests are not there any more
-# A change may make a program write or hold without end.
+NOTHING_RUN: Final = 5  # pytest's exit status when the named tests no longer exist
+# A change may make a program write or allocate without end.
 MOST_WRITTEN: Final = 4 << 30
-MOST_HELD: Final = 12 << 30
+MOST_MEMORY: Final = 12 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a child is to do: run the `tests` of `files`, or with `record` all of them.
+    """What a child must do: run the `tests` of `files`, or with `record` all of them.
 
-    `limits` are the seconds of each test; a recording has `longest` for each of its own.
+    `limits` has the time limit of each test in seconds; a recording allows each test `longest`.
     """
 
     files: Sequence[str]
@@ -54,13 +54,13 @@ class Order:
 class Answer:
     """How it ended: "passed", "failed", "hangs", or "broken" (no test could be run).
 
-    `test` is the one that failed or hangs; `told` is what a recording says of its tests.
+    `test` is the one that failed or hangs; `results` are a recording's messages about its tests.
     """
 
     verdict: str
     test: str = ""
     seconds: float = 0.0
-    told: Sequence[dict[str, Any]] = ()
+    results: Sequence[dict[str, Any]] = ()
 
 
 def main() -> None:
@@ -72,12 +72,12 @@ def main() -> None:
     warm(Path.cwd(), sys.argv[1:])
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
-        answer = carried_out(Order(**json.loads(line)))
+        answer = carry_out(Order(**json.loads(line)))
         print(json.dumps(asdict(answer)), file=answers, flush=True)
 
 
 def warm(root: Path, folders: Sequence[str]) -> None:
-    """Import every third party that the files of some folders import, but nothing of theirs."""
+    """Import every third-party module that the files of some folders import, and none of theirs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for module, name in sorted(set(_imported(root, folders))):
@@ -107,25 +107,25 @@ def _parents(folders: Sequence[str]) -> list[str]:
     return [str(Path(folder).parent) for folder in folders]
 
 
-def carried_out(order: Order) -> Answer:
-    """Fork a child for an order, watch over it, and end all that it leaves."""
+def carry_out(order: Order) -> Answer:
+    """Fork a child for an order, watch it, and kill all that it leaves."""
     start = time.monotonic()
     reading, writing = os.pipe()
     log = os.open(f"{order.scratch}/log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _be_child(order, writing, log)
+        _run_child(order, writing, log)
     os.close(writing)
     os.close(log)
-    told, hangs = _watched(order, child, reading)
+    messages, hangs = _watch(order, child, reading)
     os.close(reading)
-    status = _ended(child, kill=hangs)
-    _bury()
+    status = _reap(child, kill=hangs)
+    _kill_orphans()
     seconds = time.monotonic() - start
-    failed = [message["failed"] for message in told if "failed" in message]
-    last = next((message["start"] for message in reversed(told) if "start" in message), "")
-    results = [message for message in told if "test" in message or "fixture" in message]
+    failed = [message["failed"] for message in messages if "failed" in message]
+    last = next((message["start"] for message in reversed(messages) if "start" in message), "")
+    results = [message for message in messages if "test" in message or "fixture" in message]
     if hangs:
         return Answer("hangs", last, seconds, results)
     if status in (0, NOTHING_RUN):
@@ -135,8 +135,8 @@ def carried_out(order: Order) -> Answer:
     return Answer("broken", last, seconds, results)
 
 
-def _be_child(order: Order, writing: int, log: int) -> None:
-    """Run pytest here and end, without what a process does at its end."""
+def _run_child(order: Order, writing: int, log: int) -> None:
+    """Run pytest in this process and exit at once, without exit handlers."""
     status = 70
     try:
         os.setsid()
@@ -144,15 +144,15 @@ def _be_child(order: Order, writing: int, log: int) -> None:
         os.dup2(log, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         resource.setrlimit(resource.RLIMIT_FSIZE, (MOST_WRITTEN, MOST_WRITTEN))
-        resource.setrlimit(resource.RLIMIT_DATA, (MOST_HELD, MOST_HELD))
+        resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
         Path(os.environ["TMPDIR"]).mkdir(exist_ok=True)
-        tell = session.teller(writing)
-        plugin: session.Chosen | session.Recording = session.Chosen(order.tests, tell)
+        send = session.make_sender(writing)
+        plugin: session.Chosen | session.Recording = session.Chosen(order.tests, send)
         if order.record:
             recorder = Recorder(Path(order.record))
             recorder.switch("collecting")
             recorder.start(MARK)
-            plugin = session.Recording(recorder, tell)
+            plugin = session.Recording(recorder, send)
         status = session.run(order.files, order.scratch, plugin, stop=not order.record)
     except BaseException:  # noqa: BLE001 - the log is where the operator looks
         traceback.print_exc()
@@ -162,28 +162,28 @@ def _be_child(order: Order, writing: int, log: int) -> None:
         os._exit(status)
 
 
-def _watched(order: Order, child: int, reading: int) -> tuple[list[dict[str, Any]], bool]:
-    """Read what a child tells until it ends; the second is whether it stood still."""
+def _watch(order: Order, child: int, reading: int) -> tuple[list[dict[str, Any]], bool]:
+    """Read a child's messages until it ends; also return whether it hung."""
     limits = dict(zip(order.tests, order.limits, strict=False))
-    told: list[dict[str, Any]] = []
+    messages: list[dict[str, Any]] = []
     pending = b""
     deadline = time.monotonic() + COLLECTING_S
-    ends = os.pidfd_open(child)  # what it forked may hold the pipe for longer
+    ends = os.pidfd_open(child)  # what it forked may keep the pipe open for longer
     try:
         while True:
             left = max(0.0, deadline - time.monotonic())
             ready, _, _ = select.select([reading, ends], [], [], left)
             if not ready:
-                return told, True
+                return messages, True
             if reading not in ready or not (data := os.read(reading, 65536)):
-                return told, False
+                return messages, False
             *lines, pending = (pending + data).split(b"\n")
             for line in lines:
                 message = json.loads(line)
-                told.append(message)
+                messages.append(message)
                 if "start" in message:
                     limit = limits.get(message["start"], order.longest)
-                    # the end of the session follows the last test without another word
+                    # the session ends after the last test without another message
                     is_last = message["start"] in order.tests[-1:]
                     deadline = time.monotonic() + limit + (LEAVING_S if is_last else 0)
                 elif "test" in message:
@@ -192,10 +192,10 @@ def _watched(order: Order, child: int, reading: int) -> tuple[list[dict[str, Any
         os.close(ends)
 
 
-def _ended(child: int, *, kill: bool) -> int:
-    """Wait for a child and return its status; of one that holds the pipe no more, not for long."""
+def _reap(child: int, *, kill: bool) -> int:
+    """Wait for a child, no longer than LEAVING_S, and return its status."""
     if kill:
-        _kill(below(child))
+        _kill(find_descendants(child))
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
     deadline = time.monotonic() + LEAVING_S
@@ -209,9 +209,9 @@ def _ended(child: int, *, kill: bool) -> int:
     return -signal.SIGKILL
 
 
-def _bury() -> None:
-    """End what a trial has left behind: its orphans are our children."""
-    while orphans := below(os.getpid())[1:]:
+def _kill_orphans() -> None:
+    """Kill what a trial has left: its orphans are our children."""
+    while orphans := find_descendants(os.getpid())[1:]:
         _kill(orphans)
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -219,7 +219,7 @@ def _bury() -> None:
         time.sleep(0.005)
 
 
-def below(process: int) -> list[int]:
+def find_descendants(process: int) -> list[int]:
     """Return a process and all its descendants."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():

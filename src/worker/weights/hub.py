@@ -1,7 +1,8 @@
-"""Where the bytes of a hub file really are: redirects followed by hand, the token kept at home."""
+"""A hub's requests: redirects are followed here, so that the token goes to the hub alone."""
 
 import threading
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -9,43 +10,41 @@ import requests
 
 from worker.errors import WeightsUnavailable
 from worker.settings import Settings
-from worker.weights.passing import failure
-from worker.weights.retry import Again, Patience, refused
+from worker.weights.retry import AttemptFailed, Patience, classify_status
+from worker.weights.transient import classify_error
 
 HUB: Final = "https://huggingface.co"
 MOST_REDIRECTS: Final = 5
-OK: Final = 200
-REDIRECT: Final = range(300, 400)
-FAILURES: Final = 400
+REDIRECTION: Final = range(300, 400)
 SHORT_BYTES: Final = 16 * 1024
 
 _sessions = threading.local()
 
 
 class NoAuth(requests.auth.AuthBase):
-    """Keep requests from sending the password that a .netrc may hold for a host."""
+    """Keep requests from sending a password that a .netrc has for the host."""
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Return the request as it is."""
+        """Return the request unchanged."""
         return request
 
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """A hub's address and the token for it; the token goes to that scheme, host and port only."""
+    """A hub's address and its token, which is sent to that scheme, host and port only."""
 
     endpoint: str
     token: str | None
 
     @classmethod
-    def of(cls, settings: Settings) -> "Hub":
-        """Return the hub of HF_ENDPOINT and HF_TOKEN."""
+    def from_settings(cls, settings: Settings) -> "Hub":
+        """Return the hub that HF_ENDPOINT and HF_TOKEN name."""
         token = settings.hf_token.get_secret_value() if settings.hf_token else None
         return cls((settings.hf_endpoint or HUB).rstrip("/"), token)
 
     @property
-    def named(self) -> bool:
-        """Whether the operator wrote the hub's address."""
+    def is_custom(self) -> bool:
+        """Whether the operator set the hub's address."""
         return self.endpoint != HUB
 
     def address(self, repository: str, commit: str, path: str) -> str:
@@ -53,7 +52,7 @@ class Hub:
         return f"{self.endpoint}/{repository}/resolve/{commit}/{quote(path)}"
 
     def headers(self, url: str) -> dict[str, str]:
-        """Return the headers for a URL: bytes as they are, and the token at home only."""
+        """Return the headers for a URL: no compression, and the token for the hub only."""
         headers = {"Accept-Encoding": "identity", "User-Agent": "worker"}
         if self.token and _origin(url) == _origin(self.endpoint):
             headers["Authorization"] = f"Bearer {self.token}"
@@ -67,14 +66,14 @@ class Hub:
         what: str,
         method: str = "GET",
         span: str | None = None,
-        accept: tuple[int, ...] = (OK,),
+        accept: tuple[int, ...] = (HTTPStatus.OK,),
     ) -> requests.Response:
         """Request a URL, following redirects; `span` is a Range header's value.
 
         The body is not read yet; close the response. Its `url` is where the bytes are. Raises
-        Again, or WeightsUnavailable for a status that no other attempt will change.
+        AttemptFailed, or WeightsUnavailable for what no other attempt will change.
         """
-        session = _session()
+        session = _get_session()
         for _ in range(MOST_REDIRECTS + 1):
             try:
                 headers = self.headers(url) | ({"Range": span} if span else {})
@@ -87,35 +86,36 @@ class Hub:
                     allow_redirects=False,
                 )
             except Exception as error:
-                # requests lets urllib3's own and Python's through
-                at_home = url.startswith(self.endpoint)
-                raise failure(error, what, named=self.named and at_home) from error
-            if response.status_code in REDIRECT and "Location" in response.headers:
+                # not only requests' own: it passes on errors of urllib3 and of Python
+                at_hub = url.startswith(self.endpoint)
+                raise classify_error(error, what, custom_host=self.is_custom and at_hub) from error
+            if response.status_code in REDIRECTION and "Location" in response.headers:
                 _release(response)
-                url = _next(url, response.headers["Location"], what)
+                url = _resolve_redirect(url, response.headers["Location"], what)
                 continue
             if response.status_code in accept:
                 return response
             response.close()
-            if response.status_code >= FAILURES:
-                if _origin(url) != _origin(self.endpoint):  # a signature that ran out, say
-                    raise Again(f"the hub's storage answered {response.status_code}")
-                raise refused(response.status_code, response.headers.get("Retry-After"), what)
-            raise Again(f"the hub answered {response.status_code}")
-        raise Again(f"the hub redirected more than {MOST_REDIRECTS} times")
+            if response.status_code >= HTTPStatus.BAD_REQUEST:
+                if _origin(url) != _origin(self.endpoint):  # an expired signature, say
+                    raise AttemptFailed(f"the hub's storage answered {response.status_code}")
+                retry_after = response.headers.get("Retry-After")
+                raise classify_status(response.status_code, retry_after, what)
+            raise AttemptFailed(f"the hub answered {response.status_code}")
+        raise AttemptFailed(f"the hub redirected more than {MOST_REDIRECTS} times")
 
 
-def _session() -> requests.Session:
-    """Return this thread's session: many headers are read over one connection a host."""
-    if not hasattr(_sessions, "mine"):
-        _sessions.mine = requests.Session()
-        _sessions.mine.auth = NoAuth()
-    mine: requests.Session = _sessions.mine
-    return mine
+def _get_session() -> requests.Session:
+    """Return this thread's session: many headers are read over one connection per host."""
+    if not hasattr(_sessions, "session"):
+        _sessions.session = requests.Session()
+        _sessions.session.auth = NoAuth()
+    session: requests.Session = _sessions.session
+    return session
 
 
 def _release(response: requests.Response) -> None:
-    """Give the connection back for the next request, if what is left of the body is short."""
+    """Free the connection for the next request, if what is left of the body is short."""
     if response.headers.get("Content-Length", "").isdecimal():
         left = int(response.headers["Content-Length"])
         if left <= SHORT_BYTES and len(response.raw.read(SHORT_BYTES)) == left:
@@ -129,15 +129,15 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
-def _next(url: str, location: str, what: str) -> str:
-    """Return where a redirect leads; raises WeightsUnavailable for what no hub redirects to."""
+def _resolve_redirect(url: str, location: str, what: str) -> str:
+    """Return where a redirect leads; raises WeightsUnavailable for a place no hub redirects to."""
     try:
-        there = urljoin(url, location)
-        scheme, _, _ = _origin(there)
+        target = urljoin(url, location)
+        scheme, _, _ = _origin(target)
     except ValueError:
         scheme = ""
     if scheme not in ("http", "https"):
-        raise WeightsUnavailable(f"{what}: the hub redirected to what is no web address")
+        raise WeightsUnavailable(f"{what}: the hub redirected to something that is no web address")
     if urlsplit(url).scheme == "https" and scheme != "https":
         raise WeightsUnavailable(f"{what}: the hub redirected from https to http")
-    return there
+    return target

@@ -8,9 +8,9 @@ import requests
 
 from worker import settings
 from worker.errors import WeightsUnavailable
-from worker.weights import address
-from worker.weights.address import MOST_REDIRECTS
-from worker.weights.retry import Again, Missing, Patience
+from worker.weights import hub as client
+from worker.weights.hub import MOST_REDIRECTS
+from worker.weights.retry import AttemptFailed, Missing, Patience
 from worlds.hub import Fault, Hub, running
 
 PATIENCE = Patience(connect_s=30, stall_s=30)
@@ -25,11 +25,11 @@ def world() -> Iterator[Hub]:
 
 
 @pytest.fixture
-def hub(world: Hub) -> address.Hub:
-    return address.Hub(world.endpoint, "hf_secret")
+def hub(world: Hub) -> client.Hub:
+    return client.Hub(world.endpoint, "hf_secret")
 
 
-def url(world: Hub, hub: address.Hub, path: str) -> str:
+def url(world: Hub, hub: client.Hub, path: str) -> str:
     return hub.address("org/name", world.branches["org/name"]["main"], path)
 
 
@@ -53,32 +53,30 @@ def url(world: Hub, hub: address.Hub, path: str) -> str:
     ],
 )
 def test_the_token_goes_to_the_hubs_own_origin_alone(endpoint: str, asked: str, gets: bool) -> None:
-    headers = address.Hub(endpoint, "hf_secret").headers(asked)
+    headers = client.Hub(endpoint, "hf_secret").headers(asked)
     assert headers.get("Authorization") == ("Bearer hf_secret" if gets else None)
     assert headers["Accept-Encoding"] == "identity"
 
 
 def test_without_a_token_nothing_is_sent() -> None:
-    assert "Authorization" not in address.Hub("https://a.example", None).headers(
-        "https://a.example"
-    )
+    assert "Authorization" not in client.Hub("https://a.example", None).headers("https://a.example")
 
 
 def test_the_hub_is_the_operators_or_the_public_one() -> None:
-    assert address.Hub.of(settings.read({})) == address.Hub("https://huggingface.co", None)
+    assert client.Hub.from_settings(settings.read({})) == client.Hub("https://huggingface.co", None)
     variables = {"HF_ENDPOINT": "https://mirror.example/hf/", "HF_TOKEN": "hf_secret"}
-    made = address.Hub.of(settings.read(variables))
-    assert made == address.Hub("https://mirror.example/hf", "hf_secret")
+    made = client.Hub.from_settings(settings.read(variables))
+    assert made == client.Hub("https://mirror.example/hf", "hf_secret")
     assert made.address("o/n", "c", "a b/ü.json").endswith("/hf/o/n/resolve/c/a%20b/%C3%BC.json")
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_an_address_leads_to_its_file(world: Hub, hub: address.Hub, path: str) -> None:
+def test_an_address_leads_to_its_file(world: Hub, hub: client.Hub, path: str) -> None:
     response = hub.open(url(world, hub, path), PATIENCE, what=path)
     assert response.content == FILES[path]
 
 
-def test_a_span_and_a_method_are_asked_for(world: Hub, hub: address.Hub) -> None:
+def test_a_span_and_a_method_are_asked_for(world: Hub, hub: client.Hub) -> None:
     at = url(world, hub, "weights.safetensors")
     response = hub.open(at, PATIENCE, what="x", span="bytes=3-7", accept=(206,))
     assert (response.status_code, len(response.content)) == (206, 5)
@@ -89,28 +87,28 @@ def test_a_span_and_a_method_are_asked_for(world: Hub, hub: address.Hub) -> None
 @pytest.mark.parametrize("location", ["/elsewhere", "http://127.0.0.1:1/x"])
 @pytest.mark.parametrize("status", [299, 400, 404])
 def test_only_a_redirect_is_followed(
-    world: Hub, hub: address.Hub, status: int, location: str
+    world: Hub, hub: client.Hub, status: int, location: str
 ) -> None:
     """A Location beside any other status is no place to go."""
     world.misbehave(
         Fault("status", "bytes", times=None, status=status, headers={"Location": location})
     )
-    with pytest.raises((Again, WeightsUnavailable), match=str(status)):
+    with pytest.raises((AttemptFailed, WeightsUnavailable), match=str(status)):
         hub.open(url(world, hub, "a b/ü#1.json"), PATIENCE, what="a file")
     assert len(world.requests()) == 1
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_every_kind_of_redirect_is_followed(world: Hub, hub: address.Hub, status: int) -> None:
+def test_every_kind_of_redirect_is_followed(world: Hub, hub: client.Hub, status: int) -> None:
     target = url(world, hub, "weights.safetensors")
     world.misbehave(Fault("status", "bytes", "a b/*", status=status, headers={"Location": target}))
     response = hub.open(url(world, hub, "a b/ü#1.json"), PATIENCE, what="x")
     assert response.content == FILES["weights.safetensors"]
 
 
-def test_a_redirect_without_a_location_is_no_answer(world: Hub, hub: address.Hub) -> None:
+def test_a_redirect_without_a_location_is_no_answer(world: Hub, hub: client.Hub) -> None:
     world.misbehave(Fault("status", "bytes", times=None, status=302))
-    with pytest.raises(Again, match="302"):
+    with pytest.raises(AttemptFailed, match="302"):
         hub.open(url(world, hub, "a b/ü#1.json"), PATIENCE, what="x")
 
 
@@ -118,24 +116,24 @@ def test_a_redirect_without_a_location_is_no_answer(world: Hub, hub: address.Hub
     ("times", "arrives"), [(MOST_REDIRECTS, True), (MOST_REDIRECTS + 1, False)]
 )
 def test_so_many_redirects_are_followed_and_no_more(
-    world: Hub, hub: address.Hub, times: int, arrives: bool
+    world: Hub, hub: client.Hub, times: int, arrives: bool
 ) -> None:
     world.misbehave(Fault("redirect-loop", "bytes", times=times))
     at = url(world, hub, "a b/ü#1.json")
     if arrives:
         assert hub.open(at, PATIENCE, what="x").content == b"{}"
     else:
-        with pytest.raises(Again, match=f"more than {MOST_REDIRECTS}"):
+        with pytest.raises(AttemptFailed, match=f"more than {MOST_REDIRECTS}"):
             hub.open(at, PATIENCE, what="x")
     assert len(world.requests()) == MOST_REDIRECTS + 1
 
 
 @pytest.mark.parametrize("location", ["ftp://a.example/x", "file:///etc/passwd", "data:,x"])
 def test_a_redirect_to_what_is_no_web_address_is_not_followed(
-    world: Hub, hub: address.Hub, location: str
+    world: Hub, hub: client.Hub, location: str
 ) -> None:
     world.misbehave(Fault("status", "bytes", status=302, headers={"Location": location}))
-    with pytest.raises((Again, WeightsUnavailable), match="web address"):
+    with pytest.raises((AttemptFailed, WeightsUnavailable), match="web address"):
         hub.open(url(world, hub, "a b/ü#1.json"), PATIENCE, what="x")
 
 
@@ -178,9 +176,9 @@ def test_a_redirect_never_leads_from_https_to_http(
 ) -> None:
     web = Elsewhere(location)
     monkeypatch.setattr(requests.Session, "get_adapter", lambda *_, **__: web)
-    hub = address.Hub("https://a.example", "hf_secret")
+    hub = client.Hub("https://a.example", "hf_secret")
     if there is None:
-        with pytest.raises((Again, WeightsUnavailable), match="from https to http"):
+        with pytest.raises((AttemptFailed, WeightsUnavailable), match="from https to http"):
             hub.open(start, PATIENCE, what="x")
         assert web.asked == [start]
     else:
@@ -189,38 +187,38 @@ def test_a_redirect_never_leads_from_https_to_http(
 
 
 def test_a_status_of_the_storage_is_a_passing_fault_and_one_of_the_hub_is_final(
-    world: Hub, hub: address.Hub
+    world: Hub, hub: client.Hub
 ) -> None:
     """A signature runs out; the hub itself says what is so."""
     at = url(world, hub, "weights.safetensors")
     world.misbehave(Fault("status", "bytes", status=404))
-    with pytest.raises(Again, match="storage answered 404"):
+    with pytest.raises(AttemptFailed, match="storage answered 404"):
         hub.open(at, PATIENCE, what="the file")
     world.misbehave(Fault("status", "resolve", status=404))
     with pytest.raises(Missing, match="the file"):
         hub.open(at, PATIENCE, what="the file")
 
 
-def test_the_hub_may_say_how_long_to_wait(world: Hub, hub: address.Hub) -> None:
+def test_the_hub_may_say_how_long_to_wait(world: Hub, hub: client.Hub) -> None:
     world.misbehave(
         Fault("status", "resolve", status=429, headers={"Retry-After": "7"}),
         Fault("status", "resolve", status=503),
     )
     waits = []
     for _ in range(2):
-        with pytest.raises(Again) as told:
+        with pytest.raises(AttemptFailed) as told:
             hub.open(url(world, hub, "weights.safetensors"), PATIENCE, what="x")
         waits.append(told.value.wait_s)
     assert waits == [7, None]
 
 
-def test_an_answer_that_was_not_asked_for_is_none(world: Hub, hub: address.Hub) -> None:
+def test_an_answer_that_was_not_asked_for_is_none(world: Hub, hub: client.Hub) -> None:
     at = url(world, hub, "weights.safetensors")
-    with pytest.raises(Again, match="206"):
+    with pytest.raises(AttemptFailed, match="206"):
         hub.open(at, PATIENCE, what="x", span="bytes=0-3")
 
 
-def test_the_connection_serves_the_next_request(world: Hub, hub: address.Hub) -> None:
+def test_the_connection_serves_the_next_request(world: Hub, hub: client.Hub) -> None:
     """A redirect's short body is read, so that headers by range cost no new connection each."""
     at = url(world, hub, "weights.safetensors")
     for _ in range(4):
