@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from worker import boot, preflight, settings, versions
-from worker.edge import request
+from worker.tasks import request
 from worker.weights import catalog
 from worlds import embedded
 

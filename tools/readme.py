@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from worker import errors, settings
-from worker.edge import fields
+from worker.tasks import registry
 from worker.weights import catalog
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -47,7 +47,7 @@ def code(*words: object) -> str:
 
 def input_table() -> str:
     """Return the job input's fields."""
-    rows = ((code(r.name), code(*r.aliases), r.accepts, r.default) for r in fields.table())
+    rows = ((code(r.name), code(*r.aliases), r.accepts, r.default) for r in registry.table())
     return markdown(("field", "aliases", "type, limits", "default"), rows)
 
 

@@ -15,7 +15,7 @@ from worker.engine.quantise import Precision
 from worker.families.qwen_image import QwenImage
 from worker.weights.catalog import TABLE, ModelSpec, checkpoints
 from worker.weights.snapshot import LocalSnapshot, Snapshot
-from worlds.published import EDIT, IMAGE
+from worlds.published import EDIT, IMAGE, offering
 
 CPU = torch.device("cpu")
 CONDITION_AREA = 96 * 96
@@ -78,5 +78,6 @@ def model(name: str, parts: Components, pipeline: str | None = None) -> QwenImag
     """Return the family's model over open components, as of another pipeline if one is named."""
     spec = SPECS[name]
     edits = "edit" in spec.tasks
-    served = replace(EDIT if edits else IMAGE, id=name, area=spec.area, max_pixels=4 * spec.area)
+    kind = replace(EDIT if edits else IMAGE, id=name)
+    served = offering(kind, area=spec.area, max_pixels=4 * spec.area)
     return QwenImage(parts, served, pipeline or spec.pipeline, condition_area=CONDITION_AREA)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from worker.media.piece import Piece
+from worker.settings import Settings
 
 # A part of the work on one wish, by the name that the task gives it: "text", "denoise", "decode".
 Phase = str
@@ -18,6 +19,10 @@ class Wish(Protocol):
     """One thing to make, as its task froze it: everything resolved, nothing left to choose."""
 
     @property
+    def task(self) -> str:
+        """The name of the task that it is of."""
+
+    @property
     def seed(self) -> int:
         """What the random numbers start from: the same seed, the same thing."""
 
@@ -25,8 +30,8 @@ class Wish(Protocol):
 class Offer(Protocol):
     """What one model offers for one task: the task's own plain data, readable without torch."""
 
-    def facts(self) -> Mapping[str, Any]:
-        """Return what op=capabilities tells of it: plain JSON, by public names."""
+    def facts(self, settings: Settings) -> Mapping[str, Any]:
+        """Return what op=capabilities reports of it: plain JSON, by public names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,5 +125,8 @@ class Models(Protocol):
     def take(self, model_id: str) -> Model:
         """Return that model, warm; called only by the device's thread."""
 
+    def addable(self, task: str) -> Sequence[str]:
+        """Name the models that MODEL may name for a task that none of these can do."""
+
     def health(self) -> Mapping[str, object]:
-        """Return what op=health tells: plain JSON, without paths, hosts or secrets."""
+        """Return what op=health reports: plain JSON, without paths, hosts or secrets."""

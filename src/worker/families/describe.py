@@ -2,8 +2,9 @@
 
 from typing import Final
 
-from worker.families import Served
+from worker.seam import Served
 from worker.settings import Settings
+from worker.tasks.picture import PictureOffer
 from worker.weights.catalog import ModelSpec
 
 # The largest picture in pixels by device memory in bytes: what a picture takes beside the weights
@@ -25,13 +26,7 @@ def describe(
     if largest is None:
         room = next(pixels for floor, pixels in LARGEST if (memory or 0) >= floor)
         largest = min(room, 4 * spec.area)
-    return Served(
-        id=spec.name,
-        repository=spec.repository,
-        revision=revision,
-        precision=precision,
-        licence=spec.licence,
-        tasks=spec.tasks,
+    offer = PictureOffer(
         steps=spec.steps,
         true_cfg_scale=spec.true_cfg_scale,
         negative_prompt=spec.negative_prompt,
@@ -40,4 +35,12 @@ def describe(
         max_pixels=largest,
         max_references=min(spec.max_references, settings.max_input_images),
         sizes=spec.sizes,
+    )
+    return Served(
+        id=spec.name,
+        repository=spec.repository,
+        revision=revision,
+        precision=precision,
+        licence=spec.licence,
+        offers=dict.fromkeys(spec.tasks, offer),
     )

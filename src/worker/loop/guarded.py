@@ -11,8 +11,8 @@ from typing import Any, Final
 from worker import log
 from worker.edge import reply
 from worker.errors import StartFailed, WorkerError
-from worker.families import Models
 from worker.loop import sdk
+from worker.seam import Models
 from worker.settings import Settings, where_we_run
 
 # How long a worker whose start cannot succeed by trying again answers jobs with the reason: long
