@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ ROOMS = {
 FLOOR = {"errors", "log", "settings", "driver", "versions"}  # they know nothing of ours
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes"}
 HEAVY_ROOMS = {"engine", "bundle", "families"}
+PICTURE_ROOMS = {"media", "tasks", "engine", "families"}
 
 
 def module(file: Path) -> str:
@@ -93,6 +95,16 @@ def test_booting_and_serving_do_not_know_each_other() -> None:
 @pytest.mark.parametrize("name", [name for name in FILES if room(name) not in HEAVY_ROOMS])
 def test_torch_stays_in_its_rooms(name: str) -> None:
     assert not {other.split(".")[0] for other in IMPORTS[name]} & HEAVY
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if room(n) not in PICTURE_ROOMS])
+def test_pictures_are_opened_in_few_rooms(name: str) -> None:
+    assert "PIL" not in {other.split(".")[0] for other in IMPORTS[name]}
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if room(n) in {"edge", "jobs"}])
+def test_jobs_and_their_edge_speak_of_no_picture(name: str) -> None:
+    assert not re.search(r"\b(pictures?|images?)\b", FILES[name].read_text(), re.IGNORECASE)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "worker.settings"])

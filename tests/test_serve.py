@@ -411,7 +411,7 @@ def test_encoding_does_not_hold_up_the_event_loop() -> None:
     assert len(asyncio.run(both())["images"]) == 2
 
 
-# The device's thread.
+# The lane to the device.
 
 
 def test_a_job_waits_for_its_turn_and_leaves_it_when_cancelled() -> None:

@@ -32,7 +32,7 @@ class Residency:
         return tuple(model.served for model in self._models.values())
 
     def take(self, model_id: str) -> Model:
-        """Return that model, opened first where it is not resident; for the lane's thread."""
+        """Return that model, opened first where it is not resident; in the lane to the device."""
         if model_id in self._resident:
             self._resident.move_to_end(model_id)
             return self._resident[model_id]

@@ -123,7 +123,7 @@ class Models(Protocol):
         """Every model that callers may name; the first that can do a task is its default."""
 
     def take(self, model_id: str) -> Model:
-        """Return that model, warm; called only by the device's thread."""
+        """Return that model, warm; called only in the lane to the device."""
 
     def addable(self, task: str) -> Sequence[str]:
         """Name the models that MODEL may name for a task that none of these can do."""

@@ -3,7 +3,7 @@
 import unicodedata
 from typing import Final
 
-# Spaces and line ends (Z*), controls, format characters such as the zero-width ones, surrogates.
+# Spaces and line ends (Z*), controls, format characters such as joiners, surrogates.
 CATEGORIES: Final = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf", "Cs"})
 # Letters, marks and a symbol by their category, and yet without a glyph: Unicode's
 # Default_Ignorable_Code_Point (DerivedCoreProperties.txt), and the Braille pattern without dots.

@@ -29,7 +29,10 @@ def vocabulary(task: Task) -> Vocabulary:
         for word in fields.names(other.input):
             if word not in own:
                 elsewhere.setdefault(word, []).append(other.name)
-    told = {word: f"{' and '.join(others)} has it" for word, others in elsewhere.items()}
+    told = {
+        word: f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+        for word, others in elsewhere.items()
+    }
     return Vocabulary(tuple(dict.fromkeys((*TASKS, *LATER))), told)
 
 
