@@ -157,7 +157,7 @@ def test_a_field_that_says_nothing_of_itself_is_a_bug() -> None:
 def test_the_phases_of_a_task_are_all_of_the_work(task: Task) -> None:
     assert sum(span.percent for span in task.spans) == 100
     assert len({span.phase for span in task.spans}) == len(task.spans)
-    assert set(task.smaller) | set(task.lossless) <= set(task.formats)
+    assert set(task.smaller) | set(task.lossless) <= set(task.formats.values())
 
 
 def test_sizes_of_pictures_are_known_to_few_files() -> None:
@@ -209,7 +209,7 @@ SAY = Task(
     wish=LineWish,
     key="lines",
     noun="line",
-    formats=("txt",),
+    formats={"txt": "txt", "text": "txt"},
     spans=(),
     judge=judge_line,
 )
@@ -292,6 +292,11 @@ def test_capabilities_tell_the_fields_and_the_offers_of_every_task() -> None:
     assert rows["task"]["accepts"] == "`text-to-image`, `edit`, `say`"
     assert rows["task"]["default"] == "images: edit, else text-to-image"
     assert "tasks" not in rows["num_images"]
+    formats = [row for row in told_["input"] if row["field"] == "output_format"]
+    assert [(row["accepts"], row["default"]) for row in formats] == [
+        ("png, jpeg, jpg, webp", "png"),
+        ("txt, text", "txt"),
+    ]
 
 
 def test_a_task_has_no_more_steps_than_it_counts() -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -114,16 +114,19 @@ def _https(value: str) -> str:
     return value
 
 
-def _of_the_tasks(value: Any, info: ValidationInfo) -> Any:
-    """Take the name of a task; the context of the validation has the names."""
-    word = _lower(_unicode(value)) if isinstance(value, str) else value
-    context: Any = info.context
-    names: Sequence[str] = context["tasks"]
-    if isinstance(word, str) and word in names:
-        return word
-    *others, last = map(repr, names)
-    expected = f"{', '.join(others)} or {last}" if others else last
-    raise PydanticCustomError("literal_error", "must be {expected}", {"expected": expected})
+def _one_of(choices: str) -> BeforeValidator:
+    """Take one of the words that the validation's context has under this name, in any case."""
+
+    def one_of(value: Any, info: ValidationInfo) -> Any:
+        context: Any = info.context
+        meanings: Mapping[str, str] = context[choices]
+        if isinstance(value, str) and (word := _unicode(value).lower()) in meanings:
+            return meanings[word]
+        *others, last = map(repr, dict.fromkeys(meanings.values()))
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise PydanticCustomError("literal_error", "must be {expected}", {"expected": expected})
+
+    return BeforeValidator(one_of)
 
 
 Plain: Final = AfterValidator(_plain)
@@ -142,8 +145,9 @@ def declare(
 ) -> Any:
     """Declare a field that may be left out; `description` and `default` are for documentation.
 
-    {noun} in them is the task's word for what it makes, {tasks} and {inferred} are the names of all
-    tasks, and which is meant when none is named. A field whose default is "required" must be given.
+    What a task says of itself stands there in braces: its {noun}, its {formats}, the {format} that
+    is its default, those with a quality ({lossy}); and {tasks}, and which is {inferred} when none
+    is named. A field whose default is "required" must be given.
     """
     return Field(
         None,
@@ -156,14 +160,13 @@ def declare(
 class CommonInput(BaseModel):
     """What a job's `input` may hold for every task; None is what was left out or sent as null.
 
-    A task's own input derives from it, and says which formats `output_format` takes. Only what one
-    field says by itself is judged here; what fields say together, and against the models served, is
-    judged by worker.tasks.
+    A task's own input derives from it. Only what one field says by itself is judged here; what
+    fields say together, and against the models served, is judged by worker.tasks.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, validate_by_name=True)
 
-    task: Annotated[str, BeforeValidator(_of_the_tasks)] | None = declare(
+    task: Annotated[str, _one_of("tasks")] | None = declare(
         "{tasks}", "{inferred}", "mode", "workflow", place=WHO
     )
     model: Annotated[str, Field(min_length=1, max_length=200), Plain] | None = declare(
@@ -184,9 +187,11 @@ class CommonInput(BaseModel):
         "num_images_per_prompt",
         place=ALWAYS,
     )
-    output_format: str | None = declare("", "", "image_format", place=ALWAYS)
+    output_format: Annotated[str, _one_of("formats")] | None = declare(
+        "{formats}", "{format}", "image_format", place=ALWAYS
+    )
     output_quality: Annotated[int, Whole, Field(ge=1, le=100)] | None = declare(
-        "1-100, for formats that lose something", "95", "quality", place=ALWAYS
+        "1-100, for {lossy}", "95", "quality", place=ALWAYS
     )
     response_format: Annotated[Literal["base64", "data_url", "url"], Word] | None = declare(
         "`base64`, `data_url`, `url` (needs a bucket or `upload_url`)",

@@ -22,12 +22,13 @@ QUOTED: Final = re.compile(r"'([^']*)'")
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The words of all tasks: their names, and the fields that other tasks than this one know.
+    """The words of a task that its fields do not have themselves.
 
-    `elsewhere` maps the words of such a field to what a caller is to be told of it.
+    `choices` has, by what it is a choice of ("tasks", "formats"), what each word means. `elsewhere`
+    maps the words of fields that only other tasks have to what a caller is to be told of them.
     """
 
-    tasks: Sequence[str]
+    choices: Mapping[str, Mapping[str, str]]
     elsewhere: Mapping[str, str]
 
 
@@ -87,7 +88,7 @@ def _parsed(
 ) -> tuple[Any, list[Detail]]:
     """Let pydantic judge one value of one field."""
     try:
-        read = kind.model_validate({name: value}, context={"tasks": vocabulary.tasks})
+        read = kind.model_validate({name: value}, context=vocabulary.choices)
     except ValidationError as error:
         return None, [_fault(word, value, e) for e in error.errors(include_url=False)]
     return getattr(read, name), []

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, PlainValidator
 from worker.edge import fields
 from worker.edge.blank import is_blank
 from worker.edge.echo import private, told
-from worker.edge.fields import CommonInput, Listed, Number, Plain, Visible, Whole, Word, shown
+from worker.edge.fields import CommonInput, Listed, Number, Plain, Visible, Whole, shown
 from worker.edge.verdict import Verdict
 from worker.errors import InvalidInput
 from worker.media.fetch import ImageSource
@@ -48,10 +48,6 @@ def _size_word(value: Any) -> Pixels | Literal["auto", "input"]:
                 raise ValueError(f"each side must be {least} to {most} (got {shown(value)})")
             return pixels
     raise ValueError(f'must be "WxH", "W*H", "auto" or "input" (got {shown(value)})')
-
-
-def _jpeg(value: Any) -> Any:
-    return "jpeg" if value == "jpg" else value
 
 
 Side = Annotated[int, Whole, Field(ge=SMALLEST, le=LARGEST)]
@@ -128,12 +124,6 @@ class PictureInput(CommonInput):
     )
     lightning: bool | None = fields.declare(
         "boolean", "USE_LIGHTNING_LORA", "use_lightning", "go_fast"
-    )
-    output_format: (
-        Annotated[Literal["png", "jpeg", "webp"], BeforeValidator(_jpeg), Word] | None
-    ) = fields.declare("png, jpeg, jpg, webp", "png", "image_format", place=fields.ALWAYS)
-    output_quality: Annotated[int, Whole, Field(ge=1, le=100)] | None = fields.declare(
-        "1-100, for jpeg and webp", "95", "quality", place=fields.ALWAYS
     )
 
 
@@ -397,7 +387,7 @@ def _task(name: str, *, edit: bool) -> Task:
         wish=PictureWish,
         key="images",
         noun="picture",
-        formats=("png", "jpeg", "webp"),
+        formats={"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"},
         smaller=("webp", "jpeg"),
         lossless=("png",),
         advice="output_format jpeg or webp, fewer pictures or a smaller size",

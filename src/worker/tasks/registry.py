@@ -22,18 +22,20 @@ def usual() -> Task:
 
 
 def vocabulary(task: Task) -> Vocabulary:
-    """Return the words of all tasks, as the reader of one task's input needs them."""
+    """Return the words of a task that its fields do not have themselves."""
     own = fields.names(task.input)
-    elsewhere: dict[str, list[str]] = {}
+    having: dict[str, list[str]] = {}
     for other in TASKS.values():
         for word in fields.names(other.input):
             if word not in own:
-                elsewhere.setdefault(word, []).append(other.name)
-    told = {
-        word: f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} it"
-        for word, others in elsewhere.items()
-    }
-    return Vocabulary(tuple(dict.fromkeys((*TASKS, *LATER))), told)
+                having.setdefault(word, []).append(other.name)
+    return Vocabulary(
+        {"tasks": {name: name for name in (*TASKS, *LATER)}, "formats": task.formats},
+        {
+            word: f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+            for word, others in having.items()
+        },
+    )
 
 
 def read(given: Mapping[Any, Any], task: Task) -> Read:
@@ -67,24 +69,30 @@ def table() -> tuple[FieldFacts, ...]:
     """
     having: dict[FieldFacts, list[Task]] = {}
     for task in TASKS.values():
+        lossy = [form for form in dict.fromkeys(task.formats.values()) if form not in task.lossless]
+        own = {
+            "{formats}": ", ".join(task.formats),
+            "{format}": task.default_format,
+            "{lossy}": " and ".join(lossy) or "none",
+        }
         for row in fields.rows(task.input):
-            having.setdefault(row, []).append(task)
+            having.setdefault(_filled(row, own), []).append(task)
+    signs = [f"{task.sign}: {task.name}" for task in TASKS.values() if task.sign is not None]
+    common = {
+        "{tasks}": ", ".join(f"`{name}`" for name in TASKS),
+        "{inferred}": ", ".join((*signs, f"else {usual().name}")),
+    }
     return tuple(
         replace(
-            _filled(row, tasks[0]),
+            _filled(row, {**common, "{noun}": tasks[0].noun}),
             tasks=() if len(tasks) == len(TASKS) else tuple(task.name for task in tasks),
         )
         for row, tasks in having.items()
     )
 
 
-def _filled(row: FieldFacts, task: Task) -> FieldFacts:
-    signs = [f"{one.sign}: {one.name}" for one in TASKS.values() if one.sign is not None]
-    words = {
-        "{noun}": task.noun,
-        "{tasks}": ", ".join(f"`{name}`" for name in TASKS),
-        "{inferred}": ", ".join((*signs, f"else {usual().name}")),
-    }
+def _filled(row: FieldFacts, words: Mapping[str, str]) -> FieldFacts:
+    """Put words in place of those in braces."""
     accepts, default = row.accepts, row.default
     for place, word in words.items():
         accepts, default = accepts.replace(place, word), default.replace(place, word)

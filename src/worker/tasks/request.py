@@ -240,7 +240,7 @@ def _delivery(
             "url needs upload_url, the worker's bucket (BUCKET_ENDPOINT_URL) or the job's s3Config",
         )
     return Delivery(
-        form=values.output_format or task.formats[0],
+        form=values.output_format or task.default_format,
         quality=values.output_quality or QUALITY,
         response_format=asked or ("url" if urls or has_bucket else "base64"),
         upload_urls=urls,

@@ -65,10 +65,11 @@ class Task:
     """One kind of asking, as everything that serves it needs it.
 
     `input` has its fields, `wish` is the frozen type that they become. What is made goes into the
-    reply under `key`; `noun` is the word for one of it. Of its `formats` the first is the default,
-    `smaller` are those that a reply which must fit falls back to, in turn, and `lossless` those
-    without a quality; `advice` says what else makes a reply smaller. `spans` are the phases of
-    making a wish, in order. `sign` is the field that asks for this task where none is named.
+    reply under `key`; `noun` is the word for one of it. `formats` maps the words for its formats to
+    them, the first being the default; `smaller` are those that a reply which must fit falls back
+    to, in turn, and `lossless` those without a quality; `advice` says what makes a reply smaller.
+    `spans` are the phases of making a wish, in order. `sign` is the field that asks for this task
+    where none is named.
 
     `compare` judges what fields say together, before a model is known. `judge` judges them against
     what a model offers. `settle` makes the wish of what was asked and fetched, and may raise
@@ -80,7 +81,7 @@ class Task:
     wish: type[Wish]
     key: str
     noun: str
-    formats: tuple[str, ...]
+    formats: Mapping[str, str]
     spans: tuple[Span, ...]
     judge: Callable[[Any, Served, Verdict, Settings], Asked]
     compare: Callable[[Any, Verdict], None] = nothing
@@ -89,6 +90,11 @@ class Task:
     lossless: tuple[str, ...] = ()
     advice: str = ""
     sign: str | None = None
+
+    @property
+    def default_format(self) -> str:
+        """The format where none is named."""
+        return next(iter(self.formats))
 
     @property
     def timings(self) -> Mapping[Phase, str]:
