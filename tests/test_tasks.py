@@ -17,7 +17,7 @@ from pydantic import Field
 from tools import readme
 from worker import settings
 from worker.edge import echo, fields
-from worker.edge.echo import told
+from worker.edge.echo import public
 from worker.edge.fields import CommonInput, Number
 from worker.edge.verdict import Verdict
 from worker.errors import InvalidInput, UnsupportedTask
@@ -61,7 +61,7 @@ class StrengthInput(PictureInput):
 class StrengthWish(PictureWish):
     """An edit with how much of the picture may change."""
 
-    strength: float = told(default=0.75)
+    strength: float = public(default=0.75)
 
 
 def judge(values: StrengthInput, model: Served, verdict: Verdict, given: Settings) -> Asked:
@@ -125,10 +125,10 @@ def test_a_field_that_a_task_adds_is_judged_in_it_and_unknown_to_the_others() ->
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_every_field_of_a_wish_is_told_everywhere_or_private(task: Task) -> None:
-    """Beside `task` and `seed`, which every file and reply has, no name is told that none gives."""
+def test_every_field_of_a_wish_is_public_everywhere_or_private(task: Task) -> None:
+    """And for each that is public there is a field of the input that asks for it."""
     asked_for = fields.names(task.input)
-    told_names = {"reply": set[str](), "text": set[str]()}
+    names = {"reply": set[str](), "text": set[str]()}
     wish: Any = task.wish
     for field in dataclasses.fields(wish):
         in_reply, in_file = echo.names(field)
@@ -137,10 +137,10 @@ def test_every_field_of_a_wish_is_told_everywhere_or_private(task: Task) -> None
             continue
         assert {field.name, in_reply} & set(asked_for), f"no caller can ask for {field.name}"
         assert in_file or field.name == "task", f"{field.name} is not inside the file"
-        told_names["reply"].add(in_reply)
-        told_names["text"].add(in_file)
-    assert {"task", "seed"} <= told_names["reply"]
-    assert "seed" in told_names["text"]
+        names["reply"].add(in_reply)
+        names["text"].add(in_file)
+    assert {"task", "seed"} <= names["reply"]
+    assert "seed" in names["text"]
 
 
 def test_a_field_that_says_nothing_of_itself_is_a_bug() -> None:
@@ -182,9 +182,9 @@ class LineInput(CommonInput):
 class LineWish:
     """One line to say."""
 
-    line: str = told()
-    task: str = told(text="")
-    seed: int = told()
+    line: str = public()
+    task: str = public(text="")
+    seed: int = public()
 
 
 @dataclass(frozen=True)
@@ -278,21 +278,21 @@ def test_messages_name_every_task_that_is_known() -> None:
 
 
 @pytest.mark.usefixtures("say")
-def test_capabilities_tell_the_fields_and_the_offers_of_every_task() -> None:
-    told_ = capabilities((SERVED, SPEAKER), settings.read({}))
-    first, second = told_["models"]
+def test_capabilities_have_the_fields_and_the_offers_of_every_task() -> None:
+    answer = capabilities((SERVED, SPEAKER), settings.read({}))
+    first, second = answer["models"]
     assert "voices" not in first
     assert (second["tasks"], second["voices"]) == (["say"], ["a"])
     assert "steps" not in second
-    names = [row["field"] for row in told_["input"]]
+    names = [row["field"] for row in answer["input"]]
     assert names.count("seed") == names.count("num_images") == 1
-    rows = {row["field"]: row for row in told_["input"]}
+    rows = {row["field"]: row for row in answer["input"]}
     assert rows["line"]["tasks"] == ["say"]
     assert rows["prompt"]["tasks"] == ["text-to-image", "edit"]
     assert rows["task"]["accepts"] == "`text-to-image`, `edit`, `say`"
     assert rows["task"]["default"] == "images: edit, else text-to-image"
     assert "tasks" not in rows["num_images"]
-    formats = [row for row in told_["input"] if row["field"] == "output_format"]
+    formats = [row for row in answer["input"] if row["field"] == "output_format"]
     assert [(row["accepts"], row["default"]) for row in formats] == [
         ("png, jpeg, jpg, webp", "png"),
         ("txt, text", "txt"),
@@ -324,7 +324,7 @@ class Batching:
         self.batches: list[list[int]] = []
 
     def together(self, wish: PictureWish, other: PictureWish) -> bool:
-        """Tell whether the prompts agree."""
+        """Return whether the prompts agree."""
         return wish.prompt == other.prompt
 
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:

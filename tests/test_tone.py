@@ -72,12 +72,14 @@ def test_a_second_family_of_pictures_is_asked_as_the_first(pod: Pod) -> None:
     assert red > blue + 100
 
 
-def test_capabilities_tell_of_both(pod: Pod) -> None:
-    told = replied(pod, {"op": "capabilities"})
-    tone, noise = told["models"]
+def test_capabilities_have_both(pod: Pod) -> None:
+    answer = replied(pod, {"op": "capabilities"})
+    tone, noise = answer["models"]
     assert (tone["tasks"], tone["sample_rate"]) == (["speech"], 24_000)
     assert (noise["tasks"], noise["area"]) == (["text-to-image"], 64 * 64)
-    rows = {row["field"]: row for row in told["input"] if "speech" in row.get("tasks", ["speech"])}
+    rows = {
+        row["field"]: row for row in answer["input"] if "speech" in row.get("tasks", ["speech"])
+    }
     assert rows["prompt"]["accepts"] == "a text"
     assert rows["output_format"]["default"] == "wav"
     assert "width" not in rows

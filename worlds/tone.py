@@ -27,9 +27,9 @@ class SpeechInput(fields.CommonInput):
 class SpeechWish:
     """A text to say."""
 
-    prompt: str = echo.told()
-    task: str = echo.told(text="")
-    seed: int = echo.told()
+    prompt: str = echo.public()
+    task: str = echo.public(text="")
+    seed: int = echo.public()
 
     def encode(self, *_: Any) -> Encoded:
         """Return a tone of 0.1 s per character, whose pitch is the seed's, as a WAV file."""

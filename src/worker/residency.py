@@ -67,7 +67,7 @@ class Residency:
         return {"models": models}
 
     def _fits(self, model_id: str) -> bool:
-        """Tell whether a model fits beside the resident ones; shared parts count once."""
+        """Return whether a model fits beside the resident ones; shared parts count once."""
         if self._budget is None:
             return True
         parts: dict[str, int] = {}

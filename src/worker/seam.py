@@ -65,7 +65,7 @@ class Control(Protocol):
     """How the making of one wish talks to the job that wants it."""
 
     def report(self, phase: Phase, step: int, steps: int) -> None:
-        """Tell that `step` of `steps` of a phase is done; raise when the work must stop here."""
+        """Take that `step` of `steps` of a phase is done; raise when the work must stop here."""
 
 
 class Unheard(Control):
@@ -83,7 +83,7 @@ class Model(Protocol):
         """What callers may ask of it."""
 
     def together(self, wish: Any, other: Any) -> bool:
-        """Tell whether two wishes may share a forward."""
+        """Return whether two wishes may share a forward."""
 
     def make(self, wishes: Sequence[Any], controls: Sequence[Control]) -> Sequence[Made]:
         """Make what is wished, in order; `controls` has one for each wish.
@@ -105,7 +105,7 @@ class Model(Protocol):
 class Openable:
     """A model that can be opened at any time: what it serves, what it takes, and how.
 
-    `parts` maps what identifies a part to its device bytes: models may share parts. `facts` tell in
+    `parts` maps what identifies a part to its device bytes: models may share parts. `facts` say in
     op=health where it came from.
     """
 

@@ -21,5 +21,5 @@ INVISIBLE: Final = frozenset(
 
 
 def is_blank(text: str) -> bool:
-    """Tell whether no character of a text can be seen; an empty text is blank."""
+    """Return whether no character of a text can be seen; an empty text is blank."""
     return all(c in INVISIBLE or unicodedata.category(c) in CATEGORIES for c in text)

@@ -10,7 +10,7 @@ _TEXT: Final = "text"
 _LOG: Final = "log"
 
 
-def told(reply: str | None = None, *, text: str | None = None, **more: Any) -> Any:
+def public(reply: str | None = None, *, text: str | None = None, **more: Any) -> Any:
     """Declare a wish's field that callers see, under its own name unless another is given.
 
     `reply` is its key in the reply, `text` the one inside the file; "" leaves it out there. `more`

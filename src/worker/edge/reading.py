@@ -25,7 +25,7 @@ class Vocabulary:
     """The words of a task that its fields do not have themselves.
 
     `choices` has, by what it is a choice of ("tasks", "formats"), what each word means. `elsewhere`
-    maps the words of fields that only other tasks have to what a caller is to be told of them.
+    maps the words of fields that only other tasks have to what a message adds about them.
     """
 
     choices: Mapping[str, Mapping[str, str]]
@@ -114,7 +114,7 @@ def _agreed(entries: Sequence[Entry], listed: Listed | None) -> tuple[Any, list[
 def _placed(
     items: list[Any], slots: list[tuple[str, list[Any]]], listed: Listed
 ) -> tuple[list[Any], list[Detail]]:
-    """Put what aliases that name a position give behind the others, or tell where they clash."""
+    """Put what aliases that name a position give behind the others, or say where they clash."""
     placed, faults = list(items), []
     for word, given in slots:
         position = listed.slots[word]
@@ -140,9 +140,9 @@ def _unknown(
     strangers: Sequence[tuple[str, Any, Mapping[str, str]]], elsewhere: Mapping[str, str]
 ) -> tuple[Detail, ...]:
     """Name the first unknown fields and guess what they were meant to be; the rest are counted."""
-    told = [_stranger(*stranger, elsewhere) for stranger in strangers[:MAX_UNKNOWN]]
-    more = len(strangers) - len(told)
-    return (*told, Detail("input", f"has {more} more unknown fields")) if more else tuple(told)
+    named = [_stranger(*stranger, elsewhere) for stranger in strangers[:MAX_UNKNOWN]]
+    more = len(strangers) - len(named)
+    return (*named, Detail("input", f"has {more} more unknown fields")) if more else tuple(named)
 
 
 def _stranger(

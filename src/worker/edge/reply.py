@@ -97,9 +97,9 @@ def failure(error: WorkerError, warnings: Iterable[str] = ()) -> dict[str, Any]:
     """Return the output of a job that failed.
 
     The SDK takes `error` out and reports the job as failed with it; the rest becomes its output.
-    `warnings` are what the job had been warned of before; with the error's own they are told each
-    once, under a key that is there only when there are any. Nothing of it holds a path, an address
-    or a known secret, whatever the error says.
+    `warnings` are what the job had been warned of before; with the error's own they are reported
+    once each, under a key that is there only when there are any. Nothing of it has a path, an
+    address or a known secret in it, whatever the error says.
     """
     output: dict[str, Any] = {
         "error": f"{error.code}: {_safe(error.message)}",
@@ -111,9 +111,9 @@ def failure(error: WorkerError, warnings: Iterable[str] = ()) -> dict[str, Any]:
             for detail in error.details[:MOST_DETAILS]
         ],
     }
-    told = dict.fromkeys((*warnings, *error.warnings))
-    if told:
-        output["warnings"] = [_safe(warning) for warning in itertools.islice(told, MOST_DETAILS)]
+    every = dict.fromkeys((*warnings, *error.warnings))
+    if every:
+        output["warnings"] = [_safe(warning) for warning in itertools.islice(every, MOST_DETAILS)]
     return output
 
 

@@ -28,12 +28,12 @@ def fault(job_input: Any, asking: Container[str]) -> str | None:
 
 
 def _asks(given: dict[Any, Any], asking: Container[str]) -> bool:
-    """Tell whether an input says by itself what is wanted."""
+    """Return whether an input says by itself what is wanted."""
     return any(value is not None and word in asking for word, value in given.items())
 
 
 def _is_written(value: Any) -> bool:
-    """Tell an object written as text by its ends: to parse it could take long."""
+    """Return whether this is an object written as text, by its ends: parsing could take long."""
     if not isinstance(value, str):
         return False
     return value.lstrip().startswith("{") and value.rstrip().endswith("}")

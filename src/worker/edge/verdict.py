@@ -36,7 +36,7 @@ class Verdict:
             self.warnings += [f"{d.field}: {d.message}" for d in self._strangers]
 
     def is_broken(self, *names: str) -> bool:
-        """Tell whether the value of one of these fields is wrong by itself."""
+        """Return whether the value of one of these fields is wrong by itself."""
         return not self.given.broken.isdisjoint(names)
 
     def judge(self) -> None:
@@ -49,5 +49,5 @@ class Verdict:
         kinds = {kind for kind, _ in self._faults}
         kind = kinds.pop() if len(kinds) == 1 else InvalidInput
         details = [detail for _, detail in self._faults]
-        told = "; ".join(f"{d.field}: {d.message}" for d in (*details, *self._strangers))
-        raise kind(told, details=details, warnings=self.warnings)
+        message = "; ".join(f"{d.field}: {d.message}" for d in (*details, *self._strangers))
+        raise kind(message, details=details, warnings=self.warnings)

@@ -113,7 +113,7 @@ class QwenImage:
         self._cache = TensorCache(CACHE_BYTES)
 
     def together(self, wish: PictureWish, other: PictureWish) -> bool:
-        """Tell that every picture has its forwards to itself."""
+        """Return False: every picture has its forwards to itself."""
         del wish, other
         return False
 

@@ -17,7 +17,7 @@ class Stopped(Exception):
 class JobControl:
     """The control of one job, for all of its `wishes`.
 
-    `tell` gets the updates, from the lane's thread. `spans` are the phases of one wish; `steps` are
+    `tell` takes the updates, in the lane's thread. `spans` are the phases of one wish; `steps` are
     those that are counted of one wish, as far as they are known before the first is made.
     """
 
@@ -62,7 +62,7 @@ class JobControl:
         return _WishControl(self, wish)
 
     def report(self, wish: int, phase: Phase, step: int, steps: int) -> None:
-        """Tell that `step` of `steps` of a wish's phase is done; raises Stopped after a cancel.
+        """Take that `step` of `steps` of a wish's phase is done; raises Stopped after a cancel.
 
         Callers see the counted steps of all wishes as one count, and `percent` counts the other
         phases too. Neither falls, also when a wish is made once more after it failed: then they
@@ -100,5 +100,5 @@ class _WishControl(Control):
         self._job, self._wish = job, wish
 
     def report(self, phase: Phase, step: int, steps: int) -> None:
-        """Tell the job; raises Stopped after a cancel."""
+        """Report to the job; raises Stopped after a cancel."""
         self._job.report(self._wish, phase, step, steps)

@@ -89,8 +89,8 @@ class Worker:
         # What is wrong with an input quotes it: prompts are logged only when asked for.
         quotes = isinstance(error, InvalidInput) and not self._settings.log_prompts
         # Not the message: it may name unknown fields, which are the caller's own words too.
-        told = "; ".join(f"{d.field}: {d.message}" for d in error.details) or error.message
-        reason = [detail.field for detail in error.details] if quotes else told
+        message = "; ".join(f"{d.field}: {d.message}" for d in error.details) or error.message
+        reason = [detail.field for detail in error.details] if quotes else message
         log.get().warning(
             "job failed",
             error_code=error.code,
@@ -128,8 +128,8 @@ class Worker:
         )
         if isinstance(request, Query):
             health = request.op == "health"
-            told = self.health() if health else capabilities(served, self._settings)
-            return {**told, "warnings": list(request.warnings)}
+            answer = self.health() if health else capabilities(served, self._settings)
+            return {**answer, "warnings": list(request.warnings)}
         job.warnings += request.warnings
         job.warnings += check_targets(
             upload_urls=request.delivery.upload_urls,

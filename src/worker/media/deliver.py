@@ -150,7 +150,7 @@ async def deliver(
     `url` goes to `upload_urls` (one for each piece) if there are any, else to the job's own
     bucket, else to the operator's. Uploads run side by side and are tried again for what may pass.
     A bucket's `url` is presigned for BUCKET_URL_TTL_S, or the public address where the operator
-    gave one (BUCKET_PUBLIC_URL); of an upload URL the address without its signature is told.
+    gave one (BUCKET_PUBLIC_URL); of an upload URL the address without its signature is returned.
 
     Raises DeliveryFailed, ImageFetchRefused or InvalidInput.
     """

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PlainValidator
 
 from worker.edge import fields
 from worker.edge.blank import is_blank
-from worker.edge.echo import private, told
+from worker.edge.echo import private, public
 from worker.edge.fields import CommonInput, Listed, Number, Plain, Visible, Whole, shown
 from worker.edge.verdict import Verdict
 from worker.errors import InvalidInput
@@ -172,14 +172,14 @@ class PictureWish:
     delivered at the (width, height) of `final`, None for as drawn.
     """
 
-    prompt: str = told()
-    negative_prompt: str | None = told()
-    task: str = told(text="")  # a file has it beside the model, whose facts every task has
-    seed: int = told()
-    steps: int = told("num_inference_steps", text="steps")
-    true_cfg_scale: float = told()
+    prompt: str = public()
+    negative_prompt: str | None = public()
+    task: str = public(text="")  # a file has it beside the model, whose facts every task has
+    seed: int = public()
+    steps: int = public("num_inference_steps", text="steps")
+    true_cfg_scale: float = public()
     # True only if all of the LoRA was applied and its schedule was used: else nothing is made.
-    lightning: bool = told("lightning_enabled", text="lightning")
+    lightning: bool = public("lightning_enabled", text="lightning")
     references: tuple[Image.Image, ...] = private()
     width: int = private(log=True)
     height: int = private(log=True)

@@ -98,15 +98,15 @@ async def decoded(
         asyncio.to_thread(_decode, index, data, max_pixels) for index, data in enumerate(fetched)
     ]
     answers = await asyncio.gather(*decoding)
-    warnings = tuple(text for _, told in answers for text in told)
+    warnings = tuple(text for _, found in answers for text in found)
     return tuple(picture for picture, _ in answers), warnings
 
 
 def _decode(index: int, data: bytes, max_pixels: int) -> tuple[Image.Image, list[str]]:
-    name, told = f"images[{index}]", list[str]()
+    name, warnings = f"images[{index}]", list[str]()
     try:
-        picture = images.decode(data, max_pixels, told.append)
+        picture = images.decode(data, max_pixels, warnings.append)
     except WorkerError as error:
         details = [Detail(name, error.message)]
         raise type(error)(f"{name}: {error.message}", details=details) from error
-    return picture, [f"{name}: {text}" for text in told]
+    return picture, [f"{name}: {text}" for text in warnings]

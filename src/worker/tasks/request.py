@@ -34,7 +34,7 @@ class Query:
 class Delivery:
     """How what is made travels.
 
-    `is_open` tells that the caller named no format. `upload_urls` is empty or has one URL for each
+    `is_open` means that the caller named no format. `upload_urls` is empty or has one URL for each
     output.
     """
 
@@ -82,7 +82,7 @@ def parse(
 ) -> Request | Query:
     """Turn a job's input into a Request (or a Query) for one of the `served` models.
 
-    `callers_bucket` tells that the job brings its own bucket (s3Config). `addable` names the models
+    `callers_bucket` means that the job brings its own bucket (s3Config). `addable` names the models
     that MODEL may name for a task. Raises InvalidInput, ModelNotServed or UnsupportedTask, with
     every fault in `details`, its `warnings` beside them, and nothing else whatever the input.
     """
@@ -164,7 +164,7 @@ def _model(
     addable: Addable,
     verdict: Verdict,
 ) -> Served | None:
-    """Choose the model; None when a fault was told."""
+    """Choose the model; None where a fault says why."""
     if verdict.is_broken("task", "model"):
         return None
     able = [model for model in served if task in model.offers]

@@ -13,8 +13,8 @@ SMALLEST: Final = 64
 LARGEST: Final = 4096 * 16
 # A latent's 8 pixels times a transformer's patches of 2: no other side can be drawn.
 MULTIPLE: Final = 16
-# Of a picture resampled to its input's size. Encoding costs 0.1 s a million pixels: a file of 6 KB
-# can claim 49 million, four of which took 37 s and 2.5 GB.
+# Of a picture resampled to its input's size. Encoding costs 0.1 s per million pixels: a file of
+# 6 KB can claim 49 million, four of which took 37 s and 2.5 GB.
 MOST_DELIVERED: Final = 4096 * 4096
 # The multiple of calculate_dimensions in diffusers' edit pipelines, at which references are
 # encoded: an output of the same size does not shift against them.
@@ -49,7 +49,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """The size to draw, multiples of 16 pixels, and what to tell the caller about it.
+    """The size to draw, multiples of 16 pixels, and what the caller should know about it.
 
     `final` is the size to resample the drawn picture to, None when it is delivered as drawn.
     `adjusted` maps "width" or "height" to (asked, drawn).
@@ -92,8 +92,8 @@ def choose(size: Size, canvas: Canvas, last: tuple[int, int] | None) -> Dimensio
             raise _refused(size, "there is no input picture to take the size from")
         most = max(MOST_DELIVERED, canvas.max_pixels)
         if last[0] * last[1] > most:
-            told = f"the input has {last[0]}x{last[1]} pixels, at most {most} can be delivered"
-            raise _refused(size, told)
+            message = f"the input has {last[0]}x{last[1]} pixels, at most {most} can be delivered"
+            raise _refused(size, message)
         return _like(last, canvas)
     width, height = size.width, size.height
     if height is None:
@@ -150,8 +150,8 @@ def _exact(size: Size, width: int, height: int, canvas: Canvas) -> Dimensions:
     """Draw what was asked, floored to multiples of 16."""
     wide, high = width // MULTIPLE * MULTIPLE, height // MULTIPLE * MULTIPLE
     if wide * high > canvas.max_pixels:
-        told = f"(got {width}x{height} = {width * height})"
-        raise _refused(size, f"must have at most {canvas.max_pixels} pixels {told}")
+        got = f"(got {width}x{height} = {width * height})"
+        raise _refused(size, f"must have at most {canvas.max_pixels} pixels {got}")
     adjusted = {
         name: (asked, drawn)
         for name, asked, drawn in (("width", width, wide), ("height", height, high))
@@ -167,11 +167,11 @@ def _limited(width: int, height: int, canvas: Canvas) -> Dimensions:
         scale = math.sqrt(canvas.max_pixels / (wide * high))
         wide = max(SMALLEST, int(wide * scale) // ALIGNED * ALIGNED)
         high = max(SMALLEST, int(high * scale) // ALIGNED * ALIGNED)
-        # a side that was held at 64 leaves too many pixels in the other
+        # a side that stays at 64 leaves too many pixels in the other
         wide = min(wide, max(SMALLEST, canvas.max_pixels // high // MULTIPLE * MULTIPLE))
         high = min(high, canvas.max_pixels // wide // MULTIPLE * MULTIPLE)
-        told = f"size: {width}x{height} is over this worker's {canvas.max_pixels} pixels; "
-        return Dimensions(wide, high, warnings=(f"{told}drawn at {wide}x{high}",))
+        limit = f"size: {width}x{height} is over this worker's {canvas.max_pixels} pixels; "
+        return Dimensions(wide, high, warnings=(f"{limit}drawn at {wide}x{high}",))
     return Dimensions(wide, high)
 
 
@@ -189,5 +189,5 @@ def _like(last: tuple[int, int], canvas: Canvas) -> Dimensions:
         wide, high = drawn.width, drawn.height
     if (wide, high) == last:
         return Dimensions(wide, high)
-    told = f"size: drawn at {wide}x{high} and resampled to the input's {width}x{height}"
-    return Dimensions(wide, high, final=last, warnings=(told,))
+    warning = f"size: drawn at {wide}x{high} and resampled to the input's {width}x{height}"
+    return Dimensions(wide, high, final=last, warnings=(warning,))
