@@ -33,7 +33,7 @@ from worker import log  # noqa: E402
 from worker.engine.device import reset_peak, threads_for  # noqa: E402
 from worker.engine.quantise import PRECISIONS, Precision  # noqa: E402
 from worker.errors import CudaOutOfMemory  # noqa: E402
-from worker.families import Generation  # noqa: E402
+from worker.tasks.picture import PictureWish  # noqa: E402
 
 PARTS: Final = ("ceiling", "bf16", "4bit", "8bit", "memory", "cold", "profile")
 SIDES: Final = ("ours", "fused", "stock")
@@ -106,7 +106,7 @@ def _measured(run: Run, side: str, model: Any, case: Case, text_tokens: int) -> 
     ):
         generations = next(asked)
 
-        def work(generations: list[Generation] = generations) -> None:
+        def work(generations: list[PictureWish] = generations) -> None:
             phases.append(model.job(case, generations))
 
         walls.append(measure.seconds(run.device, work))

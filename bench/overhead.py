@@ -25,7 +25,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Self
@@ -35,26 +35,23 @@ from PIL import Image
 
 from worker import log, settings
 from worker.doors.runpod import wire
-from worker.edge import geometry, reply
-from worker.edge.request import OutputFormat, Request, parse
-from worker.families import Control, Drawn, Generation, Served
+from worker.edge import reply
 from worker.jobs.serve import Worker
 from worker.media import images
-from worker.media.deliver import Encoded, deliver
+from worker.media.deliver import deliver
 from worker.media.fetch import fetch_all
+from worker.media.header import Format
+from worker.media.picture import Picture
+from worker.seam import Control, Made, Served
+from worker.tasks.picture import PictureOffer, PictureWish
+from worker.tasks.request import Request, parse
 
 SIDE: Final = 1024
 QUALITY: Final = 95
 TICK_S: Final = 0.002
-FORMATS: Final[tuple[OutputFormat, ...]] = ("png", "jpeg", "webp")
+FORMATS: Final[tuple[Format, ...]] = ("png", "jpeg", "webp")
 RESULTS: Final = Path(__file__).parent / "results"
-SERVED: Final = Served(
-    id="standin",
-    repository="bench/standin",
-    revision="local",
-    precision="none",
-    licence="apache-2.0",
-    tasks=("text-to-image", "edit"),
+OFFER: Final = PictureOffer(
     steps=8,
     true_cfg_scale=1.0,
     negative_prompt=" ",
@@ -63,6 +60,14 @@ SERVED: Final = Served(
     max_pixels=SIDE * SIDE,
     max_references=3,
     sizes={},
+)
+SERVED: Final = Served(
+    id="standin",
+    repository="bench/standin",
+    revision="local",
+    precision="none",
+    licence="apache-2.0",
+    offers={"text-to-image": OFFER, "edit": OFFER},
 )
 
 Samples = dict[str, list[float]]
@@ -85,10 +90,19 @@ class StandIn:
     def __init__(self, picture: Image.Image) -> None:
         self._picture = picture
 
-    def generate(self, generation: Generation, control: Control) -> Drawn:
-        """Return the fixed picture."""
-        control.report("denoise", generation.steps, generation.steps)
-        return Drawn(self._picture, False, {})
+    def together(self, wish: PictureWish, other: PictureWish) -> bool:
+        """Share no forward."""
+        del wish, other
+        return False
+
+    def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
+        """Return the fixed picture for each."""
+        for wish, control in zip(wishes, controls, strict=True):
+            control.report("denoise", wish.steps, wish.steps)
+        return [Made(Picture(self._picture), {}) for _ in wishes]
+
+    def warm(self) -> None:
+        """Have nothing to load."""
 
     def release(self) -> None:
         """Free nothing: the picture is not the model's."""
@@ -106,6 +120,11 @@ class StandIns:
         """Return the stand-in."""
         assert model_id == SERVED.id
         return self._model
+
+    def addable(self, task: str) -> Sequence[str]:
+        """Know no other model."""
+        del task
+        return ()
 
     def health(self) -> Mapping[str, object]:
         """Report nothing."""
@@ -184,36 +203,38 @@ async def by_phase(
     with clock.phase("parse"):
         request = parse(job_input, (SERVED,), chosen)
     assert isinstance(request, Request)
+    task, delivery = request.task, request.delivery
     with clock.phase("fetch"):
-        (data,) = await fetch_all(request.sources, chosen)
+        fetched = await fetch_all(request.asked.sources, chosen)
     with clock.phase("decode"):
-        reference = await asyncio.to_thread(images.decode, data)
-    dimensions = geometry.dimensions(request, [reference.size])
-    assert (dimensions.width, dimensions.height) == (SIDE, SIDE)
-    with clock.phase(f"encode {request.output_format}"):
+        settled = await task.settle(request.asked, fetched, chosen, print)
+    (wish,) = request.wishes(settled.wish)
+    assert isinstance(wish, PictureWish)
+    assert (wish.width, wish.height) == (SIDE, SIDE)
+    with clock.phase(f"encode {delivery.form}"):
         encoded = await asyncio.to_thread(
-            images.encode, picture, request.output_format, request.output_quality, {}
+            Picture(picture).encode, delivery.form, delivery.quality, {}
         )
-    mime_type = images.MIME_TYPES[request.output_format]
-    with clock.phase(f"base64 {request.output_format}"):
+    with clock.phase(f"base64 {delivery.form}"):
         entries = await deliver(
-            [Encoded(encoded, mime_type, SIDE, SIDE, request.seed)],
-            request.response_format,
+            [encoded],
+            delivery.response_format,
             upload_urls=(),
             bucket=None,
             job_id="bench",
             settings=chosen,
         )
-    with clock.phase(f"reply {request.output_format}"):
+    with clock.phase(f"reply {delivery.form}"):
         output = reply.success(
-            request,
-            entries,
-            lightning_enabled=False,
+            task.key,
+            [{**entry, "seed": wish.seed} for entry in entries],
+            wish,
+            request.model,
             timings_ms={},
             peak_vram_mb=0,
-            adjusted=dimensions.adjusted,
+            adjusted=settled.adjusted,
         )
-        await asyncio.to_thread(reply.measure, output, chosen.max_reply_bytes)
+        await asyncio.to_thread(reply.measure, output, chosen.max_reply_bytes, task.advice)
 
 
 async def naive(job_input: dict[str, Any], picture: Image.Image, clock: Clock) -> None:
@@ -249,8 +270,8 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-async def run(jobs: int, output_format: OutputFormat, port: int) -> dict[str, Any]:
-    """Do `jobs` jobs of one format both ways, in turns; return milliseconds."""
+async def run(jobs: int, output_format: Format, port: int) -> dict[str, Any]:
+    """Do `jobs` jobs of one format each way, in turns; return milliseconds."""
     chosen = settings.read({"ALLOWED_IMAGE_NETWORKS": f"127.0.0.1/32:{port}"})
     picture = noisy_picture(2)
     handle = wire.handler(Worker(chosen, StandIns(picture)).handle, chosen)

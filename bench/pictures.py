@@ -20,8 +20,10 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from worker.engine.components import Components
 from worker.engine.lora import LIGHTNING_MODULES
 from worker.engine.schedule import LIGHTNING
-from worker.families import Generation, Served, Unheard
 from worker.families.qwen_image.model import QwenImage
+from worker.media.picture import Picture
+from worker.seam import Served, Unheard
+from worker.tasks.picture import PictureOffer, PictureWish
 
 # What users of the 4-bit recipes quantise: every Linear of the blocks except the first img_mod.
 USUAL: Final = {
@@ -31,14 +33,8 @@ USUAL: Final = {
 
 
 def engine(parts: Components, side: int, steps: int) -> QwenImage:
-    """Return the worker's engine for opened components."""
-    served = Served(
-        id="model",
-        repository="bench/model",
-        revision="local",
-        precision="4bit",
-        licence="",
-        tasks=("text-to-image",),
+    """Return the worker's engine over open components."""
+    offer = PictureOffer(
         steps=steps,
         true_cfg_scale=1.0,
         negative_prompt=" ",
@@ -48,26 +44,34 @@ def engine(parts: Components, side: int, steps: int) -> QwenImage:
         max_references=0,
         sizes={},
     )
+    served = Served(
+        id="model",
+        repository="bench/model",
+        revision="local",
+        precision="4bit",
+        licence="",
+        offers={"text-to-image": offer},
+    )
     return QwenImage(parts, served, "QwenImagePipeline")
 
 
 def ours(model: QwenImage, prompt: str, side: int, steps: int, seed: int = 0) -> Image.Image:
     """Make one Lightning picture with the worker's engine."""
-    return model.generate(
-        Generation(
-            task="text-to-image",
-            prompt=prompt,
-            negative_prompt=None,
-            references=(),
-            width=side,
-            height=side,
-            steps=steps,
-            true_cfg_scale=1.0,
-            lightning=True,
-            seed=seed,
-        ),
-        Unheard(),
-    ).image
+    wish = PictureWish(
+        task="text-to-image",
+        prompt=prompt,
+        negative_prompt=None,
+        references=(),
+        width=side,
+        height=side,
+        steps=steps,
+        true_cfg_scale=1.0,
+        lightning=True,
+        seed=seed,
+    )
+    (made,) = model.make([wish], [Unheard()])
+    assert isinstance(made.piece, Picture)
+    return made.piece.image
 
 
 def loaded(published: Path) -> Any:

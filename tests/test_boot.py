@@ -1,5 +1,6 @@
 """What a worker says of its models follows from the catalogue, the settings and the device."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +13,14 @@ from PIL import Image
 from worker import boot, preflight, settings
 from worker.driver import Gpu
 from worker.errors import InvalidSettings, UnfitHost
-from worker.families import Control, Drawn, Generation, Openable, Served
 from worker.families.catalogue import CATALOGUE
 from worker.families.describe import describe
+from worker.media.picture import Picture
 from worker.preflight import Finding
+from worker.seam import Control, Made, Openable, Served, Unheard
+from worker.tasks.picture import PictureWish, offer_of, warm_up
 from worker.weights.spec import lightning_steps
-from worlds.published import EDIT, IMAGE
+from worlds.published import EDIT, IMAGE, offering
 
 SPECS = {spec.name: spec for spec in CATALOGUE.rows}
 GB = 1 << 30
@@ -60,9 +63,10 @@ def test_the_largest_picture_follows_the_memory(memory: int | None, side: int) -
     """And MAX_PIXELS overrules it."""
     spec = SPECS["qwen-image"]
     facts = {"revision": "0", "precision": "4bit", "lightning": (8,), "memory": memory}
-    assert describe(spec, settings.read({}), **facts).max_pixels == side * side  # type: ignore[arg-type] # mypy cannot type a **dict
-    asked = settings.read({"MAX_PIXELS": "1000000"})
-    assert describe(spec, asked, **facts).max_pixels == 1_000_000  # type: ignore[arg-type] # the same
+    given = describe(spec, settings.read({}), **facts)  # type: ignore[arg-type] # mypy cannot type a **dict
+    assert offer_of(given).max_pixels == side * side
+    given = describe(spec, settings.read({"MAX_PIXELS": "1000000"}), **facts)  # type: ignore[arg-type] # the same
+    assert offer_of(given).max_pixels == 1_000_000
 
 
 def test_a_model_takes_as_many_references_as_it_and_the_settings_allow() -> None:
@@ -76,7 +80,7 @@ def test_a_model_takes_as_many_references_as_it_and_the_settings_allow() -> None
             lightning=(4, 8),
             memory=80 * GB,
         )
-        assert given.max_references == told
+        assert offer_of(given).max_references == told
     first = describe(
         SPECS["qwen-image-edit"],
         settings.read({}),
@@ -85,14 +89,13 @@ def test_a_model_takes_as_many_references_as_it_and_the_settings_allow() -> None
         lightning=(),
         memory=None,
     )
-    assert first.max_references == 1
+    assert offer_of(first).max_references == 1
+    offer, own = offer_of(given), spec.defaults
     assert (given.id, given.repository) == (spec.name, spec.repository)
-    assert (given.revision, given.precision, given.lightning_steps) == ("abc", "8bit", (4, 8))
-    assert (given.licence, given.tasks) == (spec.licence, spec.tasks)
-    own = spec.defaults
-    assert (given.steps, given.true_cfg_scale) == (own.steps, own.true_cfg_scale)
-    assert (given.area, given.negative_prompt) == (own.area, own.negative_prompt)
-    assert given.sizes == own.sizes
+    assert (given.revision, given.precision, offer.lightning_steps) == ("abc", "8bit", (4, 8))
+    assert (given.licence, given.tasks, offer.sizes) == (spec.licence, spec.tasks, own.sizes)
+    assert (offer.steps, offer.true_cfg_scale) == (own.steps, own.true_cfg_scale)
+    assert (offer.area, offer.negative_prompt) == (own.area, own.negative_prompt)
 
 
 def test_a_small_model_makes_no_large_pictures() -> None:
@@ -105,7 +108,7 @@ def test_a_small_model_makes_no_large_pictures() -> None:
         lightning=(),
         memory=None,
     )
-    assert given.max_pixels == 4 * 96 * 96
+    assert offer_of(given).max_pixels == 4 * 96 * 96
 
 
 class Told:
@@ -113,13 +116,23 @@ class Told:
 
     def __init__(self, served: Served) -> None:
         self.served = served
-        self.told: list[Generation] = []
+        self.told: list[PictureWish] = []
 
-    def generate(self, generation: Generation, control: Control) -> Drawn:
+    def together(self, wish: PictureWish, other: PictureWish) -> bool:
+        """Share no forward."""
+        del wish, other
+        return False
+
+    def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
         """Draw next to nothing."""
-        control.report("denoise", 1, generation.steps)
-        self.told.append(generation)
-        return Drawn(Image.new("RGB", (1, 1)), lightning_enabled=False, timings_ms={})
+        for wish, control in zip(wishes, controls, strict=True):
+            control.report("denoise", 1, wish.steps)
+        self.told += wishes
+        return [Made(Picture(Image.new("RGB", (1, 1))), timings_ms={}) for _ in wishes]
+
+    def warm(self) -> None:
+        """Draw what a model of pictures warms up with."""
+        self.make([warm_up(self.served)], [Unheard()])
 
     def release(self) -> None:
         """Free nothing."""
@@ -129,8 +142,8 @@ class Told:
     ("area", "side"), [(1024 * 1024, 1024), (1328 * 1328, 1312), (96 * 96, 96), (40 * 40, 64)]
 )
 def test_a_warm_up_draws_at_the_models_own_size(area: int, side: int) -> None:
-    model = Told(replace(EDIT, area=area))
-    assert 0 <= boot.warm(model) < 3600
+    model = Told(offering(EDIT, area=area))
+    model.warm()
     (told,) = model.told
     assert (told.width, told.height) == (side, side)
     assert [reference.size for reference in told.references] == [(side, side)]
@@ -138,10 +151,10 @@ def test_a_warm_up_draws_at_the_models_own_size(area: int, side: int) -> None:
 
 def test_a_warm_up_is_of_the_kind_that_jobs_will_be() -> None:
     """An edit where the model can, Lightning where it is held; two steps show all else."""
-    edit, image = Told(EDIT), Told(replace(IMAGE, lightning_steps=()))
-    boot.warm(edit)
-    boot.warm(image)
-    assert replace(edit.told[0], references=()) == Generation(
+    edit, image = Told(EDIT), Told(offering(IMAGE, lightning_steps=()))
+    edit.warm()
+    image.warm()
+    assert replace(edit.told[0], references=()) == PictureWish(
         task="edit",
         prompt=edit.told[0].prompt,
         negative_prompt=None,
@@ -175,7 +188,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
 
 def openable(name: str) -> Openable:
     """Describe a model that can be opened at once."""
-    served = replace(EDIT, id=name, area=64 * 64)
+    served = replace(offering(EDIT, area=64 * 64), id=name)
     return Openable(served, {name: 1}, lambda: Told(served))
 
 
@@ -238,6 +251,7 @@ def test_every_model_that_fits_is_warm_after_a_start(tmp_path: Path) -> None:
         models = boot.boot(settings.read({"MODEL": "tiny", "MODEL_DIR": str(tmp_path)}))
     warm = [line["model"] for line in lines if line["event"] == "model warm"]
     assert warm == [served.id for served in models.served]
+    assert all(0 <= line["seconds"] < 3600 for line in lines if line["event"] == "model warm")
     assert len(warm) >= 1
     assert lines[-1]["event"] == "started"
 

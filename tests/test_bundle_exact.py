@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from worker.families import Generation, Unheard
 from worker.families.qwen_image.model import QwenImage
+from worker.tasks.picture import PictureWish
 from worlds import prepared
+from worlds.making import drawn
 
 Pair = tuple[QwenImage, QwenImage]
 
@@ -28,10 +29,10 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
 
 
-def generation(model: QwenImage, steps: int, size: tuple[int, int], cfg: float) -> Generation:
+def wish(model: QwenImage, steps: int, size: tuple[int, int], cfg: float) -> PictureWish:
     edit = "edit" in model.served.tasks
     grey = Image.linear_gradient("L").resize(size).convert("RGB")
-    return Generation(
+    return PictureWish(
         task="edit" if edit else "text-to-image",
         prompt="a red boat on a lake",
         negative_prompt=" " if cfg > 1 else None,
@@ -51,8 +52,8 @@ def test_rows_give_the_picture_that_weights_give(
     pair: Pair, steps: int, cfg: float, size: tuple[int, int]
 ) -> None:
     rows, weights = pair
-    asked = generation(rows, steps, size, cfg)
-    ours, theirs = (m.generate(asked, Unheard()).image for m in (rows, weights))
+    asked = wish(rows, steps, size, cfg)
+    ours, theirs = (drawn(m, asked) for m in (rows, weights))
     assert ours.tobytes() == theirs.tobytes()
     assert len(set(ours.tobytes())) > 16  # a picture, not a flat one that anything would equal
 

@@ -11,7 +11,7 @@ from worker import boot, settings
 from worker.bundle import format as layout
 from worker.bundle import mending, tensors
 from worker.errors import WeightsUnavailable
-from worker.families import Models
+from worker.seam import Models
 from worlds.prepared import folder_of
 
 Lose = Callable[[bool], list[str]]

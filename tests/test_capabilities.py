@@ -1,29 +1,32 @@
 """op=capabilities tells what may be asked, from the tables that judge it."""
 
 import json
-from dataclasses import replace
 
 from worker import settings
-from worker.edge import fields
-from worker.edge.capabilities import capabilities
 from worker.edge.reply import measure, worker_version
-from worlds.published import EDIT, IMAGE
+from worker.tasks import registry
+from worker.tasks.capabilities import capabilities
+from worker.tasks.picture import offer_of
+from worlds.published import EDIT, IMAGE, offering
 
 
 def test_every_model_is_told_with_its_limits() -> None:
-    told = capabilities((IMAGE, replace(EDIT, sizes={})), settings.read({"MAX_INPUT_IMAGES": "2"}))
+    told = capabilities((IMAGE, offering(EDIT, sizes={})), settings.read({"MAX_INPUT_IMAGES": "2"}))
     first, second = told["models"]
     assert (first["id"], first["tasks"], first["max_images"]) == (IMAGE.id, ["text-to-image"], 0)
     assert first["sizes"]["16:9"] == [1664, 928]
     assert first["lightning_steps"] == [8, 4]
-    assert (first["negative_prompt"], second["negative_prompt"]) == (IMAGE.negative_prompt, " ")
-    assert (second["max_images"], second["max_pixels"]) == (2, EDIT.max_pixels)
+    assert (first["negative_prompt"], second["negative_prompt"]) == (
+        offer_of(IMAGE).negative_prompt,
+        " ",
+    )
+    assert (second["max_images"], second["max_pixels"]) == (2, offer_of(EDIT).max_pixels)
 
 
 def test_every_field_and_alias_is_told() -> None:
     told = capabilities((IMAGE,), settings.read({}))["input"]
     names = {name for row in told for name in (row["field"], *row["aliases"])}
-    assert names == set(fields.NAMES)
+    assert names == set(registry.names())
 
 
 def test_the_answer_is_plain_json_without_the_operators_secrets() -> None:
@@ -53,7 +56,7 @@ def test_a_model_is_told_as_it_is() -> None:
             "area": 1024 * 1024,
             "max_pixels": 2048 * 2048,
             "max_images": 3,
-            "sizes": {ratio: list(size) for ratio, size in EDIT.sizes.items()},
+            "sizes": {ratio: list(size) for ratio, size in offer_of(EDIT).sizes.items()},
         }
     ]
     assert told["limits"] == {

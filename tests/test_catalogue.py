@@ -10,6 +10,7 @@ from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
 from worker.families.describe import describe
 from worker.families.qwen_image import models
+from worker.tasks.picture import offer_of
 from worker.weights import catalogue
 from worker.weights.spec import ModelSpec
 
@@ -71,7 +72,7 @@ def test_only_qwen_image_2512_has_a_negative_prompt_of_its_own() -> None:
     served = describe(
         spec, settings.read({}), revision="x", precision="bf16", lightning=(), memory=None
     )
-    assert served.negative_prompt == own["qwen-image-2512"]
+    assert offer_of(served).negative_prompt == own["qwen-image-2512"]
 
 
 def test_a_catalogue_name_is_its_row() -> None:

@@ -11,8 +11,10 @@ from worker import boot, settings
 from worker.__main__ import main
 from worker.bundle import format as layout
 from worker.errors import HubUnreachable, WeightsUnavailable
-from worker.families import Generation, Models, Unheard
+from worker.seam import Models
+from worker.tasks.picture import PictureWish
 from worlds import hub as worlds_hub
+from worlds import making
 from worlds.hub import Hub
 from worlds.prepared import folder_of
 
@@ -68,7 +70,7 @@ def drawn(environ: Mapping[str, str], *, steps: int = 8, lightning: bool = True)
     model = models.take(models.served[0].id)
     from PIL import Image  # noqa: PLC0415 - pixels of this test alone
 
-    generation = Generation(
+    wish = PictureWish(
         task="edit",
         prompt="make it blue",
         negative_prompt=None,
@@ -80,7 +82,7 @@ def drawn(environ: Mapping[str, str], *, steps: int = 8, lightning: bool = True)
         lightning=lightning,
         seed=1,
     )
-    return model.generate(generation, Unheard()).image.tobytes()
+    return making.drawn(model, wish).tobytes()
 
 
 def parts_of(environ: Mapping[str, str]) -> dict[str, int]:

@@ -7,22 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.families import Phase
-from worker.jobs.control import JobControl
-from worker.jobs.device_thread import Stopped
+from worker.jobs.control import JobControl, Stopped
+from worker.seam import Phase
+from worker.tasks.picture import TEXT_TO_IMAGE
 
 Report = tuple[Phase, int, int]
+SPANS = TEXT_TO_IMAGE.spans
 
 
 def told(reports: list[list[Report]], steps: int | None = None) -> list[dict[str, Any]]:
     """Return the updates of a job whose pictures make these reports, one list a picture."""
     updates: list[Any] = []
     known = {} if steps is None else {"steps": steps}
-    control = JobControl(updates.append, len(reports), **known)
+    control = JobControl(updates.append, SPANS, len(reports), **known)
     for picture, made in enumerate(reports):
         control.start(picture)
         for report in made:
-            control.report(*report)
+            control.of(picture).report(*report)
     return updates
 
 
@@ -31,7 +32,7 @@ def drawing(steps: int, *, references: bool = False, decode: bool = False) -> li
     texts: list[Report] = [("text", 1, 1)]
     seen: list[Report] = [("reference", 1, 1)] if references else []
     denoise: list[Report] = [("denoise", step, steps) for step in range(1, steps + 1)]
-    return [*texts, *seen, *denoise, *([("decode", 1, 1)] if decode else [])]  # type: ignore[list-item]
+    return [*texts, *seen, *denoise, *([("decode", 1, 1)] if decode else [])]
 
 
 def test_one_picture_counts_its_denoising_steps() -> None:
@@ -72,7 +73,7 @@ def test_a_decoded_picture_has_all_its_steps_behind_it() -> None:
 
 def test_what_is_reported_before_the_first_start_is_the_first_picture() -> None:
     updates: list[Any] = []
-    JobControl(updates.append, 2).report("denoise", 1, 4)
+    JobControl(updates.append, SPANS, 2).of(0).report("denoise", 1, 4)
     assert updates == [{"step": 1, "steps": 8, "phase": "denoise", "percent": 15}]
 
 
@@ -145,10 +146,10 @@ def test_progress_never_falls_whatever_is_drawn_and_drawn_again(
 @pytest.mark.parametrize("phase", ["text", "reference", "denoise", "decode"])
 def test_a_report_after_a_stop_tells_nothing_and_ends_the_drawing(phase: Phase) -> None:
     updates: list[Any] = []
-    control = JobControl(updates.append, 1)
+    control = JobControl(updates.append, SPANS, 1)
     control.stop()
     with pytest.raises(Stopped):
-        control.report(phase, 1, 1)
+        control.of(0).report(phase, 1, 1)
     with pytest.raises(Stopped):
         control.start(0)
     assert updates == []

@@ -19,15 +19,16 @@ from worker.doors.runpod.wire import output
 from worker.edge import reply
 from worker.errors import DeliveryFailed, ImageFetchRefused, InvalidInput, WorkerError
 from worker.media import deliver as delivery
-from worker.media.deliver import Encoded, ResponseFormat, check_upload_urls, deliver
+from worker.media.deliver import ResponseFormat, check_upload_urls, deliver
+from worker.media.piece import Encoded
 from worker.media.s3 import Bucket, own_bucket, region_of
 from worker.settings import Settings
 from worlds.bucket import ACCESS, SECRET, Store
 from worlds.site import HOST, INSIDE, Site, tapped
 
 PICTURES = [
-    Encoded(b"first picture", "image/png", 64, 48, 7),
-    Encoded(b"second picture", "image/webp", 32, 16, 8),
+    Encoded(b"first picture", "image/png", {"width": 64, "height": 48, "seed": 7}),
+    Encoded(b"second picture", "image/webp", {"width": 32, "height": 16, "seed": 8}),
 ]
 CREDENTIALS = {"accessId": ACCESS, "accessSecret": SECRET}
 
@@ -118,8 +119,8 @@ def test_base64_and_data_urls_hold_the_bytes_and_the_facts() -> None:
         assert url["data_url"] == f"data:{picture.mime_type};base64,{entry['base64']}"
         for told in (entry, url):
             assert told["index"] == index
-            assert (told["width"], told["height"]) == (picture.width, picture.height)
-            assert (told["seed"], told["mime_type"]) == (picture.seed, picture.mime_type)
+            assert {name: told[name] for name in ("width", "height", "seed")} == picture.facts
+            assert told["mime_type"] == picture.mime_type
             assert len({"base64", "data_url", "url"} & told.keys()) == 1
 
 
@@ -444,7 +445,7 @@ def test_every_status_of_success_is_one(site: Site, status: int) -> None:
 )
 def test_a_job_has_a_folder_of_its_own_in_a_bucket(site: Site, job_id: str, folder: str) -> None:
     kinds = {"image/jpeg": "jpg", "image/webp": "webp", "image/png": "png", "image/x-new": "bin"}
-    pictures = [Encoded(b"x", kind, 1, 1, 0) for kind in kinds]
+    pictures = [Encoded(b"x", kind, {}) for kind in kinds]
     entries = send(at(site), pictures=pictures, job_id=job_id)
     assert [urlsplit(entry["url"]).path for entry in entries] == [
         f"/pictures/{folder}/{index}.{ending}" for index, ending in enumerate(kinds.values())

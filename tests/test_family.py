@@ -25,10 +25,13 @@ from worker.errors import (
     InvalidSettings,
     LoraNotApplied,
 )
-from worker.families import Generation, Phase
 from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image import model as qwen_image
 from worker.families.qwen_image.model import QwenImage
+from worker.seam import Phase
+from worker.tasks.picture import PictureWish, offer_of
+from worlds import making
+from worlds.making import made
 
 
 class Listener:
@@ -56,7 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, QwenI
 
 
 PROMPTS = ("a small red circle on a blue background", "a large green star on a white background")
-TEXT = Generation(
+TEXT = PictureWish(
     task="text-to-image",
     prompt=PROMPTS[0],
     negative_prompt=None,
@@ -73,9 +76,9 @@ EDIT = replace(TEXT, task="edit", prompt="make it blue", references=(REFERENCE,)
 BASE: Any = {"lightning": False, "negative_prompt": " ", "true_cfg_scale": 4.0, "steps": 5}
 
 
-def drawn(model: QwenImage, generation: Generation) -> bytes:
+def drawn(model: QwenImage, wish: PictureWish) -> bytes:
     """Draw one picture and return its pixels."""
-    return model.generate(generation, Listener()).image.tobytes()
+    return making.drawn(model, wish, Listener()).tobytes()
 
 
 def test_any_order_gives_the_same_pictures(models: dict[str, QwenImage]) -> None:
@@ -129,13 +132,13 @@ def test_a_text_that_is_cut_is_told_if_it_was_used(models: dict[str, QwenImage],
         ({"negative_prompt": None, "true_cfg_scale": 4.0}, ()),
     ):
         generation = replace(asked, **changes)
-        assert models[name].generate(generation, Listener()).warnings == told
+        assert made(models[name], generation, Listener()).warnings == told
 
 
 def test_steps_are_reported_in_order(models: dict[str, QwenImage]) -> None:
     """Text, reference, then every step of the loop."""
     listener = Listener()
-    models["tiny-edit"].generate(EDIT, listener)
+    made(models["tiny-edit"], EDIT, listener)
     steps = [("denoise", step, 8) for step in range(1, 9)]
     assert listener.reports == [("text", 1, 1), ("reference", 1, 1), *steps]
 
@@ -149,7 +152,7 @@ def test_a_stop_takes_effect_within_a_step(
     expected = drawn(model, EDIT)
     listener = Listener(stop_at)
     with pytest.raises(InterruptedError):
-        model.generate(EDIT, listener)
+        made(model, EDIT, listener)
     assert listener.reports[-1][:2] == stop_at
     assert drawn(model, EDIT) == expected
 
@@ -163,7 +166,7 @@ def test_nan_latents_are_a_bad_picture(models: dict[str, QwenImage]) -> None:
     with torch.no_grad():
         bias.fill_(float("nan"))
     with pytest.raises(BadPicture):
-        model.generate(TEXT, Listener())
+        made(model, TEXT, Listener())
     with torch.no_grad():
         bias.copy_(kept)
     assert drawn(model, TEXT) == expected
@@ -198,7 +201,7 @@ def test_out_of_memory_is_tried_once_again(
             assert drawn(model, TEXT) == expected
         else:
             with pytest.raises(CudaOutOfMemory):
-                model.generate(TEXT, Listener())
+                made(model, TEXT, Listener())
     monkeypatch.setattr(model._parts, "transformer", real)
     assert drawn(model, TEXT) == expected
     assert not model._parts.vae.use_tiling
@@ -212,14 +215,14 @@ def test_a_lost_device_is_fatal(
     failing = Failing(model._parts.transformer, torch.AcceleratorError("lost"), 9)
     monkeypatch.setattr(model._parts, "transformer", failing)
     with pytest.raises(DeviceLost) as caught:
-        model.generate(TEXT, Listener())
+        made(model, TEXT, Listener())
     assert caught.value.fatal
 
 
 def test_lightning_without_its_lora_is_an_error(models: dict[str, QwenImage]) -> None:
     """Never a silent base picture."""
     with pytest.raises(LoraNotApplied):
-        models["tiny-image"].generate(replace(TEXT, steps=6), Listener())
+        made(models["tiny-image"], replace(TEXT, steps=6), Listener())
 
 
 @pytest.mark.parametrize(
@@ -283,13 +286,12 @@ def test_every_phase_tells_how_long_it_took(models: dict[str, QwenImage]) -> Non
     for name, generation in (("tiny-image", TEXT), ("tiny-edit", EDIT)):
         models[name]._cache.clear()
         start = time.perf_counter()
-        told = models[name].generate(generation, Listener())
+        told = made(models[name], generation, Listener())
         whole_ms = (time.perf_counter() - start) * 1000
         assert sorted(told.timings_ms) == sorted(phases[name])
         assert min(told.timings_ms.values()) > 0
         assert whole_ms / 10 < sum(told.timings_ms.values()) <= whole_ms
         assert told.peak_vram_mb == 0
-        assert told.lightning_enabled
 
 
 class Counting:
@@ -323,9 +325,8 @@ def test_a_step_runs_twice_only_where_cfg_does_something(
     model = models["tiny-image"]
     counting = Counting(model._parts.transformer)
     monkeypatch.setattr(model._parts, "transformer", counting)
-    told = model.generate(replace(TEXT, **{**BASE, **changes}), Listener())
+    made(model, replace(TEXT, **{**BASE, **changes}), Listener())
     assert counting.forwards == forwards
-    assert not told.lightning_enabled
 
 
 def test_the_scale_and_the_negative_prompt_change_the_picture(
@@ -358,7 +359,7 @@ def test_the_second_try_has_all_the_memory_and_decodes_in_tiles(
 
     monkeypatch.setattr(model._vae, "decode", decode)
     misses = model._cache.misses
-    model.generate(TEXT, Listener())
+    made(model, TEXT, Listener())
     assert seen == [(False, misses), (True, misses + 1)]
 
 
@@ -373,7 +374,7 @@ def test_a_released_model_is_gone(tmp_path: Path) -> None:
     model = opened.take("tiny-image")
     model.release()
     with pytest.raises(AttributeError):
-        model.generate(TEXT, Listener())
+        made(model, TEXT, Listener())
 
 
 def test_memory_that_a_released_model_leaves_behind_is_found(tmp_path: Path) -> None:
@@ -395,7 +396,7 @@ def test_two_models_that_do_not_fit_together_take_turns(tmp_path: Path) -> None:
     for name, asked in (("tiny-image", TEXT), ("tiny-edit", EDIT)) * 2:
         model: Any = turns.take(name)
         with contextlib.suppress(InterruptedError):
-            model.generate(asked, Listener(stop_at=("denoise", 1)))
+            made(model, asked, Listener(stop_at=("denoise", 1)))
         pictures.append(drawn(model, asked))
         told: Any = turns.health()["models"]
         assert [one for one in told if told[one]["resident"]] == [name]
@@ -494,9 +495,10 @@ def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.Monke
         openable = qwen_image.ready(spec, given, gpu)
         assert (openable.parts, openable.facts) == ({"a": 1}, {"b": 2})
         served = openable.served
-        assert (served.id, served.steps, served.max_pixels) == ("found", 33, side * side)
+        offer = offer_of(served)
+        assert (served.id, offer.steps, offer.max_pixels) == ("found", 33, side * side)
         assert (served.revision, served.precision) == ("abc", "8bit")
-        assert served.lightning_steps == (4, 8)
+        assert offer.lightning_steps == (4, 8)
         assert qwen_image.prepare(spec, given, gpu) == Path("bundle")
     assert qwen_image.ready(spec, given, None, taken={"found"}).served.id == "qwen-image"
     assert qwen_image.ready(spec, given, None, taken={"qwen-image"}).served.id == "found"

@@ -19,7 +19,6 @@ from PIL import Image
 from worker import log, settings
 from worker.doors.runpod.wire import output
 from worker.edge import reply
-from worker.edge.request import Query, Request, parse
 from worker.errors import (
     ImageFetchRefused,
     ImageTooLarge,
@@ -35,6 +34,7 @@ from worker.jobs.serve import Worker
 from worker.media import colour, header, images, inline, jpeg, limits, orientation
 from worker.media.url import check
 from worker.settings import Settings
+from worker.tasks.request import Query, Request, parse
 from worlds.standin import SERVED, StandIns, answered
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))

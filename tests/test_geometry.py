@@ -7,10 +7,12 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.edge.geometry import LARGEST, RATIOS, Dimensions, Size, at_area, choose, dimensions
 from worker.errors import InvalidInput
-from worker.families import Served
-from worlds.published import EDIT, IMAGE
+from worker.tasks.picture import PictureOffer, offer_of
+from worker.tasks.size import LARGEST, RATIOS, Dimensions, Size, at_area, choose
+from worlds import published
+
+IMAGE, EDIT = offer_of(published.IMAGE), offer_of(published.EDIT)
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,11 @@ class Wish:
     """The part of a request that decides on the size."""
 
     size: Size = field(default_factory=Size)
-    model: Served = IMAGE
+    model: PictureOffer = IMAGE
+
+
+def dimensions(wish: Wish, references: list[tuple[int, int]]) -> Dimensions:
+    return choose(wish.size, wish.model, references[-1] if references else None)
 
 
 def test_text_to_image_defaults_to_the_models_own_square() -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,15 +16,19 @@ SOURCE = ROOT / "src"
 # room -> the rooms that its files may import
 ROOMS = {
     "floor": {"floor"},
-    "seam": {"floor"},
+    "seam": {"floor", "media", "seam"},
     "media": {"floor", "media"},
     "weights": {"floor", "weights"},
     "engine": {"floor", "engine"},
     "bundle": {"floor", "weights", "engine", "bundle"},
     "catalogue": {"floor", "weights", "catalogue"},
-    "families": {"floor", "seam", "weights", "engine", "bundle", "catalogue", "families"},
-    "edge": {"floor", "seam", "media", "catalogue", "edge"},
-    "jobs": {"floor", "seam", "media", "edge", "jobs"},
+    "families": {
+        *("floor", "seam", "media", "weights", "engine", "bundle", "tasks", "catalogue"),
+        "families",
+    },
+    "edge": {"floor", "seam", "media", "edge"},
+    "tasks": {"floor", "seam", "media", "edge", "tasks"},
+    "jobs": {"floor", "seam", "media", "edge", "tasks", "jobs"},
     "doors": {"floor", "seam", "media", "edge", "jobs", "doors"},
     "start": {
         *("floor", "seam", "media", "weights", "engine", "bundle", "catalogue", "families"),
@@ -34,6 +39,7 @@ FLOOR = {"errors", "log", "settings", "driver", "versions"}  # they know nothing
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes"}
 LISTED = {"catalogue", "family", "models"}  # what families say of themselves before any is imported
 HEAVY_ROOMS = {"engine", "bundle", "families"}
+PICTURE_ROOMS = {"media", "tasks", "engine", "families"}
 
 
 def module(file: Path) -> str:
@@ -46,8 +52,6 @@ FILES = {module(file): file for file in sorted((SOURCE / "worker").rglob("*.py")
 
 def room(name: str) -> str:
     inner = name.split(".")[1:]
-    if name == "worker.families":
-        return "seam"
     if inner[:1] == ["families"] and inner[-1] in LISTED:
         return "catalogue"
     if inner and inner[0] in ROOMS:
@@ -91,7 +95,7 @@ def test_no_two_files_import_each_other() -> None:
 
 def test_booting_and_serving_do_not_know_each_other() -> None:
     start = {name for name in FILES if room(name) == "start"}
-    served = {name for name in FILES if room(name) in {"edge", "jobs", "doors"}}
+    served = {name for name in FILES if room(name) in {"edge", "tasks", "jobs", "doors"}}
     assert not IMPORTS["worker.boot"] & served
     assert not set().union(*(IMPORTS[name] for name in served)) & start
 
@@ -99,6 +103,16 @@ def test_booting_and_serving_do_not_know_each_other() -> None:
 @pytest.mark.parametrize("name", [name for name in FILES if room(name) not in HEAVY_ROOMS])
 def test_torch_stays_in_its_rooms(name: str) -> None:
     assert not {other.split(".")[0] for other in IMPORTS[name]} & HEAVY
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if room(n) not in PICTURE_ROOMS])
+def test_pictures_are_opened_in_few_rooms(name: str) -> None:
+    assert "PIL" not in {other.split(".")[0] for other in IMPORTS[name]}
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if room(n) in {"edge", "jobs"}])
+def test_jobs_and_their_edge_speak_of_no_picture(name: str) -> None:
+    assert not re.search(r"\b(pictures?|images?)\b", FILES[name].read_text(), re.IGNORECASE)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "worker.settings"])

@@ -8,11 +8,11 @@ from urllib.parse import quote
 import pytest
 
 from worker import settings
-from worker.edge import pictures
-from worker.edge.request import Request, parse
 from worker.errors import ImageTooLarge, InvalidInput
 from worker.media.fetch import fetch_all
 from worker.media.inline import decode_base64
+from worker.tasks import reference
+from worker.tasks.request import Request, parse
 from worlds.published import EDIT
 
 # Holds every digit of the alphabet, and ends in a group of two bytes: one character of padding.
@@ -58,7 +58,7 @@ FORMS: Final = {
 
 def decoded(value: object, limit: int = len(DATA)) -> bytes:
     """Read a picture as a job's, and decode it."""
-    source = pictures.source(value)
+    source = reference.source(value)
     assert source.kind == "base64"
     return decode_base64(source.value, limit)
 
@@ -68,7 +68,7 @@ def read(job_input: dict[str, str]) -> list[bytes]:
     given = settings.read({})
     request = parse(job_input, (EDIT,), given)
     assert isinstance(request, Request)
-    return asyncio.run(fetch_all(request.sources, given))
+    return asyncio.run(fetch_all(request.asked.sources, given))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -105,7 +105,7 @@ def test_layout_is_taken_out_where_the_input_is_decoded(length: int, blank: str)
 @pytest.mark.parametrize("value", ["", " \n", {"data": "\t"}])
 def test_an_empty_picture_is_told_as_that(value: object) -> None:
     with pytest.raises(ValueError, match=r"^is empty$"):
-        pictures.source(value)
+        reference.source(value)
 
 
 @pytest.mark.parametrize("length", [4, 56, 63])

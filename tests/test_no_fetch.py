@@ -29,14 +29,15 @@ from worker import log
 if {configured}:
     log.configure("WARNING")
 from worlds import prepared
-from worker.families import Generation, Unheard
+from worker.tasks.picture import PictureWish
+from worlds.making import made
 precision = {precision!r}
-asked = Generation("text-to-image", "a hare", None, (), 64, 64, 4, 1.0, True, 0)
+asked = PictureWish("a hare", None, "text-to-image", 0, 4, 1.0, True, (), 64, 64)
 if not {configured}:
     import structlog
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
 model = prepared.model("tiny-image", prepared.opened("tiny-image", Path({home!r}), precision))
-model.generate(asked, Unheard())
+made(model, asked)
 {after}
 """
 SAY = """

@@ -20,8 +20,9 @@ from PIL import Image
 
 from worker.bundle.format import adapter_role
 from worker.engine.schedule import LIGHTNING
-from worker.families import Generation, Unheard
 from worker.families.qwen_image.model import _Clock, sized
+from worker.seam import Unheard
+from worker.tasks.picture import PictureWish
 from worlds.prepared import (
     CONDITION_AREA,
     CPU,
@@ -77,7 +78,7 @@ class Pair:
 
         encoder.forward = patched
 
-    def stock_latents(self, generation: Generation, output: str = "latent") -> Any:
+    def stock_latents(self, generation: PictureWish, output: str = "latent") -> Any:
         """Run the stock pipeline as a careful user would set it up."""
         if generation.lightning:
             self.stock.scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(LIGHTNING))
@@ -103,7 +104,7 @@ class Pair:
             output_type=output,
         ).images
 
-    def our_latents(self, *generations: Generation) -> torch.Tensor:
+    def our_latents(self, *generations: PictureWish) -> torch.Tensor:
         """Run our sampler on a batch."""
         return self.ours.latents(list(generations), Unheard(), _Clock(CPU, {}))
 
@@ -139,7 +140,7 @@ def drawing(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
-BASE = Generation(
+BASE = PictureWish(
     task="text-to-image",
     prompt="a small red circle on a blue background, on the left",
     negative_prompt=None,

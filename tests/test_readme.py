@@ -10,12 +10,12 @@ import pytest
 from tools import readme
 from worker import settings
 from worker.doors.runpod.wire import output
-from worker.edge import fields
+from worker.edge import reply as replies
 from worker.edge.reply import failure, success
-from worker.edge.request import Request, parse
 from worker.errors import Detail, InvalidInput
 from worker.families.catalogue import CATALOGUE
-from worker.media.deliver import Encoded
+from worker.tasks import registry
+from worker.tasks.request import Request, parse
 from worlds.published import EDIT, IMAGE
 
 ROOT = Path(__file__).parents[1]
@@ -64,10 +64,10 @@ def test_readme_is_read_in_a_few_minutes() -> None:
 def test_the_input_table_has_every_field_and_alias() -> None:
     table = {words(row[0])[0]: words(row[1]) for row in rows("input")}
     assert {alias for name, others in table.items() for alias in (name, *others)} == set(
-        fields.NAMES
+        registry.names()
     )
     for name, others in table.items():
-        assert all(fields.NAMES[alias] == name for alias in others)
+        assert all(registry.names()[alias] == name for alias in others)
 
 
 def test_the_settings_table_has_every_variable_with_its_default() -> None:
@@ -97,19 +97,14 @@ def test_the_reply_has_the_keys_that_are_shown() -> None:
         settings.read({}),
     )
     assert isinstance(request, Request)
-    picture = Encoded(b"", "image/png", 1008, 1024, 42)
-    entry = {
-        "base64": "",
-        "mime_type": picture.mime_type,
-        "width": picture.width,
-        "height": picture.height,
-        "seed": picture.seed,
-    }
+    entry = {"base64": "", "mime_type": "image/png", "width": 1008, "height": 1024, "seed": 42}
+    (wish,) = request.wishes(request.asked.draft)
     reply = success(
-        request,
+        request.task.key,
         [entry],
-        lightning_enabled=True,
-        timings_ms={},
+        wish,
+        request.model,
+        timings_ms=replies.timings({}, request.task.timings),
         peak_vram_mb=0,
         adjusted={"width": (1023, 1008)},
     )

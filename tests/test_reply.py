@@ -13,7 +13,6 @@ from worker import log, settings
 from worker.doors.runpod import wire
 from worker.edge import reply as replies
 from worker.edge.reply import measure, success, worker_version
-from worker.edge.request import Request, parse
 from worker.errors import (
     Detail,
     DeviceLost,
@@ -23,6 +22,8 @@ from worker.errors import (
     OutputTooLarge,
     WorkerError,
 )
+from worker.tasks.picture import TEXT_TO_IMAGE
+from worker.tasks.request import Request, parse
 from worlds.published import EDIT, IMAGE
 
 # Hypothesis leaves surrogates out of the characters that it takes by itself.
@@ -47,17 +48,21 @@ def an_image(carrier: str = "base64", value: str = "aGVsbG8=") -> dict[str, Any]
 def a_success(
     *images: dict[str, Any], request: Request | None = None, **more: Any
 ) -> dict[str, Any]:
-    return success(
-        request or a_request(),
+    request, compat = request or a_request(), more.pop("compat", None)
+    spent, warnings = more.pop("timings_ms", {}), more.pop("warnings", ())
+    (wish,) = request.wishes(request.asked.draft)
+    output = success(
+        request.task.key,
         images or (an_image(),),
-        **{
-            "lightning_enabled": True,
-            "timings_ms": {},
-            "peak_vram_mb": 0,
-            "adjusted": {},
-            **more,
-        },
+        wish,
+        request.model,
+        timings_ms=replies.timings(spent, request.task.timings),
+        warnings=(*request.warnings, *warnings),
+        **{"peak_vram_mb": 0, "adjusted": {}, **more},
     )
+    if compat is not None:
+        replies.for_old_callers(output, request.task.key, compat)
+    return output
 
 
 def test_a_success_has_exactly_the_contracts_keys() -> None:
@@ -250,7 +255,7 @@ def test_a_reply_is_measured_as_the_sdk_sends_it() -> None:
     size = len(json.dumps(reply, ensure_ascii=False).encode())
     assert measure(reply, size) == size
     with pytest.raises(OutputTooLarge, match=r"jpeg or webp.*fewer pictures.*upload_url"):
-        measure(reply, size - 1)
+        measure(reply, size - 1, TEXT_TO_IMAGE.advice)
 
 
 @pytest.mark.parametrize(

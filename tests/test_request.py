@@ -5,7 +5,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -15,15 +15,16 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from worker import settings
-from worker.edge import fields, reading
 from worker.edge.blank import is_blank
-from worker.edge.geometry import Size
-from worker.edge.request import Query, Request, parse
 from worker.errors import Detail, InvalidInput, ModelNotServed, UnsupportedTask, WorkerError
-from worker.families import Served
 from worker.families.qwen_image.models import NEGATIVE_2512
 from worker.media.fetch import ImageSource
-from worlds.published import EDIT, IMAGE
+from worker.seam import Served
+from worker.tasks import registry
+from worker.tasks.picture import REFERENCES, TEXT_TO_IMAGE, PictureAsked, offer_of
+from worker.tasks.request import Query, Request, parse
+from worker.tasks.size import Size
+from worlds.published import EDIT, IMAGE, addable, offering
 
 BOTH = (IMAGE, EDIT)
 URL = "https://example.com/cat.png"
@@ -37,18 +38,67 @@ BUCKET = {
 }
 
 
+@dataclass(frozen=True)
+class Flat:
+    """A request for pictures with all that it resolved, side by side."""
+
+    task: str
+    model: Served
+    prompt: str
+    negative_prompt: str | None
+    sources: tuple[ImageSource, ...]
+    size: Size
+    steps: int
+    true_cfg_scale: float
+    lightning: bool
+    seed: int
+    num_images: int
+    output_format: str
+    output_quality: int
+    response_format: str
+    upload_urls: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def flat(request: Request) -> Flat:
+    asked, delivery = request.asked, request.delivery
+    assert isinstance(asked, PictureAsked)
+    assert (asked.draft.task, asked.draft.prompt) == (request.task.name, asked.prompt)
+    names = ("prompt", "negative_prompt", "steps", "true_cfg_scale", "lightning")
+    return Flat(
+        task=request.task.name,
+        model=request.model,
+        sources=asked.sources,
+        size=asked.size,
+        seed=request.seed,
+        num_images=request.count,
+        output_format=delivery.form,
+        output_quality=delivery.quality,
+        response_format=delivery.response_format,
+        upload_urls=delivery.upload_urls,
+        warnings=request.warnings,
+        **{name: getattr(asked.draft, name) for name in names},
+    )
+
+
 def parsed(
     job_input: Any,
     served: tuple[Served, ...] = BOTH,
     environ: Mapping[str, str] | None = None,
     *,
     s3: bool = False,
-) -> Request:
+) -> Flat:
+    given = settings.read(environ or {})
     request = parse(
-        job_input, served, settings.read(environ or {}), callers_bucket=s3, bucket_name="s3Config"
+        job_input,
+        served,
+        given,
+        callers_bucket=s3,
+        bucket_name="s3Config",
+        addable=addable,
     )
     assert isinstance(request, Request)
-    return request
+    return flat(request)
 
 
 def faults(
@@ -56,7 +106,7 @@ def faults(
 ) -> list[tuple[str, str]]:
     """Return (field, message) of every fault of an input that must be refused."""
     with pytest.raises(WorkerError) as refused:
-        parse(job_input, served, settings.read(environ or {}))
+        parse(job_input, served, settings.read(environ or {}), addable=addable)
     assert refused.value.details
     for detail in refused.value.details:
         assert f"{detail.field}: {detail.message}" in refused.value.message
@@ -73,8 +123,12 @@ def test_a_prompt_alone_is_a_whole_request() -> None:
     assert (request.response_format, request.upload_urls) == ("base64", ())
     assert request.sources == ()
     assert request.warnings == ()
+    whole = parse({"prompt": "a cat"}, BOTH, settings.read({}))
+    assert isinstance(whole, Request)
     with pytest.raises(FrozenInstanceError):
-        request.steps = 9  # type: ignore[misc]
+        whole.asked.draft.steps = 9
+    with pytest.raises(FrozenInstanceError):
+        whole.seed = 9  # type: ignore[misc]
 
 
 def test_pictures_make_it_an_edit_by_the_first_model_that_can() -> None:
@@ -107,14 +161,14 @@ VALUES: dict[str, Any] = {
 
 
 def test_the_table_has_the_contracts_fields() -> None:
-    assert [row.name for row in fields.table()] == list(VALUES)
+    assert [row.name for row in registry.table()] == list(VALUES)
 
 
 @pytest.mark.parametrize(
-    ("alias", "name"), [(a, row.name) for row in fields.table() for a in row.aliases]
+    ("alias", "name"), [(a, row.name) for row in registry.table() for a in row.aliases]
 )
 def test_an_alias_means_its_field(alias: str, name: str) -> None:
-    value = VALUES[name][0] if alias in fields.SLOTS else VALUES[name]
+    value = VALUES[name][0] if alias in REFERENCES.slots else VALUES[name]
     others = {} if name == "prompt" else {"prompt": "a cat"}
     by_alias = parsed({**others, alias: value, "seed": 1} if name != "seed" else {alias: value})
     by_name = parsed({**others, name: value, "seed": 1})
@@ -124,7 +178,7 @@ def test_an_alias_means_its_field(alias: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("alias", "name"),
-    [(a, row.name) for row in fields.table() for a in row.aliases if a not in fields.SLOTS],
+    [(a, row.name) for row in registry.table() for a in row.aliases if a not in REFERENCES.slots],
 )
 def test_two_names_of_one_field_must_agree(alias: str, name: str) -> None:
     other: dict[str, Any] = {
@@ -300,7 +354,7 @@ BOUNDS: dict[str, tuple[str, list[Any], list[Any]]] = {
 
 
 def test_every_field_with_a_bound_is_in_the_table_of_bounds() -> None:
-    accepts = {row.name: row.accepts for row in fields.table()}
+    accepts = {row.name: row.accepts for row in registry.table()}
     assert {name for name, text in accepts.items() if re.search(r"\b\d+( |-)", text)} - {
         "aspect_ratio"
     } <= set(BOUNDS)
@@ -310,7 +364,7 @@ def test_every_field_with_a_bound_is_in_the_table_of_bounds() -> None:
 
 def refused(name: str, value: Any) -> list[str]:
     """Return what is wrong with a field by itself, as the reader of fields judges it."""
-    return [fault.message for fault in reading.read({name: value}).faults]
+    return [fault.message for fault in registry.read({name: value}, TEXT_TO_IMAGE).faults]
 
 
 @pytest.mark.parametrize(
@@ -402,7 +456,7 @@ def test_a_text_as_input_is_an_unknown_field_too() -> None:
 
 
 def test_null_means_left_out() -> None:
-    job_input: dict[str, Any] = dict.fromkeys(fields.NAMES)
+    job_input: dict[str, Any] = dict.fromkeys(registry.names())
     assert parsed({**job_input, "prompt": "a", "seed": 1}) == parsed({"prompt": "a", "seed": 1})
 
 
@@ -551,7 +605,7 @@ def test_guessing_costs_the_same_however_much_is_unknown(monkeypatch: pytest.Mon
             parsed(job_input)
         assert len(refused.value.message) < 3000
         assert len(set(compared)) <= 10
-        assert len(compared) <= 10 * len(fields.NAMES)
+        assert len(compared) <= 10 * len(registry.names())
         assert all(len(word) <= 60 for word in compared)
 
 
@@ -703,7 +757,7 @@ def test_at_most_as_many_pictures_as_model_and_settings_allow() -> None:
     assert faults(three, environ={"MAX_INPUT_IMAGES": "2"}) == [
         ("images", "must be at most 2 for qwen-image-edit-2511 (got 3)")
     ]
-    one = replace(EDIT, max_references=1)
+    one = offering(EDIT, max_references=1)
     assert faults({"prompt": "a", "images": [URL] * 2}, (one,))[0][0] == "images"
 
 
@@ -786,13 +840,13 @@ def test_lightning_follows_the_operators_setting() -> None:
 
 
 def test_a_model_without_lightning_runs_its_base_schedule_unless_lightning_is_asked() -> None:
-    plain = (replace(IMAGE, lightning_steps=()),)
+    plain = (offering(IMAGE, lightning_steps=()),)
     assert not parsed({"prompt": "a"}, plain).lightning
     assert faults({"prompt": "a", "go_fast": True}, plain)[0][0] == "go_fast"
 
 
 def test_a_fused_model_cannot_leave_lightning() -> None:
-    fused = (replace(IMAGE, lightning_steps=(8,)),)
+    fused = (offering(IMAGE, lightning_steps=(8,)),)
     environ = {"LIGHTNING_FUSED": "true", "LIGHTNING_STEPS": "8"}
     assert parsed({"prompt": "a"}, fused, environ).lightning
     assert faults({"prompt": "a", "lightning": False}, fused, environ)[0][0] == "lightning"
@@ -1004,7 +1058,7 @@ def test_words_are_read_in_any_case() -> None:
 
 @pytest.mark.parametrize("ratio", ["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3"])
 def test_every_ratio_of_the_table_is_taken(ratio: str) -> None:
-    assert ratio in next(row.accepts for row in fields.table() if row.name == "aspect_ratio")
+    assert ratio in next(row.accepts for row in registry.table() if row.name == "aspect_ratio")
     assert parsed({"prompt": "a", "aspect_ratio": ratio}).size.aspect_ratio == ratio
 
 
@@ -1194,7 +1248,7 @@ def test_a_wrong_picture_still_means_an_edit() -> None:
 
 
 def test_what_a_model_cannot_do_says_what_it_does_and_who_can() -> None:
-    both = replace(EDIT, id="both", tasks=("text-to-image", "edit"))
+    both = replace(EDIT, id="both", offers=dict.fromkeys(("text-to-image", "edit"), offer_of(EDIT)))
     ((_, message),) = faults({"prompt": "a", "task": "layered", "model": "both"}, (both,))
     told = "both does text-to-image and edit, not layered; this version has no model for it"
     assert message == told
@@ -1209,9 +1263,9 @@ def test_what_a_model_cannot_do_says_what_it_does_and_who_can() -> None:
 
 
 def test_every_fault_of_lightning_has_its_words() -> None:
-    plain = (replace(IMAGE, lightning_steps=()),)
+    plain = (offering(IMAGE, lightning_steps=()),)
     fused = {"LIGHTNING_FUSED": "true", "LIGHTNING_STEPS": "8"}
-    held = (replace(IMAGE, lightning_steps=(8,)),)
+    held = (offering(IMAGE, lightning_steps=(8,)),)
     base = {"prompt": "a"}
     assert faults({**base, "lightning": True}, plain) == [
         ("lightning", "no Lightning LoRA is held for qwen-image-2512")
@@ -1230,7 +1284,7 @@ def test_every_fault_of_lightning_has_its_words() -> None:
 
 def test_a_model_without_lightning_is_free_of_it_on_a_fused_worker_too() -> None:
     fused = {"LIGHTNING_FUSED": "true", "LIGHTNING_STEPS": "8"}
-    plain = (replace(IMAGE, lightning_steps=()),)
+    plain = (offering(IMAGE, lightning_steps=()),)
     request = parsed({"prompt": "a", "steps": 7}, plain, fused)
     assert (request.lightning, request.steps, request.true_cfg_scale) == (False, 7, 4.0)
 
@@ -1348,7 +1402,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=8,
 )
-INPUTS = st.dictionaries(st.sampled_from(sorted(fields.NAMES)) | st.text(), JSON, max_size=8)
+INPUTS = st.dictionaries(st.sampled_from(sorted(registry.names())) | st.text(), JSON, max_size=8)
 PLAUSIBLE = st.fixed_dictionaries(
     {"prompt": st.text(min_size=1, max_size=20)},
     optional={
@@ -1373,7 +1427,7 @@ def test_any_json_is_a_right_request_or_a_told_fault(job_input: Any, *, strict: 
     """Nothing but a WorkerError leaves, and a Request holds all that the engine relies on."""
     told: list[WorkerError] = []
     try:
-        request = parse(job_input, BOTH, settings.read({"STRICT_INPUT": str(strict)}))
+        answer = parse(job_input, BOTH, settings.read({"STRICT_INPUT": str(strict)}))
     except WorkerError as error:
         told.append(error)
     if told:
@@ -1381,26 +1435,27 @@ def test_any_json_is_a_right_request_or_a_told_fault(job_input: Any, *, strict: 
         json.dumps([told[0].message, told[0].warnings], ensure_ascii=False).encode()
         assert len(told[0].message) < 20_000
         return
-    json.dumps(request.warnings, ensure_ascii=False).encode()
-    if isinstance(request, Query):
+    json.dumps(answer.warnings, ensure_ascii=False).encode()
+    if isinstance(answer, Query):
         return
+    request = flat(answer)
     assert request.task in request.model.tasks
     assert 1 <= len(request.prompt) <= 5000
     assert not request.prompt.isspace()
     assert (request.task == "edit") == bool(request.sources)
-    assert len(request.sources) <= request.model.max_references
+    assert len(request.sources) <= offer_of(request.model).max_references
     assert 0 <= request.seed <= request.seed + request.num_images - 1 <= 2**63 - 1
     assert 1 <= request.num_images <= 4
     assert 2 <= request.steps <= 100
     assert 1 <= request.true_cfg_scale <= 20
     assert (request.negative_prompt is not None) == (request.true_cfg_scale > 1)
     if request.lightning:
-        assert request.steps in request.model.lightning_steps
+        assert request.steps in offer_of(request.model).lightning_steps
         assert request.true_cfg_scale == 1
     assert request.response_format != "url"
 
 
-@pytest.mark.parametrize("name", [*fields.NAMES, "unheard-of"])
+@pytest.mark.parametrize("name", [*registry.names(), "unheard-of"])
 def test_deep_nesting_is_refused_like_any_wrong_value(name: str) -> None:
     deep: Any = 5
     for _ in range(100_000):

@@ -1,5 +1,6 @@
 """Models stay in memory while they fit; else the least recently used gives way."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 from PIL import Image
 
 from worker.errors import ModelNotServed
-from worker.families import Control, Drawn, Generation, Openable, Served
+from worker.media.picture import Picture
 from worker.residency import Residency
+from worker.seam import Control, Made, Openable, Served
+from worker.tasks.picture import PictureWish
 from worlds.published import IMAGE
 
 
@@ -40,10 +43,19 @@ class Recorded:
     served: Served
     shelf: Shelf
 
-    def generate(self, generation: Generation, control: Control) -> Drawn:
-        """Draw one grey pixel."""
-        control.report("denoise", 1, generation.steps)
-        return Drawn(Image.new("RGB", (1, 1)), lightning_enabled=False, timings_ms={})
+    def together(self, wish: PictureWish, other: PictureWish) -> bool:
+        """Share no forward."""
+        del wish, other
+        return False
+
+    def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
+        """Draw grey pixels."""
+        for wish, control in zip(wishes, controls, strict=True):
+            control.report("denoise", 1, wish.steps)
+        return [Made(Picture(Image.new("RGB", (1, 1))), timings_ms={}) for _ in wishes]
+
+    def warm(self) -> None:
+        """Have nothing to load."""
 
     def release(self) -> None:
         """Tell the shelf."""

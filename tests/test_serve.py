@@ -21,14 +21,17 @@ from PIL import Image
 from worker.doors.runpod.wire import Announce
 from worker.edge.reply import worker_version
 from worker.errors import CudaOutOfMemory, DeviceLost
-from worker.families import Control, Drawn, Generation, Phase
 from worker.jobs import progress
-from worker.jobs.device_thread import DeviceThread, Stopped
+from worker.jobs.control import Stopped
 from worker.jobs.job import Job
+from worker.jobs.lane import Lane
 from worker.jobs.progress import EVERY_S, POST_S, Progress
 from worker.jobs.serve import Worker
+from worker.seam import Control, Made, Phase
 from worker.settings import read
+from worker.tasks.picture import PictureWish
 from worlds import clock
+from worlds.published import offering
 from worlds.standin import SERVED, StandIn, StandIns, answered
 
 Reply = dict[str, Any]
@@ -160,12 +163,12 @@ class Forgetful(StandIn):
         self._failing = failing
         self._jobs = 0
 
-    def generate(self, generation: Generation, control: Control) -> Drawn:
+    def draw(self, wish: PictureWish, control: Control) -> Made:
         """Fail, or draw."""
         self._jobs += 1
         if self._jobs in self._failing:
             raise CudaOutOfMemory("no memory")
-        return super().generate(generation, control)
+        return super().draw(wish, control)
 
 
 def remembering(model: StandIn, **environ: str) -> Worker:
@@ -218,12 +221,12 @@ class Endless(StandIn):
     def __init__(self) -> None:
         self.begun = threading.Event()
 
-    def generate(self, generation: Generation, control: Control) -> Drawn:
+    def draw(self, wish: PictureWish, control: Control) -> Made:
         """Report for ever, or draw."""
-        while generation.prompt == "endless":
+        while wish.prompt == "endless":
             self.begun.set()
             control.report("denoise", 1, 2)
-        return super().generate(generation, control)
+        return super().draw(wish, control)
 
 
 def test_health_counts_a_job_that_was_cancelled_drawing_or_waiting() -> None:
@@ -284,9 +287,9 @@ def test_warnings_travel_with_a_job_that_fails_later(job_input: Reply, code: str
 class Cutting(StandIn):
     """A model that warns of its own."""
 
-    def generate(self, generation: Generation, control: Control) -> Drawn:
+    def draw(self, wish: PictureWish, control: Control) -> Made:
         """Draw, with a warning."""
-        return replace(super().generate(generation, control), warnings=("the prompt was cut",))
+        return replace(super().draw(wish, control), warnings=("the prompt was cut",))
 
 
 def test_every_warning_is_told_once_whether_the_job_fails_or_not() -> None:
@@ -416,12 +419,12 @@ def test_encoding_does_not_hold_up_the_event_loop() -> None:
     assert len(asyncio.run(both())["images"]) == 2
 
 
-# The device's thread.
+# The lane to the device.
 
 
 def test_a_job_waits_for_its_turn_and_leaves_it_when_cancelled() -> None:
     async def case() -> list[str]:
-        device, done = DeviceThread(), list[str]()
+        device, done = Lane(), list[str]()
         go = threading.Event()
 
         def slow() -> None:
@@ -444,7 +447,7 @@ def test_a_job_waits_for_its_turn_and_leaves_it_when_cancelled() -> None:
 
 def test_a_running_job_is_waited_for_however_often_it_is_cancelled() -> None:
     async def case() -> tuple[int, BaseException | None]:
-        device, stops = DeviceThread(), []
+        device, stops = Lane(), []
         running, go = threading.Event(), threading.Event()
 
         def work() -> None:
@@ -476,7 +479,7 @@ def test_a_failed_job_leaves_nothing_of_its_work_alive() -> None:
         pass
 
     async def case() -> bool:
-        device, kept = DeviceThread(), []
+        device, kept = Lane(), []
 
         def work() -> None:
             tensor = Tensor()
@@ -703,15 +706,14 @@ class Told(StandIn):
     """A model that keeps what it is told to draw, and says what each picture took."""
 
     def __init__(self) -> None:
-        self.generations: list[Generation] = []
+        self.wishes: list[PictureWish] = []
 
-    def generate(self, generation: Generation, control: Control) -> Drawn:
+    def draw(self, wish: PictureWish, control: Control) -> Made:
         """Draw, and remember."""
-        self.generations.append(generation)
-        count = len(self.generations)
+        self.wishes.append(wish)
+        count = len(self.wishes)
         return replace(
-            super().generate(generation, control),
-            lightning_enabled=count != 2,
+            super().draw(wish, control),
             timings_ms={"text": 0.5, "denoise": 10.0 * count},
             peak_vram_mb=(7, 9, 8)[count - 1],
         )
@@ -735,10 +737,10 @@ def test_the_model_is_told_all_that_was_asked_and_the_reply_all_that_it_took() -
         },
         worker,
     )
-    for index, told in enumerate(model.generations):
+    for index, told in enumerate(model.wishes):
         (reference,) = told.references
         assert reference.size == (200, 100)
-        assert replace(told, references=()) == Generation(
+        assert replace(told, references=()) == PictureWish(
             task="edit",
             prompt="a fox",
             negative_prompt="dark",
@@ -756,7 +758,6 @@ def test_the_model_is_told_all_that_was_asked_and_the_reply_all_that_it_took() -
     assert reply["peak_vram_mb"] == 9
     assert (reply["timings_ms"]["text"], reply["timings_ms"]["denoise"]) == (2, 60)
     assert reply["timings_ms"]["total"] > 0
-    assert served({"prompt": "x"}, remembering(Told()))["lightning_enabled"] is True
 
 
 def test_a_png_holds_what_makes_it_again() -> None:
@@ -784,8 +785,10 @@ def test_a_png_holds_what_makes_it_again() -> None:
 
 def test_a_fast_picture_says_so_in_its_png() -> None:
     models = StandIns()
-    models.served = (replace(SERVED, lightning_steps=(4,)),)
-    (image,) = served({"prompt": "a fox"}, Worker(read({}), models))["images"]
+    models.served = (offering(SERVED, lightning_steps=(4,)),)
+    reply = served({"prompt": "a fox"}, Worker(read({}), models))
+    assert reply["lightning_enabled"] is True
+    (image,) = reply["images"]
     held = Image.open(io.BytesIO(base64.b64decode(image["base64"]))).info
     assert (held["lightning"], held["steps"]) == ("true", "4")
 
@@ -864,9 +867,9 @@ def test_a_bug_is_found_in_the_log_by_what_the_caller_is_told() -> None:
 class Late(StandIn):
     """A model in which something times out that is not the job."""
 
-    def generate(self, generation: Generation, control: Control) -> Drawn:
+    def draw(self, wish: PictureWish, control: Control) -> Made:
         """Fail."""
-        del generation, control
+        del wish, control
         raise TimeoutError
 
 
@@ -888,10 +891,10 @@ class Named(StandIn):
     def __init__(self) -> None:
         self.jobs: list[object] = []
 
-    def generate(self, generation: Generation, control: Control) -> Drawn:
+    def draw(self, wish: PictureWish, control: Control) -> Made:
         """Draw, and remember."""
         self.jobs.append(structlog.contextvars.get_contextvars()["job_id"])
-        return super().generate(generation, control)
+        return super().draw(wish, control)
 
 
 def test_a_job_is_known_by_its_id_as_text_in_the_devices_thread_too() -> None:
@@ -957,10 +960,10 @@ def test_a_job_that_waits_behind_a_lost_device_is_refused_as_one_that_comes_late
 class Dying(Endless):
     """A model whose device is lost when it is stopped."""
 
-    def generate(self, generation: Generation, control: Control) -> Drawn:
+    def draw(self, wish: PictureWish, control: Control) -> Made:
         """Draw until stopped, then fail."""
         try:
-            return super().generate(generation, control)
+            return super().draw(wish, control)
         except Stopped:
             raise DeviceLost("gone") from None
 
@@ -996,13 +999,13 @@ class Patient(StandIn):
     def __init__(self) -> None:
         self.posted = threading.Semaphore(0)
 
-    def generate(self, generation: Generation, control: Control) -> Drawn:
+    def draw(self, wish: PictureWish, control: Control) -> Made:
         """Report two steps of two phases, each when the one before has arrived."""
         for phase in PHASES:
             for step in (1, 2):
                 control.report(phase, step, 2)
                 assert self.posted.acquire(timeout=30)
-        return super().generate(replace(generation, prompt="x"), Silent())
+        return super().draw(replace(wish, prompt="x"), Silent())
 
 
 PHASES: tuple[Phase, ...] = ("text", "denoise")

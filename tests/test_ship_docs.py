@@ -15,7 +15,7 @@ import torch
 from bench.real_shapes import cold, shapes
 from worker import errors, settings
 from worker.bundle.prepare import sizes
-from worker.edge import request
+from worker.tasks import request
 from worker.versions import OLDEST_DRIVER
 from worlds import embedded
 from worlds.pod import KEY, Pod

@@ -8,8 +8,8 @@ import pytest
 from pydantic import SecretStr
 
 from worker import boot, preflight, settings, versions
-from worker.edge import request
 from worker.families.catalogue import CATALOGUE
+from worker.tasks import request
 from worker.weights.spec import lightning_steps
 from worlds import embedded
 

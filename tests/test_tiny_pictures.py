@@ -10,7 +10,7 @@ import pytest
 
 from training.tiny import checker, evaluate
 from worker import boot, settings
-from worker.families import Model
+from worker.seam import Model
 
 CASES = 10
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from worker import errors, settings
-from worker.edge import fields
 from worker.families.catalogue import CATALOGUE
+from worker.tasks import registry
 from worker.weights.spec import ModelSpec
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def code(*words: object) -> str:
 
 def input_table() -> str:
     """Return the job input's fields."""
-    rows = ((code(r.name), code(*r.aliases), r.accepts, r.default) for r in fields.table())
+    rows = ((code(r.name), code(*r.aliases), r.accepts, r.default) for r in registry.table())
     return markdown(("field", "aliases", "type, limits", "default"), rows)
 
 

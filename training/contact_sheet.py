@@ -13,7 +13,7 @@ from typing import Final
 from PIL import Image, ImageDraw
 
 from training.tiny import evaluate
-from worker.families import Model
+from worker.seam import Model
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCS: Final = ROOT / "docs"

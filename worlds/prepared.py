@@ -16,7 +16,7 @@ from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image.model import QwenImage
 from worker.weights.catalogue import checkpoints
 from worker.weights.snapshot import LocalSnapshot, Snapshot
-from worlds.published import EDIT, IMAGE
+from worlds.published import EDIT, IMAGE, offering
 
 CPU = torch.device("cpu")
 CONDITION_AREA = 96 * 96
@@ -79,6 +79,6 @@ def model(name: str, parts: Components, pipeline: str | None = None) -> QwenImag
     """Return the family's model over open components, as of another pipeline if one is named."""
     spec = SPECS[name]
     edits = "edit" in spec.tasks
-    area = spec.defaults.area
-    served = replace(EDIT if edits else IMAGE, id=name, area=area, max_pixels=4 * area)
+    kind = replace(EDIT if edits else IMAGE, id=name)
+    served = offering(kind, area=spec.defaults.area, max_pixels=4 * spec.defaults.area)
     return QwenImage(parts, served, pipeline or spec.pipeline, condition_area=CONDITION_AREA)

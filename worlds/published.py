@@ -1,17 +1,15 @@
 """Two published models as callers see them, for requests to be judged against."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from worker.families import Served
+from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image.models import NEGATIVE_2512, PUBLISHED_SIZES
+from worker.seam import Served
+from worker.tasks.picture import PictureOffer, offer_of
 
-IMAGE = Served(
-    id="qwen-image-2512",
-    repository="Qwen/Qwen-Image-2512",
-    revision="0123456789abcdef0123456789abcdef01234567",
-    precision="4bit",
-    licence="apache-2.0",
-    tasks=("text-to-image",),
+_OFFER = PictureOffer(
     steps=50,
     true_cfg_scale=4.0,
     negative_prompt=NEGATIVE_2512,
@@ -21,12 +19,27 @@ IMAGE = Served(
     max_references=0,
     sizes=PUBLISHED_SIZES,
 )
+IMAGE = Served(
+    id="qwen-image-2512",
+    repository="Qwen/Qwen-Image-2512",
+    revision="0123456789abcdef0123456789abcdef01234567",
+    precision="4bit",
+    licence="apache-2.0",
+    offers={"text-to-image": _OFFER},
+)
 EDIT = replace(
     IMAGE,
     id="qwen-image-edit-2511",
     repository="Qwen/Qwen-Image-Edit-2511",
-    negative_prompt=" ",
-    tasks=("edit",),
-    steps=40,
-    max_references=3,
+    offers={"edit": replace(_OFFER, negative_prompt=" ", steps=40, max_references=3)},
 )
+
+
+def offering(model: Served, **changes: Any) -> Served:
+    """Return a model that offers the same tasks, with some facts of its offer changed."""
+    return replace(model, offers=dict.fromkeys(model.tasks, replace(offer_of(model), **changes)))
+
+
+def addable(task: str) -> Sequence[str]:
+    """Name the published models that MODEL may name for a task."""
+    return [row.name for row in CATALOGUE.rows if task in row.tasks and row.embedded is None]

@@ -1,4 +1,4 @@
-"""A stand-in model behind the seam of families, and the script that serves it through the SDK.
+"""A stand-in model behind the seam, and the script that serves it through the SDK.
 
 A prompt is a script of words, done in order; what is left makes a noisy picture at once:
     steps=N         denoise in N steps (default 2)
@@ -15,7 +15,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +33,15 @@ from worker.errors import (
     VolumeFull,
     WeightsUnavailable,
 )
-from worker.families import Control, Drawn, Generation, Phase, Served
 from worker.jobs.serve import Worker
+from worker.media.picture import Picture
+from worker.seam import Control, Made, Phase, Served
 from worker.settings import Settings
+from worker.tasks.picture import PictureOffer, PictureWish
 
 COMMAND = (sys.executable, __file__)
 GATES = Path(os.environ.get("STANDIN_GATES", "."))
-SERVED = Served(
-    id="standin",
-    repository="tests/standin",
-    revision="local",
-    precision="bf16",
-    licence="apache-2.0",
-    tasks=("text-to-image", "edit"),
+OFFER = PictureOffer(
     steps=4,
     true_cfg_scale=1.0,
     negative_prompt=" ",
@@ -54,6 +50,14 @@ SERVED = Served(
     max_pixels=2048 * 2048,
     max_references=3,
     sizes={"1:1": (64, 64)},
+)
+SERVED = Served(
+    id="standin",
+    repository="tests/standin",
+    revision="local",
+    precision="bf16",
+    licence="apache-2.0",
+    offers={"text-to-image": OFFER, "edit": OFFER},
 )
 
 
@@ -106,16 +110,25 @@ class StandIn:
 
     served = SERVED
 
-    def generate(self, generation: Generation, control: Control) -> Drawn:
-        """Draw noise of the generation's seed, or do what the prompt says."""
-        script = Script(generation.prompt)
-        log.get().info("standin begins", seed=generation.seed)
-        try:
-            return self._generate(generation, control, script)
-        finally:
-            log.get().info("standin ends", seed=generation.seed)
+    def together(self, wish: PictureWish, other: PictureWish) -> bool:
+        """Share no forward."""
+        del wish, other
+        return False
 
-    def _generate(self, generation: Generation, control: Control, script: Script) -> Drawn:
+    def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
+        """Draw one picture after another."""
+        return [self.draw(*pair) for pair in zip(wishes, controls, strict=True)]
+
+    def draw(self, wish: PictureWish, control: Control) -> Made:
+        """Draw noise of the wish's seed, or do what the prompt says."""
+        script = Script(wish.prompt)
+        log.get().info("standin begins", seed=wish.seed)
+        try:
+            return self._drawn(wish, control, script)
+        finally:
+            log.get().info("standin ends", seed=wish.seed)
+
+    def _drawn(self, wish: PictureWish, control: Control, script: Script) -> Made:
         start = time.monotonic()
         for step in range(1, 1 + (200 if "slow-text" in script.words else 1)):
             script.reach("text", step, control, 200 if "slow-text" in script.words else 1)
@@ -133,10 +146,13 @@ class StandIn:
             raise KeyError("/root/secret/place on host gpu-7.internal")
         if script.hold[0] == "decode":
             script.gate.wait()
-        size = (1024, 1024) if "big" in script.words else (generation.width, generation.height)
-        rng = random.Random(f"{generation.seed} {generation.prompt}")
+        size = (1024, 1024) if "big" in script.words else (wish.width, wish.height)
+        rng = random.Random(f"{wish.seed} {wish.prompt}")
         image = Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1]))
-        return Drawn(image, False, {"denoise": (time.monotonic() - start) * 1000})
+        return Made(Picture(image, wish.final), {"denoise": (time.monotonic() - start) * 1000})
+
+    def warm(self) -> None:
+        """Have nothing to load."""
 
     def release(self) -> None:
         """Hold nothing, free nothing."""
@@ -154,6 +170,11 @@ class StandIns:
         """Return the stand-in."""
         assert model_id == SERVED.id
         return self._model
+
+    def addable(self, task: str) -> Sequence[str]:
+        """Know no other model."""
+        del task
+        return ()
 
     def health(self) -> Mapping[str, object]:
         """Tell that it is there."""

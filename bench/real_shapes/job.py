@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from worker.families import Generation
+from worker.tasks.picture import PictureWish
 
 NUMBERS: Final = itertools.count(1000)  # four digits: as many tokens each
 
@@ -55,7 +55,7 @@ def _reference(side: int, seed: int) -> Image.Image:
     return Image.blend(coarse.resize((side, side), Image.Resampling.BICUBIC), fine, 0.1)
 
 
-def inputs(case: Case, numbers: Iterator[int] = NUMBERS) -> Iterator[list[Generation]]:
+def inputs(case: Case, numbers: Iterator[int] = NUMBERS) -> Iterator[list[PictureWish]]:
     """Yield the pictures of one job after another; all prompts have the same number of tokens.
 
     By default no prompt and no reference comes twice in a process, so that no cache has seen them;
@@ -65,8 +65,8 @@ def inputs(case: Case, numbers: Iterator[int] = NUMBERS) -> Iterator[list[Genera
         yield [_generation(case, next(numbers)) for _ in range(case.batch)]
 
 
-def _generation(case: Case, number: int) -> Generation:
-    return Generation(
+def _generation(case: Case, number: int) -> PictureWish:
+    return PictureWish(
         task="edit" if case.edit else "text-to-image",
         prompt=f"a large red circle on a blue background, number {number}",
         negative_prompt=None,

@@ -22,9 +22,10 @@ from worker.engine.lora import Adapters, lightning_modules
 from worker.engine.modulation import STREAMS, RowModulation, RowPart, RowTable, seen
 from worker.engine.quantise import Precision
 from worker.engine.vae import picture
-from worker.families import Generation, Phase, Served, Unheard
 from worker.families.qwen_image.model import QwenImage, _Clock
 from worker.media.images import encode
+from worker.seam import Phase, Served, Unheard
+from worker.tasks.picture import PictureOffer, PictureWish
 
 STEPS: Final = (8, 4)
 PIPELINES: Final = {False: "QwenImagePipeline", True: "QwenImageEditPlusPipeline"}
@@ -121,13 +122,7 @@ def components(
 
 def served(architecture: Architecture, *, edit: bool, precision: Precision) -> Served:
     """Return what a worker would serve of it."""
-    return Served(
-        id=architecture.name,
-        repository="bench/random",
-        revision="random",
-        precision=precision,
-        licence="none",
-        tasks=("edit",) if edit else ("text-to-image",),
+    offer = PictureOffer(
         steps=STEPS[0],
         true_cfg_scale=1.0,
         negative_prompt=" ",
@@ -136,6 +131,14 @@ def served(architecture: Architecture, *, edit: bool, precision: Precision) -> S
         max_pixels=architecture.large**2,
         max_references=3,
         sizes={},
+    )
+    return Served(
+        id=architecture.name,
+        repository="bench/random",
+        revision="random",
+        precision=precision,
+        licence="none",
+        offers={"edit" if edit else "text-to-image": offer},
     )
 
 
@@ -158,17 +161,17 @@ class Ours:
         """What another model may have of this one."""
         return Lent(self._parts.text_encoder, self._parts.vae)
 
-    def latents(self, generations: list[Generation]) -> torch.Tensor:
+    def latents(self, generations: list[PictureWish]) -> torch.Tensor:
         """Return the final latents of a batch."""
         return self._model.latents(generations, Unheard(), _Clock(self._parts.device, {}))
 
-    def job(self, case: Case, generations: list[Generation]) -> dict[str, float]:
+    def job(self, case: Case, generations: list[PictureWish]) -> dict[str, float]:
         """Make the pictures of a job, PNGs and all; return milliseconds by phase."""
         clock = _Clock(self._parts.device, {})
         with gpu.translated():
             latents = self._model.latents(generations, Unheard(), clock)
             with clock.phase("decode"):
-                pixels = self._model._vae.decode(latents, case.side, case.side)  # noqa: SLF001 - generate() makes one picture, a batch is timed here
+                pixels = self._model._vae.decode(latents, case.side, case.side)  # noqa: SLF001 - make() makes one picture, a batch is timed here
                 images = [picture(each) for each in pixels]
         start = time.perf_counter()
         for image in images:
@@ -176,7 +179,7 @@ class Ours:
         phases: dict[str, float] = {str(phase): spent for phase, spent in clock.spent.items()}
         return phases | {"png": (time.perf_counter() - start) * 1000}
 
-    def text_tokens(self, generation: Generation) -> int:
+    def text_tokens(self, generation: PictureWish) -> int:
         """Return how many tokens of the prompt the denoiser attends to."""
         clock = _Clock(self._parts.device, dict[Phase, float]())
         embeds = self._model._embed(generation, generation.prompt, clock)  # noqa: SLF001 - for counting

@@ -20,7 +20,7 @@ from bench.real_shapes.shapes import Architecture
 from worker.engine.device import synchronize
 from worker.engine.quantise import Precision
 from worker.engine.schedule import LIGHTNING
-from worker.families import Generation
+from worker.tasks.picture import PictureWish
 
 ADAPTER = "lightning"
 
@@ -103,7 +103,7 @@ class Stock:
         )
         return self._timed("decode", self._decode)(*arguments, **named)
 
-    def _call(self, generations: list[Generation], **more: Any) -> Any:
+    def _call(self, generations: list[PictureWish], **more: Any) -> Any:
         first = generations[0]
         vae = self.pipeline.vae
         vae.encode, vae.decode = self._timed("reference", self._encode), self._decoded
@@ -122,14 +122,14 @@ class Stock:
             # the VAE may be shared: leave it as it was
             del vae.encode, vae.decode
 
-    def latents(self, generations: list[Generation]) -> torch.Tensor:
+    def latents(self, generations: list[PictureWish]) -> torch.Tensor:
         """Return the final latents of a batch."""
         made: torch.Tensor = self._call(generations, output_type="latent")
         self._marks.clear()
         self._spent.clear()
         return made
 
-    def job(self, case: Case, generations: list[Generation]) -> dict[str, float]:
+    def job(self, case: Case, generations: list[PictureWish]) -> dict[str, float]:
         """Make the pictures of a job, PNGs and all; return milliseconds by phase.
 
         The stock edit pipeline takes one prompt, so a batch of edits runs one after the other.

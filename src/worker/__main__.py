@@ -35,10 +35,10 @@ def doctor(*, as_json: bool) -> int:
         listed = [finding.as_json() for finding in findings]
         print(json.dumps({"ok": not broken, "findings": listed}, indent=2))  # noqa: T201 - its output
         return int(bool(broken))
-    width = max(len(finding.check) for finding in findings)
+    column = max(len(finding.check) for finding in findings)
     for finding in findings:
         advice = f"  -> {finding.change}" if finding.change else ""
-        print(f"{finding.level:<7} {finding.check:<{width}}  {finding.found}{advice}")  # noqa: T201
+        print(f"{finding.level:<7} {finding.check:<{column}}  {finding.found}{advice}")  # noqa: T201
     return int(bool(broken))
 
 

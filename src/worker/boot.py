@@ -9,9 +9,10 @@ from typing import Any, Final
 from worker import log, preflight
 from worker.bundle import format as bundle
 from worker.errors import InvalidSettings, UnfitHost
-from worker.families import Generation, Model, Models, Openable, Unheard, catalogue
+from worker.families import catalogue
 from worker.families.recognise import recognise
 from worker.residency import Residency
+from worker.seam import Models, Openable
 from worker.settings import Settings
 from worker.weights.spec import ModelSpec
 
@@ -23,34 +24,6 @@ def family(module: str) -> Any:
     """Import one family's module; that is when torch is imported."""
     importlib.import_module("worker.engine")  # first: it makes the imports of all others faster
     return importlib.import_module(module)
-
-
-def warm(model: Model) -> float:
-    """Make one picture, so that a job finds everything loaded; return its seconds."""
-    from PIL import Image  # noqa: PLC0415 - only a cold start needs it here
-
-    served = model.served
-    start = time.monotonic()
-    side = max(64, int(served.area**0.5) // 32 * 32)
-    edit = "edit" in served.tasks
-    fast = bool(served.lightning_steps)
-    grey = Image.linear_gradient("L").resize((side, side)).convert("RGB")
-    model.generate(
-        Generation(
-            task="edit" if edit else "text-to-image",
-            prompt="a warm-up picture",
-            negative_prompt=None,
-            references=(grey,) if edit else (),
-            width=side,
-            height=side,
-            steps=served.lightning_steps[0] if fast else 2,
-            true_cfg_scale=1.0,
-            lightning=fast,
-            seed=0,
-        ),
-        Unheard(),
-    )
-    return time.monotonic() - start
 
 
 def boot(settings: Settings) -> Models:
@@ -71,10 +44,16 @@ def boot(settings: Settings) -> Models:
         taken |= {openable.served.id for openable in openables}
         spec = recognise(given, settings, catalogue.CATALOGUE)
         openables.append(family(spec.family).ready(spec, settings, gpu, taken=taken))
-    models = Residency(openables, budget=gpu.free - WORKING_BYTES if gpu else None)
+    models = Residency(
+        openables,
+        budget=gpu.free - WORKING_BYTES if gpu else None,
+        published=_published(),
+    )
     for model in models.fill():
-        seconds = warm(model)
-        log.get().info("model warm", model=model.served.id, seconds=round(seconds, 2))
+        begun = time.monotonic()
+        model.warm()
+        seconds = round(time.monotonic() - begun, 2)
+        log.get().info("model warm", model=model.served.id, seconds=seconds)
     log.get().info("started", seconds=round(time.monotonic() - start, 2))
     return models
 
@@ -88,6 +67,13 @@ def prepare(settings: Settings) -> list[Path]:
     specs = catalogue.CATALOGUE.resolve(settings.model, settings, has_gpu=gpu is not None)
     known = (recognise(spec, settings, catalogue.CATALOGUE) for spec in specs)
     return [family(spec.family).prepare(spec, settings, gpu) for spec in known]
+
+
+def _published() -> dict[str, list[str]]:
+    """Return the models of the catalogue that MODEL may name, by the tasks that they can do."""
+    tasks = dict.fromkeys(task for row in catalogue.CATALOGUE.rows for task in row.tasks)
+    rows = [row for row in catalogue.CATALOGUE.rows if row.embedded is None]
+    return {task: [row.name for row in rows if task in row.tasks] for task in tasks}
 
 
 def _say(specs: Sequence[ModelSpec], settings: Settings) -> None:

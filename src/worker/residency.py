@@ -5,15 +5,25 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from worker import log
 from worker.errors import ModelNotServed
-from worker.families import Model, Openable, Served
+from worker.seam import Model, Openable, Served
 
 
 class Residency:
-    """The models of this worker, at most `budget` bytes of them resident (None: no limit)."""
+    """The models of this worker, at most `budget` bytes of them resident (None: no limit).
 
-    def __init__(self, models: Sequence[Openable], *, budget: int | None) -> None:
+    `published` maps a task to the names of the models that MODEL may name for it.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Openable],
+        *,
+        budget: int | None,
+        published: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self._models = {model.served.id: model for model in models}
         self._budget = budget
+        self._published = published or {}
         self._resident: OrderedDict[str, Model] = OrderedDict()
 
     @property
@@ -22,7 +32,7 @@ class Residency:
         return tuple(model.served for model in self._models.values())
 
     def take(self, model_id: str) -> Model:
-        """Return that model, opened first where it is not resident; for the generating thread."""
+        """Return that model, opened first where it is not resident; in the lane to the device."""
         if model_id in self._resident:
             self._resident.move_to_end(model_id)
             return self._resident[model_id]
@@ -44,6 +54,10 @@ class Residency:
                 continue
             yield self.take(model_id)
 
+    def addable(self, task: str) -> Sequence[str]:
+        """Name the models that MODEL may name for a task."""
+        return self._published.get(task, ())
+
     def health(self) -> Mapping[str, object]:
         """Return which models are resident and where each came from."""
         models = {
@@ -53,7 +67,7 @@ class Residency:
         return {"models": models}
 
     def _fits(self, model_id: str) -> bool:
-        """Tell whether a model fits beside the resident ones; shared parts count once."""
+        """Return whether a model fits beside the resident ones; shared parts count once."""
         if self._budget is None:
             return True
         parts: dict[str, int] = {}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from worker.media.piece import Piece
+from worker.settings import Settings
 
 # A part of the work on one wish, by the name that the task gives it: "text", "denoise", "decode".
 Phase = str
@@ -18,6 +19,10 @@ class Wish(Protocol):
     """One thing to make, as its task froze it: everything resolved, nothing left to choose."""
 
     @property
+    def task(self) -> str:
+        """The name of the task that it is of."""
+
+    @property
     def seed(self) -> int:
         """What the random numbers start from: the same seed, the same thing."""
 
@@ -25,8 +30,8 @@ class Wish(Protocol):
 class Offer(Protocol):
     """What one model offers for one task: the task's own plain data, readable without torch."""
 
-    def facts(self) -> Mapping[str, Any]:
-        """Return what op=capabilities tells of it: plain JSON, by public names."""
+    def facts(self, settings: Settings) -> Mapping[str, Any]:
+        """Return what op=capabilities reports of it: plain JSON, by public names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class Control(Protocol):
     """How the making of one wish talks to the job that wants it."""
 
     def report(self, phase: Phase, step: int, steps: int) -> None:
-        """Tell that `step` of `steps` of a phase is done; raise when the work must stop here."""
+        """Take that `step` of `steps` of a phase is done; raise when the work must stop here."""
 
 
 class Unheard(Control):
@@ -78,7 +83,7 @@ class Model(Protocol):
         """What callers may ask of it."""
 
     def together(self, wish: Any, other: Any) -> bool:
-        """Tell whether two wishes may share a forward."""
+        """Return whether two wishes may share a forward."""
 
     def make(self, wishes: Sequence[Any], controls: Sequence[Control]) -> Sequence[Made]:
         """Make what is wished, in order; `controls` has one for each wish.
@@ -100,7 +105,7 @@ class Model(Protocol):
 class Openable:
     """A model that can be opened at any time: what it serves, what it takes, and how.
 
-    `parts` maps what identifies a part to its device bytes: models may share parts. `facts` tell in
+    `parts` maps what identifies a part to its device bytes: models may share parts. `facts` say in
     op=health where it came from.
     """
 
@@ -118,7 +123,10 @@ class Models(Protocol):
         """Every model that callers may name; the first that can do a task is its default."""
 
     def take(self, model_id: str) -> Model:
-        """Return that model, warm; called only by the device's thread."""
+        """Return that model, warm; called only in the lane to the device."""
+
+    def addable(self, task: str) -> Sequence[str]:
+        """Name the models that MODEL may name for a task that none of these can do."""
 
     def health(self) -> Mapping[str, object]:
-        """Return what op=health tells: plain JSON, without paths, hosts or secrets."""
+        """Return what op=health reports: plain JSON, without paths, hosts or secrets."""

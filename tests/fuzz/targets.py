@@ -11,8 +11,6 @@ from fuzz.strategies import SEEDS
 from worker import settings
 from worker.doors.runpod.wire import output
 from worker.edge import reply
-from worker.edge.fields import NAMES
-from worker.edge.request import parse
 from worker.errors import (
     ImageFetchRefused,
     ImageTooLarge,
@@ -25,12 +23,14 @@ from worker.errors import (
 from worker.media import images
 from worker.media.inline import decode_base64
 from worker.media.url import check
+from worker.tasks import registry
+from worker.tasks.request import parse
 from worlds.standin import SERVED
 
 PLAIN: Final = settings.read({})
 STRICT: Final = settings.read({"STRICT_INPUT": "1"})
 OPEN: Final = settings.read({"ALLOW_HTTP_IMAGES": "1"})
-FIELDS: Final = sorted(NAMES)
+FIELDS: Final = sorted(registry.names())
 STRINGS: Final = (
     "edit",
     "text-to-image",

@@ -18,7 +18,9 @@ from PIL import Image
 
 from training.tiny import checker, phrases, world
 from worker import boot, settings
-from worker.families import Generation, Model, Unheard
+from worker.media.picture import Picture
+from worker.seam import Model, Unheard
+from worker.tasks.picture import PictureWish
 
 WAYS: Final = {  # name: (lightning, steps, true CFG)
     "teacher": (False, 40, 4.0),
@@ -115,7 +117,7 @@ def draw(
 ) -> Image.Image:
     """Return one picture by the engine, at the checkpoint's own size."""
     lightning, steps, scale = WAYS[way]
-    generation = Generation(
+    wish = PictureWish(
         task="edit" if references else "text-to-image",
         prompt=prompt,
         negative_prompt=None if lightning else " ",
@@ -127,7 +129,9 @@ def draw(
         lightning=lightning,
         seed=seed,
     )
-    return model.generate(generation, Unheard()).image
+    (made,) = model.make([wish], [Unheard()])
+    assert isinstance(made.piece, Picture)
+    return made.piece.image
 
 
 def make(model: Model, case: Case, way: str) -> Image.Image:

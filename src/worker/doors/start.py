@@ -10,8 +10,8 @@ from typing import Final, Protocol
 from worker import log, settings
 from worker.edge import reply
 from worker.errors import InvalidSettings, StartFailed, UnfitHost, WorkerError, WorkerNotReady
-from worker.families import Models
 from worker.jobs.job import Handle
+from worker.seam import Models
 from worker.settings import Settings
 
 # How long a worker whose start cannot succeed by trying again answers jobs with the reason: long

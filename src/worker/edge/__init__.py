@@ -1,1 +1,1 @@
-"""What callers send and get: a job's input read and judged, and the reply that fits."""
+"""What every task has in common at the edge: fields read, faults gathered, replies written."""

@@ -3,7 +3,7 @@
 import unicodedata
 from typing import Final
 
-# Spaces and line ends (Z*), controls, format characters such as the zero-width ones, surrogates.
+# Spaces and line ends (Z*), controls, format characters such as joiners, surrogates.
 CATEGORIES: Final = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf", "Cs"})
 # Letters, marks and a symbol by their category, and yet without a glyph: Unicode's
 # Default_Ignorable_Code_Point (DerivedCoreProperties.txt), and the Braille pattern without dots.
@@ -21,5 +21,5 @@ INVISIBLE: Final = frozenset(
 
 
 def is_blank(text: str) -> bool:
-    """Tell whether no character of a text can be seen; an empty text is blank."""
+    """Return whether no character of a text can be seen; an empty text is blank."""
     return all(c in INVISIBLE or unicodedata.category(c) in CATEGORIES for c in text)

@@ -1,9 +1,10 @@
-"""The job input as one table: every field with its aliases, type, limits and default."""
+"""Kinds of field that an input may have, and the fields that all tasks have in common."""
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -12,28 +13,35 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
+    ValidationInfo,
 )
+from pydantic_core import PydanticCustomError
 
 from worker.edge.blank import is_blank
-from worker.edge.geometry import LARGEST, SMALLEST
-from worker.edge.pictures import source
-from worker.media.fetch import ImageSource
 
 MAX_SEED: Final = 2**63 - 1
-MOST_PICTURES: Final = 3
-SLOTS: Final[Mapping[str, int]] = {"image_2": 2, "image_3": 3}  # aliases that name a position
+MOST_PIECES: Final = 4
 
 INTEGER: Final = re.compile(r"-?[0-9]{1,19}")
 DECIMAL: Final = re.compile(r"-?[0-9]{1,19}(?:\.[0-9]{1,19})?")
-WIDTH_X_HEIGHT: Final = re.compile(r"([0-9]{1,6})[xX*]([0-9]{1,6})")
+
+# Where a field stands in the documentation: what is wished, who makes it, how, and what all tasks
+# have in common.
+WHAT, WHO, HOW, ALWAYS = range(4)
 
 
-class Pixels(NamedTuple):
-    """A size that was written as one string."""
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """How a field that takes a list may be written.
 
-    width: int
-    height: int
+    `item` is the word for one of at most `most`. `slots` maps an alias that names a position, from
+    1, to it; `keys` are those of an item that is written as an object.
+    """
+
+    item: str
+    most: int
+    slots: Mapping[str, int]
+    keys: tuple[str, ...]
 
 
 def shown(value: Any) -> str:
@@ -62,18 +70,18 @@ def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-def _jpeg(value: Any) -> Any:
-    return "jpeg" if value == "jpg" else value
-
-
-def _plain(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("must not contain NUL")
+def _unicode(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("must not contain lone surrogates") from None
     return text
+
+
+def _plain(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain NUL")
+    return _unicode(text)
 
 
 def _visible(text: str) -> str:
@@ -88,21 +96,7 @@ def _seed(value: int) -> int:
     return value
 
 
-def _size(value: Any) -> Pixels | Literal["auto", "input"]:
-    if isinstance(value, str):
-        if value.lower() == "auto":
-            return "auto"
-        if value.lower() == "input":
-            return "input"
-        if match := WIDTH_X_HEIGHT.fullmatch(value):
-            pixels, least, most = Pixels(int(match[1]), int(match[2])), SMALLEST, LARGEST
-            if min(pixels) < least or max(pixels) > most:
-                raise ValueError(f"each side must be {least} to {most} (got {shown(value)})")
-            return pixels
-    raise ValueError(f'must be "WxH", "W*H", "auto" or "input" (got {shown(value)})')
-
-
-def _up_to(most: int) -> BeforeValidator:
+def up_to(most: int) -> BeforeValidator:
     """Take one item or a list; the length is judged first, so that a long list costs nothing."""
 
     def listed(value: Any) -> Any:
@@ -120,156 +114,146 @@ def _https(value: str) -> str:
     return value
 
 
-Plain = AfterValidator(_plain)
-Visible = AfterValidator(_visible)
-Side = Annotated[int, BeforeValidator(_integer), Field(ge=SMALLEST, le=LARGEST)]
-Pictures = Annotated[
-    list[Annotated[ImageSource, BeforeValidator(source)]],
-    _up_to(MOST_PICTURES),
-]
+def _one_of(choices: str) -> BeforeValidator:
+    """Take one of the words that the validation's context has under this name, in any case."""
+
+    def one_of(value: Any, info: ValidationInfo) -> Any:
+        context: Any = info.context
+        meanings: Mapping[str, str] = context[choices]
+        if isinstance(value, str) and (word := _unicode(value).lower()) in meanings:
+            return meanings[word]
+        *others, last = map(repr, dict.fromkeys(meanings.values()))
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise PydanticCustomError("literal_error", "must be {expected}", {"expected": expected})
+
+    return BeforeValidator(one_of)
+
+
+Plain: Final = AfterValidator(_plain)
+Visible: Final = AfterValidator(_visible)
+Whole: Final = BeforeValidator(_integer)
+Number: Final = BeforeValidator(_decimal)
+Word: Final = BeforeValidator(_lower)
 Addresses = Annotated[
     list[Annotated[str, Field(max_length=8190), AfterValidator(_https)]],
-    _up_to(4),
+    up_to(MOST_PIECES),
 ]
-Word = BeforeValidator(_lower)
 
 
-def _field(description: str, default: str, *aliases: str) -> Any:
-    """Declare a field that may be left out; `description` and `default` are what README says."""
-    choices = AliasChoices(*aliases) if aliases else None
+def declare(
+    description: str, default: str, *aliases: str, place: int = HOW, listed: Listed | None = None
+) -> Any:
+    """Declare a field that may be left out; `description` and `default` are for documentation.
+
+    What a task says of itself stands there in braces: its {noun}, its {formats}, the {format} that
+    is its default, those with a quality ({lossy}); and {tasks}, and which is {inferred} when none
+    is named. A field whose default is "required" must be given.
+    """
     return Field(
         None,
-        validation_alias=choices,
+        validation_alias=AliasChoices(*aliases) if aliases else None,
         description=description,
-        json_schema_extra={"default": default},
+        json_schema_extra={"default": default, "place": place, "listed": listed},  # type: ignore[dict-item] # no schema is made of it
     )
 
 
-class JobInput(BaseModel):
-    """What a job's `input` may hold; None is what the caller left out or sent as null.
+class CommonInput(BaseModel):
+    """What a job's `input` may hold for every task; None is what was left out or sent as null.
 
-    Only what one field says by itself is judged here; what fields say together, and against the
-    models served, is judged by worker.edge.request.
+    A task's own input derives from it. Only what one field says by itself is judged here; what
+    fields say together, and against the models served, is judged by worker.tasks.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, validate_by_name=True)
 
-    prompt: Annotated[str, Field(min_length=1, max_length=5000), Plain, Visible] | None = _field(
-        "string, 1-5000 characters; blanks alone, NUL and lone surrogates are refused",
-        "required",
-        "text",
+    task: Annotated[str, _one_of("tasks")] | None = declare(
+        "{tasks}", "{inferred}", "mode", "workflow", place=WHO
     )
-    negative_prompt: Annotated[str, Field(max_length=2000), Plain] | None = _field(
-        'string, up to 2000 characters; used when CFG > 1; " " asks for none',
-        'the model\'s own when CFG > 1: " ", for most models',
-        "negative",
-    )
-    images: Pictures | None = _field(
-        '1-3 of: https URL, data URI, base64, or `{"image"\\|"url"\\|"data"\\|"base64": ...}`; '
-        "never a file path",
-        "none",
-        "image",
-        "image_url",
-        "image_urls",
-        "image_base64",
-        "init_image",
-        "input_image",
-        "reference_images",
-        *SLOTS,
-    )
-    task: (
-        Annotated[Literal["text-to-image", "edit", "img2img", "inpaint", "layered", "speech"], Word]
-        | None
-    ) = _field("`text-to-image`, `edit`", "images: edit, else text-to-image", "mode", "workflow")
-    model: Annotated[str, Field(min_length=1, max_length=200), Plain] | None = _field(
+    model: Annotated[str, Field(min_length=1, max_length=200), Plain] | None = declare(
         "a model this worker serves, by its name or repository",
         "the first that can do the task",
+        place=WHO,
     )
-    width: Side | None = _field(
-        "pixels, 64 to the worker's limit, floored to a multiple of 16 and reported in `adjusted`",
-        "see [Sizes](#sizes)",
+    seed: Annotated[int, Whole, AfterValidator(_seed)] | None = declare(
+        "integer, 0 to 2^63-1; -1 or null: random; 0 is a seed",
+        "random, always echoed",
+        place=ALWAYS,
     )
-    height: Side | None = _field("as `width`", "see [Sizes](#sizes)")
-    size: Annotated[Pixels | Literal["auto", "input"], PlainValidator(_size)] | None = _field(
-        '"WxH", "W*H", "auto", or "input" (edit: exactly the last image\'s size)',
-        "auto",
-        "image_size",
+    num_images: Annotated[int, Whole, Field(ge=1, le=MOST_PIECES)] | None = declare(
+        "1-4; {noun} i has seed + i",
+        "1",
+        "n",
+        "num_outputs",
+        "num_images_per_prompt",
+        place=ALWAYS,
     )
-    aspect_ratio: (
-        Literal["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "match_input_image"] | None
-    ) = _field(
-        "1:1 16:9 9:16 4:3 3:4 3:2 2:3 match_input_image",
-        "edit: match_input_image; text-to-image: the model's own size",
+    output_format: Annotated[str, _one_of("formats")] | None = declare(
+        "{formats}", "{format}", "image_format", place=ALWAYS
     )
-    num_inference_steps: Annotated[int, BeforeValidator(_integer), Field(ge=2, le=100)] | None = (
-        _field(
-            "2-100; with Lightning one of the counts that this worker holds",
-            "the first of LIGHTNING_STEPS; without Lightning the model's",
-            "steps",
-        )
+    output_quality: Annotated[int, Whole, Field(ge=1, le=100)] | None = declare(
+        "1-100, for {lossy}", "95", "quality", place=ALWAYS
     )
-    true_cfg_scale: (
-        Annotated[float, BeforeValidator(_decimal), Field(ge=1, le=20, allow_inf_nan=False)] | None
-    ) = _field(
-        "1-20; with Lightning set to 1.0, with a warning",
-        "the model's; with Lightning 1.0",
-        "cfg_scale",
-        "guidance_scale",
-        "guidance",
-        "cfg",
-    )
-    lightning: bool | None = _field("boolean", "USE_LIGHTNING_LORA", "use_lightning", "go_fast")
-    seed: Annotated[int, BeforeValidator(_integer), AfterValidator(_seed)] | None = _field(
-        "integer, 0 to 2^63-1; -1 or null: random; 0 is a seed", "random, always echoed"
-    )
-    num_images: Annotated[int, BeforeValidator(_integer), Field(ge=1, le=4)] | None = _field(
-        "1-4; picture i has seed + i", "1", "n", "num_outputs", "num_images_per_prompt"
-    )
-    output_format: (
-        Annotated[Literal["png", "jpeg", "webp"], BeforeValidator(_jpeg), Word] | None
-    ) = _field("png, jpeg, jpg, webp", "png", "image_format")
-    output_quality: Annotated[int, BeforeValidator(_integer), Field(ge=1, le=100)] | None = _field(
-        "1-100, for jpeg and webp", "95", "quality"
-    )
-    response_format: Annotated[Literal["base64", "data_url", "url"], Word] | None = _field(
+    response_format: Annotated[Literal["base64", "data_url", "url"], Word] | None = declare(
         "`base64`, `data_url`, `url` (needs a bucket or `upload_url`)",
         "`url` with a bucket or `upload_url`, else `base64`",
+        place=ALWAYS,
     )
-    upload_url: Addresses | None = _field(
-        "https presigned PUT, or a list with one for each picture", "none"
+    upload_url: Addresses | None = declare(
+        "https presigned PUT, or a list with one for each {noun}", "none", place=ALWAYS
     )
-    op: Annotated[Literal["generate", "capabilities", "health"], Word] | None = _field(
-        "`generate`, `capabilities`, `health`", "generate"
+    op: Annotated[Literal["generate", "capabilities", "health"], Word] | None = declare(
+        "`generate`, `capabilities`, `health`", "generate", place=ALWAYS
     )
 
 
 @dataclass(frozen=True, slots=True)
 class FieldFacts:
-    """One row of the table, as README and op=capabilities show it."""
+    """One row of the table of fields; `tasks` are those that have it, empty when all have."""
 
     name: str
     aliases: tuple[str, ...]
     accepts: str
     default: str
+    tasks: tuple[str, ...] = ()
 
 
-def table() -> tuple[FieldFacts, ...]:
-    """Return every field of a job's input, in the order of the documentation."""
+@functools.cache
+def rows(kind: type[CommonInput]) -> tuple[FieldFacts, ...]:
+    """Return every field of an input, in the order of the documentation."""
+    placed = sorted(kind.model_fields, key=lambda name: int(_extra(kind, name)["place"]))
     return tuple(
-        FieldFacts(name, _aliases(name), info.description or "", _default(info.json_schema_extra))
-        for name, info in JobInput.model_fields.items()
+        FieldFacts(
+            name,
+            _aliases(kind, name),
+            kind.model_fields[name].description or "",
+            str(_extra(kind, name)["default"]),
+        )
+        for name in placed
     )
 
 
-def _aliases(name: str) -> tuple[str, ...]:
-    choices = JobInput.model_fields[name].validation_alias
+@functools.cache
+def names(kind: type[CommonInput]) -> Mapping[str, str]:
+    """Return the field that each word of an input means: its own name and its aliases."""
+    return {word: row.name for row in rows(kind) for word in (row.name, *row.aliases)}
+
+
+def required(kind: type[CommonInput]) -> tuple[str, ...]:
+    """Name the fields that must be given."""
+    return tuple(row.name for row in rows(kind) if row.default == "required")
+
+
+def listed(kind: type[CommonInput], name: str) -> Listed | None:
+    """Return how a field that takes a list may be written; None for any other."""
+    found: Listed | None = _extra(kind, name)["listed"]
+    return found
+
+
+def _aliases(kind: type[CommonInput], name: str) -> tuple[str, ...]:
+    choices = kind.model_fields[name].validation_alias
     return tuple(map(str, choices.choices)) if isinstance(choices, AliasChoices) else ()
 
 
-def _default(extra: Any) -> str:
-    return str(extra["default"])
-
-
-NAMES: Final[Mapping[str, str]] = {
-    word: name for name in JobInput.model_fields for word in (name, *_aliases(name))
-}
+def _extra(kind: type[CommonInput], name: str) -> Mapping[str, Any]:
+    extra: Any = kind.model_fields[name].json_schema_extra
+    return dict(extra)

@@ -39,6 +39,6 @@ def guess(word: Any, known: Iterable[str]) -> str | None:
 
 
 def _letters(word: str) -> str:
-    """Fold a word: no case, no accents, no width, and nothing between its letters and digits."""
+    """Fold a word: one case, no accents, one form, and nothing between its letters and digits."""
     folded = unicodedata.normalize("NFKD", word.casefold())
     return "".join(character for character in folded if character.isalnum())[:LONGEST]

@@ -8,11 +8,10 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from worker.edge.fields import MOST_PICTURES, NAMES, SLOTS, JobInput, shown
+from worker.edge import fields
+from worker.edge.fields import CommonInput, Listed, shown
 from worker.edge.guess import LONGEST, guess
-from worker.edge.pictures import KEYS
 from worker.errors import Detail
-from worker.media.fetch import ImageSource
 
 Entry = tuple[str, Any]  # the caller's name for a field, and its value
 
@@ -22,113 +21,137 @@ QUOTED: Final = re.compile(r"'([^']*)'")
 
 
 @dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The words of a task that its fields do not have themselves.
+
+    `choices` has, by what it is a choice of ("tasks", "formats"), what each word means. `elsewhere`
+    maps the words of fields that only other tasks have to what a message adds about them.
+    """
+
+    choices: Mapping[str, Mapping[str, str]]
+    elsewhere: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """What a job's input says, field by field.
 
     `words` maps a field to the name the caller used for it; `broken` are the fields whose value is
-    wrong (their value here is None); `unknown` describes fields that are not in the table.
+    wrong (their value here is None); `unknown` describes fields that the task does not have.
     """
 
-    values: JobInput
+    values: CommonInput
     words: Mapping[str, str]
     broken: frozenset[str]
     faults: tuple[Detail, ...]
     unknown: tuple[Detail, ...]
 
 
-def read(given: Mapping[Any, Any]) -> Read:
+def read(given: Mapping[Any, Any], kind: type[CommonInput], vocabulary: Vocabulary) -> Read:
     """Judge every field of a job's input by itself, aliases against each other; never raises."""
+    names = fields.names(kind)
     found: dict[str, list[Entry]] = {}
     faults: list[Detail] = []
     broken: set[str] = set()
-    strangers: list[tuple[str, Any]] = []
+    strangers: list[tuple[str, Any, Mapping[str, str]]] = []
     for word, value in given.items():
-        name = NAMES.get(word) if isinstance(word, str) else None
+        name = names.get(word) if isinstance(word, str) else None
         if name is None:
-            strangers.append(("", word))
+            strangers.append(("", word, names))
         elif value is not None:
-            parsed, wrong = _parsed(name, word, value)
+            parsed, wrong = _parsed(kind, name, word, value, vocabulary)
             found.setdefault(name, []).append((word, parsed))
             faults += wrong
             if wrong:
                 broken.add(name)
-            if name == "images":
-                strangers += _extra_keys(word, value)
+            if (listed := fields.listed(kind, name)) is not None:
+                strangers += _extra_keys(word, value, listed)
     values: dict[str, Any] = {}
     for name, entries in found.items():
         if name not in broken:
-            values[name], clashes = _agreed(entries)
+            values[name], clashes = _agreed(entries, fields.listed(kind, name))
             faults += clashes
             if clashes:
                 broken.add(name)
                 del values[name]
     return Read(
-        values=JobInput.model_construct(**values),
+        values=kind.model_construct(**values),
         words={name: entries[0][0] for name, entries in found.items()},
         broken=frozenset(broken),
         faults=tuple(faults),
-        unknown=_unknown(strangers),
+        unknown=_unknown(strangers, vocabulary.elsewhere),
     )
 
 
-def _parsed(name: str, word: str, value: Any) -> tuple[Any, list[Detail]]:
+def _parsed(
+    kind: type[CommonInput], name: str, word: str, value: Any, vocabulary: Vocabulary
+) -> tuple[Any, list[Detail]]:
     """Let pydantic judge one value of one field."""
     try:
-        return getattr(JobInput.model_validate({name: value}), name), []
+        read = kind.model_validate({name: value}, context=vocabulary.choices)
     except ValidationError as error:
         return None, [_fault(word, value, e) for e in error.errors(include_url=False)]
+    return getattr(read, name), []
 
 
-def _agreed(entries: Sequence[Entry]) -> tuple[Any, list[Detail]]:
+def _agreed(entries: Sequence[Entry], listed: Listed | None) -> tuple[Any, list[Detail]]:
     """Return the one value of a field that was given under one or more of its names."""
-    whole = [entry for entry in entries if entry[0] not in SLOTS]
-    slots = sorted(entry for entry in entries if entry[0] in SLOTS)
+    places: Mapping[str, int] = listed.slots if listed is not None else {}
+    whole = [entry for entry in entries if entry[0] not in places]
+    slots = sorted(entry for entry in entries if entry[0] in places)
     clashes = [
         Detail(word, f"differs from {whole[0][0]}, which means the same")
         for word, parsed in whole[1:]
         if parsed != whole[0][1]
     ]
     value = whole[0][1] if whole else []
-    if not slots:
+    if listed is None or not slots:
         return value, clashes
-    placed, wrong = _placed(value, slots)
+    placed, wrong = _placed(value, slots, listed)
     return placed, clashes + wrong
 
 
 def _placed(
-    pictures: list[ImageSource], slots: list[tuple[str, list[ImageSource]]]
-) -> tuple[list[ImageSource], list[Detail]]:
-    """Put image_2 and image_3 behind the pictures given otherwise, or tell where they clash."""
-    placed, faults = list(pictures), []
+    items: list[Any], slots: list[tuple[str, list[Any]]], listed: Listed
+) -> tuple[list[Any], list[Detail]]:
+    """Put what aliases that name a position give behind the others, or say where they clash."""
+    placed, faults = list(items), []
     for word, given in slots:
-        position = SLOTS[word]
+        position = listed.slots[word]
         if len(given) != 1:
-            faults.append(Detail(word, f"must be one picture (got {len(given)})"))
+            faults.append(Detail(word, f"must be one {listed.item} (got {len(given)})"))
         elif len(placed) < position:
             placed += given
         elif placed[position - 1] != given[0]:
-            faults.append(Detail(word, f"differs from picture {position}, which is given already"))
+            message = f"differs from {listed.item} {position}, which is given already"
+            faults.append(Detail(word, message))
     return placed, faults
 
 
-def _extra_keys(word: str, value: Any) -> list[tuple[str, Any]]:
-    """Return what else stands in pictures that were given as objects, with the field it is in."""
-    items = value[:MOST_PICTURES] if isinstance(value, list) else [value]
+def _extra_keys(word: str, value: Any, listed: Listed) -> list[tuple[str, Any, Mapping[str, str]]]:
+    """Return what else stands in items that were given as objects, with the field it is in."""
+    items = value[: listed.most] if isinstance(value, list) else [value]
     objects = [item for item in items if isinstance(item, dict)]
-    return [(f"{word}.", key) for item in objects for key in item if key not in KEYS]
+    keys = dict.fromkeys(listed.keys, "")
+    return [(f"{word}.", key, keys) for item in objects for key in item if key not in keys]
 
 
-def _unknown(strangers: Sequence[tuple[str, Any]]) -> tuple[Detail, ...]:
+def _unknown(
+    strangers: Sequence[tuple[str, Any, Mapping[str, str]]], elsewhere: Mapping[str, str]
+) -> tuple[Detail, ...]:
     """Name the first unknown fields and guess what they were meant to be; the rest are counted."""
-    told = [_stranger(where, word) for where, word in strangers[:MAX_UNKNOWN]]
-    more = len(strangers) - len(told)
-    return (*told, Detail("input", f"has {more} more unknown fields")) if more else tuple(told)
+    named = [_stranger(*stranger, elsewhere) for stranger in strangers[:MAX_UNKNOWN]]
+    more = len(strangers) - len(named)
+    return (*named, Detail("input", f"has {more} more unknown fields")) if more else tuple(named)
 
 
-def _stranger(where: str, word: Any) -> Detail:
+def _stranger(
+    where: str, word: Any, known: Mapping[str, str], elsewhere: Mapping[str, str]
+) -> Detail:
     plain = isinstance(word, str) and word.isascii() and word.isprintable()
     name = where + (word if plain and len(word) <= LONGEST else shown(word))
-    return Detail(name, "is not a known field" + meant(word, KEYS if where else NAMES))
+    hint = f"; {elsewhere[word]}" if not where and word in elsewhere else meant(word, known)
+    return Detail(name, "is not a known field" + hint)
 
 
 def meant(word: Any, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Pictures and facts -> a job's output that fits the reply budget; an error -> one that is safe."""
+"""Facts -> a job's output that fits the reply budget; an error -> one that is safe."""
 
 import functools
 import importlib.metadata
@@ -11,22 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from worker import log
-from worker.edge.request import Request
+from worker.edge import echo
 from worker.errors import Detail, ErrorType, Internal, OutputTooLarge, WorkerError
+from worker.seam import Served, Wish
 from worker.settings import MB
 
-# A picture has exactly one of these.
+# An output has exactly one of these.
 CARRIERS: Final = ("base64", "data_url", "url")
-# Reply phase -> the phases of the job that it sums up.
-PHASES: Final[Mapping[str, tuple[str, ...]]] = {
-    "fetch": ("fetch",),
-    "text": ("text", "reference"),
-    "denoise": ("denoise",),
-    "decode": ("decode",),
-    "encode": ("encode",),
-    "deliver": ("deliver",),
-    "total": ("total",),
-}
 
 LONGEST_MESSAGE: Final = 2000
 MOST_DETAILS: Final = 50
@@ -57,59 +48,71 @@ def worker_version() -> str:
 
 
 def success(
-    request: Request,
-    images: Sequence[Mapping[str, Any]],
+    key: str,
+    entries: Sequence[Mapping[str, Any]],
+    wish: Wish,
+    model: Served,
     *,
-    lightning_enabled: bool,
-    timings_ms: Mapping[str, float],
+    timings_ms: Mapping[str, int],
     peak_vram_mb: int,
-    adjusted: Mapping[str, Sequence[int]],
+    adjusted: Mapping[str, Sequence[Any]],
     warnings: Iterable[str] = (),
-    compat: str | None = None,
 ) -> dict[str, Any]:
-    """Return the output of a job that made its pictures.
+    """Return the output of a job that made what it was asked for.
 
-    `images` are the entries of media.deliver, in order. `timings_ms` are milliseconds by phase, of
-    all pictures together; phases that are missing count as 0. `warnings` follow the request's own,
-    each once. `compat` (RESPONSE_COMPAT) names the top-level key that takes the first picture.
+    `entries` are those of media.deliver, in order, which go under `key`; `wish` is the first
+    output's, whose own fields say what is echoed. `warnings` are reported once each.
     """
-    entries = [{"index": index, **image} for index, image in enumerate(images)]
-    output: dict[str, Any] = {
-        "images": entries,
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "task": request.task,
-        "seed": request.seed,
-        "num_inference_steps": request.steps,
-        "true_cfg_scale": request.true_cfg_scale,
-        "lightning_enabled": lightning_enabled,
-        "model": {
-            "id": request.model.id,
-            "revision": request.model.revision,
-            "precision": request.model.precision,
-        },
+    return {
+        key: [{"index": index, **entry} for index, entry in enumerate(entries)],
+        **echo.in_reply(wish),
+        "model": {"id": model.id, "revision": model.revision, "precision": model.precision},
         "adjusted": {name: list(pair) for name, pair in adjusted.items()},
-        "warnings": list(dict.fromkeys((*request.warnings, *warnings))),
-        "timings_ms": {
-            phase: round(sum(timings_ms.get(part, 0) for part in parts))
-            for phase, parts in PHASES.items()
-        },
+        "warnings": list(dict.fromkeys(warnings)),
+        "timings_ms": dict(timings_ms),
         "peak_vram_mb": peak_vram_mb,
         "worker_version": worker_version(),
     }
-    if compat is not None and entries:
-        carrier = next(key for key in CARRIERS if key in entries[0])
-        output[compat] = entries[0].pop(carrier)
-    return output
+
+
+def for_old_callers(output: dict[str, Any], key: str, top: str) -> None:
+    """Move what carries the first output under `key` to the reply's `top` level."""
+    first = output[key][0]
+    carrier = next(name for name in CARRIERS if name in first)
+    output[top] = first.pop(carrier)
+
+
+def timings(spent_ms: Mapping[str, float], keys: Mapping[str, str]) -> dict[str, int]:
+    """Return a reply's timings in milliseconds of what a job's phases took, 0 for those missing.
+
+    `keys` maps the phases of making to the reply's keys, each of which may sum up several.
+    """
+    every = {"fetch": "fetch", **keys, "encode": "encode", "deliver": "deliver", "total": "total"}
+    sums = dict.fromkeys(every.values(), 0.0)
+    for phase, key in every.items():
+        sums[key] += spent_ms.get(phase, 0)
+    return {key: round(spent) for key, spent in sums.items()}
+
+
+def inside(wish: Wish, model: Served) -> dict[str, str]:
+    """Return what makes the same output again, as text inside its file."""
+    return {
+        **echo.in_file(wish),
+        "task": wish.task,
+        "model": model.id,
+        "revision": model.revision,
+        "precision": model.precision,
+        "software": f"worker {worker_version()}",
+    }
 
 
 def failure(error: WorkerError, warnings: Iterable[str] = ()) -> Failure:
     """Return why a job has no reply.
 
-    `warnings` are what the job had been warned of before; with the error's own they are told each
-    once. Nothing of it holds a path, an address or a known secret, whatever the error says.
+    `warnings` are what the job had been warned of before; with the error's own they are reported
+    once each. Nothing of it holds a path, an address or a known secret, whatever the error says.
     """
-    told = dict.fromkeys((*warnings, *error.warnings))
+    every = dict.fromkeys((*warnings, *error.warnings))
     return Failure(
         code=error.code,
         error_type=error.error_type,
@@ -119,7 +122,7 @@ def failure(error: WorkerError, warnings: Iterable[str] = ()) -> Failure:
             Detail(_safe(detail.field), _safe(detail.message))
             for detail in error.details[:MOST_DETAILS]
         ),
-        warnings=tuple(_safe(warning) for warning in itertools.islice(told, MOST_DETAILS)),
+        warnings=tuple(_safe(warning) for warning in itertools.islice(every, MOST_DETAILS)),
     )
 
 
@@ -130,11 +133,11 @@ def bug(event: str) -> Internal:
     return Internal(f"a bug of this worker; its log tells more under {reference}")
 
 
-def measure(reply: Mapping[str, Any], budget: int) -> int:
+def measure(reply: Mapping[str, Any], budget: int, advice: str = "less") -> int:
     """Return the bytes that the reply will have as the SDK sends it (UTF-8 JSON).
 
-    Raises OutputTooLarge over `budget` bytes, with what the caller can do; Internal when the reply
-    is not strict JSON, which the SDK would lose (NaN, a lone surrogate, an object).
+    Raises OutputTooLarge over `budget` bytes, with the `advice` what else to ask for; Internal when
+    the reply is not strict JSON, which the SDK would lose (NaN, a lone surrogate, an object).
     """
     try:
         size = len(json.dumps(reply, allow_nan=False, ensure_ascii=False).encode())
@@ -144,8 +147,7 @@ def measure(reply: Mapping[str, Any], budget: int) -> int:
         return size
     raise OutputTooLarge(
         f"the reply would have {size / MB:.1f} MB, at most {budget / MB:.1f} MB fit; ask for"
-        " output_format jpeg or webp, fewer pictures or a smaller size, or have them uploaded"
-        " (response_format url with a bucket or upload_url)"
+        f" {advice}, or have them uploaded (response_format url with a bucket or upload_url)"
     )
 
 

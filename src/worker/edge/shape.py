@@ -1,17 +1,19 @@
 """The shape of a job's input before its fields are looked at: one object, given once."""
 
+from collections.abc import Container
 from typing import Any, Final
 
-from worker.edge.fields import NAMES, shown
+from worker.edge.fields import shown
 
 EXAMPLE: Final = '{"input": {"prompt": "a cat"}}'
 
 
-def fault(job_input: Any) -> str | None:
+def fault(job_input: Any, asking: Container[str]) -> str | None:
     """Say why this is no object of fields, None when it is one.
 
-    An object without a prompt that holds another object as `input` is a doubled one. A string
-    there, unless it is an object written as text, is an unknown field like any other.
+    `asking` are the words of which one must be given. An object with none of them that holds
+    another object as `input` is a doubled one. A string there, unless it is an object written as
+    text, is an unknown field like any other.
     """
     if _is_written(job_input):
         return f"must be an object, and is one written as a string; send {EXAMPLE}"
@@ -20,21 +22,18 @@ def fault(job_input: Any) -> str | None:
     if not isinstance(job_input, dict):
         return f"must be an object, as in {EXAMPLE} (got {shown(job_input)})"
     inner = job_input.get("input")
-    if (isinstance(inner, dict | list) or _is_written(inner)) and not _asks(job_input):
+    if (isinstance(inner, dict | list) or _is_written(inner)) and not _asks(job_input, asking):
         return f"is doubled: the job's input holds another `input`; send {EXAMPLE}"
     return None
 
 
-def _asks(given: dict[Any, Any]) -> bool:
-    """Tell whether an input says by itself what is wanted."""
-    return any(
-        isinstance(word, str) and NAMES.get(word) in ("prompt", "op") and value is not None
-        for word, value in given.items()
-    )
+def _asks(given: dict[Any, Any], asking: Container[str]) -> bool:
+    """Return whether an input says by itself what is wanted."""
+    return any(value is not None and word in asking for word, value in given.items())
 
 
 def _is_written(value: Any) -> bool:
-    """Tell an object written as text by its ends: to parse it could take long."""
+    """Return whether this is an object written as text, by its ends: parsing could take long."""
     if not isinstance(value, str):
         return False
     return value.lstrip().startswith("{") and value.rstrip().endswith("}")

@@ -2,8 +2,9 @@
 
 from typing import Final
 
-from worker.families import Served
+from worker.seam import Served
 from worker.settings import Settings
+from worker.tasks.picture import PictureOffer
 from worker.weights.spec import ModelSpec
 
 # The largest picture in pixels by device memory in bytes: what a picture takes beside the weights
@@ -26,13 +27,7 @@ def describe(
     if largest is None:
         room = next(pixels for floor, pixels in LARGEST if (memory or 0) >= floor)
         largest = min(room, 4 * defaults.area)
-    return Served(
-        id=spec.name,
-        repository=spec.repository,
-        revision=revision,
-        precision=precision,
-        licence=spec.licence,
-        tasks=spec.tasks,  # type: ignore[arg-type] # a family names only tasks that exist
+    offer = PictureOffer(
         steps=defaults.steps,
         true_cfg_scale=defaults.true_cfg_scale,
         negative_prompt=defaults.negative_prompt,
@@ -41,4 +36,12 @@ def describe(
         max_pixels=largest,
         max_references=min(defaults.max_references, settings.max_input_images),
         sizes=defaults.sizes,
+    )
+    return Served(
+        id=spec.name,
+        repository=spec.repository,
+        revision=revision,
+        precision=precision,
+        licence=spec.licence,
+        offers=dict.fromkeys(spec.tasks, offer),
     )

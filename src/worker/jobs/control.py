@@ -1,36 +1,47 @@
-"""How a running picture talks to its job: progress goes out, a cancel comes in."""
+"""How the making of wishes talks to their job: progress goes out, a cancel comes in."""
 
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from itertools import accumulate
+from typing import Any
 
-from worker.families import Control, Phase
-from worker.jobs.device_thread import Stopped
-
-# How much of a picture is done, in percent, when a phase begins and when it ends (est.): denoising
-# is nearly all of it.
-SPANS: Final[Mapping[Phase, tuple[int, int]]] = {
-    "text": (0, 4),
-    "reference": (4, 8),
-    "denoise": (8, 96),
-    "decode": (96, 100),
-}
+from worker.seam import Control, Phase
+from worker.tasks.task import Span
 
 
-class JobControl(Control):
-    """The control of one job, for all of its `pictures` one after the other.
+class Stopped(Exception):
+    """Unwind the lane: the job was cancelled, and nobody waits for what it makes."""
 
-    `tell` gets the updates, from the device's thread. `steps` are those of one picture, as far as
-    they are known before the first is denoised.
+
+class JobControl:
+    """The control of one job, for all of its `wishes`.
+
+    `tell` takes the updates, in the lane's thread. `spans` are the phases of one wish; `steps` are
+    those that are counted of one wish, as far as they are known before the first is made.
     """
 
     def __init__(
-        self, tell: Callable[[Mapping[str, Any]], None], pictures: int, steps: int = 1
+        self,
+        tell: Callable[[Mapping[str, Any]], None],
+        spans: Sequence[Span],
+        wishes: int,
+        steps: int = 1,
     ) -> None:
+        phases = [span.phase for span in spans]
+        begins = accumulate((span.percent for span in spans), initial=0)
         self._tell = tell
-        self._pictures = pictures
+        self._spans = {
+            span.phase: (begin, span.percent) for span, begin in zip(spans, begins, strict=False)
+        }
+        self._counted = next((span.phase for span in spans if span.steps), None)
+        counted = len(phases) if self._counted is None else phases.index(self._counted)
+        self._behind = frozenset(phases[counted + 1 :])
+        self._wishes = wishes
         self._steps = steps
-        self._picture = 0
+        self._made = 0
+        self._shares: dict[int, Fraction] = {}
+        self._counts: dict[int, int] = {}
         self._done = 0
         self._percent = 0
         self._stopped = threading.Event()
@@ -39,32 +50,39 @@ class JobControl(Control):
         """Let the next report, which is at most one step away, raise Stopped."""
         self._stopped.set()
 
-    def start(self, picture: int) -> None:
-        """Tell which picture is next, from 0; raises Stopped after a cancel."""
-        self._picture = picture
+    def start(self, wish: int) -> None:
+        """Count all wishes before this one, from 0, as made; raises Stopped after a cancel."""
+        self._made = wish
+        self._shares.clear()
+        self._counts.clear()
         self._check()
 
-    def report(self, phase: Phase, step: int, steps: int) -> None:
-        """Tell that `step` of `steps` of a phase is done; raises Stopped after a cancel.
+    def of(self, wish: int) -> Control:
+        """Return the control of one wish, from 0."""
+        return _WishControl(self, wish)
 
-        Callers see the denoising steps of all pictures as one count, and `percent` counts the other
-        phases too. Neither falls, also when a picture is drawn once more after it failed: then they
+    def report(self, wish: int, phase: Phase, step: int, steps: int) -> None:
+        """Take that `step` of `steps` of a wish's phase is done; raises Stopped after a cancel.
+
+        Callers see the counted steps of all wishes as one count, and `percent` counts the other
+        phases too. Neither falls, also when a wish is made once more after it failed: then they
         wait until it is as far again.
         """
         self._check()
-        if phase == "denoise":
+        if phase == self._counted:
             self._steps = steps
-        first = self._picture * self._steps
-        done = {"denoise": first + step, "decode": first + self._steps}.get(phase, first)
-        begin, end = SPANS[phase]
-        part = begin * steps + (end - begin) * step
-        percent = (self._picture * 100 * steps + part) // (self._pictures * steps)
-        self._done = max(self._done, done)
-        self._percent = max(self._percent, percent)
+            self._counts[wish] = step
+        else:
+            self._counts[wish] = self._steps if phase in self._behind else 0
+        begin, share = self._spans[phase]
+        self._shares[wish] = begin + Fraction(share * step, steps)
+        percent = (100 * self._made + sum(self._shares.values())) // self._wishes
+        self._done = max(self._done, self._made * self._steps + sum(self._counts.values()))
+        self._percent = max(self._percent, int(percent))
         self._tell(
             {
                 "step": self._done,
-                "steps": max(self._pictures * self._steps, self._done),
+                "steps": max(self._wishes * self._steps, self._done),
                 "phase": phase,
                 "percent": self._percent,
             }
@@ -73,3 +91,14 @@ class JobControl(Control):
     def _check(self) -> None:
         if self._stopped.is_set():
             raise Stopped
+
+
+class _WishControl(Control):
+    """The control of one wish of a job."""
+
+    def __init__(self, job: JobControl, wish: int) -> None:
+        self._job, self._wish = job, wish
+
+    def report(self, phase: Phase, step: int, steps: int) -> None:
+        """Report to the job; raises Stopped after a cancel."""
+        self._job.report(self._wish, phase, step, steps)

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from worker.edge.fields import NAMES
 from worker.edge.reply import Failure
 from worker.errors import WorkerError
 from worker.jobs.progress import Post
 from worker.media.s3 import CallersBucket
+from worker.tasks import registry
 
 
 @dataclass(slots=True)
@@ -35,8 +35,9 @@ class Job:
 
     def is_given(self, name: str) -> bool:
         """Tell whether the caller set a field of the input, by any of its names."""
+        names = registry.names()
         return isinstance(self.input, dict) and any(
-            value is not None and NAMES.get(word) == name for word, value in self.input.items()
+            value is not None and names.get(word) == name for word, value in self.input.items()
         )
 
     def elapsed_ms(self) -> float:

@@ -2,36 +2,34 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import structlog
-from PIL import Image
 
 from worker import log
-from worker.edge import geometry, reply
-from worker.edge.capabilities import capabilities
+from worker.edge import reply
 from worker.edge.reply import Failure
-from worker.edge.request import Query, Request, parse
 from worker.errors import (
     CudaOutOfMemory,
     DeadlineExceeded,
-    Detail,
     InvalidInput,
     WorkerError,
     WorkerNotReady,
 )
-from worker.families import Drawn, Generation, Models
 from worker.jobs.control import JobControl
-from worker.jobs.device_thread import DeviceThread
 from worker.jobs.fitting import fitting
 from worker.jobs.job import Answer, Job
+from worker.jobs.lane import Lane
 from worker.jobs.progress import Progress
-from worker.media import images
 from worker.media.deliver import check_upload_urls
 from worker.media.fetch import fetch_all
+from worker.seam import Made, Model, Models, Wish
 from worker.settings import Settings
+from worker.tasks.capabilities import capabilities
+from worker.tasks.request import Query, Request, parse
+from worker.tasks.task import Settled
 
 # Two jobs in a row out of memory, each of them tried twice: it is the worker, not the jobs.
 OOM_FATAL: Final = 2
@@ -40,7 +38,7 @@ OOM_FATAL: Final = 2
 class Worker:
     """What serves the jobs: a door calls `handle` with each.
 
-    `fatal` is why this worker can draw no more, once that is so: it answers what it has, and must
+    `fatal` is why this worker can make no more, once that is so: it answers what it has, and must
     be replaced.
     """
 
@@ -48,7 +46,7 @@ class Worker:
         self.fatal: WorkerError | None = None
         self._settings = settings
         self._models = models
-        self._device = DeviceThread()
+        self._lane = Lane()
         self._started = time.monotonic()
         self._out_of_memory = 0
         self._counts = {"done": 0, "failed": 0, "cancelled": 0}
@@ -86,8 +84,8 @@ class Worker:
         # What is wrong with an input quotes it: prompts are logged only when asked for.
         quotes = isinstance(error, InvalidInput) and not self._settings.log_prompts
         # Not the message: it may name unknown fields, which are the caller's own words too.
-        told = "; ".join(f"{d.field}: {d.message}" for d in error.details) or error.message
-        reason = [detail.field for detail in error.details] if quotes else told
+        message = "; ".join(f"{d.field}: {d.message}" for d in error.details) or error.message
+        reason = [detail.field for detail in error.details] if quotes else message
         log.get().warning(
             "job failed",
             error_code=error.code,
@@ -123,62 +121,50 @@ class Worker:
             self._settings,
             callers_bucket=job.bucket is not None,
             bucket_name=job.bucket_name,
+            addable=self._models.addable,
         )
         if isinstance(request, Query):
             health = request.op == "health"
-            told = self.health() if health else capabilities(served, self._settings)
-            return {**told, "warnings": list(request.warnings)}
+            answer = self.health() if health else capabilities(served, self._settings)
+            return {**answer, "warnings": list(request.warnings)}
         job.warnings += request.warnings
-        check_upload_urls(request.upload_urls, self._settings)
+        check_upload_urls(request.delivery.upload_urls, self._settings)
         if job.bucket is not None:
             job.bucket.usable()
             job.warnings += job.bucket.warnings
-        facts = {"prompt": request.prompt} if self._settings.log_prompts else {}
+        asked = request.asked
+        facts = {"prompt": asked.prompt} if self._settings.log_prompts else {}
         log.get().info(
             "job started",
-            task=request.task,
+            task=request.task.name,
             model=request.model.id,
-            steps=request.steps,
-            pictures=request.num_images,
-            references=len(request.sources),
+            steps=request.task.steps(asked.draft),
+            **{f"{request.task.noun}s": request.count},
+            references=len(asked.sources),
             **facts,
         )
+        settled = await self._settled(job, request)
+        wishes = request.wishes(settled.wish)
+        made = await self._made(job, request, wishes)
+        return await fitting(job, request, wishes, made, settled.adjusted, self._settings)
+
+    async def _settled(self, job: Job, request: Request) -> Settled:
+        """Fetch what the wish needs and settle it; what it is warned of is the job's."""
+        sources = request.asked.sources
         with job.phase("fetch"):
-            references = await self._references(job, request)
-        dimensions = geometry.dimensions(request, [image.size for image in references])
-        job.warnings += dimensions.warnings
-        drawn = await self._drawn(job, request, references, dimensions)
-        return await fitting(job, request, dimensions, drawn, self._settings)
+            fetched = await fetch_all(sources, self._settings) if sources else []
+            return await request.task.settle(
+                request.asked, fetched, self._settings, job.warnings.append
+            )
 
-    async def _references(self, job: Job, request: Request) -> tuple[Image.Image, ...]:
-        """Fetch and decode the references, all at once; what they are warned of is the job's."""
-        if not request.sources:
-            return ()
-        fetched = await fetch_all(request.sources, self._settings)
-        limit = self._settings.max_image_pixels
-        decoded = [
-            asyncio.to_thread(_decode, index, data, limit) for index, data in enumerate(fetched)
-        ]
-        answers = await asyncio.gather(*decoded)
-        job.warnings += (text for _, told in answers for text in told)
-        return tuple(picture for picture, _ in answers)
-
-    async def _drawn(
-        self,
-        job: Job,
-        request: Request,
-        references: tuple[Image.Image, ...],
-        dimensions: geometry.Dimensions,
-    ) -> list[Drawn]:
-        """Draw the pictures in the device's thread, and learn from it how the device is."""
+    async def _made(self, job: Job, request: Request, wishes: Sequence[Wish]) -> list[Made]:
+        """Make the wishes in the lane, and learn from it how the device is."""
+        task = request.task
         async with Progress(job.listener) as progress:
-            control = JobControl(progress.tell, request.num_images, request.steps)
-
-            def work() -> list[Drawn]:
-                return self._draw(request, references, dimensions, control)
-
+            steps = task.steps(wishes[0])
+            control = JobControl(progress.tell, task.spans, len(wishes), steps)
             try:
-                drawn = await self._device.run(work, control.stop)
+                made = await self._lane.make(lambda: self._take(request), wishes, control)
             except asyncio.CancelledError as error:
                 if isinstance(error.__cause__, WorkerError):
                     self._note(error.__cause__)
@@ -187,55 +173,21 @@ class Worker:
                 self._note(error)
                 raise
         self._note(None)
-        for picture in drawn:
-            job.warnings += picture.warnings
-            for phase, spent in picture.timings_ms.items():
+        for one in made:
+            job.warnings += one.warnings
+            for phase, spent in one.timings_ms.items():
                 job.timings[phase] = job.timings.get(phase, 0.0) + spent
-        return drawn
+        return made
 
-    def _draw(
-        self,
-        request: Request,
-        references: tuple[Image.Image, ...],
-        dimensions: geometry.Dimensions,
-        control: JobControl,
-    ) -> list[Drawn]:
-        """Draw one picture after the other, each with its own seed; in the device's thread."""
-        control.start(0)
+    def _take(self, request: Request) -> Model:
+        """Return the model, warm; in the lane's thread."""
         if self.fatal is not None:  # the job before this one found that out
             raise WorkerNotReady(f"this worker is being replaced ({self.fatal.code}); try again")
-        model = self._models.take(request.model.id)
-        drawn = []
-        for index in range(request.num_images):
-            control.start(index)
-            generation = Generation(
-                task=request.task,
-                prompt=request.prompt,
-                negative_prompt=request.negative_prompt,
-                references=references,
-                width=dimensions.width,
-                height=dimensions.height,
-                steps=request.steps,
-                true_cfg_scale=request.true_cfg_scale,
-                lightning=request.lightning,
-                seed=request.seed + index,
-            )
-            drawn.append(model.generate(generation, control))
-        return drawn
+        return self._models.take(request.model.id)
 
     def _note(self, error: WorkerError | None) -> None:
-        """Judge by how a drawing ended (None: well) whether this worker can go on."""
+        """Judge by how the making ended (None: well) whether this worker can go on."""
         self._out_of_memory = self._out_of_memory + 1 if isinstance(error, CudaOutOfMemory) else 0
         if error is not None and (error.fatal or self._out_of_memory >= OOM_FATAL):
             self.fatal = error
             log.get().error("fatal", error_code=error.code)
-
-
-def _decode(index: int, data: bytes, max_pixels: int) -> tuple[Image.Image, list[str]]:
-    name, told = f"images[{index}]", list[str]()
-    try:
-        picture = images.decode(data, max_pixels, told.append)
-    except WorkerError as error:
-        details = [Detail(name, error.message)]
-        raise type(error)(f"{name}: {error.message}", details=details) from error
-    return picture, [f"{name}: {text}" for text in told]

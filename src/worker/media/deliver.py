@@ -1,10 +1,9 @@
-"""Encoded pictures -> reply entries: base64, data URL, a bucket, or the caller's presigned URLs."""
+"""Encoded pieces -> reply entries: base64, data URL, a bucket, or the caller's presigned URLs."""
 
 import asyncio
 import base64
 import re
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import aiohttp
@@ -21,6 +20,7 @@ from worker.errors import (
     WorkerError,
 )
 from worker.media.dial import cause, may_pass, request, was_refused
+from worker.media.piece import Encoded
 from worker.media.s3 import Bucket, CallersBucket, own_bucket
 from worker.media.url import check
 from worker.settings import Settings
@@ -37,17 +37,6 @@ WAIT_INITIAL_S: Final = 0.2
 PUT_TTL_S: Final = 3600
 STORED: Final = range(200, 300)
 EXTENSIONS: Final = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One picture as a file: its bytes, what they are, its size in pixels and its own seed."""
-
-    data: bytes = field(repr=False)
-    mime_type: str
-    width: int
-    height: int
-    seed: int
 
 
 class _TryAgainError(Exception):
@@ -71,7 +60,7 @@ def check_upload_urls(urls: Sequence[str], settings: Settings) -> None:
 
 
 async def deliver(
-    pictures: Sequence[Encoded],
+    pieces: Sequence[Encoded],
     response_format: ResponseFormat,
     *,
     upload_urls: Sequence[str],
@@ -79,42 +68,40 @@ async def deliver(
     job_id: str,
     settings: Settings,
 ) -> list[dict[str, Any]]:
-    """Return the reply's entry of each picture, with exactly one of `base64`, `data_url`, `url`.
+    """Return the reply's entry of each piece, with exactly one of `base64`, `data_url`, `url`.
 
-    `url` goes to `upload_urls` (one for each picture) if there are any, else to the `bucket` that
-    the job brings, else to the operator's. Uploads run side by side and are tried again for what
-    may pass. A bucket's `url` is presigned for BUCKET_URL_TTL_S, or the public address where the
+    `url` goes to `upload_urls` (one for each piece) if there are any, else to the `bucket` that
+    the job brings, else to the operator's. Uploads run side by side and are retried for what may
+    pass. A bucket's `url` is presigned for BUCKET_URL_TTL_S, or the public address where the
     operator gave one (BUCKET_PUBLIC_URL); of an upload URL the address without its signature is
-    told.
+    returned.
 
     Raises DeliveryFailed, ImageFetchRefused or InvalidInput.
     """
     if response_format == "url":
-        values = await _upload(pictures, upload_urls, bucket, job_id, settings)
+        values = await _upload(pieces, upload_urls, bucket, job_id, settings)
     else:
-        values = await asyncio.to_thread(_inline, pictures, response_format)
+        values = await asyncio.to_thread(_inline, pieces, response_format)
     return [
         {
             "index": index,
             response_format: value,
-            "mime_type": picture.mime_type,
-            "width": picture.width,
-            "height": picture.height,
-            "seed": picture.seed,
+            "mime_type": piece.mime_type,
+            **piece.facts,
         }
-        for index, (picture, value) in enumerate(zip(pictures, values, strict=True))
+        for index, (piece, value) in enumerate(zip(pieces, values, strict=True))
     ]
 
 
-def _inline(pictures: Sequence[Encoded], response_format: ResponseFormat) -> list[str]:
-    texts = [base64.b64encode(picture.data).decode("ascii") for picture in pictures]
+def _inline(pieces: Sequence[Encoded], response_format: ResponseFormat) -> list[str]:
+    texts = [base64.b64encode(piece.data).decode("ascii") for piece in pieces]
     if response_format == "base64":
         return texts
-    return [f"data:{p.mime_type};base64,{text}" for p, text in zip(pictures, texts, strict=True)]
+    return [f"data:{p.mime_type};base64,{text}" for p, text in zip(pieces, texts, strict=True)]
 
 
 async def _upload(
-    pictures: Sequence[Encoded],
+    pieces: Sequence[Encoded],
     upload_urls: Sequence[str],
     bucket: CallersBucket | None,
     job_id: str,
@@ -122,11 +109,11 @@ async def _upload(
 ) -> list[str]:
     uploads: list[Coroutine[Any, Any, str]]
     if upload_urls:
-        if len(upload_urls) < len(pictures):
+        if len(upload_urls) < len(pieces):
             raise InvalidInput("upload_url: one is needed for each picture")
         uploads = [
-            _to_presigned(url, picture, settings)
-            for url, picture in zip(upload_urls, pictures, strict=False)
+            _to_presigned(url, piece, settings)
+            for url, piece in zip(upload_urls, pieces, strict=False)
         ]
     else:
         store = own_bucket(settings) if bucket is None else bucket.usable()
@@ -135,8 +122,8 @@ async def _upload(
         name = None if bucket is None else bucket.endpoint_field
         folder = re.sub(r"[^A-Za-z0-9_-]", "-", job_id)[:128] or "job"
         uploads = [
-            _to_bucket(store, f"{folder}/{index}", picture, settings, name)
-            for index, picture in enumerate(pictures)
+            _to_bucket(store, f"{folder}/{index}", piece, settings, name)
+            for index, piece in enumerate(pieces)
         ]
     try:
         async with asyncio.TaskGroup() as group:
@@ -146,26 +133,26 @@ async def _upload(
     return [task.result() for task in tasks]
 
 
-async def _to_presigned(url: str, picture: Encoded, settings: Settings) -> str:
+async def _to_presigned(url: str, piece: Encoded, settings: Settings) -> str:
     try:
         target = check(url, settings)
         headers = AZURE_HEADERS if target.query.keys() >= AZURE_QUERY else {}
-        await _put(target, picture, settings, headers)
+        await _put(target, piece, settings, headers)
     except ImageFetchRefused as error:
         raise _refused("upload_url", error.message) from None
     return str(target.with_query(None).with_fragment(None))
 
 
 async def _to_bucket(
-    bucket: Bucket, stem: str, picture: Encoded, settings: Settings, callers: str | None
+    bucket: Bucket, stem: str, piece: Encoded, settings: Settings, callers: str | None
 ) -> str:
-    """Store one picture; `callers` names the endpoint of a caller's bucket, None: it is trusted."""
+    """Store one piece; `callers` names the endpoint of a caller's bucket, None: it is trusted."""
     trusted = callers is None
-    key = f"{stem}.{EXTENSIONS.get(picture.mime_type, 'bin')}"
-    put = await asyncio.to_thread(bucket.signed, "PUT", key, PUT_TTL_S, picture.mime_type)
+    key = f"{stem}.{EXTENSIONS.get(piece.mime_type, 'bin')}"
+    put = await asyncio.to_thread(bucket.signed, "PUT", key, PUT_TTL_S, piece.mime_type)
     try:
         target = URL(put, encoded=True) if trusted else check(put, settings)
-        await _put(target, picture, settings, trusted=trusted)
+        await _put(target, piece, settings, trusted=trusted)
     except ImageFetchRefused as error:
         raise (error if callers is None else _refused(callers, error.message)) from None
     if trusted and settings.bucket_public_url is not None:
@@ -175,13 +162,13 @@ async def _to_bucket(
 
 async def _put(
     url: URL,
-    picture: Encoded,
+    piece: Encoded,
     settings: Settings,
     headers: Mapping[str, str] | None = None,
     *,
     trusted: bool = False,
 ) -> None:
-    """Send one picture; raises DeliveryFailed or ImageFetchRefused when it does not arrive."""
+    """Send one piece; raises DeliveryFailed or ImageFetchRefused when it does not arrive."""
     final = BucketUnusable if trusted else DeliveryRefused
     try:
         async for attempt in stamina.retry_context(
@@ -193,7 +180,7 @@ async def _put(
             wait_max=5.0,
         ):
             with attempt:
-                await _put_once(url, picture, settings, headers or {}, trusted=trusted)
+                await _put_once(url, piece, settings, headers or {}, trusted=trusted)
     except _TryAgainError as error:
         raise DeliveryFailed(f"{error} (tried up to {UPLOAD_ATTEMPTS} times)") from None
     except _FinalError as error:
@@ -201,14 +188,14 @@ async def _put(
 
 
 async def _put_once(
-    url: URL, picture: Encoded, settings: Settings, headers: Mapping[str, str], *, trusted: bool
+    url: URL, piece: Encoded, settings: Settings, headers: Mapping[str, str], *, trusted: bool
 ) -> None:
-    sent = {"Content-Type": picture.mime_type, **headers}
+    sent = {"Content-Type": piece.mime_type, **headers}
     try:
         async with (
             asyncio.timeout(UPLOAD_ATTEMPT_S),
             request(
-                "PUT", url, settings, body=picture.data, headers=sent, trusted=trusted
+                "PUT", url, settings, body=piece.data, headers=sent, trusted=trusted
             ) as response,
         ):
             status = response.status

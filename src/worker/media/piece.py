@@ -1,7 +1,7 @@
 """One thing that was made, before it travels: a picture, a sound."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -9,7 +9,7 @@ from typing import Protocol
 class Encoded:
     """A piece as the bytes of a file; `facts` go beside it into the reply, such as its width."""
 
-    data: bytes
+    data: bytes = field(repr=False)
     mime_type: str
     facts: Mapping[str, int | float]
 

@@ -28,9 +28,12 @@ from worker.engine.prompts import PromptEncoder, Template
 from worker.engine.sampler import Conditioning, LatentShape, denoise, noise, stack
 from worker.engine.vae import Vae, picture
 from worker.errors import CudaOutOfMemory, DeviceLost, LoraNotApplied, UnfitHost
-from worker.families import Control, Drawn, Generation, Openable, Phase, Served, catalogue
+from worker.families import catalogue
 from worker.families.describe import describe
+from worker.media.picture import Picture
+from worker.seam import Control, Made, Openable, Phase, Served, Unheard
 from worker.settings import Settings
+from worker.tasks.picture import PictureWish, offer_of, warm_up
 from worker.weights.spec import ModelSpec
 
 FIRST_EDIT: Final = "QwenImageEditPipeline"
@@ -100,6 +103,7 @@ class QwenImage:
         condition_area: int = CONDITION_AREA,
     ) -> None:
         self.served = served
+        self._area = offer_of(served).area
         self._parts = components
         self._pipeline = pipeline
         self._condition_area = condition_area
@@ -109,20 +113,33 @@ class QwenImage:
         self._vae = Vae(components.vae)
         self._cache = TensorCache(CACHE_BYTES)
 
-    def generate(self, generation: Generation, control: Control) -> Drawn:
-        """Make one picture; after running out of memory once more, with its memory freed first.
+    def together(self, wish: PictureWish, other: PictureWish) -> bool:
+        """Return False: every picture has its forwards to itself."""
+        del wish, other
+        return False
 
-        Raises BadPicture, CudaOutOfMemory, DeviceLost, LoraNotApplied, or what `control` raises.
+    def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
+        """Make pictures, one after another.
+
+        Raises BadPicture, CudaOutOfMemory, DeviceLost, LoraNotApplied, or what a control raises.
         """
+        return [self._made(*pair) for pair in zip(wishes, controls, strict=True)]
+
+    def warm(self) -> None:
+        """Make one picture of the kind that jobs will ask for; raises as `make`."""
+        self.make([warm_up(self.served)], [Unheard()])
+
+    def _made(self, wish: PictureWish, control: Control) -> Made:
+        """Make one picture; after running out of memory once more, with its memory freed first."""
         try:
-            return self._draw(generation, control)
+            return self._draw(wish, control)
         except CudaOutOfMemory:
             pass  # the failed attempt's tensors live in the exception: leave it before freeing
         self._cache.clear()
         devices.free_memory()
         self._vae.tile(on=True)
         try:
-            return self._draw(generation, control)
+            return self._draw(wish, control)
         finally:
             self._vae.tile(on=False)
             devices.free_memory()
@@ -142,7 +159,7 @@ class QwenImage:
                 "the memory of a model that gave way was not freed; this worker will be replaced"
             )
 
-    def reference_size(self, image: Image.Image, generation: Generation) -> tuple[int, int]:
+    def reference_size(self, image: Image.Image, generation: PictureWish) -> tuple[int, int]:
         """Return the (width, height) at which a reference is encoded.
 
         The output's own where the aspects agree; else the reference's aspect at the model's area,
@@ -151,9 +168,11 @@ class QwenImage:
         ratio = image.width / image.height
         if abs(math.log(generation.width / generation.height / ratio)) < SAME_ASPECT:
             return generation.width, generation.height
-        return sized(self.served.area, ratio)
+        return sized(self._area, ratio)
 
-    def latents(self, generations: Sequence[Generation], control: Control, clock: _Clock) -> Tensor:
+    def latents(
+        self, generations: Sequence[PictureWish], control: Control, clock: _Clock
+    ) -> Tensor:
         """Return the final packed latents [batch, tokens, channels] of a batch of generations.
 
         They must agree in everything but prompt, references' pixels and seed.
@@ -197,7 +216,7 @@ class QwenImage:
                 on_step=lambda done, of: control.report("denoise", done, of),
             )
 
-    def _draw(self, generation: Generation, control: Control) -> Drawn:
+    def _draw(self, generation: PictureWish, control: Control) -> Made:
         clock = _Clock(self._parts.device, {})
         devices.reset_peak(self._parts.device)
         with devices.translated():
@@ -205,15 +224,14 @@ class QwenImage:
             with clock.phase("decode"):
                 pixels = self._vae.decode(latents, generation.width, generation.height)
                 image = picture(pixels[0])
-        return Drawn(
-            image=image,
-            lightning_enabled=generation.lightning,
-            timings_ms=clock.spent,
+        return Made(
+            Picture(image, generation.final),
+            clock.spent,
             peak_vram_mb=devices.peak_mb(self._parts.device),
             warnings=self._cut(generation),
         )
 
-    def _cut(self, generation: Generation) -> tuple[str, ...]:
+    def _cut(self, generation: PictureWish) -> tuple[str, ...]:
         """Say which of the texts that were used is longer than what was used of it."""
         texts = {"prompt": generation.prompt}
         if generation.negative_prompt is not None and generation.true_cfg_scale > 1:
@@ -224,7 +242,7 @@ class QwenImage:
             if self._prompts.is_cut(text, references=bool(generation.references))
         )
 
-    def _embed(self, generation: Generation, text: str, clock: _Clock) -> Conditioning:
+    def _embed(self, generation: PictureWish, text: str, clock: _Clock) -> Conditioning:
         shown = self._shown(generation.references)
         key: Hashable = ("text", text, _digest(shown))
         with clock.phase("text"):
@@ -235,14 +253,14 @@ class QwenImage:
 
     def _shown(self, references: Sequence[Image.Image]) -> list[Image.Image]:
         """Resize references to what the text encoder shall see."""
-        area = self.served.area if self._pipeline == FIRST_EDIT else self._condition_area
+        area = self._area if self._pipeline == FIRST_EDIT else self._condition_area
         return [
             image.resize(sized(area, image.width / image.height), Image.Resampling.LANCZOS)
             for image in references
         ]
 
     def _references(
-        self, generations: Sequence[Generation], control: Control, clock: _Clock
+        self, generations: Sequence[PictureWish], control: Control, clock: _Clock
     ) -> tuple[Tensor | None, list[LatentShape]]:
         """Return all references' packed latents [batch, tokens, channels] and their shapes."""
         first = generations[0]

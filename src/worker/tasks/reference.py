@@ -1,9 +1,15 @@
-"""What a caller may write for a picture: a URL, a data URI, base64, or an object holding one."""
+"""What may stand for a picture in an input, and the pictures that were fetched, decoded."""
 
+import asyncio
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
+from PIL import Image
+
+from worker.errors import Detail, WorkerError
+from worker.media import images
 from worker.media.fetch import ImageSource
 from worker.media.inline import in_one_line, is_base64_uri, is_whole
 
@@ -79,3 +85,28 @@ def _base64(text: str) -> str:
     if not is_whole(len(text) - padding, padding):
         raise ValueError("is not whole: a character of its base64 is missing, or one too many")
     return text
+
+
+async def decoded(
+    fetched: Sequence[bytes], max_pixels: int
+) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
+    """Decode references side by side, off the event loop; return what to warn of beside them.
+
+    Raises as media.images.decode, with `details` that name the picture as images[i].
+    """
+    decoding = [
+        asyncio.to_thread(_decode, index, data, max_pixels) for index, data in enumerate(fetched)
+    ]
+    answers = await asyncio.gather(*decoding)
+    warnings = tuple(text for _, found in answers for text in found)
+    return tuple(picture for picture, _ in answers), warnings
+
+
+def _decode(index: int, data: bytes, max_pixels: int) -> tuple[Image.Image, list[str]]:
+    name, warnings = f"images[{index}]", list[str]()
+    try:
+        picture = images.decode(data, max_pixels, warnings.append)
+    except WorkerError as error:
+        details = [Detail(name, error.message)]
+        raise type(error)(f"{name}: {error.message}", details=details) from error
+    return picture, [f"{name}: {text}" for text in warnings]

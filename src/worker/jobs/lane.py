@@ -1,24 +1,44 @@
-"""The one thread that uses the device: a cancelled job is waited for, so two never overlap."""
+"""The one lane to the device: a cancelled job is waited for, so two never overlap."""
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from worker.jobs.control import JobControl
+from worker.seam import Made, Model, Wish
 
 T = TypeVar("T")
 
 
-class Stopped(Exception):
-    """Unwind the device's thread: the job was cancelled, and nobody waits for its picture."""
-
-
-class DeviceThread:
-    """Run the device's work one job at a time, in turn, off the event loop."""
+class Lane:
+    """Run the device's work one job at a time, in turn, in one thread off the event loop."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._turn = asyncio.Lock()
+
+    async def make(
+        self, take: Callable[[], Model], wishes: Sequence[Wish], control: JobControl
+    ) -> list[Made]:
+        """Return what a job wishes, in order; `take` returns its model, in the lane's thread.
+
+        Wishes that may share a forward are made together, the others one after another. Raises what
+        the model and `take` raise, and CancelledError as `run`.
+        """
+
+        def work() -> list[Made]:
+            control.start(0)
+            model = take()
+            made: list[Made] = []
+            for batch in _batches(model, wishes):
+                control.start(len(made))
+                controls = [control.of(len(made) + place) for place in range(len(batch))]
+                made += model.make(batch, controls)
+            return made
+
+        return await self.run(work, control.stop)
 
     async def run(self, work: Callable[[], T], stop: Callable[[], None]) -> T:
         """Return what `work` returns, or raise what it raises.
@@ -47,3 +67,14 @@ class DeviceThread:
                 # What was raised refers to this frame: the frame must not refer to it, or the
                 # tensors of a failed job stay on the device until the collector comes by.
                 del running, cancelled
+
+
+def _batches(model: Model, wishes: Sequence[Wish]) -> Iterator[list[Wish]]:
+    """Yield the wishes in their order, in runs in which each may share a forward with the first."""
+    batch: list[Wish] = []
+    for wish in wishes:
+        if batch and not model.together(batch[0], wish):
+            yield batch
+            batch = []
+        batch.append(wish)
+    yield batch

@@ -1,24 +1,23 @@
-"""The picture's size: from what the caller asked, the model's own area and the last reference."""
+"""The size of a picture: from what was asked, the model's own area and the last reference."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from worker.errors import Detail, InvalidInput
-from worker.families import Served
 
 SMALLEST: Final = 64
-# The transformer's rotary positions are 4096 to a side, each 16 pixels; the limit in pixels is far
-# lower, this one keeps the arithmetic in its range.
+# Rotary positions are 4096 per side, each 16 pixels; the limit in pixels is far lower, this one
+# keeps the arithmetic in its range.
 LARGEST: Final = 4096 * 16
-# The VAE's 8 pixels times the transformer's patches of 2: no other side can be drawn.
+# A latent's 8 pixels times a transformer's patches of 2: no other side can be drawn.
 MULTIPLE: Final = 16
-# Of a picture resampled to its input's size. Encoding costs 0.1 s a million pixels: a file of 6 KB
-# can claim 49 million, four of which took 37 s and 2.5 GB.
+# Of a picture resampled to its input's size. Encoding costs 0.1 s per million pixels: a file of
+# 6 KB can claim 49 million, four of which took 37 s and 2.5 GB.
 MOST_DELIVERED: Final = 4096 * 4096
-# The multiple of diffusers' calculate_dimensions (pipeline_qwenimage_edit_plus.py), at which the
-# references are encoded: an output of the same size does not shift against them.
+# The multiple of calculate_dimensions in diffusers' edit pipelines, at which references are
+# encoded: an output of the same size does not shift against them.
 ALIGNED: Final = 32
 
 RATIOS: Final[Mapping[str, tuple[int, int]]] = {
@@ -50,7 +49,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """The size to draw, multiples of 16 pixels, and what to tell the caller about it.
+    """The size to draw, multiples of 16 pixels, and what the caller should know about it.
 
     `final` is the size to resample the drawn picture to, None when it is delivered as drawn.
     `adjusted` maps "width" or "height" to (asked, drawn).
@@ -63,29 +62,27 @@ class Dimensions:
     warnings: tuple[str, ...] = ()
 
 
-class Sized(Protocol):
-    """Anything that asks a model for a picture of some size; worker.edge.request.Request does."""
+class Canvas(Protocol):
+    """What a model can draw; worker.tasks.picture.PictureOffer says it.
 
-    @property
-    def size(self) -> Size:
-        """What the caller asked."""
-
-    @property
-    def model(self) -> Served:
-        """The model that draws."""
-
-
-def dimensions(request: Sized, reference_sizes: Sequence[tuple[int, int]]) -> Dimensions:
-    """Choose the size of the picture; `reference_sizes` are (width, height) in the caller's order.
-
-    Raises InvalidInput when the size that was asked has more pixels than the model's limit.
+    `area` and `max_pixels` are in pixels, `sizes` maps an aspect ratio to (width, height).
     """
-    last = reference_sizes[-1] if reference_sizes else None
-    return choose(request.size, request.model, last)
+
+    @property
+    def area(self) -> int:
+        """The number of pixels that the model draws best."""
+
+    @property
+    def max_pixels(self) -> int:
+        """The largest number of pixels."""
+
+    @property
+    def sizes(self) -> Mapping[str, tuple[int, int]]:
+        """The model's own size for an aspect ratio such as "16:9"."""
 
 
-def choose(size: Size, model: Served, last: tuple[int, int] | None) -> Dimensions:
-    """Choose the size for a model; `last` is the last reference's (width, height), if any.
+def choose(size: Size, canvas: Canvas, last: tuple[int, int] | None) -> Dimensions:
+    """Choose what to draw; `last` is the last reference's (width, height), None without one.
 
     Raises InvalidInput when the size that was asked has more pixels than the model's limit, or asks
     for a reference's size where there is none.
@@ -93,30 +90,30 @@ def choose(size: Size, model: Served, last: tuple[int, int] | None) -> Dimension
     if size.as_input:
         if last is None:
             raise _refused(size, "there is no input picture to take the size from")
-        most = max(MOST_DELIVERED, model.max_pixels)
+        most = max(MOST_DELIVERED, canvas.max_pixels)
         if last[0] * last[1] > most:
-            told = f"the input has {last[0]}x{last[1]} pixels, at most {most} can be delivered"
-            raise _refused(size, told)
-        return _like(last, model)
+            message = f"the input has {last[0]}x{last[1]} pixels, at most {most} can be delivered"
+            raise _refused(size, message)
+        return _like(last, canvas)
     width, height = size.width, size.height
     if height is None:
         if width is None:
-            return _limited(*_default(size, model, last), model)
+            return _limited(*_default(size, canvas, last), canvas)
         height = _nearest(width / _ratio(size, last))
     elif width is None:
         width = _nearest(height * _ratio(size, last))
-    return _exact(size, width, height, model)
+    return _exact(size, width, height, canvas)
 
 
-def _default(size: Size, model: Served, last: tuple[int, int] | None) -> tuple[int, int]:
+def _default(size: Size, canvas: Canvas, last: tuple[int, int] | None) -> tuple[int, int]:
     """Return the model's own size for an aspect ratio, for the last reference's, or for neither."""
-    if size.aspect_ratio is not None and size.aspect_ratio in model.sizes:
-        width, height = model.sizes[size.aspect_ratio]
+    if size.aspect_ratio is not None and size.aspect_ratio in canvas.sizes:
+        width, height = canvas.sizes[size.aspect_ratio]
         return width // MULTIPLE * MULTIPLE, height // MULTIPLE * MULTIPLE
     if size.aspect_ratio is None and last is None:
-        side = _nearest(math.sqrt(model.area))
+        side = _nearest(math.sqrt(canvas.area))
         return side, side
-    return at_area(model.area, _ratio(size, last))
+    return at_area(canvas.area, _ratio(size, last))
 
 
 def at_area(area: int, ratio: float) -> tuple[int, int]:
@@ -149,12 +146,12 @@ def _refused(size: Size, message: str) -> InvalidInput:
     return InvalidInput(f"{size.field}: {message}", details=[Detail(size.field, message)])
 
 
-def _exact(size: Size, width: int, height: int, model: Served) -> Dimensions:
+def _exact(size: Size, width: int, height: int, canvas: Canvas) -> Dimensions:
     """Draw what was asked, floored to multiples of 16."""
     wide, high = width // MULTIPLE * MULTIPLE, height // MULTIPLE * MULTIPLE
-    if wide * high > model.max_pixels:
-        told = f"(got {width}x{height} = {width * height})"
-        raise _refused(size, f"must have at most {model.max_pixels} pixels {told}")
+    if wide * high > canvas.max_pixels:
+        got = f"(got {width}x{height} = {width * height})"
+        raise _refused(size, f"must have at most {canvas.max_pixels} pixels {got}")
     adjusted = {
         name: (asked, drawn)
         for name, asked, drawn in (("width", width, wide), ("height", height, high))
@@ -163,22 +160,22 @@ def _exact(size: Size, width: int, height: int, model: Served) -> Dimensions:
     return Dimensions(wide, high, adjusted=adjusted)
 
 
-def _limited(width: int, height: int, model: Served) -> Dimensions:
+def _limited(width: int, height: int, canvas: Canvas) -> Dimensions:
     """Draw a size that the caller left to us: made smaller, and said, where the limit is lower."""
     wide, high = width, height
-    if wide * high > model.max_pixels:
-        scale = math.sqrt(model.max_pixels / (wide * high))
+    if wide * high > canvas.max_pixels:
+        scale = math.sqrt(canvas.max_pixels / (wide * high))
         wide = max(SMALLEST, int(wide * scale) // ALIGNED * ALIGNED)
         high = max(SMALLEST, int(high * scale) // ALIGNED * ALIGNED)
-        # a side that was held at 64 leaves too many pixels in the other
-        wide = min(wide, max(SMALLEST, model.max_pixels // high // MULTIPLE * MULTIPLE))
-        high = min(high, model.max_pixels // wide // MULTIPLE * MULTIPLE)
-        told = f"size: {width}x{height} is over this worker's {model.max_pixels} pixels; "
-        return Dimensions(wide, high, warnings=(f"{told}drawn at {wide}x{high}",))
+        # a side that stays at 64 leaves too many pixels in the other
+        wide = min(wide, max(SMALLEST, canvas.max_pixels // high // MULTIPLE * MULTIPLE))
+        high = min(high, canvas.max_pixels // wide // MULTIPLE * MULTIPLE)
+        limit = f"size: {width}x{height} is over this worker's {canvas.max_pixels} pixels; "
+        return Dimensions(wide, high, warnings=(f"{limit}drawn at {wide}x{high}",))
     return Dimensions(wide, high)
 
 
-def _like(last: tuple[int, int], model: Served) -> Dimensions:
+def _like(last: tuple[int, int], canvas: Canvas) -> Dimensions:
     """Deliver exactly the last reference's size, drawn at it or at the model's own area.
 
     From a quarter of the model's area up to the limit the picture is drawn at the input's size (to
@@ -187,10 +184,10 @@ def _like(last: tuple[int, int], model: Served) -> Dimensions:
     """
     width, height = last
     wide, high = _nearest(width), _nearest(height)
-    if not model.area // 4 <= wide * high <= model.max_pixels:
-        drawn = _limited(*at_area(model.area, width / height), model)
+    if not canvas.area // 4 <= wide * high <= canvas.max_pixels:
+        drawn = _limited(*at_area(canvas.area, width / height), canvas)
         wide, high = drawn.width, drawn.height
     if (wide, high) == last:
         return Dimensions(wide, high)
-    told = f"size: drawn at {wide}x{high} and resampled to the input's {width}x{height}"
-    return Dimensions(wide, high, final=last, warnings=(told,))
+    warning = f"size: drawn at {wide}x{high} and resampled to the input's {width}x{height}"
+    return Dimensions(wide, high, final=last, warnings=(warning,))

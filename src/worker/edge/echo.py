@@ -1,0 +1,62 @@
+"""What the fields of a wish say of themselves: by which names they are echoed, and where."""
+
+import dataclasses
+from typing import Any, Final
+
+from worker.seam import Wish
+
+_REPLY: Final = "reply"
+_TEXT: Final = "text"
+_LOG: Final = "log"
+
+
+def public(reply: str | None = None, *, text: str | None = None, **more: Any) -> Any:
+    """Declare a wish's field that callers see, under its own name unless another is given.
+
+    `reply` is its key in the reply, `text` the one inside the file; "" leaves it out there. `more`
+    goes to dataclasses.field.
+    """
+    return dataclasses.field(metadata={_REPLY: reply, _TEXT: text}, **more)
+
+
+def private(*, log: bool = False, **more: Any) -> Any:
+    """Declare a wish's field that no caller sees; with `log` the line of a job done has it."""
+    return dataclasses.field(metadata={_REPLY: "", _TEXT: "", _LOG: log}, **more)
+
+
+def names(field: "dataclasses.Field[Any]") -> tuple[str, str]:
+    """Return a field's names in the reply and inside the file, "" where it is left out.
+
+    Raises KeyError for a field that says nothing of itself.
+    """
+    reply, text = field.metadata[_REPLY], field.metadata[_TEXT]
+    return field.name if reply is None else reply, field.name if text is None else text
+
+
+def in_reply(wish: Wish) -> dict[str, Any]:
+    """Return what a reply echoes of a wish, in the order of its fields."""
+    return {name: getattr(wish, field.name) for field in _fields(wish) if (name := names(field)[0])}
+
+
+def in_file(wish: Wish) -> dict[str, str]:
+    """Return what a file of the piece has inside of its wish: what makes the same again."""
+    return {
+        name: _written(value)
+        for field in _fields(wish)
+        if (name := names(field)[1]) and (value := getattr(wish, field.name)) is not None
+    }
+
+
+def in_log(wish: Wish) -> dict[str, Any]:
+    """Return what the log has of a wish whose piece was made."""
+    return {
+        field.name: getattr(wish, field.name) for field in _fields(wish) if field.metadata.get(_LOG)
+    }
+
+
+def _fields(wish: Any) -> "tuple[dataclasses.Field[Any], ...]":
+    return dataclasses.fields(wish)
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,49 @@
+"""What op=capabilities answers: the models served here, the limits and the fields of inputs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from worker.edge.reply import worker_version
+from worker.seam import Served
+from worker.settings import Settings
+from worker.tasks import registry
+
+
+def capabilities(served: Sequence[Served], settings: Settings) -> dict[str, Any]:
+    """Return what callers may ask of this worker: plain JSON, the same for the worker's whole life.
+
+    A field that not every task has says which have it.
+    """
+    return {
+        "models": [_model(model, settings) for model in served],
+        "input": [
+            {
+                "field": row.name,
+                "aliases": list(row.aliases),
+                "accepts": row.accepts,
+                "default": row.default,
+                **({"tasks": list(row.tasks)} if row.tasks else {}),
+            }
+            for row in registry.table()
+        ],
+        "limits": {
+            "max_images_per_request": settings.max_images_per_request,
+            "max_image_bytes": settings.max_image_bytes,
+            "max_reply_bytes": settings.max_reply_bytes,
+        },
+        "worker_version": worker_version(),
+    }
+
+
+def _model(model: Served, settings: Settings) -> dict[str, Any]:
+    facts = {
+        "id": model.id,
+        "repository": model.repository,
+        "revision": model.revision,
+        "precision": model.precision,
+        "licence": model.licence,
+        "tasks": list(model.tasks),
+    }
+    for offer in model.offers.values():
+        facts |= offer.facts(settings)
+    return facts

@@ -1,0 +1,409 @@
+"""Pictures from text, and edits of pictures: fields, offer, judgements, the wish, a warm-up."""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, Literal, NamedTuple, cast
+
+from PIL import Image
+from pydantic import BeforeValidator, Field, PlainValidator
+
+from worker.edge import fields
+from worker.edge.blank import is_blank
+from worker.edge.echo import private, public
+from worker.edge.fields import CommonInput, Listed, Number, Plain, Visible, Whole, shown
+from worker.edge.verdict import Verdict
+from worker.errors import InvalidInput
+from worker.media.fetch import ImageSource
+from worker.seam import Served
+from worker.settings import Settings
+from worker.tasks import reference
+from worker.tasks.size import LARGEST, SMALLEST, Size, choose
+from worker.tasks.task import Asked, Settled, Span, Task, Warn
+
+FROM_TEXT: Final = "text-to-image"
+FROM_PICTURES: Final = "edit"
+
+REFERENCES: Final = Listed("picture", 3, {"image_2": 2, "image_3": 3}, reference.KEYS)
+WIDTH_X_HEIGHT: Final = re.compile(r"([0-9]{1,6})[xX*]([0-9]{1,6})")
+
+
+class Pixels(NamedTuple):
+    """A size that was written as one string."""
+
+    width: int
+    height: int
+
+
+def _size_word(value: Any) -> Pixels | Literal["auto", "input"]:
+    if isinstance(value, str):
+        if value.lower() == "auto":
+            return "auto"
+        if value.lower() == "input":
+            return "input"
+        if match := WIDTH_X_HEIGHT.fullmatch(value):
+            pixels, least, most = Pixels(int(match[1]), int(match[2])), SMALLEST, LARGEST
+            if min(pixels) < least or max(pixels) > most:
+                raise ValueError(f"each side must be {least} to {most} (got {shown(value)})")
+            return pixels
+    raise ValueError(f'must be "WxH", "W*H", "auto" or "input" (got {shown(value)})')
+
+
+Side = Annotated[int, Whole, Field(ge=SMALLEST, le=LARGEST)]
+References = Annotated[
+    list[Annotated[ImageSource, BeforeValidator(reference.source)]],
+    fields.up_to(REFERENCES.most),
+]
+
+
+class PictureInput(CommonInput):
+    """What a job's `input` may hold for a picture; None is what was left out or sent as null."""
+
+    prompt: Annotated[str, Field(min_length=1, max_length=5000), Plain, Visible] | None = (
+        fields.declare(
+            "string, 1-5000 characters; blanks alone, NUL and lone surrogates are refused",
+            "required",
+            "text",
+            place=fields.WHAT,
+        )
+    )
+    negative_prompt: Annotated[str, Field(max_length=2000), Plain] | None = fields.declare(
+        'string, up to 2000 characters; used when CFG > 1; " " asks for none',
+        'the model\'s own when CFG > 1: " ", for most models',
+        "negative",
+        place=fields.WHAT,
+    )
+    images: References | None = fields.declare(
+        '1-3 of: https URL, data URI, base64, or `{"image"\\|"url"\\|"data"\\|"base64": ...}`; '
+        "never a file path",
+        "none",
+        "image",
+        "image_url",
+        "image_urls",
+        "image_base64",
+        "init_image",
+        "input_image",
+        "reference_images",
+        *REFERENCES.slots,
+        place=fields.WHAT,
+        listed=REFERENCES,
+    )
+    width: Side | None = fields.declare(
+        "pixels, 64 to the worker's limit, floored to a multiple of 16 and reported in `adjusted`",
+        "see [Sizes](#sizes)",
+    )
+    height: Side | None = fields.declare("as `width`", "see [Sizes](#sizes)")
+    size: Annotated[Pixels | Literal["auto", "input"], PlainValidator(_size_word)] | None = (
+        fields.declare(
+            '"WxH", "W*H", "auto", or "input" (edit: exactly the last image\'s size)',
+            "auto",
+            "image_size",
+        )
+    )
+    aspect_ratio: (
+        Literal["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "match_input_image"] | None
+    ) = fields.declare(
+        "1:1 16:9 9:16 4:3 3:4 3:2 2:3 match_input_image",
+        "edit: match_input_image; text-to-image: the model's own size",
+    )
+    num_inference_steps: Annotated[int, Whole, Field(ge=2, le=100)] | None = fields.declare(
+        "2-100; with Lightning one of the counts that this worker holds",
+        "the first of LIGHTNING_STEPS; without Lightning the model's",
+        "steps",
+    )
+    true_cfg_scale: Annotated[float, Number, Field(ge=1, le=20, allow_inf_nan=False)] | None = (
+        fields.declare(
+            "1-20; with Lightning set to 1.0, with a warning",
+            "the model's; with Lightning 1.0",
+            "cfg_scale",
+            "guidance_scale",
+            "guidance",
+            "cfg",
+        )
+    )
+    lightning: bool | None = fields.declare(
+        "boolean", "USE_LIGHTNING_LORA", "use_lightning", "go_fast"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PictureOffer:
+    """What one model offers for pictures.
+
+    `area` is the model's native number of pixels; `lightning_steps` are the step counts whose LoRA
+    is loaded, the first being the default, empty when none is; `sizes` maps an aspect ratio such as
+    "16:9" to (width, height) in pixels.
+    """
+
+    steps: int
+    true_cfg_scale: float
+    negative_prompt: str
+    lightning_steps: tuple[int, ...]
+    area: int
+    max_pixels: int
+    max_references: int
+    sizes: Mapping[str, tuple[int, int]]
+
+    def facts(self, settings: Settings) -> Mapping[str, Any]:
+        """Return what op=capabilities reports of it.
+
+        Sizes are pixels; `steps` are the base schedule's default, `lightning_steps` the counts
+        whose LoRA is loaded.
+        """
+        return {
+            "steps": self.steps,
+            "true_cfg_scale": self.true_cfg_scale,
+            "negative_prompt": self.negative_prompt,
+            "lightning_steps": list(self.lightning_steps),
+            "area": self.area,
+            "max_pixels": self.max_pixels,
+            "max_images": min(self.max_references, settings.max_input_images),
+            "sizes": {ratio: list(size) for ratio, size in self.sizes.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PictureWish:
+    """One picture to make: everything resolved, nothing left to choose.
+
+    `negative_prompt` is None when no CFG runs. `references` are RGB pictures, upright, in the
+    caller's order. `width` and `height` are pixels, multiples of 16, as the picture is drawn; it is
+    delivered at the (width, height) of `final`, None for as drawn.
+    """
+
+    prompt: str = public()
+    negative_prompt: str | None = public()
+    task: str = public(text="")  # a file has it beside the model, whose facts every task has
+    seed: int = public()
+    steps: int = public("num_inference_steps", text="steps")
+    true_cfg_scale: float = public()
+    # True only if all of the LoRA was applied and its schedule was used: else nothing is made.
+    lightning: bool = public("lightning_enabled", text="lightning")
+    references: tuple[Image.Image, ...] = private()
+    width: int = private(log=True)
+    height: int = private(log=True)
+    final: tuple[int, int] | None = private(default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureAsked(Asked):
+    """What a job asks of a picture; `size` is chosen by the references, within the `offer`."""
+
+    size: Size
+    offer: PictureOffer
+
+
+def offer_of(model: Served) -> PictureOffer:
+    """Return what a model offers for pictures; raises StopIteration when that is nothing."""
+    return next(offer for offer in model.offers.values() if isinstance(offer, PictureOffer))
+
+
+def compare(values: PictureInput, verdict: Verdict, *, edit: bool) -> None:
+    """Judge width, height, size and aspect_ratio against each other."""
+    width, height, aspect = values.width, values.height, values.aspect_ratio
+    named = next((name for name in ("width", "height") if getattr(values, name)), None)
+    as_input = values.size == "input"
+    if isinstance(values.size, Pixels):
+        for name, one in (("width", width), ("height", height)):
+            if one is not None and one != getattr(values.size, name):
+                verdict.fault("size", f"differs from {name}")
+        width, height = values.size
+    elif as_input and named is not None:
+        verdict.fault("size", f"input goes without {named}")
+    if as_input and not edit:
+        verdict.fault("size", "input is for edit: there is no input picture")
+    if aspect is not None and width is not None and height is not None:
+        verdict.warn("aspect_ratio", "has no effect beside width and height")
+    if aspect == "match_input_image" and not edit:
+        verdict.fault("aspect_ratio", "match_input_image is for edit")
+    elif aspect not in (None, "match_input_image") and as_input:
+        verdict.fault("aspect_ratio", "differs from size input")
+
+
+def judge(
+    values: PictureInput, model: Served, verdict: Verdict, settings: Settings, *, edit: bool
+) -> PictureAsked:
+    """Judge the fields against what a model offers."""
+    task = FROM_PICTURES if edit else FROM_TEXT
+    offer = cast("PictureOffer", model.offers[task])
+    _references(values, model, offer, settings, verdict, edit=edit)
+    lightning, steps = _steps(values, model, offer, settings, verdict)
+    scale, negative_prompt = _guidance(values, offer, lightning=lightning, verdict=verdict)
+    size = _size(values, verdict)
+    _limits(size, offer, verdict, edit=edit)
+    draft = PictureWish(
+        prompt=values.prompt or "",
+        negative_prompt=negative_prompt,
+        task=task,
+        seed=0,
+        steps=steps,
+        true_cfg_scale=scale,
+        lightning=lightning,
+        references=(),
+        width=0,
+        height=0,
+    )
+    sources = tuple(values.images or ())
+    return PictureAsked(draft, draft.prompt, sources, size=size, offer=offer)
+
+
+async def settle(
+    asked: PictureAsked, fetched: Sequence[bytes], settings: Settings, warn: Warn
+) -> Settled:
+    """Decode the references and choose the size; raises as media.images.decode and `choose`."""
+    references, warnings = await reference.decoded(fetched, settings.max_image_pixels)
+    for text in warnings:
+        warn(text)
+    last = references[-1].size if references else None
+    chosen = choose(asked.size, asked.offer, last)
+    for text in chosen.warnings:
+        warn(text)
+    wish = replace(
+        asked.draft,
+        references=references,
+        width=chosen.width,
+        height=chosen.height,
+        final=chosen.final,
+    )
+    return Settled(wish, chosen.adjusted)
+
+
+def _references(
+    values: PictureInput,
+    model: Served,
+    offer: PictureOffer,
+    settings: Settings,
+    verdict: Verdict,
+    *,
+    edit: bool,
+) -> None:
+    if verdict.is_broken("images"):
+        return
+    count = len(values.images or ())
+    if edit and not count:
+        verdict.fault("images", "is required for edit")
+    elif not edit and count:
+        verdict.fault("images", "text-to-image takes none; leave it out or ask for task edit")
+    elif edit and count > (most := min(offer.max_references, settings.max_input_images)):
+        verdict.fault("images", f"must be at most {most} for {model.id} (got {count})")
+
+
+def _steps(
+    values: PictureInput, model: Served, offer: PictureOffer, settings: Settings, verdict: Verdict
+) -> tuple[bool, int]:
+    """Choose Lightning or not, and the number of steps."""
+    loaded, steps = offer.lightning_steps, values.num_inference_steps
+    lightning = settings.use_lightning_lora if values.lightning is None else values.lightning
+    if lightning and not loaded:
+        if values.lightning:
+            verdict.fault("lightning", f"no Lightning LoRA is held for {model.id}")
+        lightning = False
+    if loaded and not lightning and settings.lightning_fused:
+        verdict.fault("lightning", f"cannot be turned off: {model.id} has it baked in here")
+        lightning = True
+    if not lightning:
+        return False, steps or offer.steps
+    if steps is not None and steps not in loaded:
+        counts = " or ".join(map(str, loaded))
+        others = "" if settings.lightning_fused else ", or lightning must be false"
+        verdict.fault(
+            "num_inference_steps", f"must be {counts} with Lightning{others} (got {steps})"
+        )
+    return True, steps or loaded[0]
+
+
+def _guidance(
+    values: PictureInput, offer: PictureOffer, *, lightning: bool, verdict: Verdict
+) -> tuple[float, str | None]:
+    """Choose the CFG scale and, where CFG runs, the negative prompt."""
+    scale = offer.true_cfg_scale if values.true_cfg_scale is None else values.true_cfg_scale
+    if lightning:
+        if values.true_cfg_scale not in (None, 1.0):
+            message = (
+                f"set to 1.0, since Lightning runs without CFG (got {values.true_cfg_scale:g})"
+            )
+            verdict.warn("true_cfg_scale", message)
+        scale = 1.0
+    if scale > 1:
+        return scale, values.negative_prompt or offer.negative_prompt
+    if values.negative_prompt and not is_blank(values.negative_prompt):
+        verdict.warn("negative_prompt", "has no effect at a true_cfg_scale of 1.0")
+    return scale, None
+
+
+def _size(values: PictureInput, verdict: Verdict) -> Size:
+    """Bring width, height, size and aspect_ratio together."""
+    aspect = None if values.aspect_ratio == "match_input_image" else values.aspect_ratio
+    if isinstance(values.size, Pixels):
+        return Size(*values.size, aspect, field=verdict.word("size"))
+    named = next((name for name in ("width", "height") if getattr(values, name)), None)
+    word = verdict.word(named or ("size" if values.size else "aspect_ratio"))
+    return Size(values.width, values.height, aspect, values.size == "input", word)
+
+
+def _limits(size: Size, offer: PictureOffer, verdict: Verdict, *, edit: bool) -> None:
+    """Judge a size that is known before the references are, with the other faults."""
+    needs_reference = size.as_input or (edit and size.aspect_ratio is None)
+    if needs_reference and (size.width is None or size.height is None):
+        return
+    if verdict.is_broken("width", "height", "size", "aspect_ratio"):
+        return
+    try:
+        choose(size, offer, None)
+    except InvalidInput as error:
+        for detail in error.details:
+            verdict.fault(detail.field, detail.message)
+
+
+def warm_up(model: Served) -> PictureWish:
+    """Return a wish of the kind that jobs will have, at the model's own size.
+
+    An edit where the model can, Lightning where it is loaded; two steps show all else.
+    """
+    offer = offer_of(model)
+    side = max(SMALLEST, int(offer.area**0.5) // 32 * 32)
+    edit = FROM_PICTURES in model.offers
+    fast = bool(offer.lightning_steps)
+    grey = Image.linear_gradient("L").resize((side, side)).convert("RGB")
+    return PictureWish(
+        prompt="a warm-up picture",
+        negative_prompt=None,
+        task=FROM_PICTURES if edit else FROM_TEXT,
+        seed=0,
+        steps=offer.lightning_steps[0] if fast else 2,
+        true_cfg_scale=1.0,
+        lightning=fast,
+        references=(grey,) if edit else (),
+        width=side,
+        height=side,
+    )
+
+
+def _task(name: str, *, edit: bool) -> Task:
+    return Task(
+        name=name,
+        input=PictureInput,
+        wish=PictureWish,
+        key="images",
+        noun="picture",
+        formats={"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"},
+        smaller=("webp", "jpeg"),
+        lossless=("png",),
+        advice="output_format jpeg or webp, fewer pictures or a smaller size",
+        # Denoising is nearly all of it.
+        spans=(
+            Span("text", 4, "text"),
+            Span("reference", 4, "text"),
+            Span("denoise", 88, "denoise", steps="steps"),
+            Span("decode", 4, "decode"),
+        ),
+        sign="images" if edit else None,
+        compare=functools.partial(compare, edit=edit),
+        judge=functools.partial(judge, edit=edit),
+        settle=settle,
+    )
+
+
+TEXT_TO_IMAGE: Final = _task(FROM_TEXT, edit=False)
+EDIT: Final = _task(FROM_PICTURES, edit=True)

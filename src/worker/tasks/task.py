@@ -1,0 +1,107 @@
+"""What a task is: one kind of asking, from the fields of its input to the wish that it becomes."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from worker.edge.fields import CommonInput
+from worker.edge.verdict import Verdict
+from worker.media.fetch import ImageSource
+from worker.seam import Phase, Served, Wish
+from worker.settings import Settings
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a job asks of its task, judged and complete but for what must be fetched.
+
+    `draft` is the wish with all that is known of it: its seed, and what depends on `sources`, come
+    later. `prompt` is what the caller wrote, for a log that may have it.
+    """
+
+    draft: Any
+    prompt: str
+    sources: tuple[ImageSource, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A wish with nothing left open but its seed; `adjusted` maps a field to (asked, done)."""
+
+    wish: Any
+    adjusted: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A phase of making a wish: its share of the progress, and its key in the reply's timings.
+
+    `percent` is how much of the work it is (est.). The phase whose `steps` names a field of the
+    wish, in which that number of steps stands, is the one whose steps callers see counted.
+    """
+
+    phase: Phase
+    percent: int
+    timing: str
+    steps: str | None = None
+
+
+def nothing(values: Any, verdict: Verdict) -> None:
+    """Find nothing to compare."""
+
+
+async def as_drafted(
+    asked: Any, fetched: Sequence[bytes], settings: Settings, warn: Warn
+) -> Settled:
+    """Settle a wish to which nothing is fetched."""
+    del fetched, settings, warn
+    return Settled(asked.draft)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One kind of asking, as everything that serves it needs it.
+
+    `input` has its fields, `wish` is the frozen type that they become. What is made goes into the
+    reply under `key`; `noun` is the word for one of it. `formats` maps the words for its formats to
+    them, the first being the default; `smaller` are those that a reply which must fit falls back
+    to, in turn, and `lossless` those without a quality; `advice` says what makes a reply smaller.
+    `spans` are the phases of making a wish, in order. `sign` is the field that asks for this task
+    where none is named.
+
+    `compare` judges what fields say together, before a model is known. `judge` judges them against
+    what a model offers. `settle` makes the wish of what was asked and fetched, and may raise
+    InvalidInput; both it and `judge` may raise nothing else that is the caller's.
+    """
+
+    name: str
+    input: type[CommonInput]
+    wish: type[Wish]
+    key: str
+    noun: str
+    formats: Mapping[str, str]
+    spans: tuple[Span, ...]
+    judge: Callable[[Any, Served, Verdict, Settings], Asked]
+    compare: Callable[[Any, Verdict], None] = nothing
+    settle: Callable[[Any, Sequence[bytes], Settings, Warn], Awaitable[Settled]] = as_drafted
+    smaller: tuple[str, ...] = ()
+    lossless: tuple[str, ...] = ()
+    advice: str = ""
+    sign: str | None = None
+
+    @property
+    def default_format(self) -> str:
+        """The format where none is named."""
+        return next(iter(self.formats))
+
+    @property
+    def timings(self) -> Mapping[Phase, str]:
+        """The reply's key for the time that each phase took."""
+        return {span.phase: span.timing for span in self.spans}
+
+    def steps(self, wish: Wish) -> int:
+        """Return how many steps a wish takes as callers count them, 1 where none are counted."""
+        counted = next((span.steps for span in self.spans if span.steps), None)
+        return 1 if counted is None else int(getattr(wish, counted))

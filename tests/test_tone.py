@@ -1,0 +1,99 @@
+"""A task and two families are added from outside, and served through the platform's real loop."""
+
+import base64
+import io
+import sys
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from worlds.pod import Pod
+
+ROOT = Path(__file__).parents[1]
+COMMAND = (sys.executable, "-m", "worlds.noise")
+
+
+@pytest.fixture(scope="module")
+def pod() -> Iterator[Pod]:
+    """A platform with one worker that serves the tone and the noise."""
+    with Pod() as pod, pod.worker(COMMAND, cwd=ROOT):
+        yield pod
+
+
+def replied(pod: Pod, job_input: dict[str, Any]) -> dict[str, Any]:
+    """Return the output of one job."""
+    job = pod.answer(pod.submit(job_input))
+    assert isinstance(job.output, dict), job.error
+    return job.output
+
+
+def test_speech_comes_back_as_sound_with_what_makes_it_again(pod: Pod) -> None:
+    reply = replied(pod, {"task": "speech", "text": "hello", "seed": 7, "n": 2})
+    assert reply["model"] == {"id": "tone", "revision": "1", "precision": "none"}
+    assert (reply["prompt"], reply["task"], reply["seed"]) == ("hello", "speech", 7)
+    assert reply["warnings"] == []
+    assert list(reply["timings_ms"]) == ["fetch", "hum", "encode", "deliver", "total"]
+    assert reply["timings_ms"]["hum"] == 10
+    first, second = reply["audio"]
+    assert (first["index"], first["seed"], second["seed"]) == (0, 7, 8)
+    assert first["base64"] != second["base64"]
+    for entry in (first, second):
+        assert (entry["mime_type"], entry["sample_rate"]) == ("audio/wav", 24_000)
+        with wave.open(io.BytesIO(base64.b64decode(entry["base64"]))) as track:
+            assert track.getframerate() == entry["sample_rate"]
+            assert track.getnframes() / track.getframerate() == entry["seconds"] == 0.5
+    again = replied(pod, {"model": "tone", "prompt": "hello", "seed": 8})
+    assert again["audio"][0]["base64"] == second["base64"]
+
+
+def test_speech_is_judged_by_its_own_fields(pod: Pod) -> None:
+    wrong = replied(pod, {"model": "tone", "prompt": 5, "output_format": "png", "width": 64})
+    assert wrong["error_code"] == "INVALID_INPUT"
+    assert wrong["details"] == [
+        {"field": "prompt", "message": "must be a string (got 5)"},
+        {"field": "output_format", "message": "must be 'wav' (got 'png')"},
+    ]
+    assert wrong["warnings"] == ["width: is not a known field; text-to-image and edit have it"]
+
+
+def test_a_second_family_of_pictures_is_asked_as_the_first(pod: Pod) -> None:
+    reply = replied(pod, {"prompt": "red", "seed": 3, "width": 100, "height": 64})
+    assert reply["model"]["id"] == "noise"
+    assert reply["adjusted"] == {"width": [100, 96]}
+    picture = Image.open(io.BytesIO(base64.b64decode(reply["images"][0]["base64"])))
+    assert picture.size == (96, 64)
+    assert picture.info["model"] == "noise"
+    red, green, blue = picture.convert("RGB").resize((1, 1)).getpixel((0, 0))  # type: ignore[misc] # RGB gives three
+    assert red > green + 100
+    assert red > blue + 100
+
+
+def test_capabilities_have_both(pod: Pod) -> None:
+    answer = replied(pod, {"op": "capabilities"})
+    tone, noise = answer["models"]
+    assert (tone["tasks"], tone["sample_rate"]) == (["speech"], 24_000)
+    assert (noise["tasks"], noise["area"]) == (["text-to-image"], 64 * 64)
+    rows = {
+        row["field"]: row for row in answer["input"] if "speech" in row.get("tasks", ["speech"])
+    }
+    assert rows["prompt"]["accepts"] == "a text"
+    assert rows["output_format"]["default"] == "wav"
+    assert "width" not in rows
+
+
+def test_a_worker_that_speaks_alone_needs_no_task_to_be_named() -> None:
+    with Pod() as pod, pod.worker((*COMMAND, "tone"), cwd=ROOT):
+        reply = replied(pod, {"text": "hi"})
+        assert reply["task"] == "speech"
+        assert reply["audio"][0]["seconds"] == pytest.approx(0.2)
+        missing = replied(pod, {"task": "edit", "prompt": "x", "image": "https://a.test/x.png"})
+    assert missing["error_code"] == "UNSUPPORTED_TASK"
+    assert missing["details"][0]["message"].startswith("no model of this worker can do edit")
+
+
+def test_a_family_and_its_task_are_under_80_lines() -> None:
+    assert len((ROOT / "worlds" / "tone.py").read_text(encoding="utf-8").splitlines()) < 80

@@ -1,0 +1,80 @@
+"""A family that draws coloured noise, and the script that serves it beside the tone.
+
+`python -m worlds.noise [tone] [noise]` serves them as handler.py serves a model; both if none is
+named.
+"""
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from PIL import Image
+
+from worker.doors import start
+from worker.doors.runpod.loop import RunPod
+from worker.media.picture import Picture
+from worker.residency import Residency
+from worker.seam import Control, Made, Openable, Served, Unheard
+from worker.settings import Settings
+from worker.tasks.picture import FROM_TEXT, PictureOffer, PictureWish, warm_up
+from worker.tasks.registry import TASKS
+from worlds.tone import SPEECH, Tone
+
+OFFER = PictureOffer(
+    steps=2,
+    true_cfg_scale=1.0,
+    negative_prompt=" ",
+    lightning_steps=(),
+    area=64 * 64,
+    max_pixels=256 * 256,
+    max_references=0,
+    sizes={},
+)
+
+
+class Noise:
+    """A model that draws noise around the colour that its prompt names."""
+
+    served = Served("noise", "a/noise", "1", "none", "", {FROM_TEXT: OFFER})
+
+    def together(self, wish: PictureWish, other: PictureWish) -> bool:
+        """Share no forward."""
+        del wish, other
+        return False
+
+    def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
+        """Draw one picture after another."""
+        return [self._drawn(*pair) for pair in zip(wishes, controls, strict=True)]
+
+    def _drawn(self, wish: PictureWish, control: Control) -> Made:
+        size = (wish.width, wish.height)
+        noise = Image.frombytes("L", size, random.Random(wish.seed).randbytes(size[0] * size[1]))
+        for step in range(1, wish.steps + 1):
+            control.report("denoise", step, wish.steps)
+        colour = Image.new("RGB", size, wish.prompt)
+        image = Image.blend(colour, noise.convert("RGB"), 0.2)
+        return Made(Picture(image, wish.final), {"denoise": 3.0})
+
+    def warm(self) -> None:
+        """Draw black."""
+        self.make([replace(warm_up(self.served), prompt="black")], [Unheard()])
+
+    def release(self) -> None:
+        """Free nothing."""
+
+
+MODELS = {model.served.id: Openable(model.served, {}, model) for model in (Tone, Noise)}
+
+
+def boot(_: Settings) -> Residency:
+    """Open the models that the command line names."""
+    models = Residency([MODELS[name] for name in sys.argv[1:] or MODELS], budget=None)
+    for model in models.fill():
+        model.warm()
+    return models
+
+
+if __name__ == "__main__":
+    TASKS[SPEECH.name] = SPEECH
+    sys.exit(start.run(RunPod, boot))
