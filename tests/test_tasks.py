@@ -38,7 +38,7 @@ from worlds.standin import SERVED, StandIns, answered
 
 SOURCE = Path(__file__).parents[1] / "src" / "worker"
 # Tensors have sides and rows of a width; a model's row has its sizes.
-SAY_WIDTH = {"tasks/picture.py", "tasks/size.py", "weights/catalog.py"}
+SAY_WIDTH = {"tasks/picture.py", "tasks/size.py"}
 ROOMS_THAT_SAY_WIDTH = {"media", "families", "engine"}
 
 ONE = io.BytesIO()
