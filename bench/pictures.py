@@ -17,10 +17,9 @@ from PIL import Image
 from torch import nn
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from worker.engine.components import Components
-from worker.engine.lora import LIGHTNING_MODULES
-from worker.engine.schedule import LIGHTNING
 from worker.families import Generation, Served, Unheard
+from worker.families.qwen_image.components import Components
+from worker.families.qwen_image.lightning import LIGHTNING, LIGHTNING_MODULES
 from worker.families.qwen_image.model import QwenImage
 
 # What users of the 4-bit recipes quantise: every Linear of the blocks but the first img_mod.

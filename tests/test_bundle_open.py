@@ -15,13 +15,14 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from worker.bundle import format as layout
 from worker.bundle import lock, tensors
+from worker.bundle.fill import empty, fill, on_meta
 from worker.bundle.format import Damaged
-from worker.bundle.modules import empty
-from worker.bundle.open import fill, on_meta, open_bundle, shared
+from worker.bundle.open import shared
 from worker.bundle.prepare import prepare
 from worker.bundle.read import BIG_BYTES, RANGE_BYTES, Reader
 from worker.engine.quantise import PRECISIONS, Linear8bit, Precision
 from worker.errors import LoraNotApplied
+from worker.families.qwen_image.opening import open_bundle
 from worlds import prepared
 
 CPU = torch.device("cpu")
@@ -142,7 +143,7 @@ def flip(path: Path) -> None:
 )
 @pytest.mark.parametrize(
     ("role", "stem"),
-    [("transformer", layout.WEIGHTS), ("transformer", layout.ROWS), ("vae", layout.WEIGHTS)],
+    [("transformer", layout.WEIGHTS), ("transformer", layout.MAPPED), ("vae", layout.WEIGHTS)],
 )
 def test_a_damaged_part_is_named_set_aside_and_only_it_is_made_again(
     mine: Path, damage: Callable[[Path], None], level: str, role: str, stem: str

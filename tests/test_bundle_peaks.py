@@ -27,7 +27,9 @@ CHILD = textwrap.dedent(
     from worlds import prepared
     from worlds.repository import Copying
     from worker import log
-    from worker.bundle.prepare import Order, prepare
+    from worker.bundle.plan import Order
+    from worker.bundle.prepare import prepare
+    from worker.families.qwen_image.recipe import RECIPE
     from worker.weights.catalog import LoraFile, ModelSpec
     from bench import synthetic
 
@@ -62,6 +64,7 @@ CHILD = textwrap.dedent(
     prepare(
         Order(
             ModelSpec("wide", "org/wide", "QwenImageEditPlusPipeline"),
+            RECIPE,
             snapshot,
             precision,
             prepared.order_of("tiny-edit", home).settings,

@@ -13,6 +13,7 @@ from worker import boot, settings
 from worker.bundle import format as layout
 from worker.bundle import obtain as obtaining
 from worker.errors import HubUnreachable, WeightsUnavailable
+from worker.families.qwen_image.recipe import RECIPE
 from worker.weights import catalog, metadata, proof
 from worlds import hub as worlds_hub
 from worlds.hub import Hub
@@ -68,7 +69,7 @@ def obtained(environ: dict[str, str], model: str, **more: str) -> obtaining.Obta
     """Return what a start on a CPU would open for the one model."""
     read = settings.read({**environ, "MODEL": model, **more})
     (spec,) = catalog.resolve(read.model, read, has_gpu=False)
-    return obtaining.obtain(spec, read, None)
+    return obtaining.obtain(spec, RECIPE, read, None)
 
 
 def transformer(folder: Path) -> dict[str, str]:

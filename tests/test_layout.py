@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from worker.weights.layout import fault, is_needed, needed
+from worker.families.qwen_image.recipe import RECIPE
+from worker.weights import layout
+from worker.weights.layout import is_needed, needed
 
+PARTS = (*RECIPE.with_weights, *RECIPE.copied)
 NEEDED = [
     "model_index.json",
     "worker.json",
@@ -49,16 +52,16 @@ NOT_NEEDED = [
 
 @pytest.mark.parametrize("path", NEEDED)
 def test_a_model_is_built_from(path: str) -> None:
-    assert is_needed(path)
+    assert is_needed(path, PARTS)
 
 
 @pytest.mark.parametrize("path", NOT_NEEDED)
 def test_a_model_is_not_built_from(path: str) -> None:
-    assert not is_needed(path)
+    assert not is_needed(path, PARTS)
 
 
 def test_small_files_come_first_each_in_order() -> None:
-    found = needed(reversed([*NEEDED, *NOT_NEEDED]))
+    found = needed(reversed([*NEEDED, *NOT_NEEDED]), PARTS)
     assert sorted(found) == sorted(NEEDED)
     weights = [path for path in found if path.endswith(".safetensors")]
     small = [path for path in found if not path.endswith(".safetensors")]
@@ -74,7 +77,10 @@ def safetensors() -> bytes:
 
 SHARDS = [f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
 MAP = "transformer/diffusion_pytorch_model.safetensors.index.json"
-PARTS = ("transformer", "text_encoder", "vae", "tokenizer", "processor", "scheduler")
+
+
+def fault(folder: Path) -> str | None:
+    return layout.fault(folder, RECIPE.with_weights, RECIPE.copied)
 
 
 @pytest.fixture

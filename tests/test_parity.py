@@ -19,8 +19,8 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_p
 from PIL import Image
 
 from worker.bundle.format import adapter_role
-from worker.engine.schedule import LIGHTNING
 from worker.families import Generation, Unheard
+from worker.families.qwen_image.lightning import LIGHTNING
 from worker.families.qwen_image.model import _Clock, sized
 from worlds.prepared import (
     CONDITION_AREA,

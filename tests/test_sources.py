@@ -10,6 +10,7 @@ import pytest
 
 from worker import settings
 from worker.errors import WeightsUnavailable
+from worker.families.qwen_image.recipe import RECIPE
 from worker.settings import Settings
 from worker.weights import catalog, layout, sources
 from worker.weights.catalog import LoraFile, ModelSpec
@@ -66,6 +67,10 @@ def bundle_fault(folder: Path) -> str | None:
     return None if (folder / "whole").is_file() else "has no manifest"
 
 
+def published_fault(folder: Path) -> str | None:
+    return layout.fault(folder, RECIPE.with_weights, RECIPE.copied)
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path
@@ -81,6 +86,7 @@ def find(home: Path, spec: ModelSpec = SPEC, **environ: str) -> Source:
         configured(home, **environ),
         bundle=home / "models/qwen-image-4bit",
         bundle_fault=bundle_fault,
+        published_fault=published_fault,
         baked=home / "baked",
     )
 
@@ -418,7 +424,7 @@ def test_only_the_files_that_a_model_needs_are_needed() -> None:
         "safety_checker/model.safetensors",
         "lightning/tiny-Lightning-8steps.safetensors",
     ]
-    assert set(paths) - set(layout.needed(paths)) == {
+    assert set(paths) - set(layout.needed(paths, (*RECIPE.with_weights, *RECIPE.copied))) == {
         "README.md",
         "picture.png",
         "transformer/diffusion_pytorch_model.fp16.safetensors",

@@ -25,6 +25,7 @@ START = textwrap.dedent(
     from worker.bundle.obtain import obtain
     from worker.driver import Gpu
     from worker.errors import WorkerError
+    from worker.families.qwen_image.recipe import RECIPE
     from worker.weights import catalog
 
     log.configure("ERROR")
@@ -33,7 +34,7 @@ START = textwrap.dedent(
         try:
             read = settings.read(case["environ"])
             specs = catalog.resolve(read.model, read, has_gpu=gpu is not None)
-            found = [obtain(spec, read, gpu) for spec in specs]
+            found = [obtain(spec, RECIPE, read, gpu) for spec in specs]
             answer = {"folders": [str(f.folder) for f in found], "facts": [f.facts for f in found]}
             if case["draw"]:
                 boot.boot(read)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +14,6 @@ ABOUT: Final = "worker.json"
 # A bundle's own description, see bundle/format.py.
 MANIFEST: Final = "manifest.json"
 LIGHTNING: Final = "lightning"
-WITH_WEIGHTS: Final = ("transformer", "text_encoder", "vae")
-COMPONENTS: Final = (*WITH_WEIGHTS, "tokenizer", "processor", "scheduler")
 # The published shards without a variant: "diffusion_pytorch_model.fp16.safetensors" and
 # "pytorch_model.bin" are other copies of the same weights.
 SHARD: Final = re.compile(r"(?:diffusion_pytorch_)?model(?:-\d{5}-of-\d{5})?\.safetensors")
@@ -34,23 +32,22 @@ OTHER: Final = (
 )
 
 
-def is_needed(path: str) -> bool:
-    """Tell whether a model is built from this file of its repository."""
+def is_needed(path: str, components: Collection[str]) -> bool:
+    """Tell whether a model of these components is built from this file of its repository."""
     folder, _, name = path.rpartition("/")
     if not folder:
         return name in (INDEX, ABOUT)
     if folder == LIGHTNING:
         return name.endswith(".safetensors")
-    if folder not in COMPONENTS:
+    if folder not in components:
         return False
     return name.endswith(CONFIGURATION) or SHARD.fullmatch(name) is not None
 
 
-def needed(paths: Iterable[str]) -> tuple[str, ...]:
+def needed(paths: Iterable[str], components: Collection[str]) -> tuple[str, ...]:
     """Return the files that a model is built from, small ones (configuration) first."""
-    return tuple(
-        sorted((p for p in paths if is_needed(p)), key=lambda p: (p.endswith(".safetensors"), p))
-    )
+    found = (path for path in paths if is_needed(path, components))
+    return tuple(sorted(found, key=lambda path: (path.endswith(".safetensors"), path)))
 
 
 def other_weights(paths: Iterable[str], folder: str = "") -> str:
@@ -67,11 +64,12 @@ def other_weights(paths: Iterable[str], folder: str = "") -> str:
     )
 
 
-def fault(folder: Path) -> str | None:
+def fault(folder: Path, with_weights: Sequence[str], copied: Sequence[str]) -> str | None:
     """Say why a folder cannot be opened as a published model; None when it can.
 
-    Looks at names, headers and sizes only: the shards that an index names are there, and no
-    safetensors file is cut short. Reads no weights.
+    The components that its index names are there: those `with_weights`, and those `copied`, which
+    are small files alone. Looks at names, headers and sizes only: the shards that an index names
+    are there, and no safetensors file is cut short. Reads no weights.
     """
     try:
         index = json.loads((folder / INDEX).read_bytes())
@@ -82,12 +80,13 @@ def fault(folder: Path) -> str | None:
     if not isinstance(index, dict):
         return f"has an unreadable {INDEX}"
     try:
-        for component in WITH_WEIGHTS:
+        for component in with_weights:
             if component in index and (reason := _weights_fault(folder, component)):
                 return reason
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"cannot be read ({type(error).__name__})"
-    absent = [c for c in COMPONENTS if c in index and not (folder / c).is_dir()]
+    components = (*with_weights, *copied)
+    absent = [c for c in components if c in index and not (folder / c).is_dir()]
     return f"lacks {absent[0]}/" if absent else None
 
 

@@ -17,7 +17,7 @@ EVERY_S: Final = 5.0
 class Meter:
     """Progress of a download of `total` bytes; a Progress that any thread may call.
 
-    with Meter(total, "qwen-image") as meter:
+    with Meter(total, "a model") as meter:
         snapshot.fetch_file(file, into, meter)
     """
 

@@ -22,8 +22,8 @@ Kind = Literal["MODEL_DIR", "MODEL_PATH", "RunPod cache", "HF cache", "image", "
 # The image's target `baked` puts one folder a model here, a bundle or published weights.
 BAKED: Final = Path("/app/models")
 
-# Says why a folder is no bundle that this worker can open, None when it is one.
-BundleFault = Callable[[Path], str | None]
+# Says why a folder is no bundle, or no published model, that this worker can open; None when it is.
+Fault = Callable[[Path], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ def find(
     settings: Settings,
     *,
     bundle: Path,
-    bundle_fault: BundleFault,
+    bundle_fault: Fault,
+    published_fault: Fault,
     baked: Path = BAKED,
 ) -> Source:
     """Return the first place that has the model whole: nothing is read but names and headers.
@@ -67,6 +68,7 @@ def find(
     WeightsUnavailable when a folder that MODEL names cannot be used: another model must not stand
     in for it.
     """
+    faults = (bundle_fault, published_fault)
     passed: list[tuple[Kind, str]] = []
     reason = bundle_fault(bundle) if bundle.is_dir() else "no bundle yet"
     if reason is None:
@@ -74,7 +76,7 @@ def find(
     passed.append(("MODEL_DIR", reason))
     if spec.folder is not None:
         kind: Kind = "image" if spec.embedded else "MODEL_PATH"
-        is_bundle, reason = _examined(spec, _Place(spec.folder, "it", LOCAL), bundle_fault)
+        is_bundle, reason = _examined(spec, _Place(spec.folder, "it", LOCAL), faults)
         if reason is not None:
             raise WeightsUnavailable(f"MODEL: the folder of {spec.name} {reason}")
         return Source(kind, spec.folder, is_bundle, None, tuple(passed))
@@ -84,7 +86,7 @@ def find(
             continue
         reasons = []
         for place in places:
-            is_bundle, reason = _examined(spec, place, bundle_fault)
+            is_bundle, reason = _examined(spec, place, faults)
             if reason is None:
                 return Source(kind, place.folder, is_bundle, place.commit, tuple(passed))
             reasons.append(reason)
@@ -289,14 +291,17 @@ def _bundle_stranger(spec: ModelSpec, place: _Place, manifest: Mapping[str, Any]
     return None
 
 
-def _examined(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tuple[bool, str | None]:
+def _examined(
+    spec: ModelSpec, place: _Place, faults: tuple[Fault, Fault]
+) -> tuple[bool, str | None]:
     """Return whether a folder is a bundle, and why it cannot be used (None when it can)."""
     folder = place.folder
+    bundle_fault, published_fault = faults
     broken = bundle_fault(folder)
     if broken is None:
         manifest = _json(folder / layout.MANIFEST)
         return True, _bundle_stranger(spec, place, manifest) if manifest else None
-    if (reason := layout.fault(folder)) is not None:
+    if (reason := published_fault(folder)) is not None:
         is_bundle = (folder / layout.MANIFEST).is_file()
         return is_bundle, broken if is_bundle else reason
     index = _json(folder / layout.INDEX)
