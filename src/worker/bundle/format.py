@@ -5,9 +5,9 @@
     HOME/components/ID/...              safetensors files and configuration
 
 A bundle that was pushed somewhere carries its components in its own folder. A component's ID is a
-digest of its source files' digests and of the recipe, so models that publish the same text encoder
-or VAE share one. Each manifest is published last and by one rename; a folder without it does not
-count, so nobody opens half a bundle even where locks lie.
+digest of its source files' digests and of what is done with them, so models that publish the same
+text encoder share one. Each manifest is published last and by one rename; a folder without it does
+not count, so nobody opens half a bundle even where locks lie.
 """
 
 import hashlib

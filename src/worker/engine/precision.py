@@ -9,7 +9,7 @@ from worker.errors import InvalidSettings
 
 GB: Final = 1_000_000_000
 # What a picture takes beside the weights: activations of a 1024x1024 edit with references and the
-# VAE's decoding (est.).
+# decoding of the latents (est.).
 WORKING_BYTES: Final = 4 * GB
 # bf16 arithmetic begins with compute capability 8.0 (CUDA C++ programming guide, table of
 # arithmetic instructions); fp16 gives black or NaN pictures, so it is no way out.
