@@ -113,16 +113,17 @@ def facts(row: catalog.ModelSpec) -> tuple[str, ...]:
 def files_table() -> str:
     """Return every file of the worker with the first line of its docstring."""
     package = ROOT / "src" / "worker"
-    folders = sorted(path.parent for path in package.glob("*/__init__.py"))
+    folders = sorted(path.parent for path in package.glob("*/**/__init__.py"))
     lines = [
         f"{'handler.py':<22}{docstring(ROOT / 'handler.py')}",
         "src/worker/",
         *modules(package),
     ]
     for folder in folders:
+        indent = 2 * len(folder.relative_to(package).parts)
         lines += [
-            f"  {folder.name + '/':<20}{docstring(folder / '__init__.py')}",
-            *modules(folder, 4),
+            f"{' ' * indent + folder.name + '/':<22}{docstring(folder / '__init__.py')}",
+            *modules(folder, indent + 2),
         ]
     lines += [f"{name:<22}{meaning}" for name, meaning in BESIDE.items()]
     return "\n".join(["```", *lines, "```"])
