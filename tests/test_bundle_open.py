@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -304,3 +305,20 @@ def test_eight_bit_linears_move_with_their_model() -> None:
 def test_the_stock_text_encoder_class_is_what_is_opened(home: Path) -> None:
     parts = open_bundle(bundle(home), CPU)
     assert type(parts.text_encoder) is Qwen2_5_VLForConditionalGeneration
+
+
+def test_empty_modules_are_made_by_one_thread_at_a_time() -> None:
+    """What is swapped meanwhile is put back by who swapped it, else every module stays empty."""
+    entered = threading.Event()
+
+    def late() -> None:
+        with empty():
+            entered.set()
+
+    thread = threading.Thread(target=late)
+    with empty():
+        thread.start()
+        assert not entered.wait(0.2)
+    thread.join(60)
+    assert entered.is_set()
+    assert not nn.Linear(1, 1).weight.is_meta

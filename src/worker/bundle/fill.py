@@ -1,13 +1,17 @@
 """Modules without memory for weights, and how they get their tensors."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from worker.engine.quantise import Precision, linear
+
+# accelerate swaps a method of nn.Module meanwhile: two threads would put back each other's.
+_ONE_AT_A_TIME: Final = threading.Lock()
 
 
 @contextmanager
@@ -19,7 +23,7 @@ def empty() -> Iterator[None]:
     """
     from accelerate import init_empty_weights  # noqa: PLC0415 - imported while files are read
 
-    with init_empty_weights(include_buffers=False):
+    with _ONE_AT_A_TIME, init_empty_weights(include_buffers=False):
         yield
 
 
