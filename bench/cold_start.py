@@ -149,7 +149,7 @@ def _open_and_draw(clock: Clock, home: Path) -> None:
 
     from bench import pictures  # noqa: PLC0415 - the same
     from worker.bundle import format as layout  # noqa: PLC0415 - the same
-    from worker.bundle.open import open_bundle  # noqa: PLC0415 - the same
+    from worker.families.qwen_image.opening import open_bundle  # noqa: PLC0415 - the same
 
     parts = open_bundle(next((home / layout.BUNDLES).iterdir()), torch.device("cpu"))
     clock.end("open")
@@ -223,7 +223,9 @@ def prepared(home: Path, published: Path) -> Figures:
 
     from bench import synthetic  # noqa: PLC0415 - the same
     from worker import settings  # noqa: PLC0415 - the same
-    from worker.bundle.prepare import Order, prepare  # noqa: PLC0415 - the same
+    from worker.bundle.plan import Order  # noqa: PLC0415 - the same
+    from worker.bundle.prepare import prepare  # noqa: PLC0415 - the same
+    from worker.families.qwen_image.recipe import RECIPE  # noqa: PLC0415 - the same
     from worker.weights.snapshot import LocalSnapshot  # noqa: PLC0415 - the same
     from worker.weights.spec import ModelSpec  # noqa: PLC0415 - the same
 
@@ -232,6 +234,7 @@ def prepared(home: Path, published: Path) -> Figures:
     prepare(
         Order(
             ModelSpec("model", "bench/model", "QwenImagePipeline"),
+            RECIPE,
             snapshot,
             "4bit",
             settings.read({}),

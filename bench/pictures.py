@@ -17,9 +17,8 @@ from PIL import Image
 from torch import nn
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from worker.engine.components import Components
-from worker.engine.lora import LIGHTNING_MODULES
-from worker.engine.schedule import LIGHTNING
+from worker.families.qwen_image.components import Components
+from worker.families.qwen_image.lightning import LIGHTNING, LIGHTNING_MODULES
 from worker.families.qwen_image.model import QwenImage
 from worker.media.picture import Picture
 from worker.seam import Served, Unheard

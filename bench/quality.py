@@ -36,10 +36,12 @@ from PIL import Image  # noqa: E402 - the same
 from bench import pictures  # noqa: E402 - the same
 from training.tiny.evaluate import prompts  # noqa: E402 - the same
 from worker import settings  # noqa: E402 - the same
-from worker.bundle.open import open_bundle  # noqa: E402 - the same
-from worker.bundle.prepare import Order, prepare  # noqa: E402 - the same
+from worker.bundle.plan import Order  # noqa: E402 - the same
+from worker.bundle.prepare import prepare  # noqa: E402 - the same
 from worker.engine.quantise import Precision  # noqa: E402 - the same
 from worker.families.catalogue import CATALOGUE  # noqa: E402 - the same
+from worker.families.qwen_image.opening import open_bundle  # noqa: E402 - the same
+from worker.families.qwen_image.recipe import RECIPE  # noqa: E402 - the same
 from worker.weights.catalogue import checkpoints  # noqa: E402 - the same
 from worker.weights.snapshot import LocalSnapshot  # noqa: E402 - the same
 
@@ -80,6 +82,7 @@ def bundle(home: Path, precision: Precision, steps: int, *, fused: bool) -> Draw
     folder = prepare(
         Order(
             SPEC,
+            RECIPE,
             snapshot,
             precision,
             settings.read({}),

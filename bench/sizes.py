@@ -12,11 +12,13 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.real_shapes import shapes
-from worker.bundle import plan, rows
-from worker.bundle.plan import Shard
+from worker.bundle.headers import Shard
+from worker.bundle.recipe import Published
+from worker.bundle.sizes import sizes_at
 from worker.bundle.tensors import Entry, Header
-from worker.engine.lora import lightning_modules
 from worker.engine.quantise import PRECISIONS
+from worker.families.qwen_image.lightning import lightning_modules
+from worker.families.qwen_image.recipe import RECIPE
 from worker.weights.proof import RemoteFile
 
 RESULTS: Final = Path(__file__).parent / "results" / "sizes.json"
@@ -51,21 +53,19 @@ def compute() -> dict[str, dict[str, float]]:
         "text_encoder": shapes.text_encoder(architecture),
         "vae": shapes.vae(architecture),
     }
-    parts = {
+    shards = {
         role: [Shard(RemoteFile(f"{role}/model.safetensors", 0), build_header(model))]
         for role, model in models.items()
     }
-    keys = len(rows.keys(architecture.scheduler))
-    lora = count_adapter_bytes(models["transformer"])
+    published = Published({}, shards, {"scheduler": architecture.scheduler}, {})
+    beside = count_adapter_bytes(models["transformer"])
     results: dict[str, dict[str, float]] = {}
     for precision in PRECISIONS:
-        size = plan.sizes(parts, precision, keys=keys, adapters=lora)
+        size = sizes_at(RECIPE, published, precision, adapters=beside)
         figures = {
             "disk": size.disk,
             "device": size.memory,
-            "transformer": size.transformer,
-            "text_encoder": size.text_encoder,
-            "vae": size.vae,
+            **{role: size.parts[role] for role in RECIPE.with_weights},
             "lora": size.adapters,
         }
         results[precision] = {name: round(value / GB, 2) for name, value in figures.items()}

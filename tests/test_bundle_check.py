@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker import boot, settings
-from worker.bundle import modules, rows, schedules
-from worker.bundle.open import open_bundle
+from worker.bundle.expected import expected
 from worker.bundle.prepare import prepare, sizes
-from worker.engine.modulation import seen
 from worker.engine.schedule import schedule
 from worker.errors import WeightsUnavailable
+from worker.families.qwen_image import rows, schedules
+from worker.families.qwen_image.modulation import seen
+from worker.families.qwen_image.opening import open_bundle
+from worker.families.qwen_image.parts import TRANSFORMER, VAE
 from worlds import altered, prepared
 from worlds.altered import Raw
 from worlds.hub import Hub, running
@@ -53,7 +55,7 @@ def refused(folder: Path, home: Path, name: str = "tiny-edit") -> str:
 
 
 def accepted(folder: Path, home: Path, name: str = "tiny-edit") -> None:
-    assert prepared.order_of(name, home, snapshot=Copying(folder)).shards
+    assert prepared.shards_of(prepared.order_of(name, home, snapshot=Copying(folder)))
 
 
 def missing(role: str) -> Callable[[dict[str, Raw]], None]:
@@ -348,8 +350,8 @@ def test_an_rgba_vae_is_the_layered_model_s(folder: Path, tmp_path: Path) -> Non
     altered.configure(folder / "vae/config.json", input_channels=4)
 
     def change(tensors: dict[str, Raw]) -> None:
-        expected = modules.expected("vae", json.loads((folder / "vae/config.json").read_bytes()))
-        for name, shape in expected.kept.items():
+        held = expected(VAE, json.loads((folder / "vae/config.json").read_bytes()))
+        for name, shape in held.kept.items():
             size = 2
             for side in shape:
                 size *= side
@@ -379,7 +381,7 @@ def test_a_field_that_changes_nothing_is_let_pass(
 
 
 def test_a_full_model_without_num_layers_has_diffusers_default() -> None:
-    assert modules.expected("transformer", {}).config["num_layers"] == 60
+    assert expected(TRANSFORMER, {}).config["num_layers"] == 60
 
 
 CLASSES: list[tuple[dict[str, Any], str]] = [

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,14 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from worker.bundle import format as layout
 from worker.bundle import lock, tensors
+from worker.bundle.fill import empty, fill, on_meta
 from worker.bundle.format import Damaged
-from worker.bundle.modules import empty
-from worker.bundle.open import fill, on_meta, open_bundle, shared
+from worker.bundle.open import shared
 from worker.bundle.prepare import prepare
 from worker.bundle.read import BIG_BYTES, RANGE_BYTES, Reader
 from worker.engine.quantise import PRECISIONS, Linear8bit, Precision
 from worker.errors import LoraNotApplied
+from worker.families.qwen_image.opening import open_bundle
 from worlds import prepared
 
 CPU = torch.device("cpu")
@@ -142,7 +144,7 @@ def flip(path: Path) -> None:
 )
 @pytest.mark.parametrize(
     ("role", "stem"),
-    [("transformer", layout.WEIGHTS), ("transformer", layout.ROWS), ("vae", layout.WEIGHTS)],
+    [("transformer", layout.WEIGHTS), ("transformer", layout.MAPPED), ("vae", layout.WEIGHTS)],
 )
 def test_a_damaged_part_is_named_set_aside_and_only_it_is_made_again(
     mine: Path, damage: Callable[[Path], None], level: str, role: str, stem: str
@@ -303,3 +305,20 @@ def test_eight_bit_linears_move_with_their_model() -> None:
 def test_the_stock_text_encoder_class_is_what_is_opened(home: Path) -> None:
     parts = open_bundle(bundle(home), CPU)
     assert type(parts.text_encoder) is Qwen2_5_VLForConditionalGeneration
+
+
+def test_empty_modules_are_made_by_one_thread_at_a_time() -> None:
+    """What is swapped meanwhile is put back by who swapped it, else every module stays empty."""
+    entered = threading.Event()
+
+    def late() -> None:
+        with empty():
+            entered.set()
+
+    thread = threading.Thread(target=late)
+    with empty():
+        thread.start()
+        assert not entered.wait(0.2)
+    thread.join(60)
+    assert entered.is_set()
+    assert not nn.Linear(1, 1).weight.is_meta

@@ -27,8 +27,10 @@ CHILD = textwrap.dedent(
     from worlds import prepared
     from worlds.repository import Copying
     from worker import log
-    from worker.bundle.prepare import Order, prepare
     from worker.weights.spec import ModelSpec
+    from worker.bundle.plan import Order
+    from worker.bundle.prepare import prepare
+    from worker.families.qwen_image.recipe import RECIPE
     from bench import synthetic
 
     source, home, precision = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
@@ -62,6 +64,7 @@ CHILD = textwrap.dedent(
     prepare(
         Order(
             ModelSpec("wide", "org/wide", "QwenImageEditPlusPipeline", tasks=("edit",)),
+            RECIPE,
             snapshot,
             precision,
             prepared.order_of("tiny-edit", home).settings,

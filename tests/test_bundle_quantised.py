@@ -9,11 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker import boot, settings
-from worker.bundle.plan import MODULATION
 from worker.bundle.prepare import prepare, sizes
 from worker.engine.quantise import is_quantised, quantise
 from worker.errors import WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image.modulation import MODULATION
+from worker.families.qwen_image.parts import TRANSFORMER
 from worker.weights import layout, sources
 from worker.weights.snapshot import LocalSnapshot
 from worlds import altered, prepared
@@ -98,7 +99,7 @@ def test_it_may_be_told_elsewhere(
 def test_an_empty_quantisation_is_none(empty: object, folder: Path, tmp_path: Path) -> None:
     altered.configure(folder / "transformer/config.json", quantization_config=empty)
     order = prepared.order_of("tiny-edit", tmp_path, snapshot=Copying(folder))
-    assert order.shards["transformer"]
+    assert prepared.shards_of(order)["transformer"]
 
 
 WIDTHS = {
@@ -163,7 +164,7 @@ def test_what_nobody_keeps_may_be_in_any_format(folder: Path, tmp_path: Path) ->
 
     altered.alter(altered.weights_of(folder, "text_encoder"), change)
     order = prepared.order_of("tiny-edit", tmp_path, snapshot=Copying(folder))
-    assert order.shards["text_encoder"]
+    assert prepared.shards_of(order)["text_encoder"]
 
 
 @pytest.mark.parametrize("modulation", [True, False], ids=["all layers", "not the modulation"])
@@ -176,7 +177,7 @@ def test_bitsandbytes_own_files_are_told_without_a_configuration(
     held = {}
     for name, tensor in load_file(path).items():
         wide = tensor.ndim == 2 and (modulation or not MODULATION.fullmatch(name))
-        if not wide or not is_quantised("transformer", LAYER, tensor.shape, precision):
+        if not wide or not is_quantised(TRANSFORMER.quantised, LAYER, tensor.shape, precision):
             held[name] = tensor
             continue
         parts = quantise(tensor, precision, CPU)

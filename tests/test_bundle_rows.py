@@ -10,10 +10,12 @@ import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 
-from worker.bundle import rows, tensors
-from worker.engine import schedule
-from worker.engine.modulation import RowModulation, RowTable, seen
+from worker.bundle import tensors
+from worker.engine.schedule import schedule
 from worker.errors import Internal
+from worker.families.qwen_image import rows
+from worker.families.qwen_image.lightning import lightning
+from worker.families.qwen_image.modulation import RowModulation, RowTable, seen
 from worlds import prepared
 
 CPU = torch.device("cpu")
@@ -83,9 +85,9 @@ def test_forwards_with_prepared_rows_equal_those_with_weights_to_the_last_bit(
     weights, mine = small(VARIANTS[variant]), small(VARIANTS[variant])
     modulation = RowModulation(mine, table(weights, tmp_path), CPU)
     loop = (
-        schedule.lightning(steps, side * side)
+        lightning(steps, side * side)
         if steps in (4, 8)
-        else schedule.schedule(SCHEDULER, steps, side * side)
+        else schedule(SCHEDULER, steps, side * side)
     )
     modulation.load(loop.timesteps)
     for step in range(0, steps, max(1, steps // 8)):
@@ -98,9 +100,9 @@ def test_every_step_of_every_schedule_has_its_row() -> None:
     found = RowTable(rows.keys(SCHEDULER), ())
     for tokens in (256, 1024, 4096, 6889, 8192):
         for steps in range(2, 101):
-            found.find(schedule.schedule(SCHEDULER, steps, tokens).timesteps)
+            found.find(schedule(SCHEDULER, steps, tokens).timesteps)
         for steps in (4, 8):
-            found.find(schedule.lightning(steps, tokens).timesteps)
+            found.find(lightning(steps, tokens).timesteps)
     with pytest.raises(Internal):
         found.find(torch.tensor([19.0]))
 

@@ -14,6 +14,7 @@ from worker.bundle import format as layout
 from worker.bundle import obtain as obtaining
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image.recipe import RECIPE
 from worker.weights import metadata, proof
 from worlds import hub as worlds_hub
 from worlds.hub import Hub
@@ -69,7 +70,7 @@ def obtained(environ: dict[str, str], model: str, **more: str) -> obtaining.Obta
     """Return what a start on a CPU would open for the one model."""
     read = settings.read({**environ, "MODEL": model, **more})
     (spec,) = CATALOGUE.resolve(read.model, read, has_gpu=False)
-    return obtaining.obtain(spec, read, None, CATALOGUE)
+    return obtaining.obtain(spec, RECIPE, read, None, CATALOGUE)
 
 
 def transformer(folder: Path) -> dict[str, str]:

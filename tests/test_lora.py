@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from worker.engine.lora import Adapters, LoraLinear, canonical, fused, lightning_modules
-from worker.engine.modulation import RowModulation, RowPart, RowTable
+from worker.engine.lora import Adapters, LoraLinear, canonical, fused
 from worker.errors import LoraNotApplied
+from worker.families.qwen_image.lightning import lightning_modules
+from worker.families.qwen_image.modulation import RowModulation, RowPart, RowTable
 from worlds.loras import (
     BLOCKS,
     MODULATION,
@@ -186,8 +187,7 @@ def test_a_lora_that_rows_would_not_see_is_refused(module: str, *, flat: bool) -
         state = {
             f"lora_unet_{k.replace(module, module.replace('.', '_'))}": v for k, v in state.items()
         }
-    _rows_of(ours)
-    adapters = Adapters(ours)
+    adapters = Adapters(ours, _rows_of(ours).fixed)
     with pytest.raises(LoraNotApplied, match=f"{module} changes the modulation, which .* rows"):
         adapters.attach("a", state)
     assert adapters.held == ()
@@ -199,8 +199,7 @@ def test_beside_rows_every_other_module_is_reached() -> None:
     ours = small_transformer()
     others = [name for name in REACHED if name not in (*TIME, *MODULATION)]
     state = published_lora(ours, 3, modules=others)
-    _rows_of(ours)
-    adapters = Adapters(ours)
+    adapters = Adapters(ours, _rows_of(ours).fixed)
     assert adapters.attach("a", state) == len(others)
     assert adapters.modules >= {*REACHED}
     assert not {name for name in adapters.modules if name.endswith(".base")}

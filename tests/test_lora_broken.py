@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from worker.engine import lora_file
-from worker.engine.lora import Adapters, canonical, lightning_modules
+from worker.engine.lora import Adapters, canonical
 from worker.engine.lora_scale import stated
 from worker.errors import LoraNotApplied
+from worker.families.qwen_image.lightning import lightning_modules
 from worlds.loras import BLOCKS, REACHED, predict, published_lora, small_transformer
 
 TO_Q = "transformer_blocks.0.attn.to_q"

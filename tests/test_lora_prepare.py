@@ -14,15 +14,18 @@ from torch import Tensor
 
 from worker import settings
 from worker.bundle import format as layout
-from worker.bundle import rows
 from worker.bundle.obtain import obtain
-from worker.bundle.open import open_bundle
 from worker.bundle.prepare import prepare
-from worker.bundle.published import open_published
-from worker.bundle.transform import Transformer
+from worker.bundle.recipe import Work
 from worker.engine import lora
 from worker.errors import LoraNotApplied, WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image import rows
+from worker.families.qwen_image.opening import open_bundle
+from worker.families.qwen_image.parts import TRANSFORMER
+from worker.families.qwen_image.published import open_published
+from worker.families.qwen_image.recipe import RECIPE
+from worker.families.qwen_image.transform import Transformer
 from worker.weights import metadata
 from worker.weights.snapshot import LocalSnapshot
 from worlds import prepared
@@ -32,7 +35,7 @@ from worlds.repository import Copying
 CPU = torch.device("cpu")
 STEPS = 8
 FILE = str(prepared.SPECS["tiny-image"].lightning[STEPS].filename)
-RECIPE = {"recipe": 1}
+PLAIN = {"recipe": 1}
 
 
 @pytest.fixture
@@ -147,8 +150,8 @@ def test_a_lora_that_states_no_scale_beside_its_tensors_stays_what_it_was(
     part, _ = adapter_of(prepare(asked))
     file = next(file for file in asked.snapshot.files if file.path == FILE)
     digest = asked.snapshot.digest(file)
-    assert part.identity == layout.identity("lightning_8", [digest], RECIPE)
-    assert part.recipe == RECIPE
+    assert part.identity == layout.identity("lightning_8", [digest], PLAIN)
+    assert part.recipe == PLAIN
     fused = order(tmp_path, source, fused=STEPS)
     made = layout.verify(prepare(fused)).parts["transformer"][1]
     assert made.recipe.keys() == {"recipe", "precision", "rows", "fused"}
@@ -237,7 +240,7 @@ def tampered(bundle: Path) -> None:
     """Leave the adapter as 0.1.0 made it: with the scale 1, under the identity without one."""
     held = layout.read_bundle(bundle)
     part, state = adapter_of(bundle)
-    old = layout.identity("lightning_8", list(part.sources.values())[:1], RECIPE)
+    old = layout.identity("lightning_8", list(part.sources.values())[:1], PLAIN)
     folder = bundle.parent.parent / layout.COMPONENTS / part.identity
     folder.rename(folder.with_name(old))
     folder = folder.with_name(old)
@@ -246,7 +249,7 @@ def tampered(bundle: Path) -> None:
     record = layout.FileRecord(
         size=(folder / name).stat().st_size, sha256=layout.sha256(folder / name)
     )
-    changed = part.model_copy(update={"identity": old, "recipe": RECIPE, "files": {name: record}})
+    changed = part.model_copy(update={"identity": old, "recipe": PLAIN, "files": {name: record}})
     layout.publish(folder, changed)
     components = {**held.components, "lightning_8": old}
     layout.publish(bundle, held.model_copy(update={"components": components}))
@@ -268,21 +271,21 @@ def test_a_volume_of_0_1_0_is_looked_at_once_and_mended_where_its_scale_was_miss
         }
     )
     (spec,) = CATALOGUE.resolve(chosen.model, chosen, has_gpu=False)
-    bundle = obtain(spec, chosen, None, CATALOGUE).folder
+    bundle = obtain(spec, RECIPE, chosen, None, CATALOGUE).folder
     right, state = adapter_of(bundle)
     if change is not None:
         tampered(bundle)
     forget_scales(bundle)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "home").rglob("weights-*.safetensors")}
 
-    again = obtain(spec, chosen, None, CATALOGUE)
+    again = obtain(spec, RECIPE, chosen, None, CATALOGUE)
     part, ours = adapter_of(again.folder)
     assert part.identity == right.identity
     assert all(torch.equal(ours[key], tensor) for key, tensor in state.items())
     assert {p: p.stat().st_mtime_ns for p in before} == before  # no weight was made again
     assert (again.facts["source"] == "MODEL_DIR") is (change is None)
 
-    once_more = obtain(spec, chosen, None, CATALOGUE)
+    once_more = obtain(spec, RECIPE, chosen, None, CATALOGUE)
     assert once_more.facts["source"] == "MODEL_DIR", "that was the one time"
 
 
@@ -304,10 +307,10 @@ def test_a_catalogue_lora_of_0_1_0_is_taken_as_it_is(
         hub.add(spec.repository, folder)
         hub.add(str(lora_file.repository), {lora_file.filename: (folder / own).read_bytes()})
         given = settings.read({**environ, "HF_ENDPOINT": hub.endpoint})
-        bundle = obtain(spec, given, None, CATALOGUE).folder
+        bundle = obtain(spec, RECIPE, given, None, CATALOGUE).folder
     forget_scales(bundle)
     down = settings.read({**environ, "HF_ENDPOINT": "http://127.0.0.1:9"})
-    assert obtain(spec, down, None, CATALOGUE).facts["source"] == "MODEL_DIR"
+    assert obtain(spec, RECIPE, down, None, CATALOGUE).facts["source"] == "MODEL_DIR"
     assert layout.read_bundle(bundle).lightning[STEPS].scale is None
 
 
@@ -369,15 +372,10 @@ def test_a_fused_lora_of_the_time_embedding_and_the_modulation_is_in_the_rows(
 def _made(source: Path, fused: dict[str, Tensor] | None) -> dict[str, dict[str, Tensor]]:
     """Return what the transformer's one shard becomes with a LoRA fused into it."""
     asked = order(source, source)
-    (shard,) = asked.shards["transformer"]
-    transform = Transformer(
-        "bf16",
-        CPU,
-        snapshot=asked.snapshot,
-        shards=[shard],
-        config=asked.published.transformer,
-        keys=asked.keys[:5],
-        fused=fused,
-    )
+    published = RECIPE.check(asked.snapshot, asked.spec)
+    (shard,) = published.shards["transformer"]
+    work = Work(TRANSFORMER, published, asked.snapshot, "bf16", CPU, fused)
+    keys = rows.keys(published.configs["scheduler"])
+    transform = Transformer(work, keys[:5])
     held = load_file(source / shard.file.path)
     return transform(shard, held.__getitem__)

@@ -7,8 +7,14 @@ import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 
-from worker.engine.modulation import RowModulation, RowPart, RowTable, WeightModulation, seen
 from worker.errors import Internal
+from worker.families.qwen_image.modulation import (
+    RowModulation,
+    RowPart,
+    RowTable,
+    WeightModulation,
+    seen,
+)
 
 LIGHTNING = torch.tensor([1000.0, 954.5455, 900.0, 833.3333, 750.0, 642.8572, 500.0, 300.0])
 

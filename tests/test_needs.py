@@ -11,10 +11,11 @@ from worker import settings
 from worker.bundle import format as layout
 from worker.bundle import needs
 from worker.bundle.obtain import Obtained, obtain
-from worker.bundle.plan import Sizes
+from worker.bundle.sizes import Sizes
 from worker.driver import Gpu
 from worker.errors import HubUnreachable, InvalidSettings
 from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image.recipe import RECIPE
 from worker.weights import metadata
 from worlds import hub as worlds_hub
 from worlds.hub import Hub
@@ -52,7 +53,7 @@ def obtained(environ: dict[str, str], free: int | None = None, **more: str) -> O
     read = settings.read({**environ, **more})
     gpu = None if free is None else Gpu("a GPU", (9, 0), 80 * GB, free)
     (spec,) = CATALOGUE.resolve(read.model, read, has_gpu=gpu is not None)
-    return obtain(spec, read, gpu, CATALOGUE)
+    return obtain(spec, RECIPE, read, gpu, CATALOGUE)
 
 
 def offline(environ: dict[str, str], free: int | None = None, **more: str) -> Obtained:
@@ -64,7 +65,7 @@ def forget(environ: dict[str, str]) -> dict[str, Sizes]:
     """Take the remembered sizes away, as where 0.1.0 prepared without a GPU; return them."""
     folder = Path(environ["MODEL_DIR"]) / needs.FOLDER
     (kept,) = folder.iterdir()
-    known = needs.kept(folder.parent, kept.stem)
+    known = needs.kept(folder.parent, kept.stem, RECIPE)
     assert known is not None
     shutil.rmtree(folder)
     return {str(precision): size for precision, size in known.items()}
@@ -103,10 +104,10 @@ def test_a_precision_that_was_asked_for_needs_no_sizes_but_its_bundles(
     assert offline(environ, 40 * GB, PRECISION_MODE="4bit").folder == prepared.folder
     with pytest.raises(HubUnreachable):
         offline(environ, 40 * GB)
-    told = needs.of_bundle(layout.verify(prepared.folder))
+    told = needs.of_bundle(layout.verify(prepared.folder), RECIPE)
     size = published["4bit"]
     assert told.whole == pytest.approx(size.memory, rel=0.5)  # small tensors, large headers
-    assert 0 < told.without_text_encoder < told.whole
+    assert 0 < told.least < told.whole
 
 
 class TestAsBefore:

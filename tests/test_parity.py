@@ -19,7 +19,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_p
 from PIL import Image
 
 from worker.bundle.format import adapter_role
-from worker.engine.schedule import LIGHTNING
+from worker.families.qwen_image.lightning import LIGHTNING
 from worker.families.qwen_image.model import _Clock, sized
 from worker.seam import Unheard
 from worker.tasks.picture import PictureWish

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worker.engine.vae import picture
+from worker.engine.decoded import picture
 from worker.errors import BadPicture
 
 

@@ -3,8 +3,8 @@
 import pytest
 from transformers import AutoTokenizer
 
-from worker.engine import prompts
-from worker.engine.prompts import PromptEncoder, Template
+from worker.families.qwen_image import prompts
+from worker.families.qwen_image.prompts import PromptEncoder, Template
 from worker.weights.catalogue import checkpoints
 
 TOKENIZER = AutoTokenizer.from_pretrained(checkpoints() / "tiny" / "edit" / "tokenizer")

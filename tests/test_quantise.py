@@ -11,7 +11,6 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from worker.engine.lora import LIGHTNING_MODULES
 from worker.engine.quantise import (
     NF4_STATE,
     Linear8bit,
@@ -21,6 +20,8 @@ from worker.engine.quantise import (
     quantise,
     stored_bytes,
 )
+from worker.families.qwen_image.lightning import LIGHTNING_MODULES
+from worker.families.qwen_image.parts import TEXT_ENCODER, TRANSFORMER, VAE
 
 CPU = torch.device("cpu")
 
@@ -126,8 +127,8 @@ def test_only_block_linears_and_the_language_model_are_quantised() -> None:
     big = (3072, 3072)
     for module in LIGHTNING_MODULES:
         name = f"transformer_blocks.59.{module}.weight"
-        assert is_quantised("transformer", name, big, "4bit")
-        assert not is_quantised("transformer", name, big, "bf16")
+        assert is_quantised(TRANSFORMER.quantised, name, big, "4bit")
+        assert not is_quantised(TRANSFORMER.quantised, name, big, "bf16")
     for name in (
         "img_in.weight",
         "txt_in.weight",
@@ -138,23 +139,23 @@ def test_only_block_linears_and_the_language_model_are_quantised() -> None:
         "transformer_blocks.0.attn.norm_q.weight",
         "transformer_blocks.0.attn.to_q.bias",
     ):
-        assert not is_quantised("transformer", name, big, "4bit"), name
+        assert not is_quantised(TRANSFORMER.quantised, name, big, "4bit"), name
     layer = "model.language_model.layers.3."
-    assert is_quantised("text_encoder", layer + "mlp.down_proj.weight", big, "8bit")
+    assert is_quantised(TEXT_ENCODER.quantised, layer + "mlp.down_proj.weight", big, "8bit")
     for name in (
         "lm_head.weight",
         "model.language_model.embed_tokens.weight",
         "model.visual.blocks.0.mlp.down_proj.weight",
         layer + "input_layernorm.weight",
     ):
-        assert not is_quantised("text_encoder", name, big, "4bit"), name
-    assert not is_quantised("vae", "decoder.mid_block.weight", big, "4bit")
+        assert not is_quantised(TEXT_ENCODER.quantised, name, big, "4bit"), name
+    assert not is_quantised(VAE.quantised, "decoder.mid_block.weight", big, "4bit")
 
 
 def test_a_weight_that_bitsandbytes_refuses_on_some_cpus_stays_bf16() -> None:
     name = "transformer_blocks.0.attn.to_q.weight"
-    assert not is_quantised("transformer", name, (3072, 3420), "4bit")
-    assert not is_quantised("transformer", name, (48, 64), "4bit")
+    assert not is_quantised(TRANSFORMER.quantised, name, (3072, 3420), "4bit")
+    assert not is_quantised(TRANSFORMER.quantised, name, (48, 64), "4bit")
     for shape, fits in (
         ((32, 64), True),
         ((64, 32), False),
@@ -163,7 +164,7 @@ def test_a_weight_that_bitsandbytes_refuses_on_some_cpus_stays_bf16() -> None:
         ((33, 64), False),
         ((32, 63), False),
     ):
-        assert is_quantised("transformer", name, shape, "8bit") is fits
+        assert is_quantised(TRANSFORMER.quantised, name, shape, "8bit") is fits
 
 
 def test_bf16_is_no_quantisation() -> None:

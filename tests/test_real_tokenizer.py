@@ -14,8 +14,8 @@ from transformers import Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from training.tiny.tokenizer import templates
-from worker.engine import prompts
-from worker.engine.prompts import PromptEncoder, Template
+from worker.families.qwen_image import prompts
+from worker.families.qwen_image.prompts import PromptEncoder, Template
 
 MERGES = os.environ.get("QWEN25_MERGES")
 pytestmark = pytest.mark.skipif(not MERGES, reason="QWEN25_MERGES names no file of merges")

@@ -8,9 +8,10 @@ import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
 
-from worker.engine.modulation import WeightModulation
-from worker.engine.sampler import Conditioning, _Pace, denoise, noise, pack, stack, unpack
-from worker.engine.schedule import lightning
+from worker.engine.sampler import _Pace, noise, pack, unpack
+from worker.families.qwen_image.denoising import Conditioning, denoise, stack
+from worker.families.qwen_image.lightning import lightning
+from worker.families.qwen_image.modulation import WeightModulation
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 12, 8), (3, 2, 6), (2, 8, 8)])

@@ -8,6 +8,7 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
 
 from worker.engine import schedule
 from worker.errors import LoraNotApplied
+from worker.families.qwen_image import lightning
 
 BASE = {
     "base_image_seq_len": 256,
@@ -34,14 +35,14 @@ def test_lightning_timesteps_are_the_distilled_ones(
     steps: int, timesteps: list[float], tokens: int
 ) -> None:
     """They do not depend on the resolution."""
-    got = schedule.lightning(steps, tokens).timesteps
+    got = lightning.lightning(steps, tokens).timesteps
     assert torch.allclose(got, torch.tensor(timesteps), atol=1e-3)
 
 
 def test_lightning_has_no_other_step_counts() -> None:
     """A LoRA distilled on 8 steps has no schedule for 6."""
     with pytest.raises(LoraNotApplied):
-        schedule.lightning(6, 4096)
+        lightning.lightning(6, 4096)
 
 
 def test_the_base_schedule_depends_on_the_resolution() -> None:
@@ -54,7 +55,7 @@ def test_the_base_schedule_depends_on_the_resolution() -> None:
 
 def test_every_picture_gets_a_scheduler_of_its_own() -> None:
     """A scheduler keeps its place in the loop; two pictures share none."""
-    assert schedule.lightning(4, 36) is not schedule.lightning(4, 36)
+    assert lightning.lightning(4, 36) is not lightning.lightning(4, 36)
 
 
 @pytest.mark.parametrize("tokens", [36, 256, 4096, 6889])
@@ -69,6 +70,16 @@ def test_the_base_schedule_is_the_stock_pipelines(config: dict[str, object], tok
     assert torch.equal(ours.timesteps, stock.timesteps)
     assert torch.equal(ours.sigmas, stock.sigmas)
     assert ours.begin_index == 0
+
+
+def test_a_family_may_have_a_formula_of_its_own_for_the_shift() -> None:
+    """Then the size of the picture changes nothing but what the family makes of it."""
+    computed = schedule.schedule(BASE, 7, 4096)
+    given = schedule.schedule(BASE, 7, 36, mu=schedule._shift(computed.config, 4096))
+    assert torch.equal(given.timesteps, computed.timesteps)
+    none = schedule.schedule(BASE, 7, 4096, mu=0.0)
+    assert torch.allclose(none.timesteps[:1], torch.tensor(1000.0))
+    assert (none.timesteps[1:-1] < computed.timesteps[1:-1]).all()
 
 
 def test_lightnings_scheduler_is_set_as_its_script_sets_it() -> None:
@@ -89,16 +100,16 @@ def test_lightnings_scheduler_is_set_as_its_script_sets_it() -> None:
         "use_exponential_sigmas": False,
         "use_karras_sigmas": False,
     }
-    config = schedule.lightning(8, 4096).config
+    config = lightning.lightning(8, 4096).config
     assert {name: config[name] for name in script} == script
-    assert script.keys() == schedule.LIGHTNING.keys()
+    assert script.keys() == lightning.LIGHTNING.keys()
 
 
 def test_a_lightning_schedule_that_is_not_the_distilled_one_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A tenth of a step off is another schedule."""
-    monkeypatch.setitem(schedule.LIGHTNING_TIMESTEPS, 4, (1000.0, 900.1, 750.0, 500.0))
+    monkeypatch.setitem(lightning.LIGHTNING_TIMESTEPS, 4, (1000.0, 900.1, 750.0, 500.0))
     with pytest.raises(LoraNotApplied, match="4 steps"):
-        schedule.lightning(4, 4096)
-    assert len(schedule.lightning(8, 4096).timesteps) == 8
+        lightning.lightning(4, 4096)
+    assert len(lightning.lightning(8, 4096).timesteps) == 8

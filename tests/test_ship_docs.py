@@ -15,6 +15,7 @@ import torch
 from bench.real_shapes import cold, shapes
 from worker import errors, settings
 from worker.bundle.prepare import sizes
+from worker.families.qwen_image.recipe import RECIPE
 from worker.tasks import request
 from worker.versions import OLDEST_DRIVER
 from worlds import embedded
@@ -96,9 +97,10 @@ def test_the_sizes_are_those_that_the_code_computes() -> None:
     order = cold.order(shapes.full(), "4bit", torch.device("cpu"), Path("nowhere"))
     computed = {}
     for precision, size in sizes(order).items():
-        shared = size.text_encoder + size.vae
+        parts = size.parts
+        shared = parts["text_encoder"] + parts["vae"]
         columns = (
-            *(size.disk, size.transformer, size.text_encoder, size.vae, size.adapters),
+            *(size.disk, *(parts[role] for role in RECIPE.with_weights), size.adapters),
             *(size.memory, 2 * (size.memory - shared) + shared),
         )
         computed[precision] = [round(column / 1e9, 1) for column in columns]

@@ -13,7 +13,8 @@ from training.tiny.conditioning import Conditioner
 from training.tiny.flat_vae import FlatVae, initialise
 from training.tiny.lean import Conditions, Lean
 from training.tiny.train import load_start
-from worker.engine.lora import Adapters, canonical, lightning_modules
+from worker.engine.lora import Adapters, canonical
+from worker.families.qwen_image.lightning import lightning_modules
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "tiny"
 

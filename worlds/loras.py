@@ -7,7 +7,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
-from worker.engine.lora import lightning_modules
+from worker.families.qwen_image.lightning import lightning_modules
 
 BLOCKS, DIM, RANK = 2, 64, 4
 MODULATION = [

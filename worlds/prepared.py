@@ -1,5 +1,6 @@
 """Orders for bundles of the embedded models, and the models opened from them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,13 +8,17 @@ import torch
 
 from worker import settings
 from worker.bundle.format import adapter_role
-from worker.bundle.open import Shared, open_bundle
-from worker.bundle.prepare import Order, prepare
-from worker.bundle.published import open_published
-from worker.engine.components import Components
+from worker.bundle.headers import Shard
+from worker.bundle.open import Shared
+from worker.bundle.plan import Order
+from worker.bundle.prepare import prepare
 from worker.engine.quantise import Precision
 from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.model import QwenImage
+from worker.families.qwen_image.opening import open_bundle
+from worker.families.qwen_image.published import open_published
+from worker.families.qwen_image.recipe import RECIPE
 from worker.weights.catalogue import checkpoints
 from worker.weights.snapshot import LocalSnapshot, Snapshot
 from worlds.published import EDIT, IMAGE, offering
@@ -42,6 +47,7 @@ def order_of(
     source = snapshot or LocalSnapshot(folder_of(name), spec.repository)
     return Order(
         spec,
+        RECIPE,
         source,
         precision,
         settings.read({"MIN_STORAGE_FREE_GB": "0", **(variables or {})}),
@@ -51,6 +57,11 @@ def order_of(
         lightning={n: (source, lora.filename) for n, lora in spec.lightning.items()},
         fused=fused,
     )
+
+
+def shards_of(order: Order) -> Mapping[str, Sequence[Shard]]:
+    """Return what a model is published as, once it is judged; raises WeightsUnavailable."""
+    return order.recipe.check(order.snapshot, order.spec).shards
 
 
 def opened(

@@ -26,6 +26,8 @@ START = textwrap.dedent(
     from worker.driver import Gpu
     from worker.errors import WorkerError
     from worker.families.catalogue import CATALOGUE
+    from worker.families.qwen_image.recipe import RECIPE
+    from worker.weights import catalog
 
     log.configure("ERROR")
     for case in json.load(sys.stdin):
@@ -33,7 +35,7 @@ START = textwrap.dedent(
         try:
             read = settings.read(case["environ"])
             specs = CATALOGUE.resolve(read.model, read, has_gpu=gpu is not None)
-            found = [obtain(spec, read, gpu, CATALOGUE) for spec in specs]
+            found = [obtain(spec, RECIPE, read, gpu, CATALOGUE) for spec in specs]
             answer = {"folders": [str(f.folder) for f in found], "facts": [f.facts for f in found]}
             if case["draw"]:
                 boot.boot(read)

@@ -26,10 +26,12 @@ from bench.real_shapes import job, ours, shapes, weights
 from bench.real_shapes.job import Case
 from bench.real_shapes.shapes import CHECKPOINT, Architecture
 from worker import settings
-from worker.bundle.open import open_bundle
-from worker.bundle.prepare import Order, prepare, sizes
+from worker.bundle.plan import Order
+from worker.bundle.prepare import prepare, sizes
 from worker.engine.device import threads_for
 from worker.engine.quantise import Precision
+from worker.families.qwen_image.opening import open_bundle
+from worker.families.qwen_image.recipe import RECIPE
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Progress, Proven, quiet
 from worker.weights.spec import ModelSpec
@@ -196,6 +198,7 @@ def order(
     chosen = settings.read({"MODEL_DIR": str(to), "MIN_STORAGE_FREE_GB": "0"})
     return Order(
         spec=ModelSpec("random-edit", snapshot.repository, ours.PIPELINES[True], tasks=("edit",)),
+        recipe=RECIPE,
         snapshot=snapshot,
         precision=precision,
         settings=chosen,

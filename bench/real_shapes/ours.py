@@ -11,18 +11,19 @@ from torch import nn
 from bench.real_shapes import shapes, weights
 from bench.real_shapes.job import Case
 from bench.real_shapes.shapes import Architecture
-from worker.bundle import rows
+from worker.bundle.fill import fill
 from worker.bundle.format import adapter_role
-from worker.bundle.modules import NoHead
-from worker.bundle.open import FusedAdapter, fill
+from worker.bundle.open import FusedAdapter
 from worker.engine import device as gpu
-from worker.engine import schedule
-from worker.engine.components import Components
-from worker.engine.lora import Adapters, lightning_modules
-from worker.engine.modulation import STREAMS, RowModulation, RowPart, RowTable, seen
+from worker.engine.decoded import picture
+from worker.engine.lora import Adapters
 from worker.engine.quantise import Precision
-from worker.engine.vae import picture
+from worker.families.qwen_image import rows
+from worker.families.qwen_image.components import Components
+from worker.families.qwen_image.lightning import lightning, lightning_modules
 from worker.families.qwen_image.model import QwenImage, _Clock
+from worker.families.qwen_image.modulation import STREAMS, RowModulation, RowPart, RowTable, seen
+from worker.families.qwen_image.modules import NoHead
 from worker.media.images import encode
 from worker.seam import Phase, Served, Unheard
 from worker.tasks.picture import PictureOffer, PictureWish
@@ -44,7 +45,7 @@ def row_table(transformer: Any, config: dict[str, Any], device: torch.device) ->
 
     One layer's weights exist at a time, and none when it returns; the blocks lose theirs.
     """
-    steps = torch.cat([schedule.lightning(count, 4096).timesteps for count in STEPS])
+    steps = torch.cat([lightning(count, 4096).timesteps for count in STEPS])
     wanted = torch.unique(seen(steps).float()).to(torch.bfloat16)
     time_embedding = weights.made(transformer, device, {}, below=rows.PREFIX)
     blocks = transformer.transformer_blocks
@@ -99,9 +100,9 @@ def components(
     weights.build(transformer, device, precision, lora=lora)
     adapters: Adapters
     if fused:
-        adapters = FusedAdapter(transformer, adapter_role(fused))
+        adapters = FusedAdapter(transformer, adapter_role(fused), modulation.fixed)
     else:
-        adapters = Adapters(transformer)
+        adapters = Adapters(transformer, modulation.fixed)
         expected = lightning_modules(len(transformer.transformer_blocks))
         for steps in STEPS:
             state = weights.lightning(transformer, steps, device)

@@ -15,7 +15,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from worker.bundle.modules import empty
+from worker.bundle.fill import empty
 
 CHECKPOINT: Final = Path(__file__).resolve().parents[2] / "checkpoints" / "tiny" / "edit"
 # transformer/config.json of Qwen-Image and its editions; zero_cond_t is Edit-2511's

@@ -19,7 +19,7 @@ from bench.real_shapes.ours import Lent
 from bench.real_shapes.shapes import Architecture
 from worker.engine.device import synchronize
 from worker.engine.quantise import Precision
-from worker.engine.schedule import LIGHTNING
+from worker.families.qwen_image.lightning import LIGHTNING
 from worker.tasks.picture import PictureWish
 
 ADAPTER = "lightning"

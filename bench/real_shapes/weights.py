@@ -9,9 +9,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from worker.bundle.open import fill
-from worker.engine.lora import LIGHTNING_MODULES, fused
-from worker.engine.quantise import QUANTISED, Precision, quantise
+from worker.bundle.fill import fill
+from worker.engine.lora import fused
+from worker.engine.quantise import Precision, quantise
+from worker.families.qwen_image.lightning import LIGHTNING_MODULES
+from worker.families.qwen_image.recipe import RECIPE
 
 RANK: Final = 64  # of the published Lightning LoRAs
 # the usual recipe keeps the first block's img_mod, the most sensitive layer, in bf16
@@ -87,9 +89,10 @@ def build(
     stock pipeline do.
     """
     chosen: dict[str, Precision] = {}
-    if precision != "bf16":
+    names = RECIPE.part(role).quantised
+    if precision != "bf16" and names is not None:
         for name, _ in model.named_parameters():
-            if QUANTISED[role].fullmatch(name) or (every_linear and MODULATION.fullmatch(name)):
+            if names.fullmatch(name) or (every_linear and MODULATION.fullmatch(name)):
                 chosen[name] = precision
     fill(model, made(model, device, chosen, lora=lora), precision, device)
     return model

@@ -24,7 +24,7 @@ from worker.weights import space
 Level = Literal["ok", "advice", "fatal"]
 
 # 4bit with one LoRA, computed: 13.63 B parameters of the lean transformer at 4.127 bits (7.0 GB),
-# the text encoder without lm_head 5.8 GB (vision tower and embeddings bf16), VAE 0.25 GB, LoRA
+# the text encoder without lm_head 5.8 GB (vision tower and embeddings bf16), decoder 0.25 GB, LoRA
 # 0.85 GB, and about 1.5 GB of activations for an edit at 1024x1024 (est.).
 LEAST_VRAM: Final = 15_000_000_000
 # preparing holds the largest published shard (5 GB) and one LoRA, besides Python and torch

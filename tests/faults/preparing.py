@@ -18,6 +18,7 @@ from safetensors.torch import load, save
 from worker.bundle import format as layout
 from worker.bundle.obtain import Obtained, obtain
 from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image.recipe import RECIPE
 from worker.settings import Settings, read
 from worker.weights.catalogue import checkpoints
 from worker.weights.proof import digests
@@ -34,7 +35,7 @@ LORA = "lightning/tiny-Lightning-8steps.safetensors"
 def obtained(settings: Settings) -> Obtained:
     """Get the bundle, as a start on a CPU does."""
     (spec,) = CATALOGUE.resolve((REPOSITORY,), settings, has_gpu=False)
-    return obtain(spec, settings, None, CATALOGUE)
+    return obtain(spec, RECIPE, settings, None, CATALOGUE)
 
 
 @cache

@@ -27,7 +27,8 @@ from training.tiny.flat_vae import FlatVae
 from training.tiny.lean import Conditions, Lean
 from training.tiny.pixels import picture
 from training.tiny.train_model import Sample, Tasks, condition, targets, weights
-from worker.engine import schedule
+from worker.engine.schedule import schedule
+from worker.families.qwen_image.lightning import lightning as distilled
 
 GROUP = 64
 TEACHER_CFG = 4.0
@@ -65,9 +66,7 @@ LAST_STEP = Course("-last", ("whole", "edit"), 6e-4, 0.7, 24, 2.0, last_step_onl
 def sigmas(steps: int, *, lightning: bool, tokens: int = 36) -> list[float]:
     """Return the noise levels of a walk, from 1 to 0: steps + 1 numbers."""
     walk = (
-        schedule.lightning(steps, tokens)
-        if lightning
-        else schedule.schedule(architecture.SCHEDULER, steps, tokens)
+        distilled(steps, tokens) if lightning else schedule(architecture.SCHEDULER, steps, tokens)
     )
     return [float(level) for level in walk.sigmas]
 

@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import Any, Final
 
 from worker.bundle import format as layout
-from worker.bundle import plan
-from worker.bundle.format import RECIPE, Verified
+from worker.bundle import headers
+from worker.bundle.format import METHOD, Verified
+from worker.bundle.recipe import Recipe
 from worker.errors import WeightsUnavailable
 from worker.weights.layout import ABOUT
 from worker.weights.proof import RemoteFile
@@ -18,8 +19,6 @@ from worker.weights.spec import LoraFile
 
 # What a config.json says of who wrote it, not of what it describes.
 VOLATILE: Final = ("_name_or_path", "_diffusers_version", "transformers_version")
-# Small ones first: most differences are found without reading the transformer.
-ROLES: Final = (*plan.COPIED, *reversed(plan.WITH_WEIGHTS))
 DIGITS: Final = 12
 
 
@@ -37,10 +36,13 @@ def meaning(name: str, data: bytes) -> str:
 class Content:
     """A published folder whose files are read once, as far as they are asked for.
 
-    Everything raises as the snapshot does, and WeightsUnavailable for broken JSON.
+    Its components are the recipe's, whose small ones come first: most differences are found without
+    reading the largest. Everything raises as the snapshot does, and WeightsUnavailable for broken
+    JSON.
     """
 
     snapshot: Snapshot
+    recipe: Recipe
     _digests: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
 
     def digests(self, role: str) -> list[str]:
@@ -49,8 +51,9 @@ class Content:
         The digests of its shards and the meanings of its small files.
         """
         if role not in self._digests:
-            weights = plan.weight_files(self.snapshot, role) if role in plan.WITH_WEIGHTS else []
-            small = plan.configuration_files(self.snapshot, role)
+            has_weights = self.recipe.part(role).has_weights
+            weights = headers.weight_files(self.snapshot, role) if has_weights else []
+            small = headers.configuration_files(self.snapshot, role)
             self._digests[role] = sorted(
                 [*map(self._meaning, small), *map(self.snapshot.digest, weights)]
             )
@@ -70,7 +73,7 @@ class Content:
 
         `loras` are the Lightning LoRAs among the folder's own files that belong to it.
         """
-        held = {role: self.digests(role) for role in ROLES}
+        held = {part.role: self.digests(part.role) for part in self.recipe.parts}
         own = {lora.filename: self._digest(lora) for lora in loras}
         text = json.dumps([pipeline, held, self.facts, own], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
@@ -83,7 +86,7 @@ class Content:
         """
         if found.bundle.facts != self.facts:
             return ABOUT
-        for role in ROLES:
+        for role in (part.role for part in self.recipe.parts):
             held = self.digests(role)
             if bool(held) != (role in found.parts):
                 return role
@@ -120,5 +123,5 @@ class Content:
 
 def _is_made_of(found: Verified, role: str, held: Iterable[str]) -> bool:
     recipe = found.parts[role][1].recipe
-    is_ours = recipe.get("recipe") == RECIPE
+    is_ours = recipe.get("recipe") == METHOD
     return is_ours and layout.identity(role, held, recipe) == found.bundle.components[role]

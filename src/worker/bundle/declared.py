@@ -9,16 +9,9 @@ from worker.errors import WeightsUnavailable
 
 INDEX: Final = "model_index.json"
 LIBRARIES: Final = ("diffusers", "transformers")
-# component -> the classes of it that are opened as what they are; a tokenizer, whose class has
-# had many names, is judged by what it does
-CLASSES: Final[Mapping[str, tuple[str, ...]]] = {
-    "transformer": ("QwenImageTransformer2DModel",),
-    "vae": ("AutoencoderKLQwenImage",),
-    "text_encoder": ("Qwen2_5_VLForConditionalGeneration",),
-    "scheduler": ("FlowMatchEulerDiscreteScheduler",),
-    "processor": ("Qwen2VLProcessor", "Qwen2_5_VLProcessor"),
-}
-MODEL_TYPE: Final = "qwen2_5_vl"
+
+# component -> the classes of it that are opened as what they are
+Classes = Mapping[str, tuple[str, ...]]
 
 
 def json_value(path: str, data: bytes) -> Any:
@@ -37,15 +30,15 @@ def json_object(path: str, data: bytes) -> dict[str, Any]:
     return value
 
 
-def check_index(index: Mapping[str, Any], pipeline: str, wanted: tuple[str, ...]) -> None:
+def check_index(index: Mapping[str, Any], pipeline: str, wanted: Classes) -> None:
     """Check the classes that model_index.json names for the components of a pipeline.
 
     A component that it does not name is judged by its own files. Raises WeightsUnavailable.
     """
     if (found := index.get("_class_name")) != pipeline:
         raise WeightsUnavailable(f"{INDEX} is of a {_word(found)}, not of a {pipeline}")
-    for component, classes in CLASSES.items():
-        if component not in index or component not in wanted:
+    for component, classes in wanted.items():
+        if component not in index:
             continue
         named = index[component]
         library, kind = named if isinstance(named, list) and len(named) == 2 else (None, named)  # noqa: PLR2004 - library and class
@@ -58,18 +51,24 @@ def check_index(index: Mapping[str, Any], pipeline: str, wanted: tuple[str, ...]
             )
 
 
-def check_class(component: str, path: str, config: Mapping[str, Any]) -> None:
+def check_class(path: str, config: Mapping[str, Any], classes: tuple[str, ...]) -> None:
     """Check the class that a component's own configuration names; raises WeightsUnavailable."""
     named = config.get("architectures") or [config.get("_class_name")]
     for kind in named if isinstance(named, list) else [named]:
-        if kind is not None and kind not in CLASSES[component]:
+        if kind is not None and kind not in classes:
             raise WeightsUnavailable(
-                f"{path} is of a {_word(kind)}; this worker opens"
-                f" {' or '.join(CLASSES[component])} alone"
+                f"{path} is of a {_word(kind)}; this worker opens {' or '.join(classes)} alone"
             )
-    if component == "text_encoder" and config.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+
+
+def check_type(path: str, config: Mapping[str, Any], wanted: str) -> None:
+    """Check the model_type that transformers' configuration names, if it does.
+
+    Raises WeightsUnavailable.
+    """
+    if config.get("model_type", wanted) != wanted:
         raise WeightsUnavailable(
-            f"{path} is of the type {_word(config['model_type'])}, not {MODEL_TYPE}"
+            f"{path} is of the type {_word(config['model_type'])}, not {wanted}"
         )
 
 

@@ -5,9 +5,9 @@
     HOME/components/ID/...              safetensors files and configuration
 
 A bundle that was pushed somewhere carries its components in its own folder. A component's ID is a
-digest of its source files' digests and of the recipe, so models that publish the same text encoder
-or VAE share one. Each manifest is published last and by one rename; a folder without it does not
-count, so nobody opens half a bundle even where locks lie.
+digest of its source files' digests and of what is done with them, so models that publish the same
+text encoder share one. Each manifest is published last and by one rename; a folder without it does
+not count, so nobody opens half a bundle even where locks lie.
 """
 
 import hashlib
@@ -33,14 +33,14 @@ from worker.weights.space import UNWRITABLE
 
 FORMAT: Final = 1
 # Raised when the same sources would give other files: it is part of every component's identity.
-RECIPE: Final = 1
+METHOD: Final = 1
 MANIFEST: Final = "manifest.json"
 BUNDLES: Final = "bundles"
 COMPONENTS: Final = "components"
 DAMAGED: Final = ".damaged-"
-# Stems of a component's safetensors files.
+# Stems of a component's safetensors files; the second stays on the disk, mapped.
 WEIGHTS: Final = "weights"
-ROWS: Final = "modulation"
+MAPPED: Final = "modulation"
 ADAPTER: Final = "adapter"
 LIBRARIES: Final = ("torch", "diffusers", "transformers", "bitsandbytes", "safetensors")
 HASHING_THREADS: Final = 8
@@ -305,11 +305,11 @@ def files_of(verified: Verified) -> dict[str, Path]:
 def read_ahead(found: Verified) -> None:
     """Ask the kernel to read a bundle into its cache, without waiting.
 
-    For a start that has torch still to import. Modulation rows are left out: they are mapped.
+    For a start that has torch still to import. What is mapped is left out.
     """
     for place, part in found.parts.values():
         for name in part.files:
-            if name.startswith(ROWS):
+            if name.startswith(MAPPED):
                 continue
             with suppress(OSError):
                 number = os.open(place / name, os.O_RDONLY)

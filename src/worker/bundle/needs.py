@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from worker.bundle import format as layout
 from worker.bundle.format import Bundle, Component, Verified
-from worker.bundle.plan import Sizes
+from worker.bundle.recipe import Recipe
+from worker.bundle.sizes import Sizes
 from worker.engine.precision import Need
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.weights import temporary
@@ -17,30 +17,42 @@ from worker.weights import temporary
 FOLDER: Final = "sizes"
 
 
-def of_sizes(known: Mapping[Precision, Sizes]) -> dict[Precision, Need]:
+def of_sizes(known: Mapping[Precision, Sizes], recipe: Recipe) -> dict[Precision, Need]:
     """Return the device memory that computed sizes stand for, in bytes."""
-    return {p: Need(size.memory, size.memory - size.text_encoder) for p, size in known.items()}
+    return {precision: _need(size.memory, size.parts, recipe) for precision, size in known.items()}
 
 
-def of_bundle(found: Verified) -> Need:
+def of_bundle(found: Verified, recipe: Recipe) -> Need:
     """Return the device memory that a bundle's files take, in bytes."""
     parts = {role: device_bytes(part) for role, (_, part) in found.parts.items()}
-    whole = sum(parts.values())
-    return Need(whole, whole - parts.get("text_encoder", 0))
+    return _need(sum(parts.values()), parts, recipe)
+
+
+def _need(whole: int, parts: Mapping[str, int], recipe: Recipe) -> Need:
+    return Need(whole, whole - parts.get(recipe.waiting, 0), recipe.waiting_word)
 
 
 def device_bytes(part: Component) -> int:
-    """Return what a component takes on the device: all its files but the rows, which are mapped."""
-    return sum(r.size for name, r in part.files.items() if not name.startswith(layout.ROWS))
+    """Return what a component takes on the device: all its files but what is mapped."""
+    return sum(r.size for name, r in part.files.items() if not name.startswith(layout.MAPPED))
 
 
-def kept(home: Path, name: str) -> dict[Precision, Sizes] | None:
+def kept(home: Path, name: str, recipe: Recipe) -> dict[Precision, Sizes] | None:
     """Return the sizes that were kept under a bundle's name; None when there are none."""
-    with suppress(OSError, ValueError, TypeError, AttributeError):
+    with suppress(OSError, ValueError, TypeError, KeyError):
         record = json.loads((home / FOLDER / f"{name}.json").read_bytes())
-        known: dict[Precision, Sizes] = {p: Sizes(**record[p]) for p in PRECISIONS if p in record}
-        return known if len(known) == len(PRECISIONS) else None
+        return {precision: _sizes(record[precision], recipe) for precision in PRECISIONS}
     return None
+
+
+def _sizes(record: Mapping[str, Any], recipe: Recipe) -> Sizes:
+    """Read what `_record` wrote; raises KeyError or TypeError for anything else."""
+    parts = {role: record[role] for role in recipe.with_weights}
+    return Sizes(disk=record["disk"], parts=parts, adapters=record["adapters"])
+
+
+def _record(size: Sizes) -> dict[str, int]:
+    return {"disk": size.disk, **size.parts, "adapters": size.adapters}
 
 
 def keep(home: Path, name: str, known: Mapping[Precision, Sizes]) -> None:
@@ -49,12 +61,12 @@ def keep(home: Path, name: str, known: Mapping[Precision, Sizes]) -> None:
     with suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
         part = temporary.unique(target)
-        part.write_text(json.dumps({p: asdict(size) for p, size in known.items()}))
+        part.write_text(json.dumps({p: _record(size) for p, size in known.items()}))
         temporary.publish(part, target)
 
 
 def kept_before(
-    home: Path, ours: Iterable[tuple[Path, Bundle]], beside: int
+    home: Path, ours: Iterable[tuple[Path, Bundle]], beside: int, recipe: Recipe
 ) -> dict[Precision, Sizes] | None:
     """Return the sizes that 0.1.0 kept by a last name; None when they may be another model's.
 
@@ -66,7 +78,7 @@ def kept_before(
         _at_bf16(folder.name, held) for folder, held in layout.prepared(home) if folder not in own
     }
     names = {_at_bf16(folder.name, held) for folder, held in own.items()} - strangers
-    found = (kept(home, f"{name}-{beside}") for name in sorted(names))
+    found = (kept(home, f"{name}-{beside}", recipe) for name in sorted(names))
     return next(filter(None, found), None)
 
 

@@ -1,6 +1,6 @@
 """The bundle of one model, wherever its weights are: found, downloaded or prepared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,15 +10,16 @@ from typing import Any, Final
 import torch
 
 from worker import log
+from worker.bundle import choice, match, needs
 from worker.bundle import format as layout
-from worker.bundle import match, needs
 from worker.bundle.content import Content
-from worker.bundle.plan import Sizes
-from worker.bundle.prepare import Order, prepare, sizes
+from worker.bundle.plan import Order
+from worker.bundle.prepare import prepare, sizes
+from worker.bundle.recipe import Published, Recipe
+from worker.bundle.sizes import Sizes
 from worker.driver import Gpu
-from worker.engine import precision
 from worker.engine.precision import Choice, Need
-from worker.engine.quantise import PRECISIONS, Precision
+from worker.engine.quantise import Precision
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.settings import Settings
 from worker.weights import metadata, sources, space, temporary
@@ -39,7 +40,7 @@ class Obtained:
     """A whole bundle on a disk of this machine, and how it came to be used.
 
     `lightning` are the step counts to serve, the default first; `parts` maps a component's identity
-    to its device bytes; `offload` when the text encoder must stay in the host's memory; `facts` go
+    to its device bytes; `offload` when the part that may wait in the host's memory must; `facts` go
     into the log and op=health.
     """
 
@@ -54,6 +55,7 @@ class Obtained:
 
 def obtain(
     spec: ModelSpec,
+    recipe: Recipe,
     settings: Settings,
     gpu: Gpu | None,
     catalogue: Catalogue,
@@ -66,17 +68,23 @@ def obtain(
     are kept, those that were set aside are made anew. Raises WeightsUnavailable, VolumeFull,
     LoraNotApplied, InvalidSettings.
     """
-    return _Search(spec, settings, gpu, catalogue).obtain(mend=mend)
+    return _Search(spec, recipe, settings, gpu, catalogue).obtain(mend=mend)
 
 
 class _Search:
     """One model being obtained."""
 
     def __init__(
-        self, spec: ModelSpec, settings: Settings, gpu: Gpu | None, catalogue: Catalogue
+        self,
+        spec: ModelSpec,
+        recipe: Recipe,
+        settings: Settings,
+        gpu: Gpu | None,
+        catalogue: Catalogue,
     ) -> None:
         self._given = spec
         self._spec = spec
+        self._recipe = recipe
         self._settings = settings
         self._gpu = gpu
         self._catalogue = catalogue
@@ -84,6 +92,7 @@ class _Search:
         self._lightning: tuple[int, ...] = ()
         self._published: Snapshot | None = None
         self._content: Content | None = None
+        self._checked: Published | None = None
 
     def obtain(self, *, mend: bool) -> Obtained:
         source = self._found()
@@ -92,13 +101,13 @@ class _Search:
         if not self._spec.pipeline and (folder := self._described(source)):
             return self._obtained(folder, source, None)
         self._lightning = lightning_steps(self._spec, self._settings)
-        choice = self._choice(source)
+        chosen = self._choice(source)
         if not mend:
-            there = match.best(self._settings.home, self._wanted(source), choice.precision)
+            there = match.best(self._settings.home, self._wanted(source), chosen.precision)
             source = self._found(*(there or ()))
             if source.bundle and source.folder is not None:
-                return self._obtained(source.folder, source, choice)
-        return self._obtained(self._prepared(source, choice), source, choice)
+                return self._obtained(source.folder, source, chosen)
+        return self._obtained(self._prepared(source, chosen.precision), source, chosen)
 
     def _found(self, folder: Path = NOWHERE, reason: str | None = None) -> Source:
         """Look in every place; `reason` says why that bundle on MODEL_DIR will not do."""
@@ -166,7 +175,7 @@ class _Search:
 
     def _held(self, source: Source) -> Content:
         if self._content is None:
-            self._content = Content(self._snapshot(source))
+            self._content = Content(self._snapshot(source), self._recipe)
         return self._content
 
     def _name(self, source: Source, chosen: Precision) -> str:
@@ -196,64 +205,31 @@ class _Search:
         return self._lightning[0] if self._settings.lightning_fused and self._lightning else None
 
     def _choice(self, source: Source) -> Choice:
-        """Choose the precision; on a GPU from the sizes of the published weights.
-
-        Where MODEL_DIR cannot be written, only what is there can be chosen.
-        """
-        mode, there = self._settings.precision_mode, self._precisions(source)
-        if mode == "auto" and self._gpu is None and "bf16" not in there:
-            choice = Choice(there[-1], "MODEL_DIR has no other precision and cannot be written")
-        else:
-            choice = precision.choose(
-                mode,
-                self._needs(source, there) if self._gpu is not None else {},
-                free=self._gpu.free if self._gpu else None,
-                capability=self._gpu.capability if self._gpu else None,
-            )
-        log.get().info(
-            "precision chosen",
-            model=self._spec.name,
-            precision=choice.precision,
-            reason=choice.reason,
-        )
-        return choice
-
-    def _precisions(self, source: Source) -> tuple[Precision, ...]:
-        """Return the precisions that can be had; raises WeightsUnavailable when none can."""
-        home, mode = self._settings.home, self._settings.precision_mode
-        if self._is_writable:
-            return PRECISIONS
-        wanted, name = self._wanted(source), self._spec.name
-        found = {chosen: match.best(home, wanted, chosen) for chosen in PRECISIONS}
-        there = tuple(p for p, bundle in found.items() if bundle and bundle[1] is None)
-        if not there:
-            reasons = [bundle[1] for bundle in found.values() if bundle and bundle[1]]
-            told = f" (one {reasons[0]})" if reasons else ""
-            raise space.unwritable(f" and has no whole bundle of {name}{told}")
-        if mode not in ("auto", *there):
-            raise space.unwritable(f" and has {name} in {', '.join(there)}, not in {mode}")
-        return there
-
-    def _needs(self, source: Source, there: Sequence[Precision]) -> dict[Precision, Need]:
-        """Return what each precision takes on the device, from what is on MODEL_DIR if it tells."""
-        home, mode = self._settings.home, self._settings.precision_mode
+        """Choose the precision; on a GPU from the sizes of the published weights."""
         wanted = self._wanted(source)
-        beside = 0 if self._fused else len(self._lightning)
-        known = needs.kept(home, self._name(source, "bf16"))
-        known = known or needs.kept_before(home, match.matching(home, wanted), beside)
-        if known is None and (mode != "auto" or not self._is_writable):
-            found = {p: match.best(home, wanted, p) for p in (there if mode == "auto" else [mode])}
-            whole = {p: bundle[0] for p, bundle in found.items() if bundle and bundle[1] is None}
-            if whole:
-                return {p: needs.of_bundle(layout.verify(path)) for p, path in whole.items()}
-        sized = known or self._sizes(source)
-        return needs.of_sizes({chosen: sized[chosen] for chosen in there})
+        among = choice.Candidates(self._recipe, self._settings, wanted, self._is_writable)
+        there, need = choice.precisions(among), dict[Precision, Need]()
+        if self._gpu is not None:
+            need = choice.needed(
+                among,
+                there,
+                name=self._name(source, "bf16"),
+                beside=0 if self._fused else len(self._lightning),
+                computed=lambda: self._sizes(source),
+            )
+        return choice.choose(among, there, need, self._gpu)
 
     def _sizes(self, source: Source) -> Mapping[Precision, Sizes]:
         """Compute the sizes at every precision and keep them, so that a later start asks no hub."""
-        computed = sizes(self._order(source, "bf16"))
+        computed = sizes(self._order(source, "bf16"), self._judged(source))
         needs.keep(self._settings.home, self._name(source, "bf16"), computed)
         return computed
+
+    def _judged(self, source: Source) -> Published:
+        """Return the published model, judged once."""
+        if self._checked is None:
+            self._checked = self._recipe.check(self._snapshot(source), self._spec)
+        return self._checked
 
     def _order(self, source: Source, chosen: Precision, progress: Any = quiet) -> Order:
         """Describe what to prepare."""
@@ -268,6 +244,7 @@ class _Search:
         }
         return Order(
             spec=replace(spec, name=spec.listing.plain),
+            recipe=self._recipe,
             snapshot=snapshot,
             precision=chosen,
             settings=settings,
@@ -280,7 +257,7 @@ class _Search:
             name=self._name(source, chosen),
         )
 
-    def _prepared(self, source: Source, choice: Choice) -> Path:
+    def _prepared(self, source: Source, chosen: Precision) -> Path:
         """Prepare the bundle from a source's published weights."""
         home = self._settings.home
         if not self._is_writable:
@@ -290,9 +267,10 @@ class _Search:
         total = sum(_weight_sizes(self._snapshot(source)))
         meter = Meter(total, self._spec.name) if source.kind == "hub" else nullcontext(quiet)
         with meter as progress:
-            order = self._order(source, choice.precision, progress)
-            folder = prepare(order)
-        needs.keep(home, self._name(source, "bf16"), sizes(order))
+            order = self._order(source, chosen, progress)
+            published = self._judged(source)
+            folder = prepare(order, published)
+        needs.keep(home, self._name(source, "bf16"), sizes(order, published))
         return folder
 
     def _downloaded_before(self) -> Path | None:
@@ -320,24 +298,24 @@ class _Search:
             fetch_snapshot(snapshot, [manifest], into, self._settings, meter)
         return into
 
-    def _obtained(self, folder: Path, source: Source, choice: Choice | None) -> Obtained:
+    def _obtained(self, folder: Path, source: Source, chosen: Choice | None) -> Obtained:
         found = layout.verify(folder)
         held = found.bundle
         spec = self._spec
-        if choice is None:
+        if chosen is None:
             spec = self._catalogue.of_manifest(spec, held.model_dump())
         if self._given.pipeline:  # MODEL's word says which model it is, and callers know it by that
             spec = replace(spec, name=self._given.name)
         wanted = lightning_steps(spec, self._settings)
         parts = {part.identity: needs.device_bytes(part) for _, part in found.parts.values()}
-        reason = choice.reason if choice else "the bundle's own"
+        reason = chosen.reason if chosen else "the bundle's own"
         return Obtained(
             spec=spec,
             folder=folder,
             bundle=held,
             lightning=tuple(n for n in wanted if n in held.lightning),
             parts=parts,
-            offload=choice.offload if choice else False,
+            offload=chosen.offload if chosen else False,
             facts={**source.facts(), "precision": held.precision, "reason": reason},
         )
 

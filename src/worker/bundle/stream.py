@@ -17,7 +17,7 @@ from torch import Tensor
 from worker import log
 from worker.bundle import tensors
 from worker.bundle.format import FileRecord
-from worker.bundle.plan import Shard
+from worker.bundle.headers import Shard
 from worker.weights import temporary
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Progress, Proven, Snapshot

@@ -1,4 +1,4 @@
-"""The warm model: sampler, schedules, adapters, modulation, precision, memory."""
+"""Tools for the warm model of any family: sampler, schedule, adapters, precision, memory."""
 
 from worker.engine import fast_import
 

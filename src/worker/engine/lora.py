@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -10,25 +11,8 @@ from torch.nn import functional
 
 from worker.engine.lora_keys import Part, parts, shown
 from worker.engine.lora_scale import EXACT, Own, Stated, scales
-from worker.engine.modulation import TIME_EMBEDDING, replaced_by_rows
 from worker.errors import LoraNotApplied
 
-# The twelve Linears of a block that Lightning's LoRAs reach (720 modules in 60 blocks); they hold
-# no img_mod or txt_mod, so modulation rows serve every adapter.
-LIGHTNING_MODULES: Final = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-    "img_mlp.net.0.proj",
-    "img_mlp.net.2",
-    "txt_mlp.net.0.proj",
-    "txt_mlp.net.2",
-)
 FLOATS: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 # Nothing multiplies in these; they are cast first, which is exact.
 NARROW_FLOATS: Final = (
@@ -40,15 +24,6 @@ NARROW_FLOATS: Final = (
 MATRIX: Final = 2  # dimensions
 
 
-def lightning_modules(blocks: int) -> list[str]:
-    """Name every module that a Lightning LoRA must reach in a transformer of `blocks` blocks."""
-    return [
-        f"transformer_blocks.{block}.{module}"
-        for block in range(blocks)
-        for module in LIGHTNING_MODULES
-    ]
-
-
 def canonical(
     state: Mapping[str, Tensor],
     modules: Collection[str] | None = None,
@@ -58,8 +33,8 @@ def canonical(
 
     Accepts the keys of `lora_keys`; `modules` names the transformer's own modules, which flat keys
     need. The scale of `lora_scale` is folded into A in A's own dtype, as diffusers does (its
-    private converter of Qwen LoRAs), so that the adapter's scale is 1 and results are equal to the
-    last bit. float8 comes out as float32. What is canonical comes out as it is.
+    private converters of LoRAs), so that the adapter's scale is 1 and results are equal to the last
+    bit. float8 comes out as float32. What is canonical comes out as it is.
 
     Raises LoraNotApplied, naming the key or the module, for what is no plain and whole LoRA.
     """
@@ -150,11 +125,28 @@ class LoraLinear(nn.Module):
         return (y + functional.linear(low, up)).to(y.dtype)
 
 
-class Adapters:
-    """The adapters of one transformer; at most one is active."""
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """What no adapter can change, because `what` was computed of it before.
 
-    def __init__(self, transformer: Any) -> None:
+    `modules` are names of published modules that the open model has no more; `sources` begin the
+    names of those that it still has.
+    """
+
+    modules: frozenset[str] = frozenset()
+    sources: tuple[str, ...] = ()
+    what: str = ""
+
+
+NOTHING: Final = Fixed()
+
+
+class Adapters:
+    """The adapters of one transformer; at most one is active, and none changes what is `fixed`."""
+
+    def __init__(self, transformer: Any, fixed: Fixed = NOTHING) -> None:
         self._transformer = transformer
+        self._fixed = fixed
         self._wrapped: dict[str, LoraLinear] = {}
         self._held: dict[str, frozenset[str]] = {}
         self.active: str | None = None
@@ -169,16 +161,16 @@ class Adapters:
         """Name the modules of the published transformer: a LoRA may name them, served or not."""
         by_name = dict(self._transformer.named_modules())
         inner = {f"{name}.base" for name in self._wrapped}
-        return frozenset(by_name.keys() - inner - {""} | replaced_by_rows(by_name))
+        return frozenset(by_name.keys() - inner - {""} | self._fixed.modules)
 
     def attach(
-        self, name: str, state: Mapping[str, Tensor], *, expected: list[str] | None = None
+        self, name: str, state: Mapping[str, Tensor], *, expected: Collection[str] | None = None
     ) -> int:
         """Hold a canonical adapter beside the base and return how many modules it reaches.
 
-        `expected` names the modules that it must reach, neither more nor fewer (Lightning: all of
-        `lightning_modules`). Raises LoraNotApplied on any miss, for what is no LoRA of this
-        transformer, and for one that its modulation rows would not see; nothing is attached then.
+        `expected` names the modules that it must reach, neither more nor fewer. Raises
+        LoraNotApplied on any miss, for what is no LoRA of this transformer, and for one that would
+        change what is fixed; nothing is attached then.
         """
         if name in self._held:
             raise LoraNotApplied(f"an adapter called {name} is held already")
@@ -203,13 +195,12 @@ class Adapters:
     def _linears(self, state: Mapping[str, Tensor], modules: Sequence[str]) -> dict[str, nn.Module]:
         """Return the modules that an adapter is to stand beside; raises LoraNotApplied."""
         by_name = dict(self._transformer.named_modules())
-        replaced = replaced_by_rows(by_name)
         found = {}
         for module in modules:
-            if module in replaced or (replaced and module.startswith(TIME_EMBEDDING)):
+            if module in self._fixed.modules or module.startswith(self._fixed.sources):
                 raise LoraNotApplied(
-                    f"{module} changes the modulation, which this bundle holds as rows that were"
-                    " computed without the LoRA: only one that is fused before can change it"
+                    f"{module} changes {self._fixed.what} that were computed without the LoRA: only"
+                    " one that is fused before can change it"
                 )
             linear = by_name[module]
             base = linear.base if isinstance(linear, LoraLinear) else linear

@@ -30,14 +30,14 @@ ENDING: Final = re.compile(
 ALPHA: Final = ".alpha"
 DOWN: Final = ("down", "A")
 # What else such files hold, by the names that peft, LyCORIS, kohya and ComfyUI write.
-TEXT_ENCODER: Final = (
+OF_TEXT: Final = (
     r"^(?:base_model\.model\.|lycoris_)?"
-    r"(?:text_encoders?(?:_\d)?[._]|text_model\.|(?:lora_)?te\d?[._]|conditioner\.)"
+    r"(?:text_(?:encoders?(?:_\d)?[._]|model\.)|(?:lora_)?te\d?[._]|conditioner\.)"
 )
 KINDS: Final = tuple(
     (kind, re.compile(pattern))
     for kind, pattern in (
-        ("a LoRA of the text encoder", TEXT_ENCODER),
+        ("a LoRA of the text encoder", OF_TEXT),
         ("DoRA", r"\.dora_scale$|\.lora_magnitude_vector\b"),
         ("LoKr", r"\.lokr_"),
         ("LoHa", r"\.hada_"),
@@ -88,7 +88,7 @@ def shown(key: str) -> str:
 class Names:
     """The modules of one transformer by the names that a file may give them.
 
-    A flat name ("transformer_blocks_0_attn_to_q") is looked up among the modules' own names with
+    A flat name ("blocks_0_attn_to_q") is looked up among the modules' own names with
     "_" for ".": nobody guesses which underscore was a dot.
     """
 

@@ -9,10 +9,10 @@ from worker.errors import UnfitHost
 
 GB: Final = 1_000_000_000
 # What a picture takes beside the weights: activations of a 1024x1024 edit with references and the
-# VAE's decoding (est.).
+# decoding of the latents (est.).
 WORKING_BYTES: Final = 4 * GB
 # bf16 arithmetic begins with compute capability 8.0 (CUDA C++ programming guide, table of
-# arithmetic instructions); fp16 gives black or NaN pictures with Qwen-Image, so it is no way out.
+# arithmetic instructions); fp16 gives black or NaN pictures, so it is no way out.
 BF16_CAPABILITY: Final = (8, 0)
 
 Mode = Literal["auto", "bf16", "8bit", "4bit"]
@@ -20,15 +20,19 @@ Mode = Literal["auto", "bf16", "8bit", "4bit"]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Device bytes of all weights, and of those that cannot wait in the host's memory."""
+    """Device bytes of all weights, and of those that must be there while others wait.
+
+    `waiting` is what messages call the others, which may wait in the host's memory.
+    """
 
     whole: int
-    without_text_encoder: int
+    least: int
+    waiting: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A precision and why; `offload` when the text encoder must stay in the host's memory."""
+    """A precision and why; `offload` when what may wait in the host's memory must."""
 
     precision: Precision
     reason: str
@@ -65,9 +69,10 @@ def choose(
         if need[precision].whole + working <= free:
             return Choice(precision, _fits(need[precision].whole, working, free))
     last = wanted[-1]
-    if need[last].without_text_encoder + working <= free:
-        reason = _fits(need[last].without_text_encoder, working, free)
-        return Choice(last, f"{reason} once the text encoder waits in the host's memory", True)
+    if need[last].least + working <= free:
+        reason = _fits(need[last].least, working, free)
+        word = need[last].waiting
+        return Choice(last, f"{reason} once the {word} waits in the host's memory", True)
     raise UnfitHost(_advice(mode, need, free, working))
 
 
@@ -77,8 +82,8 @@ def _fits(whole: int, working: int, free: int) -> str:
 
 def _advice(mode: Mode, need: Mapping[Precision, Need], free: int, working: int) -> str:
     held = [p for p in PRECISIONS if p in need]
-    smaller = [p for p in held if need[p].without_text_encoder + working <= free]
-    least = need[held[0]].without_text_encoder + working
+    smaller = [p for p in held if need[p].least + working <= free]
+    least = need[held[0]].least + working
     change = (
         f"set PRECISION_MODE={smaller[-1]}"
         if smaller

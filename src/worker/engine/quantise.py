@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worker.engine.lora import LIGHTNING_MODULES
-
 Precision = Literal["4bit", "8bit", "bf16"]
 PRECISIONS: Final[tuple[Precision, ...]] = ("4bit", "8bit", "bf16")
 
@@ -23,27 +21,16 @@ ROWS: Final = 32
 CHUNK: Final = 1 << 22
 NF4_STATE: Final = "quant_state.bitsandbytes__nf4"
 
-# img_in, txt_in, time_text_embed, norm_out, proj_out, norms and the vision tower are sensitive and
-# small: they stay bf16. The modulation becomes rows (modulation.py).
-QUANTISED: Final[Mapping[str, re.Pattern[str]]] = {
-    "transformer": re.compile(
-        rf"transformer_blocks\.\d+\.({'|'.join(map(re.escape, LIGHTNING_MODULES))})\.weight"
-    ),
-    "text_encoder": re.compile(
-        r"model\.language_model\.layers\.\d+\."
-        r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight"
-    ),
-}
 
-
-def is_quantised(component: str, name: str, shape: Sequence[int], precision: Precision) -> bool:
-    """Tell whether a component's tensor is stored in fewer bits at `precision`.
+def is_quantised(
+    names: re.Pattern[str] | None, name: str, shape: Sequence[int], precision: Precision
+) -> bool:
+    """Tell whether a tensor is stored in fewer bits at `precision`; `names` are those that may be.
 
     A weight [out, in] with out % 32 or in % 64 left over stays bf16: bitsandbytes refuses it on
     CPUs with AVX512-BF16.
     """
-    pattern = QUANTISED.get(component)
-    if precision == "bf16" or pattern is None or not pattern.fullmatch(name):
+    if precision == "bf16" or names is None or not names.fullmatch(name):
         return False
     return shape[0] % ROWS == 0 and shape[1] % BLOCK == 0
 
@@ -137,7 +124,7 @@ def _quantise_int8(weight: Tensor) -> dict[str, Tensor]:
 class Linear8bit(nn.Linear):
     """A Linear of int8 weights and a scale a row; activations keep bf16 and its range.
 
-    bitsandbytes' LLM.int8 casts activations to fp16, whose range Qwen-Image leaves; here whole
+    bitsandbytes' LLM.int8 casts activations to fp16, whose range image models leave; here whole
     numbers up to 127 are exact in bf16, so the product is that of bf16 weights rounded to 8 bits.
     """
 

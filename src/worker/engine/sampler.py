@@ -1,42 +1,14 @@
-"""The denoising loop: noise to latents, over diffusers' transformer and scheduler."""
+"""The denoising loop: noise to latents, over what a model predicts and diffusers' scheduler."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from worker.engine.modulation import Modulation
-
-LatentShape = tuple[int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Conditioning:
-    """Prompt embeddings [batch, tokens, dim]; `mask` bool [batch, tokens], None when all count."""
-
-    embeds: Tensor
-    mask: Tensor | None = None
-
-
-def stack(prompts: Sequence[Conditioning]) -> Conditioning:
-    """Join prompts along the batch, padded to the longest; no mask when all lengths are equal.
-
-    A mask turns flash attention off, so callers group prompts of equal length where they can.
-    """
-    longest = max(p.embeds.shape[1] for p in prompts)
-    if all(p.embeds.shape[1] == longest and p.mask is None for p in prompts):
-        return Conditioning(torch.cat([p.embeds for p in prompts]))
-    embeds, masks = [], []
-    for prompt in prompts:
-        missing = longest - prompt.embeds.shape[1]
-        mask = prompt.mask
-        if mask is None:
-            mask = prompt.embeds.new_ones(prompt.embeds.shape[:2], dtype=torch.bool)
-        embeds.append(torch.nn.functional.pad(prompt.embeds, (0, 0, 0, missing)))
-        masks.append(torch.nn.functional.pad(mask, (0, missing)))
-    return Conditioning(torch.cat(embeds), torch.cat(masks))
+# Latents [batch, tokens, channels], the timestep [batch] that the model sees (0 to 1, in the
+# latents' dtype) and the number of the step -> the velocity, in the latents' shape.
+Predict = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -73,14 +45,6 @@ def noise(
     return pack(torch.cat(pictures)[:, 0])
 
 
-def _guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """Return true CFG with the norm of the conditional prediction (diffusers' Qwen pipelines)."""
-    combined = unconditional + scale * (conditional - unconditional)
-    wanted = torch.norm(conditional, dim=-1, keepdim=True)
-    guided: Tensor = combined * (wanted / torch.norm(combined, dim=-1, keepdim=True))
-    return guided
-
-
 class _Pace:
     """Keep the CPU at most one step ahead of the GPU, so that a stop takes effect within a step."""
 
@@ -98,53 +62,25 @@ class _Pace:
 
 
 @torch.inference_mode()
-def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
-    transformer: Any,
-    modulation: Modulation,
+def sample(
+    predict: Predict,
     scheduler: Any,
     latents: Tensor,
-    prompt: Conditioning,
-    shapes: Sequence[LatentShape],
     *,
-    negative: Conditioning | None = None,
-    true_cfg_scale: float = 1.0,
-    references: Tensor | None = None,
     on_step: Callable[[int, int], None] = lambda _step, _steps: None,
 ) -> Tensor:
     """Denoise packed latents [batch, tokens, channels] and return them, same shape and dtype.
 
-    `shapes` are the (frames, height, width) in tokens of the output and then of every reference;
-    `references` are their packed latents [batch, reference tokens, channels]. With `negative`,
-    every step runs two forwards (true CFG), as the stock pipelines do. `on_step(step, steps)` is
-    called after each step and may raise to stop there.
+    `scheduler` has its timesteps set (float32 [steps], 1000 to 0). `on_step(step, steps)` is called
+    after each step and may raise to stop there.
     """
-    batch, tokens = latents.shape[:2]
     timesteps = scheduler.timesteps
-    modulation.load(timesteps)
     pace = _Pace(latents.device)
-    img_shapes = [list(shapes)] * batch
-
-    def predict(given: Tensor, timestep: Tensor, condition: Conditioning) -> Tensor:
-        prediction: Tensor = transformer(
-            hidden_states=given,
-            timestep=timestep,
-            encoder_hidden_states=condition.embeds,
-            encoder_hidden_states_mask=condition.mask,
-            img_shapes=img_shapes,
-            return_dict=False,
-        )[0]
-        return prediction[:, :tokens]
-
-    # divided on the CPU as the rows' keys are: CUDA multiplies by 1/1000, which rounds some bf16
-    # values to their neighbour
+    # divided on the CPU: CUDA multiplies by 1/1000, which rounds some bf16 values to their
+    # neighbour, and what was computed for a timestep before is found by its exact value
     seen = (timesteps.to(latents.dtype) / 1000).to(latents.device)
     for step, t in enumerate(timesteps):
-        given = latents if references is None else torch.cat([latents, references], dim=1)
-        timestep = seen[step].expand(batch)
-        modulation.select(step)
-        prediction = predict(given, timestep, prompt)
-        if negative is not None:
-            prediction = _guided(prediction, predict(given, timestep, negative), true_cfg_scale)
+        prediction = predict(latents, seen[step].expand(len(latents)), step)
         latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
         pace.step()
         on_step(step + 1, len(timesteps))

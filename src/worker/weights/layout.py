@@ -92,8 +92,8 @@ def described_by(folder: Path, parts: Parts) -> str:
 def fault(folder: Path, parts: Parts) -> str | None:
     """Say why a folder cannot be opened as a published model of these parts; None when it can.
 
-    Looks at names, headers and sizes only: the shards that an index names are there, and no
-    safetensors file is cut short. Reads no weights.
+    The parts that its description names are there. Looks at names, headers and sizes only: the
+    shards that an index names are there, and no safetensors file is cut short. Reads no weights.
     """
     description = described_by(folder, parts)
     try:

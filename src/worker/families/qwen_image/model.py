@@ -18,18 +18,24 @@ from worker import log
 from worker.bundle import mending
 from worker.bundle.format import Damaged, adapter_role
 from worker.bundle.obtain import Obtained, obtain
-from worker.bundle.open import open_bundle, shared
+from worker.bundle.open import shared
 from worker.driver import Gpu
 from worker.engine import device as devices
-from worker.engine import prompts, schedule
 from worker.engine.cache import TensorCache
-from worker.engine.components import Components
-from worker.engine.prompts import PromptEncoder, Template
-from worker.engine.sampler import Conditioning, LatentShape, denoise, noise, stack
-from worker.engine.vae import Vae, picture
+from worker.engine.decoded import picture
+from worker.engine.sampler import noise
+from worker.engine.schedule import schedule
 from worker.errors import CudaOutOfMemory, DeviceLost, LoraNotApplied, UnfitHost
 from worker.families import catalogue
 from worker.families.describe import describe
+from worker.families.qwen_image import prompts
+from worker.families.qwen_image.components import Components
+from worker.families.qwen_image.denoising import Conditioning, LatentShape, denoise, stack
+from worker.families.qwen_image.lightning import lightning
+from worker.families.qwen_image.opening import open_bundle
+from worker.families.qwen_image.prompts import PromptEncoder, Template
+from worker.families.qwen_image.recipe import RECIPE
+from worker.families.qwen_image.vae import Vae
 from worker.media.picture import Picture
 from worker.seam import Control, Made, Openable, Phase, Served, Unheard
 from worker.settings import Settings
@@ -198,9 +204,9 @@ class QwenImage:
         ).to(parts.device)
         tokens = start.shape[1]
         steps = (
-            schedule.lightning(first.steps, tokens)
+            lightning(first.steps, tokens)
             if first.lightning
-            else schedule.schedule(parts.scheduler, first.steps, tokens)
+            else schedule(parts.scheduler, first.steps, tokens)
         )
         with clock.phase("denoise"):
             return denoise(
@@ -291,7 +297,7 @@ def ready(
     that MODEL gave it. Raises WeightsUnavailable, VolumeFull, LoraNotApplied, InvalidSettings.
     """
     devices.threads_for(_device(gpu))
-    obtained = obtain(spec, settings, gpu, catalogue.CATALOGUE)
+    obtained = obtain(spec, RECIPE, settings, gpu, catalogue.CATALOGUE)
     found = obtained.spec
     served = describe(
         replace(found, name=spec.name) if found.name in taken else found,
@@ -316,7 +322,7 @@ def _device(gpu: Gpu | None) -> torch.device:
 def prepare(spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Path:
     """Bring a model's bundle to this machine and return its folder; raises as `ready`."""
     devices.threads_for(_device(gpu))
-    return obtain(spec, settings, gpu, catalogue.CATALOGUE).folder
+    return obtain(spec, RECIPE, settings, gpu, catalogue.CATALOGUE).folder
 
 
 def _opened(
@@ -329,7 +335,7 @@ def _opened(
         parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
     except Damaged as damage:
         mending.begin(damage, settings.home)
-        obtained = obtain(spec, settings, gpu, catalogue.CATALOGUE, mend=True)
+        obtained = obtain(spec, RECIPE, settings, gpu, catalogue.CATALOGUE, mend=True)
         try:
             parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
         except Damaged as still:

@@ -6,10 +6,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from worker.bundle import rows
-from worker.engine.modulation import seen
 from worker.engine.schedule import schedule
 from worker.errors import WeightsUnavailable
+from worker.families.qwen_image import rows
+from worker.families.qwen_image.modulation import seen
 
 FILE: Final = "scheduler/scheduler_config.json"
 # What diffusers' scheduler does on request and no picture of ours may depend on.

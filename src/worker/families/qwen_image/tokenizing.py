@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from worker.engine.prompts import EDIT, TEXT_TO_IMAGE, PromptEncoder, Template
+from worker.bundle.plain import open_processor, open_tokenizer
 from worker.errors import WeightsUnavailable
+from worker.families.qwen_image.prompts import EDIT, TEXT_TO_IMAGE, PromptEncoder, Template
 
 # Qwen2.5-VL's processors are Qwen2-VL's, whose classes transformers 5 knows by one name each: the
 # "Fast" of transformers 4 is what there is, and leads to no video processor.
@@ -41,20 +42,6 @@ def _renamed(value: Any) -> Any:
         else _renamed(held)
         for key, held in value.items()
     }
-
-
-def open_tokenizer(folder: Path) -> Any:
-    """Open a tokenizer of plain files; no code of a repository is run."""
-    from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds to import
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def open_processor(folder: Path) -> Any:
-    """Open a processor of plain files; no code of a repository is run."""
-    from transformers import AutoProcessor  # noqa: PLC0415 - takes seconds to import
-
-    return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def check(

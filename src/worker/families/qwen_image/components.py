@@ -1,4 +1,4 @@
-"""What a family's model is made of once it is open: modules on the device and what steers them."""
+"""What a model is made of once it is open: modules on the device and what steers them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from worker.engine.lora import Adapters
-from worker.engine.modulation import Modulation
+from worker.families.qwen_image.modulation import Modulation
 
 
 @dataclass(slots=True)

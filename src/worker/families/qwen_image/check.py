@@ -1,43 +1,37 @@
 """What must be right of published weights before a byte of them comes: small files and headers."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from worker.bundle import declared, fit, modules, plan, prequantised, schedules, tokenizing
-from worker.bundle.modules import CONFIGURATION, Expected
-from worker.bundle.plan import COPIED, WITH_WEIGHTS, Shard
-from worker.bundle.tensors import Header, UnknownFormat
+from worker.bundle import declared, fit, headers, judge
+from worker.bundle.expected import CONFIGURATION, expected
+from worker.bundle.recipe import Published
 from worker.errors import WeightsUnavailable
+from worker.families.qwen_image import schedules, tokenizing
+from worker.families.qwen_image.parts import COPIED, WITH_WEIGHTS
 from worker.weights.layout import ABOUT, INDEX
-from worker.weights.snapshot import Snapshot, named
+from worker.weights.snapshot import Snapshot
 from worker.weights.spec import ModelSpec
 
 PATCH: Final = 2  # the pipelines fold 2x2 latents into a token
 RGB: Final = 3
 STATISTICS: Final = ("latents_mean", "latents_std")
+# component -> the classes of it that are opened as what they are; a tokenizer, whose class has
+# had many names, is judged by what it does
+CLASSES: Final[declared.Classes] = {
+    "transformer": ("QwenImageTransformer2DModel",),
+    "vae": ("AutoencoderKLQwenImage",),
+    "text_encoder": ("Qwen2_5_VLForConditionalGeneration",),
+    "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+    "processor": ("Qwen2VLProcessor", "Qwen2_5_VLProcessor"),
+}
+MODEL_TYPE: Final = "qwen2_5_vl"
 # What a component of the model cannot be opened without; any one of each group.
 REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "tokenizer": ("tokenizer.json", "vocab.json"),
     "scheduler": ("scheduler_config.json",),
     "processor": ("preprocessor_config.json", "processor_config.json"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A published model that can be prepared and will open.
-
-    `small` maps each component to its small files as a bundle holds them; `shards` are without
-    what no module keeps; `transformer` is its configuration with all defaults; `facts` is the
-    model's own worker.json.
-    """
-
-    small: Mapping[str, Mapping[str, bytes]]
-    shards: Mapping[str, Sequence[Shard]]
-    transformer: Mapping[str, Any]
-    scheduler: Mapping[str, Any]
-    facts: Mapping[str, Any]
 
 
 def check(snapshot: Snapshot, spec: ModelSpec) -> Published:
@@ -55,76 +49,42 @@ def check(snapshot: Snapshot, spec: ModelSpec) -> Published:
 
 
 def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
-    index = _object(snapshot, INDEX)
-    configs = {role: _object(snapshot, f"{role}/{CONFIGURATION}") for role in WITH_WEIGHTS}
-    _check_configured(index, configs, spec)
-    headers = {role: _shards(snapshot, role, spec) for role in WITH_WEIGHTS}
+    index = judge.object_of(snapshot, INDEX)
+    configs = {
+        part.role: judge.object_of(snapshot, f"{part.role}/{CONFIGURATION}")
+        for part in WITH_WEIGHTS
+    }
+    judge.check_configured(index, configs, spec)
+    shards = {part.role: judge.shards(snapshot, part.role, spec) for part in WITH_WEIGHTS}
     edits = "edit" in spec.tasks
-    wanted = (*WITH_WEIGHTS, "scheduler", *(("processor",) if edits else ()))
-    declared.check_index(index, spec.pipeline, wanted)
+    declared.check_index(index, spec.pipeline, _classes(edits=edits))
     for role, config in configs.items():
-        declared.check_class(role, f"{role}/{CONFIGURATION}", config)
+        declared.check_class(f"{role}/{CONFIGURATION}", config, CLASSES[role])
+        if role == "text_encoder":
+            declared.check_type(f"{role}/{CONFIGURATION}", config, MODEL_TYPE)
     _check_transformer(configs["transformer"])
-    expected = {role: modules.expected(role, config) for role, config in configs.items()}
-    for role, shards in headers.items():
-        _check_stored(role, shards, expected[role], spec)
-    for role, shards in headers.items():
-        fit.check(role, shards, expected[role])
-    _check_together({role: held.config for role, held in expected.items()})
+    fits = {part.role: expected(part, configs[part.role]) for part in WITH_WEIGHTS}
+    for part in WITH_WEIGHTS:
+        judge.check_stored(part, shards[part.role], fits[part.role], spec)
+    for part in WITH_WEIGHTS:
+        fit.check(part, shards[part.role], fits[part.role])
+    filled = {role: held.config for role, held in fits.items()}
+    _check_together(filled)
     small = _small(snapshot, edits=edits)
     scheduler = declared.json_object(schedules.FILE, small["scheduler"]["scheduler_config.json"])
-    declared.check_class("scheduler", schedules.FILE, scheduler)
+    declared.check_class(schedules.FILE, scheduler, CLASSES["scheduler"])
     _check_flags(configs, scheduler)
     schedules.check(scheduler)
-    tokenizing.check(small, expected["text_encoder"].config, edits=edits)
-    return Published(
-        small,
-        {role: fit.without(role, shards, expected[role]) for role, shards in headers.items()},
-        expected["transformer"].config,
-        scheduler,
-        _facts(snapshot),
-    )
+    tokenizing.check(small, filled["text_encoder"], edits=edits)
+    kept = {
+        part.role: fit.without(part, shards[part.role], fits[part.role]) for part in WITH_WEIGHTS
+    }
+    return Published(small, kept, {**filled, "scheduler": scheduler}, _facts(snapshot))
 
 
-def _object(snapshot: Snapshot, path: str) -> dict[str, Any]:
-    return declared.json_object(path, snapshot.read_file(named(snapshot, path)))
-
-
-def _check_configured(
-    index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], spec: ModelSpec
-) -> None:
-    """Refuse what calls itself quantised."""
-    told = {INDEX: index} | {f"{role}/{CONFIGURATION}": held for role, held in configs.items()}
-    for path, config in told.items():
-        if method := prequantised.configured(config):
-            where = path.rpartition("/")[0]
-            raise prequantised.refusal(
-                f"{where}/" if where else "it", f"{method}, says {path}", spec
-            )
-
-
-def _shards(snapshot: Snapshot, role: str, spec: ModelSpec) -> list[Shard]:
-    """Read the headers of a component; a format that has no torch.dtype is refused by its name."""
-    try:
-        return plan.shards(snapshot, role)
-    except UnknownFormat as error:
-        raise prequantised.refusal(
-            f"{role}/", f"{error.written}, as {error.tensor}", spec
-        ) from None
-
-
-def _check_stored(role: str, shards: Sequence[Shard], wanted: Expected, spec: ModelSpec) -> None:
-    """Refuse number formats, and what lies beside quantised weights."""
-    merged: Header = plan.merged(shards)
-    kept, beside = [], []
-    for name in merged:
-        target = plan.target(role, name)
-        if target in wanted.kept:
-            kept.append(name)
-        elif target is not None and target not in wanted.dropped:
-            beside.append(name)
-    if what := prequantised.stored(merged, kept, beside):
-        raise prequantised.refusal(f"{role}/", what, spec)
+def _classes(*, edits: bool) -> declared.Classes:
+    """Return the classes of the components that a pipeline has: only edits have a processor."""
+    return {role: held for role, held in CLASSES.items() if edits or role != "processor"}
 
 
 def _check_transformer(config: Mapping[str, Any]) -> None:
@@ -150,7 +110,7 @@ def _check_together(held: Mapping[str, Mapping[str, Any]]) -> None:
         if not isinstance(values, list | tuple) or not all(type(v) in (int, float) for v in values):
             raise WeightsUnavailable(f"vae/{CONFIGURATION}: {name} is no list of numbers")
     try:
-        pairs = list(_pairs(*(held[role] for role in WITH_WEIGHTS)))
+        pairs = list(_pairs(held["transformer"], held["text_encoder"], held["vae"]))
     except TypeError as error:
         raise WeightsUnavailable(
             f"a {CONFIGURATION} has a field of a wrong kind ({error})"
@@ -207,10 +167,11 @@ def _check_flags(configs: Mapping[str, Mapping[str, Any]], scheduler: Mapping[st
 def _small(snapshot: Snapshot, *, edits: bool) -> dict[str, dict[str, bytes]]:
     """Read every component's small files; what cannot be opened without is there."""
     small: dict[str, dict[str, bytes]] = {}
-    roles = (*WITH_WEIGHTS, *(role for role in COPIED if edits or role != "processor"))
+    parts = (*WITH_WEIGHTS, *(part for part in COPIED if edits or not part.is_optional))
+    roles = [part.role for part in parts]
     for role in roles:
         small[role] = {}
-        for file in plan.configuration_files(snapshot, role):
+        for file in headers.configuration_files(snapshot, role):
             data = snapshot.read_file(file)
             name = file.path.rpartition("/")[2]
             if name.endswith(".json"):
@@ -229,7 +190,7 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
     """Read what a model tells this worker of itself."""
     if all(file.path != ABOUT for file in snapshot.files):
         return {}
-    facts = _object(snapshot, ABOUT)
+    facts = judge.object_of(snapshot, ABOUT)
     area = facts.get("condition_area")
     if area is not None and (type(area) is not int or area <= 0):
         raise WeightsUnavailable(f"{ABOUT}: condition_area must be a number of pixels")

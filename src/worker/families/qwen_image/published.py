@@ -10,9 +10,10 @@ from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from worker.engine import lora_file
-from worker.engine.components import Components
-from worker.engine.lora import Adapters, lightning_modules
-from worker.engine.modulation import WeightModulation
+from worker.engine.lora import Adapters
+from worker.families.qwen_image.components import Components
+from worker.families.qwen_image.lightning import lightning_modules
+from worker.families.qwen_image.modulation import WeightModulation
 
 
 def attach_lightning(

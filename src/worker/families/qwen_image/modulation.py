@@ -1,14 +1,20 @@
 """What each block is modulated by: its own weights, or rows computed once for every timestep."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import torch
 
+from worker.engine.lora import Fixed
 from worker.errors import Internal
 
 STREAMS: Final = ("img_mod", "txt_mod")
+# A tensor of a block's modulation layer: the block, the stream, "weight" or "bias".
+MODULATION: Final = re.compile(
+    rf"transformer_blocks\.(\d+)\.({'|'.join(STREAMS)})\.1\.(weight|bias)"
+)
 # The modules that make temb of the timestep: rows are computed from it, so they are fixed with it.
 TIME_EMBEDDING: Final = "time_text_embed."
 
@@ -162,6 +168,14 @@ class RowModulation:
             block.img_mod = _Rows(image)
             block.txt_mod = _Rows(text)
 
+    @property
+    def fixed(self) -> Fixed:
+        """Return what a LoRA cannot change: the rows were computed without it."""
+        blocks = range(len(self._image))
+        layers = (f"transformer_blocks.{n}.{stream}.1" for n in blocks for stream in STREAMS)
+        what = "the modulation, which this bundle holds as rows"
+        return Fixed(frozenset(layers), (TIME_EMBEDDING,), what)
+
     def _forget(self) -> None:
         # A forward without a selection draws NaN, which is caught, never an earlier step's rows.
         self._image[:, 0].fill_(torch.nan)
@@ -186,11 +200,3 @@ class RowModulation:
             raise Internal("select before load: no modulation rows on the device")
         self._image[:, 0].copy_(self._loaded[step, 0])
         self._text[:, 0].copy_(self._loaded[step, 1])
-
-
-def replaced_by_rows(modules: Mapping[str, torch.nn.Module]) -> frozenset[str]:
-    """Name the published Linears (img_mod.1, txt_mod.1) in whose place rows stand.
-
-    `modules` are a transformer's by name; there are none where the weights are in place.
-    """
-    return frozenset(f"{name}.1" for name, module in modules.items() if isinstance(module, _Rows))

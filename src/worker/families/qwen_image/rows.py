@@ -12,9 +12,11 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
+from worker.bundle import headers
+from worker.bundle.recipe import Published
 from worker.bundle.tensors import Entry, header_of
-from worker.engine.modulation import STREAMS, RowPart, RowTable, seen
 from worker.errors import Internal
+from worker.families.qwen_image.modulation import MODULATION, STREAMS, RowPart, RowTable, seen
 
 HIGHEST: Final = 1000.0
 # The base schedule ends at shift_terminal (0.02 -> 20); without one, 100 steps of any of the
@@ -37,6 +39,22 @@ def keys(scheduler: Mapping[str, Any]) -> Tensor:
     every = torch.arange(bits[0], bits[1] + 1, dtype=torch.int16).view(torch.bfloat16)
     found: Tensor = torch.unique(seen(every.float()).float())
     return found.to(torch.bfloat16)
+
+
+def facts(published: Published) -> dict[str, Any]:
+    """Return what the rows add to the identity of a transformer: how many keys, and their ends."""
+    found = keys(published.configs["scheduler"])
+    return {"rows": [len(found), float(found[0]), float(found[-1])]}
+
+
+def size(published: Published) -> int:
+    """Return the bytes of a transformer's rows."""
+    widths = [
+        entry.shape[0]
+        for name, entry in headers.merged(published.shards["transformer"]).items()
+        if (match := MODULATION.fullmatch(name)) and match[3] == "bias"
+    ]
+    return 2 * len(keys(published.configs["scheduler"])) * sum(widths)
 
 
 class TimeEmbedding:

@@ -1,0 +1,107 @@
+"""Which files a component is published as, and what their headers say is in them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from worker.bundle.tensors import Header, UnknownFormat, header
+from worker.errors import WeightsUnavailable
+from worker.weights.layout import SHARD, needed, other_weights
+from worker.weights.proof import RemoteFile
+from worker.weights.snapshot import Snapshot
+
+SMALL: Final = ".safetensors.index.json"
+INDEXED: Final = ".index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One published safetensors file and what is in it."""
+
+    file: RemoteFile
+    header: Header
+
+
+def weight_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
+    """Return the shards of a component, in order: those that its index names, if it has one.
+
+    Raises WeightsUnavailable when the index cannot be read or names a file that is not there.
+    """
+    by_path = {file.path: file for file in snapshot.files}
+    there = {
+        path.removeprefix(f"{role}/"): by_path[path]
+        for path in needed(by_path, (role,))
+        if path.startswith(f"{role}/") and path.endswith(".safetensors")
+    }
+    wanted = sorted(there)
+    for path, file in sorted(by_path.items()):
+        folder, _, name = path.rpartition("/")
+        if folder == role and name.endswith(SMALL) and SHARD.fullmatch(name.removesuffix(INDEXED)):
+            wanted = _indexed(snapshot, file)
+    for name in wanted:
+        if name not in there:
+            raise WeightsUnavailable(
+                f"{snapshot.repository} lacks {role}/{name}, a shard of its index"
+            )
+    return [there[name] for name in wanted]
+
+
+def _indexed(snapshot: Snapshot, file: RemoteFile) -> list[str]:
+    """Return the files that a component's index names."""
+    try:
+        return sorted(
+            {str(name) for name in json.loads(snapshot.read_file(file))["weight_map"].values()}
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise WeightsUnavailable(
+            f"{snapshot.repository}: {file.path} is no index of shards"
+        ) from None
+
+
+def configuration_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
+    """Return the small files of a component that its modules are built from."""
+    by_path = {file.path: file for file in snapshot.files}
+    return [
+        by_path[path]
+        for path in needed(by_path, (role,))
+        if path.startswith(f"{role}/") and not path.endswith((".safetensors", SMALL))
+    ]
+
+
+def shards(snapshot: Snapshot, role: str) -> list[Shard]:
+    """Read the headers of a component's shards by range.
+
+    Raises WeightsUnavailable when there are none or one cannot be read, UnknownFormat.
+    """
+    found = []
+    for file in weight_files(snapshot, role):
+        try:
+            held = header(partial(snapshot.read_range, file))
+        except UnknownFormat:
+            raise
+        except ValueError as error:
+            raise WeightsUnavailable(
+                f"{snapshot.repository}: {file.path} is no readable safetensors file ({error})"
+            ) from None
+        if (end := max((entry.end for entry in held.values()), default=file.size)) != file.size:
+            raise WeightsUnavailable(
+                f"{snapshot.repository}: {file.path} has {file.size} bytes instead of {end}"
+            )
+        found.append(Shard(file, held))
+    if not found:
+        instead = other_weights((other.path for other in snapshot.files), role)
+        raise WeightsUnavailable(f"{snapshot.repository} lacks the weights of {role}/{instead}")
+    return found
+
+
+def merged(found: Sequence[Shard]) -> Header:
+    """Return all tensors of a component's shards by their published names."""
+    return {name: entry for shard in found for name, entry in shard.header.items()}
+
+
+def modules(found: Sequence[Shard]) -> frozenset[str]:
+    """Return the names of a component's modules that have a weight."""
+    names = (name for name in merged(found) if name.endswith(".weight"))
+    return frozenset(name.removesuffix(".weight") for name in names)

@@ -1,0 +1,58 @@
+"""What is judged of any published model alike: broken JSON, and weights quantised already."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from worker.bundle import declared, headers, prequantised
+from worker.bundle.expected import CONFIGURATION, Expected
+from worker.bundle.headers import Shard
+from worker.bundle.recipe import Part
+from worker.bundle.tensors import Header, UnknownFormat
+from worker.weights.layout import INDEX
+from worker.weights.snapshot import Snapshot, named
+from worker.weights.spec import ModelSpec
+
+
+def object_of(snapshot: Snapshot, path: str) -> dict[str, Any]:
+    """Read a JSON object of a model; raises WeightsUnavailable naming its file."""
+    return declared.json_object(path, snapshot.read_file(named(snapshot, path)))
+
+
+def check_configured(
+    index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], spec: ModelSpec
+) -> None:
+    """Refuse what calls itself quantised: raises WeightsUnavailable with what to take instead."""
+    told = {INDEX: index} | {f"{role}/{CONFIGURATION}": held for role, held in configs.items()}
+    for path, config in told.items():
+        if method := prequantised.configured(config):
+            where = path.rpartition("/")[0]
+            raise prequantised.refusal(
+                f"{where}/" if where else "it", f"{method}, says {path}", spec
+            )
+
+
+def shards(snapshot: Snapshot, role: str, spec: ModelSpec) -> list[Shard]:
+    """Read the headers of a component; a format that has no torch.dtype is refused by its name.
+
+    Raises WeightsUnavailable.
+    """
+    try:
+        return headers.shards(snapshot, role)
+    except UnknownFormat as error:
+        raise prequantised.refusal(
+            f"{role}/", f"{error.written}, as {error.tensor}", spec
+        ) from None
+
+
+def check_stored(part: Part, found: Sequence[Shard], wanted: Expected, spec: ModelSpec) -> None:
+    """Refuse number formats, and what lies beside quantised weights; raises WeightsUnavailable."""
+    merged: Header = headers.merged(found)
+    kept, beside = [], []
+    for name in merged:
+        target = part.keep(name)
+        if target in wanted.kept:
+            kept.append(name)
+        elif target is not None and target not in wanted.dropped:
+            beside.append(name)
+    if what := prequantised.stored(merged, kept, beside):
+        raise prequantised.refusal(f"{part.role}/", what, spec)

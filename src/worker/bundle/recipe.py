@@ -1,0 +1,167 @@
+"""What a family tells the bundle: its parts in the order they are made, what becomes of each."""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from worker.bundle.headers import Shard
+from worker.bundle.stream import Transform
+from worker.engine.quantise import Precision
+from worker.weights.snapshot import Snapshot
+from worker.weights.spec import ModelSpec
+
+Configuration = Mapping[str, Any]
+Naming = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A published model that can be prepared and will open.
+
+    `small` maps each role to its small files as a bundle holds them; `shards` are without what no
+    module keeps; `configs` are configurations by role with all defaults; `facts` is the model's
+    own worker.json.
+    """
+
+    small: Mapping[str, Mapping[str, bytes]]
+    shards: Mapping[str, Sequence[Shard]]
+    configs: Mapping[str, Configuration]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One part to be made: `lora` is canonical and goes into its weights, None for none."""
+
+    part: "Part"
+    published: Published
+    snapshot: Snapshot
+    precision: Precision
+    device: torch.device
+    lora: Mapping[str, Tensor] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """Weights that a bundle holds as what is computed of them, mapped and never all in memory.
+
+    `names` are theirs in our modules. `facts` go into the part's identity, `size` is the bytes of
+    what stands for them on the disk, `transform` makes the part's files with it.
+    """
+
+    names: re.Pattern[str]
+    facts: Callable[[Published], Mapping[str, Any]]
+    size: Callable[[Published], int]
+    transform: Callable[[Work], Transform]
+
+
+def as_made(model: Any) -> Any:
+    """Leave a model as its library makes it."""
+    return model
+
+
+def of_diffusers(model: Any) -> Configuration:
+    """Return the configuration of a diffusers model, with its defaults."""
+    return dict(model.config)
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """How a part's modules are made from its configuration, without memory for weights.
+
+    `stock` is the library's own model, `bare` takes off what is never run, `filled` returns the
+    configuration with its defaults.
+    """
+
+    stock: Callable[[Configuration], Any]
+    bare: Callable[[Any], Any] = as_made
+    filled: Callable[[Any], Configuration] = of_diffusers
+
+
+def no_modules(_config: Configuration) -> Any:
+    """Make nothing: raises ValueError."""
+    raise ValueError("a part of small files alone has no modules")
+
+
+SMALL_FILES: Final = Modules(no_modules)
+
+
+def same_name(name: str) -> str | None:
+    """Keep a tensor under the name that it is published with."""
+    return name
+
+
+def our_names(_published: Iterable[str]) -> Naming:
+    """Show our names, which are the publisher's."""
+    return lambda name: name
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One component: a folder of the repository, `role`, and what a bundle holds of it.
+
+    Without `modules` its small files are copied and nothing else. `keep` maps a published tensor's
+    name to the one in our modules, None for what is dropped; `shown` returns, given all published
+    names, how a publisher calls our tensors. `quantised` are our names of the weights [out, in]
+    that are stored in the chosen precision: without it a part is bf16 at every precision. Models
+    of one worker have one `is_shared` part of an identity; only some have an `is_optional` one.
+    """
+
+    role: str
+    modules: Modules = SMALL_FILES
+    keep: Callable[[str], str | None] = same_name
+    shown: Callable[[Iterable[str]], Naming] = our_names
+    quantised: re.Pattern[str] | None = None
+    replaced: Replaced | None = None
+    is_shared: bool = False
+    is_optional: bool = False
+
+    @property
+    def has_weights(self) -> bool:
+        """Tell whether there is more of it than small files."""
+        return self.modules is not SMALL_FILES
+
+    def precision(self, chosen: Precision) -> Precision:
+        """Return what the part is stored in when a model is wanted in `chosen`."""
+        return "bf16" if self.quantised is None else chosen
+
+    def is_replaced(self, name: str) -> bool:
+        """Tell whether something else stands for the tensor that our modules have by this name."""
+        return self.replaced is not None and self.replaced.names.fullmatch(name) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a family's models become bundles.
+
+    `parts` are in the order in which they are made: what can fail early first. `check` judges a
+    published model by its small files and headers and raises WeightsUnavailable. LoRAs stand beside
+    the part `adapted`; a Lightning LoRA must reach all modules that `reached` names, given that
+    part's configuration. The part `waiting` may wait in the host's memory; messages call it
+    `waiting_word`.
+    """
+
+    parts: tuple[Part, ...]
+    check: Callable[[Snapshot, ModelSpec], Published]
+    adapted: str
+    reached: Callable[[Configuration], Collection[str]]
+    waiting: str
+    waiting_word: str
+
+    def part(self, role: str) -> Part:
+        """Return the part of that role; raises KeyError when there is none."""
+        return {part.role: part for part in self.parts}[role]
+
+    @property
+    def with_weights(self) -> tuple[str, ...]:
+        """Name the parts that have weights, the largest first."""
+        return tuple(part.role for part in reversed(self.parts) if part.has_weights)
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """Name the parts of small files alone."""
+        return tuple(part.role for part in self.parts if not part.has_weights)

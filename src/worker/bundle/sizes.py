@@ -1,0 +1,61 @@
+"""How many bytes a model takes at each precision, computed from its published headers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from worker.bundle import headers
+from worker.bundle.recipe import Part, Published, Recipe
+from worker.bundle.tensors import Header
+from worker.engine.quantise import Precision, is_quantised, stored_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes that one model takes at one precision: its files, and the device memory of its parts.
+
+    `parts` maps roles to device memory; `disk` also holds what is mapped and never in device memory
+    as a whole. `adapters` are LoRAs beside the weights.
+    """
+
+    disk: int
+    parts: Mapping[str, int]
+    adapters: int
+
+    @property
+    def memory(self) -> int:
+        """Return the device memory of all weights."""
+        return sum(self.parts.values()) + self.adapters
+
+
+def stored(part: Part, tensors: Header, precision: Precision) -> int:
+    """Return the bytes of a part's tensors in the bundle, without what stands for some of them."""
+    total = 0
+    for name, entry in tensors.items():
+        kept = part.keep(name)
+        if kept is None or part.is_replaced(kept):
+            continue
+        total += (
+            stored_bytes(entry.shape, precision)
+            if is_quantised(part.quantised, kept, entry.shape, precision)
+            else entry.count * (2 if entry.dtype.is_floating_point else entry.dtype.itemsize)
+        )
+    return total
+
+
+def mapped(part: Part, published: Published) -> int:
+    """Return the bytes of what stands for some of a part's weights: on the disk alone."""
+    return 0 if part.replaced is None else part.replaced.size(published)
+
+
+def sizes_at(recipe: Recipe, published: Published, precision: Precision, *, adapters: int) -> Sizes:
+    """Compute what a model takes; `adapters` bytes of LoRAs stay beside the weights."""
+    parts = [recipe.part(role) for role in recipe.with_weights]
+    memory = {
+        part.role: stored(part, headers.merged(published.shards[part.role]), precision)
+        for part in parts
+    }
+    return Sizes(
+        disk=sum(memory.values()) + adapters + sum(mapped(part, published) for part in parts),
+        parts=memory,
+        adapters=adapters,
+    )

@@ -1,0 +1,95 @@
+"""What the transformer predicts at each step: its prompts, its references, true CFG."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from worker.engine.sampler import sample
+from worker.families.qwen_image.modulation import Modulation
+
+LatentShape = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """Prompt embeddings [batch, tokens, dim]; `mask` bool [batch, tokens], None when all count."""
+
+    embeds: Tensor
+    mask: Tensor | None = None
+
+
+def stack(prompts: Sequence[Conditioning]) -> Conditioning:
+    """Join prompts along the batch, padded to the longest; no mask when all lengths are equal.
+
+    A mask turns flash attention off, so callers group prompts of equal length where they can.
+    """
+    longest = max(p.embeds.shape[1] for p in prompts)
+    if all(p.embeds.shape[1] == longest and p.mask is None for p in prompts):
+        return Conditioning(torch.cat([p.embeds for p in prompts]))
+    embeds, masks = [], []
+    for prompt in prompts:
+        missing = longest - prompt.embeds.shape[1]
+        mask = prompt.mask
+        if mask is None:
+            mask = prompt.embeds.new_ones(prompt.embeds.shape[:2], dtype=torch.bool)
+        embeds.append(torch.nn.functional.pad(prompt.embeds, (0, 0, 0, missing)))
+        masks.append(torch.nn.functional.pad(mask, (0, missing)))
+    return Conditioning(torch.cat(embeds), torch.cat(masks))
+
+
+def _guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Return true CFG with the norm of the conditional prediction (diffusers' Qwen pipelines)."""
+    combined = unconditional + scale * (conditional - unconditional)
+    wanted = torch.norm(conditional, dim=-1, keepdim=True)
+    guided: Tensor = combined * (wanted / torch.norm(combined, dim=-1, keepdim=True))
+    return guided
+
+
+@torch.inference_mode()
+def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
+    transformer: Any,
+    modulation: Modulation,
+    scheduler: Any,
+    latents: Tensor,
+    prompt: Conditioning,
+    shapes: Sequence[LatentShape],
+    *,
+    negative: Conditioning | None = None,
+    true_cfg_scale: float = 1.0,
+    references: Tensor | None = None,
+    on_step: Callable[[int, int], None] = lambda _step, _steps: None,
+) -> Tensor:
+    """Denoise packed latents [batch, tokens, channels] and return them, same shape and dtype.
+
+    `shapes` are the (frames, height, width) in tokens of the output and then of every reference;
+    `references` are their packed latents [batch, reference tokens, channels]. With `negative`,
+    every step runs two forwards (true CFG), as the stock pipelines do. `on_step(step, steps)` is
+    called after each step and may raise to stop there.
+    """
+    batch, tokens = latents.shape[:2]
+    img_shapes = [list(shapes)] * batch
+    modulation.load(scheduler.timesteps)
+
+    def forward(shown: Tensor, timestep: Tensor, condition: Conditioning) -> Tensor:
+        prediction: Tensor = transformer(
+            hidden_states=shown,
+            timestep=timestep,
+            encoder_hidden_states=condition.embeds,
+            encoder_hidden_states_mask=condition.mask,
+            img_shapes=img_shapes,
+            return_dict=False,
+        )[0]
+        return prediction[:, :tokens]
+
+    def predict(given: Tensor, timestep: Tensor, step: int) -> Tensor:
+        modulation.select(step)
+        shown = given if references is None else torch.cat([given, references], dim=1)
+        prediction = forward(shown, timestep, prompt)
+        if negative is None:
+            return prediction
+        return _guided(prediction, forward(shown, timestep, negative), true_cfg_scale)
+
+    return sample(predict, scheduler, latents, on_step=on_step)

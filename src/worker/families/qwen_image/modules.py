@@ -1,0 +1,62 @@
+"""The modules that a published model's configuration describes, without memory for weights."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from worker.bundle.fill import empty
+
+# The fields of a text encoder's language model that its neighbours depend on.
+TEXT: Final = ("hidden_size", "vocab_size")
+
+
+class NoHead(nn.Module):
+    """Stand where the text encoder had its lm_head: nobody reads the logits of a prompt."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return logits of no words, [..., 0]."""
+        return hidden[..., :0]
+
+
+def transformer(config: Mapping[str, Any]) -> Any:
+    """Return the diffusion transformer of a configuration."""
+    from diffusers import QwenImageTransformer2DModel  # noqa: PLC0415 - takes seconds to import
+
+    with empty():
+        return QwenImageTransformer2DModel.from_config(dict(config))
+
+
+def vae(config: Mapping[str, Any]) -> Any:
+    """Return the VAE of a configuration."""
+    from diffusers import AutoencoderKLQwenImage  # noqa: PLC0415 - takes seconds to import
+
+    with empty():
+        return AutoencoderKLQwenImage.from_config(dict(config))
+
+
+def text_encoder(config: Mapping[str, Any]) -> Any:
+    """Return the text encoder of a configuration, with its lm_head."""
+    from transformers import (  # noqa: PLC0415 - takes seconds to import
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+    )
+
+    read = Qwen2_5_VLConfig.from_dict(dict(config))
+    with empty():
+        return Qwen2_5_VLForConditionalGeneration._from_config(  # noqa: SLF001 - the public way reads weights
+            read, dtype=torch.bfloat16
+        )
+
+
+def without_head(encoder: Any) -> Any:
+    """Take the lm_head, 545 M parameters whose product nobody reads, off a text encoder."""
+    encoder.lm_head = NoHead()
+    return encoder
+
+
+def text_encoder_config(encoder: Any) -> dict[str, Any]:
+    """Return the configuration of a text encoder: its vision tower's and its TEXT fields."""
+    of_text = {name: getattr(encoder.config.text_config, name) for name in TEXT}
+    return {**encoder.config.vision_config.to_dict(), **of_text}

@@ -1,0 +1,58 @@
+"""A bundle's folder -> the components of a warm model, its modulation as rows, all in bf16."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from worker.bundle.open import Opening, Shared
+from worker.bundle.plain import open_processor, open_tokenizer
+from worker.bundle.read import THREADS
+from worker.families.qwen_image import rows
+from worker.families.qwen_image.components import Components
+from worker.families.qwen_image.modulation import RowModulation
+from worker.families.qwen_image.recipe import RECIPE
+
+
+def open_bundle(
+    folder: Path,
+    device: torch.device,
+    *,
+    verify: Literal["sizes", "full"] = "sizes",
+    text_encoder_device: torch.device | None = None,
+    share: Shared | None = None,
+    threads: int = THREADS,
+) -> Components:
+    """Open a bundle with its Lightning LoRAs attached.
+
+    `text_encoder_device` keeps the text encoder elsewhere (offload); `share` lets models have one
+    text encoder and VAE. Raises Damaged, LoraNotApplied, FileNotFoundError.
+    """
+    opening = Opening(
+        folder,
+        RECIPE,
+        device,
+        verify=verify,
+        waiting=text_encoder_device,
+        share=share,
+        threads=threads,
+    )
+    with opening as parts:
+        # What is called here imports for seconds; the readers' threads work meanwhile.
+        transformer = parts.bare("transformer")
+        modulation = RowModulation(transformer, rows.table(parts.mapped("transformer")), device)
+        parts.fill("transformer", transformer)
+        tokenizer = parts.opened("tokenizer", open_tokenizer)
+        processor = parts.opened("processor", open_processor) if parts.has("processor") else None
+        return Components(
+            transformer=transformer,
+            text_encoder=parts.module("text_encoder"),
+            vae=parts.module("vae"),
+            tokenizer=tokenizer,
+            processor=processor,
+            scheduler=parts.json("scheduler", "scheduler_config.json"),
+            adapters=parts.adapters(transformer, modulation.fixed),
+            modulation=modulation,
+            device=device,
+            dtype=torch.bfloat16,
+        )
