@@ -33,7 +33,7 @@ VAE_STEPS = 4500
 MODEL_STEPS = 2400
 TEACHER_GROUPS = 320
 ROUNDS = 1100
-# Shares of ROUNDS. The 8-step LoRA starts from the 4-step one, whose last step is trained at the end.
+# Shares of ROUNDS. The 8-step LoRA starts from the 4-step one, whose last step is trained last.
 COURSES = (
     (4, distil.ALL_STEPS, 1.0),
     (8, distil.ALL_STEPS, 0.15),
