@@ -50,7 +50,7 @@ def told(name: str, first: int, last: int, size: int, times: int | None = 1) -> 
         headers["Content-Range"] = template.format(
             first=first, last=last, size=size, later=first + 1, sooner=last - 1, more=size + 1
         )
-    return Fault("told-range", path=SHARD, times=times, headers=headers)
+    return Fault("claimed-range", path=SHARD, times=times, headers=headers)
 
 
 @pytest.mark.parametrize("name", RANGES)

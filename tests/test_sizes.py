@@ -15,7 +15,7 @@ def test_the_written_sizes_are_the_computed_ones() -> None:
     sizes = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sizes)
     written = json.loads((BENCH / "results" / "sizes.json").read_text())
-    assert sizes.computed() == written, "run: python bench/sizes.py"
+    assert sizes.compute() == written, "run: python bench/sizes.py"
     # a third less than the published 40.9 GB, and an eighth of the rest in four bits and a bit
     assert written["bf16"]["transformer"] < 0.67 * 40.9
     assert written["4bit"]["transformer"] < 7.5

@@ -38,7 +38,7 @@ Act = Literal[
     "gzip",
     "no-range",
     "wrong-range",
-    "told-range",
+    "claimed-range",
     "stall-before",
     "stall-body",
     "drip",
@@ -53,8 +53,8 @@ class Fault:
     """One way to misbehave: at which step, for which paths, how often (None: forever).
 
     `at` is the share of the body that still arrives before a cut, a stall or a flipped byte. The
-    first `skip` requests that match are spared. "told-range" answers 206 with the right bytes and
-    the Content-Range of `headers`, or none.
+    first `skip` requests that match are spared. "claimed-range" answers 206 with the right bytes
+    and the Content-Range of `headers`, or none.
     """
 
     act: Act
@@ -537,7 +537,7 @@ class _Handler(BaseHTTPRequestHandler):
             start, end = (start - 1, end - 1) if start else (start + 1, end + 1)
         body = data[start : end + 1]
         headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
-        if fault and fault.act == "told-range":
+        if fault and fault.act == "claimed-range":
             del headers["Content-Range"]
             headers |= fault.headers
         self._body(fault, body, 206, headers)
