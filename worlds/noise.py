@@ -1,25 +1,30 @@
-"""A family that draws coloured noise, and the script that serves it beside the tone.
+"""A second family of pictures, which draws coloured noise; run, it is served with the tone.
 
-`python -m worlds.noise [tone] [noise]` serves them as handler.py serves a model; both if none is
-named.
+`MODEL=tone,noise python -m worlds.noise` serves them as handler.py serves a model: two names in the
+catalogue and one in the tasks are all that it adds.
 """
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from PIL import Image
 
+from worker import boot
 from worker.doors import start
 from worker.doors.runpod.loop import RunPod
+from worker.driver import Gpu
+from worker.families import catalogue
+from worker.families.family import Family
 from worker.media.picture import Picture
-from worker.residency import Residency
 from worker.seam import Control, Made, Openable, Served, Unheard
 from worker.settings import Settings
 from worker.tasks.picture import FROM_TEXT, PictureOffer, PictureWish, warm_up
 from worker.tasks.registry import TASKS
-from worlds.tone import SPEECH, Tone
+from worker.weights.spec import ModelSpec
+from worlds import tone
+from worlds.speech import SPEECH
 
 OFFER = PictureOffer(
     steps=2,
@@ -64,17 +69,16 @@ class Noise:
         """Free nothing."""
 
 
-MODELS = {model.served.id: Openable(model.served, {}, model) for model in (Tone, Noise)}
+def ready(_: ModelSpec, __: Settings, ___: Gpu | None, *, taken: Container[str]) -> Openable:
+    """Return how to open it; nothing has to come from anywhere."""
+    assert "noise" not in taken
+    return Openable(Noise.served, {}, Noise)
 
 
-def boot(_: Settings) -> Residency:
-    """Open the models that the command line names."""
-    models = Residency([MODELS[name] for name in sys.argv[1:] or MODELS], budget=None)
-    for model in models.fill():
-        model.warm()
-    return models
-
+ROW = ModelSpec("noise", "a/noise", "Noise", "worlds.noise", (FROM_TEXT,), needs_gpu=False)
+FAMILY = Family(rows=(ROW,), classes={}, form="noise")
 
 if __name__ == "__main__":
     TASKS[SPEECH.name] = SPEECH
-    sys.exit(start.run(RunPod, boot))
+    catalogue.CATALOGUE = catalogue.combine((*catalogue.FAMILIES, tone.FAMILY, FAMILY))
+    sys.exit(start.run(RunPod, boot.boot))

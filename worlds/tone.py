@@ -1,60 +1,61 @@
-"""A family that makes a tone, and the task `speech` that it needs."""
+"""A family that makes a tone, as a whole: its row, its model, what it makes."""
 
 import io
 import math
 import wave
 from array import array
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
-from worker.edge import echo, fields
+from worker.driver import Gpu
+from worker.families.family import Family
 from worker.media.piece import Encoded
-from worker.seam import Made, Served
-from worker.tasks.task import Asked, Span, Task
+from worker.seam import Control, Made, Openable, Served
+from worker.settings import Settings
+from worker.weights.spec import ModelSpec
+from worlds.speech import SpeechWish
 
 RATE = 24_000  # samples per second
-OFFERS: dict[str, Any] = {"speech": SimpleNamespace(facts=lambda _: {"sample_rate": RATE})}
 
 
-class SpeechInput(fields.CommonInput):
-    """What a job's `input` may hold for speech."""
+class Offer:
+    """What a tone offers for speech."""
 
-    prompt: str | None = fields.declare("a text", "required", "text", place=fields.WHAT)
+    def facts(self, _settings: Settings) -> Mapping[str, int]:
+        """Return the rate of its samples."""
+        return {"sample_rate": RATE}
 
 
-@dataclass(frozen=True, slots=True)
-class SpeechWish:
-    """A text to say."""
+@dataclass(frozen=True)
+class Tone:
+    """0.1 s per character, at a pitch that is the seed's."""
 
-    prompt: str = echo.public()
-    task: str = echo.public(text="")
-    seed: int = echo.public()
+    wish: SpeechWish
 
-    def encode(self, *_: Any) -> Encoded:
-        """Return a tone of 0.1 s per character, whose pitch is the seed's, as a WAV file."""
-        turn = 2 * math.pi * (200 + self.seed % 200) / RATE
-        count, file = len(self.prompt) * RATE // 10, io.BytesIO()
+    def encode(self, _form: str, _quality: int, _text: Mapping[str, str]) -> Encoded:
+        """Return a WAV file."""
+        turn = 2 * math.pi * (200 + self.wish.seed % 200) / RATE
+        count, file = len(self.wish.prompt) * RATE // 10, io.BytesIO()
         with wave.open(file, "wb") as track:
             track.setparams((1, 2, RATE, 0, "NONE", ""))
             track.writeframes(array("h", (int(9999 * math.sin(turn * n)) for n in range(count))))
         return Encoded(file.getvalue(), "audio/wav", {"seconds": count / RATE, "sample_rate": RATE})
 
 
-class Tone:
+class Fork:
     """A model that hums; all of its wishes share a forward."""
 
-    served = Served("tone", "a/tone", "1", "none", "", OFFERS)
+    served = Served("tone", "a/tone", "1", "none", "", {"speech": Offer()})
 
-    def together(self, *_: Any) -> bool:
+    def together(self, _wish: SpeechWish, _other: SpeechWish) -> bool:
         """Let them."""
         return True
 
-    def make(self, wishes: Any, controls: Any) -> list[Made]:
+    def make(self, wishes: Sequence[SpeechWish], controls: Sequence[Control]) -> list[Made]:
         """Hum."""
         for control in controls:
             control.report("hum", 1, 1)
-        return [Made(wish, {"hum": 5.0}) for wish in wishes]
+        return [Made(Tone(wish), {"hum": 5.0}) for wish in wishes]
 
     def warm(self) -> None:
         """Load nothing."""
@@ -62,14 +63,11 @@ class Tone:
     release = warm
 
 
-SPEECH = Task(
-    name="speech",
-    input=SpeechInput,
-    wish=SpeechWish,
-    key="audio",
-    noun="sound",
-    formats={"wav": "wav"},
-    spans=(Span("hum", 100, "hum"),),
-    judge=lambda values, *_: Asked(SpeechWish(values.prompt or "", "speech", 0), values.prompt),
-    lossless=("wav",),
-)
+def ready(_: ModelSpec, __: Settings, ___: Gpu | None, *, taken: Container[str]) -> Openable:
+    """Return how to open it; nothing has to come from anywhere."""
+    assert "tone" not in taken
+    return Openable(Fork.served, {}, Fork)
+
+
+ROW = ModelSpec("tone", "a/tone", "Tone", __name__, ("speech",), needs_gpu=False)
+FAMILY = Family(rows=(ROW,), classes={}, form="a tone")

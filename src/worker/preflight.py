@@ -61,7 +61,7 @@ def check(settings: Settings) -> list[Finding]:
     try:
         has_gpu = driver is not None and bool(driver.gpus)
         specs = catalogue.CATALOGUE.resolve(settings.model, settings, has_gpu=has_gpu)
-        full = any(spec.embedded is None for spec in specs)
+        full = any(spec.needs_gpu for spec in specs)
         findings.append(Finding("model", "ok", ", ".join(spec.name for spec in specs)))
     except WorkerError as error:
         findings.append(Finding("model", "fatal", error.message, "mend MODEL"))
@@ -159,7 +159,7 @@ def _pair() -> Iterator[Finding]:
 def _gpu(
     driver: Driver | None, torch_cuda: tuple[int, int] | None, *, full: bool, on_platform: bool
 ) -> Iterator[Finding]:
-    """Judge the driver and its first GPU; `full` is whether a model is more than the embedded."""
+    """Judge the driver and its first GPU; `full` is whether a model needs a GPU."""
     if driver is None or not driver.gpus:
         found = "no NVIDIA driver" if driver is None else f"driver {driver.version} without a GPU"
         if full and on_platform:

@@ -52,8 +52,8 @@ class ModelSpec:
     catalogue until its own files were read. `family` is the module that opens it, `defaults` is
     that family's own frozen value. `lightning` maps a step count to its LoRA. `folder` is set when
     the weights are a local folder, `embedded` is that folder's path below checkpoints/ for a model
-    that ships with the worker. `is_alone` says whether MODEL names no other published model, so
-    that MODEL_PATH must mean this one.
+    that ships with the worker. `needs_gpu` is False where a CPU serves it in seconds. `is_alone`
+    says whether MODEL names no other published model, so that MODEL_PATH must mean this one.
     """
 
     name: str
@@ -68,6 +68,7 @@ class ModelSpec:
     revision: str | None = None
     embedded: str | None = None
     folder: Path | None = None
+    needs_gpu: bool = True
     is_alone: bool = True
     listing: Listing = Listing()
 

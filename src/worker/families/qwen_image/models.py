@@ -106,7 +106,7 @@ def _embedded(name: str, folder: str, pipeline: str) -> ModelSpec:
     """Return the row of a model that ships in checkpoints/."""
     lightning = (None, "lightning/tiny-Lightning-{n}steps.safetensors")
     row = _row(name, folder, pipeline, lightning, steps=40, area=TINY_AREA, sizes=TINY_SIZES)
-    return replace(row, embedded=folder)
+    return replace(row, embedded=folder, needs_gpu=False)
 
 
 TABLE: Final = (
