@@ -1,7 +1,7 @@
 """Fill the tables of README, docs/ and RunPod's listing from the code: `make readme`.
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`; .runpod/hub.json names the models that
-MODEL may hold and its default. tests/test_readme.py fails while a page and the code differ.
+MODEL may hold and its default. tests/tools/test_readme.py fails while a page and the code differ.
 """
 
 import ast

@@ -105,7 +105,14 @@ class Atlas:
         }:
             using |= more
         for _, tests in self._tests:
-            yield from (test for test in tests if Path(test.file).stem in using)
+            yield from (test for test in tests if self._module(test.file) in using)
+
+    def _module(self, file: str) -> str:
+        """Return the dotted name of a test file below the folder of tests."""
+        parts = Path(file).with_suffix("").parts
+        return (
+            ".".join(parts[1:]) if self.tests and parts[0] == self.tests.name else ".".join(parts)
+        )
 
     def _find_namesakes(self, file: str) -> Iterator[Test]:
         """Yield the tests of test_NAME.py that run a line of NAME.py."""

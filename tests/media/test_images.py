@@ -309,7 +309,7 @@ def test_every_word_of_what_is_read_names_the_same_formats() -> None:
     """The kinds stand in one constant; the texts that cannot use it say the same."""
     words = header.KINDS.replace(" or ", ", ").split(", ")
     assert tuple(word.lower() for word in words) == get_args(header.Kind)
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     for told in (
         ImageUnreadable.__doc__ or "",
         decode.__doc__ or "",

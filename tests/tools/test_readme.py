@@ -18,7 +18,7 @@ from worker.tasks import registry
 from worker.tasks.request import Request, parse
 from worlds.published import EDIT, IMAGE
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
 PAGES = {

@@ -36,7 +36,7 @@ from worker.tasks.task import Asked, Task
 from worlds import published
 from worlds.standin import SERVED, StandIns, answered
 
-SOURCE = Path(__file__).parents[1] / "src" / "worker"
+SOURCE = Path(__file__).parents[2] / "src" / "worker"
 # Tensors have sides and rows of a width; a model's row has its sizes.
 SAY_WIDTH = {"tasks/picture.py", "tasks/size.py"}
 ROOMS_THAT_SAY_WIDTH = {"media", "families", "engine"}

@@ -23,7 +23,7 @@ from worker.doors.runpod import sdk
 from worlds.pod import KEY, Pod
 from worlds.process import Process
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 HANDLER = (sys.executable, "handler.py")
 START_S = 300.0  # imports take 5-15 s, several times that on a machine that does something else
 JOB_S = 60.0

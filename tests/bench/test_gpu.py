@@ -14,7 +14,7 @@ from bench.real_shapes import job, measure, shapes, weights
 from bench.real_shapes.job import Case
 from bench.real_shapes.results import Results, table
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 

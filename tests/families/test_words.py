@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "worker"
+SOURCE = Path(__file__).parents[2] / "src" / "worker"
 WORDS = re.compile(r"qwen|img_mod|transformer_blocks|text_encoder|vae", re.IGNORECASE)
 # file -> what it may say: the default model and an alias, and which versions break whose classes
 ALLOWED = {

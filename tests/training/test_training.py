@@ -16,7 +16,7 @@ from training.tiny.train import load_start
 from worker.engine.lora import Adapters, canonical
 from worker.families.qwen_image.lightning import lightning_modules
 
-CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "tiny"
+CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "tiny"
 
 
 @pytest.fixture(scope="module")

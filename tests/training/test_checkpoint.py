@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-ROOT = Path(__file__).parent.parent / "checkpoints" / "tiny"
+ROOT = Path(__file__).parents[2] / "checkpoints" / "tiny"
 VARIANTS = ("image", "edit")
 LORA_MODULES = {
     *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.to_add_out"),

@@ -93,7 +93,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_memory_stays_below_a_shard_and_disk_below_the_bundle_and_two(
     precision: Precision, published: Path, tmp_path: Path
 ) -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", CHILD, published, tmp_path, precision],
         env={**os.environ, "PYTHONPATH": f"{root / 'tests'}:{root}", "OMP_NUM_THREADS": "1"},

@@ -13,7 +13,7 @@ from PIL import Image
 from training.tiny import evaluate
 from worlds.pod import Pod
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 START_S = 300.0  # imports take 5-15 s, several times that on a machine that does something else
 JOB_S = 120.0
 pytestmark = pytest.mark.timeout(900)  # a worker with a model has START_S to start

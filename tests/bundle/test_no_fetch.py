@@ -10,7 +10,7 @@ import pytest
 
 from worlds.process import Process
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 START_S = 300.0
 # A package like the one that downloads compiled kernels and runs them: it leaves a note instead.
 KERNELS = """

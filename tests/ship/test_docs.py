@@ -21,7 +21,7 @@ from worker.versions import OLDEST_DRIVER
 from worlds import embedded
 from worlds.pod import KEY, Pod
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 GUIDES = ("api.md", "deploy.md", "troubleshooting.md")
 # the platform's, the SDK's or the caller's own

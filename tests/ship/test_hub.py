@@ -13,7 +13,7 @@ from worker.tasks import request
 from worker.weights.spec import lightning_steps
 from worlds import embedded
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
 TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())
 CONFIG = HUB["config"]

@@ -4,7 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-BENCH = Path(__file__).parents[1] / "bench"
+BENCH = Path(__file__).parents[2] / "bench"
 
 
 def test_the_written_sizes_are_the_computed_ones() -> None:

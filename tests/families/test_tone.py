@@ -13,7 +13,7 @@ from PIL import Image
 
 from worlds.pod import Pod
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "worlds.noise")
 
 

@@ -23,7 +23,7 @@ from tools.mutation.report import Room
 from tools.mutation.trial import Outcome, Worker, start_workers
 from tools.mutation.unseen import find_errors
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def changes(source: str) -> set[str]:

@@ -178,5 +178,5 @@ def test_the_corpus_is_as_large_as_it_says() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/security.md"])
 def test_the_number_of_inputs_is_the_one_that_is_written(page: str) -> None:
-    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / page).read_text(encoding="utf-8")
     assert f"{len(CASES)} bad and odd inputs" in text

@@ -16,7 +16,7 @@ from worker import settings
 from worker.bundle import format as layout
 from worker.weights import sources
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 PARSED = dockerfile.parse((ROOT / "Dockerfile").read_text())
 SCRIPTS = sorted([*(ROOT / "builder").glob("*.sh"), ROOT / "build.sh", ROOT / ".ci" / "run"])
@@ -182,7 +182,7 @@ def test_the_build_context_holds_what_is_copied_and_nothing_private() -> None:
     copied = {s for step in steps("baked") if step.keyword == "COPY" for s in step.words[:-1]}
     assert not [path for path in copied if ignored(path)]
     assert not ignored("src/worker/engine/sampler.py")
-    for path in (".env", ".git/config", "tests/test_ship_image.py", "out/a", ".venv/bin/python"):
+    for path in (".env", ".git/config", "tests/ship/test_image.py", "out/a", ".venv/bin/python"):
         assert ignored(path)
     assert ignored("src/worker/__pycache__/boot.cpython-311.pyc")
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCH = Path(__file__).parents[1] / "bench" / "overhead.py"
+BENCH = Path(__file__).parents[2] / "bench" / "overhead.py"
 
 
 def test_the_bench_measures_every_phase_of_every_format(tmp_path: Path) -> None:

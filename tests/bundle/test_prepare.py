@@ -280,7 +280,7 @@ CHILD = textwrap.dedent(
 def test_after_kill_9_the_next_run_goes_on_where_it_was(
     way: str, stop_at: int, sharded: Path, tmp_path: Path
 ) -> None:
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     with subprocess.Popen(
         [sys.executable, "-c", CHILD, sharded, tmp_path, str(stop_at), way],
         stdin=subprocess.PIPE,

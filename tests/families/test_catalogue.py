@@ -273,7 +273,7 @@ def test_whose_a_repository_is_is_known_without_torch(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(["tests", "."])},
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         check=True,
         capture_output=True,
         text=True,
