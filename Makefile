@@ -48,8 +48,9 @@ quick: setup ## the tests that are not marked slow
 
 check: lint quick ## before every commit: lint, types, the quick tests
 
-readme: setup ## write the tables of README and docs/ from the code
+readme: setup ## write the tables of README and docs/ from the code, and the walks
 	$(BIN)/python -m tools.readme
+	$(BIN)/python -m tools.walk --write
 
 lint: setup ## ruff, its format check, mypy strict
 	$(BIN)/ruff check .

@@ -188,13 +188,13 @@ PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
 }
 
 
-def fill(page: str) -> str:
+def fill(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
     """Return a page's text with every table filled from the code.
 
     Raises ValueError when the place of a table is missing.
     """
     text = (ROOT / page).read_text(encoding="utf-8")
-    for name, table in PAGES[page].items():
+    for name, table in tables.items():
         start, end = f"<!-- {name} -->", "<!-- end -->"
         before, found, rest = text.partition(start)
         _, ended, after = rest.partition(end)
@@ -221,8 +221,8 @@ def hub_listing() -> str:
 
 def main() -> int:
     """Rewrite the pages and the listing."""
-    for page in PAGES:
-        (ROOT / page).write_text(fill(page), encoding="utf-8")
+    for page, tables in PAGES.items():
+        (ROOT / page).write_text(fill(page, tables), encoding="utf-8")
     HUB.write_text(hub_listing(), encoding="utf-8")
     return 0
 

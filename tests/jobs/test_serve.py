@@ -685,23 +685,6 @@ def test_the_time_of_a_job_and_its_phases_is_in_milliseconds(
     assert job.elapsed_ms() == 6000.0
 
 
-@pytest.mark.parametrize(
-    ("given", "is_given"),
-    [
-        ({"output_format": "png"}, True),
-        ({"image_format": "png"}, True),
-        ({"image_format": None}, False),
-        ({"output_quality": 5}, False),
-        ({"unheard-of": 1}, False),
-        ({}, False),
-        (["output_format"], False),
-        (None, False),
-    ],
-)
-def test_a_field_is_given_by_any_of_its_names(given: Any, *, is_given: bool) -> None:
-    assert Job("job-1", given, 1000).is_given("output_format") is is_given
-
-
 class Told(StandIn):
     """A model that keeps what it is told to draw, and says what each picture took."""
 

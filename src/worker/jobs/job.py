@@ -10,7 +10,6 @@ from worker.edge.reply import Failure
 from worker.errors import WorkerError
 from worker.jobs.progress import Post
 from worker.media.s3 import CallersBucket
-from worker.tasks import registry
 
 
 @dataclass(slots=True)
@@ -32,13 +31,6 @@ class Job:
     start: float = field(default_factory=time.monotonic)
     timings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-
-    def is_given(self, name: str) -> bool:
-        """Tell whether the caller set a field of the input, by any of its names."""
-        names = registry.names()
-        return isinstance(self.input, dict) and any(
-            value is not None and names.get(word) == name for word, value in self.input.items()
-        )
 
     def elapsed_ms(self) -> float:
         """Return the milliseconds since the job came."""

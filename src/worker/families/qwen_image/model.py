@@ -165,43 +165,41 @@ class QwenImage:
                 "the memory of a model that gave way was not freed; this worker will be replaced"
             )
 
-    def reference_size(self, image: Image.Image, generation: PictureWish) -> tuple[int, int]:
+    def reference_size(self, image: Image.Image, wish: PictureWish) -> tuple[int, int]:
         """Return the (width, height) at which a reference is encoded.
 
         The output's own where the aspects agree; else the reference's aspect at the model's area,
         as the stock pipeline does.
         """
         ratio = image.width / image.height
-        if abs(math.log(generation.width / generation.height / ratio)) < SAME_ASPECT:
-            return generation.width, generation.height
+        if abs(math.log(wish.width / wish.height / ratio)) < SAME_ASPECT:
+            return wish.width, wish.height
         return sized(self._area, ratio)
 
-    def latents(
-        self, generations: Sequence[PictureWish], control: Control, clock: _Clock
-    ) -> Tensor:
-        """Return the final packed latents [batch, tokens, channels] of a batch of generations.
+    def latents(self, wishes: Sequence[PictureWish], control: Control, clock: _Clock) -> Tensor:
+        """Return the final packed latents [batch, tokens, channels] of a batch of wishes.
 
         They must agree in everything but prompt, references' pixels and seed.
         """
-        first, parts = generations[0], self._parts
+        first, parts = wishes[0], self._parts
         name = adapter_role(first.steps) if first.lightning else None
         if name is not None and name not in parts.adapters.held:
             raise LoraNotApplied(f"no Lightning LoRA for {first.steps} steps is held")
         parts.adapters.use(name)
 
-        prompt = stack([self._embed(g, g.prompt, clock) for g in generations])
+        prompt = stack([self._embed(w, w.prompt, clock) for w in wishes])
         negative = None
         if first.negative_prompt is not None and first.true_cfg_scale > 1:
             unwanted = first.negative_prompt
-            negative = stack([self._embed(g, unwanted, clock) for g in generations])
+            negative = stack([self._embed(w, unwanted, clock) for w in wishes])
         control.report("text", 1, 1)
 
-        references, shapes = self._references(generations, control, clock)
+        references, shapes = self._references(wishes, control, clock)
         step = self._vae.scale
         height, width = first.height // step, first.width // step
-        start = noise(
-            [g.seed for g in generations], self._vae.channels, height, width, parts.dtype
-        ).to(parts.device)
+        start = noise([w.seed for w in wishes], self._vae.channels, height, width, parts.dtype).to(
+            parts.device
+        )
         tokens = start.shape[1]
         steps = (
             lightning(first.steps, tokens)
@@ -222,34 +220,34 @@ class QwenImage:
                 on_step=lambda done, of: control.report("denoise", done, of),
             )
 
-    def _draw(self, generation: PictureWish, control: Control) -> Made:
+    def _draw(self, wish: PictureWish, control: Control) -> Made:
         clock = _Clock(self._parts.device, {})
         devices.reset_peak(self._parts.device)
         with devices.translated():
-            latents = self.latents([generation], control, clock)
+            latents = self.latents([wish], control, clock)
             with clock.phase("decode"):
-                pixels = self._vae.decode(latents, generation.width, generation.height)
+                pixels = self._vae.decode(latents, wish.width, wish.height)
                 image = picture(pixels[0])
         return Made(
-            Picture(image, generation.final),
+            Picture(image, wish.final),
             clock.spent,
             peak_vram_mb=devices.peak_mb(self._parts.device),
-            warnings=self._cut(generation),
+            warnings=self._cut(wish),
         )
 
-    def _cut(self, generation: PictureWish) -> tuple[str, ...]:
+    def _cut(self, wish: PictureWish) -> tuple[str, ...]:
         """Say which of the texts that were used is longer than what was used of it."""
-        texts = {"prompt": generation.prompt}
-        if generation.negative_prompt is not None and generation.true_cfg_scale > 1:
-            texts["negative prompt"] = generation.negative_prompt
+        texts = {"prompt": wish.prompt}
+        if wish.negative_prompt is not None and wish.true_cfg_scale > 1:
+            texts["negative prompt"] = wish.negative_prompt
         return tuple(
             f"the {name} was cut at {prompts.MAX_TOKENS} tokens"
             for name, text in texts.items()
-            if self._prompts.is_cut(text, references=bool(generation.references))
+            if self._prompts.is_cut(text, references=bool(wish.references))
         )
 
-    def _embed(self, generation: PictureWish, text: str, clock: _Clock) -> Conditioning:
-        shown = self._shown(generation.references)
+    def _embed(self, wish: PictureWish, text: str, clock: _Clock) -> Conditioning:
+        shown = self._shown(wish.references)
         key: Hashable = ("text", text, _digest(shown))
         with clock.phase("text"):
             embeds = self._cache.get(
@@ -266,10 +264,10 @@ class QwenImage:
         ]
 
     def _references(
-        self, generations: Sequence[PictureWish], control: Control, clock: _Clock
+        self, wishes: Sequence[PictureWish], control: Control, clock: _Clock
     ) -> tuple[Tensor | None, list[LatentShape]]:
         """Return all references' packed latents [batch, tokens, channels] and their shapes."""
-        first = generations[0]
+        first = wishes[0]
         if not first.references:
             return None, []
         sizes = [self.reference_size(image, first) for image in first.references]
@@ -280,8 +278,8 @@ class QwenImage:
 
         rows = []
         with clock.phase("reference"):
-            for generation in generations:
-                pairs = zip(generation.references, sizes, strict=True)
+            for wish in wishes:
+                pairs = zip(wish.references, sizes, strict=True)
                 rows.append(torch.cat([encoded(*pair) for pair in pairs], dim=1))
         control.report("reference", 1, 1)
         unit = self._vae.scale * 2
