@@ -42,7 +42,7 @@ from worker.engine.quantise import Precision  # noqa: E402 - the same
 from worker.families.catalogue import CATALOGUE  # noqa: E402 - the same
 from worker.families.qwen_image.opening import open_bundle  # noqa: E402 - the same
 from worker.families.qwen_image.recipe import RECIPE  # noqa: E402 - the same
-from worker.weights.catalogue import checkpoints  # noqa: E402 - the same
+from worker.weights.meaning import checkpoints  # noqa: E402 - the same
 from worker.weights.snapshot import LocalSnapshot  # noqa: E402 - the same
 
 RESULTS: Final = ROOT / "bench" / "results" / "quality.json"

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from worker import boot, log, settings
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.families.catalogue import CATALOGUE
 from worker.weights import sources
 

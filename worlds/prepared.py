@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from worker import settings
-from worker.bundle.format import adapter_role
 from worker.bundle.headers import Shard
+from worker.bundle.layout import adapter_role
 from worker.bundle.open import Shared
 from worker.bundle.plan import Order
 from worker.bundle.prepare import prepare
@@ -19,7 +19,7 @@ from worker.families.qwen_image.model import QwenImage
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.published import open_published
 from worker.families.qwen_image.recipe import RECIPE
-from worker.weights.catalogue import checkpoints
+from worker.weights.meaning import checkpoints
 from worker.weights.snapshot import LocalSnapshot, Snapshot
 from worlds.published import EDIT, IMAGE, offering
 

@@ -12,7 +12,7 @@ from bench.real_shapes import shapes, weights
 from bench.real_shapes.job import Case
 from bench.real_shapes.shapes import Architecture
 from worker.bundle.fill import fill
-from worker.bundle.format import adapter_role
+from worker.bundle.layout import adapter_role
 from worker.bundle.open import FusedAdapter
 from worker.engine import device as gpu
 from worker.engine.decoded import picture

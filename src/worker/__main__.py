@@ -65,7 +65,7 @@ def prepare(model: str, precision: str | None, out: str | None) -> int:
 
 def push(bundle: Path, repository: str) -> int:
     """Upload a bundle with all its components and print the commit."""
-    from worker.bundle import format as layout  # noqa: PLC0415 - only here
+    from worker.bundle import layout  # noqa: PLC0415 - only here
     from worker.weights import push as hub  # noqa: PLC0415 - only here
 
     try:

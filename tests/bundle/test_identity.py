@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from worker import boot, settings
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.bundle import obtain as obtaining
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.families.catalogue import CATALOGUE

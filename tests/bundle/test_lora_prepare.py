@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worker import settings
-from worker.bundle import format as layout
+from worker.bundle import layout
+from worker.bundle.making import Work
 from worker.bundle.obtain import obtain
 from worker.bundle.prepare import prepare
-from worker.bundle.recipe import Work
 from worker.engine import lora
 from worker.errors import LoraNotApplied, WeightsUnavailable
 from worker.families.catalogue import CATALOGUE

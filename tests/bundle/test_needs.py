@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from worker import settings
-from worker.bundle import format as layout
-from worker.bundle import needs
+from worker.bundle import layout, needs
 from worker.bundle.obtain import Obtained, obtain
 from worker.bundle.sizes import Sizes
 from worker.driver import Gpu

@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from worker.bundle import format as layout
-from worker.bundle import lock, tensors
+from worker.bundle import layout, lock, tensors
 from worker.bundle.fill import empty, fill, on_meta
-from worker.bundle.format import Damaged
+from worker.bundle.layout import Damaged
 from worker.bundle.open import shared
 from worker.bundle.prepare import prepare
 from worker.bundle.read import BIG_BYTES, RANGE_BYTES, Reader

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import synthetic
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.engine.quantise import Precision
 
 MB = 1_000_000

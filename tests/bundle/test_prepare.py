@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.bundle.prepare import prepare, sizes
 from worker.engine.lora import canonical, fused
 from worker.engine.quantise import PRECISIONS, Precision

@@ -15,7 +15,7 @@ from worker.errors import WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image.modulation import MODULATION
 from worker.families.qwen_image.parts import TRANSFORMER
-from worker.weights import layout, sources
+from worker.weights import checkpoint, sources
 from worker.weights.snapshot import LocalSnapshot
 from worlds import altered, prepared
 from worlds.altered import Raw
@@ -318,8 +318,8 @@ def test_weights_in_another_form_are_told_by_what_there_is(
 
 
 def test_a_folder_without_other_weights_tells_of_none() -> None:
-    assert layout.other_weights(["vae/x.gguf"], "transformer") == ""
-    assert layout.other_weights(["vae/config.json"]) == ""
+    assert checkpoint.other_weights(["vae/x.gguf"], "transformer") == ""
+    assert checkpoint.other_weights(["vae/config.json"]) == ""
 
 
 @pytest.mark.parametrize("path", ["model_index.json", "worker.json"])

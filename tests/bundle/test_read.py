@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from worker.bundle import tensors
-from worker.bundle.format import Damaged
+from worker.bundle.layout import Damaged
 from worker.bundle.read import BIG_BYTES, RANGE_BYTES, Reader
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from worker import boot, settings
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.errors import WeightsUnavailable
 from worker.weights import metadata
 from worlds import hub as worlds_hub

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker.bundle import stream, tensors
-from worker.bundle.format import FileRecord
 from worker.bundle.headers import Shard
+from worker.bundle.layout import FileRecord
 from worker.bundle.stream import Place, Read, forget_receipts
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Progress, Proven, quiet

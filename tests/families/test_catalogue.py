@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from worker import boot, preflight, settings
-from worker.bundle import format as layout
-from worker.bundle.format import Bundle
+from worker.bundle import layout
+from worker.bundle.layout import Bundle
 from worker.driver import Gpu
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.families import catalogue
@@ -23,7 +23,7 @@ from worker.families.family import Family
 from worker.families.recognise import recognise
 from worker.settings import Settings
 from worker.weights import sources
-from worker.weights.catalogue import checkpoints
+from worker.weights.meaning import checkpoints
 from worker.weights.snapshot import LocalSnapshot
 from worker.weights.spec import ModelSpec, Parts
 from worlds import hub as worlds_hub

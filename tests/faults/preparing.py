@@ -15,12 +15,12 @@ from faults.network import Case, Expected
 from faults.room import TOKEN, Room
 from safetensors.torch import load, save
 
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.bundle.obtain import Obtained, obtain
 from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image.recipe import RECIPE
 from worker.settings import Settings, read
-from worker.weights.catalogue import checkpoints
+from worker.weights.meaning import checkpoints
 from worker.weights.proof import digests
 from worlds.hub import Fault, running
 from worlds.repository import in_shards

@@ -50,7 +50,7 @@ def blocks(name: str, language: str) -> list[str]:
 def test_every_failure_code_has_its_section_in_the_order_of_the_tree() -> None:
     told = re.findall(r"^### (\w+)$", DOCS["troubleshooting.md"], re.MULTILINE)
     assert len(told) == len(set(told))
-    # bundle.format.Damaged and others refine a code of the tree
+    # bundle.layout.Damaged and others refine a code of the tree
     assert set(told) == codes()
 
 

@@ -12,7 +12,7 @@ from worker import settings
 from worker.errors import WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
 from worker.settings import Settings
-from worker.weights import layout, sources
+from worker.weights import checkpoint, sources
 from worker.weights.proof import digests
 from worker.weights.snapshot import LocalSnapshot, named
 from worker.weights.sources import Source
@@ -419,7 +419,7 @@ def test_only_the_files_that_a_model_needs_are_needed() -> None:
         "safety_checker/model.safetensors",
         "lightning/tiny-Lightning-8steps.safetensors",
     ]
-    assert set(paths) - set(layout.needed(paths, (*SPEC.parts.weights, *SPEC.parts.beside))) == {
+    assert set(paths) - set(checkpoint.needed(paths, (*SPEC.parts.weights, *SPEC.parts.beside))) == {
         "README.md",
         "picture.png",
         "transformer/diffusion_pytorch_model.fp16.safetensors",

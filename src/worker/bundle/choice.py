@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from worker import log
-from worker.bundle import format as layout
-from worker.bundle import match, needs
-from worker.bundle.recipe import Recipe
+from worker.bundle import layout, match, needs
+from worker.bundle.making import Recipe
 from worker.bundle.sizes import Sizes
 from worker.driver import Gpu
 from worker.engine import precision

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
-from worker.bundle import format as layout
-from worker.bundle import headers
-from worker.bundle.format import METHOD, Verified
-from worker.bundle.recipe import Recipe
+from worker.bundle import headers, layout
+from worker.bundle.layout import METHOD, Verified
+from worker.bundle.making import Recipe
 from worker.errors import WeightsUnavailable
-from worker.weights.layout import ABOUT
+from worker.weights.checkpoint import ABOUT
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Snapshot, named
 from worker.weights.spec import LoraFile

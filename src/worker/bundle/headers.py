@@ -8,7 +8,7 @@ from typing import Final
 
 from worker.bundle.tensors import Header, UnknownFormat, header
 from worker.errors import WeightsUnavailable
-from worker.weights.layout import SHARD, needed, other_weights
+from worker.weights.checkpoint import SHARD, needed, other_weights
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Snapshot
 

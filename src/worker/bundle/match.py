@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.bundle.content import Content
-from worker.bundle.format import Bundle
+from worker.bundle.layout import Bundle
 from worker.bundle.stated import stated_scale
 from worker.engine.quantise import Precision
 from worker.weights.names import MAIN, same

@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from worker.bundle import format as layout
-from worker.bundle.format import Bundle, Component, Verified
-from worker.bundle.recipe import Recipe
+from worker.bundle import layout
+from worker.bundle.layout import Bundle, Component, Verified
+from worker.bundle.making import Recipe
 from worker.bundle.sizes import Sizes
 from worker.engine.precision import Need
 from worker.engine.quantise import PRECISIONS, Precision

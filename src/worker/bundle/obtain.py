@@ -10,12 +10,11 @@ from typing import Any, Final
 import torch
 
 from worker import log
-from worker.bundle import choice, match, needs
-from worker.bundle import format as layout
+from worker.bundle import choice, layout, match, needs
 from worker.bundle.content import Content
+from worker.bundle.making import Published, Recipe
 from worker.bundle.plan import Order
 from worker.bundle.prepare import prepare, sizes
-from worker.bundle.recipe import Published, Recipe
 from worker.bundle.sizes import Sizes
 from worker.driver import Gpu
 from worker.engine.precision import Choice, Need
@@ -23,8 +22,8 @@ from worker.engine.quantise import Precision
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.settings import Settings
 from worker.weights import metadata, sources, space, temporary
-from worker.weights.catalogue import Catalogue
 from worker.weights.download import fetch_snapshot
+from worker.weights.meaning import Catalogue
 from worker.weights.meter import Meter
 from worker.weights.names import MAIN, commit_name, file_name
 from worker.weights.snapshot import Snapshot, named, quiet

@@ -11,12 +11,12 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.bundle.expected import CONFIGURATION
 from worker.bundle.fill import fill
-from worker.bundle.format import Damaged, Verified
+from worker.bundle.layout import Damaged, Verified
+from worker.bundle.making import Recipe
 from worker.bundle.read import THREADS, Reader
-from worker.bundle.recipe import Recipe
 from worker.engine.lora import NOTHING, Adapters, Fixed
 from worker.errors import LoraNotApplied
 

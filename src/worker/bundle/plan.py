@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from worker.bundle import format as layout
-from worker.bundle import headers
+from worker.bundle import headers, layout
 from worker.bundle.content import meaning
-from worker.bundle.format import METHOD
-from worker.bundle.recipe import Part, Published, Recipe
+from worker.bundle.layout import METHOD
+from worker.bundle.making import Part, Published, Recipe
 from worker.bundle.sizes import mapped, stored
 from worker.bundle.stated import stated_scale
 from worker.engine.quantise import Precision

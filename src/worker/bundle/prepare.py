@@ -9,15 +9,14 @@ from typing import Final
 import torch
 
 from worker import log
-from worker.bundle import format as layout
-from worker.bundle import headers, lock, tensors
-from worker.bundle.format import Bundle, Component, Damaged, FileRecord, LoraRecord
+from worker.bundle import headers, layout, lock, tensors
+from worker.bundle.convert import bf16, check_lora, transform_of
+from worker.bundle.layout import Bundle, Component, Damaged, FileRecord, LoraRecord
+from worker.bundle.making import Part, Published, Work
 from worker.bundle.plan import Order, Plan, Planned, plan
-from worker.bundle.recipe import Part, Published, Work
 from worker.bundle.sizes import Sizes, sizes_at
 from worker.bundle.stated import beside
 from worker.bundle.stream import OPEN_TRIES, Place, forget_receipts, stream
-from worker.bundle.transform import bf16, check_lora, transform_of
 from worker.engine import lora_file
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import VolumeFull

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from worker.bundle.format import Damaged
+from worker.bundle.layout import Damaged
 from worker.bundle.tensors import Entry, header_of
 
 # Tensors from this size on are read into their own memory; runs of smaller ones in one go.

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from worker import log
 from worker.bundle import tensors
-from worker.bundle.format import FileRecord
 from worker.bundle.headers import Shard
+from worker.bundle.layout import FileRecord
 from worker.weights import temporary
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Progress, Proven, Snapshot

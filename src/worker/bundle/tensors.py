@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from worker.bundle.format import Damaged, FileRecord
+from worker.bundle.layout import Damaged, FileRecord
 from worker.weights import temporary
 
 LENGTH_BYTES: Final = 8

@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from worker.bundle import format as layout
-from worker.bundle.format import Bundle
+from worker.bundle import layout
+from worker.bundle.layout import Bundle
 from worker.settings import Settings
 from worker.weights import metadata, sources
-from worker.weights.catalogue import Catalogue
+from worker.weights.meaning import Catalogue
 from worker.weights.names import commit_name, same
 from worker.weights.spec import ModelSpec
 

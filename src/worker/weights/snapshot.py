@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from worker.errors import WeightsUnavailable
-from worker.weights import remembered
+from worker.weights import digest_cache
+from worker.weights.digest_cache import Remembered, State
 from worker.weights.proof import (
     Digests,
     RemoteFile,
@@ -18,7 +19,6 @@ from worker.weights.proof import (
     digests_of,
     safetensors_fault,
 )
-from worker.weights.remembered import Remembered, State
 
 Progress = Callable[[RemoteFile, int], None]
 
@@ -178,11 +178,11 @@ class LocalSnapshot:
         """Return a file's digests, taken once; raises WeightsUnavailable if it changed since."""
         path = self.folder / file.path
         with self._readable(file):
-            state = remembered.state_of(path)
+            state = digest_cache.state_of(path)
             if file.path not in self._read:
                 self._read[file.path] = state, self._recall_or_read(file, path, state)
             first, measured = self._read[file.path]
-            changed = first != state or remembered.state_of(path) != state
+            changed = first != state or digest_cache.state_of(path) != state
         if changed:
             raise self._damaged(file, "changed while it was read")
         return measured
@@ -195,7 +195,7 @@ class LocalSnapshot:
         if sha256 is not None:
             return Digests(state[0], sha256, None)
         measured = digests(path, blob_id=False)
-        if remembered.state_of(path) == state:
+        if digest_cache.state_of(path) == state:
             records.keep(file.path, state, measured.sha256)
         return measured
 

@@ -9,11 +9,11 @@ from typing import Any, Final, Literal
 
 from worker.errors import WeightsUnavailable
 from worker.settings import Settings
-from worker.weights import layout, metadata
-from worker.weights.catalogue import Catalogue
+from worker.weights import checkpoint, metadata
+from worker.weights.digest_cache import Remembered
+from worker.weights.meaning import Catalogue
 from worker.weights.names import MAIN, same
 from worker.weights.proof import RemoteFile
-from worker.weights.remembered import Remembered
 from worker.weights.snapshot import LOCAL, LocalSnapshot, Snapshot
 from worker.weights.spec import LoraFile, ModelSpec
 
@@ -125,20 +125,20 @@ def described(spec: ModelSpec, snapshot: Snapshot, catalogue: Catalogue) -> Mode
     if spec.pipeline:
         return spec
     files = {file.path: file for file in snapshot.files}
-    of_one_part = (layout.CONFIG,) if layout.ROOT in spec.parts.weights else ()
-    known = (layout.INDEX, layout.MANIFEST, *of_one_part)
+    of_one_part = (checkpoint.CONFIG,) if checkpoint.ROOT in spec.parts.weights else ()
+    known = (checkpoint.INDEX, checkpoint.MANIFEST, *of_one_part)
     described_by = next((name for name in known if name in files), None)
     if described_by is None:
-        there, other = layout.other_weights(files), spec.listing.instead
+        there, other = checkpoint.other_weights(files), spec.listing.instead
         advice = f"; take {other}" if there and other else ""
         raise WeightsUnavailable(
-            f"MODEL: {spec.name} has no {layout.INDEX} and no {layout.MANIFEST}: it is neither a"
+            f"MODEL: {spec.name} has no {checkpoint.INDEX} and no {checkpoint.MANIFEST}: it is neither a"
             f" diffusers checkpoint nor a bundle{there}{advice}"
         )
     description = _object(spec, snapshot, files[described_by])
-    if described_by == layout.MANIFEST:
+    if described_by == checkpoint.MANIFEST:
         return catalogue.of_manifest(spec, description)
-    about = _object(spec, snapshot, files[layout.ABOUT]) if layout.ABOUT in files else {}
+    about = _object(spec, snapshot, files[checkpoint.ABOUT]) if checkpoint.ABOUT in files else {}
     return catalogue.classified(spec, description, tuple(files), about)
 
 
@@ -230,7 +230,7 @@ def _places(
 
 def _at(root: Path, spec: ModelSpec) -> list[_Place]:
     """Return MODEL_PATH itself when it is a model's folder or empty, else what it has below."""
-    holds = any((root / name).is_file() for name in (layout.INDEX, layout.MANIFEST))
+    holds = any((root / name).is_file() for name in (checkpoint.INDEX, checkpoint.MANIFEST))
     below = [] if holds else _below(root, spec)
     named = spec.listing.is_row and any(same(root.resolve().name, name) for name in _names(spec))
     if spec.is_alone:
@@ -293,16 +293,16 @@ def _examined(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tupl
     folder = place.folder
     broken = bundle_fault(folder)
     if broken is None:
-        manifest = _json(folder / layout.MANIFEST)
+        manifest = _json(folder / checkpoint.MANIFEST)
         return True, _bundle_stranger(spec, place, manifest) if manifest else None
-    if (reason := layout.fault(folder, spec.parts)) is not None:
-        is_bundle = (folder / layout.MANIFEST).is_file()
+    if (reason := checkpoint.fault(folder, spec.parts)) is not None:
+        is_bundle = (folder / checkpoint.MANIFEST).is_file()
         return is_bundle, broken if is_bundle else reason
-    described_by = layout.described_by(folder, spec.parts)
+    described_by = checkpoint.described_by(folder, spec.parts)
     description = _json(folder / described_by)
     if description is None:
         return False, f"has an unreadable {described_by}"
-    found = layout.published_class(description)
+    found = checkpoint.published_class(description)
     if spec.pipeline and found != spec.pipeline:
         return False, f"holds a {found[:60] or None}, not a {spec.pipeline}"
     return False, _published_stranger(spec, place)

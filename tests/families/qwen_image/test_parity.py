@@ -18,7 +18,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as first_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from PIL import Image
 
-from worker.bundle.format import adapter_role
+from worker.bundle.layout import adapter_role
 from worker.families.qwen_image.lightning import LIGHTNING
 from worker.families.qwen_image.model import _Clock, sized
 from worker.seam import Unheard

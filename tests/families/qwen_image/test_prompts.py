@@ -5,7 +5,7 @@ from transformers import AutoTokenizer
 
 from worker.families.qwen_image import prompts
 from worker.families.qwen_image.prompts import PromptEncoder, Template
-from worker.weights.catalogue import checkpoints
+from worker.weights.meaning import checkpoints
 
 TOKENIZER = AutoTokenizer.from_pretrained(checkpoints() / "tiny" / "edit" / "tokenizer")
 

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from worker.bundle import declared, fit, headers, judge
+from worker.bundle import declared, fit, headers, refuse
 from worker.bundle.expected import CONFIGURATION, expected
-from worker.bundle.recipe import Published
+from worker.bundle.making import Published
 from worker.errors import WeightsUnavailable
 from worker.families.qwen_image import schedules, tokenizing
 from worker.families.qwen_image.parts import COPIED, WITH_WEIGHTS
-from worker.weights.layout import ABOUT, INDEX
+from worker.weights.checkpoint import ABOUT, INDEX
 from worker.weights.snapshot import Snapshot
 from worker.weights.spec import ModelSpec
 
@@ -49,13 +49,13 @@ def check(snapshot: Snapshot, spec: ModelSpec) -> Published:
 
 
 def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
-    index = judge.object_of(snapshot, INDEX)
+    index = refuse.object_of(snapshot, INDEX)
     configs = {
-        part.role: judge.object_of(snapshot, f"{part.role}/{CONFIGURATION}")
+        part.role: refuse.object_of(snapshot, f"{part.role}/{CONFIGURATION}")
         for part in WITH_WEIGHTS
     }
-    judge.check_configured(index, configs, spec)
-    shards = {part.role: judge.shards(snapshot, part.role, spec) for part in WITH_WEIGHTS}
+    refuse.check_configured(index, configs, spec)
+    shards = {part.role: refuse.shards(snapshot, part.role, spec) for part in WITH_WEIGHTS}
     edits = "edit" in spec.tasks
     declared.check_index(index, spec.pipeline, _classes(edits=edits))
     for role, config in configs.items():
@@ -65,7 +65,7 @@ def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
     _check_transformer(configs["transformer"])
     fits = {part.role: expected(part, configs[part.role]) for part in WITH_WEIGHTS}
     for part in WITH_WEIGHTS:
-        judge.check_stored(part, shards[part.role], fits[part.role], spec)
+        refuse.check_stored(part, shards[part.role], fits[part.role], spec)
     for part in WITH_WEIGHTS:
         fit.check(part, shards[part.role], fits[part.role])
     filled = {role: held.config for role, held in fits.items()}
@@ -190,7 +190,7 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
     """Read what a model tells this worker of itself."""
     if all(file.path != ABOUT for file in snapshot.files):
         return {}
-    facts = judge.object_of(snapshot, ABOUT)
+    facts = refuse.object_of(snapshot, ABOUT)
     area = facts.get("condition_area")
     if area is not None and (type(area) is not int or area <= 0):
         raise WeightsUnavailable(f"{ABOUT}: condition_area must be a number of pixels")

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from worker import log
-from worker.bundle import mending
-from worker.bundle.format import Damaged, adapter_role
+from worker.bundle import repair
+from worker.bundle.layout import Damaged, adapter_role
 from worker.bundle.obtain import Obtained, obtain
 from worker.bundle.open import shared
 from worker.driver import Gpu
@@ -332,13 +332,13 @@ def _opened(
     try:
         parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
     except Damaged as damage:
-        mending.begin(damage, settings.home)
+        repair.begin(damage, settings.home)
         obtained = obtain(spec, RECIPE, settings, gpu, catalogue.CATALOGUE, mend=True)
         try:
             parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
         except Damaged as still:
-            raise mending.again(still) from damage
-    mending.done(obtained.folder, settings.home)
+            raise repair.again(still) from damage
+    repair.done(obtained.folder, settings.home)
     log.get().info(
         "model open",
         model=served.id,

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from worker.bundle import tensors
-from worker.bundle.format import MAPPED
+from worker.bundle.convert import Weights, bf16
 from worker.bundle.headers import Shard
-from worker.bundle.recipe import Work
+from worker.bundle.layout import MAPPED
+from worker.bundle.making import Work
 from worker.bundle.stream import Read
-from worker.bundle.transform import Weights, bf16
 from worker.errors import WeightsUnavailable
 from worker.families.qwen_image import rows
 from worker.families.qwen_image.modulation import MODULATION

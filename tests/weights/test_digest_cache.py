@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import WeightsUnavailable
-from worker.weights import remembered
+from worker.weights import digest_cache
+from worker.weights.digest_cache import Remembered, state_of
 from worker.weights.names import LONGEST, file_name
-from worker.weights.remembered import Remembered, state_of
 from worker.weights.snapshot import LocalSnapshot, named
 
 HOUR_NS = 3_600_000_000_000
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 
 def settled(path: Path) -> None:
     """Wait until the file's last change is no longer of this tick of the clock."""
-    while max(state_of(path)[1:]) + remembered.TICK_NS > time.time_ns():
+    while max(state_of(path)[1:]) + digest_cache.TICK_NS > time.time_ns():
         time.sleep(0)
 
 
@@ -51,7 +51,7 @@ def sha256(data: bytes) -> str:
 
 
 def record(home: Path) -> Path:
-    (only,) = (home / remembered.FOLDER).iterdir()
+    (only,) = (home / digest_cache.FOLDER).iterdir()
     return only
 
 
@@ -93,7 +93,7 @@ def test_what_may_change_under_the_same_date_is_not_kept(folder: Path, tmp_path:
     ahead = time.time_ns() + HOUR_NS
     os.utime(folder / "a.bin", ns=(ahead, ahead))
     assert digest(folder, tmp_path) == sha256(b"one")
-    assert not (tmp_path / remembered.FOLDER).exists()
+    assert not (tmp_path / digest_cache.FOLDER).exists()
 
 
 def test_folders_have_records_of_their_own(folder: Path, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_folders_have_records_of_their_own(folder: Path, tmp_path: Path) -> None
     link.symlink_to(folder)
     found = [digest(at, tmp_path) for at in (folder, other, link)]
     assert found == [sha256(b"one"), sha256(b"two"), sha256(b"one")]
-    assert len(list((tmp_path / remembered.FOLDER).iterdir())) == 2
+    assert len(list((tmp_path / digest_cache.FOLDER).iterdir())) == 2
 
 
 def test_a_file_that_changes_while_it_is_used_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from worker.bundle import headers
-from worker.bundle.format import WEIGHTS
 from worker.bundle.headers import Shard
-from worker.bundle.recipe import Work
+from worker.bundle.layout import WEIGHTS
+from worker.bundle.making import Work
 from worker.bundle.stream import Read, Transform
 from worker.engine import lora
 from worker.engine.quantise import is_quantised, quantise

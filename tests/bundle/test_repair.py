@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from worker import boot, settings
-from worker.bundle import format as layout
-from worker.bundle import mending, tensors
+from worker.bundle import layout, repair, tensors
 from worker.errors import WeightsUnavailable
 from worker.seam import Models
 from worlds.prepared import folder_of
@@ -81,7 +80,7 @@ def test_a_disk_that_is_well_again_serves_once_the_note_is_deleted(
     with pytest.raises(WeightsUnavailable):
         started(environ)
     disk(False)
-    notes = list((Path(environ["MODEL_DIR"]) / mending.NOTES).iterdir())
+    notes = list((Path(environ["MODEL_DIR"]) / repair.NOTES).iterdir())
     for note in notes:
         note.unlink()
     assert started(environ).served
@@ -92,7 +91,7 @@ def test_other_libraries_may_make_what_opens(environ: dict[str, str], disk: Lose
     with pytest.raises(WeightsUnavailable):
         started(environ)
     disk(False)
-    (note,) = (Path(environ["MODEL_DIR"]) / mending.NOTES).iterdir()
+    (note,) = (Path(environ["MODEL_DIR"]) / repair.NOTES).iterdir()
     facts = json.loads(note.read_text())
     note.write_text(json.dumps({**facts, "libraries": {**facts["libraries"], "torch": "0"}}))
     assert started(environ).served
@@ -110,7 +109,7 @@ def test_each_damage_is_mended_if_it_opened_in_between(environ: dict[str, str], 
         data[-1] ^= 1
         file.write_bytes(data)
         assert started(environ).served
-        assert not list((home / mending.NOTES).iterdir())
+        assert not list((home / repair.NOTES).iterdir())
 
 
 def test_a_part_that_cannot_be_set_aside_is_told_as_damaged(
@@ -122,9 +121,9 @@ def test_a_part_that_cannot_be_set_aside_is_told_as_damaged(
         raise OSError(30, "Read-only file system")
 
     damage = layout.Damaged(tmp_path / "vae-1", "x has 1 byte instead of 2")
-    monkeypatch.setattr(mending, "set_aside", refuse)
+    monkeypatch.setattr(repair, "set_aside", refuse)
     with pytest.raises(WeightsUnavailable, match=r"vae-1 is damaged.*Read-only file system"):
-        mending.begin(damage, tmp_path)
+        repair.begin(damage, tmp_path)
 
 
 @pytest.mark.parametrize("role", ["tokenizer", "scheduler", "vae", "text_encoder", "transformer"])

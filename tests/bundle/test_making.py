@@ -13,14 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from worker import settings
-from worker.bundle import format as layout
-from worker.bundle import headers, judge, needs
+from worker.bundle import headers, layout, needs, refuse
 from worker.bundle.fill import empty
-from worker.bundle.format import Damaged
+from worker.bundle.layout import Damaged
+from worker.bundle.making import SMALL_FILES, Modules, Part, Published, Recipe
 from worker.bundle.open import Opening, shared
 from worker.bundle.plan import Order, plan
 from worker.bundle.prepare import prepare, sizes
-from worker.bundle.recipe import SMALL_FILES, Modules, Part, Published, Recipe
 from worker.engine.precision import Need
 from worker.engine.quantise import PRECISIONS, Precision, stored_bytes
 from worker.weights.snapshot import LocalSnapshot, Snapshot
@@ -50,7 +49,7 @@ def stock(config: Mapping[str, Any]) -> Matrix:
 
 
 def check(snapshot: Snapshot, _spec: ModelSpec) -> Published:
-    config = judge.object_of(snapshot, "matrix/config.json")
+    config = refuse.object_of(snapshot, "matrix/config.json")
     small = {
         role: {
             file.path.rpartition("/")[2]: snapshot.read_file(file)

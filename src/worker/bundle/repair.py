@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from worker import log
-from worker.bundle.format import Damaged, libraries, set_aside, verify
+from worker.bundle.layout import Damaged, libraries, set_aside, verify
 from worker.errors import WeightsUnavailable
 
 NOTES: Final = "mended"

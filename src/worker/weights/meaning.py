@@ -10,8 +10,8 @@ from typing import Any, Final
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.settings import Settings
 from worker.weights.apart import drop_doubles, tell_apart
+from worker.weights.checkpoint import ABOUT, CONFIG, INDEX, MANIFEST, published_class
 from worker.weights.instead import instead
-from worker.weights.layout import ABOUT, CONFIG, INDEX, MANIFEST, published_class
 from worker.weights.names import same
 from worker.weights.spec import Listing, LoraFile, ModelSpec, Parts
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from worker.families.qwen_image.models import PARTS as OWN
-from worker.weights.layout import fault, is_needed, needed, published_class
+from worker.weights.checkpoint import fault, is_needed, needed, published_class
 from worker.weights.spec import Parts
 
 ONE = Parts(weights=("",))

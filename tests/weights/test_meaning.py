@@ -11,7 +11,7 @@ from worker.families.catalogue import CATALOGUE
 from worker.families.describe import describe
 from worker.families.qwen_image import models
 from worker.tasks.picture import offer_of
-from worker.weights import catalogue
+from worker.weights import meaning
 from worker.weights.spec import ModelSpec
 
 
@@ -33,7 +33,7 @@ def a_folder(at: Path, pipeline: str, *files: str) -> Path:
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     a_folder(tmp_path / "checkpoints/tiny/image", "QwenImagePipeline")
     a_folder(tmp_path / "checkpoints/tiny/edit", "QwenImageEditPlusPipeline")
-    monkeypatch.setattr(catalogue, "checkpoints", lambda: tmp_path / "checkpoints")
+    monkeypatch.setattr(meaning, "checkpoints", lambda: tmp_path / "checkpoints")
     return tmp_path / "checkpoints"
 
 
@@ -124,7 +124,7 @@ def test_without_model_the_gpu_and_the_platform_choose(
 def test_an_installation_without_checkpoints_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogue, "checkpoints", lambda: tmp_path)
+    monkeypatch.setattr(meaning, "checkpoints", lambda: tmp_path)
     with pytest.raises(WeightsUnavailable, match=r"ships in checkpoints/"):
         resolved("tiny")
 
