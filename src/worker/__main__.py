@@ -72,7 +72,7 @@ def push(bundle: Path, repository: str) -> int:
         whole = layout.verify(bundle, "full")
     except FileNotFoundError:
         raise WeightsUnavailable("push: the folder holds no bundle (no manifest.json)") from None
-    print(hub.push(layout.files_of(whole), repository, settings.read()))  # noqa: T201 - its output
+    print(hub.push(layout.list_files(whole), repository, settings.read()))  # noqa: T201 - its output
     return 0
 
 

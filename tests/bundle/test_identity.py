@@ -81,7 +81,7 @@ def transformer(folder: Path) -> dict[str, str]:
 
 def digest_of(folder: Path) -> str:
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    return f"sha256:{layout.sha256(file)}"
+    return f"sha256:{layout.hash_file(file)}"
 
 
 def is_made_of(bundle: Path, folder: Path) -> bool:
@@ -181,12 +181,12 @@ def test_bundles_of_a_model_are_its_own(environ: dict[str, str]) -> None:
     folders["alice/foo"] += prepared(environ, "alice/foo", PRECISION_MODE="4bit")
     home = Path(environ["MODEL_DIR"])
     for word, expected in folders.items():
-        assert sorted(layout.bundles_of(word, home)) == sorted(expected), word
-    assert sorted(layout.bundles_of("foo", home)) == sorted(
+        assert sorted(layout.find_bundles(word, home)) == sorted(expected), word
+    assert sorted(layout.find_bundles("foo", home)) == sorted(
         folders["alice/foo"] + folders["bob/foo"]
     )
-    assert layout.bundles_of("foo-edit", home) == folders["alice/foo-edit"]
-    assert layout.bundles_of("fo", home) == []
+    assert layout.find_bundles("foo-edit", home) == folders["alice/foo-edit"]
+    assert layout.find_bundles("fo", home) == []
 
 
 class TestAsBefore:
@@ -316,7 +316,7 @@ class TestFolder:
 
         def counted(path: Path, **options: Any) -> Any:
             read.append(path)
-            return proof.digests(path, **options)
+            return proof.digest_file(path, **options)
 
         monkeypatch.setattr("worker.weights.snapshot.digests", counted)
         assert offline(given, str(mine)) == [folder]
@@ -476,7 +476,7 @@ def test_a_downloaded_bundle_speaks_for_no_other_repository(
     """
     source = {**environ, "MODEL_DIR": str(tmp_path / "source")}
     (folder,) = prepared(source, "alice/foo")
-    whole = layout.files_of(layout.verify(folder))
+    whole = layout.list_files(layout.verify(folder))
     hub.add("eve/foo-4bit", {name: path.read_bytes() for name, path in whole.items()})
     (downloaded,) = prepared(environ, "eve/foo-4bit")
     assert offline(environ, "eve/foo-4bit") == [downloaded]
@@ -496,7 +496,7 @@ def test_a_damaged_bundle_that_was_downloaded_is_downloaded_again(
 ) -> None:
     """Its repository has no published weights to make the part from; the rest is kept."""
     (folder,) = prepared({**environ, "MODEL_DIR": str(tmp_path / "source")}, "alice/foo")
-    whole = layout.files_of(layout.verify(folder))
+    whole = layout.list_files(layout.verify(folder))
     hub.add("eve/flipped", {name: path.read_bytes() for name, path in whole.items()})
     (downloaded,) = prepared(environ, "eve/flipped")
     (part,) = (downloaded / layout.COMPONENTS).glob("transformer-*")

@@ -104,7 +104,7 @@ def order(home: Path, source: Path, **named: Any) -> Any:
 
 def adapter_of(bundle: Path) -> tuple[layout.Component, dict[str, Tensor]]:
     """Return a bundle's adapter: what it was made of, and its tensors."""
-    folder, part = layout.verify(bundle, "full").parts[layout.adapter_role(STEPS)]
+    folder, part = layout.verify(bundle, "full").parts[layout.name_adapter(STEPS)]
     (name,) = part.files
     return part, load_file(folder / name)
 
@@ -150,7 +150,7 @@ def test_a_lora_that_states_no_scale_beside_its_tensors_stays_what_it_was(
     part, _ = adapter_of(prepare(asked))
     file = next(file for file in asked.snapshot.files if file.path == FILE)
     digest = asked.snapshot.digest(file)
-    assert part.identity == layout.identity("lightning_8", [digest], PLAIN)
+    assert part.identity == layout.compute_identity("lightning_8", [digest], PLAIN)
     assert part.recipe == PLAIN
     fused = order(tmp_path, source, fused=STEPS)
     made = layout.verify(prepare(fused)).parts["transformer"][1]
@@ -186,7 +186,7 @@ def test_a_lora_that_contradicts_itself_fails_before_any_weight_is_fetched(
     with pytest.raises(LoraNotApplied, match=r"its own alpha and .* by the metadata's lora_alpha"):
         prepare(asked)
     assert not [path for path in copying.fetched if path.startswith("transformer/")]
-    assert layout.fault(asked.folder) is not None
+    assert layout.find_fault(asked.folder) is not None
 
 
 @pytest.mark.parametrize(
@@ -240,14 +240,14 @@ def tampered(bundle: Path) -> None:
     """Leave the adapter as 0.1.0 made it: with the scale 1, under the identity without one."""
     held = layout.read_bundle(bundle)
     part, state = adapter_of(bundle)
-    old = layout.identity("lightning_8", list(part.sources.values())[:1], PLAIN)
+    old = layout.compute_identity("lightning_8", list(part.sources.values())[:1], PLAIN)
     folder = bundle.parent.parent / layout.COMPONENTS / part.identity
     folder.rename(folder.with_name(old))
     folder = folder.with_name(old)
     (name,) = part.files
     save_file({k: v * 0 for k, v in state.items()}, folder / name)
     record = layout.FileRecord(
-        size=(folder / name).stat().st_size, sha256=layout.sha256(folder / name)
+        size=(folder / name).stat().st_size, sha256=layout.hash_file(folder / name)
     )
     changed = part.model_copy(update={"identity": old, "recipe": PLAIN, "files": {name: record}})
     layout.publish(folder, changed)
@@ -355,7 +355,7 @@ def test_a_fused_lora_of_the_time_embedding_and_the_modulation_is_in_the_rows(
     plain = _made(source, None)
     for module in modules:
         a, b = (state[f"{module}.lora_{side}.weight"] for side in "AB")
-        weights[f"{module}.weight"] = lora.fused(weights[f"{module}.weight"].bfloat16(), a, b)
+        weights[f"{module}.weight"] = lora.fuse(weights[f"{module}.weight"].bfloat16(), a, b)
     save_file(weights, file)
     published = _made(source, None)
     assert fused.keys() == published.keys()

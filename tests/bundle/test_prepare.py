@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker.bundle import layout
-from worker.bundle.prepare import prepare, sizes
-from worker.engine.lora import canonical, fused
+from worker.bundle.prepare import compute_sizes, prepare
+from worker.engine.lora import fuse, make_canonical
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import LoraNotApplied, VolumeFull, WeightsUnavailable
 from worker.families.qwen_image.opening import open_bundle
@@ -149,7 +149,7 @@ def test_every_precision_opens_and_takes_the_bytes_that_were_computed(
     precision: Precision, tmp_path: Path
 ) -> None:
     order = prepared.order_of("tiny-edit", tmp_path, precision)
-    computed = sizes(order)[precision]
+    computed = compute_sizes(order)[precision]
     bundle = prepare(order)
     found = layout.verify(bundle)
     headers = 20 * 4096 + 100_000  # headers, tokenizers and configuration
@@ -168,7 +168,7 @@ def test_a_fused_lora_is_in_the_weights_before_they_are_quantised(tmp_path: Path
     bundle = prepare(prepared.order_of("tiny-image", tmp_path, fused=8))
     plain = prepare(prepared.order_of("tiny-image", tmp_path))
     folder = prepared.folder_of("tiny-image")
-    state = canonical(load_file(folder / prepared.SPECS["tiny-image"].lightning[8].filename))
+    state = make_canonical(load_file(folder / prepared.SPECS["tiny-image"].lightning[8].filename))
     ours, base = weights_of(bundle), weights_of(plain)
     modules = {key.rsplit(".lora_", 1)[0] for key in state}
     assert len(modules) == 12 * 6
@@ -176,7 +176,7 @@ def test_a_fused_lora_is_in_the_weights_before_they_are_quantised(tmp_path: Path
         module = name.removesuffix(".weight")
         if module in modules:
             a, b = (state[f"{module}.lora_{side}.weight"] for side in "AB")
-            weight = fused(weight, a.bfloat16(), b.bfloat16())  # noqa: PLW2901 - the fused one
+            weight = fuse(weight, a.bfloat16(), b.bfloat16())  # noqa: PLW2901 - the fused one
         assert torch.equal(ours[name], weight), name
     parts = open_bundle(bundle, CPU)
     parts.adapters.use("lightning_8")
@@ -199,7 +199,7 @@ def test_a_lora_that_does_not_reach_every_module_fails_before_any_work(
     with pytest.raises(LoraNotApplied, match="71 of the model's 72"):
         prepare(order)
     assert [path for path in source.fetched if path.startswith("transformer/")] == []
-    assert layout.fault(order.folder) is not None
+    assert layout.find_fault(order.folder) is not None
 
 
 def test_no_space_is_said_before_the_first_byte(sharded: Path, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_time_embedding_that_changes_under_the_reader_is_refused(
     order.snapshot.before = change  # type: ignore[attr-defined]
     with pytest.raises(WeightsUnavailable, match="changed while it was read"):
         prepare(order)
-    assert layout.fault(order.folder) is not None
+    assert layout.find_fault(order.folder) is not None
 
 
 CHILD = textwrap.dedent(
@@ -296,7 +296,7 @@ def test_after_kill_9_the_next_run_goes_on_where_it_was(
     assert done > 0
     source = Copying(sharded)
     order = prepared.order_of("tiny-edit", tmp_path, "4bit", snapshot=source)
-    assert layout.fault(order.folder) is not None
+    assert layout.find_fault(order.folder) is not None
     prepare(order)
     shards = [path for path in source.fetched if path.startswith("transformer/")]
     assert len(shards) == SHARDS - done

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker import boot, settings
-from worker.bundle.prepare import prepare, sizes
+from worker.bundle.prepare import compute_sizes, prepare
 from worker.engine.quantise import is_quantised, quantise
 from worker.errors import WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
@@ -36,7 +36,7 @@ def refused(folder: Path, home: Path) -> str:
     """Return why a published folder is not prepared; not a byte of weights was fetched."""
     source = Copying(folder)
     order = prepared.order_of("tiny-edit", home, snapshot=source)
-    for act in (sizes, prepare):
+    for act in (compute_sizes, prepare):
         with pytest.raises(WeightsUnavailable) as caught:
             act(order)
     assert source.fetched == []
@@ -318,8 +318,8 @@ def test_weights_in_another_form_are_told_by_what_there_is(
 
 
 def test_a_folder_without_other_weights_tells_of_none() -> None:
-    assert checkpoint.other_weights(["vae/x.gguf"], "transformer") == ""
-    assert checkpoint.other_weights(["vae/config.json"]) == ""
+    assert checkpoint.describe_other_weights(["vae/x.gguf"], "transformer") == ""
+    assert checkpoint.describe_other_weights(["vae/config.json"]) == ""
 
 
 @pytest.mark.parametrize("path", ["model_index.json", "worker.json"])
@@ -330,4 +330,4 @@ def test_a_model_that_describes_itself_in_no_json_object_is_refused(
     (folder / path).write_bytes(text.encode("latin-1"))
     (spec,) = CATALOGUE.resolve(["someone/painter"], settings.read({}), has_gpu=False)
     with pytest.raises(WeightsUnavailable, match=path):
-        sources.described(spec, LocalSnapshot(folder, "someone/painter"), CATALOGUE)
+        sources.complete(spec, LocalSnapshot(folder, "someone/painter"), CATALOGUE)

@@ -159,8 +159,8 @@ def test_a_downloaded_bundle_is_opened(
     hub: Hub, volume: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
     """A bundle that was pushed by somebody and lies here whole."""
-    (folder,) = layout.bundles_of("bob/foo", volume / "models")
-    files = layout.files_of(layout.verify(folder))
+    (folder,) = layout.find_bundles("bob/foo", volume / "models")
+    files = layout.list_files(layout.verify(folder))
     hub.add("me/foo-4bit", {name: path.read_bytes() for name, path in files.items()})
     home = tmp_path / "home"
     given = {**environ, "MODEL_DIR": str(home), "MODEL": "me/foo-4bit"}
@@ -173,7 +173,7 @@ def test_a_model_beside_the_volume_needs_none(
     volume: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
     """A bundle that MODEL or MODEL_PATH names is opened although MODEL_DIR is empty."""
-    (folder,) = layout.bundles_of("bob/foo", volume / "models")
+    (folder,) = layout.find_bundles("bob/foo", volume / "models")
     empty = tmp_path / "empty"
     empty.mkdir()
     given = {**environ, "MODEL_DIR": str(empty)}

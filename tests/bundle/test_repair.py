@@ -123,7 +123,7 @@ def test_a_part_that_cannot_be_set_aside_is_told_as_damaged(
     damage = layout.Damaged(tmp_path / "vae-1", "x has 1 byte instead of 2")
     monkeypatch.setattr(repair, "set_aside", refuse)
     with pytest.raises(WeightsUnavailable, match=r"vae-1 is damaged.*Read-only file system"):
-        repair.begin(damage, tmp_path)
+        repair.start(damage, tmp_path)
 
 
 @pytest.mark.parametrize("role", ["tokenizer", "scheduler", "vae", "text_encoder", "transformer"])

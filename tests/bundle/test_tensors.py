@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from worker.bundle.tensors import Entry, decode, header, header_of, write
+from worker.bundle.tensors import TensorEntry, decode, read_file_header, read_header, write
 
 PAGE = 4096
 KINDS = [
@@ -31,7 +31,7 @@ def test_every_number_format_comes_back_by_safetensors_and_by_our_header(tmp_pat
     held = of_every_kind()
     name, _ = write(tmp_path, "weights", held)
     theirs = load_file(tmp_path / name)
-    ours = header_of(tmp_path / name)
+    ours = read_file_header(tmp_path / name)
     data = (tmp_path / name).read_bytes()
     assert ours.keys() == theirs.keys() == held.keys()
     for key, tensor in held.items():
@@ -48,7 +48,7 @@ def test_every_number_format_comes_back_by_safetensors_and_by_our_header(tmp_pat
 def test_a_header_is_read_as_safetensors_writes_it(tmp_path: Path) -> None:
     held = of_every_kind()
     save_file(held, tmp_path / "x", metadata={"format": "pt"})
-    read = header_of(tmp_path / "x")
+    read = read_file_header(tmp_path / "x")
     assert {key: (e.dtype, e.shape) for key, e in read.items()} == {
         key: (t.dtype, tuple(t.shape)) for key, t in held.items()
     }
@@ -66,7 +66,7 @@ def test_only_the_header_is_read() -> None:
         return data[start:end]
 
     base = len(data)
-    assert header(read) == {"a": Entry(torch.bfloat16, (2, 3), base + 4, base + 16)}
+    assert read_header(read) == {"a": TensorEntry(torch.bfloat16, (2, 3), base + 4, base + 16)}
     assert spans == [(0, 8), (8, base)]
 
 
@@ -94,7 +94,7 @@ def test_data_begins_at_a_page_and_every_tensor_where_its_size_divides(
     held = {f"tensor {n}": torch.zeros(n + 1, dtype=torch.uint8) for n in range(count)}
     held |= {f"big {n}": torch.zeros(n, 1024) for n in range(5)}
     name, record = write(tmp_path, "weights", held)
-    entries = sorted(header_of(tmp_path / name).values(), key=lambda entry: entry.start)
+    entries = sorted(read_file_header(tmp_path / name).values(), key=lambda entry: entry.start)
     begin = entries[0].start
     assert begin % PAGE == 0
     assert begin - PAGE <= 8 + len(json.dumps(dict.fromkeys(held, 0))) + 90 * len(held)
@@ -152,7 +152,7 @@ def test_nothing_is_left_of_a_file_that_cannot_be_written(
 def test_what_is_no_safetensors_header_is_an_error_that_is_caught(facts: bytes) -> None:
     data = struct.pack("<Q", len(facts)) + facts
     with pytest.raises((ValueError, KeyError, IndexError, TypeError, AttributeError)):
-        header(lambda start, end: data[start:end])
+        read_header(lambda start, end: data[start:end])
 
 
 NAME = re.compile(r"weights-[0-9a-f]{16}\.safetensors")

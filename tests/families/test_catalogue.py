@@ -23,14 +23,14 @@ from worker.families.family import Family
 from worker.families.recognise import recognise
 from worker.settings import Settings
 from worker.weights import sources
-from worker.weights.meaning import checkpoints
+from worker.weights.meaning import find_checkpoints
 from worker.weights.snapshot import LocalSnapshot
 from worker.weights.spec import ModelSpec, Parts
 from worlds import hub as worlds_hub
 from worlds.hub import Hub
 
 CLASS = "ToneForSpeech"
-EDIT = checkpoints() / "tiny" / "edit"
+EDIT = find_checkpoints() / "tiny" / "edit"
 QWEN = "worker.families.qwen_image.model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -153,7 +153,7 @@ def test_a_folder_is_of_the_family_whose_class_it_names(tmp_path: Path) -> None:
     assert resolved(str(a_tone(tmp_path / "plain"))).defaults == Pitch(440)
     assert resolved(str(EDIT)).family == QWEN
     source = sources.find(
-        spec, configured(tmp_path), bundle=tmp_path / "none", bundle_fault=layout.fault
+        spec, configured(tmp_path), bundle=tmp_path / "none", bundle_fault=layout.find_fault
     )
     assert (source.kind, source.folder) == ("MODEL_PATH", folder)
 
@@ -178,7 +178,7 @@ def test_a_config_names_no_class_where_no_family_is_of_one_part(tmp_path: Path) 
     (spec,) = CATALOGUE.resolve(["someone/hum"], settings.read({}), has_gpu=True)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsUnavailable, match=r"no model_index\.json and no manifest\.json"):
-        sources.described(spec, LocalSnapshot(tmp_path, "someone/hum"), CATALOGUE)
+        sources.complete(spec, LocalSnapshot(tmp_path, "someone/hum"), CATALOGUE)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 
 from bench.real_shapes import cold, shapes
 from worker import errors, settings
-from worker.bundle.prepare import sizes
+from worker.bundle.prepare import compute_sizes
 from worker.families.qwen_image.recipe import RECIPE
 from worker.tasks import request
 from worker.versions import OLDEST_DRIVER
@@ -96,7 +96,7 @@ def test_the_sizes_are_those_that_the_code_computes() -> None:
     told = {precision: [float(cell) for cell in cells.split("|")] for precision, cells in rows}
     order = cold.order(shapes.full(), "4bit", torch.device("cpu"), Path("nowhere"))
     computed = {}
-    for precision, size in sizes(order).items():
+    for precision, size in compute_sizes(order).items():
         parts = size.parts
         shared = parts["text_encoder"] + parts["vae"]
         columns = (

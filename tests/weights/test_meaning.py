@@ -33,7 +33,7 @@ def a_folder(at: Path, pipeline: str, *files: str) -> Path:
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     a_folder(tmp_path / "checkpoints/tiny/image", "QwenImagePipeline")
     a_folder(tmp_path / "checkpoints/tiny/edit", "QwenImageEditPlusPipeline")
-    monkeypatch.setattr(meaning, "checkpoints", lambda: tmp_path / "checkpoints")
+    monkeypatch.setattr(meaning, "find_checkpoints", lambda: tmp_path / "checkpoints")
     return tmp_path / "checkpoints"
 
 
@@ -124,7 +124,7 @@ def test_without_model_the_gpu_and_the_platform_choose(
 def test_an_installation_without_checkpoints_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(meaning, "checkpoints", lambda: tmp_path)
+    monkeypatch.setattr(meaning, "find_checkpoints", lambda: tmp_path)
     with pytest.raises(WeightsUnavailable, match=r"ships in checkpoints/"):
         resolved("tiny")
 

@@ -10,7 +10,7 @@ from faults.room import FAST, REPOSITORY, SHARD, Room, room
 
 from worker.errors import HubUnreachable
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import named
+from worker.weights.snapshot import find_file
 from worlds.hub import Fault
 
 START, END = 100, 9000
@@ -56,7 +56,7 @@ def told(name: str, first: int, last: int, size: int, times: int | None = 1) -> 
 @pytest.mark.parametrize("name", RANGES)
 def test_a_range_with_such_a_content_range_is_asked_for_again(made: Room, name: str) -> None:
     snapshot = made.snapshot()
-    shard = named(snapshot, SHARD)
+    shard = find_file(snapshot, SHARD)
     made.hub.misbehave(told(name, START, END - 1, shard.size))
     assert snapshot.read_range(shard, START, END) == made.published[SHARD][START:END]
     assert len(made.hub.requests("bytes", SHARD)) == 3, "one more, as http is read twice"
@@ -64,7 +64,7 @@ def test_a_range_with_such_a_content_range_is_asked_for_again(made: Room, name: 
 
 def test_a_hub_that_never_says_which_range_it_sends_is_not_believed(made: Room) -> None:
     snapshot = made.snapshot()
-    shard = named(snapshot, SHARD)
+    shard = find_file(snapshot, SHARD)
     made.hub.misbehave(told("missing", START, END - 1, shard.size, times=None))
     with pytest.raises(HubUnreachable, match="another range"):
         snapshot.read_range(shard, START, END)
@@ -98,7 +98,7 @@ def test_the_parallel_way_is_not_taken_where_the_hub_answers_so(made: Room, name
 def test_a_hub_that_ignores_range_may_still_send_the_whole_file(made: Room) -> None:
     """It is what was asked for, if the whole was asked for and nothing less."""
     snapshot = made.snapshot()
-    shard = named(snapshot, SHARD)
+    shard = find_file(snapshot, SHARD)
     made.hub.misbehave(Fault("no-range", path=SHARD, times=2))
     assert snapshot.read_range(shard, 0, shard.size) == made.published[SHARD]
     assert len(made.hub.requests("bytes", SHARD)) == 2

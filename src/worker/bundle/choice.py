@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from worker import log
 from worker.bundle import layout, match, needs
 from worker.bundle.making import Recipe
-from worker.bundle.sizes import Sizes
+from worker.bundle.sizes import WeightSizes
 from worker.driver import Gpu
 from worker.engine import precision
 from worker.engine.precision import Choice, Need
@@ -24,7 +24,7 @@ class Candidates:
 
     recipe: Recipe
     settings: Settings
-    wanted: match.Wanted
+    wanted: match.Required
     is_writable: bool
 
     @property
@@ -33,29 +33,29 @@ class Candidates:
         return self.wanted.spec.name
 
 
-def precisions(among: Candidates) -> tuple[Precision, ...]:
+def list_precisions(among: Candidates) -> tuple[Precision, ...]:
     """Return the precisions that can be had; raises WeightsUnavailable when none can."""
     home, mode = among.settings.home, among.settings.precision_mode
     if among.is_writable:
         return PRECISIONS
-    found = {chosen: match.best(home, among.wanted, chosen) for chosen in PRECISIONS}
+    found = {chosen: match.find_best(home, among.wanted, chosen) for chosen in PRECISIONS}
     there = tuple(p for p, bundle in found.items() if bundle and bundle[1] is None)
     if not there:
         reasons = [bundle[1] for bundle in found.values() if bundle and bundle[1]]
         told = f" (one {reasons[0]})" if reasons else ""
-        raise space.unwritable(f" and has no whole bundle of {among.name}{told}")
+        raise space.make_unwritable(f" and has no whole bundle of {among.name}{told}")
     if mode not in ("auto", *there):
-        raise space.unwritable(f" and has {among.name} in {', '.join(there)}, not in {mode}")
+        raise space.make_unwritable(f" and has {among.name} in {', '.join(there)}, not in {mode}")
     return there
 
 
-def needed(
+def find_needs(
     among: Candidates,
     there: Sequence[Precision],
     *,
     name: str,
     beside: int,
-    computed: Callable[[], Mapping[Precision, Sizes]],
+    computed: Callable[[], Mapping[Precision, WeightSizes]],
 ) -> dict[Precision, Need]:
     """Return what each precision that is `there` takes on the device, without a hub if it can be.
 
@@ -63,16 +63,20 @@ def needed(
     `computed` computes the sizes from the published headers.
     """
     home, mode, recipe = among.settings.home, among.settings.precision_mode, among.recipe
-    known = needs.kept(home, name, recipe)
-    known = known or needs.kept_before(home, match.matching(home, among.wanted), beside, recipe)
+    known = needs.read_kept(home, name, recipe)
+    known = known or needs.read_kept_before(
+        home, match.find_matching(home, among.wanted), beside, recipe
+    )
     if known is None and (mode != "auto" or not among.is_writable):
         asked = there if mode == "auto" else [mode]
-        found = {p: match.best(home, among.wanted, p) for p in asked}
+        found = {p: match.find_best(home, among.wanted, p) for p in asked}
         whole = {p: bundle[0] for p, bundle in found.items() if bundle and bundle[1] is None}
         if whole:
-            return {p: needs.of_bundle(layout.verify(path), recipe) for p, path in whole.items()}
+            return {
+                p: needs.measure_bundle(layout.verify(path), recipe) for p, path in whole.items()
+            }
     sizes = known or computed()
-    return needs.of_sizes({chosen: sizes[chosen] for chosen in there}, recipe)
+    return needs.convert_sizes({chosen: sizes[chosen] for chosen in there}, recipe)
 
 
 def choose(

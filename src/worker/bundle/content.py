@@ -13,15 +13,15 @@ from worker.bundle.making import Recipe
 from worker.errors import WeightsUnavailable
 from worker.weights.checkpoint import ABOUT
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import Snapshot, named
+from worker.weights.snapshot import Snapshot, find_file
 from worker.weights.spec import LoraFile
 
 # What a config.json says of who wrote it, not of what it describes.
 VOLATILE: Final = ("_name_or_path", "_diffusers_version", "transformers_version")
-DIGITS: Final = 12
+FINGERPRINT_DIGITS: Final = 12
 
 
-def meaning(name: str, data: bytes) -> str:
+def digest_meaning(name: str, data: bytes) -> str:
     """Return the digest of what a small file says, without who wrote it."""
     if name.endswith(".json"):
         value = json.loads(data)
@@ -51,8 +51,8 @@ class Content:
         """
         if role not in self._digests:
             has_weights = self.recipe.part(role).has_weights
-            weights = headers.weight_files(self.snapshot, role) if has_weights else []
-            small = headers.configuration_files(self.snapshot, role)
+            weights = headers.list_weight_files(self.snapshot, role) if has_weights else []
+            small = headers.list_configuration_files(self.snapshot, role)
             self._digests[role] = sorted(
                 [*map(self._meaning, small), *map(self.snapshot.digest, weights)]
             )
@@ -75,7 +75,7 @@ class Content:
         held = {part.role: self.digests(part.role) for part in self.recipe.parts}
         own = {lora.filename: self._digest(lora) for lora in loras}
         text = json.dumps([pipeline, held, self.facts, own], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+        return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
 
     def difference(self, found: Verified, loras: Iterable[LoraFile]) -> str | None:
         """Say what of a bundle was not made of this folder; None when all was.
@@ -98,12 +98,12 @@ class Content:
         return None
 
     def _digest(self, lora: LoraFile) -> str:
-        return self.snapshot.digest(named(self.snapshot, lora.filename))
+        return self.snapshot.digest(find_file(self.snapshot, lora.filename))
 
     def _meaning(self, file: RemoteFile) -> str:
         data = self.snapshot.read_file(file)
         try:
-            return meaning(file.path.rpartition("/")[2], data)
+            return digest_meaning(file.path.rpartition("/")[2], data)
         except ValueError:
             raise self._broken(file) from None
 
@@ -123,4 +123,4 @@ class Content:
 def _is_made_of(found: Verified, role: str, held: Iterable[str]) -> bool:
     recipe = found.parts[role][1].recipe
     is_ours = recipe.get("recipe") == METHOD
-    return is_ours and layout.identity(role, held, recipe) == found.bundle.components[role]
+    return is_ours and layout.compute_identity(role, held, recipe) == found.bundle.components[role]

@@ -9,13 +9,13 @@ from worker.bundle import headers
 from worker.bundle.headers import Shard
 from worker.bundle.layout import WEIGHTS
 from worker.bundle.making import Work
-from worker.bundle.stream import Read, Transform
+from worker.bundle.stream import ReadTensor, Transform
 from worker.engine import lora
 from worker.engine.quantise import is_quantised, quantise
 from worker.errors import LoraNotApplied
 
 
-def transform_of(work: Work) -> Transform:
+def make_transform(work: Work) -> Transform:
     """Return what makes a part's files of its shards."""
     return work.part.replaced.transform(work) if work.part.replaced else Weights(work)
 
@@ -29,7 +29,7 @@ class Weights:
         self._device = work.device
         self._lora = work.lora or {}
 
-    def __call__(self, shard: Shard, read: Read) -> dict[str, dict[str, Tensor]]:
+    def __call__(self, shard: Shard, read: ReadTensor) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of the bundle's file for this shard."""
         held: dict[str, Tensor] = {}
         for name, entry in shard.header.items():
@@ -42,7 +42,7 @@ class Weights:
                 parts = quantise(tensor, self._precision, self._device)
                 held |= {stem + suffix: part for suffix, part in parts.items()}
             else:
-                held[kept] = bf16(tensor)
+                held[kept] = cast_to_bf16(tensor)
         return {WEIGHTS: held}
 
     def fused(self, name: str, tensor: Tensor) -> Tensor:
@@ -52,11 +52,11 @@ class Weights:
         if down is None or not name.endswith(".weight"):
             return tensor
         up = self._lora[f"{module}.lora_B.weight"]
-        base = bf16(tensor).to(self._device)
-        return lora.fused(base, down.to(self._device), up.to(self._device)).cpu()
+        base = cast_to_bf16(tensor).to(self._device)
+        return lora.fuse(base, down.to(self._device), up.to(self._device)).cpu()
 
 
-def bf16(tensor: Tensor) -> Tensor:
+def cast_to_bf16(tensor: Tensor) -> Tensor:
     """Return a floating tensor in bf16 and any other as it is."""
     return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
 
@@ -75,7 +75,7 @@ def check_lora(
             f"the LoRA reaches {len(found & wanted)} of the model's {len(wanted)} modules, and"
             f" {len(found - wanted)} that are not the model's"
         )
-    held = headers.merged(shards)
+    held = headers.merge(shards)
     for module in sorted(found):
         entry = held.get(f"{module}.weight")
         fits = (

@@ -8,13 +8,13 @@ from typing import Any, Final
 from worker.errors import WeightsUnavailable
 
 INDEX: Final = "model_index.json"
-LIBRARIES: Final = ("diffusers", "transformers")
+CLASS_LIBRARIES: Final = ("diffusers", "transformers")
 
 # component -> the classes of it that are opened as what they are
 Classes = Mapping[str, tuple[str, ...]]
 
 
-def json_value(path: str, data: bytes) -> Any:
+def read_json(path: str, data: bytes) -> Any:
     """Read a JSON file; raises WeightsUnavailable naming it when it is broken."""
     try:
         return json.loads(data)
@@ -22,9 +22,9 @@ def json_value(path: str, data: bytes) -> Any:
         raise WeightsUnavailable(f"{path} is broken JSON") from None
 
 
-def json_object(path: str, data: bytes) -> dict[str, Any]:
+def read_object(path: str, data: bytes) -> dict[str, Any]:
     """Read a JSON object; raises WeightsUnavailable naming its file for anything else."""
-    value = json_value(path, data)
+    value = read_json(path, data)
     if not isinstance(value, dict):
         raise WeightsUnavailable(f"{path} is no JSON object")
     return value
@@ -44,7 +44,7 @@ def check_index(index: Mapping[str, Any], pipeline: str, wanted: Classes) -> Non
         library, kind = named if isinstance(named, list) and len(named) == 2 else (None, named)  # noqa: PLR2004 - library and class
         if kind is None:
             raise WeightsUnavailable(f"{INDEX} names no {component}, which a {pipeline} needs")
-        if kind not in classes or library not in LIBRARIES:
+        if kind not in classes or library not in CLASS_LIBRARIES:
             raise WeightsUnavailable(
                 f"{INDEX} names {_word(library)}'s {_word(kind)} for {component}; this worker opens"
                 f" {' or '.join(classes)} alone"

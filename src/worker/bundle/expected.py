@@ -25,7 +25,7 @@ class Expected:
     config: Mapping[str, Any]
 
 
-def expected(part: Part, config: Configuration) -> Expected:
+def build_expected(part: Part, config: Configuration) -> Expected:
     """Build a part's modules from its configuration and return what fits them.
 
     Raises WeightsUnavailable when no modules can be built from it.

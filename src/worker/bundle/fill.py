@@ -8,14 +8,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from worker.engine.quantise import Precision, linear
+from worker.engine.quantise import Precision, make_linear
 
 # accelerate swaps a method of nn.Module meanwhile: two threads would put back each other's.
 _ONE_AT_A_TIME: Final = threading.Lock()
 
 
 @contextmanager
-def empty() -> Iterator[None]:
+def make_empty() -> Iterator[None]:
     """Make modules whose parameters have no memory; buffers and plain tensors are real.
 
     Under torch.device("meta") what a constructor computes (inv_freq of a language model, pos_embed
@@ -41,7 +41,7 @@ def fill(
         parts["weight"] = plain.pop(f"{name}.weight")
         bias = plain.pop(f"{name}.bias", None)
         moved = None if bias is None else bias.to(device)
-        _put(model, name, linear(parts, moved, precision, device))
+        _put(model, name, make_linear(parts, moved, precision, device))
     for name, old in list(model.named_parameters()):
         if not old.is_meta:
             continue
@@ -55,7 +55,7 @@ def fill(
         for name, buffer in list(module.named_buffers(recurse=False)):
             module._buffers[name] = buffer.to(device)  # noqa: SLF001 - setting keeps no persistence
     model.eval().requires_grad_(requires_grad=False)
-    if lost := sorted(on_meta(model)):
+    if lost := sorted(find_on_meta(model)):
         raise ValueError(f"{len(lost)} tensors have no memory, {lost[:3]}")
 
 
@@ -77,7 +77,7 @@ def _put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> None:
     setattr(model.get_submodule(parent), leaf, value)
 
 
-def on_meta(model: nn.Module) -> Iterator[str]:
+def find_on_meta(model: nn.Module) -> Iterator[str]:
     """Name every tensor of a model that is on meta: parameters, buffers and plain attributes."""
     for path, module in model.named_modules():
         for name, tensor in _tensors("", vars(module)):

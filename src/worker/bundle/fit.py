@@ -8,10 +8,12 @@ from worker.bundle.making import Part
 from worker.errors import WeightsUnavailable
 
 # A published name, the file that it is in.
-Place = tuple[str, str]
+TensorPlace = tuple[str, str]
 
 
-def places(part: Part, shards: Sequence[Shard], wanted: Expected) -> Iterator[tuple[str, Place]]:
+def list_places(
+    part: Part, shards: Sequence[Shard], wanted: Expected
+) -> Iterator[tuple[str, TensorPlace]]:
     """Yield every published tensor that is not dropped: its name in our modules, and its place."""
     for shard in shards:
         for name in shard.header:
@@ -26,9 +28,9 @@ def check(part: Part, shards: Sequence[Shard], wanted: Expected) -> None:
     Raises WeightsUnavailable naming the first tensor that is there twice, too many, missing, or of
     another shape, and how many more there are of its kind.
     """
-    found: dict[str, Place] = {}
+    found: dict[str, TensorPlace] = {}
     twice: list[str] = []
-    for target, (name, path) in places(part, shards, wanted):
+    for target, (name, path) in list_places(part, shards, wanted):
         if target in found:
             twice.append(f"{name} is in {found[target][1]} and again in {path}")
         found[target] = (name, path)
@@ -52,11 +54,11 @@ def check(part: Part, shards: Sequence[Shard], wanted: Expected) -> None:
             )
 
 
-def _unknown(found: Mapping[str, Place], wanted: Expected) -> Iterator[Place]:
+def _unknown(found: Mapping[str, TensorPlace], wanted: Expected) -> Iterator[TensorPlace]:
     return (place for target, place in found.items() if target not in wanted.kept)
 
 
-def without(part: Part, shards: Sequence[Shard], wanted: Expected) -> list[Shard]:
+def drop_unkept(part: Part, shards: Sequence[Shard], wanted: Expected) -> list[Shard]:
     """Return the shards as if what no module keeps were not in them."""
     return [
         Shard(

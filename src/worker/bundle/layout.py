@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from worker.errors import WeightsUnavailable
 from worker.weights import temporary
-from worker.weights.names import MAIN, same
+from worker.weights.names import MAIN, is_same_repository
 from worker.weights.snapshot import LOCAL
 from worker.weights.space import UNWRITABLE
 
@@ -45,12 +45,12 @@ ADAPTER: Final = "adapter"
 LIBRARIES: Final = ("torch", "diffusers", "transformers", "bitsandbytes", "safetensors")
 HASHING_THREADS: Final = 8
 # A manifest may come from a repository: no name in it may lead out of its folder.
-NAME: Final = r"^[\w-][\w.-]*$"
+SAFE_NAME: Final = r"^[\w-][\w.-]*$"
 # Signs of a revision that bundle_name leaves as they are and makes of no other sign.
-PLAIN: Final = re.compile(r"[A-Za-z0-9._]+")
+PLAIN_REVISION: Final = re.compile(r"[A-Za-z0-9._]+")
 
 
-Name = Annotated[str, StringConstraints(pattern=NAME)]
+SafeName = Annotated[str, StringConstraints(pattern=SAFE_NAME)]
 
 
 class Damaged(WeightsUnavailable):
@@ -76,13 +76,13 @@ class Component(_Record):
     """One component: what it was made of (`sources`: path -> digest), how, and its files."""
 
     format: int
-    identity: Name
+    identity: SafeName
     role: str
     recipe: dict[str, Any]
     sources: dict[str, str]
     prepared_on: str
     libraries: dict[str, str]
-    files: dict[Name, FileRecord]
+    files: dict[SafeName, FileRecord]
 
 
 class LoraRecord(_Record):
@@ -118,7 +118,7 @@ class Bundle(_Record):
     fused: int | None
     lightning: dict[int, LoraRecord]
     offered: dict[int, str] = {}
-    components: dict[str, Name]
+    components: dict[str, SafeName]
     libraries: dict[str, str]
     facts: dict[str, Any] = {}
 
@@ -140,25 +140,25 @@ class Verified:
         return sum(r.size for _, part in self.parts.values() for r in part.files.values())
 
 
-def adapter_role(steps: int) -> str:
+def name_adapter(steps: int) -> str:
     """Name the component, and the adapter, of the Lightning LoRA for a number of steps."""
     return f"lightning_{steps}"
 
 
-def bundle_name(model: str, precision: str, fused: int | None) -> str:
+def name_bundle(model: str, precision: str, fused: int | None) -> str:
     """Name a bundle by model and precision, and by the LoRA in its weights if there is one."""
     safe = "".join(c if c.isalnum() or c in "-._" else "-" for c in model.replace("/", "--"))
     return f"{safe}-{precision}" + (f"-lightning{fused}" if fused else "")
 
 
-def identity(role: str, digests: Iterable[str], recipe: Mapping[str, Any]) -> str:
+def compute_identity(role: str, digests: Iterable[str], recipe: Mapping[str, Any]) -> str:
     """Return a component's ID, the name of its folder."""
     facts = {"format": FORMAT, "role": role, "digests": sorted(digests), "recipe": recipe}
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return f"{role}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
 
-def libraries() -> dict[str, str]:
+def list_libraries() -> dict[str, str]:
     """Return the versions of the libraries that decide what a prepared file holds."""
     found: dict[str, str] = {}
     for name in LIBRARIES:
@@ -170,12 +170,12 @@ def libraries() -> dict[str, str]:
 def publish(folder: Path, manifest: Bundle | Component) -> None:
     """Make a finished folder count: its manifest, synced and renamed into place."""
     target = folder / MANIFEST
-    part = temporary.unique(target)
+    part = temporary.make_path(target)
     part.write_text(manifest.model_dump_json(indent=1) + "\n")
     temporary.publish(part, target)
 
 
-def component_folder(bundle: Path, name: str) -> Path:
+def find_component(bundle: Path, name: str) -> Path:
     """Return where a component of a bundle lies: in it if it was pushed, else beside it."""
     inside = bundle / COMPONENTS / name
     return inside if inside.is_dir() else bundle.parent.parent / COMPONENTS / name
@@ -217,7 +217,7 @@ def verify(folder: Path, level: Literal["sizes", "full"] = "sizes") -> Verified:
     bundle = read_bundle(folder)
     parts = {}
     for role, name in bundle.components.items():
-        place = component_folder(folder, name)
+        place = find_component(folder, name)
         try:
             part = read_component(place)
         except FileNotFoundError:
@@ -227,7 +227,7 @@ def verify(folder: Path, level: Literal["sizes", "full"] = "sizes") -> Verified:
     return Verified(folder, bundle, parts)
 
 
-def fault(folder: Path) -> str | None:
+def find_fault(folder: Path) -> str | None:
     """Say why a folder is no bundle that can be opened; None when it is one."""
     try:
         verify(folder)
@@ -249,25 +249,25 @@ def verify_component(place: Path, part: Component, level: Literal["sizes", "full
             raise Damaged(place, f"{name} has {size} bytes instead of {record.size}")
     if level == "full":
         with ThreadPoolExecutor(HASHING_THREADS) as pool:
-            found = pool.map(lambda name: sha256(place / name), part.files)
+            found = pool.map(lambda name: hash_file(place / name), part.files)
             for (name, record), digest in zip(part.files.items(), found, strict=True):
                 if digest != record.sha256:
                     raise Damaged(place, f"{name} has another sha256 than recorded")
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return a file's sha256 in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def set_aside(folder: Path) -> Path:
+def quarantine(folder: Path) -> Path:
     """Rename a damaged part so that it is never opened, and return its new name.
 
     What was set aside before it is deleted; `drop_aside` deletes this too, once it is replaced.
     Raises WeightsUnavailable where nothing can be renamed.
     """
-    drop_aside(folder)
+    drop_quarantined(folder)
     aside = folder.with_name(f"{folder.name}{DAMAGED}{int(time.time())}-{os.getpid()}")
     try:
         folder.rename(aside)
@@ -283,7 +283,7 @@ def set_aside(folder: Path) -> Path:
     return aside
 
 
-def drop_aside(folder: Path) -> None:
+def drop_quarantined(folder: Path) -> None:
     """Delete what was set aside of a part."""
     for old in folder.parent.glob(f"{folder.name}{DAMAGED}*"):
         for path in sorted(old.rglob("*"), reverse=True):
@@ -293,7 +293,7 @@ def drop_aside(folder: Path) -> None:
             old.rmdir()
 
 
-def files_of(verified: Verified) -> dict[str, Path]:
+def list_files(verified: Verified) -> dict[str, Path]:
     """Return every file of a bundle by its path in a repository that carries the whole of it."""
     files = {MANIFEST: verified.folder / MANIFEST}
     for place, part in verified.parts.values():
@@ -319,7 +319,7 @@ def read_ahead(found: Verified) -> None:
                     os.close(number)
 
 
-def prepared(home: Path) -> list[tuple[Path, Bundle]]:
+def list_prepared(home: Path) -> list[tuple[Path, Bundle]]:
     """Return the bundles that were prepared in this place, in the order of their folders' names.
 
     One that was downloaded carries its components; what its manifest claims is another's word.
@@ -343,12 +343,12 @@ def is_of_revision(folder: Path, bundle: Bundle, revision: str) -> bool:
         return False
     if bundle.asked is not None or revision == bundle.revision:
         return revision in (bundle.asked, bundle.revision)
-    names = [f"{bundle.model}@{revision}"] if PLAIN.fullmatch(revision) else []
+    names = [f"{bundle.model}@{revision}"] if PLAIN_REVISION.fullmatch(revision) else []
     names += [bundle.model] if revision == MAIN else []
-    return folder.name in [bundle_name(n, bundle.precision, bundle.fused) for n in names]
+    return folder.name in [name_bundle(n, bundle.precision, bundle.fused) for n in names]
 
 
-def bundles_of(model: str, home: Path) -> list[Path]:
+def find_bundles(model: str, home: Path) -> list[Path]:
     """Return the folders of a model's bundles at all precisions, by what their manifests say.
 
     `model` is "org/name" or "org/name@revision" (default: main), or the name of a model, which may
@@ -358,17 +358,19 @@ def bundles_of(model: str, home: Path) -> list[Path]:
 
     def is_meant(folder: Path, held: Bundle) -> bool:
         if "/" in name:
-            return same(held.repository, name) and is_of_revision(folder, held, revision or MAIN)
+            return is_same_repository(held.repository, name) and is_of_revision(
+                folder, held, revision or MAIN
+            )
         is_folders = held.revision == LOCAL and not revision
         return held.model == name and (is_folders or is_of_revision(folder, held, revision or MAIN))
 
-    return [folder for folder, held in prepared(home) if is_meant(folder, held)]
+    return [folder for folder, held in list_prepared(home) if is_meant(folder, held)]
 
 
 def read_ahead_of(models: Iterable[str], home: Path) -> None:
     """Read ahead the bundles of models, as `bundles_of` names them, where each has but one."""
     for model in models:
-        candidates = bundles_of(model, home)
+        candidates = find_bundles(model, home)
         if len(candidates) == 1:
             with suppress(Damaged, OSError):
                 read_ahead(verify(candidates[0]))

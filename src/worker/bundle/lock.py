@@ -10,14 +10,14 @@ import filelock
 
 from worker import log
 
-POLL_S: Final = 2.0
+LOCK_POLL_S: Final = 2.0
 # A holder that has changed no file for this long is taken for dead. Doing its work again does no
 # harm: every file has its content's name and every manifest is renamed into place.
 STILL_S: Final = 600.0
 
 
 @contextmanager
-def turn(
+def take_turn(
     path: Path, done: Callable[[], bool], watched: Sequence[Path], still_s: float = STILL_S
 ) -> Iterator[None]:
     """Wait for a lock, for `done`, or for `watched` folders to stand still; then go on.
@@ -44,7 +44,7 @@ def _wait(
     said = False
     while not done():
         try:
-            lock.acquire(timeout=POLL_S)
+            lock.acquire(timeout=LOCK_POLL_S)
         except filelock.Timeout:
             if not said:
                 log.get().info("waiting: another worker prepares this", part=watched[0].name)

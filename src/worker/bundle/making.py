@@ -59,12 +59,12 @@ class Replaced:
     transform: Callable[[Work], Transform]
 
 
-def as_made(model: Any) -> Any:
+def keep_as_made(model: Any) -> Any:
     """Leave a model as its library makes it."""
     return model
 
 
-def of_diffusers(model: Any) -> Configuration:
+def read_diffusers_config(model: Any) -> Configuration:
     """Return the configuration of a diffusers model, with its defaults."""
     return dict(model.config)
 
@@ -78,24 +78,24 @@ class Modules:
     """
 
     stock: Callable[[Configuration], Any]
-    bare: Callable[[Any], Any] = as_made
-    filled: Callable[[Any], Configuration] = of_diffusers
+    bare: Callable[[Any], Any] = keep_as_made
+    filled: Callable[[Any], Configuration] = read_diffusers_config
 
 
-def no_modules(_config: Configuration) -> Any:
+def refuse_modules(_config: Configuration) -> Any:
     """Make nothing: raises ValueError."""
     raise ValueError("a part of small files alone has no modules")
 
 
-SMALL_FILES: Final = Modules(no_modules)
+SMALL_FILES: Final = Modules(refuse_modules)
 
 
-def same_name(name: str) -> str | None:
+def keep_name(name: str) -> str | None:
     """Keep a tensor under the name that it is published with."""
     return name
 
 
-def our_names(_published: Iterable[str]) -> Naming:
+def show_our_names(_published: Iterable[str]) -> Naming:
     """Show our names, which are the publisher's."""
     return lambda name: name
 
@@ -113,8 +113,8 @@ class Part:
 
     role: str
     modules: Modules = SMALL_FILES
-    keep: Callable[[str], str | None] = same_name
-    shown: Callable[[Iterable[str]], Naming] = our_names
+    keep: Callable[[str], str | None] = keep_name
+    shown: Callable[[Iterable[str]], Naming] = show_our_names
     quantised: re.Pattern[str] | None = None
     replaced: Replaced | None = None
     is_shared: bool = False

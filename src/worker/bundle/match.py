@@ -7,15 +7,15 @@ from pathlib import Path
 from worker.bundle import layout
 from worker.bundle.content import Content
 from worker.bundle.layout import Bundle
-from worker.bundle.stated import stated_scale
+from worker.bundle.stated import digest_scale
 from worker.engine.quantise import Precision
-from worker.weights.names import MAIN, same
+from worker.weights.names import MAIN, is_same_repository
 from worker.weights.snapshot import LOCAL
 from worker.weights.spec import LoraFile, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Required:
     """What a bundle must have been made of.
 
     `fused` is the step count of the LoRA that shall be in the weights, `steps` are those whose LoRA
@@ -32,14 +32,14 @@ class Wanted:
     only_folder: bool
 
 
-def matching(home: Path, wanted: Wanted) -> Iterator[tuple[Path, Bundle]]:
+def find_matching(home: Path, wanted: Required) -> Iterator[tuple[Path, Bundle]]:
     """Yield the bundles that surely are the model, whole or not, with its LoRAs or without."""
-    for folder, held in layout.prepared(home):
-        if stranger(folder, held, wanted) is None:
+    for folder, held in layout.list_prepared(home):
+        if find_mismatch(folder, held, wanted) is None:
             yield folder, held
 
 
-def best(home: Path, wanted: Wanted, precision: Precision) -> tuple[Path, str | None] | None:
+def find_best(home: Path, wanted: Required, precision: Precision) -> tuple[Path, str | None] | None:
     """Return the bundle to open at a precision: the model, whole, with its LoRAs.
 
     Where there is none, return the bundle most like it and why it will not do; None when there is
@@ -47,11 +47,11 @@ def best(home: Path, wanted: Wanted, precision: Precision) -> tuple[Path, str | 
     """
     usable: list[tuple[int, str, Path]] = []
     alike: list[tuple[Path, str]] = []
-    for folder, held in layout.prepared(home):
+    for folder, held in layout.list_prepared(home):
         if held.precision != precision:
             continue
-        reason = stranger(folder, held, wanted)
-        reason = reason or lacking(held, wanted) or layout.fault(folder)
+        reason = find_mismatch(folder, held, wanted)
+        reason = reason or find_missing_lora(held, wanted) or layout.find_fault(folder)
         if reason is None:
             usable.append((len(held.lightning), folder.name, folder))
         elif _is_alike(held, wanted.spec):
@@ -61,7 +61,7 @@ def best(home: Path, wanted: Wanted, precision: Precision) -> tuple[Path, str | 
     return alike[0] if alike else None
 
 
-def stranger(folder: Path, bundle: Bundle, wanted: Wanted) -> str | None:
+def find_mismatch(folder: Path, bundle: Bundle, wanted: Required) -> str | None:
     """Say why a bundle is another model; None when it is surely the one that was asked for.
 
     A repository and a revision are compared with the manifest, a folder's bytes with the digests
@@ -72,10 +72,10 @@ def stranger(folder: Path, bundle: Bundle, wanted: Wanted) -> str | None:
         return f"holds a {bundle.pipeline[:60]}, not a {spec.pipeline}"
     if bundle.revision != LOCAL and not wanted.only_folder:
         return _published_otherwise(folder, bundle, wanted)
-    is_claimed = wanted.only_folder or same(bundle.repository, spec.repository)
+    is_claimed = wanted.only_folder or is_same_repository(bundle.repository, spec.repository)
     if wanted.folder is None or not is_claimed:
         return f"was made of a folder, not of {spec.repository}"
-    if (fault := layout.fault(folder)) is not None:
+    if (fault := layout.find_fault(folder)) is not None:
         return fault
     own = [spec.lightning[n] for n in bundle.lightning if n in spec.lightning]
     other = wanted.folder.difference(
@@ -84,16 +84,16 @@ def stranger(folder: Path, bundle: Bundle, wanted: Wanted) -> str | None:
     return f"was made of other files than the folder's ({other})" if other else None
 
 
-def _published_otherwise(folder: Path, bundle: Bundle, wanted: Wanted) -> str | None:
+def _published_otherwise(folder: Path, bundle: Bundle, wanted: Required) -> str | None:
     spec = wanted.spec
-    if not same(bundle.repository, spec.repository):
+    if not is_same_repository(bundle.repository, spec.repository):
         return f"is of {bundle.repository}, not of {spec.repository}"
     revision = spec.revision or MAIN
     is_it = bundle.revision in wanted.commits or layout.is_of_revision(folder, bundle, revision)
     return None if is_it else f"is not known to be of the revision {revision}"
 
 
-def lacking(bundle: Bundle, wanted: Wanted) -> str | None:
+def find_missing_lora(bundle: Bundle, wanted: Required) -> str | None:
     """Say which Lightning LoRA of those asked for a bundle has not; None when it has them all."""
     if bundle.fused != wanted.fused:
         return f"has {_in_weights(bundle.fused)} in its weights, not {_in_weights(wanted.fused)}"
@@ -102,19 +102,19 @@ def lacking(bundle: Bundle, wanted: Wanted) -> str | None:
         if held is None:
             return f"has no Lightning LoRA for {count} steps"
         repository = asked.repository or bundle.repository
-        if held.filename != asked.filename or not same(held.repository, repository):
+        if held.filename != asked.filename or not is_same_repository(held.repository, repository):
             return f"has another Lightning LoRA for {count} steps"
         if held.scale is None and asked.repository is None and not _states_none(asked, wanted):
             return f"may hold the LoRA for {count} steps in another scale than its file states"
     return None
 
 
-def _states_none(lora: LoraFile, wanted: Wanted) -> bool:
+def _states_none(lora: LoraFile, wanted: Required) -> bool:
     """Tell whether a LoRA of the model's own folder surely states no scale beside its tensors.
 
     0.1.0 did not read one there; the LoRAs of the catalogue's repositories state none.
     """
-    return wanted.folder is not None and not stated_scale(wanted.folder.snapshot, lora.filename)
+    return wanted.folder is not None and not digest_scale(wanted.folder.snapshot, lora.filename)
 
 
 def _in_weights(fused: int | None) -> str:
@@ -124,4 +124,4 @@ def _in_weights(fused: int | None) -> str:
 def _is_alike(bundle: Bundle, spec: ModelSpec) -> bool:
     """Tell whether an operator would look for the model in this bundle."""
     names = (spec.name, spec.listing.plain)
-    return bundle.model in names or same(bundle.repository, spec.repository)
+    return bundle.model in names or is_same_repository(bundle.repository, spec.repository)

@@ -9,22 +9,22 @@ from typing import Any, Final
 from worker.bundle import layout
 from worker.bundle.layout import Bundle, Component, Verified
 from worker.bundle.making import Recipe
-from worker.bundle.sizes import Sizes
+from worker.bundle.sizes import WeightSizes
 from worker.engine.precision import Need
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.weights import temporary
 
-FOLDER: Final = "sizes"
+SIZES_FOLDER: Final = "sizes"
 
 
-def of_sizes(known: Mapping[Precision, Sizes], recipe: Recipe) -> dict[Precision, Need]:
+def convert_sizes(known: Mapping[Precision, WeightSizes], recipe: Recipe) -> dict[Precision, Need]:
     """Return the device memory that computed sizes stand for, in bytes."""
     return {precision: _need(size.memory, size.parts, recipe) for precision, size in known.items()}
 
 
-def of_bundle(found: Verified, recipe: Recipe) -> Need:
+def measure_bundle(found: Verified, recipe: Recipe) -> Need:
     """Return the device memory that a bundle's files take, in bytes."""
-    parts = {role: device_bytes(part) for role, (_, part) in found.parts.items()}
+    parts = {role: count_device_bytes(part) for role, (_, part) in found.parts.items()}
     return _need(sum(parts.values()), parts, recipe)
 
 
@@ -32,42 +32,42 @@ def _need(whole: int, parts: Mapping[str, int], recipe: Recipe) -> Need:
     return Need(whole, whole - parts.get(recipe.waiting, 0), recipe.waiting_word)
 
 
-def device_bytes(part: Component) -> int:
+def count_device_bytes(part: Component) -> int:
     """Return what a component takes on the device: all its files but what is mapped."""
     return sum(r.size for name, r in part.files.items() if not name.startswith(layout.MAPPED))
 
 
-def kept(home: Path, name: str, recipe: Recipe) -> dict[Precision, Sizes] | None:
+def read_kept(home: Path, name: str, recipe: Recipe) -> dict[Precision, WeightSizes] | None:
     """Return the sizes that were kept under a bundle's name; None when there are none."""
     with suppress(OSError, ValueError, TypeError, KeyError):
-        record = json.loads((home / FOLDER / f"{name}.json").read_bytes())
+        record = json.loads((home / SIZES_FOLDER / f"{name}.json").read_bytes())
         return {precision: _sizes(record[precision], recipe) for precision in PRECISIONS}
     return None
 
 
-def _sizes(record: Mapping[str, Any], recipe: Recipe) -> Sizes:
+def _sizes(record: Mapping[str, Any], recipe: Recipe) -> WeightSizes:
     """Read what `_record` wrote; raises KeyError or TypeError for anything else."""
     parts = {role: record[role] for role in recipe.with_weights}
-    return Sizes(disk=record["disk"], parts=parts, adapters=record["adapters"])
+    return WeightSizes(disk=record["disk"], parts=parts, adapters=record["adapters"])
 
 
-def _record(size: Sizes) -> dict[str, int]:
+def _record(size: WeightSizes) -> dict[str, int]:
     return {"disk": size.disk, **size.parts, "adapters": size.adapters}
 
 
-def keep(home: Path, name: str, known: Mapping[Precision, Sizes]) -> None:
+def keep(home: Path, name: str, known: Mapping[Precision, WeightSizes]) -> None:
     """Keep sizes under a bundle's name, where that can be written: it only saves a question."""
-    target = home / FOLDER / f"{name}.json"
+    target = home / SIZES_FOLDER / f"{name}.json"
     with suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = temporary.unique(target)
+        part = temporary.make_path(target)
         part.write_text(json.dumps({p: _record(size) for p, size in known.items()}))
         temporary.publish(part, target)
 
 
-def kept_before(
+def read_kept_before(
     home: Path, ours: Iterable[tuple[Path, Bundle]], beside: int, recipe: Recipe
-) -> dict[Precision, Sizes] | None:
+) -> dict[Precision, WeightSizes] | None:
     """Return the sizes that 0.1.0 kept by a last name; None when they may be another model's.
 
     `ours` are the model's bundles, `beside` is the number of LoRAs beside the weights. Every bundle
@@ -75,14 +75,16 @@ def kept_before(
     """
     own = {folder: held for folder, held in ours if held.asked is None}
     strangers = {
-        _at_bf16(folder.name, held) for folder, held in layout.prepared(home) if folder not in own
+        _at_bf16(folder.name, held)
+        for folder, held in layout.list_prepared(home)
+        if folder not in own
     }
     names = {_at_bf16(folder.name, held) for folder, held in own.items()} - strangers
-    found = (kept(home, f"{name}-{beside}", recipe) for name in sorted(names))
+    found = (read_kept(home, f"{name}-{beside}", recipe) for name in sorted(names))
     return next(filter(None, found), None)
 
 
 def _at_bf16(name: str, held: Bundle) -> str:
     """Return the name that a bundle of 0.1.0 would have in bf16, by which it kept the sizes."""
-    model = name.removesuffix(layout.bundle_name("", held.precision, held.fused))
-    return model + layout.bundle_name("", "bf16", held.fused)
+    model = name.removesuffix(layout.name_bundle("", held.precision, held.fused))
+    return model + layout.name_bundle("", "bf16", held.fused)

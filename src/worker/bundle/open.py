@@ -16,7 +16,7 @@ from worker.bundle.expected import CONFIGURATION
 from worker.bundle.fill import fill
 from worker.bundle.layout import Damaged, Verified
 from worker.bundle.making import Recipe
-from worker.bundle.read import THREADS, Reader
+from worker.bundle.read import READ_THREADS, FileReader
 from worker.engine.lora import NOTHING, Adapters, Fixed
 from worker.errors import LoraNotApplied
 
@@ -25,7 +25,7 @@ Shared = MutableMapping[tuple[str, str], nn.Module]
 T = TypeVar("T")
 
 
-def shared() -> Shared:
+def make_shared() -> Shared:
     """Return a place where the models of one process find the parts that they have in common.
 
     It holds them weakly: what no open model uses any more is freed.
@@ -50,7 +50,7 @@ class Opening:
         verify: Literal["sizes", "full"] = "sizes",
         waiting: torch.device | None = None,
         share: Shared | None = None,
-        threads: int = THREADS,
+        threads: int = READ_THREADS,
     ) -> None:
         self._found: Verified = layout.verify(folder, verify)
         self._recipe = recipe
@@ -58,7 +58,7 @@ class Opening:
         self._waiting = waiting or device
         self._shared: Shared = {} if share is None else share
         self._threads = threads
-        self._readers: dict[str, Reader] = {}
+        self._readers: dict[str, FileReader] = {}
         self._entered = ExitStack()
         for part in reversed(recipe.parts):
             if not part.is_optional and not self.has(part.role):
@@ -68,8 +68,8 @@ class Opening:
         # What waits on the host has memory of its own: the cache of a volume may be taken away.
         mapped = self._device.type == "cpu"
         with ExitStack() as stack:
-            near = stack.enter_context(Reader(self._device, self._threads, mapped=mapped))
-            far = stack.enter_context(Reader(self._waiting, self._threads, mapped=mapped))
+            near = stack.enter_context(FileReader(self._device, self._threads, mapped=mapped))
+            far = stack.enter_context(FileReader(self._waiting, self._threads, mapped=mapped))
             self._readers = {self._recipe.waiting: far, "": near}
             for role in self._found.parts:
                 if self._key(role) not in self._shared:
@@ -142,11 +142,11 @@ class Opening:
         """
         bundle = self._found.bundle
         if bundle.fused is not None:
-            return FusedAdapter(model, layout.adapter_role(bundle.fused), fixed)
+            return FusedAdapter(model, layout.name_adapter(bundle.fused), fixed)
         adapters = Adapters(model, fixed)
         expected = self._recipe.reached(model.config)
         for steps in bundle.lightning:
-            role = layout.adapter_role(steps)
+            role = layout.name_adapter(steps)
             state = {key: t.to(self._device) for key, t in self._taken(role).items()}
             adapters.attach(role, state, expected=expected)
         return adapters
@@ -175,7 +175,7 @@ class Opening:
     def _weights(self, role: str) -> list[Path]:
         return self._files(role, layout.ADAPTER) or self._files(role, layout.WEIGHTS)
 
-    def _reader(self, role: str) -> Reader:
+    def _reader(self, role: str) -> FileReader:
         return self._readers.get(role) or self._readers[""]
 
     def _place(self, role: str) -> torch.device:

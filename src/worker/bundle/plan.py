@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from worker.bundle import headers, layout
-from worker.bundle.content import meaning
+from worker.bundle.content import digest_meaning
 from worker.bundle.layout import METHOD
 from worker.bundle.making import Part, Published, Recipe
-from worker.bundle.sizes import mapped, stored
-from worker.bundle.stated import stated_scale
+from worker.bundle.sizes import count_mapped, count_stored
+from worker.bundle.stated import digest_scale
 from worker.engine.quantise import Precision
 from worker.settings import Settings
-from worker.weights.snapshot import Progress, Snapshot, named, quiet
+from worker.weights.snapshot import ReportProgress, Snapshot, find_file, quiet
 from worker.weights.spec import ModelSpec
 
 
@@ -40,7 +40,7 @@ class Order:
     into: Path
     lightning: Mapping[int, tuple[Snapshot, str]] = field(default_factory=dict)
     fused: int | None = None
-    progress: Progress = quiet
+    progress: ReportProgress = quiet
     name: str | None = None
 
     @property
@@ -48,7 +48,7 @@ class Order:
         """Return the bundle's folder."""
         spec = self.spec
         model = f"{spec.name}@{spec.revision}" if spec.revision else spec.name
-        name = self.name or layout.bundle_name(model, self.precision, self.fused)
+        name = self.name or layout.name_bundle(model, self.precision, self.fused)
         return self.home / layout.BUNDLES / name
 
 
@@ -87,7 +87,7 @@ def plan(order: Order, published: Published) -> Plan:
     Nothing is written; the files of a folder without known digests are read for them. Raises
     WeightsUnavailable.
     """
-    scales = {steps: stated_scale(*lora) for steps, lora in order.lightning.items()}
+    scales = {steps: digest_scale(*lora) for steps, lora in order.lightning.items()}
     loras = [] if order.fused else [_lora(order, steps, scales[steps]) for steps in order.lightning]
     parts = [
         _part(order, published, part, scales)
@@ -101,15 +101,17 @@ def _part(order: Order, published: Published, part: Part, scales: Mapping[int, s
     small = published.small[part.role]
     shards = published.shards[part.role] if part.has_weights else ()
     sources = {shard.file.path: order.snapshot.digest(shard.file) for shard in shards}
-    digests = [*sources.values(), *(meaning(name, data) for name, data in small.items())]
+    digests = [*sources.values(), *(digest_meaning(name, data) for name, data in small.items())]
     for name, data in small.items():
         sources[f"{part.role}/{name}"] = f"sha256:{hashlib.sha256(data).hexdigest()}"
     facts = {"recipe": METHOD, **_facts(order, published, part, scales)}
     size = sum(map(len, small.values()))
     if part.has_weights:
-        size += stored(part, headers.merged(shards), part.precision(order.precision))
-        size += mapped(part, published)
-    return Planned(part.role, layout.identity(part.role, digests, facts), facts, sources, size)
+        size += count_stored(part, headers.merge(shards), part.precision(order.precision))
+        size += count_mapped(part, published)
+    return Planned(
+        part.role, layout.compute_identity(part.role, digests, facts), facts, sources, size
+    )
 
 
 def _facts(
@@ -130,20 +132,20 @@ def _facts(
 def _lora(order: Order, steps: int, scale: str) -> Planned:
     snapshot, filename = order.lightning[steps]
     digest = _digest(snapshot, filename)
-    role = layout.adapter_role(steps)
+    role = layout.name_adapter(steps)
     facts = {"recipe": METHOD, **_scale(scale)}
     return Planned(
         role,
-        layout.identity(role, [digest], facts),
+        layout.compute_identity(role, [digest], facts),
         facts,
         {filename: digest},
-        named(snapshot, filename).size,
+        find_file(snapshot, filename).size,
         steps,
     )
 
 
 def _digest(snapshot: Snapshot, filename: str) -> str:
-    return snapshot.digest(named(snapshot, filename))
+    return snapshot.digest(find_file(snapshot, filename))
 
 
 def _scale(stated: str) -> dict[str, str]:

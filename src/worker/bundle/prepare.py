@@ -10,19 +10,19 @@ import torch
 
 from worker import log
 from worker.bundle import headers, layout, lock, tensors
-from worker.bundle.convert import bf16, check_lora, transform_of
+from worker.bundle.convert import cast_to_bf16, check_lora, make_transform
 from worker.bundle.layout import Bundle, Component, Damaged, FileRecord, LoraRecord
 from worker.bundle.making import Part, Published, Work
 from worker.bundle.plan import Order, Plan, Planned, plan
-from worker.bundle.sizes import Sizes, sizes_at
-from worker.bundle.stated import beside
-from worker.bundle.stream import OPEN_TRIES, Place, forget_receipts, stream
+from worker.bundle.sizes import WeightSizes, compute_sizes_at
+from worker.bundle.stated import find_config
+from worker.bundle.stream import OPEN_TRIES, Route, forget_receipts, stream
 from worker.engine import lora_file
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import VolumeFull
 from worker.weights import space, temporary
 from worker.weights.names import MAIN
-from worker.weights.snapshot import LOCAL, LocalSnapshot, Snapshot, named
+from worker.weights.snapshot import LOCAL, LocalSnapshot, Snapshot, find_file
 
 LOCKS: Final = "locks"
 # A component's file that its manifest does not name is swept when it is this old: another worker
@@ -30,16 +30,16 @@ LOCKS: Final = "locks"
 UNNAMED_S: Final = 3600.0
 
 
-def sizes(order: Order, published: Published | None = None) -> dict[Precision, Sizes]:
+def compute_sizes(order: Order, published: Published | None = None) -> dict[Precision, WeightSizes]:
     """Compute from the published headers alone what each precision takes, in bytes.
 
     `published` is the model as it was judged, if it was before. Raises WeightsUnavailable.
     """
     held = [] if order.fused else list(order.lightning.values())
-    adapters = sum(named(snapshot, filename).size for snapshot, filename in held)
+    adapters = sum(find_file(snapshot, filename).size for snapshot, filename in held)
     published = published or order.recipe.check(order.snapshot, order.spec)
     return {
-        precision: sizes_at(order.recipe, published, precision, adapters=adapters)
+        precision: compute_sizes_at(order.recipe, published, precision, adapters=adapters)
         for precision in PRECISIONS
     }
 
@@ -56,7 +56,7 @@ def prepare(order: Order, published: Published | None = None) -> Path:
         temporary.sweep(order.home / kind)
     planned = plan(order, published or order.recipe.check(order.snapshot, order.spec))
     needed = _require_space(planned)
-    with space.writing(needed, order.home, order.settings):
+    with space.translate_errors(needed, order.home, order.settings):
         for component in planned.components:
             _make(planned, component)
         order.folder.mkdir(parents=True, exist_ok=True)
@@ -86,11 +86,11 @@ def _require_space(planned: Plan) -> int:
         shards = (shard for found in planned.published.shards.values() for shard in found)
         missing += sum(sorted(shard.file.size for shard in shards)[-2:])
     try:
-        space.require(missing, order.home, order.settings)
+        space.require_space(missing, order.home, order.settings)
     except VolumeFull:
         for folder in folders.values():
-            layout.drop_aside(folder)
-        space.require(missing, order.home, order.settings)
+            layout.drop_quarantined(folder)
+        space.require_space(missing, order.home, order.settings)
     return missing
 
 
@@ -105,14 +105,14 @@ def _make(planned: Plan, component: Planned) -> None:
             return False
         except Damaged as damage:
             log.get().warning("damaged part set aside", reason=damage.message)
-            layout.set_aside(folder)
+            layout.quarantine(folder)
             return False
         return True
 
     if published():
         return
     locked = order.home / LOCKS / f"{component.identity}.lock"
-    with lock.turn(locked, published, (folder, order.into)):
+    with lock.take_turn(locked, published, (folder, order.into)):
         if published():
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,13 +126,13 @@ def _make(planned: Plan, component: Planned) -> None:
                 recipe=dict(component.facts),
                 sources=dict(component.sources),
                 prepared_on=_kind(order.device),
-                libraries=layout.libraries(),
+                libraries=layout.list_libraries(),
                 files=records,
             ),
         )
         forget_receipts(folder)
         _sweep_unnamed(folder)
-        layout.drop_aside(folder)
+        layout.drop_quarantined(folder)
 
 
 def _files(planned: Plan, component: Planned, folder: Path) -> dict[str, FileRecord]:
@@ -152,8 +152,8 @@ def _weights(planned: Plan, part: Part, folder: Path) -> dict[str, FileRecord]:
         lora = _lora(planned, order.fused)
     work = Work(part, published, order.snapshot, order.precision, order.device, lora)
     keep = order.settings.keep_source_weights
-    place = Place(order.snapshot, order.into, folder, keep, order.progress)
-    return stream(place, published.shards[part.role], transform_of(work))
+    place = Route(order.snapshot, order.into, folder, keep, order.progress)
+    return stream(place, published.shards[part.role], make_transform(work))
 
 
 def _lora(planned: Plan, steps: int) -> dict[str, torch.Tensor]:
@@ -161,8 +161,8 @@ def _lora(planned: Plan, steps: int) -> dict[str, torch.Tensor]:
     order, adapted = planned.order, planned.order.recipe.adapted
     shards = planned.published.shards[adapted]
     snapshot, filename = order.lightning[steps]
-    file, into = named(snapshot, filename), _loras_into(order, snapshot)
-    modules, config_file = headers.modules(shards), beside(snapshot, file)
+    file, into = find_file(snapshot, filename), _loras_into(order, snapshot)
+    modules, config_file = headers.list_modules(shards), find_config(snapshot, file)
     config = None if config_file is None else snapshot.read_file(config_file)
     for attempt in range(OPEN_TRIES):
         proven = snapshot.fetch_file(file, into, order.progress)
@@ -172,7 +172,7 @@ def _lora(planned: Plan, steps: int) -> dict[str, torch.Tensor]:
         except FileNotFoundError:  # another worker of the volume dropped it after its own reading
             if attempt + 1 == OPEN_TRIES:
                 raise
-    state = {name: bf16(t) for name, t in held.items()}
+    state = {name: cast_to_bf16(t) for name, t in held.items()}
     check_lora(state, shards, order.recipe.reached(planned.published.configs[adapted]))
     if proven.disposable and not order.settings.keep_source_weights:
         proven.path.unlink(missing_ok=True)
@@ -197,7 +197,7 @@ def _manifest(planned: Plan) -> Bundle:
             held[steps] = LoraRecord(
                 repository=snapshot.repository,
                 filename=filename,
-                digest=snapshot.digest(named(snapshot, filename)),
+                digest=snapshot.digest(find_file(snapshot, filename)),
                 scale=planned.scales[steps],
             )
     return Bundle(
@@ -216,7 +216,7 @@ def _manifest(planned: Plan) -> Bundle:
             if file.repository is None
         },
         components={one.role: one.identity for one in planned.components},
-        libraries=layout.libraries(),
+        libraries=layout.list_libraries(),
         facts=dict(planned.published.facts),
     )
 
@@ -231,7 +231,7 @@ def _sweep_unnamed(folder: Path) -> None:
 
 
 def _write(folder: Path, name: str, data: bytes) -> FileRecord:
-    part = temporary.unique(folder / name)
+    part = temporary.make_path(folder / name)
     part.write_bytes(data)
     temporary.publish(part, folder / name)
     return FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -12,7 +12,7 @@ from worker.weights.spec import ModelSpec
 
 # What a bundle is made from: numbers that a cast to bf16 keeps the meaning of. Integers and floats
 # of fewer than 16 bits are codes, which only their own scales and tables turn into weights.
-PLAIN: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PLAIN_FORMATS: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CONFIGURED: Final = ("quantization_config", "compression_config")
 # What a composite configuration keeps the parts of a text encoder in.
 NESTED: Final = ("text_config", "vision_config")
@@ -57,7 +57,7 @@ WIDTHS: Final = ("bnb_4bit_quant_type", "weights_dtype", "weights", "quant_type"
 BITS: Final = ("bits", "w_bit", "nbits", "weight_bits")
 
 
-def configured(config: Mapping[str, Any]) -> str | None:
+def find_declared(config: Mapping[str, Any]) -> str | None:
     """Name the quantisation that a configuration tells of; None when it tells of none."""
     parts = (config, *(config.get(name) for name in NESTED))
     for part in parts:
@@ -85,7 +85,7 @@ def _method(told: Any) -> str:
     return f"{word} ({numbers[0]})"
 
 
-def stored(header: Header, kept: Iterable[str], beside: Sequence[str]) -> str | None:
+def find_stored(header: Header, kept: Iterable[str], beside: Sequence[str]) -> str | None:
     """Name the number format of weights that no bundle is made from; None when all are plain.
 
     `kept` are the tensors that a bundle keeps, `beside` those that no module has.
@@ -95,7 +95,7 @@ def stored(header: Header, kept: Iterable[str], beside: Sequence[str]) -> str | 
     )
     formats: dict[str, str] = {}
     for name in (*kept, *beside):
-        if header[name].dtype not in PLAIN:
+        if header[name].dtype not in PLAIN_FORMATS:
             formats.setdefault(NAMES[header[name].dtype], name)
     if not formats:
         return label
@@ -118,7 +118,7 @@ def _plainly(written: str) -> str:
     return written
 
 
-def refusal(where: str, what: str, spec: ModelSpec) -> WeightsUnavailable:
+def make_refusal(where: str, what: str, spec: ModelSpec) -> WeightsUnavailable:
     """Return the error for a part of a model, `where`, whose weights are in `what`."""
     other = spec.listing.instead
     advice = f"set MODEL={other}" if other else "name the repository that it was made from"

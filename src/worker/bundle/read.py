@@ -14,13 +14,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from worker.bundle.layout import Damaged
-from worker.bundle.tensors import Entry, header_of
+from worker.bundle.tensors import TensorEntry, read_file_header
 
 # Tensors from this size on are read into their own memory; runs of smaller ones in one go.
 BIG_BYTES: Final = 1 << 20
 # One request to the disk; a network volume answers several at once faster than one after another.
-RANGE_BYTES: Final = 16 << 20
-THREADS: Final = 8
+REQUEST_BYTES: Final = 16 << 20
+READ_THREADS: Final = 8
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class _File:
     ranges: list[Future[Any]] = field(default_factory=list)
 
 
-class Reader:
+class FileReader:
     """Read safetensors files from threads while the caller does other things, such as imports.
 
     Tensors of a MiB and more are read straight into memory of their own: on a CPU into the tensor
@@ -45,7 +45,7 @@ class Reader:
     """
 
     def __init__(
-        self, device: torch.device, threads: int = THREADS, *, mapped: bool = False
+        self, device: torch.device, threads: int = READ_THREADS, *, mapped: bool = False
     ) -> None:
         self._device = device
         self._mapped = mapped
@@ -68,12 +68,12 @@ class Reader:
         """Begin to read a file."""
         file = _File(path)
         if self._mapped:
-            for offset in range(0, path.stat().st_size, RANGE_BYTES):
+            for offset in range(0, path.stat().st_size, REQUEST_BYTES):
                 file.ranges.append(self._pool.submit(self._cache, path, offset))
             self._files[path] = file
             return
-        entries = sorted(header_of(path).items(), key=lambda item: item[1].start)
-        run: list[tuple[str, Entry]] = []
+        entries = sorted(read_file_header(path).items(), key=lambda item: item[1].start)
+        run: list[tuple[str, TensorEntry]] = []
         for name, entry in entries:
             if entry.end - entry.start < BIG_BYTES:
                 run.append((name, entry))
@@ -94,7 +94,7 @@ class Reader:
             if event is not None:
                 event.synchronize()
         if self._mapped:
-            if path.stat().st_size < (end := max(e.end for e in header_of(path).values())):
+            if path.stat().st_size < (end := max(e.end for e in read_file_header(path).values())):
                 raise Damaged(path.parent, f"{path.name} ends before byte {end}")
             with safe_open(path, framework="pt") as mapped:
                 return {name: mapped.get_tensor(name) for name in mapped.keys()}  # noqa: SIM118 - no mapping
@@ -103,14 +103,14 @@ class Reader:
     def _cache(self, path: Path, offset: int) -> None:
         """Read a range into a buffer of this thread's that is then forgotten."""
         if not hasattr(self._own, "buffer"):
-            self._own.buffer = memoryview(bytearray(RANGE_BYTES))
+            self._own.buffer = memoryview(bytearray(REQUEST_BYTES))
         number = os.open(path, os.O_RDONLY)
         try:
             os.preadv(number, [self._own.buffer], offset)
         finally:
             os.close(number)
 
-    def _run(self, file: _File, run: Sequence[tuple[str, Entry]]) -> None:
+    def _run(self, file: _File, run: Sequence[tuple[str, TensorEntry]]) -> None:
         """Read neighbouring small tensors in one go; they stay on the CPU."""
         if not run:
             return
@@ -122,8 +122,8 @@ class Reader:
         self._read(file, block, base)
 
     def _read(self, file: _File, place: Tensor, offset: int) -> None:
-        for start in range(0, len(place), RANGE_BYTES):
-            piece = place[start : start + RANGE_BYTES]
+        for start in range(0, len(place), REQUEST_BYTES):
+            piece = place[start : start + REQUEST_BYTES]
             file.ranges.append(self._pool.submit(self._range, file.path, piece, offset + start))
 
     def _range(self, path: Path, piece: Tensor, offset: int) -> Any:
@@ -139,7 +139,7 @@ class Reader:
             own.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             own.stream.wait_stream(torch.cuda.default_stream(self._device))
             own.buffers = [
-                torch.empty(RANGE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)
+                torch.empty(REQUEST_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)
             ]
             own.events = [None, None]
             own.turn = 0

@@ -9,13 +9,13 @@ from worker.bundle.headers import Shard
 from worker.bundle.making import Part
 from worker.bundle.tensors import Header, UnknownFormat
 from worker.weights.checkpoint import INDEX
-from worker.weights.snapshot import Snapshot, named
+from worker.weights.snapshot import Snapshot, find_file
 from worker.weights.spec import ModelSpec
 
 
-def object_of(snapshot: Snapshot, path: str) -> dict[str, Any]:
+def read_object(snapshot: Snapshot, path: str) -> dict[str, Any]:
     """Read a JSON object of a model; raises WeightsUnavailable naming its file."""
-    return declared.json_object(path, snapshot.read_file(named(snapshot, path)))
+    return declared.read_object(path, snapshot.read_file(find_file(snapshot, path)))
 
 
 def check_configured(
@@ -24,29 +24,29 @@ def check_configured(
     """Refuse what calls itself quantised: raises WeightsUnavailable with what to take instead."""
     told = {INDEX: index} | {f"{role}/{CONFIGURATION}": held for role, held in configs.items()}
     for path, config in told.items():
-        if method := prequantised.configured(config):
+        if method := prequantised.find_declared(config):
             where = path.rpartition("/")[0]
-            raise prequantised.refusal(
+            raise prequantised.make_refusal(
                 f"{where}/" if where else "it", f"{method}, says {path}", spec
             )
 
 
-def shards(snapshot: Snapshot, role: str, spec: ModelSpec) -> list[Shard]:
+def read_shards(snapshot: Snapshot, role: str, spec: ModelSpec) -> list[Shard]:
     """Read the headers of a component; a format that has no torch.dtype is refused by its name.
 
     Raises WeightsUnavailable.
     """
     try:
-        return headers.shards(snapshot, role)
+        return headers.read_shards(snapshot, role)
     except UnknownFormat as error:
-        raise prequantised.refusal(
+        raise prequantised.make_refusal(
             f"{role}/", f"{error.written}, as {error.tensor}", spec
         ) from None
 
 
 def check_stored(part: Part, found: Sequence[Shard], wanted: Expected, spec: ModelSpec) -> None:
     """Refuse number formats, and what lies beside quantised weights; raises WeightsUnavailable."""
-    merged: Header = headers.merged(found)
+    merged: Header = headers.merge(found)
     kept, beside = [], []
     for name in merged:
         target = part.keep(name)
@@ -54,5 +54,5 @@ def check_stored(part: Part, found: Sequence[Shard], wanted: Expected, spec: Mod
             kept.append(name)
         elif target is not None and target not in wanted.dropped:
             beside.append(name)
-    if what := prequantised.stored(merged, kept, beside):
-        raise prequantised.refusal(f"{part.role}/", what, spec)
+    if what := prequantised.find_stored(merged, kept, beside):
+        raise prequantised.make_refusal(f"{part.role}/", what, spec)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Final
 
 from worker import log
-from worker.bundle.layout import Damaged, libraries, set_aside, verify
+from worker.bundle.layout import Damaged, list_libraries, quarantine, verify
 from worker.errors import WeightsUnavailable
 
 NOTES: Final = "mended"
 
 
-def begin(damage: Damaged, home: Path) -> None:
+def start(damage: Damaged, home: Path) -> None:
     """Set a damaged part aside so that it can be made anew, and take a note of it.
 
     The note stays until a bundle with the part has opened: without it, weights that never open
@@ -22,19 +22,19 @@ def begin(damage: Damaged, home: Path) -> None:
     """
     note = _note(damage.folder, home)
     if _is_kept(note):
-        raise again(damage)
+        raise make_error(damage)
     log.get().warning("damaged part set aside", reason=damage.message)
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps({"libraries": libraries(), "time": time.time()}))
-        set_aside(damage.folder)
+        note.write_text(json.dumps({"libraries": list_libraries(), "time": time.time()}))
+        quarantine(damage.folder)
     except OSError as error:
         raise WeightsUnavailable(
             f"{damage.message}; it cannot be made anew where it lies ({error.strerror}): replace it"
         ) from damage
 
 
-def again(damage: Damaged) -> WeightsUnavailable:
+def make_error(damage: Damaged) -> WeightsUnavailable:
     """Return the error for a part that was made anew and is damaged still."""
     return WeightsUnavailable(
         f"{damage.message}; it was made anew once and is so again: the weights do not fit this"
@@ -43,7 +43,7 @@ def again(damage: Damaged) -> WeightsUnavailable:
     )
 
 
-def done(bundle: Path, home: Path) -> None:
+def finish(bundle: Path, home: Path) -> None:
     """Forget the notes of a bundle and its parts, which have opened."""
     if not (home / NOTES).is_dir():
         return
@@ -59,6 +59,6 @@ def _note(part: Path, home: Path) -> Path:
 def _is_kept(note: Path) -> bool:
     """Tell whether a part was made anew by these libraries: others may make what opens."""
     with suppress(OSError, ValueError, TypeError, KeyError):
-        kept: bool = json.loads(note.read_bytes())["libraries"] == libraries()
+        kept: bool = json.loads(note.read_bytes())["libraries"] == list_libraries()
         return kept
     return False

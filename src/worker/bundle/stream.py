@@ -20,7 +20,7 @@ from worker.bundle.headers import Shard
 from worker.bundle.layout import FileRecord
 from worker.weights import temporary
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import Progress, Proven, Snapshot
+from worker.weights.snapshot import Proven, ReportProgress, Snapshot
 
 RECEIPT: Final = ".shard-{:05d}.json"
 RECORDS: Final = TypeAdapter(dict[str, FileRecord])
@@ -28,9 +28,9 @@ RECORDS: Final = TypeAdapter(dict[str, FileRecord])
 OPEN_TRIES: Final = 3
 
 # A published tensor's name and a way to read it -> what the bundle holds of it.
-Read = Callable[[str], Tensor]
+ReadTensor = Callable[[str], Tensor]
 # What one shard becomes: stem of a file -> its tensors, on the CPU.
-Transform = Callable[[Shard, Read], Mapping[str, Mapping[str, Tensor]]]
+Transform = Callable[[Shard, ReadTensor], Mapping[str, Mapping[str, Tensor]]]
 
 
 class _Stopped(Exception):
@@ -38,17 +38,17 @@ class _Stopped(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Route:
     """Where shards come from and go: `into` is for downloads, `folder` is the component's."""
 
     snapshot: Snapshot
     into: Path
     folder: Path
     keep: bool
-    progress: Progress
+    progress: ReportProgress
 
 
-def stream(place: Place, shards: Sequence[Shard], transform: Transform) -> dict[str, FileRecord]:
+def stream(place: Route, shards: Sequence[Shard], transform: Transform) -> dict[str, FileRecord]:
     """Make a component's files from its shards and return their records.
 
     A shard that has a receipt is done. The next one is fetched while this one is transformed, so at
@@ -73,7 +73,7 @@ def forget_receipts(folder: Path) -> None:
 
 
 def _prepared(
-    place: Place,
+    place: Route,
     position: tuple[int, int],
     shard: Shard,
     fetched: Callable[[RemoteFile], Proven],
@@ -96,7 +96,7 @@ def _prepared(
 
 
 def _made(
-    place: Place,
+    place: Route,
     index: int,
     shard: Shard,
     fetched: Callable[[RemoteFile], Proven],
@@ -120,7 +120,7 @@ def _made(
 
 
 @contextmanager
-def _ahead(place: Place, pending: Sequence[Shard]) -> Iterator[Callable[[RemoteFile], Proven]]:
+def _ahead(place: Route, pending: Sequence[Shard]) -> Iterator[Callable[[RemoteFile], Proven]]:
     """Give a way to fetch a shard that starts on the next one as soon as it has this one."""
     stopped = threading.Event()
 
@@ -164,6 +164,6 @@ def _receipt(folder: Path, index: int) -> dict[str, FileRecord] | None:
 
 def _write_receipt(folder: Path, index: int, records: Mapping[str, FileRecord]) -> None:
     target = folder / RECEIPT.format(index)
-    part = temporary.unique(target)
+    part = temporary.make_path(target)
     part.write_bytes(RECORDS.dump_json(dict(records)))
     temporary.publish(part, target)

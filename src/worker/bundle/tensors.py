@@ -13,11 +13,11 @@ import torch
 from worker.bundle.layout import Damaged, FileRecord
 from worker.weights import temporary
 
-LENGTH_BYTES: Final = 8
+LENGTH_FIELD_BYTES: Final = 8
 # What the format itself allows: MAX_HEADER_SIZE of safetensors.
-LONGEST_HEADER: Final = 100_000_000
+MAX_HEADER_BYTES: Final = 100_000_000
 PAGE: Final = 4096
-METADATA: Final = "__metadata__"
+METADATA_NAME: Final = "__metadata__"
 # Those of a byte and more an element: the format's F4 and F6 share bytes, and torch has no F6.
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "F64": torch.float64,
@@ -44,7 +44,7 @@ NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorEntry:
     """One tensor of a file; `start` and `end` are offsets in the file, in bytes."""
 
     dtype: torch.dtype
@@ -58,7 +58,7 @@ class Entry:
         return prod(self.shape)
 
 
-Header = dict[str, Entry]
+Header = dict[str, TensorEntry]
 
 
 class UnknownFormat(ValueError):
@@ -70,23 +70,23 @@ class UnknownFormat(ValueError):
         self.written = written
 
 
-def header(read: Callable[[int, int], bytes]) -> Header:
+def read_header(read: Callable[[int, int], bytes]) -> Header:
     """Return what a safetensors file holds; `read(start, end)` gives its bytes.
 
     The format: 8 bytes little-endian length, a JSON header, then the tensors without holes. Raises
     UnknownFormat, and ValueError for bytes that are no such file.
     """
-    length = int.from_bytes(read(0, LENGTH_BYTES), "little")
-    if length > LONGEST_HEADER:
+    length = int.from_bytes(read(0, LENGTH_FIELD_BYTES), "little")
+    if length > MAX_HEADER_BYTES:
         raise ValueError(f"a header of {length} bytes")
-    base = LENGTH_BYTES + length
+    base = LENGTH_FIELD_BYTES + length
     try:
-        facts = json.loads(read(LENGTH_BYTES, base), object_pairs_hook=_once)
+        facts = json.loads(read(LENGTH_FIELD_BYTES, base), object_pairs_hook=_once)
     except RecursionError:
         raise ValueError("a header nested too deeply") from None
     if not isinstance(facts, dict):
         raise ValueError("a header that is no object")  # noqa: TRY004 - bytes, not an argument
-    return {name: _entry(name, fact, base) for name, fact in facts.items() if name != METADATA}
+    return {name: _entry(name, fact, base) for name, fact in facts.items() if name != METADATA_NAME}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _entry(name: str, fact: Any, base: int) -> Entry:
+def _entry(name: str, fact: Any, base: int) -> TensorEntry:
     """Read one tensor's record; raises ValueError when its numbers contradict each other."""
     try:
         written, shape, (start, end) = fact["dtype"], tuple(fact["shape"]), fact["data_offsets"]
@@ -107,13 +107,13 @@ def _entry(name: str, fact: Any, base: int) -> Entry:
         raise ValueError(f"the record of {name} has no sizes")
     if written not in DTYPES:
         raise UnknownFormat(name, str(written))
-    entry = Entry(DTYPES[written], shape, base + start, base + end)
+    entry = TensorEntry(DTYPES[written], shape, base + start, base + end)
     if entry.end - entry.start != entry.count * entry.dtype.itemsize:
         raise ValueError(f"the record of {name} has another size than its shape")
     return entry
 
 
-def header_of(path: Path) -> Header:
+def read_file_header(path: Path) -> Header:
     """Return what a bundle's file holds; raises Damaged when that cannot be read."""
     with path.open("rb") as file:
 
@@ -122,12 +122,12 @@ def header_of(path: Path) -> Header:
             return file.read(end - start)
 
         try:
-            return header(read)
+            return read_header(read)
         except ValueError as error:
             raise Damaged(path.parent, f"{path.name} has {error}") from None
 
 
-def decode(entry: Entry, data: bytes) -> torch.Tensor:
+def decode(entry: TensorEntry, data: bytes) -> torch.Tensor:
     """Return the tensor whose bytes these are."""
     return torch.frombuffer(bytearray(data), dtype=entry.dtype).reshape(entry.shape)
 
@@ -142,7 +142,7 @@ def write(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) -> tuple
     where safetensors' own writer copies all of them first.
     """
     order = sorted(tensors, key=lambda name: (-_alignment(tensors[name]), name))
-    facts: dict[str, object] = {METADATA: {"format": "pt"}}
+    facts: dict[str, object] = {METADATA_NAME: {"format": "pt"}}
     end = 0
     for name in order:
         tensor = tensors[name]
@@ -153,12 +153,12 @@ def write(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) -> tuple
             "data_offsets": [start, end],
         }
     text = json.dumps(facts, separators=(",", ":")).encode()
-    text += b" " * (-(LENGTH_BYTES + len(text)) % PAGE)
+    text += b" " * (-(LENGTH_FIELD_BYTES + len(text)) % PAGE)
     digest = hashlib.sha256()
-    part = temporary.unique(folder / f"{stem}.safetensors")
+    part = temporary.make_path(folder / f"{stem}.safetensors")
     try:
         with part.open("wb", buffering=0) as file:
-            for piece in (len(text).to_bytes(LENGTH_BYTES, "little"), text):
+            for piece in (len(text).to_bytes(LENGTH_FIELD_BYTES, "little"), text):
                 file.write(piece)
                 digest.update(piece)
             for name in order:
@@ -170,7 +170,7 @@ def write(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) -> tuple
         temporary.publish(part, folder / name)
     finally:
         part.unlink(missing_ok=True)
-    size = LENGTH_BYTES + len(text) + end
+    size = LENGTH_FIELD_BYTES + len(text) + end
     return name, FileRecord(size=size, sha256=digest.hexdigest())
 
 

@@ -9,7 +9,7 @@ import torch
 from worker.errors import CudaOutOfMemory, DeviceLost
 
 
-def threads_for(device: torch.device) -> None:
+def limit_threads(device: torch.device) -> None:
     """Use one thread where the CPU is the device.
 
     Only the embedded models run there: at their size a second thread gains nothing on a quiet
@@ -28,7 +28,7 @@ def free_memory() -> None:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Raise CudaOutOfMemory or DeviceLost where torch raises its own errors of the device."""
     try:
         yield
@@ -47,7 +47,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_mb(device: torch.device) -> int:
+def read_peak_mb(device: torch.device) -> int:
     """Return the peak of allocated device memory since the last reset, in MiB; 0 on a CPU."""
     if device.type != "cuda":
         return 0

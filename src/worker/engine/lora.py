@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worker.engine.lora_keys import Part, parts, shown
-from worker.engine.lora_scale import EXACT, Own, Stated, scales
+from worker.engine.lora_keys import ModuleTensors, show, sort_by_module
+from worker.engine.lora_scale import EXACT, Own, Stated, compute_scales
 from worker.errors import LoraNotApplied
 
 FLOATS: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -24,7 +24,7 @@ NARROW_FLOATS: Final = (
 MATRIX: Final = 2  # dimensions
 
 
-def canonical(
+def make_canonical(
     state: Mapping[str, Tensor],
     modules: Collection[str] | None = None,
     sources: Sequence[Stated] = (),
@@ -38,8 +38,8 @@ def canonical(
 
     Raises LoraNotApplied, naming the key or the module, for what is no plain and whole LoRA.
     """
-    found = parts(state, modules)
-    held = scales({module: _own(part) for module, part in found.items()}, sources)
+    found = sort_by_module(state, modules)
+    held = compute_scales({module: _own(part) for module, part in found.items()}, sources)
     canonical_state: dict[str, Tensor] = {}
     for module, part in found.items():
         down, up = _alike(part.down, part.up)
@@ -50,10 +50,10 @@ def canonical(
     return canonical_state
 
 
-def _own(part: Part) -> Own:
+def _own(part: ModuleTensors) -> Own:
     """Check the shapes and number formats of a module's tensors and return its rank and alpha."""
     for side, tensor in part.tensors.items():
-        key, dtype = shown(part.keys[side]), str(tensor.dtype).removeprefix("torch.")
+        key, dtype = show(part.keys[side]), str(tensor.dtype).removeprefix("torch.")
         if side != "alpha":
             if tensor.ndim != MATRIX or not tensor.numel():
                 raise LoraNotApplied(
@@ -67,13 +67,13 @@ def _own(part: Part) -> Own:
             raise LoraNotApplied(f"{key} is {dtype} {list(tensor.shape)}; an alpha is one number")
     rank = part.down.shape[0]
     if rank != part.up.shape[1]:
-        keys = f"{shown(part.keys['down'])} and {shown(part.keys['up'])}"
+        keys = f"{show(part.keys['down'])} and {show(part.keys['up'])}"
         raise LoraNotApplied(f"{keys} have the ranks {rank} and {part.up.shape[1]}")
     if part.alpha is None:
         return Own(rank)
     alpha = float(part.alpha.double().item())
     if not math.isfinite(alpha):
-        raise LoraNotApplied(f"{shown(part.keys['alpha'])} is {alpha}; an alpha is a number")
+        raise LoraNotApplied(f"{show(part.keys['alpha'])} is {alpha}; an alpha is a number")
     rounding = torch.finfo(part.alpha.dtype).eps if part.alpha.is_floating_point() else EXACT
     return Own(rank, alpha, max(rounding, EXACT))
 
@@ -174,7 +174,7 @@ class Adapters:
         """
         if name in self._held:
             raise LoraNotApplied(f"an adapter called {name} is held already")
-        held = canonical(state, self.modules)
+        held = make_canonical(state, self.modules)
         modules = sorted({key.rsplit(".lora_", 1)[0] for key in held})
         if expected is not None and set(expected) != set(modules):
             missing, extra = set(expected) - set(modules), set(modules) - set(expected)
@@ -233,6 +233,6 @@ class Adapters:
         self.active = name
 
 
-def fused(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+def fuse(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """Return `weight` [out, in] with B @ A added in float32, in the weight's own dtype."""
     return (weight.float() + up.float() @ down.float()).to(weight.dtype)

@@ -19,11 +19,11 @@ from worker.errors import LoraNotApplied
 # Where diffusers' save_lora_weights and save_lora_adapter keep peft's configuration.
 RECORD: Final = "lora_adapter_metadata"
 # What save_lora_weights puts before each of its entries; save_lora_adapter puts nothing.
-PREFIX: Final = "transformer."
+COMPONENT_PREFIX: Final = "transformer."
 # What peft's save_pretrained writes beside the weights.
-CONFIGURATION: Final = "adapter_config.json"
-ALPHA: Final = "lora_alpha"
-FIELDS: Final = (ALPHA, "r", "use_rslora", "rank_pattern", "alpha_pattern")
+ADAPTER_CONFIG: Final = "adapter_config.json"
+ALPHA_FIELD: Final = "lora_alpha"
+FIELDS: Final = (ALPHA_FIELD, "r", "use_rslora", "rank_pattern", "alpha_pattern")
 # Ways to begin that change the base's weights: such an adapter belongs to other weights than ours.
 CHANGED_BASES: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 WORDS: Final = {"True": True, "False": False, "None": None}
@@ -88,7 +88,7 @@ class Own:
     rounding: float = EXACT
 
 
-def stated(metadata: Mapping[str, str] | None, configuration: bytes | None) -> list[Stated]:
+def read_stated(metadata: Mapping[str, str] | None, configuration: bytes | None) -> list[Stated]:
     """Return every source that states the scales of a whole file, the first to be followed first.
 
     `metadata` is the safetensors header's, `configuration` the adapter_config.json beside the
@@ -101,21 +101,21 @@ def stated(metadata: Mapping[str, str] | None, configuration: bytes | None) -> l
     if RECORD in held:
         name = f"the metadata's {RECORD}"
         found.append(_read(_own(_object(held[RECORD], name)), name))
-    if ALPHA in held:
-        name = f"the metadata's {ALPHA}"
+    if ALPHA_FIELD in held:
+        name = f"the metadata's {ALPHA_FIELD}"
         found.append(_read({k: _plain(held[k], name) for k in FIELDS if k in held}, name))
     if configuration is not None:
-        found.append(_read(_object(configuration, CONFIGURATION), CONFIGURATION))
+        found.append(_read(_object(configuration, ADAPTER_CONFIG), ADAPTER_CONFIG))
     return found
 
 
-def relevant(metadata: Mapping[str, str]) -> dict[str, str]:
+def pick_relevant(metadata: Mapping[str, str]) -> dict[str, str]:
     """Return those entries of a header's metadata that `stated` reads."""
-    keys = (RECORD, *FIELDS) if ALPHA in metadata else (RECORD,)
+    keys = (RECORD, *FIELDS) if ALPHA_FIELD in metadata else (RECORD,)
     return {key: metadata[key] for key in keys if key in metadata}
 
 
-def scales(modules: Mapping[str, Own], sources: Sequence[Stated] = ()) -> dict[str, float]:
+def compute_scales(modules: Mapping[str, Own], sources: Sequence[Stated] = ()) -> dict[str, float]:
     """Return every module's scale: its own alpha / rank, else the first source's, else 1.
 
     Raises LoraNotApplied when two of them disagree.
@@ -150,7 +150,7 @@ def _read(record: Mapping[str, Any], name: str) -> Stated:
     alphas = _patterns(record.get("alpha_pattern"), name, "alpha_pattern")
     return Stated(
         name=name,
-        alpha=_number(record.get(ALPHA), name, ALPHA),
+        alpha=_number(record.get(ALPHA_FIELD), name, ALPHA_FIELD),
         rank=_rank(record["r"], name, "r") if "r" in record else None,
         root=bool(root),
         ranks=tuple((pattern, _rank(value, name, "rank_pattern")) for pattern, value in ranks),
@@ -160,7 +160,11 @@ def _read(record: Mapping[str, Any], name: str) -> Stated:
 
 def _own(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the transformer's entries of a record that may be several components'."""
-    start = {k.removeprefix(PREFIX): v for k, v in record.items() if k.startswith(PREFIX)}
+    start = {
+        k.removeprefix(COMPONENT_PREFIX): v
+        for k, v in record.items()
+        if k.startswith(COMPONENT_PREFIX)
+    }
     return start or record
 
 

@@ -7,10 +7,10 @@ from typing import Final, Literal
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import UnfitHost
 
-GB: Final = 1_000_000_000
+GIGABYTE: Final = 1_000_000_000
 # What a picture takes beside the weights: activations of a 1024x1024 edit with references and the
 # decoding of the latents (est.).
-WORKING_BYTES: Final = 4 * GB
+PICTURE_BYTES: Final = 4 * GIGABYTE
 # bf16 arithmetic begins with compute capability 8.0 (CUDA C++ programming guide, table of
 # arithmetic instructions); fp16 gives black or NaN pictures, so it is no way out.
 BF16_CAPABILITY: Final = (8, 0)
@@ -45,7 +45,7 @@ def choose(
     *,
     free: int | None,
     capability: tuple[int, int] | None,
-    working: int = WORKING_BYTES,
+    working: int = PICTURE_BYTES,
 ) -> Choice:
     """Choose the most exact precision whose weights fit, or check the one that was asked for.
 
@@ -97,4 +97,4 @@ def _advice(mode: Mode, need: Mapping[Precision, Need], free: int, working: int)
 
 
 def _gb(count: int) -> str:
-    return f"{count / GB:.1f} GB"
+    return f"{count / GIGABYTE:.1f} GB"

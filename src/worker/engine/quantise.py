@@ -16,9 +16,9 @@ PRECISIONS: Final[tuple[Precision, ...]] = ("4bit", "8bit", "bf16")
 BLOCK: Final = 64
 NESTED_BLOCK: Final = 256
 # On a CPU with AVX512-BF16 bitsandbytes packs 32 rows at a time and divides columns into blocks.
-ROWS: Final = 32
+PACKED_ROWS: Final = 32
 # Weights quantised at a time; a row and its blocks stay together.
-CHUNK: Final = 1 << 22
+CHUNK_WEIGHTS: Final = 1 << 22
 NF4_STATE: Final = "quant_state.bitsandbytes__nf4"
 
 
@@ -32,10 +32,10 @@ def is_quantised(
     """
     if precision == "bf16" or names is None or not names.fullmatch(name):
         return False
-    return shape[0] % ROWS == 0 and shape[1] % BLOCK == 0
+    return shape[0] % PACKED_ROWS == 0 and shape[1] % BLOCK == 0
 
 
-def stored_bytes(shape: Sequence[int], precision: Precision) -> int:
+def count_stored_bytes(shape: Sequence[int], precision: Precision) -> int:
     """Return the bytes that a weight of `shape` takes, on disk and on the device.
 
     NF4, of a shape that `is_quantised` takes: half a byte a weight, one byte a block of 64, a
@@ -79,7 +79,7 @@ def _quantise_nf4(weight: Tensor, device: torch.device) -> dict[str, Tensor]:
             compress_statistics=False,
             quant_type="nf4",
         )
-        for rows in torch.split(weight, max(1, CHUNK // weight.shape[1]))
+        for rows in torch.split(weight, max(1, CHUNK_WEIGHTS // weight.shape[1]))
     ]
     maxima = torch.cat([state.absmax for _, state in chunks])
     offset = maxima.mean()
@@ -144,7 +144,7 @@ class Linear8bit(nn.Linear):
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
 
-def linear(
+def make_linear(
     parts: Mapping[str, Tensor], bias: Tensor | None, precision: Precision, device: torch.device
 ) -> nn.Linear:
     """Make the Linear that computes with what `quantise` returned, moving nothing already there.

@@ -26,7 +26,7 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, 1, height, width)
 
 
-def noise(
+def make_noise(
     seeds: Sequence[int], channels: int, height: int, width: int, dtype: torch.dtype
 ) -> Tensor:
     """Return the packed starting noise of each seed, [len(seeds), tokens, 4 * channels].

@@ -18,7 +18,7 @@ def _shift(config: Mapping[str, Any], tokens: int) -> float:
     return float(tokens * slope + (low - slope * base))
 
 
-def schedule(
+def make_schedule(
     config: Mapping[str, Any], steps: int, tokens: int, *, mu: float | None = None
 ) -> FlowMatchEulerDiscreteScheduler:
     """Return a fresh scheduler with its `steps` timesteps set (float32 [steps], 1000 to 0).

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from worker.weights.names import MAIN, same
+from worker.weights.names import MAIN, is_same_repository
 from worker.weights.spec import ModelSpec
 
 
@@ -50,6 +50,7 @@ def _published_name(spec: ModelSpec, among: Sequence[ModelSpec]) -> str:
     others = [other for other in among if other is not spec and other.name == spec.name]
     name = spec.repository.lower() if others and not spec.listing.is_row else spec.name
     is_double = any(
-        other.folder is None and same(other.repository, spec.repository) for other in others
+        other.folder is None and is_same_repository(other.repository, spec.repository)
+        for other in others
     )
     return f"{name}@{spec.revision}" if is_double and spec.revision else name

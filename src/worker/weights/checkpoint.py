@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from worker.weights.proof import safetensors_fault
+from worker.weights import proof
 from worker.weights.spec import Parts
 
 INDEX: Final = "model_index.json"
@@ -16,14 +16,14 @@ ROOT: Final = ""
 # What a checkpoint tells this worker of itself, where model_index.json has no place for it.
 ABOUT: Final = "worker.json"
 # A bundle's own description, see bundle/format.py.
-MANIFEST: Final = "manifest.json"
-LIGHTNING: Final = "lightning"
+BUNDLE_MANIFEST: Final = "manifest.json"
+LIGHTNING_FOLDER: Final = "lightning"
 # The published shards without a variant: "diffusion_pytorch_model.fp16.safetensors" and
 # "pytorch_model.bin" are other copies of the same weights.
 SHARD: Final = re.compile(r"(?:diffusion_pytorch_)?model(?:-\d{5}-of-\d{5})?\.safetensors")
-CONFIGURATION: Final = (".json", ".txt", ".model", ".jinja")
+SMALL_ENDINGS: Final = (".json", ".txt", ".model", ".jinja")
 # Endings of weights in forms that this worker does not read -> what they are.
-OTHER: Final = (
+OTHER_FORMS: Final = (
     (".gguf", "GGUF files, quantised"),
     (".bin", "pickled files (.bin)"),
     (".pt", "pickled files (.pt)"),
@@ -36,7 +36,7 @@ OTHER: Final = (
 )
 
 
-def published_class(description: Mapping[str, Any]) -> str:
+def read_class(description: Mapping[str, Any]) -> str:
     """Return the class that a model_index.json or a config.json names; "" when it names none."""
     if "_class_name" in description:
         return str(description["_class_name"])
@@ -49,14 +49,14 @@ def is_needed(path: str, parts: Sequence[str]) -> bool:
     folder, _, name = path.rpartition("/")
     if not folder:
         return name in (INDEX, ABOUT)
-    if folder == LIGHTNING:
+    if folder == LIGHTNING_FOLDER:
         return name.endswith(".safetensors")
     if folder not in parts:
         return False
-    return name.endswith(CONFIGURATION) or SHARD.fullmatch(name) is not None
+    return name.endswith(SMALL_ENDINGS) or SHARD.fullmatch(name) is not None
 
 
-def needed(paths: Iterable[str], parts: Sequence[str]) -> tuple[str, ...]:
+def list_needed(paths: Iterable[str], parts: Sequence[str]) -> tuple[str, ...]:
     """Return the files that a model is built from, small ones (configuration) first."""
     return tuple(
         sorted(
@@ -66,13 +66,13 @@ def needed(paths: Iterable[str], parts: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def other_weights(paths: Iterable[str], folder: str = "") -> str:
+def describe_other_weights(paths: Iterable[str], folder: str = "") -> str:
     """Tell in which other form a folder of a repository has weights, as the end of a sentence.
 
     Empty when it has none. `folder` "" stands for the whole repository.
     """
     names = [path.lower() for path in paths if not folder or path.startswith(f"{folder}/")]
-    told = [word for ending, word in OTHER if any(name.endswith(ending) for name in names)]
+    told = [word for ending, word in OTHER_FORMS if any(name.endswith(ending) for name in names)]
     if not told:
         return ""
     return (
@@ -80,7 +80,7 @@ def other_weights(paths: Iterable[str], folder: str = "") -> str:
     )
 
 
-def described_by(folder: Path, parts: Parts) -> str:
+def find_description(folder: Path, parts: Parts) -> str:
     """Return the file by which a folder of published weights names its class.
 
     The index of its parts, or the config.json of a model that is one part.
@@ -89,13 +89,13 @@ def described_by(folder: Path, parts: Parts) -> str:
     return CONFIG if is_one and (folder / CONFIG).is_file() else INDEX
 
 
-def fault(folder: Path, parts: Parts) -> str | None:
+def find_fault(folder: Path, parts: Parts) -> str | None:
     """Say why a folder cannot be opened as a published model of these parts; None when it can.
 
     The parts that its description names are there. Looks at names, headers and sizes only: the
     shards that an index names are there, and no safetensors file is cut short. Reads no weights.
     """
-    description = described_by(folder, parts)
+    description = find_description(folder, parts)
     try:
         index = json.loads((folder / description).read_bytes())
     except OSError:
@@ -133,10 +133,10 @@ def _weights_fault(folder: Path, component: str) -> str | None:
     if not wanted:
         there = (f"{inside}{path.name}" for path in (folder / component).iterdir())
         what = f"the weights of {inside}" if inside else "its weights"
-        return f"lacks {what}{other_weights(there, component)}"
+        return f"lacks {what}{describe_other_weights(there, component)}"
     for name in sorted(wanted):
         if name not in shards:
             return f"lacks {inside}{name}"
-        if reason := safetensors_fault(folder / component / name):
+        if reason := proof.find_fault(folder / component / name):
             return f"{inside}{name} has {reason}"
     return None

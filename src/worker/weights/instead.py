@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from worker.weights.spec import ModelSpec
 
 
-def instead(rows: Sequence[ModelSpec], repository: str, pipeline: str = "") -> ModelSpec | None:
+def find_instead(
+    rows: Sequence[ModelSpec], repository: str, pipeline: str = ""
+) -> ModelSpec | None:
     """Return the row that a repository is a copy of; None when none can be told.
 
     The longest name of a row that the repository's name holds, in its pipeline class where that is

@@ -10,9 +10,9 @@ from typing import Any, Final
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.settings import Settings
 from worker.weights.apart import drop_doubles, tell_apart
-from worker.weights.checkpoint import ABOUT, CONFIG, INDEX, MANIFEST, published_class
-from worker.weights.instead import instead
-from worker.weights.names import same
+from worker.weights.checkpoint import ABOUT, BUNDLE_MANIFEST, CONFIG, INDEX, read_class
+from worker.weights.instead import find_instead
+from worker.weights.names import is_same_repository
 from worker.weights.spec import Listing, LoraFile, ModelSpec, Parts
 
 REPOSITORY: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -26,7 +26,7 @@ LIGHTNING_FILE: Final = re.compile(
 Complete = Callable[[ModelSpec, Mapping[str, Any]], ModelSpec]
 
 
-def checkpoints() -> Path:
+def find_checkpoints() -> Path:
     """Return the folder of the embedded models: beside src/ (editable), else the image's."""
     beside = Path(__file__).resolve().parents[3] / "checkpoints"
     return beside if beside.is_dir() else Path("/app/checkpoints")
@@ -71,10 +71,10 @@ class Catalogue:
         Its plain name is that of its row, else its last part, unless that is the name of another
         one here.
         """
-        copied = instead(self.rows, repository, pipeline)
+        copied = find_instead(self.rows, repository, pipeline)
         advice = copied.repository if copied else ""
         for row in self.rows:
-            if same(repository, row.repository):
+            if is_same_repository(repository, row.repository):
                 return Listing(row.name, is_row=True, instead=advice)
         name = repository.rpartition("/")[2].lower()
         is_taken = any(name == row.name for row in self.rows)
@@ -121,7 +121,7 @@ class Catalogue:
         name = folder.resolve().name.lower()
         spec = self._outside(name, folder=folder)
         index = _json(folder / INDEX)
-        if index is None and (manifest := _json(folder / MANIFEST)):
+        if index is None and (manifest := _json(folder / BUNDLE_MANIFEST)):
             return self.of_manifest(spec, manifest)
         if index is None and self.serves(config := _json(folder / CONFIG) or {}):
             index = config
@@ -133,14 +133,14 @@ class Catalogue:
         for row in self.rows:
             tail = row.repository.rpartition("/")[2].lower()
             known = row.embedded is None and name in (row.name, tail)
-            if known and published_class(index) == row.pipeline:
+            if known and read_class(index) == row.pipeline:
                 return replace(self.row(row.name), folder=folder)
         files = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*.safetensors"))]
         return self.classified(spec, index, files, _json(folder / ABOUT))
 
     def serves(self, description: Mapping[str, Any]) -> bool:
         """Report whether a model_index.json or config.json names a class of a known family."""
-        return published_class(description) in self.classes
+        return read_class(description) in self.classes
 
     def classified(
         self,
@@ -157,7 +157,7 @@ class Catalogue:
         returned as it is when the class agrees. Raises WeightsUnavailable when the class is not of
         a known family.
         """
-        pipeline = published_class(description)
+        pipeline = read_class(description)
         if pipeline not in self.classes:
             raise WeightsUnavailable(
                 f"MODEL: {spec.name} is a {pipeline[:60] or 'repository without a pipeline class'};"
@@ -187,7 +187,11 @@ class Catalogue:
         pipeline = str(manifest.get("pipeline", ""))
         made_of = str(manifest.get("repository", ""))
         for row in self.rows:
-            is_row = same(made_of, row.repository) if made_of else manifest.get("model") == row.name
+            is_row = (
+                is_same_repository(made_of, row.repository)
+                if made_of
+                else manifest.get("model") == row.name
+            )
             if is_row and pipeline == row.pipeline:
                 return replace(
                     row,
@@ -213,7 +217,7 @@ class Catalogue:
         repository, _, revision = word.partition("@")
         if REPOSITORY.fullmatch(repository) and not FORBIDDEN.search(repository):
             for row in self.rows:
-                if same(repository, row.repository):
+                if is_same_repository(repository, row.repository):
                     return (_placed(replace(self.row(row.name), revision=revision or None)),)
             return (replace(self._outside(repository), revision=revision or None),)
         raise WeightsUnavailable(
@@ -237,7 +241,7 @@ def _placed(row: ModelSpec) -> ModelSpec:
     """Return the row, with its folder when the model ships with the worker."""
     if row.embedded is None:
         return row
-    folder = checkpoints() / row.embedded
+    folder = find_checkpoints() / row.embedded
     if not any((folder / name).is_file() for name in (INDEX, CONFIG)):
         raise WeightsUnavailable(
             f"MODEL: {row.name} ships in checkpoints/, which this installation does not have; take"

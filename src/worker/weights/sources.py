@@ -10,14 +10,14 @@ from typing import Any, Final, Literal
 from worker.errors import WeightsUnavailable
 from worker.settings import Settings
 from worker.weights import checkpoint, metadata
-from worker.weights.digest_cache import Remembered
+from worker.weights.digest_cache import DigestCache
 from worker.weights.meaning import Catalogue
-from worker.weights.names import MAIN, same
+from worker.weights.names import MAIN, is_same_repository
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import LOCAL, LocalSnapshot, Snapshot
 from worker.weights.spec import LoraFile, ModelSpec
 
-Kind = Literal["MODEL_DIR", "MODEL_PATH", "RunPod cache", "HF cache", "image", "hub"]
+SourceKind = Literal["MODEL_DIR", "MODEL_PATH", "RunPod cache", "HF cache", "image", "hub"]
 
 # The image's target `baked` puts one folder a model here, a bundle or published weights.
 BAKED: Final = Path("/app/models")
@@ -27,18 +27,18 @@ BundleFault = Callable[[Path], str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class WeightSource:
     """Where one model's weights come from, and why not from the places before that.
 
     `folder` is None for the hub. `bundle` tells whether it is a bundle, to be opened as it is, or
     published weights, to be prepared. `passed_over` has no paths: callers may see it.
     """
 
-    kind: Kind
+    kind: SourceKind
     folder: Path | None
     bundle: bool
     commit: str | None
-    passed_over: tuple[tuple[Kind, str], ...]
+    passed_over: tuple[tuple[SourceKind, str], ...]
 
     def facts(self) -> dict[str, Any]:
         """Return what the log and op=health tell of it."""
@@ -57,7 +57,7 @@ def find(
     bundle: Path,
     bundle_fault: BundleFault,
     baked: Path = BAKED,
-) -> Source:
+) -> WeightSource:
     """Return the first place that has the model whole: nothing is read but names and headers.
 
     In this order: the bundle on MODEL_DIR (`bundle` is its folder), MODEL_PATH or the folder that
@@ -67,17 +67,17 @@ def find(
     WeightsUnavailable when a folder that MODEL names cannot be used: another model must not stand
     in for it.
     """
-    passed: list[tuple[Kind, str]] = []
+    passed: list[tuple[SourceKind, str]] = []
     reason = bundle_fault(bundle) if bundle.is_dir() else "no bundle yet"
     if reason is None:
-        return Source("MODEL_DIR", bundle, bundle=True, commit=None, passed_over=())
+        return WeightSource("MODEL_DIR", bundle, bundle=True, commit=None, passed_over=())
     passed.append(("MODEL_DIR", reason))
     if spec.folder is not None:
-        kind: Kind = "image" if spec.embedded else "MODEL_PATH"
+        kind: SourceKind = "image" if spec.embedded else "MODEL_PATH"
         is_bundle, reason = _examined(spec, _Place(spec.folder, "it", LOCAL), bundle_fault)
         if reason is not None:
             raise WeightsUnavailable(f"MODEL: the folder of {spec.name} {reason}")
-        return Source(kind, spec.folder, is_bundle, None, tuple(passed))
+        return WeightSource(kind, spec.folder, is_bundle, None, tuple(passed))
     for kind, places in _places(spec, settings, baked):
         if isinstance(places, str):
             passed.append((kind, places))
@@ -86,38 +86,38 @@ def find(
         for place in places:
             is_bundle, reason = _examined(spec, place, bundle_fault)
             if reason is None:
-                return Source(kind, place.folder, is_bundle, place.commit, tuple(passed))
+                return WeightSource(kind, place.folder, is_bundle, place.commit, tuple(passed))
             reasons.append(reason)
         passed.append((kind, reasons[0]))
-    return Source("hub", None, bundle=False, commit=None, passed_over=tuple(passed))
+    return WeightSource("hub", None, bundle=False, commit=None, passed_over=tuple(passed))
 
 
-def snapshot_of(source: Source, spec: ModelSpec, settings: Settings) -> Snapshot:
+def open_snapshot(source: WeightSource, spec: ModelSpec, settings: Settings) -> Snapshot:
     """Return the published files of a source; asks the hub only if the source is the hub.
 
     Raises WeightsUnavailable, HubUnreachable.
     """
     if source.folder is not None:
-        memory = Remembered(source.folder, settings.home)
+        memory = DigestCache(source.folder, settings.home)
         return LocalSnapshot(source.folder, spec.repository, source.commit or LOCAL, memory)
     return metadata.resolve(spec.repository, spec.revision, settings)
 
 
-def lora_of(lora: LoraFile, model: Snapshot, settings: Settings) -> Snapshot:
+def open_lora(lora: LoraFile, model: Snapshot, settings: Settings) -> Snapshot:
     """Return the snapshot that holds a LoRA: the model's own, a cache's, or the hub's.
 
     Raises WeightsUnavailable, HubUnreachable.
     """
     if lora.repository is None:
         return model
-    for _, cache in caches(settings):
-        folder, commit = cached(lora.repository, None, cache)
+    for _, cache in list_caches(settings):
+        folder, commit = find_cached(lora.repository, None, cache)
         if isinstance(folder, Path) and (folder / lora.filename).is_file():
             return LocalSnapshot(folder, lora.repository, commit or LOCAL)
     return metadata.resolve(lora.repository, None, settings)
 
 
-def described(spec: ModelSpec, snapshot: Snapshot, catalogue: Catalogue) -> ModelSpec:
+def complete(spec: ModelSpec, snapshot: Snapshot, catalogue: Catalogue) -> ModelSpec:
     """Complete a model from outside the catalogue by the files that describe it.
 
     Raises WeightsUnavailable when it is of no known family.
@@ -126,17 +126,17 @@ def described(spec: ModelSpec, snapshot: Snapshot, catalogue: Catalogue) -> Mode
         return spec
     files = {file.path: file for file in snapshot.files}
     of_one_part = (checkpoint.CONFIG,) if checkpoint.ROOT in spec.parts.weights else ()
-    known = (checkpoint.INDEX, checkpoint.MANIFEST, *of_one_part)
+    known = (checkpoint.INDEX, checkpoint.BUNDLE_MANIFEST, *of_one_part)
     described_by = next((name for name in known if name in files), None)
     if described_by is None:
-        there, other = checkpoint.other_weights(files), spec.listing.instead
+        there, other = checkpoint.describe_other_weights(files), spec.listing.instead
         advice = f"; take {other}" if there and other else ""
         raise WeightsUnavailable(
-            f"MODEL: {spec.name} has no {checkpoint.INDEX} and no {checkpoint.MANIFEST}: it is neither a"
+            f"MODEL: {spec.name} has no {checkpoint.INDEX} and no {checkpoint.BUNDLE_MANIFEST}: it is neither a"
             f" diffusers checkpoint nor a bundle{there}{advice}"
         )
     description = _object(spec, snapshot, files[described_by])
-    if described_by == checkpoint.MANIFEST:
+    if described_by == checkpoint.BUNDLE_MANIFEST:
         return catalogue.of_manifest(spec, description)
     about = _object(spec, snapshot, files[checkpoint.ABOUT]) if checkpoint.ABOUT in files else {}
     return catalogue.classified(spec, description, tuple(files), about)
@@ -153,15 +153,15 @@ def _object(spec: ModelSpec, snapshot: Snapshot, file: RemoteFile) -> dict[str, 
     return value
 
 
-def caches(settings: Settings) -> list[tuple[Kind, Path]]:
+def list_caches(settings: Settings) -> list[tuple[SourceKind, Path]]:
     """Return the caches in huggingface_hub's layout that are looked into, in their order."""
-    places: list[tuple[Kind, Path]] = [("RunPod cache", settings.runpod_cache_dir)]
+    places: list[tuple[SourceKind, Path]] = [("RunPod cache", settings.runpod_cache_dir)]
     if settings.hub_cache not in (None, settings.runpod_cache_dir):
         places.append(("HF cache", settings.hub_cache))
     return places
 
 
-def cached(
+def find_cached(
     repository: str, revision: str | None, cache: Path
 ) -> tuple[Path, str] | tuple[str, None]:
     """Return a repository's folder and commit in a cache, or why there is none.
@@ -202,7 +202,7 @@ class _Place:
     commit: str | None = None
 
 
-def place_of(spec: ModelSpec) -> Path:
+def make_place(spec: ModelSpec) -> Path:
     """Return where a place for several models keeps one: by the table's name, or as org/name."""
     named = spec.listing.is_row or "/" not in spec.repository
     return Path(spec.name if named else spec.repository)
@@ -210,7 +210,7 @@ def place_of(spec: ModelSpec) -> Path:
 
 def _places(
     spec: ModelSpec, settings: Settings, baked: Path
-) -> Iterator[tuple[Kind, list[_Place] | str]]:
+) -> Iterator[tuple[SourceKind, list[_Place] | str]]:
     """Yield each kind of place with its folders, or why there are none."""
     root = settings.model_path
     if root is None:
@@ -219,8 +219,8 @@ def _places(
         yield "MODEL_PATH", "not there"
     else:
         yield "MODEL_PATH", _at(root, spec)
-    for kind, cache in caches(settings):
-        folder, commit = cached(spec.repository, spec.revision, cache)
+    for kind, cache in list_caches(settings):
+        folder, commit = find_cached(spec.repository, spec.revision, cache)
         yield kind, folder if isinstance(folder, str) else [_Place(folder, "it", commit)]
     if baked.is_dir():
         yield "image", _below(baked, spec) or f"does not hold {spec.repository}"
@@ -230,9 +230,11 @@ def _places(
 
 def _at(root: Path, spec: ModelSpec) -> list[_Place]:
     """Return MODEL_PATH itself when it is a model's folder or empty, else what it has below."""
-    holds = any((root / name).is_file() for name in (checkpoint.INDEX, checkpoint.MANIFEST))
+    holds = any((root / name).is_file() for name in (checkpoint.INDEX, checkpoint.BUNDLE_MANIFEST))
     below = [] if holds else _below(root, spec)
-    named = spec.listing.is_row and any(same(root.resolve().name, name) for name in _names(spec))
+    named = spec.listing.is_row and any(
+        is_same_repository(root.resolve().name, name) for name in _names(spec)
+    )
     if spec.is_alone:
         return below or [_Place(root, "meant")]
     return below or [_Place(root, "called" if named else "nothing")]
@@ -259,7 +261,7 @@ def _child(folder: Path, name: str) -> Path | None:
         return folder / name
     with suppress(OSError):
         for path in sorted(folder.iterdir()):
-            if same(path.name, name) and path.is_dir():
+            if is_same_repository(path.name, name) and path.is_dir():
                 return path
     return None
 
@@ -276,7 +278,7 @@ def _published_stranger(spec: ModelSpec, place: _Place) -> str | None:
 def _bundle_stranger(spec: ModelSpec, place: _Place, manifest: Mapping[str, Any]) -> str | None:
     """Say why a bundle is not the model that was asked for; None when it is."""
     made_of = str(manifest.get("repository"))
-    is_it = place.shown == "it" or same(made_of, spec.repository)
+    is_it = place.shown == "it" or is_same_repository(made_of, spec.repository)
     if not (is_it or (place.shown != "nothing" and "/" not in made_of)):
         return f"is the bundle of {made_of[:100]}, not of {spec.repository}"
     revisions = (manifest.get("asked"), manifest.get("revision"))
@@ -293,16 +295,16 @@ def _examined(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tupl
     folder = place.folder
     broken = bundle_fault(folder)
     if broken is None:
-        manifest = _json(folder / checkpoint.MANIFEST)
+        manifest = _json(folder / checkpoint.BUNDLE_MANIFEST)
         return True, _bundle_stranger(spec, place, manifest) if manifest else None
-    if (reason := checkpoint.fault(folder, spec.parts)) is not None:
-        is_bundle = (folder / checkpoint.MANIFEST).is_file()
+    if (reason := checkpoint.find_fault(folder, spec.parts)) is not None:
+        is_bundle = (folder / checkpoint.BUNDLE_MANIFEST).is_file()
         return is_bundle, broken if is_bundle else reason
-    described_by = checkpoint.described_by(folder, spec.parts)
+    described_by = checkpoint.find_description(folder, spec.parts)
     description = _json(folder / described_by)
     if description is None:
         return False, f"has an unreadable {described_by}"
-    found = checkpoint.published_class(description)
+    found = checkpoint.read_class(description)
     if spec.pipeline and found != spec.pipeline:
         return False, f"holds a {found[:60] or None}, not a {spec.pipeline}"
     return False, _published_stranger(spec, place)

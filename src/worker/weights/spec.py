@@ -80,7 +80,7 @@ class ModelSpec:
         return f"{self.repository}@{self.revision}" if self.revision else self.repository
 
 
-def lightning_steps(spec: ModelSpec, settings: Settings) -> tuple[int, ...]:
+def list_lightning_steps(spec: ModelSpec, settings: Settings) -> tuple[int, ...]:
     """Return the step counts whose LoRA is loaded, the default first.
 
     LIGHTNING_STEPS where it was set, else 8 (both for the embedded pair); none when
@@ -90,7 +90,7 @@ def lightning_steps(spec: ModelSpec, settings: Settings) -> tuple[int, ...]:
     if not settings.use_lightning_lora or not spec.lightning:
         return ()
     if "lightning_steps" not in settings.model_fields_set:
-        counts = default_steps(spec)
+        counts = list_default_steps(spec)
         return counts[:1] if settings.lightning_fused else counts
     missing = [n for n in settings.lightning_steps if n not in spec.lightning]
     if missing:
@@ -101,7 +101,7 @@ def lightning_steps(spec: ModelSpec, settings: Settings) -> tuple[int, ...]:
     return settings.lightning_steps
 
 
-def default_steps(spec: ModelSpec) -> tuple[int, ...]:
+def list_default_steps(spec: ModelSpec) -> tuple[int, ...]:
     """Return the step counts whose LoRA is loaded when nobody chooses."""
     counts = tuple(sorted(spec.lightning, reverse=True))
     return counts if spec.embedded else counts[:1]

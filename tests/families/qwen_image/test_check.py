@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker import boot, settings
-from worker.bundle.expected import expected
-from worker.bundle.prepare import prepare, sizes
-from worker.engine.schedule import schedule
+from worker.bundle.expected import build_expected
+from worker.bundle.prepare import compute_sizes, prepare
+from worker.engine.schedule import make_schedule
 from worker.errors import WeightsUnavailable
 from worker.families.qwen_image import rows, schedules
 from worker.families.qwen_image.modulation import seen
@@ -44,7 +44,7 @@ def refused(folder: Path, home: Path, name: str = "tiny-edit") -> str:
     """Return why a published folder is not prepared; not a byte of weights was fetched."""
     source = Copying(folder)
     order = prepared.order_of(name, home, snapshot=source)
-    for act in (sizes, prepare):
+    for act in (compute_sizes, prepare):
         with pytest.raises(WeightsUnavailable) as caught:
             act(order)
     assert source.fetched == []
@@ -350,7 +350,7 @@ def test_an_rgba_vae_is_the_layered_model_s(folder: Path, tmp_path: Path) -> Non
     altered.configure(folder / "vae/config.json", input_channels=4)
 
     def change(tensors: dict[str, Raw]) -> None:
-        held = expected(VAE, json.loads((folder / "vae/config.json").read_bytes()))
+        held = build_expected(VAE, json.loads((folder / "vae/config.json").read_bytes()))
         for name, shape in held.kept.items():
             size = 2
             for side in shape:
@@ -381,7 +381,7 @@ def test_a_field_that_changes_nothing_is_let_pass(
 
 
 def test_a_full_model_without_num_layers_has_diffusers_default() -> None:
-    assert expected(TRANSFORMER, {}).config["num_layers"] == 60
+    assert build_expected(TRANSFORMER, {}).config["num_layers"] == 60
 
 
 CLASSES: list[tuple[dict[str, Any], str]] = [
@@ -472,7 +472,7 @@ def test_what_diffusers_own_scheduler_does_is_honoured_to_every_step(
     there = rows.keys(config).float()
     for steps in range(2, 101):
         for tokens in (*schedules.TOKENS, 4096):
-            found = seen(schedule(config, steps, tokens).timesteps).float()
+            found = seen(make_schedule(config, steps, tokens).timesteps).float()
             assert bool(torch.isin(found, there).all()), (steps, tokens)
 
 

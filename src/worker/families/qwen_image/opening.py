@@ -7,7 +7,7 @@ import torch
 
 from worker.bundle.open import Opening, Shared
 from worker.bundle.plain import open_processor, open_tokenizer
-from worker.bundle.read import THREADS
+from worker.bundle.read import READ_THREADS
 from worker.families.qwen_image import rows
 from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.modulation import RowModulation
@@ -21,7 +21,7 @@ def open_bundle(
     verify: Literal["sizes", "full"] = "sizes",
     text_encoder_device: torch.device | None = None,
     share: Shared | None = None,
-    threads: int = THREADS,
+    threads: int = READ_THREADS,
 ) -> Components:
     """Open a bundle with its Lightning LoRAs attached.
 
