@@ -46,7 +46,7 @@ from worker.weights.meaning import find_checkpoints  # noqa: E402 - the same
 from worker.weights.snapshot import LocalSnapshot  # noqa: E402 - the same
 
 RESULTS: Final = ROOT / "bench" / "results" / "quality.json"
-SPEC: Final = CATALOGUE.row("tiny-image")
+SPEC: Final = CATALOGUE.find_row("tiny-image")
 FOLDER: Final = find_checkpoints() / str(SPEC.embedded)
 CPU: Final = torch.device("cpu")
 SIDE: Final = 96

@@ -25,7 +25,7 @@ from worlds.published import EDIT, IMAGE, offering
 
 CPU = torch.device("cpu")
 CONDITION_AREA = 96 * 96
-SPECS = {spec.name: CATALOGUE.row(spec.name) for spec in CATALOGUE.rows}
+SPECS = {spec.name: CATALOGUE.find_row(spec.name) for spec in CATALOGUE.rows}
 
 
 def folder_of(name: str) -> Path:

@@ -441,7 +441,7 @@ def test_a_lora_of_another_file_is_another_lora(environ: dict[str, str]) -> None
     record = json.loads(manifest.read_bytes())
     assert offline(given, "bob/foo") == [folder]
     # what 0.1.0's table had for a model of the table
-    row = CATALOGUE.row("qwen-image-edit-2511")
+    row = CATALOGUE.find_row("qwen-image-edit-2511")
     record |= {"repository": row.repository, "model": row.name}
     manifest.write_text(json.dumps(record))
     with pytest.raises(HubUnreachable):

@@ -330,7 +330,7 @@ def test_a_bundle_refuses_a_lora_that_its_rows_would_not_see(
     }
     with pytest.raises(LoraNotApplied, match=f"{module} changes the modulation"):
         parts.adapters.attach("style", state)
-    assert parts.adapters.held == ("lightning_8",)
+    assert parts.adapters.attached == ("lightning_8",)
 
 
 def test_a_fused_lora_of_the_time_embedding_and_the_modulation_is_in_the_rows(

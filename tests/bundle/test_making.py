@@ -117,8 +117,8 @@ def test_its_parts_are_stored_and_opened_as_the_recipe_says(
     bundle = prepare(order)
     published = load_file(folder / "matrix" / "model.safetensors")
     with Opening(bundle, RECIPE, CPU) as opening:
-        matrix, bare = opening.module("matrix"), opening.module("bare")
-        assert opening.opened("words", lambda at: (at / "vocab.json").read_text()) == "{}"
+        matrix, bare = opening.open_module("matrix"), opening.open_module("bare")
+        assert opening.open_files("words", lambda at: (at / "vocab.json").read_text()) == "{}"
     x = torch.randn(5, SIDE).bfloat16()
     with torch.inference_mode():
         found = matrix(x).float()
@@ -159,10 +159,10 @@ def test_a_plan_writes_nothing_and_is_the_same_each_time(folder: Path) -> None:
 def test_open_models_share_what_the_recipe_lets_them_share(folder: Path) -> None:
     bundle, share = prepare(order_of(folder)), make_shared()
     with Opening(bundle, RECIPE, CPU, share=share) as first:
-        bare, matrix = first.module("bare"), first.module("matrix")
+        bare, matrix = first.open_module("bare"), first.open_module("matrix")
     with Opening(bundle, RECIPE, CPU, share=share) as second:
-        assert second.module("bare") is bare
-        assert second.module("matrix") is not matrix
+        assert second.open_module("bare") is bare
+        assert second.open_module("matrix") is not matrix
 
 
 @pytest.mark.parametrize("role", ["words", "matrix"])
@@ -173,8 +173,8 @@ def test_only_an_optional_part_may_be_missing(role: str, folder: Path) -> None:
     layout.publish(bundle, held.model_copy(update={"components": rest}))
     if role == "words":
         with Opening(bundle, RECIPE, CPU) as opening:
-            assert not opening.has("words")
-            assert opening.module("bare")
+            assert not opening.has_part("words")
+            assert opening.open_module("bare")
     else:
         with pytest.raises(Damaged, match="it has no matrix"):
             Opening(bundle, RECIPE, CPU)

@@ -126,7 +126,7 @@ def test_a_bundle_that_was_pushed_is_opened_from_its_own_folder(home: Path, tmp_
         (tmp_path / "repo" / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, tmp_path / "repo" / path)
     parts = open_bundle(tmp_path / "repo", CPU, verify="full")
-    assert parts.adapters.held == ("lightning_8", "lightning_4")
+    assert parts.adapters.attached == ("lightning_8", "lightning_4")
     assert parts.processor is not None
 
 

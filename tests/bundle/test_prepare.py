@@ -155,7 +155,7 @@ def test_every_precision_opens_and_takes_the_bytes_that_were_computed(
     headers = 20 * 4096 + 100_000  # headers, tokenizers and configuration
     assert computed.disk <= found.size <= computed.disk + headers
     parts = open_bundle(bundle, CPU)
-    assert parts.adapters.held == ("lightning_8", "lightning_4")
+    assert parts.adapters.attached == ("lightning_8", "lightning_4")
     held = sum(
         t.numel() * t.element_size()
         for name, t in parts.transformer.state_dict().items()
@@ -338,7 +338,7 @@ def test_two_workers_on_one_volume_both_end_with_the_whole_bundle(
     for thread in threads:
         thread.join(300)
     assert len(found) == 2
-    assert open_bundle(found[0].folder, CPU).adapters.held
+    assert open_bundle(found[0].folder, CPU).adapters.attached
     fetched = sum(len(source.fetched) for source in sources)
     if locks == "work":
         assert fetched == len({*sources[0].fetched, *sources[1].fetched})

@@ -256,11 +256,11 @@ def test_plain_numbers_are_cast_as_stock_casts_them(
 def test_the_repository_to_take_instead_is_the_one_that_was_quantised(
     repository: str, pipeline: str, row: str
 ) -> None:
-    assert CATALOGUE.listing(repository, pipeline).instead.endswith(row)
+    assert CATALOGUE.make_listing(repository, pipeline).instead.endswith(row)
 
 
 def test_without_a_class_or_a_name_nothing_is_guessed() -> None:
-    assert CATALOGUE.listing("someone/painter").instead == ""
+    assert CATALOGUE.make_listing("someone/painter").instead == ""
 
 
 @pytest.fixture

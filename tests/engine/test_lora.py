@@ -101,7 +101,7 @@ def test_any_miss_is_an_error_and_attaches_nothing(broken: Any) -> None:
             make_canonical(broken(published_lora(transformer, 3))),
             expected=lightning_modules(BLOCKS),
         )
-    assert adapters.held == ()
+    assert adapters.attached == ()
     assert torch.equal(predict(transformer), before)
 
 
@@ -126,7 +126,7 @@ def test_an_adapter_may_be_called_by_a_files_name() -> None:
     adapters = Adapters(ours)
     for name, state in zip(names, states, strict=True):
         adapters.attach(name, make_canonical(state))
-    assert adapters.held == names
+    assert adapters.attached == names
     outputs = []
     for name in names:
         adapters.use(name)
@@ -190,7 +190,7 @@ def test_a_lora_that_rows_would_not_see_is_refused(module: str, *, flat: bool) -
     adapters = Adapters(ours, _rows_of(ours).fixed)
     with pytest.raises(LoraNotApplied, match=f"{module} changes the modulation, which .* rows"):
         adapters.attach("a", state)
-    assert adapters.held == ()
+    assert adapters.attached == ()
     assert type(ours.img_in).__name__ == "Linear"
 
 

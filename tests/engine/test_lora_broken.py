@@ -103,7 +103,7 @@ def test_a_broken_tensor_is_refused_with_its_key_and_nothing_is_attached(
         attach()
     assert TO_Q in raised.value.message
     assert raised.value.message.isprintable()
-    assert adapters.held == ()
+    assert adapters.attached == ()
     assert torch.equal(predict(MODEL), BASE)
 
 
@@ -337,7 +337,7 @@ def test_whatever_a_file_holds_it_is_refused_or_sound(
     with suppress(LoraNotApplied):
         found = make_canonical(state, adapters.modules, read_stated(metadata, configuration))
         adapters.attach("a", found)
-    if not adapters.held:
+    if not adapters.attached:
         return
     for key, up in found.items():
         if key.endswith(".lora_B.weight"):

@@ -131,9 +131,9 @@ def test_the_words_and_families_are_those_of_all() -> None:
     assert set(BOTH.names) == {*CATALOGUE.names, "a-440", "tones"}
     assert BOTH.families == (QWEN, __name__)
     assert (BOTH.default, BOTH.embedded) == (CATALOGUE.default, CATALOGUE.embedded)
-    assert all(BOTH.row(row.name) == CATALOGUE.row(row.name) for row in CATALOGUE.rows)
+    assert all(BOTH.find_row(row.name) == CATALOGUE.find_row(row.name) for row in CATALOGUE.rows)
     with pytest.raises(KeyError, match="b-880"):
-        BOTH.row("b-880")
+        BOTH.find_row("b-880")
 
 
 def test_a_row_s_module_is_asked_to_prepare_it(
@@ -165,7 +165,7 @@ def test_a_folder_named_like_a_row_of_one_part_is_that_row(tmp_path: Path) -> No
 
 def test_what_is_of_no_family_is_refused_with_what_all_serve(tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailable, match=rf"OtherForSpeech; .* QwenImagePipeline.*{CLASS}"):
-        BOTH.classified(resolved("someone/other"), json.loads(config("OtherForSpeech")), [])
+        BOTH.classify(resolved("someone/other"), json.loads(config("OtherForSpeech")), [])
     with pytest.raises(WeightsUnavailable, match=r"scheduler/\) or of a tone \(config\.json\)$"):
         resolved(str(tmp_path))
     (tmp_path / "config.json").write_bytes(config("OtherForSpeech"))

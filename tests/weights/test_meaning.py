@@ -168,7 +168,7 @@ def test_a_folder_named_like_a_row_is_that_model(tmp_path: Path) -> None:
 def test_another_repository_is_a_model_once_its_index_is_read() -> None:
     (spec,) = resolved("someone/Painter@v2")
     assert (spec.name, spec.revision, spec.pipeline, spec.tasks) == ("painter", "v2", "", ())
-    known = CATALOGUE.classified(spec, {"_class_name": "QwenImagePipeline"}, ["a.txt"])
+    known = CATALOGUE.classify(spec, {"_class_name": "QwenImagePipeline"}, ["a.txt"])
     assert (known.tasks, dict(known.lightning)) == (("text-to-image",), {})
     assert known.defaults.steps == 50
 
@@ -181,7 +181,7 @@ def test_another_owners_copy_does_not_take_the_rows_name() -> None:
 def test_another_family_is_refused_with_what_is_served() -> None:
     (spec,) = resolved("black-forest-labs/FLUX.1-dev")
     with pytest.raises(WeightsUnavailable, match=r"FluxPipeline.*QwenImagePipeline"):
-        CATALOGUE.classified(spec, {"_class_name": "FluxPipeline"}, [])
+        CATALOGUE.classify(spec, {"_class_name": "FluxPipeline"}, [])
 
 
 @pytest.mark.parametrize("word", ["qwen-image-3000", "a/b/c", "../nowhere", "/no/such/folder"])
@@ -247,6 +247,9 @@ def test_a_bundle_of_another_repository_is_no_row_by_its_name_alone() -> None:
     """The manifest of a fine-tune called like a row names its own repository."""
     (spec,) = resolved("me/mine-4bit")
     made = {"model": "qwen-image", "pipeline": "QwenImagePipeline"}
-    assert CATALOGUE.of_manifest(spec, made | {"repository": "alice/qwen-image"}).lightning == {}
-    row = CATALOGUE.of_manifest(spec, made | {"repository": "qwen/qwen-image"})
+    assert (
+        CATALOGUE.complete_by_manifest(spec, made | {"repository": "alice/qwen-image"}).lightning
+        == {}
+    )
+    row = CATALOGUE.complete_by_manifest(spec, made | {"repository": "qwen/qwen-image"})
     assert (row.name, row.repository, set(row.lightning)) == ("qwen-image", "me/mine-4bit", {8, 4})

@@ -20,7 +20,7 @@ from worker.weights.spec import LoraFile, ModelSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LAST = "diffusion_pytorch_model-00002-of-00002.safetensors"
-SPEC = CATALOGUE.row("qwen-image")
+SPEC = CATALOGUE.find_row("qwen-image")
 
 
 def safetensors(values: int = 4) -> bytes:
@@ -243,7 +243,7 @@ def test_model_path_may_hold_several_models(home: Path) -> None:
 
 def test_a_folder_that_model_names_is_never_replaced_by_another_source(home: Path) -> None:
     folder = publish(home / "mine")
-    spec = CATALOGUE.of_folder(folder)
+    spec = CATALOGUE.describe_folder(folder)
     assert find(home, spec).folder == folder
     damage(folder, "shard missing")
     with pytest.raises(WeightsUnavailable, match="lacks transformer/") as refused:
@@ -434,7 +434,7 @@ def test_a_bundle_of_a_known_model_is_that_model(home: Path) -> None:
     manifest = {"model": "qwen-image-edit-2511", "pipeline": "QwenImageEditPlusPipeline"}
     folder = bundle(home / "pushed")
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    spec = CATALOGUE.of_folder(folder)
+    spec = CATALOGUE.describe_folder(folder)
     assert (spec.name, spec.folder, spec.defaults.steps) == ("qwen-image-edit-2511", folder, 40)
     source = find(home, spec)
     assert (source.bundle, source.folder) == (True, folder)

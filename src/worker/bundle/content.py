@@ -44,7 +44,7 @@ class Content:
     recipe: Recipe
     _digests: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
 
-    def digests(self, role: str) -> list[str]:
+    def list_digests(self, role: str) -> list[str]:
         """Return what identifies a component; empty when the folder has none of that role.
 
         The digests of its shards and the meanings of its small files.
@@ -67,17 +67,17 @@ class Content:
                 return facts
         return {}
 
-    def fingerprint(self, pipeline: str, loras: Iterable[LoraFile]) -> str:
+    def make_fingerprint(self, pipeline: str, loras: Iterable[LoraFile]) -> str:
         """Return a short digest that two folders share when they are the same model.
 
         `loras` are the Lightning LoRAs among the folder's own files that belong to it.
         """
-        held = {part.role: self.digests(part.role) for part in self.recipe.parts}
+        held = {part.role: self.list_digests(part.role) for part in self.recipe.parts}
         own = {lora.filename: self._digest(lora) for lora in loras}
         text = json.dumps([pipeline, held, self.facts, own], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
 
-    def difference(self, found: Verified, loras: Iterable[LoraFile]) -> str | None:
+    def find_difference(self, found: Verified, loras: Iterable[LoraFile]) -> str | None:
         """Say what of a bundle was not made of this folder; None when all was.
 
         Every component must have the identity that one made of the folder's files would have.
@@ -86,7 +86,7 @@ class Content:
         if found.bundle.facts != self.facts:
             return ABOUT
         for role in (part.role for part in self.recipe.parts):
-            held = self.digests(role)
+            held = self.list_digests(role)
             if bool(held) != (role in found.parts):
                 return role
             if held and not _is_made_of(found, role, held):

@@ -36,7 +36,7 @@ class Weights:
             kept = self._part.keep(name)
             if kept is None or self._part.is_replaced(kept):
                 continue
-            tensor = self.fused(kept, read(name))
+            tensor = self.fuse(kept, read(name))
             if is_quantised(self._part.quantised, kept, entry.shape, self._precision):
                 stem = kept.removesuffix("weight")
                 parts = quantise(tensor, self._precision, self._device)
@@ -45,7 +45,7 @@ class Weights:
                 held[kept] = cast_to_bf16(tensor)
         return {WEIGHTS: held}
 
-    def fused(self, name: str, tensor: Tensor) -> Tensor:
+    def fuse(self, name: str, tensor: Tensor) -> Tensor:
         """Return a tensor with what the LoRA adds to it, in bf16, or as it is without any."""
         module = name.removesuffix(".weight")
         down = self._lora.get(f"{module}.lora_A.weight")

@@ -78,7 +78,7 @@ def find_mismatch(folder: Path, bundle: Bundle, wanted: Required) -> str | None:
     if (fault := layout.find_fault(folder)) is not None:
         return fault
     own = [spec.lightning[n] for n in bundle.lightning if n in spec.lightning]
-    other = wanted.folder.difference(
+    other = wanted.folder.find_difference(
         layout.verify(folder), [lora for lora in own if lora.repository is None]
     )
     return f"was made of other files than the folder's ({other})" if other else None

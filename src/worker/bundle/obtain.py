@@ -59,15 +59,15 @@ def obtain(
     gpu: Gpu | None,
     catalogue: Catalogue,
     *,
-    mend: bool = False,
+    repair: bool = False,
 ) -> Obtained:
     """Return the bundle to open: the first source that has one, else one prepared from weights.
 
-    `gpu` is None on a CPU. With `mend`, a bundle on MODEL_DIR is prepared again: its whole parts
+    `gpu` is None on a CPU. With `repair`, a bundle on MODEL_DIR is prepared again: its whole parts
     are kept, those that were set aside are made anew. Raises WeightsUnavailable, VolumeFull,
     LoraNotApplied, InvalidSettings.
     """
-    return _Search(spec, recipe, settings, gpu, catalogue).obtain(mend=mend)
+    return _Search(spec, recipe, settings, gpu, catalogue).obtain(repair=repair)
 
 
 class _Search:
@@ -93,7 +93,7 @@ class _Search:
         self._content: Content | None = None
         self._checked: Published | None = None
 
-    def obtain(self, *, mend: bool) -> Obtained:
+    def obtain(self, *, repair: bool) -> Obtained:
         source = self._found()
         if source.bundle and source.folder is not None:
             return self._obtained(source.folder, source, None)
@@ -101,7 +101,7 @@ class _Search:
             return self._obtained(folder, source, None)
         self._lightning = list_lightning_steps(self._spec, self._settings)
         chosen = self._choice(source)
-        if not mend:
+        if not repair:
             there = match.find_best(self._settings.home, self._wanted(source), chosen.precision)
             source = self._found(*(there or ()))
             if source.bundle and source.folder is not None:
@@ -138,7 +138,7 @@ class _Search:
         reason = f"has no bundle of {self._spec.repository}"
         for _, held in match.find_matching(self._settings.home, self._wanted(source)):
             try:
-                known = self._catalogue.of_manifest(self._spec, held.model_dump())
+                known = self._catalogue.complete_by_manifest(self._spec, held.model_dump())
                 if held.offered:
                     own = {steps: LoraFile(None, name) for steps, name in held.offered.items()}
                     known = replace(known, lightning=own)
@@ -184,7 +184,9 @@ class _Search:
         if source.folder is not None and source.commit is None:
             loras = [spec.lightning[n] for n in self._lightning]
             own = [lora for lora in loras if lora.repository is None]
-            name = f"{make_file_name(plain)}-{self._held(source).fingerprint(spec.pipeline, own)}"
+            name = (
+                f"{make_file_name(plain)}-{self._held(source).make_fingerprint(spec.pipeline, own)}"
+            )
         else:
             name = plain if spec.listing.is_row else spec.repository
             name = make_file_name(name, spec.revision or MAIN)
@@ -281,7 +283,9 @@ class _Search:
         folder = self._settings.home / layout.BUNDLES / make_commit_name(spec.repository, commit)
         if layout.find_fault(folder) is not None:
             return None
-        self._spec = self._catalogue.of_manifest(spec, layout.read_bundle(folder).model_dump())
+        self._spec = self._catalogue.complete_by_manifest(
+            spec, layout.read_bundle(folder).model_dump()
+        )
         return folder
 
     def _downloaded(self, snapshot: Snapshot) -> Path:
@@ -302,7 +306,7 @@ class _Search:
         held = found.bundle
         spec = self._spec
         if chosen is None:
-            spec = self._catalogue.of_manifest(spec, held.model_dump())
+            spec = self._catalogue.complete_by_manifest(spec, held.model_dump())
         if self._given.pipeline:  # MODEL's word says which model it is, and callers know it by that
             spec = replace(spec, name=self._given.name)
         wanted = list_lightning_steps(spec, self._settings)

@@ -61,7 +61,7 @@ class Opening:
         self._readers: dict[str, FileReader] = {}
         self._entered = ExitStack()
         for part in reversed(recipe.parts):
-            if not part.is_optional and not self.has(part.role):
+            if not part.is_optional and not self.has_part(part.role):
                 raise Damaged(self._found.folder, f"it has no {part.role}")
 
     def __enter__(self) -> Self:
@@ -86,24 +86,24 @@ class Opening:
     ) -> None:
         self._entered.__exit__(kind, error, trace)
 
-    def has(self, role: str) -> bool:
+    def has_part(self, role: str) -> bool:
         """Tell whether the bundle has a part."""
         return role in self._found.parts
 
-    def module(self, role: str) -> Any:
+    def open_module(self, role: str) -> Any:
         """Return a part's modules with their tensors, or another open model's where they share."""
         key = self._key(role)
         found = self._shared.get(key) if self._recipe.part(role).is_shared else None
         if found is None:
-            found = self.bare(role)
+            found = self.build_bare(role)
             self.fill(role, found)
             if self._recipe.part(role).is_shared:
                 self._shared[key] = found
         return found
 
-    def bare(self, role: str) -> Any:
+    def build_bare(self, role: str) -> Any:
         """Build the modules that a part's configuration describes, without memory for weights."""
-        modules, config = self._recipe.part(role).modules, self.json(role)
+        modules, config = self._recipe.part(role).modules, self.read_json(role)
         try:
             return modules.bare(modules.stock(config))
         except Exception as error:
@@ -121,7 +121,7 @@ class Opening:
             folder = self._found.parts[role][0]
             raise Damaged(folder, f"it does not fit its modules: {error}") from error
 
-    def opened(self, role: str, opening: Callable[[Path], T]) -> T:
+    def open_files(self, role: str, opening: Callable[[Path], T]) -> T:
         """Open a part of small files alone."""
         folder = self._found.parts[role][0]
         try:
@@ -130,11 +130,11 @@ class Opening:
             # transformers raises anything; the part goes the way of every damaged one
             raise Damaged(folder, f"it cannot be opened ({type(error).__name__})") from error
 
-    def mapped(self, role: str) -> list[Path]:
+    def list_mapped(self, role: str) -> list[Path]:
         """Return a part's files that stay on the disk."""
         return self._files(role, layout.MAPPED)
 
-    def adapters(self, model: Any, fixed: Fixed = NOTHING) -> Adapters:
+    def open_adapters(self, model: Any, fixed: Fixed = NOTHING) -> Adapters:
         """Return the Lightning LoRAs, beside the modules of a model or in their weights.
 
         They are called `lightning_N`; a bundle with one in its weights answers to that name alone.
@@ -151,7 +151,7 @@ class Opening:
             adapters.attach(role, state, expected=expected)
         return adapters
 
-    def json(self, role: str, name: str = CONFIGURATION) -> dict[str, Any]:
+    def read_json(self, role: str, name: str = CONFIGURATION) -> dict[str, Any]:
         """Return a JSON object of a part."""
         folder = self._found.parts[role][0]
         try:
@@ -193,7 +193,7 @@ class FusedAdapter(Adapters):
         self.active = name
 
     @property
-    def held(self) -> tuple[str, ...]:
+    def attached(self) -> tuple[str, ...]:
         """Name the LoRA in the weights."""
         return () if self.active is None else (self.active,)
 

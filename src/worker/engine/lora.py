@@ -152,7 +152,7 @@ class Adapters:
         self.active: str | None = None
 
     @property
-    def held(self) -> tuple[str, ...]:
+    def attached(self) -> tuple[str, ...]:
         """Name the adapters held, in the order they were attached."""
         return tuple(self._held)
 

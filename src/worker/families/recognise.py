@@ -27,7 +27,7 @@ def recognise(spec: ModelSpec, settings: Settings, catalogue: Catalogue) -> Mode
     if len(catalogue.families) == 1:
         return replace(spec, family=catalogue.families[0])
     if (bundle := _bundle(spec, settings)) is not None:
-        known = catalogue.of_manifest(spec, bundle.model_dump())
+        known = catalogue.complete_by_manifest(spec, bundle.model_dump())
         return replace(spec, family=known.family)
     source = sources.find(spec, settings, bundle=NOWHERE, bundle_fault=layout.find_fault)
     snapshot = sources.open_snapshot(source, spec, settings)

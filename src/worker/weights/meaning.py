@@ -58,14 +58,14 @@ class Catalogue:
         """The modules that open its models, each once."""
         return tuple(dict.fromkeys(row.family for row in self.rows))
 
-    def row(self, name: str) -> ModelSpec:
+    def find_row(self, name: str) -> ModelSpec:
         """Return the row of a name, as it stands among the others; raises KeyError."""
         for row in self.rows:
             if row.name == name:
-                return replace(row, listing=self.listing(row.repository, row.pipeline))
+                return replace(row, listing=self.make_listing(row.repository, row.pipeline))
         raise KeyError(name)
 
-    def listing(self, repository: str, pipeline: str = "") -> Listing:
+    def make_listing(self, repository: str, pipeline: str = "") -> Listing:
         """Return how the catalogue sees a repository, whose class may not be known yet.
 
         Its plain name is that of its row, else its last part, unless that is the name of another
@@ -112,7 +112,7 @@ class Catalogue:
             ]
         return tuple(replace(spec, is_alone=len(published) <= 1) for spec in tell_apart(specs))
 
-    def of_folder(self, folder: Path) -> ModelSpec:
+    def describe_folder(self, folder: Path) -> ModelSpec:
         """Describe a local folder: a bundle, or published weights that name their class.
 
         A folder named like a row, of that row's class, is that model: its Lightning files are
@@ -122,8 +122,8 @@ class Catalogue:
         spec = self._outside(name, folder=folder)
         index = _json(folder / INDEX)
         if index is None and (manifest := _json(folder / BUNDLE_MANIFEST)):
-            return self.of_manifest(spec, manifest)
-        if index is None and self.serves(config := _json(folder / CONFIG) or {}):
+            return self.complete_by_manifest(spec, manifest)
+        if index is None and self.can_serve(config := _json(folder / CONFIG) or {}):
             index = config
         if index is None:
             raise WeightsUnavailable(
@@ -134,15 +134,15 @@ class Catalogue:
             tail = row.repository.rpartition("/")[2].lower()
             known = row.embedded is None and name in (row.name, tail)
             if known and read_class(index) == row.pipeline:
-                return replace(self.row(row.name), folder=folder)
+                return replace(self.find_row(row.name), folder=folder)
         files = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*.safetensors"))]
-        return self.classified(spec, index, files, _json(folder / ABOUT))
+        return self.classify(spec, index, files, _json(folder / ABOUT))
 
-    def serves(self, description: Mapping[str, Any]) -> bool:
+    def can_serve(self, description: Mapping[str, Any]) -> bool:
         """Report whether a model_index.json or config.json names a class of a known family."""
         return read_class(description) in self.classes
 
-    def classified(
+    def classify(
         self,
         spec: ModelSpec,
         description: Mapping[str, Any],
@@ -174,11 +174,11 @@ class Catalogue:
             spec,
             pipeline=pipeline,
             lightning=spec.lightning or own,
-            listing=self.listing(spec.repository, pipeline),
+            listing=self.make_listing(spec.repository, pipeline),
         )
         return self.classes[pipeline](known, about or {})
 
-    def of_manifest(self, spec: ModelSpec, manifest: Mapping[str, Any]) -> ModelSpec:
+    def complete_by_manifest(self, spec: ModelSpec, manifest: Mapping[str, Any]) -> ModelSpec:
         """Complete a model that is a bundle by the bundle's manifest.
 
         A bundle of a row's repository is that model, as is one that has its name and no repository.
@@ -200,25 +200,25 @@ class Catalogue:
                     folder=spec.folder,
                     embedded=None,
                     is_alone=spec.is_alone,
-                    listing=self.listing(spec.repository, pipeline),
+                    listing=self.make_listing(spec.repository, pipeline),
                 )
         loras = manifest.get("lightning")
         files = [str(lora.get("filename")) for lora in loras.values()] if loras else []
-        return self.classified(spec, {"_class_name": pipeline}, files, manifest.get("facts"))
+        return self.classify(spec, {"_class_name": pipeline}, files, manifest.get("facts"))
 
     def _meaning(self, word: str) -> tuple[ModelSpec, ...]:
         if word.lower() in self.groups:
-            return tuple(_placed(self.row(name)) for name in self.groups[word.lower()])
+            return tuple(_placed(self.find_row(name)) for name in self.groups[word.lower()])
         if any(word.lower() == row.name for row in self.rows):
-            return (_placed(self.row(word.lower())),)
+            return (_placed(self.find_row(word.lower())),)
         path = Path(word).expanduser()
         if path.is_absolute() or word.startswith((".", "~")):
-            return (self.of_folder(path),)
+            return (self.describe_folder(path),)
         repository, _, revision = word.partition("@")
         if REPOSITORY.fullmatch(repository) and not FORBIDDEN.search(repository):
             for row in self.rows:
                 if is_same_repository(repository, row.repository):
-                    return (_placed(replace(self.row(row.name), revision=revision or None)),)
+                    return (_placed(replace(self.find_row(row.name), revision=revision or None)),)
             return (replace(self._outside(repository), revision=revision or None),)
         raise WeightsUnavailable(
             f"MODEL: no model is called {word[:80]!r}; known are {', '.join(self.names)}; a"
@@ -230,7 +230,7 @@ class Catalogue:
 
         A folder's name stands for its repository.
         """
-        listing = self.listing(repository)
+        listing = self.make_listing(repository)
         weights = dict.fromkeys(part for row in self.rows for part in row.parts.weights)
         beside = dict.fromkeys(part for row in self.rows for part in row.parts.beside)
         parts = Parts(tuple(weights), tuple(beside))

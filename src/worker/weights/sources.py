@@ -137,9 +137,9 @@ def complete(spec: ModelSpec, snapshot: Snapshot, catalogue: Catalogue) -> Model
         )
     description = _object(spec, snapshot, files[described_by])
     if described_by == checkpoint.BUNDLE_MANIFEST:
-        return catalogue.of_manifest(spec, description)
+        return catalogue.complete_by_manifest(spec, description)
     about = _object(spec, snapshot, files[checkpoint.ABOUT]) if checkpoint.ABOUT in files else {}
-    return catalogue.classified(spec, description, tuple(files), about)
+    return catalogue.classify(spec, description, tuple(files), about)
 
 
 def _object(spec: ModelSpec, snapshot: Snapshot, file: RemoteFile) -> dict[str, Any]:

@@ -479,7 +479,7 @@ def test_a_text_encoder_that_must_wait_in_the_hosts_memory_is_opened_there(
 
 def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that another model has goes to what MODEL called it."""
-    spec = CATALOGUE.row("qwen-image")
+    spec = CATALOGUE.find_row("qwen-image")
     found = replace(spec, name="found", defaults=replace(spec.defaults, steps=33))
     obtained = SimpleNamespace(
         spec=found,

@@ -183,7 +183,7 @@ class QwenImage:
         """
         first, parts = wishes[0], self._parts
         name = name_adapter(first.steps) if first.lightning else None
-        if name is not None and name not in parts.adapters.held:
+        if name is not None and name not in parts.adapters.attached:
             raise LoraNotApplied(f"no Lightning LoRA for {first.steps} steps is held")
         parts.adapters.use(name)
 
@@ -333,7 +333,7 @@ def _opened(
         parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
     except Damaged as damage:
         repair.start(damage, settings.home)
-        obtained = obtain(spec, RECIPE, settings, gpu, catalogue.CATALOGUE, mend=True)
+        obtained = obtain(spec, RECIPE, settings, gpu, catalogue.CATALOGUE, repair=True)
         try:
             parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
         except Damaged as still:

@@ -31,7 +31,7 @@ class Transformer:
         self._blocks = int(config["num_layers"])
         self._early = _early(work.snapshot, work.published.shards["transformer"])
         embedding = {
-            name: self._weights.fused(name, tensor)
+            name: self._weights.fuse(name, tensor)
             for name, tensor in self._early.items()
             if name.startswith(rows.PREFIX)
         }
@@ -52,7 +52,7 @@ class Transformer:
             name = match[0]
             bias_name = f"{name.removesuffix('weight')}bias"
             bias = read(bias_name) if bias_name in shard.header else self._early[bias_name]
-            weight = self._weights.fused(name, read(name))
+            weight = self._weights.fuse(name, read(name))
             found.add(
                 int(match[1]),
                 match[2],
