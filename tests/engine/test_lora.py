@@ -142,7 +142,7 @@ def test_a_name_is_given_once() -> None:
     adapters.attach("a", first)
     adapters.use("a")
     before = predict(ours)
-    with pytest.raises(LoraNotApplied, match="held already"):
+    with pytest.raises(LoraNotApplied, match="attached already"):
         adapters.attach("a", second)
     assert torch.equal(predict(ours), before)
 
@@ -229,7 +229,7 @@ def test_what_is_not_held_changes_nothing_about_what_is_used() -> None:
     adapters.attach("a", published_lora(ours, 1))
     adapters.use("a")
     before = predict(ours)
-    with pytest.raises(LoraNotApplied, match="adapter b is not held; held: a"):
+    with pytest.raises(LoraNotApplied, match="adapter b is not attached; attached: a"):
         adapters.use("b")
     assert adapters.active == "a"
     assert torch.equal(predict(ours), before)
@@ -267,5 +267,5 @@ def test_a_module_that_lacks_a_side_of_its_adapter_draws_nothing(missing: str) -
     linear.active = "a"
     assert linear(torch.ones(1, 3)).shape == (1, 2)
     delattr(linear, missing)
-    with pytest.raises(LoraNotApplied, match="adapter a is not held by this module"):
+    with pytest.raises(LoraNotApplied, match="adapter a is not attached to this module"):
         linear(torch.ones(1, 3))

@@ -1,4 +1,4 @@
-"""What a published folder holds, by its bytes: the identity of a model that has no repository."""
+"""What is in a published folder, by its bytes: the identity of a model without a repository."""
 
 import hashlib
 import json
@@ -16,27 +16,27 @@ from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Snapshot, find_file
 from worker.weights.spec import LoraFile
 
-# What a config.json says of who wrote it, not of what it describes.
+# What a config.json says about who wrote it, not about the model.
 VOLATILE: Final = ("_name_or_path", "_diffusers_version", "transformers_version")
 FINGERPRINT_DIGITS: Final = 12
 
 
 def digest_meaning(name: str, data: bytes) -> str:
-    """Return the digest of what a small file says, without who wrote it."""
+    """Return the digest of what a small file says, regardless of who wrote it."""
     if name.endswith(".json"):
         value = json.loads(data)
         if isinstance(value, dict):
-            value = {key: held for key, held in value.items() if key not in VOLATILE}
+            value = {key: entry for key, entry in value.items() if key not in VOLATILE}
         data = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
     return f"{name}:{hashlib.sha256(data).hexdigest()}"
 
 
 @dataclass(frozen=True)
 class Content:
-    """A published folder whose files are read once, as far as they are asked for.
+    """A published folder; each file is read at most once, when it is first needed.
 
-    Its components are the recipe's, whose small ones come first: most differences are found without
-    reading the largest. Everything raises as the snapshot does, and WeightsUnavailable for broken
+    Its components are the recipe's, small ones first: most differences are found without reading
+    the largest. Every method raises what the snapshot raises, and WeightsUnavailable for broken
     JSON.
     """
 
@@ -45,9 +45,9 @@ class Content:
     _digests: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
 
     def list_digests(self, role: str) -> list[str]:
-        """Return what identifies a component; empty when the folder has none of that role.
+        """Return the digests of a component's shards and of what its small files say.
 
-        The digests of its shards and the meanings of its small files.
+        They identify it; empty when the folder has no component of that role.
         """
         if role not in self._digests:
             has_weights = self.recipe.part(role).has_weights
@@ -60,7 +60,7 @@ class Content:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """Return what the model tells of itself in worker.json, if it has one."""
+        """Return what the model says about itself in worker.json, if it has one."""
         for file in self.snapshot.files:
             if file.path == ABOUT:
                 facts: dict[str, Any] = self._json(file)
@@ -68,28 +68,28 @@ class Content:
         return {}
 
     def make_fingerprint(self, pipeline: str, loras: Iterable[LoraFile]) -> str:
-        """Return a short digest that two folders share when they are the same model.
+        """Return a short digest, equal for two folders of the same model.
 
         `loras` are the Lightning LoRAs among the folder's own files that belong to it.
         """
-        held = {part.role: self.list_digests(part.role) for part in self.recipe.parts}
+        digests = {part.role: self.list_digests(part.role) for part in self.recipe.parts}
         own = {lora.filename: self._digest(lora) for lora in loras}
-        text = json.dumps([pipeline, held, self.facts, own], sort_keys=True)
+        text = json.dumps([pipeline, digests, self.facts, own], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
 
     def find_difference(self, found: Verified, loras: Iterable[LoraFile]) -> str | None:
-        """Say what of a bundle was not made of this folder; None when all was.
+        """Name the first thing in a bundle that was not made from this folder; None when all was.
 
-        Every component must have the identity that one made of the folder's files would have.
-        `loras` are the Lightning LoRAs to compare among the folder's own files.
+        Every component must have the identity that one made from the folder's files would have.
+        `loras` are the Lightning LoRAs among the folder's own files to compare.
         """
         if found.bundle.facts != self.facts:
             return ABOUT
         for role in (part.role for part in self.recipe.parts):
-            held = self.list_digests(role)
-            if bool(held) != (role in found.parts):
+            digests = self.list_digests(role)
+            if bool(digests) != (role in found.parts):
                 return role
-            if held and not _is_made_of(found, role, held):
+            if digests and not _is_made_of(found, role, digests):
                 return role
         recorded = {lora.filename: lora.digest for lora in found.bundle.lightning.values()}
         for lora in loras:
@@ -120,7 +120,9 @@ class Content:
         )
 
 
-def _is_made_of(found: Verified, role: str, held: Iterable[str]) -> bool:
+def _is_made_of(found: Verified, role: str, digests: Iterable[str]) -> bool:
     recipe = found.parts[role][1].recipe
     is_ours = recipe.get("recipe") == METHOD
-    return is_ours and layout.compute_identity(role, held, recipe) == found.bundle.components[role]
+    return (
+        is_ours and layout.compute_identity(role, digests, recipe) == found.bundle.components[role]
+    )

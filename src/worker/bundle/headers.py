@@ -1,4 +1,4 @@
-"""Which files a component is published as, and what their headers say is in them."""
+"""Which files a component is published as, and which tensors their headers list."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ INDEX_SUFFIX: Final = ".index.json"
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One published safetensors file and what is in it."""
+    """One published safetensors file and its header."""
 
     file: RemoteFile
     header: Header
@@ -35,7 +35,7 @@ def list_weight_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
         for path in list_needed(by_path, (role,))
         if path.startswith(f"{role}/") and path.endswith(".safetensors")
     }
-    wanted = sorted(there)
+    names = sorted(there)
     for path, file in sorted(by_path.items()):
         folder, _, name = path.rpartition("/")
         if (
@@ -43,13 +43,13 @@ def list_weight_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
             and name.endswith(INDEX_ENDING)
             and SHARD.fullmatch(name.removesuffix(INDEX_SUFFIX))
         ):
-            wanted = _indexed(snapshot, file)
-    for name in wanted:
+            names = _indexed(snapshot, file)
+    for name in names:
         if name not in there:
             raise WeightsUnavailable(
                 f"{snapshot.repository} lacks {role}/{name}, a shard of its index"
             )
-    return [there[name] for name in wanted]
+    return [there[name] for name in names]
 
 
 def _indexed(snapshot: Snapshot, file: RemoteFile) -> list[str]:
@@ -77,23 +77,23 @@ def list_configuration_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
 def read_shards(snapshot: Snapshot, role: str) -> list[Shard]:
     """Read the headers of a component's shards by range.
 
-    Raises WeightsUnavailable when there are none or one cannot be read, UnknownFormat.
+    Raises UnknownFormat, and WeightsUnavailable when there is no shard or one cannot be read.
     """
     found = []
     for file in list_weight_files(snapshot, role):
         try:
-            held = read_header(partial(snapshot.read_range, file))
+            contents = read_header(partial(snapshot.read_range, file))
         except UnknownFormat:
             raise
         except ValueError as error:
             raise WeightsUnavailable(
                 f"{snapshot.repository}: {file.path} is no readable safetensors file ({error})"
             ) from None
-        if (end := max((entry.end for entry in held.values()), default=file.size)) != file.size:
+        if (end := max((entry.end for entry in contents.values()), default=file.size)) != file.size:
             raise WeightsUnavailable(
                 f"{snapshot.repository}: {file.path} has {file.size} bytes instead of {end}"
             )
-        found.append(Shard(file, held))
+        found.append(Shard(file, contents))
     if not found:
         instead = describe_other_weights((other.path for other in snapshot.files), role)
         raise WeightsUnavailable(f"{snapshot.repository} lacks the weights of {role}/{instead}")

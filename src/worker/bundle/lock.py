@@ -1,4 +1,4 @@
-"""One worker prepares a component while the others of its volume wait; the files stay the truth."""
+"""One worker prepares a component while others on its volume wait; only its files are trusted."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +11,8 @@ import filelock
 from worker import log
 
 LOCK_POLL_S: Final = 2.0
-# A holder that has changed no file for this long is taken for dead. Doing its work again does no
-# harm: every file has its content's name and every manifest is renamed into place.
+# A worker that has changed no file for this long counts as dead. Repeating its work does no harm:
+# files are named by their content, and every manifest is renamed into place.
 STILL_S: Final = 600.0
 
 
@@ -20,18 +20,18 @@ STILL_S: Final = 600.0
 def take_turn(
     path: Path, done: Callable[[], bool], watched: Sequence[Path], still_s: float = STILL_S
 ) -> Iterator[None]:
-    """Wait for a lock, for `done`, or for `watched` folders to stand still; then go on.
+    """Wait for a lock, for `done`, or until the `watched` folders stop changing; then go on.
 
-    The caller checks `done` again: the lock saves work where locks work and promises nothing.
+    The caller checks `done` again: where locks work this saves work; it guarantees nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
-    held = False
+    is_locked = False
     try:
-        held = _wait(lock, done, watched, still_s)
+        is_locked = _wait(lock, done, watched, still_s)
         yield
     finally:
-        if held:
+        if is_locked:
             lock.release()
 
 
@@ -41,14 +41,14 @@ def _wait(
     watched: Sequence[Path],
     still_s: float,
 ) -> bool:
-    said = False
+    is_logged = False
     while not done():
         try:
             lock.acquire(timeout=LOCK_POLL_S)
         except filelock.Timeout:
-            if not said:
+            if not is_logged:
                 log.get().info("waiting: another worker prepares this", part=watched[0].name)
-                said = True
+                is_logged = True
             if time.time() - _changed(watched) > still_s:
                 log.get().warning("the worker that prepares this stands still: going on without it")
                 return False
@@ -60,7 +60,7 @@ def _wait(
 
 
 def _changed(folders: Sequence[Path]) -> float:
-    """Return when anything below the folders last changed, in seconds since the epoch."""
+    """Return when anything in the folders last changed, in seconds since the epoch."""
     latest = 0.0
     for folder in folders:
         for path in (folder, *folder.rglob("*")):

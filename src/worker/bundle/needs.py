@@ -1,4 +1,4 @@
-"""What a model takes at each precision, kept in MODEL_DIR so that a later start asks no hub."""
+"""How much memory a model takes at each precision, kept so that a later start asks no hub."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ SIZES_FOLDER: Final = "sizes"
 
 
 def convert_sizes(known: Mapping[Precision, WeightSizes], recipe: Recipe) -> dict[Precision, Need]:
-    """Return the device memory that computed sizes stand for, in bytes."""
+    """Return the device memory in bytes that follows from computed sizes."""
     return {precision: _need(size.memory, size.parts, recipe) for precision, size in known.items()}
 
 
@@ -33,7 +33,7 @@ def _need(whole: int, parts: Mapping[str, int], recipe: Recipe) -> Need:
 
 
 def count_device_bytes(part: Component) -> int:
-    """Return what a component takes on the device: all its files but what is mapped."""
+    """Return how many bytes a component takes on the device: all its files but the mapped ones."""
     return sum(r.size for name, r in part.files.items() if not name.startswith(layout.MAPPED))
 
 
@@ -56,7 +56,7 @@ def _record(size: WeightSizes) -> dict[str, int]:
 
 
 def keep(home: Path, name: str, known: Mapping[Precision, WeightSizes]) -> None:
-    """Keep sizes under a bundle's name, where that can be written: it only saves a question."""
+    """Keep sizes under a bundle's name, where that can be written: it only saves a request."""
     target = home / SIZES_FOLDER / f"{name}.json"
     with suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -68,23 +68,23 @@ def keep(home: Path, name: str, known: Mapping[Precision, WeightSizes]) -> None:
 def read_kept_before(
     home: Path, ours: Iterable[tuple[Path, Bundle]], beside: int, recipe: Recipe
 ) -> dict[Precision, WeightSizes] | None:
-    """Return the sizes that 0.1.0 kept by a last name; None when they may be another model's.
+    """Return the sizes that 0.1.0 kept by the last part of a name; None when it is ambiguous.
 
     `ours` are the model's bundles, `beside` is the number of LoRAs beside the weights. Every bundle
     that had that name at some precision must be among them.
     """
-    own = {folder: held for folder, held in ours if held.asked is None}
-    strangers = {
-        _at_bf16(folder.name, held)
-        for folder, held in layout.list_prepared(home)
+    own = {folder: bundle for folder, bundle in ours if bundle.asked is None}
+    others = {
+        _at_bf16(folder.name, bundle)
+        for folder, bundle in layout.list_prepared(home)
         if folder not in own
     }
-    names = {_at_bf16(folder.name, held) for folder, held in own.items()} - strangers
+    names = {_at_bf16(folder.name, bundle) for folder, bundle in own.items()} - others
     found = (read_kept(home, f"{name}-{beside}", recipe) for name in sorted(names))
     return next(filter(None, found), None)
 
 
-def _at_bf16(name: str, held: Bundle) -> str:
+def _at_bf16(name: str, bundle: Bundle) -> str:
     """Return the name that a bundle of 0.1.0 would have in bf16, by which it kept the sizes."""
-    model = name.removesuffix(layout.name_bundle("", held.precision, held.fused))
-    return model + layout.name_bundle("", "bf16", held.fused)
+    model = name.removesuffix(layout.name_bundle("", bundle.precision, bundle.fused))
+    return model + layout.name_bundle("", "bf16", bundle.fused)

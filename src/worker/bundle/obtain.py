@@ -36,11 +36,11 @@ NO_BUNDLE: Final = Path("no-bundle")
 
 @dataclass(frozen=True, slots=True)
 class Obtained:
-    """A whole bundle on a disk of this machine, and how it came to be used.
+    """A complete bundle on a disk of this machine, and how it was found.
 
     `lightning` are the step counts to serve, the default first; `parts` maps a component's identity
-    to its device bytes; `offload` when the part that may wait in the host's memory must; `facts` go
-    into the log and op=health.
+    to its device bytes; `offload` says whether the part that may wait in the host's memory has
+    to; `facts` go into the log and op=health.
     """
 
     spec: ModelSpec
@@ -63,15 +63,15 @@ def obtain(
 ) -> Obtained:
     """Return the bundle to open: the first source that has one, else one prepared from weights.
 
-    `gpu` is None on a CPU. With `repair`, a bundle on MODEL_DIR is prepared again: its whole parts
-    are kept, those that were set aside are made anew. Raises WeightsUnavailable, VolumeFull,
+    `gpu` is None on a CPU. With `repair`, a bundle on MODEL_DIR is prepared again: its intact parts
+    are kept, quarantined ones are made again. Raises WeightsUnavailable, VolumeFull,
     LoraNotApplied, InvalidSettings.
     """
     return _Search(spec, recipe, settings, gpu, catalogue).obtain(repair=repair)
 
 
 class _Search:
-    """One model being obtained."""
+    """The search for one model's bundle."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class _Search:
         self._lightning = list_lightning_steps(self._spec, self._settings)
         chosen = self._choice(source)
         if not repair:
-            there = match.find_best(self._settings.home, self._wanted(source), chosen.precision)
+            there = match.find_best(self._settings.home, self._required(source), chosen.precision)
             source = self._found(*(there or ()))
             if source.bundle and source.folder is not None:
                 return self._obtained(source.folder, source, chosen)
@@ -118,9 +118,9 @@ class _Search:
         )
 
     def _described(self, source: WeightSource) -> Path | None:
-        """Learn what a repository holds, and return the bundle when it holds one.
+        """Learn what is in a repository, and return the bundle when it is one.
 
-        What is on MODEL_DIR tells as well, so that no hub is asked.
+        What is on MODEL_DIR can show that too, so that no hub is asked.
         """
         if source.folder is None:
             if (folder := self._downloaded_before()) is not None:
@@ -134,13 +134,13 @@ class _Search:
         return self._downloaded(snapshot) if _is_bundle(snapshot) else None
 
     def _unknown(self, source: WeightSource) -> str | None:
-        """Learn what the model is from a bundle of it that serves; say why there is none."""
+        """Learn what the model is from a usable bundle of it; return why there is none."""
         reason = f"has no bundle of {self._spec.repository}"
-        for _, held in match.find_matching(self._settings.home, self._wanted(source)):
+        for _, bundle in match.find_matching(self._settings.home, self._required(source)):
             try:
-                known = self._catalogue.complete_by_manifest(self._spec, held.model_dump())
-                if held.offered:
-                    own = {steps: LoraFile(None, name) for steps, name in held.offered.items()}
+                known = self._catalogue.complete_by_manifest(self._spec, bundle.model_dump())
+                if bundle.offered:
+                    own = {steps: LoraFile(None, name) for steps, name in bundle.offered.items()}
                     known = replace(known, lightning=own)
                 list_lightning_steps(known, self._settings)
             except (WeightsUnavailable, InvalidSettings) as error:
@@ -150,8 +150,8 @@ class _Search:
                 return None
         return reason
 
-    def _wanted(self, source: WeightSource) -> match.Required:
-        """Say what a bundle on MODEL_DIR must have been made of."""
+    def _required(self, source: WeightSource) -> match.Required:
+        """Return what a bundle on MODEL_DIR must have been made from."""
         spec = self._spec
         is_named = source.kind == "MODEL_PATH" or spec.folder is not None
         commits = {source.commit}
@@ -162,31 +162,30 @@ class _Search:
             self._fused,
             self._lightning,
             frozenset(commit for commit in commits if commit is not None),
-            None if source.folder is None else self._held(source),
+            None if source.folder is None else self._content_of(source),
             only_folder=is_named,
         )
 
     def _snapshot(self, source: WeightSource) -> Snapshot:
-        """Return the published files; always the same, which know what was read of them."""
+        """Return the published files; always the same object, which knows what it has read."""
         if self._published is None:
             self._published = sources.open_snapshot(source, self._spec, self._settings)
         return self._published
 
-    def _held(self, source: WeightSource) -> Content:
+    def _content_of(self, source: WeightSource) -> Content:
         if self._content is None:
             self._content = Content(self._snapshot(source), self._recipe)
         return self._content
 
     def _name(self, source: WeightSource, chosen: Precision) -> str:
-        """Name the bundle that is prepared from a source: what differs never shares a name."""
+        """Name the bundle that is prepared from a source: different ones never share a name."""
         spec = self._spec
         plain = spec.listing.plain
         if source.folder is not None and source.commit is None:
             loras = [spec.lightning[n] for n in self._lightning]
             own = [lora for lora in loras if lora.repository is None]
-            name = (
-                f"{make_file_name(plain)}-{self._held(source).make_fingerprint(spec.pipeline, own)}"
-            )
+            fingerprint = self._content_of(source).make_fingerprint(spec.pipeline, own)
+            name = f"{make_file_name(plain)}-{fingerprint}"
         else:
             name = plain if spec.listing.is_row else spec.repository
             name = make_file_name(name, spec.revision or MAIN)
@@ -202,13 +201,13 @@ class _Search:
 
     @property
     def _fused(self) -> int | None:
-        """Return the step count whose LoRA shall be in the weights."""
+        """Return the step count whose LoRA goes into the weights."""
         return self._lightning[0] if self._settings.lightning_fused and self._lightning else None
 
     def _choice(self, source: WeightSource) -> Choice:
         """Choose the precision; on a GPU from the sizes of the published weights."""
-        wanted = self._wanted(source)
-        among = choice.Candidates(self._recipe, self._settings, wanted, self._is_writable)
+        required = self._required(source)
+        among = choice.Candidates(self._recipe, self._settings, required, self._is_writable)
         there, need = choice.list_precisions(among), dict[Precision, Need]()
         if self._gpu is not None:
             need = choice.find_needs(
@@ -216,18 +215,18 @@ class _Search:
                 there,
                 name=self._name(source, "bf16"),
                 beside=0 if self._fused else len(self._lightning),
-                computed=lambda: self._sizes(source),
+                compute=lambda: self._sizes(source),
             )
         return choice.choose(among, there, need, self._gpu)
 
     def _sizes(self, source: WeightSource) -> Mapping[Precision, WeightSizes]:
         """Compute the sizes at every precision and keep them, so that a later start asks no hub."""
-        computed = compute_sizes(self._order(source, "bf16"), self._judged(source))
+        computed = compute_sizes(self._order(source, "bf16"), self._check(source))
         needs.keep(self._settings.home, self._name(source, "bf16"), computed)
         return computed
 
-    def _judged(self, source: WeightSource) -> Published:
-        """Return the published model, judged once."""
+    def _check(self, source: WeightSource) -> Published:
+        """Return the published model, checked once."""
         if self._checked is None:
             self._checked = self._recipe.check(self._snapshot(source), self._spec)
         return self._checked
@@ -269,13 +268,13 @@ class _Search:
         meter = Meter(total, self._spec.name) if source.kind == "hub" else nullcontext(quiet)
         with meter as progress:
             order = self._order(source, chosen, progress)
-            published = self._judged(source)
+            published = self._check(source)
             folder = prepare(order, published)
         needs.keep(home, self._name(source, "bf16"), compute_sizes(order, published))
         return folder
 
     def _downloaded_before(self) -> Path | None:
-        """Return a published bundle that was downloaded whole, and learn what it is from it."""
+        """Return a published bundle that was downloaded completely, and learn what it is."""
         spec = self._spec
         commit = metadata.known_commit(spec.repository, spec.revision, self._settings)
         if commit is None:
@@ -289,7 +288,7 @@ class _Search:
         return folder
 
     def _downloaded(self, snapshot: Snapshot) -> Path:
-        """Download a published bundle: all its files, and its manifest as the last of them."""
+        """Download a published bundle: all its files, its manifest last."""
         name = make_commit_name(snapshot.repository, snapshot.commit)
         into = self._settings.home / layout.BUNDLES / name
         if layout.find_fault(into) is None:
@@ -303,23 +302,23 @@ class _Search:
 
     def _obtained(self, folder: Path, source: WeightSource, chosen: Choice | None) -> Obtained:
         found = layout.verify(folder)
-        held = found.bundle
+        bundle = found.bundle
         spec = self._spec
         if chosen is None:
-            spec = self._catalogue.complete_by_manifest(spec, held.model_dump())
-        if self._given.pipeline:  # MODEL's word says which model it is, and callers know it by that
+            spec = self._catalogue.complete_by_manifest(spec, bundle.model_dump())
+        if self._given.pipeline:  # callers know the model by MODEL's word for it
             spec = replace(spec, name=self._given.name)
-        wanted = list_lightning_steps(spec, self._settings)
+        steps = list_lightning_steps(spec, self._settings)
         parts = {part.identity: needs.count_device_bytes(part) for _, part in found.parts.values()}
         reason = chosen.reason if chosen else "the bundle's own"
         return Obtained(
             spec=spec,
             folder=folder,
-            bundle=held,
-            lightning=tuple(n for n in wanted if n in held.lightning),
+            bundle=bundle,
+            lightning=tuple(n for n in steps if n in bundle.lightning),
             parts=parts,
             offload=chosen.offload if chosen else False,
-            facts={**source.facts(), "precision": held.precision, "reason": reason},
+            facts={**source.facts(), "precision": bundle.precision, "reason": reason},
         )
 
 

@@ -1,4 +1,4 @@
-"""The parts of one bundle, built while its files are read: what a family opens its model from."""
+"""The parts of one bundle, built while its files are read: a family opens its model from them."""
 
 import json
 from collections.abc import Callable, MutableMapping
@@ -20,25 +20,25 @@ from worker.bundle.read import READ_THREADS, FileReader
 from worker.engine.lora import NOTHING, Adapters, Fixed
 from worker.errors import LoraNotApplied
 
-# What `shared` maps: (component identity, device) -> a module that several models use.
+# (component identity, device) -> a module that several models use.
 Shared = MutableMapping[tuple[str, str], nn.Module]
 T = TypeVar("T")
 
 
 def make_shared() -> Shared:
-    """Return a place where the models of one process find the parts that they have in common.
+    """Return a mapping through which the models of one process share their common parts.
 
-    It holds them weakly: what no open model uses any more is freed.
+    It refers to them weakly: a part that no open model uses is freed.
     """
     return WeakValueDictionary()
 
 
 class Opening:
-    """One bundle being opened; every file is on its way from the moment it is entered.
+    """One bundle being opened: on entering, it starts to read every file.
 
     Files are read straight into the memory of meta-device modules while the libraries are still
-    being imported. The part of the recipe that may wait is made on `waiting`. Use it as a context
-    manager; methods raise Damaged for what is not as the bundle's manifests say.
+    being imported. The part of the recipe that may wait is made on the device `waiting`. Use it as
+    a context manager; methods raise Damaged for what differs from the bundle's manifests.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Opening:
                 raise Damaged(self._found.folder, f"it has no {part.role}")
 
     def __enter__(self) -> Self:
-        # What waits on the host has memory of its own: the cache of a volume may be taken away.
+        # What waits on the host gets its own memory: the kernel may evict the cache of a volume.
         mapped = self._device.type == "cpu"
         with ExitStack() as stack:
             near = stack.enter_context(FileReader(self._device, self._threads, mapped=mapped))
@@ -87,11 +87,11 @@ class Opening:
         self._entered.__exit__(kind, error, trace)
 
     def has_part(self, role: str) -> bool:
-        """Tell whether the bundle has a part."""
+        """Return whether the bundle has a part."""
         return role in self._found.parts
 
     def open_module(self, role: str) -> Any:
-        """Return a part's modules with their tensors, or another open model's where they share."""
+        """Return a part's modules with their tensors, or those of an open model that shares it."""
         key = self._key(role)
         found = self._shared.get(key) if self._recipe.part(role).is_shared else None
         if found is None:
@@ -107,7 +107,7 @@ class Opening:
         try:
             return modules.bare(modules.stock(config))
         except Exception as error:
-            # a constructor raises anything; the part goes the way of every damaged one
+            # a constructor may raise anything; the part is handled like any damaged one
             raise Damaged(
                 self._found.parts[role][0], f"no modules can be built from it: {error}"
             ) from error
@@ -116,18 +116,18 @@ class Opening:
         """Give bare modules the tensors of their part."""
         precision = self._recipe.part(role).precision(self._found.bundle.precision)
         try:
-            fill(model, self._taken(role), precision, self._place(role))
+            fill(model, self._take(role), precision, self._place(role))
         except (KeyError, ValueError) as error:
             folder = self._found.parts[role][0]
             raise Damaged(folder, f"it does not fit its modules: {error}") from error
 
     def open_files(self, role: str, opening: Callable[[Path], T]) -> T:
-        """Open a part of small files alone."""
+        """Open a part that has only small files."""
         folder = self._found.parts[role][0]
         try:
             return opening(folder)
         except Exception as error:
-            # transformers raises anything; the part goes the way of every damaged one
+            # transformers may raise anything; the part is handled like any damaged one
             raise Damaged(folder, f"it cannot be opened ({type(error).__name__})") from error
 
     def list_mapped(self, role: str) -> list[Path]:
@@ -137,7 +137,7 @@ class Opening:
     def open_adapters(self, model: Any, fixed: Fixed = NOTHING) -> Adapters:
         """Return the Lightning LoRAs, beside the modules of a model or in their weights.
 
-        They are called `lightning_N`; a bundle with one in its weights answers to that name alone.
+        They are called `lightning_N`; a bundle with one in its weights accepts only that name.
         Raises LoraNotApplied.
         """
         bundle = self._found.bundle
@@ -147,7 +147,7 @@ class Opening:
         expected = self._recipe.reached(model.config)
         for steps in bundle.lightning:
             role = layout.name_adapter(steps)
-            state = {key: t.to(self._device) for key, t in self._taken(role).items()}
+            state = {key: t.to(self._device) for key, t in self._take(role).items()}
             adapters.attach(role, state, expected=expected)
         return adapters
 
@@ -162,11 +162,11 @@ class Opening:
             raise Damaged(folder, f"{name} is no JSON object")
         return value
 
-    def _taken(self, role: str) -> dict[str, Tensor]:
-        held: dict[str, Tensor] = {}
+    def _take(self, role: str) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
         for path in self._weights(role):
-            held |= self._reader(role).take(path)
-        return held
+            tensors |= self._reader(role).take(path)
+        return tensors
 
     def _files(self, role: str, stem: str) -> list[Path]:
         folder, part = self._found.parts[role]
@@ -186,7 +186,7 @@ class Opening:
 
 
 class FusedAdapter(Adapters):
-    """The one LoRA that is in the weights: always active, and nothing else can be."""
+    """The one LoRA that is in the weights: always active, and no other can be."""
 
     def __init__(self, transformer: Any, name: str, fixed: Fixed = NOTHING) -> None:
         super().__init__(transformer, fixed)

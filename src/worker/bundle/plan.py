@@ -1,4 +1,4 @@
-"""What is to be made of a published model: every component's identity, sources and size."""
+"""What to make from a published model: every component's identity, sources and size."""
 
 import hashlib
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Order:
     `lightning` maps step counts to the snapshot and the name of their LoRA; `fused` is the step
     count whose LoRA is baked into the weights, None when all stay adapters. `home` holds bundles
     and components, `into` the published files while they are needed. The work is done on `device`.
-    `name` is the bundle's folder, by default the model's name and precision.
+    `name` is the name of the bundle's folder, by default the model's name and precision.
     """
 
     spec: ModelSpec
@@ -56,8 +56,8 @@ class Order:
 class Planned:
     """One component to make: a part of the recipe, or the Lightning LoRA for `steps`.
 
-    `facts` are how it is made and part of its identity, `sources` map published files to digests,
-    `size` is about how many bytes it will have.
+    `facts` say how it is made and are part of its identity, `sources` map published files to
+    digests, `size` is approximately its size in bytes.
     """
 
     role: str
@@ -70,9 +70,9 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that is made for a bundle, in its order; `scales` are what each LoRA states of its own.
+    """Everything that is made for a bundle, in order, and what each LoRA states about its scale.
 
-    A scale is the digest of what is stated beside a LoRA's tensors, "" for nothing.
+    `scales` are digests of what is stated besides a LoRA's tensors, "" for nothing.
     """
 
     order: Order
@@ -82,9 +82,9 @@ class Plan:
 
 
 def plan(order: Order, published: Published) -> Plan:
-    """Plan a bundle of a model that was judged, from its small files and headers alone.
+    """Plan a bundle of a checked model, from its small files and headers alone.
 
-    Nothing is written; the files of a folder without known digests are read for them. Raises
+    Nothing is written; files without a known digest are read to compute it. Raises
     WeightsUnavailable.
     """
     scales = {steps: digest_scale(*lora) for steps, lora in order.lightning.items()}
@@ -117,7 +117,7 @@ def _part(order: Order, published: Published, part: Part, scales: Mapping[int, s
 def _facts(
     order: Order, published: Published, part: Part, scales: Mapping[int, str]
 ) -> dict[str, Any]:
-    """Return what is done to a part with weights: nothing is to one of small files."""
+    """Return what is done to a part with weights; a part of small files is only copied."""
     if not part.has_weights:
         return {}
     facts: dict[str, Any] = {"precision": part.precision(order.precision)}
@@ -149,5 +149,5 @@ def _digest(snapshot: Snapshot, filename: str) -> str:
 
 
 def _scale(stated: str) -> dict[str, str]:
-    """Return what a stated scale adds to the facts: nothing where none is, as in 0.1.0."""
+    """Return what a stated scale adds to the facts: nothing without one, as in 0.1.0."""
     return {"scale": stated} if stated else {}

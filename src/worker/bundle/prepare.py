@@ -1,4 +1,4 @@
-"""Published weights -> one lean bundle: streaming, resumable, once a volume."""
+"""Published weights -> one lean bundle: streaming, resumable, once per volume."""
 
 import hashlib
 import time
@@ -25,18 +25,18 @@ from worker.weights.names import MAIN
 from worker.weights.snapshot import LOCAL, LocalSnapshot, Snapshot, find_file
 
 LOCKS: Final = "locks"
-# A component's file that its manifest does not name is swept when it is this old: another worker
-# may have opened it by the manifest before.
+# A file that its component's manifest does not name is deleted when it is this old: another worker
+# may have opened it by the previous manifest.
 UNNAMED_S: Final = 3600.0
 
 
 def compute_sizes(order: Order, published: Published | None = None) -> dict[Precision, WeightSizes]:
     """Compute from the published headers alone what each precision takes, in bytes.
 
-    `published` is the model as it was judged, if it was before. Raises WeightsUnavailable.
+    `published` is the checked model, if it was checked before. Raises WeightsUnavailable.
     """
-    held = [] if order.fused else list(order.lightning.values())
-    adapters = sum(find_file(snapshot, filename).size for snapshot, filename in held)
+    loras = [] if order.fused else list(order.lightning.values())
+    adapters = sum(find_file(snapshot, filename).size for snapshot, filename in loras)
     published = published or order.recipe.check(order.snapshot, order.spec)
     return {
         precision: compute_sizes_at(order.recipe, published, precision, adapters=adapters)
@@ -47,9 +47,9 @@ def compute_sizes(order: Order, published: Published | None = None) -> dict[Prec
 def prepare(order: Order, published: Published | None = None) -> Path:
     """Prepare a bundle and return its folder; what is already there is not made again.
 
-    `published` is the model as it was judged, if it was before. Goes on where a killed run was.
-    Two workers on one volume take turns where locks work and do the same work harmlessly where they
-    do not. Raises WeightsUnavailable, VolumeFull, LoraNotApplied.
+    `published` is the checked model, if it was checked before. Continues where a killed run
+    stopped. Two workers on one volume take turns where locks work, and do the same work harmlessly
+    where they do not. Raises WeightsUnavailable, VolumeFull, LoraNotApplied.
     """
     start = time.monotonic()
     for kind in (layout.BUNDLES, layout.COMPONENTS):
@@ -71,10 +71,10 @@ def prepare(order: Order, published: Published | None = None) -> Path:
 
 
 def _require_space(planned: Plan) -> int:
-    """Check for room before the first byte and return how many bytes will be written.
+    """Check for space before the first byte and return how many bytes will be written.
 
-    Two shards lie on the disk beside the bundle unless the published files are already there. What
-    was set aside as damaged gives way first. Raises VolumeFull.
+    Two shards are on the disk alongside the bundle unless the published files are already there.
+    Quarantined parts are deleted if that space is needed. Raises VolumeFull.
     """
     order = planned.order
     folders = {one.identity: _folder(order, one) for one in planned.components}
@@ -104,7 +104,7 @@ def _make(planned: Plan, component: Planned) -> None:
         except FileNotFoundError:
             return False
         except Damaged as damage:
-            log.get().warning("damaged part set aside", reason=damage.message)
+            log.get().warning("damaged part quarantined", reason=damage.message)
             layout.quarantine(folder)
             return False
         return True
@@ -157,7 +157,7 @@ def _weights(planned: Plan, part: Part, folder: Path) -> dict[str, FileRecord]:
 
 
 def _lora(planned: Plan, steps: int) -> dict[str, torch.Tensor]:
-    """Fetch a Lightning LoRA and return it canonical in bf16, its modules counted."""
+    """Fetch a Lightning LoRA, check that it fits, and return it in canonical form in bf16."""
     order, adapted = planned.order, planned.order.recipe.adapted
     shards = planned.published.shards[adapted]
     snapshot, filename = order.lightning[steps]
@@ -167,12 +167,12 @@ def _lora(planned: Plan, steps: int) -> dict[str, torch.Tensor]:
     for attempt in range(OPEN_TRIES):
         proven = snapshot.fetch_file(file, into, order.progress)
         try:
-            held = lora_file.read(proven.path, modules, config)
+            tensors_read = lora_file.read(proven.path, modules, config)
             break
-        except FileNotFoundError:  # another worker of the volume dropped it after its own reading
+        except FileNotFoundError:  # another worker of the volume deleted it after reading it
             if attempt + 1 == OPEN_TRIES:
                 raise
-    state = {name: cast_to_bf16(t) for name, t in held.items()}
+    state = {name: cast_to_bf16(t) for name, t in tensors_read.items()}
     check_lora(state, shards, order.recipe.reached(planned.published.configs[adapted]))
     if proven.disposable and not order.settings.keep_source_weights:
         proven.path.unlink(missing_ok=True)
@@ -180,7 +180,7 @@ def _lora(planned: Plan, steps: int) -> dict[str, torch.Tensor]:
 
 
 def _loras_into(order: Order, snapshot: Snapshot) -> Path:
-    """Return where another repository's files are downloaded: apart from the model's own."""
+    """Return the folder for a LoRA's files: another repository has its own."""
     if snapshot.repository == order.snapshot.repository:
         return order.into
     return order.into / f"{snapshot.repository.replace('/', '--')}-{snapshot.commit}"
@@ -191,10 +191,10 @@ def _folder(order: Order, component: Planned) -> Path:
 
 
 def _manifest(planned: Plan) -> Bundle:
-    order, held = planned.order, {}
+    order, lightning = planned.order, {}
     for steps, (snapshot, filename) in order.lightning.items():
         if order.fused in (None, steps):
-            held[steps] = LoraRecord(
+            lightning[steps] = LoraRecord(
                 repository=snapshot.repository,
                 filename=filename,
                 digest=snapshot.digest(find_file(snapshot, filename)),
@@ -209,7 +209,7 @@ def _manifest(planned: Plan) -> Bundle:
         pipeline=order.spec.pipeline,
         precision=order.precision,
         fused=order.fused,
-        lightning=held,
+        lightning=lightning,
         offered={
             steps: file.filename
             for steps, file in order.spec.lightning.items()
@@ -222,7 +222,7 @@ def _manifest(planned: Plan) -> Bundle:
 
 
 def _sweep_unnamed(folder: Path) -> None:
-    """Delete old files that a published component does not name: another run's, killed."""
+    """Delete old files that a published component does not name: those of a killed run."""
     named_files = {layout.MANIFEST, *layout.read_component(folder).files}
     for path in folder.iterdir():
         with suppress(OSError):
@@ -238,7 +238,7 @@ def _write(folder: Path, name: str, data: bytes) -> FileRecord:
 
 
 def _kind(device: torch.device) -> str:
-    """Name the kind of device, on which the rows' last bit may depend."""
+    """Name the kind of device: the last bit of rows may depend on it."""
     if device.type != "cuda":
         return device.type
     return f"cuda {'.'.join(map(str, torch.cuda.get_device_capability(device)))}"

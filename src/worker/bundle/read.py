@@ -1,4 +1,4 @@
-"""Safetensors files into tensors on the device: several ranges at once, no second copy."""
+"""Read safetensors files into tensors on the device: several ranges at once, no second copy."""
 
 import os
 import threading
@@ -16,7 +16,7 @@ from torch import Tensor
 from worker.bundle.layout import Damaged
 from worker.bundle.tensors import TensorEntry, read_file_header
 
-# Tensors from this size on are read into their own memory; runs of smaller ones in one go.
+# Tensors of this size and more are read into their own memory; runs of smaller ones in one go.
 BIG_BYTES: Final = 1 << 20
 # One request to the disk; a network volume answers several at once faster than one after another.
 REQUEST_BYTES: Final = 16 << 20
@@ -25,7 +25,7 @@ READ_THREADS: Final = 8
 
 @dataclass(slots=True)
 class _File:
-    """A file on its way: where each tensor will be, and what must be done before it is."""
+    """A file being read: where each tensor will be, and the reads that must finish first."""
 
     path: Path
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -35,13 +35,13 @@ class _File:
 class FileReader:
     """Read safetensors files from threads while the caller does other things, such as imports.
 
-    Tensors of a MiB and more are read straight into memory of their own: on a CPU into the tensor
-    itself, on CUDA through two pinned buffers a thread. Smaller ones come as views of one block on
-    the CPU. Use it as a context manager.
+    Tensors of a MiB and more are read straight into their own memory: on a CPU into the tensor
+    itself, on CUDA through two pinned buffers per thread. Smaller ones come as views of one block
+    on the CPU. Use it as a context manager.
 
     With `mapped`, for a CPU, tensors are the kernel's cache of the file, which the threads fill:
     new memory would be touched page by page, and threads that do so wait for each other (2.4 GB
-    took 10 s of processor time, of which reading was 1.3).
+    took 10 s of processor time, 1.3 s of it for reading).
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FileReader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def start(self, path: Path) -> None:
-        """Begin to read a file."""
+        """Start reading a file."""
         file = _File(path)
         if self._mapped:
             for offset in range(0, path.stat().st_size, REQUEST_BYTES):
@@ -101,7 +101,7 @@ class FileReader:
         return file.tensors
 
     def _cache(self, path: Path, offset: int) -> None:
-        """Read a range into a buffer of this thread's that is then forgotten."""
+        """Read a range into this thread's buffer, only to fill the kernel's cache."""
         if not hasattr(self._own, "buffer"):
             self._own.buffer = memoryview(bytearray(REQUEST_BYTES))
         number = os.open(path, os.O_RDONLY)
@@ -157,7 +157,7 @@ class FileReader:
 
 
 def _fill(path: Path, place: Tensor, offset: int) -> None:
-    """Read exactly as many bytes as `place` (uint8, on the CPU) has, from `offset` on."""
+    """Fill `place` (uint8, on the CPU) with the bytes from `offset` on."""
     array: Any = place.numpy()
     view = memoryview(array)
     number = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What is judged of any published model alike: broken JSON, and weights quantised already."""
+"""What is refused in any published model: broken JSON, and weights already quantised."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,9 +21,12 @@ def read_object(snapshot: Snapshot, path: str) -> dict[str, Any]:
 def check_configured(
     index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], spec: ModelSpec
 ) -> None:
-    """Refuse what calls itself quantised: raises WeightsUnavailable with what to take instead."""
-    told = {INDEX: index} | {f"{role}/{CONFIGURATION}": held for role, held in configs.items()}
-    for path, config in told.items():
+    """Refuse a model that calls itself quantised.
+
+    Raises WeightsUnavailable, which names what to use instead.
+    """
+    declared = {INDEX: index} | {f"{r}/{CONFIGURATION}": config for r, config in configs.items()}
+    for path, config in declared.items():
         if method := prequantised.find_declared(config):
             where = path.rpartition("/")[0]
             raise prequantised.make_refusal(
@@ -32,7 +35,7 @@ def check_configured(
 
 
 def read_shards(snapshot: Snapshot, role: str, spec: ModelSpec) -> list[Shard]:
-    """Read the headers of a component; a format that has no torch.dtype is refused by its name.
+    """Read the headers of a component; refuse, by its name, a format that has no torch.dtype.
 
     Raises WeightsUnavailable.
     """
@@ -44,15 +47,15 @@ def read_shards(snapshot: Snapshot, role: str, spec: ModelSpec) -> list[Shard]:
         ) from None
 
 
-def check_stored(part: Part, found: Sequence[Shard], wanted: Expected, spec: ModelSpec) -> None:
-    """Refuse number formats, and what lies beside quantised weights; raises WeightsUnavailable."""
+def check_stored(part: Part, found: Sequence[Shard], expected: Expected, spec: ModelSpec) -> None:
+    """Refuse other number formats and tensors of quantisers; raises WeightsUnavailable."""
     merged: Header = headers.merge(found)
     kept, beside = [], []
     for name in merged:
         target = part.keep(name)
-        if target in wanted.kept:
+        if target in expected.kept:
             kept.append(name)
-        elif target is not None and target not in wanted.dropped:
+        elif target is not None and target not in expected.dropped:
             beside.append(name)
     if what := prequantised.find_stored(merged, kept, beside):
         raise prequantised.make_refusal(f"{part.role}/", what, spec)

@@ -1,4 +1,4 @@
-"""A damaged part is made anew once; one that is damaged again is not made a third time."""
+"""A damaged part is made again once; if it is still damaged, it is not made a third time."""
 
 import json
 import time
@@ -14,16 +14,16 @@ NOTES: Final = "mended"
 
 
 def start(damage: Damaged, home: Path) -> None:
-    """Set a damaged part aside so that it can be made anew, and take a note of it.
+    """Quarantine a damaged part so that it can be made again, and leave a note of it.
 
     The note stays until a bundle with the part has opened: without it, weights that never open
-    would be downloaded and prepared at every start. Raises WeightsUnavailable when there is one,
-    made with the same libraries, or when the part cannot be set aside.
+    would be downloaded and prepared at every start. Raises WeightsUnavailable when there already
+    is a note, written with the same libraries, or when the part cannot be quarantined.
     """
     note = _note(damage.folder, home)
     if _is_kept(note):
         raise make_error(damage)
-    log.get().warning("damaged part set aside", reason=damage.message)
+    log.get().warning("damaged part quarantined", reason=damage.message)
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps({"libraries": list_libraries(), "time": time.time()}))
@@ -35,7 +35,7 @@ def start(damage: Damaged, home: Path) -> None:
 
 
 def make_error(damage: Damaged) -> WeightsUnavailable:
-    """Return the error for a part that was made anew and is damaged still."""
+    """Return the error for a part that was made again and is still damaged."""
     return WeightsUnavailable(
         f"{damage.message}; it was made anew once and is so again: the weights do not fit this"
         " worker, or the disk loses data. It is not made a third time: name another model, or"
@@ -44,7 +44,7 @@ def make_error(damage: Damaged) -> WeightsUnavailable:
 
 
 def finish(bundle: Path, home: Path) -> None:
-    """Forget the notes of a bundle and its parts, which have opened."""
+    """Delete the notes of a bundle and its parts, which have opened."""
     if not (home / NOTES).is_dir():
         return
     with suppress(OSError, Damaged):
@@ -57,8 +57,8 @@ def _note(part: Path, home: Path) -> Path:
 
 
 def _is_kept(note: Path) -> bool:
-    """Tell whether a part was made anew by these libraries: others may make what opens."""
+    """Return whether a part was made again with these libraries: with others it may open."""
     with suppress(OSError, ValueError, TypeError, KeyError):
-        kept: bool = json.loads(note.read_bytes())["libraries"] == list_libraries()
-        return kept
+        is_same: bool = json.loads(note.read_bytes())["libraries"] == list_libraries()
+        return is_same
     return False

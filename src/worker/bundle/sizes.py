@@ -11,10 +11,10 @@ from worker.engine.quantise import Precision, count_stored_bytes, is_quantised
 
 @dataclass(frozen=True, slots=True)
 class WeightSizes:
-    """Bytes that one model takes at one precision: its files, and the device memory of its parts.
+    """The bytes that one model takes at one precision: its files, and its parts in device memory.
 
-    `parts` maps roles to device memory; `disk` also holds what is mapped and never in device memory
-    as a whole. `adapters` are LoRAs beside the weights.
+    `parts` maps roles to device memory; `disk` also counts what is mapped and never completely in
+    device memory. `adapters` are LoRAs beside the weights.
     """
 
     disk: int
@@ -28,7 +28,7 @@ class WeightSizes:
 
 
 def count_stored(part: Part, tensors: Header, precision: Precision) -> int:
-    """Return the bytes of a part's tensors in the bundle, without what stands for some of them."""
+    """Return the bytes of a part's tensors in the bundle, without what replaces some of them."""
     total = 0
     for name, entry in tensors.items():
         kept = part.keep(name)
@@ -43,7 +43,7 @@ def count_stored(part: Part, tensors: Header, precision: Precision) -> int:
 
 
 def count_mapped(part: Part, published: Published) -> int:
-    """Return the bytes of what stands for some of a part's weights: on the disk alone."""
+    """Return the bytes of what replaces some of a part's weights: on the disk alone."""
     return 0 if part.replaced is None else part.replaced.size(published)
 
 

@@ -14,11 +14,11 @@ from worker.bundle.layout import Damaged, FileRecord
 from worker.weights import temporary
 
 LENGTH_FIELD_BYTES: Final = 8
-# What the format itself allows: MAX_HEADER_SIZE of safetensors.
+# The limit of the format itself: MAX_HEADER_SIZE of safetensors.
 MAX_HEADER_BYTES: Final = 100_000_000
 PAGE: Final = 4096
 METADATA_NAME: Final = "__metadata__"
-# Those of a byte and more an element: the format's F4 and F6 share bytes, and torch has no F6.
+# Those with a byte or more per element: F4 and F6 of the format share bytes, and torch has no F6.
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -71,10 +71,10 @@ class UnknownFormat(ValueError):
 
 
 def read_header(read: Callable[[int, int], bytes]) -> Header:
-    """Return what a safetensors file holds; `read(start, end)` gives its bytes.
+    """Return the tensors of a safetensors file; `read(start, end)` returns its bytes.
 
-    The format: 8 bytes little-endian length, a JSON header, then the tensors without holes. Raises
-    UnknownFormat, and ValueError for bytes that are no such file.
+    The format: 8 bytes little-endian length, a JSON header, then the tensors without gaps. Raises
+    UnknownFormat, and ValueError for bytes that are not such a file.
     """
     length = int.from_bytes(read(0, LENGTH_FIELD_BYTES), "little")
     if length > MAX_HEADER_BYTES:
@@ -90,7 +90,7 @@ def read_header(read: Callable[[int, int], bytes]) -> Header:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its pairs; raises ValueError for a name that comes twice."""
+    """Make an object from its pairs; raises ValueError for a name that comes twice."""
     made = dict(pairs)
     if len(made) != len(pairs):
         raise ValueError("a name comes twice")
@@ -114,7 +114,7 @@ def _entry(name: str, fact: Any, base: int) -> TensorEntry:
 
 
 def read_file_header(path: Path) -> Header:
-    """Return what a bundle's file holds; raises Damaged when that cannot be read."""
+    """Return the tensors of a bundle's file; raises Damaged when its header cannot be read."""
     with path.open("rb") as file:
 
         def read(start: int, end: int) -> bytes:
@@ -135,11 +135,11 @@ def decode(entry: TensorEntry, data: bytes) -> torch.Tensor:
 def write(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, FileRecord]:
     """Write CPU tensors to `folder`/`stem`-HASH.safetensors; return its name and record.
 
-    The name holds the content's sha256, so that two workers who prepare the same thing with other
-    rounding never mix their files. Tensors follow each other by falling alignment of their size,
-    behind a header padded to a page: each lies at a multiple of the largest power of two that
-    divides its size, as devices like it. Bytes go from the tensors to the file, hashed on the way,
-    where safetensors' own writer copies all of them first.
+    The name contains the content's sha256, so that two workers that prepare the same thing with
+    different rounding never mix their files. Tensors are ordered by falling alignment of their
+    size, after a header padded to a page: each starts at a multiple of the largest power of two
+    that divides its size, as devices prefer. Bytes go straight from the tensors to the file and
+    are hashed on the way; safetensors' own writer copies all of them first.
     """
     order = sorted(tensors, key=lambda name: (-_alignment(tensors[name]), name))
     facts: dict[str, object] = {METADATA_NAME: {"format": "pt"}}

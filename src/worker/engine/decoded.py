@@ -1,4 +1,4 @@
-"""What a decoder gives, as a picture; refused when it cannot be one."""
+"""Turn a decoder's output into a picture, or refuse it when it cannot be one."""
 
 import torch
 from PIL import Image

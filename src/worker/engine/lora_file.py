@@ -1,4 +1,4 @@
-"""A LoRA's safetensors file, read whole or refused."""
+"""A LoRA's safetensors file, read completely or refused."""
 
 import json
 from collections.abc import Callable, Collection
@@ -23,8 +23,8 @@ def read(
 ) -> dict[str, Tensor]:
     """Read a LoRA file into the form of `lora.canonical`, its scale folded in.
 
-    `modules` names the transformer's own modules; `configuration` is the adapter_config.json that
-    lies beside the file. Raises LoraNotApplied for a file that cannot be applied as it is meant,
+    `modules` names the transformer's own modules; `configuration` is the adapter_config.json
+    next to the file. Raises LoraNotApplied for a file that cannot be applied as intended,
     FileNotFoundError when there is none.
     """
     try:
@@ -40,7 +40,7 @@ def read(
 
 
 def read_config(path: Path) -> bytes | None:
-    """Return the adapter_config.json that lies beside a LoRA file, if there is one."""
+    """Return the adapter_config.json next to a LoRA file; None when there is none."""
     try:
         return path.with_name(ADAPTER_CONFIG).read_bytes()
     except FileNotFoundError:
@@ -48,10 +48,10 @@ def read_config(path: Path) -> bytes | None:
 
 
 def read_stated_scale(read_range: Callable[[int, int], bytes], size: int) -> dict[str, str]:
-    """Return what a file's header states of its scale, from the header's bytes alone.
+    """Return what a file's header states about its scale, from the header's bytes alone.
 
-    `read_range(start, end)` gives bytes of the file, which has `size` of them. A file whose header
-    cannot be read states nothing: reading it whole will tell what is wrong with it.
+    `read_range(start, end)` returns bytes of the file, which has `size` of them. A file whose
+    header cannot be read states nothing: `read` reports what is wrong with it.
     """
     if size < LENGTH_BYTES:
         return {}

@@ -1,4 +1,4 @@
-"""The names that public LoRA files give their tensors, read as the transformer's own modules."""
+"""The names of tensors in public LoRA files, mapped to the transformer's own modules."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -29,7 +29,7 @@ ENDING: Final = re.compile(
 )
 ALPHA_ENDING: Final = ".alpha"
 DOWN: Final = ("down", "A")
-# What else such files hold, by the names that peft, LyCORIS, kohya and ComfyUI write.
+# What else such files contain, by the names that peft, LyCORIS, kohya and ComfyUI write.
 OF_TEXT: Final = (
     r"^(?:base_model\.model\.|lycoris_)?"
     r"(?:text_(?:encoders?(?:_\d)?[._]|model\.)|(?:lora_)?te\d?[._]|conditioner\.)"
@@ -58,7 +58,7 @@ LONGEST_KEY: Final = 160  # characters of a key that a message shows
 
 @dataclass(slots=True)
 class ModuleTensors:
-    """One module's tensors as the file has them, and the keys that they had; None while unseen."""
+    """One module's tensors as they are in the file, and their keys, by side."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class ModuleTensors:
 
 
 def show(key: str) -> str:
-    """Return a key as a message may show it: on one line, and not without end."""
+    """Return a key as messages show it: on one line, and cut when it is long."""
     text = key.encode("unicode_escape").decode("ascii")
     return text if len(text) <= LONGEST_KEY else f"{text[:LONGEST_KEY]}..."
 
@@ -89,7 +89,7 @@ class Names:
     """The modules of one transformer by the names that a file may give them.
 
     A flat name ("blocks_0_attn_to_q") is looked up among the modules' own names with
-    "_" for ".": nobody guesses which underscore was a dot.
+    "_" for ".": no underscore is guessed to be a dot.
     """
 
     def __init__(self, modules: Iterable[str]) -> None:
@@ -99,7 +99,7 @@ class Names:
             self._flat.setdefault(module.replace(".", "_"), []).append(module)
 
     def find(self, name: str) -> str | None:
-        """Return the module that is called so; raises LoraNotApplied when several are."""
+        """Return the module of that name; raises LoraNotApplied when several have it."""
         if name in self._dotted:
             return name
         found = self._flat.get(name, [])
@@ -115,10 +115,10 @@ def sort_by_module(
 ) -> dict[str, ModuleTensors]:
     """Sort a file's tensors by module.
 
-    `modules` are the names of the transformer's own; without them a flat name is not resolved.
-    Raises LoraNotApplied, naming the key, for what is no plain LoRA, for a name that is none of
-    the transformer's, for a second tensor of the same part, for a second adapter's name and for
-    half a pair.
+    `modules` names the transformer's own; without them a flat name is not resolved. Raises
+    LoraNotApplied, naming the key, for anything but a plain LoRA, for a module that the
+    transformer lacks, for a second tensor of the same part, for a second adapter and for half a
+    pair.
     """
     names = None if modules is None else Names(modules)
     found: dict[str, ModuleTensors] = {}
@@ -148,12 +148,12 @@ def sort_by_module(
 
 
 def _half(part: ModuleTensors) -> list[str]:
-    """Return one key of a module that lacks its A or its B."""
+    """Return one key of a module that lacks its A or B, in a list."""
     return [] if {"down", "up"} <= part.keys.keys() else list(part.keys.values())[:1]
 
 
 def _split(key: str) -> tuple[str, str, str | None]:
-    """Return a key's module as it is written, whose side it is, and the adapter's name."""
+    """Return a key's module as it is written, its side, and the adapter's name."""
     for kind, pattern in OTHER_KINDS:
         if pattern.search(key):
             raise LoraNotApplied(f"the LoRA holds {kind}, which is not served: {show(key)}")
@@ -167,7 +167,7 @@ def _split(key: str) -> tuple[str, str, str | None]:
 
 
 def _module(bare: str, key: str, names: Names | None) -> str:
-    """Return the transformer's name for a module, with every prefix taken off once."""
+    """Return the transformer's name for a module, with each prefix removed at most once."""
     name, left = bare, list(PREFIXES)
     while True:
         if names is not None and (module := names.find(name)) is not None:

@@ -1,4 +1,4 @@
-"""What a LoRA's alpha and rank make of it: the scale that its file states beside the weights.
+"""The scale of a LoRA: what its alpha, its rank and its file beside the weights state.
 
 peft multiplies B(A(x)) by alpha / r, or by alpha / sqrt(r) where `use_rslora` is set
 (peft/tuners/lora/layer.py, update_layer); `rank_pattern` and `alpha_pattern` give single modules
@@ -18,20 +18,20 @@ from worker.errors import LoraNotApplied
 
 # Where diffusers' save_lora_weights and save_lora_adapter keep peft's configuration.
 RECORD: Final = "lora_adapter_metadata"
-# What save_lora_weights puts before each of its entries; save_lora_adapter puts nothing.
+# The prefix that save_lora_weights gives each of its entries; save_lora_adapter gives none.
 COMPONENT_PREFIX: Final = "transformer."
-# What peft's save_pretrained writes beside the weights.
+# The file that peft's save_pretrained writes next to the weights.
 ADAPTER_CONFIG: Final = "adapter_config.json"
 ALPHA_FIELD: Final = "lora_alpha"
 FIELDS: Final = (ALPHA_FIELD, "r", "use_rslora", "rank_pattern", "alpha_pattern")
-# Ways to begin that change the base's weights: such an adapter belongs to other weights than ours.
+# Initialisations that change the base's weights: such an adapter belongs to weights unlike ours.
 CHANGED_BASES: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 WORDS: Final = {"True": True, "False": False, "None": None}
-# A pattern is a stranger's regular expression: none may hold the worker up.
+# Patterns are regular expressions from an unknown author: none may block the worker.
 LONGEST_PATTERN: Final = 500  # characters; the longest module name has 60
 PATTERNS_S: Final = 10.0
 LEAST_S: Final = 0.001
-# What a float64 of a file that was written as JSON or float32 may be off by.
+# The relative error of a number that was written as JSON or float32.
 EXACT: Final = 1e-6
 
 Pattern = tuple[Any, float]
@@ -39,9 +39,9 @@ Pattern = tuple[Any, float]
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """What one source (`name`, for messages) states of every module's alpha and rank.
+    """What one source (`name`, for messages) states about every module's alpha and rank.
 
-    `rank` is None where it states no rank; `ranks` and `alphas` are patterns of module names.
+    `rank` is None where none is stated; `ranks` and `alphas` are patterns of module names.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Stated:
     def scale(self, module: str, rank: int, until: float) -> float:
         """Return the scale of a module whose A has `rank` rows.
 
-        Raises LoraNotApplied when another rank is stated, as peft cannot load such a file either,
-        and when the patterns are not matched before `until` (time.monotonic).
+        Raises LoraNotApplied when another rank is stated (peft cannot load such a file either),
+        and when matching the patterns takes longer than `until` (time.monotonic).
         """
         known = self._match(self.ranks, module, until)
         known = self.rank if known is None else known
@@ -80,7 +80,7 @@ class Stated:
 class Own:
     """A module's rank and its own alpha, None without one.
 
-    `rounding` is the relative error that the alpha has from its number format.
+    `rounding` is the relative error of the alpha, due to its number format.
     """
 
     rank: int
@@ -89,28 +89,28 @@ class Own:
 
 
 def read_stated(metadata: Mapping[str, str] | None, configuration: bytes | None) -> list[Stated]:
-    """Return every source that states the scales of a whole file, the first to be followed first.
+    """Return every source that states the scales of a complete file, by falling priority.
 
-    `metadata` is the safetensors header's, `configuration` the adapter_config.json beside the
-    file. `ss_network_alpha` is a fact of the training, not a scale: ComfyUI and diffusers follow
-    the modules' own alpha. Raises LoraNotApplied for a source that cannot be read: its scale would
-    be guessed.
+    `metadata` is the safetensors header's, `configuration` the adapter_config.json next to the
+    file. `ss_network_alpha` describes the training, not a scale: ComfyUI and diffusers use the
+    modules' own alpha. Raises LoraNotApplied for a source that cannot be read: its scale would be
+    a guess.
     """
-    held = metadata or {}
+    entries = metadata or {}
     found = []
-    if RECORD in held:
+    if RECORD in entries:
         name = f"the metadata's {RECORD}"
-        found.append(_read(_own(_object(held[RECORD], name)), name))
-    if ALPHA_FIELD in held:
+        found.append(_read(_own(_object(entries[RECORD], name)), name))
+    if ALPHA_FIELD in entries:
         name = f"the metadata's {ALPHA_FIELD}"
-        found.append(_read({k: _plain(held[k], name) for k in FIELDS if k in held}, name))
+        found.append(_read({k: _parse(entries[k], name) for k in FIELDS if k in entries}, name))
     if configuration is not None:
         found.append(_read(_object(configuration, ADAPTER_CONFIG), ADAPTER_CONFIG))
     return found
 
 
 def pick_relevant(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return those entries of a header's metadata that `stated` reads."""
+    """Return the entries of a header's metadata that `read_stated` reads."""
     keys = (RECORD, *FIELDS) if ALPHA_FIELD in metadata else (RECORD,)
     return {key: metadata[key] for key in keys if key in metadata}
 
@@ -123,11 +123,11 @@ def compute_scales(modules: Mapping[str, Own], sources: Sequence[Stated] = ()) -
     until = time.monotonic() + PATTERNS_S
     found = {}
     for module, own in modules.items():
-        told = {} if own.alpha is None else {"its own alpha": own.alpha / own.rank}
-        told |= {source.name: source.scale(module, own.rank, until) for source in sources}
-        first = next(iter(told), None)
-        scale = 1.0 if first is None else told[first]
-        for name, other in told.items():
+        known = {} if own.alpha is None else {"its own alpha": own.alpha / own.rank}
+        known |= {source.name: source.scale(module, own.rank, until) for source in sources}
+        first = next(iter(known), None)
+        scale = 1.0 if first is None else known[first]
+        for name, other in known.items():
             if not math.isclose(scale, other, rel_tol=own.rounding):
                 raise LoraNotApplied(
                     f"the scale of {module} is {scale:g} by {first} and {other:g} by {name}"
@@ -159,7 +159,7 @@ def _read(record: Mapping[str, Any], name: str) -> Stated:
 
 
 def _own(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the transformer's entries of a record that may be several components'."""
+    """Return the transformer's entries of a record that may cover several components."""
     start = {
         k.removeprefix(COMPONENT_PREFIX): v
         for k, v in record.items()
@@ -178,7 +178,7 @@ def _object(text: str | bytes, name: str) -> dict[str, Any]:
     return value
 
 
-def _plain(text: str, name: str) -> Any:
+def _parse(text: str, name: str) -> Any:
     """Read an entry of a header's metadata, where every value is a string."""
     try:
         return WORDS[text] if text in WORDS else json.loads(text)
@@ -206,13 +206,13 @@ def _rank(value: Any, name: str, what: str) -> float:
 
 
 def _patterns(value: Any, name: str, what: str) -> list[tuple[Any, Any]]:
-    """Compile the patterns of a record as get_pattern_key of peft does; the first match counts."""
+    """Compile the patterns of a record as peft's get_pattern_key does; the first match counts."""
     if value is None:
         return []
     if not isinstance(value, dict) or any(len(key) > LONGEST_PATTERN for key in value):
         raise _unreadable(name, what)
     try:
-        return [(regex.compile(rf"(.*\.)?({key})$"), held) for key, held in value.items()]
+        return [(regex.compile(rf"(.*\.)?({key})$"), number) for key, number in value.items()]
     except (regex.error, ValueError, RecursionError, OverflowError):
         raise _unreadable(name, what) from None
 

@@ -1,4 +1,4 @@
-"""The models that MODEL means, each once, under names that tell them apart."""
+"""The models that MODEL means, each once, under distinct names."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from worker.weights.spec import ModelSpec
 
 
 def drop_doubles(specs: Iterable[ModelSpec]) -> list[ModelSpec]:
-    """Keep each model once: what has the same repository and revision, or folder, is the same."""
+    """Keep each model once: models of the same repository and revision, or folder, are equal."""
     seen: dict[tuple[str, str], ModelSpec] = {}
     for spec in specs:
         key = (
@@ -21,12 +21,11 @@ def drop_doubles(specs: Iterable[ModelSpec]) -> list[ModelSpec]:
     return list(seen.values())
 
 
-def tell_apart(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
-    """Give models that share a name different ones.
+def rename_doubles(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
+    """Give models that share a name distinct ones.
 
-    A model of the catalogue keeps its name. A repository takes its owner's name before its own,
-    and "@revision" behind where it is there more than once; of several folders the second is
-    NAME-2.
+    A model of the catalogue keeps its name. A repository gets its owner's name in front, and
+    "@revision" at the end where it occurs more than once; the second of several folders is NAME-2.
     """
     names = {id(spec): _published_name(spec, specs) for spec in specs if _is_published(spec)}
     for spec in specs:
@@ -42,7 +41,7 @@ def tell_apart(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
 
 
 def _is_published(spec: ModelSpec) -> bool:
-    """Report whether a model is known by more than the folder that it lies in."""
+    """Return whether a model is known by more than the folder that it is in."""
     return spec.folder is None or spec.embedded is not None
 
 

@@ -1,4 +1,4 @@
-"""What the words of MODEL mean, and what a model's own files say that it is, given every row."""
+"""What the words of MODEL mean, and what a model is by its own files, given every row."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.settings import Settings
-from worker.weights.apart import drop_doubles, tell_apart
+from worker.weights.apart import drop_doubles, rename_doubles
 from worker.weights.checkpoint import ABOUT, BUNDLE_MANIFEST, CONFIG, INDEX, read_class
 from worker.weights.instead import find_instead
 from worker.weights.names import is_same_repository
@@ -22,12 +22,12 @@ LIGHTNING_FILE: Final = re.compile(
     r"(?:.*[-_/])?lightning-(\d+)steps?\b.*\.safetensors", re.IGNORECASE
 )
 
-# Completes a model of one published class by its worker.json: its family, tasks, parts, defaults.
+# Completes a model of one published class from its worker.json: family, tasks, parts, defaults.
 Complete = Callable[[ModelSpec, Mapping[str, Any]], ModelSpec]
 
 
 def find_checkpoints() -> Path:
-    """Return the folder of the embedded models: beside src/ (editable), else the image's."""
+    """Return the folder of the embedded models: next to src/ (editable), else the image's."""
     beside = Path(__file__).resolve().parents[3] / "checkpoints"
     return beside if beside.is_dir() else Path("/app/checkpoints")
 
@@ -37,8 +37,8 @@ class Catalogue:
     """The models that this version knows by name, and the published classes that it can serve.
 
     `groups` maps a word to the names of several rows. `default` is the word that an empty MODEL
-    stands for, `embedded` the same where there is neither a GPU nor RunPod. `forms` say what a
-    folder of published weights may be, in words.
+    stands for, `embedded` the one where there is neither a GPU nor RunPod. `forms` say in words
+    what a folder of published weights may be.
     """
 
     rows: tuple[ModelSpec, ...]
@@ -50,7 +50,7 @@ class Catalogue:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every word of the catalogue that MODEL may hold."""
+        """Every word of the catalogue that MODEL may contain."""
         return (*(row.name for row in self.rows), *self.groups)
 
     @property
@@ -59,7 +59,7 @@ class Catalogue:
         return tuple(dict.fromkeys(row.family for row in self.rows))
 
     def find_row(self, name: str) -> ModelSpec:
-        """Return the row of a name, as it stands among the others; raises KeyError."""
+        """Return the row of a name with its listing; raises KeyError."""
         for row in self.rows:
             if row.name == name:
                 return replace(row, listing=self.make_listing(row.repository, row.pipeline))
@@ -68,8 +68,7 @@ class Catalogue:
     def make_listing(self, repository: str, pipeline: str = "") -> Listing:
         """Return how the catalogue sees a repository, whose class may not be known yet.
 
-        Its plain name is that of its row, else its last part, unless that is the name of another
-        one here.
+        Its plain name is its row's, else its own last part, unless another row has that name.
         """
         copied = find_instead(self.rows, repository, pipeline)
         advice = copied.repository if copied else ""
@@ -88,7 +87,7 @@ class Catalogue:
         A word is a catalogue name (a group gives several), a repository "org/name" or
         "org/name@revision", or a local folder. Without words: MODEL_PATH if it is set, else the
         embedded models when there is neither a GPU nor RunPod, else the default model.
-        Models of one name get names that tell them apart, see `tell_apart`. Raises
+        Models that share a name get distinct ones, see `rename_doubles`. Raises
         WeightsUnavailable for a word that means nothing, InvalidSettings when MODEL_REVISION could
         mean more than one model.
         """
@@ -110,7 +109,7 @@ class Catalogue:
                 else replace(spec, revision=settings.model_revision)
                 for spec in specs
             ]
-        return tuple(replace(spec, is_alone=len(published) <= 1) for spec in tell_apart(specs))
+        return tuple(replace(spec, is_alone=len(published) <= 1) for spec in rename_doubles(specs))
 
     def describe_folder(self, folder: Path) -> ModelSpec:
         """Describe a local folder: a bundle, or published weights that name their class.
@@ -139,7 +138,7 @@ class Catalogue:
         return self.classify(spec, index, files, _json(folder / ABOUT))
 
     def can_serve(self, description: Mapping[str, Any]) -> bool:
-        """Report whether a model_index.json or config.json names a class of a known family."""
+        """Return whether a model_index.json or config.json names a class of a known family."""
         return read_class(description) in self.classes
 
     def classify(
@@ -149,7 +148,7 @@ class Catalogue:
         files: Sequence[str],
         about: Mapping[str, Any] | None = None,
     ) -> ModelSpec:
-        """Complete a model from outside the catalogue by its own files.
+        """Complete a model from outside the catalogue from its own files.
 
         `description` is its model_index.json or, where its family has none, its config.json;
         `files` are the paths of its files, `about` its worker.json, if it has one. Lightning LoRAs
@@ -179,9 +178,9 @@ class Catalogue:
         return self.classes[pipeline](known, about or {})
 
     def complete_by_manifest(self, spec: ModelSpec, manifest: Mapping[str, Any]) -> ModelSpec:
-        """Complete a model that is a bundle by the bundle's manifest.
+        """Complete a model that is a bundle from the bundle's manifest.
 
-        A bundle of a row's repository is that model, as is one that has its name and no repository.
+        A bundle of a row's repository is that model, as is one with its name and no repository.
         Raises WeightsUnavailable when the class is not of a known family.
         """
         pipeline = str(manifest.get("pipeline", ""))

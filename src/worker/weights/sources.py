@@ -1,4 +1,4 @@
-"""Where a model's weights may already be, in the order in which they are looked for."""
+"""Where a model's weights may already be, in the order in which the places are searched."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -19,18 +19,18 @@ from worker.weights.spec import LoraFile, ModelSpec
 
 SourceKind = Literal["MODEL_DIR", "MODEL_PATH", "RunPod cache", "HF cache", "image", "hub"]
 
-# The image's target `baked` puts one folder a model here, a bundle or published weights.
+# The image's target `baked` puts one folder per model here, a bundle or published weights.
 BAKED: Final = Path("/app/models")
 
-# Says why a folder is no bundle that this worker can open, None when it is one.
+# Returns why a folder is not a bundle that this worker can open; None when it is.
 BundleFault = Callable[[Path], str | None]
 
 
 @dataclass(frozen=True, slots=True)
 class WeightSource:
-    """Where one model's weights come from, and why not from the places before that.
+    """Where one model's weights come from, and why not from an earlier place.
 
-    `folder` is None for the hub. `bundle` tells whether it is a bundle, to be opened as it is, or
+    `folder` is None for the hub. `bundle` says whether it is a bundle, to be opened directly, or
     published weights, to be prepared. `passed_over` has no paths: callers may see it.
     """
 
@@ -41,7 +41,7 @@ class WeightSource:
     passed_over: tuple[tuple[SourceKind, str], ...]
 
     def facts(self) -> dict[str, Any]:
-        """Return what the log and op=health tell of it."""
+        """Return what the log and op=health show of it."""
         return {
             "source": self.kind,
             "bundle": self.bundle,
@@ -58,14 +58,14 @@ def find(
     bundle_fault: BundleFault,
     baked: Path = BAKED,
 ) -> WeightSource:
-    """Return the first place that has the model whole: nothing is read but names and headers.
+    """Return the first place that has the complete model; only names and headers are read.
 
     In this order: the bundle on MODEL_DIR (`bundle` is its folder), MODEL_PATH or the folder that
     MODEL names, RunPod's model cache, Hugging Face's if it is set, the image, the hub. The folders
-    of every place but the first may hold a bundle or published weights. Where a place does not show
-    by its name whose a folder is, a bundle's manifest must, and published weights cannot. Raises
-    WeightsUnavailable when a folder that MODEL names cannot be used: another model must not stand
-    in for it.
+    of every place but the first may contain a bundle or published weights. Where the name of a
+    folder does not show which model it is, a bundle's manifest must; published weights cannot.
+    Raises WeightsUnavailable when a folder that MODEL names cannot be used: no other model may
+    replace it.
     """
     passed: list[tuple[SourceKind, str]] = []
     reason = bundle_fault(bundle) if bundle.is_dir() else "no bundle yet"
@@ -74,7 +74,7 @@ def find(
     passed.append(("MODEL_DIR", reason))
     if spec.folder is not None:
         kind: SourceKind = "image" if spec.embedded else "MODEL_PATH"
-        is_bundle, reason = _examined(spec, _Place(spec.folder, "it", LOCAL), bundle_fault)
+        is_bundle, reason = _examine(spec, _Place(spec.folder, "it", LOCAL), bundle_fault)
         if reason is not None:
             raise WeightsUnavailable(f"MODEL: the folder of {spec.name} {reason}")
         return WeightSource(kind, spec.folder, is_bundle, None, tuple(passed))
@@ -84,7 +84,7 @@ def find(
             continue
         reasons = []
         for place in places:
-            is_bundle, reason = _examined(spec, place, bundle_fault)
+            is_bundle, reason = _examine(spec, place, bundle_fault)
             if reason is None:
                 return WeightSource(kind, place.folder, is_bundle, place.commit, tuple(passed))
             reasons.append(reason)
@@ -93,18 +93,18 @@ def find(
 
 
 def open_snapshot(source: WeightSource, spec: ModelSpec, settings: Settings) -> Snapshot:
-    """Return the published files of a source; asks the hub only if the source is the hub.
+    """Return the published files of a source; only a source on the hub is requested from it.
 
     Raises WeightsUnavailable, HubUnreachable.
     """
     if source.folder is not None:
-        memory = DigestCache(source.folder, settings.home)
-        return LocalSnapshot(source.folder, spec.repository, source.commit or LOCAL, memory)
+        digests = DigestCache(source.folder, settings.home)
+        return LocalSnapshot(source.folder, spec.repository, source.commit or LOCAL, digests)
     return metadata.resolve(spec.repository, spec.revision, settings)
 
 
 def open_lora(lora: LoraFile, model: Snapshot, settings: Settings) -> Snapshot:
-    """Return the snapshot that holds a LoRA: the model's own, a cache's, or the hub's.
+    """Return the snapshot that has a LoRA: the model's own, a cache's, or the hub's.
 
     Raises WeightsUnavailable, HubUnreachable.
     """
@@ -132,8 +132,8 @@ def complete(spec: ModelSpec, snapshot: Snapshot, catalogue: Catalogue) -> Model
         there, other = checkpoint.describe_other_weights(files), spec.listing.instead
         advice = f"; take {other}" if there and other else ""
         raise WeightsUnavailable(
-            f"MODEL: {spec.name} has no {checkpoint.INDEX} and no {checkpoint.BUNDLE_MANIFEST}: it is neither a"
-            f" diffusers checkpoint nor a bundle{there}{advice}"
+            f"MODEL: {spec.name} has no {checkpoint.INDEX} and no {checkpoint.BUNDLE_MANIFEST}: it"
+            f" is neither a diffusers checkpoint nor a bundle{there}{advice}"
         )
     description = _object(spec, snapshot, files[described_by])
     if described_by == checkpoint.BUNDLE_MANIFEST:
@@ -154,7 +154,7 @@ def _object(spec: ModelSpec, snapshot: Snapshot, file: RemoteFile) -> dict[str, 
 
 
 def list_caches(settings: Settings) -> list[tuple[SourceKind, Path]]:
-    """Return the caches in huggingface_hub's layout that are looked into, in their order."""
+    """Return the caches in huggingface_hub's layout that are searched, in order."""
     places: list[tuple[SourceKind, Path]] = [("RunPod cache", settings.runpod_cache_dir)]
     if settings.hub_cache not in (None, settings.runpod_cache_dir):
         places.append(("HF cache", settings.hub_cache))
@@ -187,15 +187,15 @@ def find_cached(
     return snapshots / commit, commit
 
 
-# What the place of a folder says of whose model it is: that it is this repository's (org/name, a
-# cache's own layout), that it is called like this model of the table, that the operator means it
-# (MODEL_PATH itself), or nothing.
+# What a folder's place shows about its model: that it is this repository (org/name, the layout of a
+# cache), that it has the name of this row of the catalogue, that the operator means it (MODEL_PATH
+# itself), or nothing.
 Shown = Literal["it", "called", "meant", "nothing"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A folder to look into, and what its place shows."""
+    """A folder to search, and what its place shows."""
 
     folder: Path
     shown: Shown
@@ -203,9 +203,9 @@ class _Place:
 
 
 def make_place(spec: ModelSpec) -> Path:
-    """Return where a place for several models keeps one: by the table's name, or as org/name."""
-    named = spec.listing.is_row or "/" not in spec.repository
-    return Path(spec.name if named else spec.repository)
+    """Return a model's path in a place for several: the catalogue's name for it, or org/name."""
+    is_named = spec.listing.is_row or "/" not in spec.repository
+    return Path(spec.name if is_named else spec.repository)
 
 
 def _places(
@@ -229,15 +229,17 @@ def _places(
 
 
 def _at(root: Path, spec: ModelSpec) -> list[_Place]:
-    """Return MODEL_PATH itself when it is a model's folder or empty, else what it has below."""
-    holds = any((root / name).is_file() for name in (checkpoint.INDEX, checkpoint.BUNDLE_MANIFEST))
-    below = [] if holds else _below(root, spec)
-    named = spec.listing.is_row and any(
+    """Return MODEL_PATH itself when it is a model's folder or empty, else its subfolders."""
+    is_model = any(
+        (root / name).is_file() for name in (checkpoint.INDEX, checkpoint.BUNDLE_MANIFEST)
+    )
+    below = [] if is_model else _below(root, spec)
+    is_named = spec.listing.is_row and any(
         is_same_repository(root.resolve().name, name) for name in _names(spec)
     )
     if spec.is_alone:
         return below or [_Place(root, "meant")]
-    return below or [_Place(root, "called" if named else "nothing")]
+    return below or [_Place(root, "called" if is_named else "nothing")]
 
 
 def _names(spec: ModelSpec) -> tuple[str, str]:
@@ -246,7 +248,7 @@ def _names(spec: ModelSpec) -> tuple[str, str]:
 
 
 def _below(root: Path, spec: ModelSpec) -> list[_Place]:
-    """Return the folders that may be a model's in a place for several."""
+    """Return the folders in a place for several models that may be this one's."""
     owner, _, name = spec.repository.rpartition("/")
     shown: Shown = "called" if spec.listing.is_row else "nothing"
     own = _child(root, owner) if owner else None
@@ -256,7 +258,7 @@ def _below(root: Path, spec: ModelSpec) -> list[_Place]:
 
 
 def _child(folder: Path, name: str) -> Path | None:
-    """Return the folder of that name in another: the exact one, else one in another case."""
+    """Return the subfolder of that name: the exact one, else one in another case."""
     if (folder / name).is_dir():
         return folder / name
     with suppress(OSError):
@@ -266,8 +268,8 @@ def _child(folder: Path, name: str) -> Path | None:
     return None
 
 
-def _published_stranger(spec: ModelSpec, place: _Place) -> str | None:
-    """Say why published weights, which do not tell whose they are, are not taken for a model."""
+def _find_published_mismatch(spec: ModelSpec, place: _Place) -> str | None:
+    """Return why published weights are not used for a model: their files do not name it."""
     if place.shown == "nothing":
         return f"does not say that it is {spec.repository}"
     if place.shown != "meant" and place.commit is None and spec.revision:
@@ -275,8 +277,10 @@ def _published_stranger(spec: ModelSpec, place: _Place) -> str | None:
     return None
 
 
-def _bundle_stranger(spec: ModelSpec, place: _Place, manifest: Mapping[str, Any]) -> str | None:
-    """Say why a bundle is not the model that was asked for; None when it is."""
+def _find_bundle_mismatch(
+    spec: ModelSpec, place: _Place, manifest: Mapping[str, Any]
+) -> str | None:
+    """Return why a bundle is not the requested model; None when it is."""
     made_of = str(manifest.get("repository"))
     is_it = place.shown == "it" or is_same_repository(made_of, spec.repository)
     if not (is_it or (place.shown != "nothing" and "/" not in made_of)):
@@ -290,13 +294,13 @@ def _bundle_stranger(spec: ModelSpec, place: _Place, manifest: Mapping[str, Any]
     return None
 
 
-def _examined(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tuple[bool, str | None]:
+def _examine(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tuple[bool, str | None]:
     """Return whether a folder is a bundle, and why it cannot be used (None when it can)."""
     folder = place.folder
     broken = bundle_fault(folder)
     if broken is None:
         manifest = _json(folder / checkpoint.BUNDLE_MANIFEST)
-        return True, _bundle_stranger(spec, place, manifest) if manifest else None
+        return True, _find_bundle_mismatch(spec, place, manifest) if manifest else None
     if (reason := checkpoint.find_fault(folder, spec.parts)) is not None:
         is_bundle = (folder / checkpoint.BUNDLE_MANIFEST).is_file()
         return is_bundle, broken if is_bundle else reason
@@ -307,7 +311,7 @@ def _examined(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tupl
     found = checkpoint.read_class(description)
     if spec.pipeline and found != spec.pipeline:
         return False, f"holds a {found[:60] or None}, not a {spec.pipeline}"
-    return False, _published_stranger(spec, place)
+    return False, _find_published_mismatch(spec, place)
 
 
 def _json(path: Path) -> dict[str, Any] | None:
