@@ -121,9 +121,9 @@ def test_a_folders_bundle_is_not_a_repository_of_its_name(
     (first,) = offline(environ, str(mine))
     with pytest.raises(HubUnreachable):
         offline(environ, "bob/foo")
-    told = reason(environ, "bob/foo")
-    assert "folder" in told
-    assert "bob/foo" in told
+    message = reason(environ, "bob/foo")
+    assert "folder" in message
+    assert "bob/foo" in message
     (second,) = prepared(environ, "bob/foo")
     assert is_made_of(first, published["alice"])
     assert is_made_of(second, published["bob"])
@@ -222,7 +222,7 @@ class TestAsBefore:
     def test_an_ambiguous_revision_is_proven_by_its_record(
         self, hub: Hub, environ: dict[str, str]
     ) -> None:
-        """v-1, v/1 and v@1 all gave the folder foo-v-1; the remembered commit tells them apart."""
+        """v-1, v/1 and v@1 all gave the folder foo-v-1; the recorded commit distinguishes them."""
         hub.add("bob/foo", folder_of("tiny-edit"), branch="v-1")
         (folder,) = prepared(environ, "bob/foo@v-1")
         old = as_before(folder, "foo-v-1-bf16")
@@ -337,7 +337,7 @@ class TestFolder:
     def test_every_part_of_it_counts(
         self, change: str, mine: Path, environ: dict[str, str]
     ) -> None:
-        """A part's configuration, the pipeline's class, and what it tells of itself."""
+        """A part's configuration, the pipeline's class, and what it says about itself."""
         (first,) = offline(environ, str(mine))
         record = json.loads((mine / change).read_bytes())
         record |= {
@@ -412,8 +412,8 @@ def test_two_sets_of_lightning_loras_do_not_take_turns(environ: dict[str, str]) 
         {"USE_LIGHTNING_LORA": "false"},
     ]
     folders = [prepared({**given, **way}, "bob/foo")[0] for way in ways]
-    held = [(set(b.lightning), b.fused) for b in map(layout.read_bundle, folders)]
-    assert held == [({8}, None), ({4}, None), ({4, 8}, None), ({8}, 8), ({4}, 4), ({8}, None)]
+    loras = [(set(b.lightning), b.fused) for b in map(layout.read_bundle, folders)]
+    assert loras == [({8}, None), ({4}, None), ({4, 8}, None), ({8}, 8), ({4}, 4), ({8}, None)]
     assert len(set(folders)) == 5
     assert [offline({**given, **way}, "bob/foo")[0] for way in ways] == folders
 

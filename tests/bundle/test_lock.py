@@ -56,8 +56,8 @@ def is_free(path: Path) -> bool:
 def holder(path: Path) -> Iterator[filelock.BaseFileLock]:
     """Another worker that holds the lock."""
     path.parent.mkdir()
-    with filelock.FileLock(path, is_singleton=False) as held:
-        yield held
+    with filelock.FileLock(path, is_singleton=False) as lock:
+        yield lock
 
 
 def test_the_lock_is_held_inside_and_given_back(path: Path, watched: Path) -> None:

@@ -168,9 +168,9 @@ def test_open_models_share_what_the_recipe_lets_them_share(folder: Path) -> None
 @pytest.mark.parametrize("role", ["words", "matrix"])
 def test_only_an_optional_part_may_be_missing(role: str, folder: Path) -> None:
     bundle = prepare(order_of(folder))
-    held = layout.read_bundle(bundle)
-    rest = {name: identity for name, identity in held.components.items() if name != role}
-    layout.publish(bundle, held.model_copy(update={"components": rest}))
+    manifest = layout.read_bundle(bundle)
+    rest = {name: identity for name, identity in manifest.components.items() if name != role}
+    layout.publish(bundle, manifest.model_copy(update={"components": rest}))
     if role == "words":
         with Opening(bundle, RECIPE, CPU) as opening:
             assert not opening.has_part("words")

@@ -103,10 +103,10 @@ def test_a_precision_that_was_asked_for_needs_no_sizes_but_its_bundles(
     assert offline(environ, 40 * GB, PRECISION_MODE="4bit").folder == prepared.folder
     with pytest.raises(HubUnreachable):
         offline(environ, 40 * GB)
-    told = needs.measure_bundle(layout.verify(prepared.folder), RECIPE)
+    need = needs.measure_bundle(layout.verify(prepared.folder), RECIPE)
     size = published["4bit"]
-    assert told.whole == pytest.approx(size.memory, rel=0.5)  # small tensors, large headers
-    assert 0 < told.least < told.whole
+    assert need.whole == pytest.approx(size.memory, rel=0.5)  # small tensors, large headers
+    assert 0 < need.least < need.whole
 
 
 class TestAsBefore:

@@ -1,4 +1,4 @@
-"""Opening: only what is whole, nothing on meta, shared parts once; damage is named and mended."""
+"""Opening: complete bundles only, nothing on meta, shared parts once; damage named and repaired."""
 
 import json
 import shutil
@@ -89,9 +89,9 @@ def test_meta_is_found_in_parameters_buffers_and_plain_attributes() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda held: held.pop("0.weight"), "0.weight"),
-        (lambda held: held.update(extra=torch.zeros(1)), "no place"),
-        (lambda held: held.update({"0.bias": torch.zeros(3)}), "0.bias is"),
+        (lambda state: state.pop("0.weight"), "0.weight"),
+        (lambda state: state.update(extra=torch.zeros(1)), "no place"),
+        (lambda state: state.update({"0.bias": torch.zeros(3)}), "0.bias is"),
     ],
     ids=["missing", "extra", "shape"],
 )
@@ -100,10 +100,10 @@ def test_tensors_and_parameters_must_match_one_to_one(
 ) -> None:
     with make_empty():
         model = nn.Sequential(nn.Linear(2, 2))
-    held = {"0.weight": torch.ones(2, 2), "0.bias": torch.zeros(2)}
-    change(held)
+    state = {"0.weight": torch.ones(2, 2), "0.bias": torch.zeros(2)}
+    change(state)
     with pytest.raises((KeyError, ValueError), match=reason):
-        fill(model, held, "bf16", CPU)
+        fill(model, state, "bf16", CPU)
 
 
 def test_models_of_one_process_share_a_text_encoder_and_vae(home: Path) -> None:
@@ -113,11 +113,11 @@ def test_models_of_one_process_share_a_text_encoder_and_vae(home: Path) -> None:
     assert first.text_encoder is second.text_encoder
     assert first.vae is second.vae
     assert first.transformer is not second.transformer
-    held = weakref.ref(first.vae)
+    kept = weakref.ref(first.vae)
     del first
-    assert held() is second.vae
+    assert kept() is second.vae
     del second
-    assert held() is None  # what no open model uses is freed
+    assert kept() is None  # what no open model uses is freed
 
 
 def test_a_bundle_that_was_pushed_is_opened_from_its_own_folder(home: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def flip(path: Path) -> None:
     ("role", "stem"),
     [("transformer", layout.WEIGHTS), ("transformer", layout.MAPPED), ("vae", layout.WEIGHTS)],
 )
-def test_a_damaged_part_is_named_set_aside_and_only_it_is_made_again(
+def test_a_damaged_part_is_named_quarantined_and_only_it_is_made_again(
     mine: Path, damage: Callable[[Path], None], level: str, role: str, stem: str
 ) -> None:
     folder = bundle(mine)

@@ -45,22 +45,22 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def weights_of(bundle: Path, role: str = "transformer") -> dict[str, torch.Tensor]:
     folder, part = layout.verify(bundle, "full").parts[role]
-    held: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
     for name in part.files:
         if name.startswith(layout.WEIGHTS):
-            held |= load_file(folder / name)
-    return held
+            found |= load_file(folder / name)
+    return found
 
 
 def rows_of(bundle: Path) -> dict[int, torch.Tensor]:
     """Return each slot's rows."""
     folder, part = layout.verify(bundle).parts["transformer"]
-    held: dict[int, torch.Tensor] = {}
+    found: dict[int, torch.Tensor] = {}
     for name in part.files:
         if name.startswith(layout.MAPPED):
             file = load_file(folder / name)
-            held |= dict(zip(file["slots"].tolist(), file["rows"].unbind(1), strict=True))
-    return held
+            found |= dict(zip(file["slots"].tolist(), file["rows"].unbind(1), strict=True))
+    return found
 
 
 def test_five_shards_give_what_one_gives(sharded: Path, whole: Path, tmp_path: Path) -> None:
@@ -156,12 +156,12 @@ def test_every_precision_opens_and_takes_the_bytes_that_were_computed(
     assert computed.disk <= found.size <= computed.disk + headers
     parts = open_bundle(bundle, CPU)
     assert parts.adapters.attached == ("lightning_8", "lightning_4")
-    held = sum(
+    size = sum(
         t.numel() * t.element_size()
         for name, t in parts.transformer.state_dict().items()
         if "quant_state" not in name and not name.endswith(("_down", "_up"))
     )
-    assert held == pytest.approx(computed.parts["transformer"], rel=0.02)
+    assert size == pytest.approx(computed.parts["transformer"], rel=0.02)
 
 
 def test_a_fused_lora_is_in_the_weights_before_they_are_quantised(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ RANGES = 6
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """One tensor of several ranges."""
-    held = {"x": torch.arange(RANGES * REQUEST_BYTES // 4, dtype=torch.int32)}
-    return tmp_path / tensors.write(tmp_path, "weights", held)[0]
+    state = {"x": torch.arange(RANGES * REQUEST_BYTES // 4, dtype=torch.int32)}
+    return tmp_path / tensors.write(tmp_path, "weights", state)[0]
 
 
 class Slow:
-    """A disk that answers when it is told to."""
+    """A disk that answers on command."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -90,21 +90,21 @@ def test_a_reader_that_is_left_has_no_thread_at_work(
 def test_tensors_around_the_border_of_small_ones_are_read_exactly(
     tmp_path: Path, size: int, *, mapped: bool
 ) -> None:
-    held = {f"t{n}": torch.arange(size, dtype=torch.int64).to(torch.uint8) + n for n in range(3)}
-    held |= {"small": torch.tensor([1.5, -2.5]), "none": torch.empty(0)}
-    path = tmp_path / tensors.write(tmp_path, "weights", held)[0]
+    state = {f"t{n}": torch.arange(size, dtype=torch.int64).to(torch.uint8) + n for n in range(3)}
+    state |= {"small": torch.tensor([1.5, -2.5]), "none": torch.empty(0)}
+    path = tmp_path / tensors.write(tmp_path, "weights", state)[0]
     with FileReader(CPU, mapped=mapped) as reader:
         reader.start(path)
         found = reader.take(path)
-    assert found.keys() == held.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in held.items())
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
 def test_several_files_are_read_side_by_side(tmp_path: Path) -> None:
     paths = []
     for number in range(4):
-        held = {"x": torch.full((BIG_BYTES,), number, dtype=torch.uint8)}
-        paths.append(tmp_path / tensors.write(tmp_path, f"weights-{number}", held)[0])
+        state = {"x": torch.full((BIG_BYTES,), number, dtype=torch.uint8)}
+        paths.append(tmp_path / tensors.write(tmp_path, f"weights-{number}", state)[0])
     with FileReader(CPU, threads=3) as reader:
         for path in paths:
             reader.start(path)
@@ -122,9 +122,9 @@ def test_a_file_without_its_last_bytes_names_the_file_and_where_it_should_end(
         opened.truncate(size - lost)
     with FileReader(CPU, mapped=mapped) as reader:
         reader.start(file)
-        with pytest.raises(Damaged, match=f"{file.name} ends before byte {size}") as told:
+        with pytest.raises(Damaged, match=f"{file.name} ends before byte {size}") as caught:
             reader.take(file)
-    assert told.value.folder == file.parent
+    assert caught.value.folder == file.parent
 
 
 def test_descriptors_are_closed(file: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_model_that_lacks_a_lora_says_so(environ: dict[str, str], volume: Path
 def test_a_damaged_part_is_told(
     word: str, volume: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    """A bit that flipped is found by VERIFY=full when the model is opened; nothing can mend it."""
+    """A flipped bit is found by VERIFY=full when the model is opened; nothing can repair it."""
     home = Path(shutil.copytree(volume, tmp_path / "home"))
     for file in (home / "models" / layout.COMPONENTS).glob("transformer-*/weights-*"):
         data = bytearray(file.read_bytes())

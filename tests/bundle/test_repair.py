@@ -1,4 +1,4 @@
-"""A part that is damaged, made anew and damaged again is not made at every start for ever."""
+"""A part that is damaged, made again and damaged again is not made at every start forever."""
 
 import json
 from collections.abc import Callable
@@ -37,8 +37,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Lose:
     written: list[str] = []
     state = {"loses": True}
 
-    def write(folder: Path, stem: str, held: Any) -> Any:
-        name, record = original(folder, stem, held)
+    def write(folder: Path, stem: str, state: Any) -> Any:
+        name, record = original(folder, stem, state)
         if folder.name.startswith("transformer"):
             written.append(name)
             if state["loses"]:
@@ -112,7 +112,7 @@ def test_each_damage_is_mended_if_it_opened_in_between(environ: dict[str, str], 
         assert not list((home / repair.NOTES).iterdir())
 
 
-def test_a_part_that_cannot_be_set_aside_is_told_as_damaged(
+def test_a_part_that_cannot_be_quarantined_is_reported_as_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a volume that is mounted read-only."""
@@ -152,7 +152,7 @@ def test_a_bundle_without_a_part_that_it_needs_is_damaged_and_made_whole(
 def test_a_small_file_that_lost_its_bytes_is_mended_too(
     role: str, name: str, environ: dict[str, str]
 ) -> None:
-    """Of the same size, so that only opening it tells."""
+    """Of the same size, so that only opening it shows the damage."""
     environ["VERIFY"] = "sizes"
     boot.prepare(settings.read(environ))
     (path,) = (Path(environ["MODEL_DIR"]) / layout.COMPONENTS).glob(f"{role}-*/{name}")

@@ -23,10 +23,10 @@ COUNT = 4
 
 def doubled_and_halved(shard: Shard, read: ReadTensor) -> dict[str, dict[str, torch.Tensor]]:
     """Make two files of a shard, as weights and modulation rows are, and none of what is empty."""
-    held = {name: read(name) for name in shard.header}
+    state = {name: read(name) for name in shard.header}
     return {
-        "doubled": {name: t * 2 for name, t in held.items()},
-        "halved": {name: t / 2 for name, t in held.items()},
+        "doubled": {name: t * 2 for name, t in state.items()},
+        "halved": {name: t / 2 for name, t in state.items()},
         "empty": {},
     }
 
@@ -75,14 +75,14 @@ class World:
     def assert_whole(self, records: dict[str, FileRecord]) -> None:
         """Every shard's tensors are in two files, and the records are theirs."""
         assert len(records) == 2 * COUNT
-        held: dict[str, torch.Tensor] = {}
+        found: dict[str, torch.Tensor] = {}
         for name, record in records.items():
             path = self.folder / name
             assert path.stat().st_size == record.size
-            held |= {f"{name.split('-')[0]} {key}": t for key, t in load_file(path).items()}
+            found |= {f"{name.split('-')[0]} {key}": t for key, t in load_file(path).items()}
         for number in range(COUNT):
-            assert held[f"doubled t{number}"].tolist() == [2.0 * number] * 3
-            assert held[f"halved t{number}"].tolist() == [number / 2] * 3
+            assert found[f"doubled t{number}"].tolist() == [2.0 * number] * 3
+            assert found[f"halved t{number}"].tolist() == [number / 2] * 3
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def reporting() -> Iterator[threading.Event]:
 def test_a_component_that_fails_does_not_wait_for_the_download_ahead_of_it(
     world: World, reporting: threading.Event
 ) -> None:
-    """The download is told at its next step that nobody reads it any more."""
+    """The download learns at its next step that nothing will read it."""
     begun = threading.Event()
     steps: list[int] = []
 
@@ -306,11 +306,11 @@ def test_a_component_that_fails_does_not_wait_for_the_download_ahead_of_it(
 
 
 def test_progress_is_told_of_every_shard(world: World) -> None:
-    told: dict[str, int] = {}
+    reported: dict[str, int] = {}
 
     def progress(file: RemoteFile, done: int) -> None:
-        told[file.path] = done
+        reported[file.path] = done
 
     world.progress = progress
     world.stream()
-    assert told == {shard.file.path: shard.file.size for shard in world.shards}
+    assert reported == {shard.file.path: shard.file.size for shard in world.shards}

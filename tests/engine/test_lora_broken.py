@@ -131,8 +131,8 @@ def test_a_and_b_in_two_number_formats_are_brought_to_one() -> None:
     adapters = Adapters(model)
     adapters.attach("a", mixed)
     adapters.use("a")
-    held = make_canonical(mixed)
-    assert {tensor.dtype for tensor in held.values()} == {torch.float32}
+    state = make_canonical(mixed)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     assert torch.isfinite(predict(model)).all()
 
 
@@ -189,18 +189,18 @@ def test_a_file_that_is_no_lora_is_refused(data: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", FILES.values(), ids=FILES)
 def test_a_header_that_cannot_be_read_states_no_scale(data: bytes) -> None:
-    """Reading the whole file tells what is wrong with it; no byte past its end is asked for."""
+    """Reading the whole file shows what is wrong with it; no byte past its end is requested."""
 
     def read_range(start: int, end: int) -> bytes:
         assert start < end <= len(data)
         return data[start:end]
 
-    told = lora_file.read_stated_scale(read_range, len(data))
-    assert told.keys() == ({"lora_alpha"} if b"lora_alpha" in data else set())
+    stated = lora_file.read_stated_scale(read_range, len(data))
+    assert stated.keys() == ({"lora_alpha"} if b"lora_alpha" in data else set())
 
 
 @pytest.mark.parametrize(
-    ("held", "told"),
+    ("metadata", "relevant"),
     [
         ({"format": "pt", "ss_network_alpha": "8", "r": "4", "use_rslora": "true"}, set()),
         ({"lora_alpha": "8", "format": "pt"}, {"lora_alpha"}),
@@ -209,11 +209,11 @@ def test_a_header_that_cannot_be_read_states_no_scale(data: bytes) -> None:
     ],
 )
 def test_a_header_tells_what_bears_on_the_scale_and_nothing_else(
-    held: dict[str, str], told: set[str]
+    metadata: dict[str, str], relevant: set[str]
 ) -> None:
-    data = header({"__metadata__": held})
+    data = header({"__metadata__": metadata})
     found = lora_file.read_stated_scale(lambda start, end: data[start:end], len(data))
-    assert found == {key: held[key] for key in told}
+    assert found == {key: metadata[key] for key in relevant}
 
 
 @pytest.mark.parametrize(
@@ -233,9 +233,9 @@ def test_no_more_of_a_file_is_asked_for_than_its_header(
         ranges.append((start, end))
         return data[start:end]
 
-    told = lora_file.read_stated_scale(read_range, len(data) if length < 10**8 else 1 << 40)
+    stated = lora_file.read_stated_scale(read_range, len(data) if length < 10**8 else 1 << 40)
     assert ranges == [(0, 8), (8, 8 + length)][:asked]
-    assert told == ({"lora_alpha": "8"} if asked == 2 else {})
+    assert stated == ({"lora_alpha": "8"} if asked == 2 else {})
 
 
 def test_a_configuration_beside_is_read_and_its_absence_is_none(tmp_path: Path) -> None:

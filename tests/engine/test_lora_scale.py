@@ -142,9 +142,9 @@ def plain(folder: Path, metadata: dict[str, str] | None, **changes: Tensor) -> P
 
 def scale_of(file: Path, module: str = "transformer_blocks.0.attn.to_q") -> float:
     """Return by what the A of a module was multiplied."""
-    held = lora_file.read(file, None, lora_file.read_config(file))[f"{module}.lora_A.weight"]
+    after = lora_file.read(file, None, lora_file.read_config(file))[f"{module}.lora_A.weight"]
     before = load_file(file)[f"{module}.lora_down.weight"]
-    return float((held / before).mean())
+    return float((after / before).mean())
 
 
 RECORD = {"transformer.r": 4, "transformer.lora_alpha": 16}
@@ -299,7 +299,7 @@ def test_a_configuration_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_pattern_that_would_never_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger's regular expression must not hold the worker up."""
+    """A regular expression from an unknown author must not block the worker."""
     monkeypatch.setattr(lora_scale, "PATTERNS_S", 0.1)
     record = {"lora_alpha": 4, "alpha_pattern": {"(.|.)*(.|.)*[A-Z]": 8}}
     sources = read_stated({lora_scale.RECORD: json.dumps(record)}, None)

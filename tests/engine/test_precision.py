@@ -97,13 +97,15 @@ def test_only_what_can_be_had_is_chosen() -> None:
 
 
 def test_advice_names_what_the_weights_take_and_the_most_exact_that_fits() -> None:
-    told = r"^the GPU has 19\.0 GB free and the model takes 44\.0 GB at bf16 and 4\.0 GB to work in"
-    with pytest.raises(UnfitHost, match=f"{told}: set PRECISION_MODE=8bit$"):
+    message = (
+        r"^the GPU has 19\.0 GB free and the model takes 44\.0 GB at bf16 and 4\.0 GB to work in"
+    )
+    with pytest.raises(UnfitHost, match=f"{message}: set PRECISION_MODE=8bit$"):
         choose("bf16", NEED, free=19 * GIGABYTE, capability=AMPERE)
     with pytest.raises(UnfitHost, match=r"set PRECISION_MODE=4bit$"):
         choose("bf16", NEED, free=19 * GIGABYTE - 1, capability=AMPERE)
-    told = r"takes 14\.0 GB at 4bit and 4\.0 GB to work in: choose a pool with at least 12\.0 GB"
-    with pytest.raises(UnfitHost, match=told):
+    message = r"takes 14\.0 GB at 4bit and 4\.0 GB to work in: choose a pool with at least 12\.0 GB"
+    with pytest.raises(UnfitHost, match=message):
         choose("auto", NEED, free=11 * GIGABYTE, capability=AMPERE)
 
 

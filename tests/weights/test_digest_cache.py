@@ -56,7 +56,7 @@ def record(home: Path) -> Path:
 
 
 def test_what_was_read_is_believed_until_it_changes(folder: Path, tmp_path: Path) -> None:
-    """The record itself is asked: a wrong one is told for as long as the file stays."""
+    """The record itself is used: a wrong one is returned for as long as the file stays."""
     settled(folder / "a.bin")
     assert digest(folder, tmp_path) == sha256(b"one")
     kept = json.loads(record(tmp_path).read_bytes())

@@ -186,7 +186,7 @@ def test_a_revision_keeps_its_commit(made: Room) -> None:
 
 
 def test_a_commit_that_is_gone_is_forgotten(made: Room) -> None:
-    """A history that was rewritten does not fail for ever."""
+    """A history that was rewritten does not fail forever."""
     first = made.snapshot()
     newer = made.hub.add(REPOSITORY, {"model_index.json": b"{}"})
     made.hub.commits[REPOSITORY][first.commit].clear()

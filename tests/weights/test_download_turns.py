@@ -32,7 +32,7 @@ def lock_of(target: Path) -> Path:
 
 
 @contextmanager
-def held(made: Room) -> Iterator[Path]:
+def locked(made: Room) -> Iterator[Path]:
     """Hold the lock of the shard as another process does; give the shard's final name."""
     target = made.into / SHARD
     target.parent.mkdir(parents=True)
@@ -57,7 +57,7 @@ def test_a_holder_that_moves_on_is_waited_for_and_its_file_taken(
     """Longer than a stall, as long as its part grows; then not a byte is asked for."""
     monkeypatch.setattr(download, "POLL_S", 0.02)
     made.patience = replace(made.patience, stall_s=1.0)
-    with held(made) as target:
+    with locked(made) as target:
         part = temporary.make_path(target, resumable=True)
         data = made.published[SHARD]
         thread = fetched(made)
@@ -78,7 +78,7 @@ def test_a_holder_that_stands_still_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(download, "POLL_S", 0.02)
     made.patience = replace(made.patience, stall_s=0.2)
-    with held(made) as target:
+    with locked(made) as target:
         temporary.make_path(target, resumable=True).write_bytes(b"some")
         thread = fetched(made)
         thread.join(ENDS_S)
@@ -228,14 +228,14 @@ def test_progress_comes_as_the_bytes_do(made: Room) -> None:
     """Before the end, when a body stands still in the middle."""
     made.hub.misbehave(Fault("stall-body", path=SHARD))
     snapshot = made.snapshot()
-    told: list[int] = []
+    reported: list[int] = []
 
     def progress(_file: RemoteFile, done: int) -> None:
-        told.append(done)
+        reported.append(done)
         if done >= len(made.published[SHARD]) // 2:
             made.hub.released.set()
 
     snapshot.fetch_file(find_file(snapshot, SHARD), made.into, progress)
-    assert told[0] < len(made.published[SHARD])
-    assert told == sorted(told)
-    assert told[-1] == len(made.published[SHARD])
+    assert reported[0] < len(made.published[SHARD])
+    assert reported == sorted(reported)
+    assert reported[-1] == len(made.published[SHARD])

@@ -114,12 +114,12 @@ def test_a_transfer_process_that_does_nothing_leaves_the_work_to_the_sure_way(
 def test_progress_is_told_while_the_transfer_runs(made: Room) -> None:
     """Bytes are counted as they come, never more than the file has, and all of them at the end."""
     made.hub.misbehave(Fault("stall-body", path=SHARD, skip=3))
-    told: list[int] = []
+    reported: list[int] = []
     early: list[int] = []
 
     def progress(file: RemoteFile, done: int) -> None:
         assert file.path == SHARD
-        told.append(done)
+        reported.append(done)
         if done and not early:
             early.append(done)
             made.hub.released.set()
@@ -127,8 +127,8 @@ def test_progress_is_told_while_the_transfer_runs(made: Room) -> None:
     fetch(made, progress=progress)
     size = len(made.published[SHARD])
     assert 0 < early[0] < size
-    assert told == sorted(told)
-    assert told[-1] == size
+    assert reported == sorted(reported)
+    assert reported[-1] == size
 
 
 def test_a_range_that_fails_is_asked_for_again_by_the_transfer_itself(made: Room) -> None:

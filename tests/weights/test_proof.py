@@ -1,4 +1,4 @@
-"""Bytes are proven by size and digest, and a cut safetensors file is told by its header."""
+"""Bytes are proven by size and digest, and a cut safetensors file is recognised by its header."""
 
 import hashlib
 import json

@@ -100,12 +100,14 @@ def test_a_file_is_given_where_it_lies_and_nothing_is_copied(
     layout: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     found = snapshot(request.getfixturevalue(layout))
-    told: list[tuple[str, int]] = []
+    reported: list[tuple[str, int]] = []
     for path, data in CONTENT.items():
         file = find_file(found, path)
-        proven = found.fetch_file(file, tmp_path / "into", lambda f, n: told.append((f.path, n)))
+        proven = found.fetch_file(
+            file, tmp_path / "into", lambda f, n: reported.append((f.path, n))
+        )
         assert proven == Proven(found.folder / path, sha256(data), disposable=False)
-    assert told == [(path, len(data)) for path, data in CONTENT.items()]
+    assert reported == [(path, len(data)) for path, data in CONTENT.items()]
     assert not (tmp_path / "into").exists()
 
 
@@ -118,9 +120,9 @@ def test_a_damaged_file_of_a_cache_is_not_given_and_not_touched(
     file = find_file(found, path)
     data = CONTENT[path][:-1] if damage == "cut" else CONTENT[path][:-1] + b"\x7f"
     (cache / path).resolve().write_bytes(data)
-    with pytest.raises(WeightsUnavailable, match=f"org/model: the local {path} has") as told:
+    with pytest.raises(WeightsUnavailable, match=f"org/model: the local {path} has") as caught:
         found.fetch_file(file, cache)
-    assert str(cache) not in told.value.message
+    assert str(cache) not in caught.value.message
     with pytest.raises(WeightsUnavailable, match="replace that file"):
         found.read_file(file)
     assert (cache / path).read_bytes() == data

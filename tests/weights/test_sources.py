@@ -286,11 +286,11 @@ def test_one_folder_is_not_two_models(home: Path) -> None:
     """MODEL_PATH that is one model's folder means MODEL's one model, and none of several."""
     publish(home / "mine")
     for models in ("alice/foo,bob/foo", "qwen-image,qwen-image-2512"):
-        told = [of_path(home, spec) for spec in word(models)]
-        assert [t.startswith("does not say that it is") for t in told] == [True, True]
+        reasons = [of_path(home, spec) for spec in word(models)]
+        assert [t.startswith("does not say that it is") for t in reasons] == [True, True]
     publish(home / "Qwen-Image")
-    told = [of_path(home, spec, "Qwen-Image") for spec in word("qwen-image,qwen-image-2512")]
-    assert told == ["Qwen-Image", "does not say that it is Qwen/Qwen-Image-2512"]
+    reasons = [of_path(home, spec, "Qwen-Image") for spec in word("qwen-image,qwen-image-2512")]
+    assert reasons == ["Qwen-Image", "does not say that it is Qwen/Qwen-Image-2512"]
 
 
 def test_a_folder_below_model_path_is_a_model_and_not_its_part(home: Path) -> None:

@@ -171,17 +171,17 @@ def test_a_place_that_is_full_is_told_as_that(tmp_path: Path, number: int) -> No
 def test_an_error_that_is_not_about_the_place_stays_what_it_is(
     tmp_path: Path, number: int | None
 ) -> None:
-    told = OSError(number, "x") if number else OSError("x")
+    error = OSError(number, "x") if number else OSError("x")
     with pytest.raises(OSError) as raised, space.translate_errors(1, tmp_path, settings.read({})):  # noqa: PT011 - which one is tested
-        raise told
-    assert raised.value is told
+        raise error
+    assert raised.value is error
 
 
 def test_an_error_of_ours_passes_as_it_is(tmp_path: Path) -> None:
-    told = VolumeFull("of the inner block")
+    error = VolumeFull("of the inner block")
     with (
         pytest.raises(VolumeFull) as raised,
         space.translate_errors(1, tmp_path, settings.read({})),
     ):
-        raise told
-    assert raised.value is told
+        raise error
+    assert raised.value is error

@@ -130,7 +130,7 @@ def test_a_sweep_frees_what_the_dead_left_and_tells_how_much(target: Path, livin
 
 
 def test_a_number_that_is_used_again_is_another_process(target: Path) -> None:
-    """A container starts with the numbers of the last one: who started when tells them apart."""
+    """A container starts with the process ids of the last one; start times distinguish them."""
     mine = temporary.make_path(target)
     head, _, _ = mine.name.rpartition(f"-{os.getpid()}-")
     again = mine.with_name(f"{head}-{os.getpid()}-1-1.part")
