@@ -1,4 +1,4 @@
-"""Who prepares and who waits: by a lock where locks work, never for one that stands still."""
+"""Which worker prepares and which waits: by a lock where locks work, never for a stopped one."""
 
 import json
 import os

@@ -151,7 +151,7 @@ def test_a_damaged_part_is_told(
     (answer,) = started([home], case(given, draw=True))
     assert answer["code"] == "WEIGHTS_UNAVAILABLE"
     assert "damaged" in answer["message"]
-    assert "cannot be made anew where it lies" in answer["message"]
+    assert "cannot be made again in its place" in answer["message"]
     assert not answer["retryable"]
 
 

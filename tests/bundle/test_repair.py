@@ -65,7 +65,7 @@ def test_what_is_damaged_again_is_given_up_at_this_start_and_at_the_next(
 ) -> None:
     written = disk(True)
     for _ in range(3):
-        with pytest.raises(WeightsUnavailable, match="made anew once") as caught:
+        with pytest.raises(WeightsUnavailable, match="made again once") as caught:
             started(environ)
         assert not caught.value.retryable
         assert environ["MODEL_DIR"] not in caught.value.message

@@ -246,7 +246,7 @@ def test_a_configuration_beside_is_read_and_its_absence_is_none(tmp_path: Path) 
 
 def test_a_folder_is_no_file_and_a_missing_file_is_told_apart(tmp_path: Path) -> None:
     """Another worker of the volume may have dropped it: then it is fetched again."""
-    with pytest.raises(LoraNotApplied, match="no readable safetensors file"):
+    with pytest.raises(LoraNotApplied, match="not a readable safetensors file"):
         lora_file.read(tmp_path)
     with pytest.raises(FileNotFoundError):
         lora_file.read(tmp_path / "none.safetensors")

@@ -252,7 +252,7 @@ def test_half_a_pair_is_refused_with_the_key_that_is_alone(missing: str) -> None
 def test_an_alpha_alone_is_no_lora() -> None:
     with pytest.raises(LoraNotApplied, match="lack a part"):
         make_canonical({f"{TO_Q}.alpha": torch.tensor(4.0)}, MODULES)
-    with pytest.raises(LoraNotApplied, match="not whole"):
+    with pytest.raises(LoraNotApplied, match="is incomplete"):
         make_canonical({}, MODULES)
 
 

@@ -43,7 +43,7 @@ def list_precisions(among: Candidates) -> tuple[Precision, ...]:
     if not there:
         reasons = [bundle[1] for bundle in found.values() if bundle and bundle[1]]
         reason = f" (one {reasons[0]})" if reasons else ""
-        raise space.make_unwritable(f" and has no whole bundle of {among.name}{reason}")
+        raise space.make_unwritable(f" and has no complete bundle of {among.name}{reason}")
     if mode not in ("auto", *there):
         raise space.make_unwritable(f" and has {among.name} in {', '.join(there)}, not in {mode}")
     return there

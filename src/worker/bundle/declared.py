@@ -26,7 +26,7 @@ def read_object(path: str, data: bytes) -> dict[str, Any]:
     """Read a JSON object; raises WeightsUnavailable naming its file for anything else."""
     value = read_json(path, data)
     if not isinstance(value, dict):
-        raise WeightsUnavailable(f"{path} is no JSON object")
+        raise WeightsUnavailable(f"{path} is not a JSON object")
     return value
 
 

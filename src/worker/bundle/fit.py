@@ -52,7 +52,7 @@ def check(part: Part, shards: Sequence[Shard], expected: Expected) -> None:
             more = f" (and {len(faults) - 1} more such)" if len(faults) > 1 else ""
             raise WeightsUnavailable(
                 f"the weights do not fit {part.role}/config.json: {faults[0]}{more}; the repository"
-                " or folder is not whole, or of another model"
+                " or folder is incomplete, or of another model"
             )
 
 

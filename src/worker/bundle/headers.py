@@ -60,7 +60,7 @@ def _indexed(snapshot: Snapshot, file: RemoteFile) -> list[str]:
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise WeightsUnavailable(
-            f"{snapshot.repository}: {file.path} is no index of shards"
+            f"{snapshot.repository}: {file.path} is not an index of shards"
         ) from None
 
 
@@ -87,7 +87,7 @@ def read_shards(snapshot: Snapshot, role: str) -> list[Shard]:
             raise
         except ValueError as error:
             raise WeightsUnavailable(
-                f"{snapshot.repository}: {file.path} is no readable safetensors file ({error})"
+                f"{snapshot.repository}: {file.path} is not a readable safetensors file ({error})"
             ) from None
         if (end := max((entry.end for entry in contents.values()), default=file.size)) != file.size:
             raise WeightsUnavailable(

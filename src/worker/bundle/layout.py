@@ -278,7 +278,7 @@ def quarantine(folder: Path) -> Path:
             raise
         raise WeightsUnavailable(
             f"the bundle's {folder.name} is damaged, and its place cannot be written: mount that"
-            " read-write, so that the part is made anew, or replace the bundle"
+            " read-write, so that the part is made again, or replace the bundle"
         ) from error
     return quarantined
 

@@ -50,7 +50,7 @@ def _wait(
                 log.get().info("waiting: another worker prepares this", part=watched[0].name)
                 is_logged = True
             if time.time() - _changed(watched) > still_s:
-                log.get().warning("the worker that prepares this stands still: going on without it")
+                log.get().warning("the worker that prepares this has stopped: going on without it")
                 return False
         except (OSError, NotImplementedError):
             return False  # a file system without locks

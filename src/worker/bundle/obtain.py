@@ -261,7 +261,7 @@ class _Search:
         """Prepare the bundle from a source's published weights."""
         home = self._settings.home
         if not self._is_writable:
-            raise space.make_unwritable(f" and the bundle of {self._spec.name} must be made anew")
+            raise space.make_unwritable(f" and the bundle of {self._spec.name} must be made again")
         log.get().info("preparing", model=self._spec.name, **source.facts())
         temporary.sweep(home / DOWNLOADS)
         total = sum(_weight_sizes(self._snapshot(source)))

@@ -159,7 +159,7 @@ class Opening:
         except (OSError, ValueError, RecursionError):
             raise Damaged(folder, f"{name} cannot be read") from None
         if not isinstance(value, dict):
-            raise Damaged(folder, f"{name} is no JSON object")
+            raise Damaged(folder, f"{name} is not a JSON object")
         return value
 
     def _take(self, role: str) -> dict[str, Tensor]:

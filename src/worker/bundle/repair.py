@@ -30,16 +30,16 @@ def start(damage: Damaged, home: Path) -> None:
         quarantine(damage.folder)
     except OSError as error:
         raise WeightsUnavailable(
-            f"{damage.message}; it cannot be made anew where it lies ({error.strerror}): replace it"
+            f"{damage.message}; it cannot be made again in its place ({error.strerror}): replace it"
         ) from damage
 
 
 def make_error(damage: Damaged) -> WeightsUnavailable:
     """Return the error for a part that was made again and is still damaged."""
     return WeightsUnavailable(
-        f"{damage.message}; it was made anew once and is so again: the weights do not fit this"
+        f"{damage.message}; it was made again once and is still damaged: the weights do not fit this"
         " worker, or the disk loses data. It is not made a third time: name another model, or"
-        f" delete {NOTES}/ of MODEL_DIR to try once more"
+        f" delete {NOTES}/ of MODEL_DIR to try again"
     )
 
 

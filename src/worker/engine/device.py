@@ -35,7 +35,7 @@ def translate_errors() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise CudaOutOfMemory(
-            "the device ran out of memory; ask for a smaller picture or fewer references, or give"
+            "the device ran out of memory; request a smaller picture or fewer references, or give"
             " the endpoint a larger GPU"
         ) from error
     except torch.AcceleratorError as error:
@@ -56,6 +56,6 @@ def read_peak_mb(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start measuring the peak anew."""
+    """Restart the measurement of the peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

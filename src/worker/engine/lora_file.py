@@ -21,7 +21,7 @@ LONGEST_HEADER: Final = 100_000_000
 def read(
     path: Path, modules: Collection[str] | None = None, configuration: bytes | None = None
 ) -> dict[str, Tensor]:
-    """Read a LoRA file into the form of `lora.canonical`, its scale folded in.
+    """Read a LoRA file into the form of `lora.make_canonical`, its scale folded in.
 
     `modules` names the transformer's own modules; `configuration` is the adapter_config.json
     next to the file. Raises LoraNotApplied for a file that cannot be applied as intended,
@@ -35,7 +35,9 @@ def read(
         raise
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = str(error) if isinstance(error, SafetensorError) else type(error).__name__
-        raise LoraNotApplied(f"the LoRA is no readable safetensors file ({reason[:200]})") from None
+        raise LoraNotApplied(
+            f"the LoRA is not a readable safetensors file ({reason[:200]})"
+        ) from None
     return make_canonical(state, modules, read_stated(metadata, configuration))
 
 

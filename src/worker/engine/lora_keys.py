@@ -141,7 +141,7 @@ def sort_by_module(
     odd = sorted(key for part in found.values() for key in _half(part))
     if odd or not found:
         raise LoraNotApplied(
-            f"the LoRA is not whole: {len(odd)} modules lack a part,"
+            f"the LoRA is incomplete: {len(odd)} modules lack a part,"
             f" {[show(key) for key in odd[:3]]}"
         )
     return found

@@ -1,4 +1,4 @@
-"""The scale of a LoRA: what its alpha, its rank and its file beside the weights state.
+"""The scale of a LoRA, from its alpha, its rank and what its file states beside the weights.
 
 peft multiplies B(A(x)) by alpha / r, or by alpha / sqrt(r) where `use_rslora` is set
 (peft/tuners/lora/layer.py, update_layer); `rank_pattern` and `alpha_pattern` give single modules
@@ -172,9 +172,9 @@ def _object(text: str | bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise LoraNotApplied(f"{name} is no JSON, so the scale is not known") from None
+        raise LoraNotApplied(f"{name} is not JSON, so the scale is not known") from None
     if not isinstance(value, dict):
-        raise LoraNotApplied(f"{name} is no JSON object, so the scale is not known")
+        raise LoraNotApplied(f"{name} is not a JSON object, so the scale is not known")
     return value
 
 

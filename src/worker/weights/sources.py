@@ -149,7 +149,7 @@ def _object(spec: ModelSpec, snapshot: Snapshot, file: RemoteFile) -> dict[str, 
     except (ValueError, RecursionError):
         raise WeightsUnavailable(f"MODEL: {spec.name} has a broken {file.path}") from None
     if not isinstance(value, dict):
-        raise WeightsUnavailable(f"MODEL: {spec.name} has a {file.path} that is no JSON object")
+        raise WeightsUnavailable(f"MODEL: {spec.name} has a {file.path} that is not a JSON object")
     return value
 
 

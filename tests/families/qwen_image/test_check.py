@@ -224,9 +224,9 @@ def test_the_index_tells_which_files_are_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{", "is no index of shards"),
-        ("[]", "is no index of shards"),
-        ('{"weight_map": 5}', "is no index of shards"),
+        ("{", "is not an index of shards"),
+        ("[]", "is not an index of shards"),
+        ('{"weight_map": 5}', "is not an index of shards"),
         (
             '{"weight_map": {"x": "diffusion_pytorch_model-00004-of-00004.safetensors"}}',
             "lacks transformer/diffusion_pytorch_model-00004-of-00004.safetensors",
@@ -252,7 +252,7 @@ SMALL = [
 
 @pytest.mark.parametrize("path", SMALL)
 @pytest.mark.parametrize(
-    ("text", "told"), [("{", "broken JSON"), ("\xff", "broken JSON"), ("[1]", "no JSON object")]
+    ("text", "told"), [("{", "broken JSON"), ("\xff", "broken JSON"), ("[1]", "not a JSON object")]
 )
 def test_a_small_file_that_is_no_json_object_is_named(
     text: str, told: str, path: str, folder: Path, tmp_path: Path
