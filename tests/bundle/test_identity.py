@@ -361,7 +361,7 @@ class TestFolder:
         assert offline(environ, str(mine)) == [first]
 
     def test_its_own_lora_counts(self, mine: Path, environ: dict[str, str]) -> None:
-        """A LoRA among the folder's files is a part of it: the base is kept, the LoRA made again."""
+        """A LoRA among the folder's files is part of it: the base is kept, the LoRA made again."""
         given = {**environ, "USE_LIGHTNING_LORA": "true", "LIGHTNING_STEPS": "8"}
         (first,) = offline(given, str(mine))
         eight, four = (mine / f"lightning/tiny-Lightning-{n}steps.safetensors" for n in (8, 4))

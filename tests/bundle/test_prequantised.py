@@ -138,7 +138,7 @@ def test_a_number_format_is_refused_by_its_name(written: str, folder: Path, tmp_
     assert LAYER in message
     assert "transformer/" in message
     assert "MODEL=Qwen/Qwen-Image-Edit-2511" in message
-    assert "no readable" not in message
+    assert "not a readable" not in message
     assert ("fp8" in message) == written.startswith("F8")
 
 

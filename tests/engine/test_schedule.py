@@ -75,7 +75,7 @@ def test_the_base_schedule_is_the_stock_pipelines(config: dict[str, object], tok
 def test_a_family_may_have_a_formula_of_its_own_for_the_shift() -> None:
     """Then the size of the picture changes nothing but what the family makes of it."""
     computed = schedule.make_schedule(BASE, 7, 4096)
-    given = schedule.make_schedule(BASE, 7, 36, mu=schedule._shift(computed.config, 4096))
+    given = schedule.make_schedule(BASE, 7, 36, mu=schedule._compute_shift(computed.config, 4096))
     assert torch.equal(given.timesteps, computed.timesteps)
     none = schedule.make_schedule(BASE, 7, 4096, mu=0.0)
     assert torch.allclose(none.timesteps[:1], torch.tensor(1000.0))

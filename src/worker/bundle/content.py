@@ -54,7 +54,7 @@ class Content:
             weights = headers.list_weight_files(self.snapshot, role) if has_weights else []
             small = headers.list_configuration_files(self.snapshot, role)
             self._digests[role] = sorted(
-                [*map(self._meaning, small), *map(self.snapshot.digest, weights)]
+                [*map(self._digest_meaning, small), *map(self.snapshot.digest, weights)]
             )
         return self._digests[role]
 
@@ -63,7 +63,7 @@ class Content:
         """Return what the model says about itself in worker.json, if it has one."""
         for file in self.snapshot.files:
             if file.path == ABOUT:
-                facts: dict[str, Any] = self._json(file)
+                facts: dict[str, Any] = self._read_json(file)
                 return facts
         return {}
 
@@ -100,21 +100,21 @@ class Content:
     def _digest(self, lora: LoraFile) -> str:
         return self.snapshot.digest(find_file(self.snapshot, lora.filename))
 
-    def _meaning(self, file: RemoteFile) -> str:
+    def _digest_meaning(self, file: RemoteFile) -> str:
         data = self.snapshot.read_file(file)
         try:
             return digest_meaning(file.path.rpartition("/")[2], data)
         except ValueError:
-            raise self._broken(file) from None
+            raise self._make_error(file) from None
 
-    def _json(self, file: RemoteFile) -> Any:
+    def _read_json(self, file: RemoteFile) -> Any:
         data = self.snapshot.read_file(file)
         try:
             return json.loads(data)
         except ValueError:
-            raise self._broken(file) from None
+            raise self._make_error(file) from None
 
-    def _broken(self, file: RemoteFile) -> WeightsUnavailable:
+    def _make_error(self, file: RemoteFile) -> WeightsUnavailable:
         return WeightsUnavailable(
             f"{self.snapshot.repository}: {file.path} is broken JSON; replace that file"
         )

@@ -35,7 +35,8 @@ def check(part: Part, shards: Sequence[Shard], expected: Expected) -> None:
             twice.append(f"{name} is in {found[target][1]} and again in {path}")
         found[target] = (name, path)
     unknown = [
-        f"{name} of {path} has no place in the model" for name, path in _unknown(found, expected)
+        f"{name} of {path} has no place in the model"
+        for name, path in _find_unknown(found, expected)
     ]
     published = part.shown(name for shard in shards for name in shard.header)
     missing = [
@@ -56,7 +57,7 @@ def check(part: Part, shards: Sequence[Shard], expected: Expected) -> None:
             )
 
 
-def _unknown(found: Mapping[str, TensorPlace], expected: Expected) -> Iterator[TensorPlace]:
+def _find_unknown(found: Mapping[str, TensorPlace], expected: Expected) -> Iterator[TensorPlace]:
     return (place for target, place in found.items() if target not in expected.kept)
 
 

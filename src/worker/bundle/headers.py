@@ -43,7 +43,7 @@ def list_weight_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
             and name.endswith(INDEX_ENDING)
             and SHARD.fullmatch(name.removesuffix(INDEX_SUFFIX))
         ):
-            names = _indexed(snapshot, file)
+            names = _read_index(snapshot, file)
     for name in names:
         if name not in there:
             raise WeightsUnavailable(
@@ -52,7 +52,7 @@ def list_weight_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
     return [there[name] for name in names]
 
 
-def _indexed(snapshot: Snapshot, file: RemoteFile) -> list[str]:
+def _read_index(snapshot: Snapshot, file: RemoteFile) -> list[str]:
     """Return the files that a component's index names."""
     try:
         return sorted(

@@ -49,7 +49,7 @@ def _wait(
             if not is_logged:
                 log.get().info("waiting: another worker prepares this", part=watched[0].name)
                 is_logged = True
-            if time.time() - _changed(watched) > still_s:
+            if time.time() - _find_last_change(watched) > still_s:
                 log.get().warning("the worker that prepares this has stopped: going on without it")
                 return False
         except (OSError, NotImplementedError):
@@ -59,7 +59,7 @@ def _wait(
     return False
 
 
-def _changed(folders: Sequence[Path]) -> float:
+def _find_last_change(folders: Sequence[Path]) -> float:
     """Return when anything in the folders last changed, in seconds since the epoch."""
     latest = 0.0
     for folder in folders:

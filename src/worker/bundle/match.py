@@ -73,7 +73,7 @@ def find_mismatch(folder: Path, bundle: Bundle, required: Required) -> str | Non
     if spec.pipeline and bundle.pipeline != spec.pipeline:
         return f"holds a {bundle.pipeline[:60]}, not a {spec.pipeline}"
     if bundle.revision != LOCAL and not required.only_folder:
-        return _published_otherwise(folder, bundle, required)
+        return _find_published_mismatch(folder, bundle, required)
     is_claimed = required.only_folder or is_same_repository(bundle.repository, spec.repository)
     if required.folder is None or not is_claimed:
         return f"was made of a folder, not of {spec.repository}"
@@ -86,7 +86,7 @@ def find_mismatch(folder: Path, bundle: Bundle, required: Required) -> str | Non
     return f"was made of other files than the folder's ({other})" if other else None
 
 
-def _published_otherwise(folder: Path, bundle: Bundle, required: Required) -> str | None:
+def _find_published_mismatch(folder: Path, bundle: Bundle, required: Required) -> str | None:
     spec = required.spec
     if not is_same_repository(bundle.repository, spec.repository):
         return f"is of {bundle.repository}, not of {spec.repository}"
@@ -98,7 +98,8 @@ def _published_otherwise(folder: Path, bundle: Bundle, required: Required) -> st
 def find_missing_lora(bundle: Bundle, required: Required) -> str | None:
     """Name the requested Lightning LoRA that a bundle lacks; None when it has them all."""
     if bundle.fused != required.fused:
-        return f"has {_in_weights(bundle.fused)} in its weights, not {_in_weights(required.fused)}"
+        has, needs = _describe_fused(bundle.fused), _describe_fused(required.fused)
+        return f"has {has} in its weights, not {needs}"
     for count in required.steps:
         recorded, requested = bundle.lightning.get(count), required.spec.lightning[count]
         if recorded is None:
@@ -125,7 +126,7 @@ def _states_none(lora: LoraFile, required: Required) -> bool:
     return required.folder is not None and not digest_scale(required.folder.snapshot, lora.filename)
 
 
-def _in_weights(fused: int | None) -> str:
+def _describe_fused(fused: int | None) -> str:
     return f"the LoRA for {fused} steps" if fused else "no LoRA"
 
 

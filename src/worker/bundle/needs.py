@@ -19,16 +19,18 @@ SIZES_FOLDER: Final = "sizes"
 
 def convert_sizes(known: Mapping[Precision, WeightSizes], recipe: Recipe) -> dict[Precision, Need]:
     """Return the device memory in bytes that follows from computed sizes."""
-    return {precision: _need(size.memory, size.parts, recipe) for precision, size in known.items()}
+    return {
+        precision: _make_need(size.memory, size.parts, recipe) for precision, size in known.items()
+    }
 
 
 def measure_bundle(found: Verified, recipe: Recipe) -> Need:
     """Return the device memory that a bundle's files take, in bytes."""
     parts = {role: count_device_bytes(part) for role, (_, part) in found.parts.items()}
-    return _need(sum(parts.values()), parts, recipe)
+    return _make_need(sum(parts.values()), parts, recipe)
 
 
-def _need(whole: int, parts: Mapping[str, int], recipe: Recipe) -> Need:
+def _make_need(whole: int, parts: Mapping[str, int], recipe: Recipe) -> Need:
     return Need(whole, whole - parts.get(recipe.waiting, 0), recipe.waiting_word)
 
 
@@ -41,17 +43,17 @@ def read_kept(home: Path, name: str, recipe: Recipe) -> dict[Precision, WeightSi
     """Return the sizes that were kept under a bundle's name; None when there are none."""
     with suppress(OSError, ValueError, TypeError, KeyError):
         record = json.loads((home / SIZES_FOLDER / f"{name}.json").read_bytes())
-        return {precision: _sizes(record[precision], recipe) for precision in PRECISIONS}
+        return {precision: _read_sizes(record[precision], recipe) for precision in PRECISIONS}
     return None
 
 
-def _sizes(record: Mapping[str, Any], recipe: Recipe) -> WeightSizes:
-    """Read what `_record` wrote; raises KeyError or TypeError for anything else."""
+def _read_sizes(record: Mapping[str, Any], recipe: Recipe) -> WeightSizes:
+    """Read what `_make_record` wrote; raises KeyError or TypeError for anything else."""
     parts = {role: record[role] for role in recipe.with_weights}
     return WeightSizes(disk=record["disk"], parts=parts, adapters=record["adapters"])
 
 
-def _record(size: WeightSizes) -> dict[str, int]:
+def _make_record(size: WeightSizes) -> dict[str, int]:
     return {"disk": size.disk, **size.parts, "adapters": size.adapters}
 
 
@@ -61,7 +63,7 @@ def keep(home: Path, name: str, known: Mapping[Precision, WeightSizes]) -> None:
     with suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
         part = temporary.make_path(target)
-        part.write_text(json.dumps({p: _record(size) for p, size in known.items()}))
+        part.write_text(json.dumps({p: _make_record(size) for p, size in known.items()}))
         temporary.publish(part, target)
 
 
@@ -75,16 +77,16 @@ def read_kept_before(
     """
     own = {folder: bundle for folder, bundle in ours if bundle.asked is None}
     others = {
-        _at_bf16(folder.name, bundle)
+        _name_at_bf16(folder.name, bundle)
         for folder, bundle in layout.list_prepared(home)
         if folder not in own
     }
-    names = {_at_bf16(folder.name, bundle) for folder, bundle in own.items()} - others
+    names = {_name_at_bf16(folder.name, bundle) for folder, bundle in own.items()} - others
     found = (read_kept(home, f"{name}-{beside}", recipe) for name in sorted(names))
     return next(filter(None, found), None)
 
 
-def _at_bf16(name: str, bundle: Bundle) -> str:
+def _name_at_bf16(name: str, bundle: Bundle) -> str:
     """Return the name that a bundle of 0.1.0 would have in bf16, by which it kept the sizes."""
     model = name.removesuffix(layout.name_bundle("", bundle.precision, bundle.fused))
     return model + layout.name_bundle("", "bf16", bundle.fused)

@@ -94,21 +94,23 @@ class _Search:
         self._checked: Published | None = None
 
     def obtain(self, *, repair: bool) -> Obtained:
-        source = self._found()
+        source = self._find()
         if source.bundle and source.folder is not None:
-            return self._obtained(source.folder, source, None)
-        if not self._spec.pipeline and (folder := self._described(source)):
-            return self._obtained(folder, source, None)
+            return self._make_obtained(source.folder, source, None)
+        if not self._spec.pipeline and (folder := self._describe(source)):
+            return self._make_obtained(folder, source, None)
         self._lightning = list_lightning_steps(self._spec, self._settings)
-        chosen = self._choice(source)
+        chosen = self._choose(source)
         if not repair:
-            there = match.find_best(self._settings.home, self._required(source), chosen.precision)
-            source = self._found(*(there or ()))
+            there = match.find_best(
+                self._settings.home, self._make_required(source), chosen.precision
+            )
+            source = self._find(*(there or ()))
             if source.bundle and source.folder is not None:
-                return self._obtained(source.folder, source, chosen)
-        return self._obtained(self._prepared(source, chosen.precision), source, chosen)
+                return self._make_obtained(source.folder, source, chosen)
+        return self._make_obtained(self._prepare(source, chosen.precision), source, chosen)
 
-    def _found(self, folder: Path = NO_BUNDLE, reason: str | None = None) -> WeightSource:
+    def _find(self, folder: Path = NO_BUNDLE, reason: str | None = None) -> WeightSource:
         """Look in every place; `reason` says why that bundle on MODEL_DIR will not do."""
         return sources.find(
             self._spec,
@@ -117,26 +119,26 @@ class _Search:
             bundle_fault=lambda place: reason if place == folder else layout.find_fault(place),
         )
 
-    def _described(self, source: WeightSource) -> Path | None:
+    def _describe(self, source: WeightSource) -> Path | None:
         """Learn what is in a repository, and return the bundle when it is one.
 
         What is on MODEL_DIR can show that too, so that no hub is asked.
         """
         if source.folder is None:
-            if (folder := self._downloaded_before()) is not None:
+            if (folder := self._find_downloaded()) is not None:
                 return folder
-            if (reason := self._unknown(source)) is None:
+            if (reason := self._learn(source)) is None:
                 return None
             if not self._is_writable:
                 raise space.make_unwritable(f" and {reason}")
-        snapshot = self._snapshot(source)
+        snapshot = self._open_snapshot(source)
         self._spec = sources.complete(self._spec, snapshot, self._catalogue)
-        return self._downloaded(snapshot) if _is_bundle(snapshot) else None
+        return self._download(snapshot) if _is_bundle(snapshot) else None
 
-    def _unknown(self, source: WeightSource) -> str | None:
+    def _learn(self, source: WeightSource) -> str | None:
         """Learn what the model is from a usable bundle of it; return why there is none."""
         reason = f"has no bundle of {self._spec.repository}"
-        for _, bundle in match.find_matching(self._settings.home, self._required(source)):
+        for _, bundle in match.find_matching(self._settings.home, self._make_required(source)):
             try:
                 known = self._catalogue.complete_by_manifest(self._spec, bundle.model_dump())
                 if bundle.offered:
@@ -150,7 +152,7 @@ class _Search:
                 return None
         return reason
 
-    def _required(self, source: WeightSource) -> match.Required:
+    def _make_required(self, source: WeightSource) -> match.Required:
         """Return what a bundle on MODEL_DIR must have been made from."""
         spec = self._spec
         is_named = source.kind == "MODEL_PATH" or spec.folder is not None
@@ -162,29 +164,29 @@ class _Search:
             self._fused,
             self._lightning,
             frozenset(commit for commit in commits if commit is not None),
-            None if source.folder is None else self._content_of(source),
+            None if source.folder is None else self._open_content(source),
             only_folder=is_named,
         )
 
-    def _snapshot(self, source: WeightSource) -> Snapshot:
+    def _open_snapshot(self, source: WeightSource) -> Snapshot:
         """Return the published files; always the same object, which knows what it has read."""
         if self._published is None:
             self._published = sources.open_snapshot(source, self._spec, self._settings)
         return self._published
 
-    def _content_of(self, source: WeightSource) -> Content:
+    def _open_content(self, source: WeightSource) -> Content:
         if self._content is None:
-            self._content = Content(self._snapshot(source), self._recipe)
+            self._content = Content(self._open_snapshot(source), self._recipe)
         return self._content
 
-    def _name(self, source: WeightSource, chosen: Precision) -> str:
+    def _make_name(self, source: WeightSource, chosen: Precision) -> str:
         """Name the bundle that is prepared from a source: different ones never share a name."""
         spec = self._spec
         plain = spec.listing.plain
         if source.folder is not None and source.commit is None:
             loras = [spec.lightning[n] for n in self._lightning]
             own = [lora for lora in loras if lora.repository is None]
-            fingerprint = self._content_of(source).make_fingerprint(spec.pipeline, own)
+            fingerprint = self._open_content(source).make_fingerprint(spec.pipeline, own)
             name = f"{make_file_name(plain)}-{fingerprint}"
         else:
             name = plain if spec.listing.is_row else spec.repository
@@ -204,37 +206,37 @@ class _Search:
         """Return the step count whose LoRA goes into the weights."""
         return self._lightning[0] if self._settings.lightning_fused and self._lightning else None
 
-    def _choice(self, source: WeightSource) -> Choice:
+    def _choose(self, source: WeightSource) -> Choice:
         """Choose the precision; on a GPU from the sizes of the published weights."""
-        required = self._required(source)
+        required = self._make_required(source)
         among = choice.Candidates(self._recipe, self._settings, required, self._is_writable)
         there, need = choice.list_precisions(among), dict[Precision, Need]()
         if self._gpu is not None:
             need = choice.find_needs(
                 among,
                 there,
-                name=self._name(source, "bf16"),
+                name=self._make_name(source, "bf16"),
                 beside=0 if self._fused else len(self._lightning),
-                compute=lambda: self._sizes(source),
+                compute=lambda: self._compute_sizes(source),
             )
         return choice.choose(among, there, need, self._gpu)
 
-    def _sizes(self, source: WeightSource) -> Mapping[Precision, WeightSizes]:
+    def _compute_sizes(self, source: WeightSource) -> Mapping[Precision, WeightSizes]:
         """Compute the sizes at every precision and keep them, so that a later start asks no hub."""
-        computed = compute_sizes(self._order(source, "bf16"), self._check(source))
-        needs.keep(self._settings.home, self._name(source, "bf16"), computed)
+        computed = compute_sizes(self._make_order(source, "bf16"), self._check(source))
+        needs.keep(self._settings.home, self._make_name(source, "bf16"), computed)
         return computed
 
     def _check(self, source: WeightSource) -> Published:
         """Return the published model, checked once."""
         if self._checked is None:
-            self._checked = self._recipe.check(self._snapshot(source), self._spec)
+            self._checked = self._recipe.check(self._open_snapshot(source), self._spec)
         return self._checked
 
-    def _order(self, source: WeightSource, chosen: Precision, progress: Any = quiet) -> Order:
+    def _make_order(self, source: WeightSource, chosen: Precision, progress: Any = quiet) -> Order:
         """Describe what to prepare."""
         spec, settings = self._spec, self._settings
-        snapshot = self._snapshot(source)
+        snapshot = self._open_snapshot(source)
         loras = {
             n: (
                 sources.open_lora(spec.lightning[n], snapshot, settings),
@@ -254,26 +256,26 @@ class _Search:
             lightning=loras,
             fused=self._fused,
             progress=progress,
-            name=self._name(source, chosen),
+            name=self._make_name(source, chosen),
         )
 
-    def _prepared(self, source: WeightSource, chosen: Precision) -> Path:
+    def _prepare(self, source: WeightSource, chosen: Precision) -> Path:
         """Prepare the bundle from a source's published weights."""
         home = self._settings.home
         if not self._is_writable:
             raise space.make_unwritable(f" and the bundle of {self._spec.name} must be made again")
         log.get().info("preparing", model=self._spec.name, **source.facts())
         temporary.sweep(home / DOWNLOADS)
-        total = sum(_weight_sizes(self._snapshot(source)))
+        total = sum(_list_weight_sizes(self._open_snapshot(source)))
         meter = Meter(total, self._spec.name) if source.kind == "hub" else nullcontext(quiet)
         with meter as progress:
-            order = self._order(source, chosen, progress)
+            order = self._make_order(source, chosen, progress)
             published = self._check(source)
             folder = prepare(order, published)
-        needs.keep(home, self._name(source, "bf16"), compute_sizes(order, published))
+        needs.keep(home, self._make_name(source, "bf16"), compute_sizes(order, published))
         return folder
 
-    def _downloaded_before(self) -> Path | None:
+    def _find_downloaded(self) -> Path | None:
         """Return a published bundle that was downloaded completely, and learn what it is."""
         spec = self._spec
         commit = metadata.known_commit(spec.repository, spec.revision, self._settings)
@@ -287,7 +289,7 @@ class _Search:
         )
         return folder
 
-    def _downloaded(self, snapshot: Snapshot) -> Path:
+    def _download(self, snapshot: Snapshot) -> Path:
         """Download a published bundle: all its files, its manifest last."""
         name = make_commit_name(snapshot.repository, snapshot.commit)
         into = self._settings.home / layout.BUNDLES / name
@@ -300,7 +302,7 @@ class _Search:
             fetch_snapshot(snapshot, [manifest], into, self._settings, meter)
         return into
 
-    def _obtained(self, folder: Path, source: WeightSource, chosen: Choice | None) -> Obtained:
+    def _make_obtained(self, folder: Path, source: WeightSource, chosen: Choice | None) -> Obtained:
         found = layout.verify(folder)
         bundle = found.bundle
         spec = self._spec
@@ -326,5 +328,5 @@ def _is_bundle(snapshot: Snapshot) -> bool:
     return any(file.path == layout.MANIFEST for file in snapshot.files)
 
 
-def _weight_sizes(snapshot: Snapshot) -> list[int]:
+def _list_weight_sizes(snapshot: Snapshot) -> list[int]:
     return [file.size for file in snapshot.files if file.path.endswith(".safetensors")]

@@ -72,9 +72,9 @@ class Opening:
             far = stack.enter_context(FileReader(self._waiting, self._threads, mapped=mapped))
             self._readers = {self._recipe.waiting: far, "": near}
             for role in self._found.parts:
-                if self._key(role) not in self._shared:
-                    for path in self._weights(role):
-                        self._reader(role).start(path)
+                if self._make_key(role) not in self._shared:
+                    for path in self._list_weights(role):
+                        self._pick_reader(role).start(path)
             self._entered = stack.pop_all()
         return self
 
@@ -92,7 +92,7 @@ class Opening:
 
     def open_module(self, role: str) -> Any:
         """Return a part's modules with their tensors, or those of an open model that shares it."""
-        key = self._key(role)
+        key = self._make_key(role)
         found = self._shared.get(key) if self._recipe.part(role).is_shared else None
         if found is None:
             found = self.build_bare(role)
@@ -116,7 +116,7 @@ class Opening:
         """Give bare modules the tensors of their part."""
         precision = self._recipe.part(role).precision(self._found.bundle.precision)
         try:
-            fill(model, self._take(role), precision, self._place(role))
+            fill(model, self._take(role), precision, self._pick_device(role))
         except (KeyError, ValueError) as error:
             folder = self._found.parts[role][0]
             raise Damaged(folder, f"it does not fit its modules: {error}") from error
@@ -132,7 +132,7 @@ class Opening:
 
     def list_mapped(self, role: str) -> list[Path]:
         """Return a part's files that stay on the disk."""
-        return self._files(role, layout.MAPPED)
+        return self._list_files(role, layout.MAPPED)
 
     def open_adapters(self, model: Any, fixed: Fixed = NOTHING) -> Adapters:
         """Return the Lightning LoRAs, beside the modules of a model or in their weights.
@@ -164,25 +164,25 @@ class Opening:
 
     def _take(self, role: str) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
-        for path in self._weights(role):
-            tensors |= self._reader(role).take(path)
+        for path in self._list_weights(role):
+            tensors |= self._pick_reader(role).take(path)
         return tensors
 
-    def _files(self, role: str, stem: str) -> list[Path]:
+    def _list_files(self, role: str, stem: str) -> list[Path]:
         folder, part = self._found.parts[role]
         return [folder / name for name in sorted(part.files) if name.startswith(f"{stem}-")]
 
-    def _weights(self, role: str) -> list[Path]:
-        return self._files(role, layout.ADAPTER) or self._files(role, layout.WEIGHTS)
+    def _list_weights(self, role: str) -> list[Path]:
+        return self._list_files(role, layout.ADAPTER) or self._list_files(role, layout.WEIGHTS)
 
-    def _reader(self, role: str) -> FileReader:
+    def _pick_reader(self, role: str) -> FileReader:
         return self._readers.get(role) or self._readers[""]
 
-    def _place(self, role: str) -> torch.device:
+    def _pick_device(self, role: str) -> torch.device:
         return self._waiting if role == self._recipe.waiting else self._device
 
-    def _key(self, role: str) -> tuple[str, str]:
-        return self._found.parts[role][1].identity, str(self._place(role))
+    def _make_key(self, role: str) -> tuple[str, str]:
+        return self._found.parts[role][1].identity, str(self._pick_device(role))
 
 
 class FusedAdapter(Adapters):

@@ -88,23 +88,29 @@ def plan(order: Order, published: Published) -> Plan:
     WeightsUnavailable.
     """
     scales = {steps: digest_scale(*lora) for steps, lora in order.lightning.items()}
-    loras = [] if order.fused else [_lora(order, steps, scales[steps]) for steps in order.lightning]
+    loras = (
+        []
+        if order.fused
+        else [_plan_lora(order, steps, scales[steps]) for steps in order.lightning]
+    )
     parts = [
-        _part(order, published, part, scales)
+        _plan_part(order, published, part, scales)
         for part in order.recipe.parts
         if part.has_weights or published.small.get(part.role)
     ]
     return Plan(order, published, (*loras, *parts), scales)
 
 
-def _part(order: Order, published: Published, part: Part, scales: Mapping[int, str]) -> Planned:
+def _plan_part(
+    order: Order, published: Published, part: Part, scales: Mapping[int, str]
+) -> Planned:
     small = published.small[part.role]
     shards = published.shards[part.role] if part.has_weights else ()
     sources = {shard.file.path: order.snapshot.digest(shard.file) for shard in shards}
     digests = [*sources.values(), *(digest_meaning(name, data) for name, data in small.items())]
     for name, data in small.items():
         sources[f"{part.role}/{name}"] = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    facts = {"recipe": METHOD, **_facts(order, published, part, scales)}
+    facts = {"recipe": METHOD, **_list_facts(order, published, part, scales)}
     size = sum(map(len, small.values()))
     if part.has_weights:
         size += count_stored(part, headers.merge(shards), part.precision(order.precision))
@@ -114,7 +120,7 @@ def _part(order: Order, published: Published, part: Part, scales: Mapping[int, s
     )
 
 
-def _facts(
+def _list_facts(
     order: Order, published: Published, part: Part, scales: Mapping[int, str]
 ) -> dict[str, Any]:
     """Return what is done to a part with weights; a part of small files is only copied."""
@@ -125,15 +131,15 @@ def _facts(
         facts |= part.replaced.facts(published)
     if order.fused and part.role == order.recipe.adapted:
         facts["fused"] = _digest(*order.lightning[order.fused])
-        facts |= _scale(scales[order.fused])
+        facts |= _list_scale(scales[order.fused])
     return facts
 
 
-def _lora(order: Order, steps: int, scale: str) -> Planned:
+def _plan_lora(order: Order, steps: int, scale: str) -> Planned:
     snapshot, filename = order.lightning[steps]
     digest = _digest(snapshot, filename)
     role = layout.name_adapter(steps)
-    facts = {"recipe": METHOD, **_scale(scale)}
+    facts = {"recipe": METHOD, **_list_scale(scale)}
     return Planned(
         role,
         layout.compute_identity(role, [digest], facts),
@@ -148,6 +154,6 @@ def _digest(snapshot: Snapshot, filename: str) -> str:
     return snapshot.digest(find_file(snapshot, filename))
 
 
-def _scale(stated: str) -> dict[str, str]:
+def _list_scale(stated: str) -> dict[str, str]:
     """Return what a stated scale adds to the facts: nothing without one, as in 0.1.0."""
     return {"scale": stated} if stated else {}

@@ -60,7 +60,7 @@ def prepare(order: Order, published: Published | None = None) -> Path:
         for component in planned.components:
             _make(planned, component)
         order.folder.mkdir(parents=True, exist_ok=True)
-        layout.publish(order.folder, _manifest(planned))
+        layout.publish(order.folder, _make_manifest(planned))
     log.get().info(
         "bundle prepared",
         bundle=order.folder.name,
@@ -77,7 +77,7 @@ def _require_space(planned: Plan) -> int:
     Quarantined parts are deleted if that space is needed. Raises VolumeFull.
     """
     order = planned.order
-    folders = {one.identity: _folder(order, one) for one in planned.components}
+    folders = {one.identity: _find_folder(order, one) for one in planned.components}
     missing = 0
     for one in planned.components:
         files = folders[one.identity].glob("*")
@@ -96,7 +96,7 @@ def _require_space(planned: Plan) -> int:
 
 def _make(planned: Plan, component: Planned) -> None:
     """Make one component and publish it, unless it is there or another worker makes it."""
-    order, folder = planned.order, _folder(planned.order, component)
+    order, folder = planned.order, _find_folder(planned.order, component)
 
     def published() -> bool:
         try:
@@ -116,7 +116,7 @@ def _make(planned: Plan, component: Planned) -> None:
         if published():
             return
         folder.mkdir(parents=True, exist_ok=True)
-        records = _files(planned, component, folder)
+        records = _write_files(planned, component, folder)
         layout.publish(
             folder,
             Component(
@@ -125,7 +125,7 @@ def _make(planned: Plan, component: Planned) -> None:
                 role=component.role,
                 recipe=dict(component.facts),
                 sources=dict(component.sources),
-                prepared_on=_kind(order.device),
+                prepared_on=_name_device(order.device),
                 libraries=layout.list_libraries(),
                 files=records,
             ),
@@ -135,33 +135,33 @@ def _make(planned: Plan, component: Planned) -> None:
         layout.drop_quarantined(folder)
 
 
-def _files(planned: Plan, component: Planned, folder: Path) -> dict[str, FileRecord]:
+def _write_files(planned: Plan, component: Planned, folder: Path) -> dict[str, FileRecord]:
     """Write a component's files and return their records."""
     if component.steps is not None:
-        return dict([tensors.write(folder, layout.ADAPTER, _lora(planned, component.steps))])
+        return dict([tensors.write(folder, layout.ADAPTER, _read_lora(planned, component.steps))])
     part = planned.order.recipe.part(component.role)
-    records = _weights(planned, part, folder) if part.has_weights else {}
+    records = _write_weights(planned, part, folder) if part.has_weights else {}
     small = planned.published.small[part.role]
     return {**records, **{name: _write(folder, name, data) for name, data in small.items()}}
 
 
-def _weights(planned: Plan, part: Part, folder: Path) -> dict[str, FileRecord]:
+def _write_weights(planned: Plan, part: Part, folder: Path) -> dict[str, FileRecord]:
     order, published = planned.order, planned.published
     lora = None
     if order.fused and part.role == order.recipe.adapted:
-        lora = _lora(planned, order.fused)
+        lora = _read_lora(planned, order.fused)
     work = Work(part, published, order.snapshot, order.precision, order.device, lora)
     keep = order.settings.keep_source_weights
     place = Route(order.snapshot, order.into, folder, keep, order.progress)
     return stream(place, published.shards[part.role], make_transform(work))
 
 
-def _lora(planned: Plan, steps: int) -> dict[str, torch.Tensor]:
+def _read_lora(planned: Plan, steps: int) -> dict[str, torch.Tensor]:
     """Fetch a Lightning LoRA, check that it fits, and return it in canonical form in bf16."""
     order, adapted = planned.order, planned.order.recipe.adapted
     shards = planned.published.shards[adapted]
     snapshot, filename = order.lightning[steps]
-    file, into = find_file(snapshot, filename), _loras_into(order, snapshot)
+    file, into = find_file(snapshot, filename), _find_loras_folder(order, snapshot)
     modules, config_file = headers.list_modules(shards), find_config(snapshot, file)
     config = None if config_file is None else snapshot.read_file(config_file)
     for attempt in range(OPEN_TRIES):
@@ -179,18 +179,18 @@ def _lora(planned: Plan, steps: int) -> dict[str, torch.Tensor]:
     return state
 
 
-def _loras_into(order: Order, snapshot: Snapshot) -> Path:
+def _find_loras_folder(order: Order, snapshot: Snapshot) -> Path:
     """Return the folder for a LoRA's files: another repository has its own."""
     if snapshot.repository == order.snapshot.repository:
         return order.into
     return order.into / f"{snapshot.repository.replace('/', '--')}-{snapshot.commit}"
 
 
-def _folder(order: Order, component: Planned) -> Path:
+def _find_folder(order: Order, component: Planned) -> Path:
     return order.home / layout.COMPONENTS / component.identity
 
 
-def _manifest(planned: Plan) -> Bundle:
+def _make_manifest(planned: Plan) -> Bundle:
     order, lightning = planned.order, {}
     for steps, (snapshot, filename) in order.lightning.items():
         if order.fused in (None, steps):
@@ -237,7 +237,7 @@ def _write(folder: Path, name: str, data: bytes) -> FileRecord:
     return FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def _kind(device: torch.device) -> str:
+def _name_device(device: torch.device) -> str:
     """Name the kind of device: the last bit of rows may depend on it."""
     if device.type != "cuda":
         return device.type

@@ -99,7 +99,7 @@ def find_stored(header: Header, kept: Iterable[str], beside: Sequence[str]) -> s
             formats.setdefault(NAMES[header[name].dtype], name)
     if not formats:
         return label
-    words = " and ".join(_plainly(written) for written in sorted(formats))
+    words = " and ".join(_name_plainly(written) for written in sorted(formats))
     first = f"{words}, as {formats[min(formats)]}"
     return f"{label}: {first}" if label else first
 
@@ -109,7 +109,7 @@ def _ends(pattern: re.Pattern[str], name: str) -> bool:
     return match is not None and match.end() == len(name)
 
 
-def _plainly(written: str) -> str:
+def _name_plainly(written: str) -> str:
     """Return a format's name in the words that its publishers use."""
     if written.startswith("F8_"):
         return f"fp8 ({written})"

@@ -78,12 +78,12 @@ class FileReader:
             if entry.end - entry.start < BIG_BYTES:
                 run.append((name, entry))
                 continue
-            self._run(file, run)
+            self._read_run(file, run)
             run = []
             place = torch.empty(entry.end - entry.start, dtype=torch.uint8, device=self._device)
             file.tensors[name] = place.view(entry.dtype).reshape(entry.shape)
             self._read(file, place, entry.start)
-        self._run(file, run)
+        self._read_run(file, run)
         self._files[path] = file
 
     def take(self, path: Path) -> dict[str, Tensor]:
@@ -110,7 +110,7 @@ class FileReader:
         finally:
             os.close(number)
 
-    def _run(self, file: _File, run: Sequence[tuple[str, TensorEntry]]) -> None:
+    def _read_run(self, file: _File, run: Sequence[tuple[str, TensorEntry]]) -> None:
         """Read neighbouring small tensors in one go; they stay on the CPU."""
         if not run:
             return
@@ -124,9 +124,11 @@ class FileReader:
     def _read(self, file: _File, place: Tensor, offset: int) -> None:
         for start in range(0, len(place), REQUEST_BYTES):
             piece = place[start : start + REQUEST_BYTES]
-            file.ranges.append(self._pool.submit(self._range, file.path, piece, offset + start))
+            file.ranges.append(
+                self._pool.submit(self._read_range, file.path, piece, offset + start)
+            )
 
-    def _range(self, path: Path, piece: Tensor, offset: int) -> Any:
+    def _read_range(self, path: Path, piece: Tensor, offset: int) -> Any:
         if piece.device.type == "cpu":
             _fill(path, piece, offset)
             return None

@@ -20,7 +20,7 @@ def start(damage: Damaged, home: Path) -> None:
     would be downloaded and prepared at every start. Raises WeightsUnavailable when there already
     is a note, written with the same libraries, or when the part cannot be quarantined.
     """
-    note = _note(damage.folder, home)
+    note = _find_note(damage.folder, home)
     if _is_kept(note):
         raise make_error(damage)
     log.get().warning("damaged part quarantined", reason=damage.message)
@@ -37,8 +37,8 @@ def start(damage: Damaged, home: Path) -> None:
 def make_error(damage: Damaged) -> WeightsUnavailable:
     """Return the error for a part that was made again and is still damaged."""
     return WeightsUnavailable(
-        f"{damage.message}; it was made again once and is still damaged: the weights do not fit this"
-        " worker, or the disk loses data. It is not made a third time: name another model, or"
+        f"{damage.message}; it was made again once and is still damaged: the weights do not fit"
+        " this worker, or the disk loses data. It is not made a third time: name another model, or"
         f" delete {NOTES}/ of MODEL_DIR to try again"
     )
 
@@ -49,10 +49,10 @@ def finish(bundle: Path, home: Path) -> None:
         return
     with suppress(OSError, Damaged):
         for part in (bundle, *(folder for folder, _ in verify(bundle).parts.values())):
-            _note(part, home).unlink(missing_ok=True)
+            _find_note(part, home).unlink(missing_ok=True)
 
 
-def _note(part: Path, home: Path) -> Path:
+def _find_note(part: Path, home: Path) -> Path:
     return home / NOTES / f"{part.name}.json"
 
 

@@ -54,14 +54,16 @@ def stream(route: Route, shards: Sequence[Shard], transform: Transform) -> dict[
     A shard that has a receipt is done. The next one is fetched while this one is transformed, so at
     most two are on the disk. Memory has what one shard becomes; the shard itself is mapped.
     """
-    done = [_receipt(route.folder, index) for index in range(len(shards))]
+    done = [_read_receipt(route.folder, index) for index in range(len(shards))]
     pending = [shard for shard, records in zip(shards, done, strict=True) if records is None]
     files: dict[str, FileRecord] = {}
-    with _ahead(route, pending) as fetched:
+    with _fetch_ahead(route, pending) as fetched:
         for index, shard in enumerate(shards):
-            records = _receipt(route.folder, index)  # another worker may have made it meanwhile
+            records = _read_receipt(
+                route.folder, index
+            )  # another worker may have made it meanwhile
             if records is None:
-                records = _prepared(route, (index, len(shards)), shard, fetched, transform)
+                records = _prepare(route, (index, len(shards)), shard, fetched, transform)
             files |= records
     return files
 
@@ -72,7 +74,7 @@ def forget_receipts(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _prepared(
+def _prepare(
     route: Route,
     position: tuple[int, int],
     shard: Shard,
@@ -81,7 +83,7 @@ def _prepared(
 ) -> dict[str, FileRecord]:
     index, count = position
     start = time.monotonic()
-    records, proven = _made(route, index, shard, fetched, transform)
+    records, proven = _make(route, index, shard, fetched, transform)
     _write_receipt(route.folder, index, records)
     if proven.disposable and not route.keep:
         proven.path.unlink(missing_ok=True)
@@ -95,7 +97,7 @@ def _prepared(
     return records
 
 
-def _made(
+def _make(
     route: Route,
     index: int,
     shard: Shard,
@@ -120,7 +122,9 @@ def _made(
 
 
 @contextmanager
-def _ahead(route: Route, pending: Sequence[Shard]) -> Iterator[Callable[[RemoteFile], Proven]]:
+def _fetch_ahead(
+    route: Route, pending: Sequence[Shard]
+) -> Iterator[Callable[[RemoteFile], Proven]]:
     """Yield a function that fetches a shard and then starts on the next one."""
     stopped = threading.Event()
 
@@ -152,7 +156,7 @@ def _ahead(route: Route, pending: Sequence[Shard]) -> Iterator[Callable[[RemoteF
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _receipt(folder: Path, index: int) -> dict[str, FileRecord] | None:
+def _read_receipt(folder: Path, index: int) -> dict[str, FileRecord] | None:
     """Return the files that a shard became, if they are all there."""
     try:
         records = RECORDS.validate_json((folder / RECEIPT.format(index)).read_bytes())

@@ -81,15 +81,17 @@ def read_header(read: Callable[[int, int], bytes]) -> Header:
         raise ValueError(f"a header of {length} bytes")
     base = LENGTH_FIELD_BYTES + length
     try:
-        facts = json.loads(read(LENGTH_FIELD_BYTES, base), object_pairs_hook=_once)
+        facts = json.loads(read(LENGTH_FIELD_BYTES, base), object_pairs_hook=_make_object)
     except RecursionError:
         raise ValueError("a header nested too deeply") from None
     if not isinstance(facts, dict):
         raise ValueError("a header that is no object")  # noqa: TRY004 - bytes, not an argument
-    return {name: _entry(name, fact, base) for name, fact in facts.items() if name != METADATA_NAME}
+    return {
+        name: _read_entry(name, fact, base) for name, fact in facts.items() if name != METADATA_NAME
+    }
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object from its pairs; raises ValueError for a name that comes twice."""
     made = dict(pairs)
     if len(made) != len(pairs):
@@ -97,7 +99,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _entry(name: str, fact: Any, base: int) -> TensorEntry:
+def _read_entry(name: str, fact: Any, base: int) -> TensorEntry:
     """Read one tensor's record; raises ValueError when its numbers contradict each other."""
     try:
         written, shape, (start, end) = fact["dtype"], tuple(fact["shape"]), fact["data_offsets"]
@@ -141,7 +143,7 @@ def write(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) -> tuple
     that divides its size, as devices prefer. Bytes go straight from the tensors to the file and
     are hashed on the way; safetensors' own writer copies all of them first.
     """
-    order = sorted(tensors, key=lambda name: (-_alignment(tensors[name]), name))
+    order = sorted(tensors, key=lambda name: (-_measure_alignment(tensors[name]), name))
     facts: dict[str, object] = {METADATA_NAME: {"format": "pt"}}
     end = 0
     for name in order:
@@ -162,7 +164,7 @@ def write(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) -> tuple
                 file.write(piece)
                 digest.update(piece)
             for name in order:
-                view = _bytes(tensors[name])
+                view = _view_bytes(tensors[name])
                 digest.update(view)
                 while view:
                     view = view[file.write(view) :]
@@ -174,11 +176,11 @@ def write(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) -> tuple
     return name, FileRecord(size=size, sha256=digest.hexdigest())
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
+def _view_bytes(tensor: torch.Tensor) -> memoryview:
     flat: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return memoryview(flat)
 
 
-def _alignment(tensor: torch.Tensor) -> int:
+def _measure_alignment(tensor: torch.Tensor) -> int:
     size = tensor.numel() * tensor.element_size()
     return size & -size if size else PAGE

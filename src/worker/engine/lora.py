@@ -39,7 +39,7 @@ def make_canonical(
     Raises LoraNotApplied, naming the key or the module, for anything but a plain, complete LoRA.
     """
     found = sort_by_module(state, modules)
-    scale_of = compute_scales({module: _own(part) for module, part in found.items()}, sources)
+    scale_of = compute_scales({module: _check_own(part) for module, part in found.items()}, sources)
     canonical_state: dict[str, Tensor] = {}
     for module, part in found.items():
         down, up = _match_dtypes(part.down, part.up)
@@ -50,7 +50,7 @@ def make_canonical(
     return canonical_state
 
 
-def _own(part: ModuleTensors) -> Own:
+def _check_own(part: ModuleTensors) -> Own:
     """Check the shapes and number formats of a module's tensors and return its rank and alpha."""
     for side, tensor in part.tensors.items():
         key, dtype = show(part.keys[side]), str(tensor.dtype).removeprefix("torch.")
@@ -95,7 +95,7 @@ def _require_finite(state: Mapping[str, Tensor]) -> None:
             raise LoraNotApplied(f"{key} holds NaN or infinity, or does once it is scaled")
 
 
-def _buffer(adapter: str, side: str) -> str:
+def _name_buffer(adapter: str, side: str) -> str:
     """Name the buffer of an adapter's side: torch allows no dot in it, adapters' names do."""
     return f"{adapter.replace('%', '%25').replace('.', '%2E')}_{side}"
 
@@ -111,14 +111,14 @@ class LoraLinear(nn.Module):
     def add(self, name: str, down: Tensor, up: Tensor) -> None:
         """Add an adapter: `down` [rank, in], `up` [out, rank]."""
         for side, tensor in (("down", down), ("up", up)):
-            self.register_buffer(_buffer(name, side), tensor, persistent=False)
+            self.register_buffer(_name_buffer(name, side), tensor, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
         y: Tensor = self.base(x)
         if self.active is None:
             return y
-        down, up = (self._buffers.get(_buffer(self.active, side)) for side in ("down", "up"))
+        down, up = (self._buffers.get(_name_buffer(self.active, side)) for side in ("down", "up"))
         if down is None or up is None:
             raise LoraNotApplied(f"adapter {self.active} is not attached to this module")
         low = functional.linear(x.to(down.dtype), down)
@@ -182,7 +182,7 @@ class Adapters:
                 f"the LoRA reaches {len(modules)} modules: {len(missing)} of the model's are"
                 f" missing and {len(extra)} are not the model's"
             )
-        linears = self._linears(canonical, modules)
+        linears = self._find_linears(canonical, modules)
         for module, linear in linears.items():
             wrapped = linear if isinstance(linear, LoraLinear) else LoraLinear(linear)
             wrapped.add(
@@ -194,7 +194,9 @@ class Adapters:
         self._attached[name] = frozenset(modules)
         return len(modules)
 
-    def _linears(self, state: Mapping[str, Tensor], modules: Sequence[str]) -> dict[str, nn.Module]:
+    def _find_linears(
+        self, state: Mapping[str, Tensor], modules: Sequence[str]
+    ) -> dict[str, nn.Module]:
         """Return the Linears that an adapter is attached to; raises LoraNotApplied."""
         by_name = dict(self._transformer.named_modules())
         found = {}

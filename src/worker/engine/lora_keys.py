@@ -127,7 +127,7 @@ def sort_by_module(
         bare, side, adapter = _split(key)
         if adapter is not None:
             adapters.setdefault(adapter, key)
-        part = found.setdefault(_module(bare, key, names), ModuleTensors())
+        part = found.setdefault(_resolve(bare, key, names), ModuleTensors())
         if side in part.keys:
             raise LoraNotApplied(
                 f"the LoRA has one part twice: {show(part.keys[side])} and {show(key)}"
@@ -138,7 +138,7 @@ def sort_by_module(
         raise LoraNotApplied(
             f"the file holds {len(adapters)} adapters: {show(first)} and {show(second)}"
         )
-    odd = sorted(key for part in found.values() for key in _half(part))
+    odd = sorted(key for part in found.values() for key in _find_half(part))
     if odd or not found:
         raise LoraNotApplied(
             f"the LoRA is incomplete: {len(odd)} modules lack a part,"
@@ -147,7 +147,7 @@ def sort_by_module(
     return found
 
 
-def _half(part: ModuleTensors) -> list[str]:
+def _find_half(part: ModuleTensors) -> list[str]:
     """Return one key of a module that lacks its A or B, in a list."""
     return [] if {"down", "up"} <= part.keys.keys() else list(part.keys.values())[:1]
 
@@ -161,12 +161,12 @@ def _split(key: str) -> tuple[str, str, str | None]:
         return key.removesuffix(ALPHA_ENDING), "alpha", None
     match = ENDING.fullmatch(key)
     if match is None:
-        _unknown(key)
+        _refuse(key)
     side = match["side"] or match["old"]
     return match["module"], "down" if side in DOWN else "up", match["name"]
 
 
-def _module(bare: str, key: str, names: Names | None) -> str:
+def _resolve(bare: str, key: str, names: Names | None) -> str:
     """Return the transformer's name for a module, with each prefix removed at most once."""
     name, left = bare, list(PREFIXES)
     while True:
@@ -178,7 +178,7 @@ def _module(bare: str, key: str, names: Names | None) -> str:
         left.remove(prefix)
         name = name.removeprefix(prefix)
     if not name:
-        _unknown(key)
+        _refuse(key)
     if names is not None:
         raise LoraNotApplied(f"the LoRA names a module that the model lacks: {show(key)}")
     if "." not in name and len(left) < len(PREFIXES) and bare.endswith(f"_{name}"):
@@ -188,5 +188,5 @@ def _module(bare: str, key: str, names: Names | None) -> str:
     return name
 
 
-def _unknown(key: str) -> NoReturn:
+def _refuse(key: str) -> NoReturn:
     raise LoraNotApplied(f"the LoRA has a key of unknown form: {show(key)}")

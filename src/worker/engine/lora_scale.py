@@ -100,12 +100,12 @@ def read_stated(metadata: Mapping[str, str] | None, configuration: bytes | None)
     found = []
     if RECORD in entries:
         name = f"the metadata's {RECORD}"
-        found.append(_read(_own(_object(entries[RECORD], name)), name))
+        found.append(_read(_pick_own(_parse_object(entries[RECORD], name)), name))
     if ALPHA_FIELD in entries:
         name = f"the metadata's {ALPHA_FIELD}"
         found.append(_read({k: _parse(entries[k], name) for k in FIELDS if k in entries}, name))
     if configuration is not None:
-        found.append(_read(_object(configuration, ADAPTER_CONFIG), ADAPTER_CONFIG))
+        found.append(_read(_parse_object(configuration, ADAPTER_CONFIG), ADAPTER_CONFIG))
     return found
 
 
@@ -145,20 +145,24 @@ def _read(record: Mapping[str, Any], name: str) -> Stated:
     if isinstance(start, str) and start.lower().startswith(CHANGED_BASES):
         raise LoraNotApplied(f"{name} describes {start[:40]!a}: it belongs to a changed base")
     if not (root is None or isinstance(root, bool)):
-        raise _unreadable(name, "use_rslora")
-    ranks = _patterns(record.get("rank_pattern"), name, "rank_pattern")
-    alphas = _patterns(record.get("alpha_pattern"), name, "alpha_pattern")
+        raise _make_error(name, "use_rslora")
+    ranks = _compile_patterns(record.get("rank_pattern"), name, "rank_pattern")
+    alphas = _compile_patterns(record.get("alpha_pattern"), name, "alpha_pattern")
     return Stated(
         name=name,
-        alpha=_number(record.get(ALPHA_FIELD), name, ALPHA_FIELD),
-        rank=_rank(record["r"], name, "r") if "r" in record else None,
+        alpha=_parse_number(record.get(ALPHA_FIELD), name, ALPHA_FIELD),
+        rank=_parse_rank(record["r"], name, "r") if "r" in record else None,
         root=bool(root),
-        ranks=tuple((pattern, _rank(value, name, "rank_pattern")) for pattern, value in ranks),
-        alphas=tuple((pattern, _number(value, name, "alpha_pattern")) for pattern, value in alphas),
+        ranks=tuple(
+            (pattern, _parse_rank(value, name, "rank_pattern")) for pattern, value in ranks
+        ),
+        alphas=tuple(
+            (pattern, _parse_number(value, name, "alpha_pattern")) for pattern, value in alphas
+        ),
     )
 
 
-def _own(record: Mapping[str, Any]) -> Mapping[str, Any]:
+def _pick_own(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the transformer's entries of a record that may cover several components."""
     start = {
         k.removeprefix(COMPONENT_PREFIX): v
@@ -168,7 +172,7 @@ def _own(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return start or record
 
 
-def _object(text: str | bytes, name: str) -> dict[str, Any]:
+def _parse_object(text: str | bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -183,39 +187,39 @@ def _parse(text: str, name: str) -> Any:
     try:
         return WORDS[text] if text in WORDS else json.loads(text)
     except (ValueError, RecursionError):
-        raise _unreadable(name, ascii(text[:40])) from None
+        raise _make_error(name, ascii(text[:40])) from None
 
 
-def _number(value: Any, name: str, what: str) -> float:
+def _parse_number(value: Any, name: str, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _unreadable(name, what)
+        raise _make_error(name, what)
     try:
         number = float(value)
     except OverflowError:
-        raise _unreadable(name, what) from None
+        raise _make_error(name, what) from None
     if not math.isfinite(number):
-        raise _unreadable(name, what)
+        raise _make_error(name, what)
     return number
 
 
-def _rank(value: Any, name: str, what: str) -> float:
-    rank = _number(value, name, what)
+def _parse_rank(value: Any, name: str, what: str) -> float:
+    rank = _parse_number(value, name, what)
     if rank < 1 or rank != int(rank):
-        raise _unreadable(name, what)
+        raise _make_error(name, what)
     return rank
 
 
-def _patterns(value: Any, name: str, what: str) -> list[tuple[Any, Any]]:
+def _compile_patterns(value: Any, name: str, what: str) -> list[tuple[Any, Any]]:
     """Compile the patterns of a record as peft's get_pattern_key does; the first match counts."""
     if value is None:
         return []
     if not isinstance(value, dict) or any(len(key) > LONGEST_PATTERN for key in value):
-        raise _unreadable(name, what)
+        raise _make_error(name, what)
     try:
         return [(regex.compile(rf"(.*\.)?({key})$"), number) for key, number in value.items()]
     except (regex.error, ValueError, RecursionError, OverflowError):
-        raise _unreadable(name, what) from None
+        raise _make_error(name, what) from None
 
 
-def _unreadable(name: str, what: str) -> LoraNotApplied:
+def _make_error(name: str, what: str) -> LoraNotApplied:
     return LoraNotApplied(f"{what} of {name} cannot be read, so the scale is not known")

@@ -67,34 +67,34 @@ def choose(
     candidates = every if mode == "auto" else (mode,)
     for precision in candidates:
         if need[precision].whole + working <= free:
-            return Choice(precision, _fits(need[precision].whole, working, free))
+            return Choice(precision, _describe_fit(need[precision].whole, working, free))
     last = candidates[-1]
     if need[last].least + working <= free:
-        reason = _fits(need[last].least, working, free)
+        reason = _describe_fit(need[last].least, working, free)
         word = need[last].waiting
         return Choice(last, f"{reason} once the {word} waits in the host's memory", True)
-    raise UnfitHost(_advice(mode, need, free, working))
+    raise UnfitHost(_advise(mode, need, free, working))
 
 
-def _fits(whole: int, working: int, free: int) -> str:
-    return f"{_gb(whole)} of weights and {_gb(working)} to work in fit {_gb(free)}"
+def _describe_fit(whole: int, working: int, free: int) -> str:
+    return f"{_show_gb(whole)} of weights and {_show_gb(working)} to work in fit {_show_gb(free)}"
 
 
-def _advice(mode: Mode, need: Mapping[Precision, Need], free: int, working: int) -> str:
+def _advise(mode: Mode, need: Mapping[Precision, Need], free: int, working: int) -> str:
     available = [p for p in PRECISIONS if p in need]
     smaller = [p for p in available if need[p].least + working <= free]
     least = need[available[0]].least + working
     change = (
         f"set PRECISION_MODE={smaller[-1]}"
         if smaller
-        else f"choose a pool with at least {_gb(least)} of GPU memory"
+        else f"choose a pool with at least {_show_gb(least)} of GPU memory"
     )
     asked = available[0] if mode == "auto" else mode
     return (
-        f"the GPU has {_gb(free)} free and the model takes {_gb(need[asked].whole)} at {asked} and"
-        f" {_gb(working)} to work in: {change}"
+        f"the GPU has {_show_gb(free)} free and the model takes {_show_gb(need[asked].whole)} at"
+        f" {asked} and {_show_gb(working)} to work in: {change}"
     )
 
 
-def _gb(count: int) -> str:
+def _show_gb(count: int) -> str:
     return f"{count / GIGABYTE:.1f} GB"

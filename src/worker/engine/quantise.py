@@ -49,7 +49,7 @@ def count_stored_bytes(shape: Sequence[int], precision: Precision) -> int:
     if precision == "8bit":
         return count + 4 * shape[0]
     blocks = count // BLOCK
-    tables = 16 * 4 + 256 * 4 + len(_nf4_state(shape, 0.0))
+    tables = 16 * 4 + 256 * 4 + len(_pack_nf4_state(shape, 0.0))
     return count // 2 + blocks + 4 * -(-blocks // NESTED_BLOCK) + tables
 
 
@@ -99,7 +99,7 @@ def _quantise_nf4(weight: Tensor, device: torch.device) -> dict[str, Tensor]:
     return parts
 
 
-def _nf4_state(shape: Sequence[int], offset: float) -> bytes:
+def _pack_nf4_state(shape: Sequence[int], offset: float) -> bytes:
     """Return what bitsandbytes packs alongside the tensors; used for its size."""
     facts: dict[str, Any] = {
         "quant_type": "nf4",

@@ -7,7 +7,7 @@ import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 
-def _shift(config: Mapping[str, Any], tokens: int) -> float:
+def _compute_shift(config: Mapping[str, Any], tokens: int) -> float:
     """Return mu for a picture of `tokens` latent tokens (diffusers' calculate_shift).
 
     `config` is a scheduler's own, which is complete.
@@ -30,7 +30,7 @@ def make_schedule(
     """
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
     sigmas = np.linspace(1.0, 1 / steps, steps)
-    shift = _shift(scheduler.config, tokens) if mu is None else mu
+    shift = _compute_shift(scheduler.config, tokens) if mu is None else mu
     scheduler.set_timesteps(sigmas=sigmas, mu=shift)
     scheduler.set_begin_index(0)
     return scheduler

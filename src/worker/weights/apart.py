@@ -27,7 +27,7 @@ def rename_doubles(specs: Sequence[ModelSpec]) -> list[ModelSpec]:
     A model of the catalogue keeps its name. A repository gets its owner's name in front, and
     "@revision" at the end where it occurs more than once; the second of several folders is NAME-2.
     """
-    names = {id(spec): _published_name(spec, specs) for spec in specs if _is_published(spec)}
+    names = {id(spec): _make_name(spec, specs) for spec in specs if _is_published(spec)}
     for spec in specs:
         if not _is_published(spec):
             numbered = (f"{spec.name}-{number}" for number in itertools.count(2))
@@ -45,7 +45,7 @@ def _is_published(spec: ModelSpec) -> bool:
     return spec.folder is None or spec.embedded is not None
 
 
-def _published_name(spec: ModelSpec, among: Sequence[ModelSpec]) -> str:
+def _make_name(spec: ModelSpec, among: Sequence[ModelSpec]) -> str:
     others = [other for other in among if other is not spec and other.name == spec.name]
     name = spec.repository.lower() if others and not spec.listing.is_row else spec.name
     is_double = any(

@@ -96,7 +96,7 @@ class Catalogue:
             words = [str(settings.model_path)]
         if not words:
             words = [self.default if has_gpu or settings.on_platform else self.embedded]
-        specs = drop_doubles(spec for word in words for spec in self._meaning(word))
+        specs = drop_doubles(spec for word in words for spec in self._resolve_word(word))
         published = [spec for spec in specs if spec.folder is None]
         if settings.model_revision is not None:
             if len(published) > 1:
@@ -118,11 +118,11 @@ class Catalogue:
         known. Raises WeightsUnavailable when it is no model of a known family.
         """
         name = folder.resolve().name.lower()
-        spec = self._outside(name, folder=folder)
-        index = _json(folder / INDEX)
-        if index is None and (manifest := _json(folder / BUNDLE_MANIFEST)):
+        spec = self._describe_outside(name, folder=folder)
+        index = _read_json(folder / INDEX)
+        if index is None and (manifest := _read_json(folder / BUNDLE_MANIFEST)):
             return self.complete_by_manifest(spec, manifest)
-        if index is None and self.can_serve(config := _json(folder / CONFIG) or {}):
+        if index is None and self.can_serve(config := _read_json(folder / CONFIG) or {}):
             index = config
         if index is None:
             raise WeightsUnavailable(
@@ -135,7 +135,7 @@ class Catalogue:
             if known and read_class(index) == row.pipeline:
                 return replace(self.find_row(row.name), folder=folder)
         files = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*.safetensors"))]
-        return self.classify(spec, index, files, _json(folder / ABOUT))
+        return self.classify(spec, index, files, _read_json(folder / ABOUT))
 
     def can_serve(self, description: Mapping[str, Any]) -> bool:
         """Return whether a model_index.json or config.json names a class of a known family."""
@@ -205,11 +205,11 @@ class Catalogue:
         files = [str(lora.get("filename")) for lora in loras.values()] if loras else []
         return self.classify(spec, {"_class_name": pipeline}, files, manifest.get("facts"))
 
-    def _meaning(self, word: str) -> tuple[ModelSpec, ...]:
+    def _resolve_word(self, word: str) -> tuple[ModelSpec, ...]:
         if word.lower() in self.groups:
-            return tuple(_placed(self.find_row(name)) for name in self.groups[word.lower()])
+            return tuple(_place(self.find_row(name)) for name in self.groups[word.lower()])
         if any(word.lower() == row.name for row in self.rows):
-            return (_placed(self.find_row(word.lower())),)
+            return (_place(self.find_row(word.lower())),)
         path = Path(word).expanduser()
         if path.is_absolute() or word.startswith((".", "~")):
             return (self.describe_folder(path),)
@@ -217,14 +217,14 @@ class Catalogue:
         if REPOSITORY.fullmatch(repository) and not FORBIDDEN.search(repository):
             for row in self.rows:
                 if is_same_repository(repository, row.repository):
-                    return (_placed(replace(self.find_row(row.name), revision=revision or None)),)
-            return (replace(self._outside(repository), revision=revision or None),)
+                    return (_place(replace(self.find_row(row.name), revision=revision or None)),)
+            return (replace(self._describe_outside(repository), revision=revision or None),)
         raise WeightsUnavailable(
             f"MODEL: no model is called {word[:80]!r}; known are {', '.join(self.names)}; a"
             " repository (org/name) and an absolute folder work too"
         )
 
-    def _outside(self, repository: str, folder: Path | None = None) -> ModelSpec:
+    def _describe_outside(self, repository: str, folder: Path | None = None) -> ModelSpec:
         """Return a model that no row describes, before its own files are read.
 
         A folder's name stands for its repository.
@@ -236,7 +236,7 @@ class Catalogue:
         return ModelSpec(listing.plain, repository, parts=parts, folder=folder, listing=listing)
 
 
-def _placed(row: ModelSpec) -> ModelSpec:
+def _place(row: ModelSpec) -> ModelSpec:
     """Return the row, with its folder when the model ships with the worker."""
     if row.embedded is None:
         return row
@@ -249,7 +249,7 @@ def _placed(row: ModelSpec) -> ModelSpec:
     return replace(row, folder=folder)
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):

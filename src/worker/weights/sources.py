@@ -78,7 +78,7 @@ def find(
         if reason is not None:
             raise WeightsUnavailable(f"MODEL: the folder of {spec.name} {reason}")
         return WeightSource(kind, spec.folder, is_bundle, None, tuple(passed))
-    for kind, places in _places(spec, settings, baked):
+    for kind, places in _list_places(spec, settings, baked):
         if isinstance(places, str):
             passed.append((kind, places))
             continue
@@ -135,14 +135,16 @@ def complete(spec: ModelSpec, snapshot: Snapshot, catalogue: Catalogue) -> Model
             f"MODEL: {spec.name} has no {checkpoint.INDEX} and no {checkpoint.BUNDLE_MANIFEST}: it"
             f" is neither a diffusers checkpoint nor a bundle{there}{advice}"
         )
-    description = _object(spec, snapshot, files[described_by])
+    description = _read_object(spec, snapshot, files[described_by])
     if described_by == checkpoint.BUNDLE_MANIFEST:
         return catalogue.complete_by_manifest(spec, description)
-    about = _object(spec, snapshot, files[checkpoint.ABOUT]) if checkpoint.ABOUT in files else {}
+    about = (
+        _read_object(spec, snapshot, files[checkpoint.ABOUT]) if checkpoint.ABOUT in files else {}
+    )
     return catalogue.classify(spec, description, tuple(files), about)
 
 
-def _object(spec: ModelSpec, snapshot: Snapshot, file: RemoteFile) -> dict[str, Any]:
+def _read_object(spec: ModelSpec, snapshot: Snapshot, file: RemoteFile) -> dict[str, Any]:
     """Read a JSON object by which a model describes itself."""
     try:
         value = json.loads(snapshot.read_file(file))
@@ -171,7 +173,7 @@ def find_cached(
     """
     if not cache.is_dir():
         return "not there", None
-    here = _child(cache, f"models--{repository.replace('/', '--')}")
+    here = _find_child(cache, f"models--{repository.replace('/', '--')}")
     if here is None:
         return f"does not hold {repository}", None
     try:
@@ -208,7 +210,7 @@ def make_place(spec: ModelSpec) -> Path:
     return Path(spec.name if is_named else spec.repository)
 
 
-def _places(
+def _list_places(
     spec: ModelSpec, settings: Settings, baked: Path
 ) -> Iterator[tuple[SourceKind, list[_Place] | str]]:
     """Yield each kind of place with its folders, or why there are none."""
@@ -218,46 +220,46 @@ def _places(
     elif not root.is_dir():
         yield "MODEL_PATH", "not there"
     else:
-        yield "MODEL_PATH", _at(root, spec)
+        yield "MODEL_PATH", _look_at(root, spec)
     for kind, cache in list_caches(settings):
         folder, commit = find_cached(spec.repository, spec.revision, cache)
         yield kind, folder if isinstance(folder, str) else [_Place(folder, "it", commit)]
     if baked.is_dir():
-        yield "image", _below(baked, spec) or f"does not hold {spec.repository}"
+        yield "image", _look_below(baked, spec) or f"does not hold {spec.repository}"
     else:
         yield "image", "not there"
 
 
-def _at(root: Path, spec: ModelSpec) -> list[_Place]:
+def _look_at(root: Path, spec: ModelSpec) -> list[_Place]:
     """Return MODEL_PATH itself when it is a model's folder or empty, else its subfolders."""
     is_model = any(
         (root / name).is_file() for name in (checkpoint.INDEX, checkpoint.BUNDLE_MANIFEST)
     )
-    below = [] if is_model else _below(root, spec)
+    below = [] if is_model else _look_below(root, spec)
     is_named = spec.listing.is_row and any(
-        is_same_repository(root.resolve().name, name) for name in _names(spec)
+        is_same_repository(root.resolve().name, name) for name in _list_names(spec)
     )
     if spec.is_alone:
         return below or [_Place(root, "meant")]
     return below or [_Place(root, "called" if is_named else "nothing")]
 
 
-def _names(spec: ModelSpec) -> tuple[str, str]:
+def _list_names(spec: ModelSpec) -> tuple[str, str]:
     """Return the names that folders of a model have: its own, and its repository's last part."""
     return spec.name, spec.repository.rpartition("/")[2]
 
 
-def _below(root: Path, spec: ModelSpec) -> list[_Place]:
+def _look_below(root: Path, spec: ModelSpec) -> list[_Place]:
     """Return the folders in a place for several models that may be this one's."""
     owner, _, name = spec.repository.rpartition("/")
     shown: Shown = "called" if spec.listing.is_row else "nothing"
-    own = _child(root, owner) if owner else None
-    found: list[tuple[Path | None, Shown]] = [(_child(own, name) if own else None, "it")]
-    found += [(_child(root, folder), shown) for folder in dict.fromkeys(_names(spec))]
+    own = _find_child(root, owner) if owner else None
+    found: list[tuple[Path | None, Shown]] = [(_find_child(own, name) if own else None, "it")]
+    found += [(_find_child(root, folder), shown) for folder in dict.fromkeys(_list_names(spec))]
     return [_Place(folder, shown) for folder, shown in found if folder is not None]
 
 
-def _child(folder: Path, name: str) -> Path | None:
+def _find_child(folder: Path, name: str) -> Path | None:
     """Return the subfolder of that name: the exact one, else one in another case."""
     if (folder / name).is_dir():
         return folder / name
@@ -299,13 +301,13 @@ def _examine(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tuple
     folder = place.folder
     broken = bundle_fault(folder)
     if broken is None:
-        manifest = _json(folder / checkpoint.BUNDLE_MANIFEST)
+        manifest = _read_json(folder / checkpoint.BUNDLE_MANIFEST)
         return True, _find_bundle_mismatch(spec, place, manifest) if manifest else None
     if (reason := checkpoint.find_fault(folder, spec.parts)) is not None:
         is_bundle = (folder / checkpoint.BUNDLE_MANIFEST).is_file()
         return is_bundle, broken if is_bundle else reason
     described_by = checkpoint.find_description(folder, spec.parts)
-    description = _json(folder / described_by)
+    description = _read_json(folder / described_by)
     if description is None:
         return False, f"has an unreadable {described_by}"
     found = checkpoint.read_class(description)
@@ -314,7 +316,7 @@ def _examine(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tuple
     return False, _find_published_mismatch(spec, place)
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):

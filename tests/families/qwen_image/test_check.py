@@ -169,7 +169,7 @@ def test_a_broken_header_is_told_with_its_file(kind: str, folder: Path, tmp_path
     path = altered.weights_of(folder, "transformer")
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
     message = refused(folder, tmp_path / "home")
-    assert "transformer/diffusion_pytorch_model.safetensors is no readable" in message
+    assert "transformer/diffusion_pytorch_model.safetensors is not a readable" in message
 
 
 def test_a_header_longer_than_the_format_allows_is_not_read(folder: Path, tmp_path: Path) -> None:
