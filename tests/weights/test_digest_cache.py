@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from worker.errors import WeightsUnavailable
 from worker.weights import digest_cache
 from worker.weights.digest_cache import DigestCache, read_state
-from worker.weights.names import LONGEST_NAME, make_file_name
+from worker.weights.names import LONGEST_FILE_NAME, make_file_name
 from worker.weights.snapshot import LocalSnapshot, find_file
 
 HOUR_NS = 3_600_000_000_000
@@ -131,7 +131,7 @@ def test_what_differs_never_shares_a_name(a: str, at: str, b: str, bt: str) -> N
 def test_every_name_is_a_files_name(repository: str, revision: str) -> None:
     """One part of a path, without what a file system or a shell reads as more, and not too long."""
     assert re.fullmatch(r"[A-Za-z0-9_.~@%-]+", make_file_name(repository, revision))
-    assert len(make_file_name(repository, revision)) <= LONGEST_NAME
+    assert len(make_file_name(repository, revision)) <= LONGEST_FILE_NAME
 
 
 def test_long_revisions_of_one_beginning_differ() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from worker.weights import temporary
 for words in sys.argv[2:]:
     size, way = words.split("-")
-    part = temporary.unique(Path(sys.argv[1]), resumable=way == "resumable")
+    part = temporary.make_path(Path(sys.argv[1]), resumable=way == "resumable")
     part.write_bytes(bytes(int(size)))
     print(part, flush=True)
 sys.stdin.read()

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from worker.errors import WeightsUnavailable
+from worker.weights.checkpoint import INDEX
 
-INDEX: Final = "model_index.json"
 CLASS_LIBRARIES: Final = ("diffusers", "transformers")
 
 # component -> the classes that this worker opens for it

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 MAIN: Final = "main"
 # File systems allow 255 bytes; a part's name adds its owner, a bundle's name its precision.
-LONGEST_NAME: Final = 120
+LONGEST_FILE_NAME: Final = 120
 DIGEST_DIGITS: Final = 16
 
 
@@ -19,10 +19,10 @@ def make_file_name(repository: str, revision: str = MAIN) -> str:
     name = quote(repository.lower().replace("/", "--"), safe="")
     if revision != MAIN:
         name += f"@{quote(revision, safe='')}"
-    if len(name) <= LONGEST_NAME:
+    if len(name) <= LONGEST_FILE_NAME:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:DIGEST_DIGITS]
-    return f"{name[: LONGEST_NAME - DIGEST_DIGITS - 1]}~{digest}"
+    return f"{name[: LONGEST_FILE_NAME - DIGEST_DIGITS - 1]}~{digest}"
 
 
 def make_commit_name(repository: str, commit: str) -> str:

@@ -11,7 +11,7 @@ from typing import Final
 from worker.errors import VolumeFull, WeightsUnavailable, WorkerError
 from worker.settings import Settings
 
-GB: Final = 1_000_000_000
+GB_BYTES: Final = 1_000_000_000
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
 # A name or size that a file system does not accept, a path through a file, a failing disk.
@@ -51,7 +51,7 @@ def free_bytes(folder: Path, settings: Settings) -> int:
         volume = _volume(folder)
         # a home on no volume: the quota is meant for it, not for the container
         root = find_existing(settings.home) if volume == Path(volume.anchor) else volume
-        free = min(free, int(settings.volume_size_gb * GB) - used_bytes(root))
+        free = min(free, int(settings.volume_size_gb * GB_BYTES) - used_bytes(root))
     return max(free, 0)
 
 
@@ -79,7 +79,7 @@ def require_space(needed: int, folder: Path, settings: Settings) -> None:
     Raises VolumeFull, which says how much is missing.
     """
     free = free_bytes(folder, settings)
-    reserve = int(settings.min_storage_free_gb * GB)
+    reserve = int(settings.min_storage_free_gb * GB_BYTES)
     if (missing := needed + reserve - free) > 0:
         raise VolumeFull(
             f"{_gb(missing)} more disk space is needed: {_gb(needed)} to write and"
@@ -167,4 +167,6 @@ def _device(folder: Path) -> int | None:
 
 
 def _gb(count: int) -> str:
-    return f"{count / GB:.2f} GB" if count >= GB // 100 else f"{count / 1_000_000:.3f} MB"
+    return (
+        f"{count / GB_BYTES:.2f} GB" if count >= GB_BYTES // 100 else f"{count / 1_000_000:.3f} MB"
+    )
