@@ -274,9 +274,14 @@ WORDS = [
 ]
 
 
+def real(tensor: Tensor) -> Tensor:
+    """Return the real part: torch warns of a cast that would drop the imaginary one."""
+    return tensor.real if tensor.is_complex() else tensor
+
+
 @st.composite
 def states(draw: Callable[[Any], Any]) -> dict[str, Any]:
-    """Draw a LoRA that was bent: tensors and keys changed, dropped, doubled and made up."""
+    """Draw a distorted LoRA: tensors and keys changed, dropped, doubled and made up."""
     few = draw(st.lists(st.sampled_from(sorted({k.split(".lora_")[0] for k in KEYS})), max_size=3))
     state: dict[str, Any] = {k: v for k, v in STATE.items() if k.startswith(tuple(few) or "\0")}
     for _ in range(draw(st.integers(0, 4))):
@@ -291,11 +296,11 @@ def states(draw: Callable[[Any], Any]) -> dict[str, Any]:
                 state[key] = torch.full(shape, number, dtype=torch.float64)
             case 2 if key:
                 dtype = draw(st.sampled_from(DTYPES))
-                state[key] = state[key].float().to(dtype)
+                state[key] = real(state[key]).float().to(dtype)
             case 3 if key:
                 number = draw(st.sampled_from(NUMBERS))
                 state[key] = (
-                    holed(number)(state[key].double()) if state[key].numel() else state[key]
+                    holed(number)(real(state[key]).double()) if state[key].numel() else state[key]
                 )
             case 4 if key:
                 state[word + key] = state.pop(key)
