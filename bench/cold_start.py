@@ -120,7 +120,7 @@ def child_open(clock: Clock, home: Path, _published: Path) -> None:
 
 def child_start(clock: Clock, home: Path, _published: Path) -> None:
     """Open the bundle as a worker does, reading ahead of the imports."""
-    from worker.bundle import format as layout  # noqa: PLC0415 - timed
+    from worker.bundle import layout  # noqa: PLC0415 - timed
 
     folder = next((home / layout.BUNDLES).iterdir())
     layout.read_ahead(layout.verify(folder))
@@ -148,7 +148,7 @@ def _open_and_draw(clock: Clock, home: Path) -> None:
     import torch  # noqa: PLC0415 - the floor's process does not need it
 
     from bench import pictures  # noqa: PLC0415 - the same
-    from worker.bundle import format as layout  # noqa: PLC0415 - the same
+    from worker.bundle import layout  # noqa: PLC0415 - the same
     from worker.families.qwen_image.opening import open_bundle  # noqa: PLC0415 - the same
 
     parts = open_bundle(next((home / layout.BUNDLES).iterdir()), torch.device("cpu"))

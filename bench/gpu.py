@@ -30,7 +30,7 @@ from bench.real_shapes.measure import Product  # noqa: E402
 from bench.real_shapes.results import Results, table  # noqa: E402
 from bench.real_shapes.shapes import Architecture  # noqa: E402
 from worker import log  # noqa: E402
-from worker.engine.device import reset_peak, threads_for  # noqa: E402
+from worker.engine.device import limit_threads, reset_peak  # noqa: E402
 from worker.engine.quantise import PRECISIONS, Precision  # noqa: E402
 from worker.errors import CudaOutOfMemory  # noqa: E402
 from worker.tasks.picture import PictureWish  # noqa: E402
@@ -319,7 +319,7 @@ def main() -> None:
         raise SystemExit("no CUDA device here; --tiny --device cpu runs the same code on a CPU")
     if device.type == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
-    threads_for(device)
+    limit_threads(device)
     log.configure("WARNING")
     architecture = shapes.tiny() if given.tiny else shapes.full()
     facts = measure.machine(device)

@@ -42,12 +42,12 @@ from worker.engine.quantise import Precision  # noqa: E402 - the same
 from worker.families.catalogue import CATALOGUE  # noqa: E402 - the same
 from worker.families.qwen_image.opening import open_bundle  # noqa: E402 - the same
 from worker.families.qwen_image.recipe import RECIPE  # noqa: E402 - the same
-from worker.weights.catalogue import checkpoints  # noqa: E402 - the same
+from worker.weights.meaning import find_checkpoints  # noqa: E402 - the same
 from worker.weights.snapshot import LocalSnapshot  # noqa: E402 - the same
 
 RESULTS: Final = ROOT / "bench" / "results" / "quality.json"
-SPEC: Final = CATALOGUE.row("tiny-image")
-FOLDER: Final = checkpoints() / str(SPEC.embedded)
+SPEC: Final = CATALOGUE.find_row("tiny-image")
+FOLDER: Final = find_checkpoints() / str(SPEC.embedded)
 CPU: Final = torch.device("cpu")
 SIDE: Final = 96
 EQUAL_DB: Final = 99.0

@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.real_shapes import shapes
 from worker.bundle.headers import Shard
-from worker.bundle.recipe import Published
-from worker.bundle.sizes import sizes_at
-from worker.bundle.tensors import Entry, Header
+from worker.bundle.making import Published
+from worker.bundle.sizes import compute_sizes_at
+from worker.bundle.tensors import Header, TensorEntry
 from worker.engine.quantise import PRECISIONS
 from worker.families.qwen_image.lightning import lightning_modules
 from worker.families.qwen_image.recipe import RECIPE
@@ -31,7 +31,7 @@ BF16_BYTES: Final = 2
 def build_header(model: Any) -> Header:
     """Return a model's tensors as in the header of a safetensors file."""
     return {
-        name: Entry(tensor.dtype, tuple(tensor.shape), 0, 0)
+        name: TensorEntry(tensor.dtype, tuple(tensor.shape), 0, 0)
         for name, tensor in model.state_dict().items()
     }
 
@@ -61,7 +61,7 @@ def compute() -> dict[str, dict[str, float]]:
     beside = count_adapter_bytes(models["transformer"])
     results: dict[str, dict[str, float]] = {}
     for precision in PRECISIONS:
-        size = sizes_at(RECIPE, published, precision, adapters=beside)
+        size = compute_sizes_at(RECIPE, published, precision, adapters=beside)
         figures = {
             "disk": size.disk,
             "device": size.memory,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.real_shapes import shapes, weights
 from bench.real_shapes.shapes import CHECKPOINT, Architecture
-from worker.bundle.tensors import header_of
+from worker.bundle.tensors import read_file_header
 
 CPU: Final = torch.device("cpu")
 LORA: Final = "Lightning-{}steps.safetensors"
@@ -101,7 +101,7 @@ def _component(folder: Path, model: nn.Module, config: dict[str, Any], shard_byt
     for index, part in enumerate(parts, 1):
         tail = f"-{index:05d}-of-{len(parts):05d}" if len(parts) > 1 else ""
         target = part.rename(folder / f"{stem}{tail}.safetensors")
-        placed |= dict.fromkeys(header_of(target), target.name)
+        placed |= dict.fromkeys(read_file_header(target), target.name)
     if len(parts) > 1:
         _json(folder / f"{stem}.safetensors.index.json", {"metadata": {}, "weight_map": placed})
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from worker import boot, log, settings
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.families.catalogue import CATALOGUE
 from worker.weights import sources
 
@@ -24,8 +24,8 @@ def bake(models: str, target: Path) -> list[Path]:
     specs = CATALOGUE.resolve(chosen.model, chosen, has_gpu=False)
     folders = []
     for spec, prepared in zip(specs, boot.prepare(chosen), strict=True):
-        folder = target / sources.place_of(spec)
-        for name, path in layout.files_of(layout.verify(prepared, "full")).items():
+        folder = target / sources.make_place(spec)
+        for name, path in layout.list_files(layout.verify(prepared, "full")).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             os.link(path, folder / name)
         folders.append(folder)

@@ -19,7 +19,7 @@ from worker.media.picture import Picture
 from worker.preflight import Finding
 from worker.seam import Control, Made, Openable, Served, Unheard
 from worker.tasks.picture import PictureWish, offer_of, warm_up
-from worker.weights.spec import lightning_steps
+from worker.weights.spec import list_lightning_steps
 from worlds.published import EDIT, IMAGE, offering
 
 SPECS = {spec.name: spec for spec in CATALOGUE.rows}
@@ -28,7 +28,7 @@ GB = 1 << 30
 
 def lightning(name: str, **environ: str) -> tuple[int, ...]:
     """Return the step counts that a worker with this environment holds."""
-    return lightning_steps(SPECS[name], settings.read(environ))
+    return list_lightning_steps(SPECS[name], settings.read(environ))
 
 
 def test_eight_steps_are_held_unless_told_otherwise() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from worker import boot, settings
 from worker.__main__ import main
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.seam import Models
 from worker.tasks.picture import PictureWish

@@ -4,7 +4,7 @@ from worker.families.catalogue import CATALOGUE
 from worker.families.describe import describe
 from worker.seam import Served
 from worker.settings import Settings
-from worker.weights.spec import lightning_steps
+from worker.weights.spec import list_lightning_steps
 
 
 def served(settings: Settings) -> list[Served]:
@@ -15,7 +15,7 @@ def served(settings: Settings) -> list[Served]:
             settings,
             revision="local",
             precision="bf16",
-            lightning=lightning_steps(spec, settings),
+            lightning=list_lightning_steps(spec, settings),
             memory=None,
         )
         for spec in CATALOGUE.resolve(settings.model, settings, has_gpu=False)

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from worker import settings
-from worker.bundle.format import adapter_role
 from worker.bundle.headers import Shard
+from worker.bundle.layout import name_adapter
 from worker.bundle.open import Shared
 from worker.bundle.plan import Order
 from worker.bundle.prepare import prepare
@@ -19,18 +19,18 @@ from worker.families.qwen_image.model import QwenImage
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.published import open_published
 from worker.families.qwen_image.recipe import RECIPE
-from worker.weights.catalogue import checkpoints
+from worker.weights.meaning import find_checkpoints
 from worker.weights.snapshot import LocalSnapshot, Snapshot
 from worlds.published import EDIT, IMAGE, offering
 
 CPU = torch.device("cpu")
 CONDITION_AREA = 96 * 96
-SPECS = {spec.name: CATALOGUE.row(spec.name) for spec in CATALOGUE.rows}
+SPECS = {spec.name: CATALOGUE.find_row(spec.name) for spec in CATALOGUE.rows}
 
 
 def folder_of(name: str) -> Path:
     """Return an embedded checkpoint's folder."""
-    return checkpoints() / str(SPECS[name].embedded)
+    return find_checkpoints() / str(SPECS[name].embedded)
 
 
 def order_of(
@@ -75,7 +75,7 @@ def lightning_files(name: str, folder: Path | None = None) -> dict[str, Path]:
     """Return the Lightning LoRA files of an embedded model by adapter name."""
     spec = SPECS[name]
     folder = folder or folder_of(name)
-    return {adapter_role(n): folder / lora.filename for n, lora in spec.lightning.items()}
+    return {name_adapter(n): folder / lora.filename for n, lora in spec.lightning.items()}
 
 
 def published(

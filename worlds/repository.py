@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from worker.weights import temporary
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import LocalSnapshot, Progress, Proven, quiet
+from worker.weights.snapshot import LocalSnapshot, Proven, ReportProgress, quiet
 
 
 def in_shards(folder: Path, out: Path, count: int) -> Path:
@@ -66,13 +66,13 @@ class Copying:
         """Return "sha256:..."."""
         return self._local.digest(file)
 
-    def fetch_file(self, file: RemoteFile, into: Path, progress: Progress = quiet) -> Proven:
+    def fetch_file(self, file: RemoteFile, into: Path, progress: ReportProgress = quiet) -> Proven:
         """Copy the file below `into`; the caller may delete it."""
         self.before(file.path)
         found = self._local.fetch_file(file, into, progress)
         target = into / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = temporary.unique(target)
+        part = temporary.make_path(target)
         shutil.copyfile(found.path, part)
         part.replace(target)
         self.fetched.append(file.path)

@@ -27,13 +27,13 @@ from bench.real_shapes.job import Case
 from bench.real_shapes.shapes import CHECKPOINT, Architecture
 from worker import settings
 from worker.bundle.plan import Order
-from worker.bundle.prepare import prepare, sizes
-from worker.engine.device import threads_for
+from worker.bundle.prepare import compute_sizes, prepare
+from worker.engine.device import limit_threads
 from worker.engine.quantise import Precision
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.recipe import RECIPE
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import Progress, Proven, quiet
+from worker.weights.snapshot import Proven, ReportProgress, quiet
 from worker.weights.spec import ModelSpec
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -150,7 +150,7 @@ class RandomSnapshot:
         """Return what stands for the bytes: they follow from the name and the architecture."""
         return f"sha256:{hashlib.sha256((self.architecture.name + file.path).encode()).hexdigest()}"
 
-    def fetch_file(self, file: RemoteFile, into: Path, progress: Progress = quiet) -> Proven:
+    def fetch_file(self, file: RemoteFile, into: Path, progress: ReportProgress = quiet) -> Proven:
         """Make a shard on the device and write it."""
         began = time.monotonic()
         shard, path = self._shards[file.path], into / file.path
@@ -258,7 +258,7 @@ def start(
     with tempfile.TemporaryDirectory(prefix="cold-") as temporary:
         home = Path(temporary)
         asked = order(architecture, precision, device, home)
-        needed = sizes(asked)[precision].disk + 2 * SHARD_BYTES[architecture.name]
+        needed = compute_sizes(asked)[precision].disk + 2 * SHARD_BYTES[architecture.name]
         free = shutil.disk_usage(home).free
         if free < needed:
             return {"skipped": f"needs {needed / 1e9:.0f} GB of disk, {free / 1e9:.0f} are free"}
@@ -305,7 +305,7 @@ def _child(folder: Path, device: torch.device, architecture: Architecture) -> di
 
 def _draw(folder: Path, device: torch.device, architecture: Architecture, began: float) -> None:
     """Open a bundle, draw one edit, and print the seconds since the process was started."""
-    threads_for(device)
+    limit_threads(device)
     told = {"imports_s": time.time() - began}
     opening = time.time()
     parts = open_bundle(folder, device)

@@ -12,10 +12,10 @@ from bench.real_shapes import shapes, weights
 from bench.real_shapes.job import Case
 from bench.real_shapes.shapes import Architecture
 from worker.bundle.fill import fill
-from worker.bundle.format import adapter_role
+from worker.bundle.layout import name_adapter
 from worker.bundle.open import FusedAdapter
 from worker.engine import device as gpu
-from worker.engine.decoded import picture
+from worker.engine.decoded import make_picture
 from worker.engine.lora import Adapters
 from worker.engine.quantise import Precision
 from worker.families.qwen_image import rows
@@ -100,13 +100,13 @@ def components(
     weights.build(transformer, device, precision, lora=lora)
     adapters: Adapters
     if fused:
-        adapters = FusedAdapter(transformer, adapter_role(fused), modulation.fixed)
+        adapters = FusedAdapter(transformer, name_adapter(fused), modulation.fixed)
     else:
         adapters = Adapters(transformer, modulation.fixed)
         expected = lightning_modules(len(transformer.transformer_blocks))
         for steps in STEPS:
             state = weights.lightning(transformer, steps, device)
-            adapters.attach(adapter_role(steps), state, expected=expected)
+            adapters.attach(name_adapter(steps), state, expected=expected)
     return Components(
         transformer=transformer,
         text_encoder=lent.text_encoder,
@@ -169,11 +169,11 @@ class Ours:
     def job(self, case: Case, generations: list[PictureWish]) -> dict[str, float]:
         """Make the pictures of a job, PNGs and all; return milliseconds by phase."""
         clock = _Clock(self._parts.device, {})
-        with gpu.translated():
+        with gpu.translate_errors():
             latents = self._model.latents(generations, Unheard(), clock)
             with clock.phase("decode"):
                 pixels = self._model._vae.decode(latents, case.side, case.side)  # noqa: SLF001 - make() makes one picture, a batch is timed here
-                images = [picture(each) for each in pixels]
+                images = [make_picture(each) for each in pixels]
         start = time.perf_counter()
         for image in images:
             encode(image, "png")

@@ -15,7 +15,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
 )
 
-from worker.bundle.fill import empty
+from worker.bundle.fill import make_empty
 
 CHECKPOINT: Final = Path(__file__).resolve().parents[2] / "checkpoints" / "tiny" / "edit"
 # transformer/config.json of Qwen-Image and its editions; zero_cond_t is Edit-2511's
@@ -115,7 +115,7 @@ def tiny() -> Architecture:
 
 def transformer(architecture: Architecture, *, edit: bool) -> Any:
     """Return the transformer without storage."""
-    with empty():
+    with make_empty():
         made = QwenImageTransformer2DModel.from_config(architecture.transformer_config(edit=edit))
     return made.eval()
 
@@ -123,14 +123,14 @@ def transformer(architecture: Architecture, *, edit: bool) -> Any:
 def text_encoder(architecture: Architecture) -> Any:
     """Return the text encoder without storage."""
     config = Qwen2_5_VLConfig.from_dict(copy.deepcopy(architecture.text_encoder))
-    with empty():
+    with make_empty():
         made = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)  # noqa: SLF001 - as bundle.open does
     return made.eval()
 
 
 def vae(architecture: Architecture) -> Any:
     """Return the VAE without storage."""
-    with empty():
+    with make_empty():
         made = AutoencoderKLQwenImage.from_config(architecture.vae)
     return made.eval()
 

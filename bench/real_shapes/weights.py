@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.bundle.fill import fill
-from worker.engine.lora import fused
+from worker.engine.lora import fuse
 from worker.engine.quantise import Precision, quantise
 from worker.families.qwen_image.lightning import LIGHTNING_MODULES
 from worker.families.qwen_image.recipe import RECIPE
@@ -65,7 +65,7 @@ def made(
                 continue
             tensor = value(owner, name, like, device)
             if lora is not None and f"{path}.lora_A.weight" in lora and leaf == "weight":
-                tensor = fused(tensor, lora[f"{path}.lora_A.weight"], lora[f"{path}.lora_B.weight"])
+                tensor = fuse(tensor, lora[f"{path}.lora_A.weight"], lora[f"{path}.lora_B.weight"])
             if name not in quantised:
                 held[name] = tensor
                 continue

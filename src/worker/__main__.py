@@ -65,14 +65,14 @@ def prepare(model: str, precision: str | None, out: str | None) -> int:
 
 def push(bundle: Path, repository: str) -> int:
     """Upload a bundle with all its components and print the commit."""
-    from worker.bundle import format as layout  # noqa: PLC0415 - only here
+    from worker.bundle import layout  # noqa: PLC0415 - only here
     from worker.weights import push as hub  # noqa: PLC0415 - only here
 
     try:
         whole = layout.verify(bundle, "full")
     except FileNotFoundError:
         raise WeightsUnavailable("push: the folder holds no bundle (no manifest.json)") from None
-    print(hub.push(layout.files_of(whole), repository, settings.read()))  # noqa: T201 - its output
+    print(hub.push(layout.list_files(whole), repository, settings.read()))  # noqa: T201 - its output
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from worker import log, preflight
-from worker.bundle import format as bundle
+from worker.bundle import layout as bundle
 from worker.errors import InvalidSettings, UnfitHost
 from worker.families import catalogue
 from worker.families.recognise import recognise

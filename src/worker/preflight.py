@@ -243,7 +243,7 @@ def _disk(settings: Settings) -> Iterator[Finding]:
             "mount it writable, or fill it beforehand (python -m worker prepare)",
         )
         return
-    free = shutil.disk_usage(space.existing(settings.home)).free
+    free = shutil.disk_usage(space.find_existing(settings.home)).free
     found = f"{free / GB:.1f} GB free"
     if free < settings.min_storage_free_gb * GB:
         yield Finding(

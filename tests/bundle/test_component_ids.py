@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from worker import boot, settings
-from worker.bundle import format as layout
+from worker.bundle import layout
 
 # Components as the code of 0.1.0 named them: by the bytes of checkpoints/tiny and by what preparing
 # does with them, and by no library's version.

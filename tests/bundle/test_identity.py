@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from worker import boot, settings
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.bundle import obtain as obtaining
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
@@ -81,7 +81,7 @@ def transformer(folder: Path) -> dict[str, str]:
 
 def digest_of(folder: Path) -> str:
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    return f"sha256:{layout.sha256(file)}"
+    return f"sha256:{layout.hash_file(file)}"
 
 
 def is_made_of(bundle: Path, folder: Path) -> bool:
@@ -121,9 +121,9 @@ def test_a_folders_bundle_is_not_a_repository_of_its_name(
     (first,) = offline(environ, str(mine))
     with pytest.raises(HubUnreachable):
         offline(environ, "bob/foo")
-    told = reason(environ, "bob/foo")
-    assert "folder" in told
-    assert "bob/foo" in told
+    message = reason(environ, "bob/foo")
+    assert "folder" in message
+    assert "bob/foo" in message
     (second,) = prepared(environ, "bob/foo")
     assert is_made_of(first, published["alice"])
     assert is_made_of(second, published["bob"])
@@ -181,12 +181,12 @@ def test_bundles_of_a_model_are_its_own(environ: dict[str, str]) -> None:
     folders["alice/foo"] += prepared(environ, "alice/foo", PRECISION_MODE="4bit")
     home = Path(environ["MODEL_DIR"])
     for word, expected in folders.items():
-        assert sorted(layout.bundles_of(word, home)) == sorted(expected), word
-    assert sorted(layout.bundles_of("foo", home)) == sorted(
+        assert sorted(layout.find_bundles(word, home)) == sorted(expected), word
+    assert sorted(layout.find_bundles("foo", home)) == sorted(
         folders["alice/foo"] + folders["bob/foo"]
     )
-    assert layout.bundles_of("foo-edit", home) == folders["alice/foo-edit"]
-    assert layout.bundles_of("fo", home) == []
+    assert layout.find_bundles("foo-edit", home) == folders["alice/foo-edit"]
+    assert layout.find_bundles("fo", home) == []
 
 
 class TestAsBefore:
@@ -222,7 +222,7 @@ class TestAsBefore:
     def test_an_ambiguous_revision_is_proven_by_its_record(
         self, hub: Hub, environ: dict[str, str]
     ) -> None:
-        """v-1, v/1 and v@1 all gave the folder foo-v-1; the remembered commit tells them apart."""
+        """v-1, v/1 and v@1 all gave the folder foo-v-1; the recorded commit distinguishes them."""
         hub.add("bob/foo", folder_of("tiny-edit"), branch="v-1")
         (folder,) = prepared(environ, "bob/foo@v-1")
         old = as_before(folder, "foo-v-1-bf16")
@@ -316,7 +316,7 @@ class TestFolder:
 
         def counted(path: Path, **options: Any) -> Any:
             read.append(path)
-            return proof.digests(path, **options)
+            return proof.digest_file(path, **options)
 
         monkeypatch.setattr("worker.weights.snapshot.digests", counted)
         assert offline(given, str(mine)) == [folder]
@@ -337,7 +337,7 @@ class TestFolder:
     def test_every_part_of_it_counts(
         self, change: str, mine: Path, environ: dict[str, str]
     ) -> None:
-        """A part's configuration, the pipeline's class, and what it tells of itself."""
+        """A part's configuration, the pipeline's class, and what it says about itself."""
         (first,) = offline(environ, str(mine))
         record = json.loads((mine / change).read_bytes())
         record |= {
@@ -361,7 +361,7 @@ class TestFolder:
         assert offline(environ, str(mine)) == [first]
 
     def test_its_own_lora_counts(self, mine: Path, environ: dict[str, str]) -> None:
-        """A LoRA among the folder's files is a part of it: the base is kept, the LoRA made anew."""
+        """A LoRA among the folder's files is part of it: the base is kept, the LoRA made again."""
         given = {**environ, "USE_LIGHTNING_LORA": "true", "LIGHTNING_STEPS": "8"}
         (first,) = offline(given, str(mine))
         eight, four = (mine / f"lightning/tiny-Lightning-{n}steps.safetensors" for n in (8, 4))
@@ -412,8 +412,8 @@ def test_two_sets_of_lightning_loras_do_not_take_turns(environ: dict[str, str]) 
         {"USE_LIGHTNING_LORA": "false"},
     ]
     folders = [prepared({**given, **way}, "bob/foo")[0] for way in ways]
-    held = [(set(b.lightning), b.fused) for b in map(layout.read_bundle, folders)]
-    assert held == [({8}, None), ({4}, None), ({4, 8}, None), ({8}, 8), ({4}, 4), ({8}, None)]
+    loras = [(set(b.lightning), b.fused) for b in map(layout.read_bundle, folders)]
+    assert loras == [({8}, None), ({4}, None), ({4, 8}, None), ({8}, 8), ({4}, 4), ({8}, None)]
     assert len(set(folders)) == 5
     assert [offline({**given, **way}, "bob/foo")[0] for way in ways] == folders
 
@@ -441,7 +441,7 @@ def test_a_lora_of_another_file_is_another_lora(environ: dict[str, str]) -> None
     record = json.loads(manifest.read_bytes())
     assert offline(given, "bob/foo") == [folder]
     # what 0.1.0's table had for a model of the table
-    row = CATALOGUE.row("qwen-image-edit-2511")
+    row = CATALOGUE.find_row("qwen-image-edit-2511")
     record |= {"repository": row.repository, "model": row.name}
     manifest.write_text(json.dumps(record))
     with pytest.raises(HubUnreachable):
@@ -476,7 +476,7 @@ def test_a_downloaded_bundle_speaks_for_no_other_repository(
     """
     source = {**environ, "MODEL_DIR": str(tmp_path / "source")}
     (folder,) = prepared(source, "alice/foo")
-    whole = layout.files_of(layout.verify(folder))
+    whole = layout.list_files(layout.verify(folder))
     hub.add("eve/foo-4bit", {name: path.read_bytes() for name, path in whole.items()})
     (downloaded,) = prepared(environ, "eve/foo-4bit")
     assert offline(environ, "eve/foo-4bit") == [downloaded]
@@ -496,7 +496,7 @@ def test_a_damaged_bundle_that_was_downloaded_is_downloaded_again(
 ) -> None:
     """Its repository has no published weights to make the part from; the rest is kept."""
     (folder,) = prepared({**environ, "MODEL_DIR": str(tmp_path / "source")}, "alice/foo")
-    whole = layout.files_of(layout.verify(folder))
+    whole = layout.list_files(layout.verify(folder))
     hub.add("eve/flipped", {name: path.read_bytes() for name, path in whole.items()})
     (downloaded,) = prepared(environ, "eve/flipped")
     (part,) = (downloaded / layout.COMPONENTS).glob("transformer-*")

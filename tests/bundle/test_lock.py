@@ -1,4 +1,4 @@
-"""Who prepares and who waits: by a lock where locks work, never for one that stands still."""
+"""Which worker prepares and which waits: by a lock where locks work, never for a stopped one."""
 
 import json
 import os
@@ -17,7 +17,7 @@ NEVER_S = 3600.0
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "POLL_S", 0.01)
+    monkeypatch.setattr(lock, "LOCK_POLL_S", 0.01)
 
 
 @pytest.fixture
@@ -56,12 +56,12 @@ def is_free(path: Path) -> bool:
 def holder(path: Path) -> Iterator[filelock.BaseFileLock]:
     """Another worker that holds the lock."""
     path.parent.mkdir()
-    with filelock.FileLock(path, is_singleton=False) as held:
-        yield held
+    with filelock.FileLock(path, is_singleton=False) as lock:
+        yield lock
 
 
 def test_the_lock_is_held_inside_and_given_back(path: Path, watched: Path) -> None:
-    with lock.turn(path, lambda: False, (watched,)):
+    with lock.take_turn(path, lambda: False, (watched,)):
         assert not is_free(path)
     assert is_free(path)
 
@@ -69,14 +69,14 @@ def test_the_lock_is_held_inside_and_given_back(path: Path, watched: Path) -> No
 def test_the_lock_is_given_back_after_a_failure(path: Path, watched: Path) -> None:
     with (
         pytest.raises(ValueError, match="no"),
-        lock.turn(path, lambda: False, (watched,)),
+        lock.take_turn(path, lambda: False, (watched,)),
     ):
         raise ValueError("no")
     assert is_free(path)
 
 
 def test_what_is_done_needs_no_lock(path: Path, watched: Path) -> None:
-    with lock.turn(path, lambda: True, (watched,)):
+    with lock.take_turn(path, lambda: True, (watched,)):
         assert is_free(path)
 
 
@@ -94,7 +94,7 @@ def test_a_holder_that_still_writes_is_waited_for(
             holder.release()
         return False
 
-    with lock.turn(path, done, (watched,), still_s=60):
+    with lock.take_turn(path, done, (watched,), still_s=60):
         assert asked >= 20
         assert not is_free(path), "now it is ours"
 
@@ -108,7 +108,7 @@ def test_the_newest_of_all_folders_counts(
     answers = iter([False] * 10 + [True])
     for folders in ((watched, other), (other, watched)):
         answers = iter([False] * 10 + [True])
-        with lock.turn(path, lambda: next(answers), folders, still_s=60):  # noqa: B023 - at once
+        with lock.take_turn(path, lambda: next(answers), folders, still_s=60):  # noqa: B023 - at once
             pass
         assert next(answers, "all asked") == "all asked"
     assert holder.is_locked
@@ -121,7 +121,7 @@ def test_a_holder_that_stands_still_is_passed_by_and_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     log.configure("INFO")
-    with lock.turn(path, lambda: False, (watched,), still_s=NEVER_S - 60):
+    with lock.take_turn(path, lambda: False, (watched,), still_s=NEVER_S - 60):
         assert holder.is_locked
     assert holder.is_locked, "the lock is the other's and stays so"
     said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
@@ -139,7 +139,7 @@ def test_waiting_is_told_once(
 ) -> None:
     log.configure("INFO")
     answers = iter([False] * 8 + [True])
-    with lock.turn(path, lambda: next(answers), (watched,), still_s=2 * NEVER_S):
+    with lock.take_turn(path, lambda: next(answers), (watched,), still_s=2 * NEVER_S):
         assert holder.is_locked
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -147,7 +147,7 @@ def test_waiting_is_told_once(
 def test_a_folder_that_is_not_there_is_one_where_nothing_changes(
     path: Path, tmp_path: Path, holder: filelock.BaseFileLock
 ) -> None:
-    with lock.turn(path, lambda: False, (tmp_path / "nothing",), still_s=NEVER_S):
+    with lock.take_turn(path, lambda: False, (tmp_path / "nothing",), still_s=NEVER_S):
         assert holder.is_locked
 
 
@@ -160,6 +160,6 @@ def test_where_locks_do_not_work_the_work_is_done_all_the_same(
 
     monkeypatch.setattr("filelock.FileLock.acquire", refuse)
     went_on = False
-    with lock.turn(path, lambda: False, (watched,)):
+    with lock.take_turn(path, lambda: False, (watched,)):
         went_on = True
     assert went_on

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worker import settings
-from worker.bundle import format as layout
+from worker.bundle import layout
+from worker.bundle.making import Work
 from worker.bundle.obtain import obtain
 from worker.bundle.prepare import prepare
-from worker.bundle.recipe import Work
 from worker.engine import lora
 from worker.errors import LoraNotApplied, WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
@@ -104,7 +104,7 @@ def order(home: Path, source: Path, **named: Any) -> Any:
 
 def adapter_of(bundle: Path) -> tuple[layout.Component, dict[str, Tensor]]:
     """Return a bundle's adapter: what it was made of, and its tensors."""
-    folder, part = layout.verify(bundle, "full").parts[layout.adapter_role(STEPS)]
+    folder, part = layout.verify(bundle, "full").parts[layout.name_adapter(STEPS)]
     (name,) = part.files
     return part, load_file(folder / name)
 
@@ -150,7 +150,7 @@ def test_a_lora_that_states_no_scale_beside_its_tensors_stays_what_it_was(
     part, _ = adapter_of(prepare(asked))
     file = next(file for file in asked.snapshot.files if file.path == FILE)
     digest = asked.snapshot.digest(file)
-    assert part.identity == layout.identity("lightning_8", [digest], PLAIN)
+    assert part.identity == layout.compute_identity("lightning_8", [digest], PLAIN)
     assert part.recipe == PLAIN
     fused = order(tmp_path, source, fused=STEPS)
     made = layout.verify(prepare(fused)).parts["transformer"][1]
@@ -186,7 +186,7 @@ def test_a_lora_that_contradicts_itself_fails_before_any_weight_is_fetched(
     with pytest.raises(LoraNotApplied, match=r"its own alpha and .* by the metadata's lora_alpha"):
         prepare(asked)
     assert not [path for path in copying.fetched if path.startswith("transformer/")]
-    assert layout.fault(asked.folder) is not None
+    assert layout.find_fault(asked.folder) is not None
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_lora_that_contradicts_itself_fails_before_any_weight_is_fetched(
 def test_a_file_that_is_no_lora_is_told_before_any_weight_is_fetched(
     data: bytes, source: Path, tmp_path: Path
 ) -> None:
-    """A local file that cannot be whole is told as a damaged file, any other as no LoRA."""
+    """A local file that cannot be complete is reported as damaged, any other as no LoRA."""
     (source / FILE).write_bytes(data)
     copying = Copying(source)
     with pytest.raises((LoraNotApplied, WeightsUnavailable)):
@@ -214,7 +214,7 @@ def test_a_file_that_is_no_lora_is_told_before_any_weight_is_fetched(
 
 
 def test_the_reference_follows_the_same_scale(source: Path) -> None:
-    """open_published is what bundles are held to: it reads a file as preparing does."""
+    """open_published is the reference for bundles: it reads a file as preparing does."""
     names = {"lightning_8": source / FILE}
     plain = open_published(source, dtype=torch.float32, device=CPU, lightning=names)
     in_metadata(source / FILE)
@@ -230,29 +230,29 @@ def test_the_reference_follows_the_same_scale(source: Path) -> None:
 def forget_scales(bundle: Path) -> None:
     """Write a manifest as 0.1.0 did, which did not look for a stated scale."""
     path = bundle / layout.MANIFEST
-    held = json.loads(path.read_bytes())
-    for record in held["lightning"].values():
+    manifest = json.loads(path.read_bytes())
+    for record in manifest["lightning"].values():
         del record["scale"]
-    path.write_text(json.dumps(held))
+    path.write_text(json.dumps(manifest))
 
 
 def tampered(bundle: Path) -> None:
     """Leave the adapter as 0.1.0 made it: with the scale 1, under the identity without one."""
-    held = layout.read_bundle(bundle)
+    manifest = layout.read_bundle(bundle)
     part, state = adapter_of(bundle)
-    old = layout.identity("lightning_8", list(part.sources.values())[:1], PLAIN)
+    old = layout.compute_identity("lightning_8", list(part.sources.values())[:1], PLAIN)
     folder = bundle.parent.parent / layout.COMPONENTS / part.identity
     folder.rename(folder.with_name(old))
     folder = folder.with_name(old)
     (name,) = part.files
     save_file({k: v * 0 for k, v in state.items()}, folder / name)
     record = layout.FileRecord(
-        size=(folder / name).stat().st_size, sha256=layout.sha256(folder / name)
+        size=(folder / name).stat().st_size, sha256=layout.hash_file(folder / name)
     )
     changed = part.model_copy(update={"identity": old, "recipe": PLAIN, "files": {name: record}})
     layout.publish(folder, changed)
-    components = {**held.components, "lightning_8": old}
-    layout.publish(bundle, held.model_copy(update={"components": components}))
+    components = {**manifest.components, "lightning_8": old}
+    layout.publish(bundle, manifest.model_copy(update={"components": components}))
 
 
 @pytest.mark.parametrize("change", [None, *STATED])
@@ -330,7 +330,7 @@ def test_a_bundle_refuses_a_lora_that_its_rows_would_not_see(
     }
     with pytest.raises(LoraNotApplied, match=f"{module} changes the modulation"):
         parts.adapters.attach("style", state)
-    assert parts.adapters.held == ("lightning_8",)
+    assert parts.adapters.attached == ("lightning_8",)
 
 
 def test_a_fused_lora_of_the_time_embedding_and_the_modulation_is_in_the_rows(
@@ -355,13 +355,13 @@ def test_a_fused_lora_of_the_time_embedding_and_the_modulation_is_in_the_rows(
     plain = _made(source, None)
     for module in modules:
         a, b = (state[f"{module}.lora_{side}.weight"] for side in "AB")
-        weights[f"{module}.weight"] = lora.fused(weights[f"{module}.weight"].bfloat16(), a, b)
+        weights[f"{module}.weight"] = lora.fuse(weights[f"{module}.weight"].bfloat16(), a, b)
     save_file(weights, file)
     published = _made(source, None)
     assert fused.keys() == published.keys()
-    for stem, held in published.items():
-        assert held.keys() == fused[stem].keys()
-        assert all(torch.equal(fused[stem][key], tensor) for key, tensor in held.items()), stem
+    for stem, state in published.items():
+        assert state.keys() == fused[stem].keys()
+        assert all(torch.equal(fused[stem][key], tensor) for key, tensor in state.items()), stem
     assert not torch.equal(fused["modulation"][rows.ROWS], plain["modulation"][rows.ROWS])
     assert not torch.equal(
         fused["weights"]["time_text_embed.timestep_embedder.linear_1.weight"],
@@ -377,5 +377,5 @@ def _made(source: Path, fused: dict[str, Tensor] | None) -> dict[str, dict[str, 
     work = Work(TRANSFORMER, published, asked.snapshot, "bf16", CPU, fused)
     keys = rows.keys(published.configs["scheduler"])
     transform = Transformer(work, keys[:5])
-    held = load_file(source / shard.file.path)
-    return transform(shard, held.__getitem__)
+    state = load_file(source / shard.file.path)
+    return transform(shard, state.__getitem__)

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from worker import settings
-from worker.bundle import format as layout
-from worker.bundle import needs
+from worker.bundle import layout, needs
 from worker.bundle.obtain import Obtained, obtain
-from worker.bundle.sizes import Sizes
+from worker.bundle.sizes import WeightSizes
 from worker.driver import Gpu
 from worker.errors import HubUnreachable, InvalidSettings
 from worker.families.catalogue import CATALOGUE
@@ -61,11 +60,11 @@ def offline(environ: dict[str, str], free: int | None = None, **more: str) -> Ob
     return obtained(environ, free, **{"HF_ENDPOINT": "http://127.0.0.1:9", **more})
 
 
-def forget(environ: dict[str, str]) -> dict[str, Sizes]:
+def forget(environ: dict[str, str]) -> dict[str, WeightSizes]:
     """Take the remembered sizes away, as where 0.1.0 prepared without a GPU; return them."""
-    folder = Path(environ["MODEL_DIR"]) / needs.FOLDER
+    folder = Path(environ["MODEL_DIR"]) / needs.SIZES_FOLDER
     (kept,) = folder.iterdir()
-    known = needs.kept(folder.parent, kept.stem, RECIPE)
+    known = needs.read_kept(folder.parent, kept.stem, RECIPE)
     assert known is not None
     shutil.rmtree(folder)
     return {str(precision): size for precision, size in known.items()}
@@ -82,7 +81,7 @@ def test_what_was_prepared_without_a_gpu_opens_on_one_without_the_hub(
 def test_the_sizes_are_those_that_the_device_must_hold(environ: dict[str, str]) -> None:
     """At the least memory that holds them, and not with a byte less."""
     obtained(environ)
-    (kept,) = (Path(environ["MODEL_DIR"]) / needs.FOLDER).iterdir()
+    (kept,) = (Path(environ["MODEL_DIR"]) / needs.SIZES_FOLDER).iterdir()
     size = json.loads(kept.read_bytes())["bf16"]
     whole = sum(size[part] for part in ("transformer", "text_encoder", "vae", "adapters"))
     working = 4_000_000_000  # what choose leaves for a picture
@@ -104,10 +103,10 @@ def test_a_precision_that_was_asked_for_needs_no_sizes_but_its_bundles(
     assert offline(environ, 40 * GB, PRECISION_MODE="4bit").folder == prepared.folder
     with pytest.raises(HubUnreachable):
         offline(environ, 40 * GB)
-    told = needs.of_bundle(layout.verify(prepared.folder), RECIPE)
+    need = needs.measure_bundle(layout.verify(prepared.folder), RECIPE)
     size = published["4bit"]
-    assert told.whole == pytest.approx(size.memory, rel=0.5)  # small tensors, large headers
-    assert 0 < told.least < told.whole
+    assert need.whole == pytest.approx(size.memory, rel=0.5)  # small tensors, large headers
+    assert 0 < need.least < need.whole
 
 
 class TestAsBefore:
@@ -122,7 +121,7 @@ class TestAsBefore:
         (folder / layout.MANIFEST).write_text(json.dumps(record))
         folder.rename(folder.with_name("foo-bf16"))
         home = Path(environ["MODEL_DIR"])
-        (kept,) = (home / needs.FOLDER).iterdir()
+        (kept,) = (home / needs.SIZES_FOLDER).iterdir()
         kept.rename(kept.with_name("foo-bf16-1.json"))
         shutil.rmtree(home / metadata.KEPT)
         return home
@@ -156,7 +155,7 @@ def test_two_models_of_one_name_have_sizes_of_their_own(environ: dict[str, str])
     obtained(environ, MODEL="bob/foo")
     obtained(environ, LIGHTNING_STEPS="4,8")
     obtained(environ, LIGHTNING_FUSED="true")
-    names = {path.name for path in (Path(environ["MODEL_DIR"]) / needs.FOLDER).iterdir()}
+    names = {path.name for path in (Path(environ["MODEL_DIR"]) / needs.SIZES_FOLDER).iterdir()}
     assert names == {
         "alice--foo-bf16.json",
         "bob--foo-bf16.json",

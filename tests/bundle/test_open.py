@@ -1,4 +1,4 @@
-"""Opening: only what is whole, nothing on meta, shared parts once; damage is named and mended."""
+"""Opening: complete bundles only, nothing on meta, shared parts once; damage named and repaired."""
 
 import json
 import shutil
@@ -14,13 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from worker.bundle import format as layout
-from worker.bundle import lock, tensors
-from worker.bundle.fill import empty, fill, on_meta
-from worker.bundle.format import Damaged
-from worker.bundle.open import shared
+from worker.bundle import layout, lock, tensors
+from worker.bundle.fill import fill, find_on_meta, make_empty
+from worker.bundle.layout import Damaged
+from worker.bundle.open import make_shared
 from worker.bundle.prepare import prepare
-from worker.bundle.read import BIG_BYTES, RANGE_BYTES, Reader
+from worker.bundle.read import BIG_BYTES, REQUEST_BYTES, FileReader
 from worker.engine.quantise import PRECISIONS, Linear8bit, Precision
 from worker.errors import LoraNotApplied
 from worker.families.qwen_image.opening import open_bundle
@@ -60,7 +59,7 @@ def test_nothing_is_left_on_meta_and_linears_are_of_the_precision(
 ) -> None:
     parts = open_bundle(bundle(home, precision=precision), CPU)
     for model in (parts.transformer, parts.text_encoder, parts.vae):
-        assert list(on_meta(model)) == []
+        assert list(find_on_meta(model)) == []
         assert not model.training
         assert not any(p.requires_grad for p in model.parameters())
     kind = {"4bit": "Linear4bit", "8bit": "Linear8bit", "bf16": "Linear"}[precision]
@@ -76,56 +75,58 @@ def test_nothing_is_left_on_meta_and_linears_are_of_the_precision(
 
 def test_meta_is_found_in_parameters_buffers_and_plain_attributes() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    assert list(on_meta(model)) == []
+    assert list(find_on_meta(model)) == []
     vars(model[0])["frequencies"] = [torch.empty(1, device="meta")]
     model[1].running_mean = torch.empty(2, device="meta")
-    with empty():
+    with make_empty():
         model.append(nn.Linear(2, 2))
-    found = {name.replace("._parameters", "").replace("._buffers", "") for name in on_meta(model)}
+    found = {
+        name.replace("._parameters", "").replace("._buffers", "") for name in find_on_meta(model)
+    }
     assert found == {"0.frequencies.0", "1.running_mean", "2.weight", "2.bias"}
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda held: held.pop("0.weight"), "0.weight"),
-        (lambda held: held.update(extra=torch.zeros(1)), "no place"),
-        (lambda held: held.update({"0.bias": torch.zeros(3)}), "0.bias is"),
+        (lambda state: state.pop("0.weight"), "0.weight"),
+        (lambda state: state.update(extra=torch.zeros(1)), "no place"),
+        (lambda state: state.update({"0.bias": torch.zeros(3)}), "0.bias is"),
     ],
     ids=["missing", "extra", "shape"],
 )
 def test_tensors_and_parameters_must_match_one_to_one(
     change: Callable[[dict[str, torch.Tensor]], object], reason: str
 ) -> None:
-    with empty():
+    with make_empty():
         model = nn.Sequential(nn.Linear(2, 2))
-    held = {"0.weight": torch.ones(2, 2), "0.bias": torch.zeros(2)}
-    change(held)
+    state = {"0.weight": torch.ones(2, 2), "0.bias": torch.zeros(2)}
+    change(state)
     with pytest.raises((KeyError, ValueError), match=reason):
-        fill(model, held, "bf16", CPU)
+        fill(model, state, "bf16", CPU)
 
 
 def test_models_of_one_process_share_a_text_encoder_and_vae(home: Path) -> None:
-    place = shared()
+    place = make_shared()
     first = open_bundle(bundle(home, "tiny-image"), CPU, share=place)
     second = open_bundle(bundle(home, "tiny-edit"), CPU, share=place)
     assert first.text_encoder is second.text_encoder
     assert first.vae is second.vae
     assert first.transformer is not second.transformer
-    held = weakref.ref(first.vae)
+    kept = weakref.ref(first.vae)
     del first
-    assert held() is second.vae
+    assert kept() is second.vae
     del second
-    assert held() is None  # what no open model uses is freed
+    assert kept() is None  # what no open model uses is freed
 
 
 def test_a_bundle_that_was_pushed_is_opened_from_its_own_folder(home: Path, tmp_path: Path) -> None:
     found = layout.verify(bundle(home, "tiny-edit"))
-    for path, source in layout.files_of(found).items():
+    for path, source in layout.list_files(found).items():
         (tmp_path / "repo" / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, tmp_path / "repo" / path)
     parts = open_bundle(tmp_path / "repo", CPU, verify="full")
-    assert parts.adapters.held == ("lightning_8", "lightning_4")
+    assert parts.adapters.attached == ("lightning_8", "lightning_4")
     assert parts.processor is not None
 
 
@@ -146,7 +147,7 @@ def flip(path: Path) -> None:
     ("role", "stem"),
     [("transformer", layout.WEIGHTS), ("transformer", layout.MAPPED), ("vae", layout.WEIGHTS)],
 )
-def test_a_damaged_part_is_named_set_aside_and_only_it_is_made_again(
+def test_a_damaged_part_is_named_quarantined_and_only_it_is_made_again(
     mine: Path, damage: Callable[[Path], None], level: str, role: str, stem: str
 ) -> None:
     folder = bundle(mine)
@@ -157,19 +158,19 @@ def test_a_damaged_part_is_named_set_aside_and_only_it_is_made_again(
         open_bundle(folder, CPU, verify="full" if level == "full" else "sizes")
     assert caught.value.folder == file.parent
     assert str(mine) not in caught.value.message
-    layout.set_aside(caught.value.folder)
-    assert layout.fault(folder) is not None
+    layout.quarantine(caught.value.folder)
+    assert layout.find_fault(folder) is not None
     others = {p: p.stat().st_mtime_ns for p in mine.rglob("weights-*") if role not in str(p)}
     prepare(prepared.order_of("tiny-image", mine, "4bit"))
     assert weight_file(folder, role, stem).read_bytes() == original
     assert {p: p.stat().st_mtime_ns for p in others} == others
     assert list(mine.rglob(f"*{layout.DAMAGED}*")) == []  # dropped once it is replaced
-    assert layout.fault(folder) is None
+    assert layout.find_fault(folder) is None
 
 
 def test_a_flipped_byte_passes_the_check_of_sizes_which_is_what_full_is_for(mine: Path) -> None:
     flip(weight_file(bundle(mine)))
-    assert layout.fault(bundle(mine)) is None
+    assert layout.find_fault(bundle(mine)) is None
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_a_bundle_of_another_format_is_not_opened(mine: Path) -> None:
     manifest = bundle(mine) / layout.MANIFEST
     facts = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**facts, "format": layout.FORMAT + 1}))
-    assert "format 2" in str(layout.fault(bundle(mine)))
+    assert "format 2" in str(layout.find_fault(bundle(mine)))
 
 
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "a/b", ".hidden", ""])
@@ -199,29 +200,29 @@ def test_no_name_in_a_manifest_leads_out_of_its_folder(mine: Path, name: str) ->
     facts = json.loads((part / layout.MANIFEST).read_text())
     record = next(iter(facts["files"].values()))
     (part / layout.MANIFEST).write_text(json.dumps({**facts, "files": {name: record}}))
-    assert layout.fault(bundle(mine)) is not None
+    assert layout.find_fault(bundle(mine)) is not None
     manifest = bundle(mine, "tiny-edit") / layout.MANIFEST
     facts = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**facts, "components": {"vae": name}}))
-    assert layout.fault(bundle(mine, "tiny-edit")) is not None
+    assert layout.find_fault(bundle(mine, "tiny-edit")) is not None
 
 
 def test_a_folder_without_a_manifest_is_no_bundle(mine: Path) -> None:
     (weight_file(bundle(mine)).parent / layout.MANIFEST).unlink()
-    assert "not there" in str(layout.fault(bundle(mine)))
+    assert "not there" in str(layout.find_fault(bundle(mine)))
     (bundle(mine) / layout.MANIFEST).unlink()
-    assert layout.fault(bundle(mine)) == "has no bundle"
+    assert layout.find_fault(bundle(mine)) == "has no bundle"
 
 
 def test_lightning_loras_are_counted_against_the_model_at_open(mine: Path) -> None:
     folder, part = layout.verify(bundle(mine)).parts["lightning_8"]
-    state = tensors.header_of(weight_file(bundle(mine), "lightning_8", layout.ADAPTER))
+    state = tensors.read_file_header(weight_file(bundle(mine), "lightning_8", layout.ADAPTER))
     name = next(iter(part.files))
     less = {
         key: torch.zeros(e.shape) for key, e in state.items() if "blocks.2.attn.to_q" not in key
     }
     save_file(less, folder / name)
-    record = {"size": (folder / name).stat().st_size, "sha256": layout.sha256(folder / name)}
+    record = {"size": (folder / name).stat().st_size, "sha256": layout.hash_file(folder / name)}
     facts = json.loads((folder / layout.MANIFEST).read_text())
     (folder / layout.MANIFEST).write_text(json.dumps({**facts, "files": {name: record}}))
     with pytest.raises(LoraNotApplied):
@@ -232,7 +233,7 @@ def test_lightning_loras_are_counted_against_the_model_at_open(mine: Path) -> No
 def test_files_are_read_in_ranges_and_runs_exactly(tmp_path: Path, *, mapped: bool) -> None:
     torch.manual_seed(0)
     written = {
-        "several ranges": torch.randn(RANGE_BYTES // 4 + 1000),
+        "several ranges": torch.randn(REQUEST_BYTES // 4 + 1000),
         "one range": torch.randn(BIG_BYTES // 4, 1).bfloat16().repeat(1, 3),
         **{f"small {n}": torch.randint(0, 255, (n,), dtype=torch.uint8) for n in (1, 3, 64, 999)},
         "scalar": torch.tensor(3.5),
@@ -242,9 +243,9 @@ def test_files_are_read_in_ranges_and_runs_exactly(tmp_path: Path, *, mapped: bo
     name, record = tensors.write(tmp_path, "weights", written)
     path = tmp_path / name
     assert path.stat().st_size == record.size
-    assert layout.sha256(path) == record.sha256
+    assert layout.hash_file(path) == record.sha256
     assert record.sha256.startswith(name.removeprefix("weights-").removesuffix(".safetensors"))
-    with Reader(CPU, threads=3, mapped=mapped) as reader:
+    with FileReader(CPU, threads=3, mapped=mapped) as reader:
         reader.start(path)
         read = reader.take(path)
     assert read.keys() == written.keys()
@@ -257,7 +258,7 @@ def test_files_are_read_in_ranges_and_runs_exactly(tmp_path: Path, *, mapped: bo
 def test_a_file_that_ends_too_early_is_damage(tmp_path: Path, *, mapped: bool) -> None:
     name, _ = tensors.write(tmp_path, "weights", {"x": torch.zeros(BIG_BYTES)})
     cut(tmp_path / name)
-    with Reader(CPU, mapped=mapped) as reader:
+    with FileReader(CPU, mapped=mapped) as reader:
         reader.start(tmp_path / name)
         with pytest.raises(Damaged, match="ends before byte"):
             reader.take(tmp_path / name)
@@ -274,11 +275,11 @@ def test_what_we_write_other_tools_read(tmp_path: Path, home: Path) -> None:
 def test_a_holder_that_stands_still_is_not_waited_for_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "POLL_S", 0.01)
+    monkeypatch.setattr(lock, "LOCK_POLL_S", 0.01)
     waited = []
     with (
         filelock.FileLock(tmp_path / "x.lock", is_singleton=False),
-        lock.turn(tmp_path / "x.lock", lambda: False, (tmp_path,), still_s=0.0),
+        lock.take_turn(tmp_path / "x.lock", lambda: False, (tmp_path,), still_s=0.0),
     ):
         waited.append("went on")
     assert waited == ["went on"]
@@ -287,11 +288,11 @@ def test_a_holder_that_stands_still_is_not_waited_for_for_ever(
 def test_a_worker_that_waits_goes_on_as_soon_as_the_other_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "POLL_S", 0.01)
+    monkeypatch.setattr(lock, "LOCK_POLL_S", 0.01)
     answers = iter([False, False, True])
     with (
         filelock.FileLock(tmp_path / "x.lock", is_singleton=False),
-        lock.turn(tmp_path / "x.lock", lambda: next(answers), (tmp_path,)),
+        lock.take_turn(tmp_path / "x.lock", lambda: next(answers), (tmp_path,)),
     ):
         assert next(answers, "asked three times") == "asked three times"
 
@@ -312,11 +313,11 @@ def test_empty_modules_are_made_by_one_thread_at_a_time() -> None:
     entered = threading.Event()
 
     def late() -> None:
-        with empty():
+        with make_empty():
             entered.set()
 
     thread = threading.Thread(target=late)
-    with empty():
+    with make_empty():
         thread.start()
         assert not entered.wait(0.2)
     thread.join(60)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from bench import synthetic
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.engine.quantise import Precision
 
 MB = 1_000_000
 SHARD = 50 * MB
-# What one weight takes while it is quantised (24 bytes an element), allocator arenas, headers.
+# What one weight takes while it is quantised (24 bytes per element), allocator arenas, headers.
 CONSTANT = 80 * MB
 CHILD = textwrap.dedent(
     """

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from worker.bundle import format as layout
-from worker.bundle.prepare import prepare, sizes
-from worker.engine.lora import canonical, fused
+from worker.bundle import layout
+from worker.bundle.prepare import compute_sizes, prepare
+from worker.engine.lora import fuse, make_canonical
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import LoraNotApplied, VolumeFull, WeightsUnavailable
 from worker.families.qwen_image.opening import open_bundle
@@ -45,22 +45,22 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def weights_of(bundle: Path, role: str = "transformer") -> dict[str, torch.Tensor]:
     folder, part = layout.verify(bundle, "full").parts[role]
-    held: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
     for name in part.files:
         if name.startswith(layout.WEIGHTS):
-            held |= load_file(folder / name)
-    return held
+            found |= load_file(folder / name)
+    return found
 
 
 def rows_of(bundle: Path) -> dict[int, torch.Tensor]:
     """Return each slot's rows."""
     folder, part = layout.verify(bundle).parts["transformer"]
-    held: dict[int, torch.Tensor] = {}
+    found: dict[int, torch.Tensor] = {}
     for name in part.files:
         if name.startswith(layout.MAPPED):
             file = load_file(folder / name)
-            held |= dict(zip(file["slots"].tolist(), file["rows"].unbind(1), strict=True))
-    return held
+            found |= dict(zip(file["slots"].tolist(), file["rows"].unbind(1), strict=True))
+    return found
 
 
 def test_five_shards_give_what_one_gives(sharded: Path, whole: Path, tmp_path: Path) -> None:
@@ -149,26 +149,26 @@ def test_every_precision_opens_and_takes_the_bytes_that_were_computed(
     precision: Precision, tmp_path: Path
 ) -> None:
     order = prepared.order_of("tiny-edit", tmp_path, precision)
-    computed = sizes(order)[precision]
+    computed = compute_sizes(order)[precision]
     bundle = prepare(order)
     found = layout.verify(bundle)
     headers = 20 * 4096 + 100_000  # headers, tokenizers and configuration
     assert computed.disk <= found.size <= computed.disk + headers
     parts = open_bundle(bundle, CPU)
-    assert parts.adapters.held == ("lightning_8", "lightning_4")
-    held = sum(
+    assert parts.adapters.attached == ("lightning_8", "lightning_4")
+    size = sum(
         t.numel() * t.element_size()
         for name, t in parts.transformer.state_dict().items()
         if "quant_state" not in name and not name.endswith(("_down", "_up"))
     )
-    assert held == pytest.approx(computed.parts["transformer"], rel=0.02)
+    assert size == pytest.approx(computed.parts["transformer"], rel=0.02)
 
 
 def test_a_fused_lora_is_in_the_weights_before_they_are_quantised(tmp_path: Path) -> None:
     bundle = prepare(prepared.order_of("tiny-image", tmp_path, fused=8))
     plain = prepare(prepared.order_of("tiny-image", tmp_path))
     folder = prepared.folder_of("tiny-image")
-    state = canonical(load_file(folder / prepared.SPECS["tiny-image"].lightning[8].filename))
+    state = make_canonical(load_file(folder / prepared.SPECS["tiny-image"].lightning[8].filename))
     ours, base = weights_of(bundle), weights_of(plain)
     modules = {key.rsplit(".lora_", 1)[0] for key in state}
     assert len(modules) == 12 * 6
@@ -176,7 +176,7 @@ def test_a_fused_lora_is_in_the_weights_before_they_are_quantised(tmp_path: Path
         module = name.removesuffix(".weight")
         if module in modules:
             a, b = (state[f"{module}.lora_{side}.weight"] for side in "AB")
-            weight = fused(weight, a.bfloat16(), b.bfloat16())  # noqa: PLW2901 - the fused one
+            weight = fuse(weight, a.bfloat16(), b.bfloat16())  # noqa: PLW2901 - the fused one
         assert torch.equal(ours[name], weight), name
     parts = open_bundle(bundle, CPU)
     parts.adapters.use("lightning_8")
@@ -199,7 +199,7 @@ def test_a_lora_that_does_not_reach_every_module_fails_before_any_work(
     with pytest.raises(LoraNotApplied, match="71 of the model's 72"):
         prepare(order)
     assert [path for path in source.fetched if path.startswith("transformer/")] == []
-    assert layout.fault(order.folder) is not None
+    assert layout.find_fault(order.folder) is not None
 
 
 def test_no_space_is_said_before_the_first_byte(sharded: Path, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_time_embedding_that_changes_under_the_reader_is_refused(
     order.snapshot.before = change  # type: ignore[attr-defined]
     with pytest.raises(WeightsUnavailable, match="changed while it was read"):
         prepare(order)
-    assert layout.fault(order.folder) is not None
+    assert layout.find_fault(order.folder) is not None
 
 
 CHILD = textwrap.dedent(
@@ -296,7 +296,7 @@ def test_after_kill_9_the_next_run_goes_on_where_it_was(
     assert done > 0
     source = Copying(sharded)
     order = prepared.order_of("tiny-edit", tmp_path, "4bit", snapshot=source)
-    assert layout.fault(order.folder) is not None
+    assert layout.find_fault(order.folder) is not None
     prepare(order)
     shards = [path for path in source.fetched if path.startswith("transformer/")]
     assert len(shards) == SHARDS - done
@@ -338,7 +338,7 @@ def test_two_workers_on_one_volume_both_end_with_the_whole_bundle(
     for thread in threads:
         thread.join(300)
     assert len(found) == 2
-    assert open_bundle(found[0].folder, CPU).adapters.held
+    assert open_bundle(found[0].folder, CPU).adapters.attached
     fetched = sum(len(source.fetched) for source in sources)
     if locks == "work":
         assert fetched == len({*sources[0].fetched, *sources[1].fetched})

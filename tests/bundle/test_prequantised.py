@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker import boot, settings
-from worker.bundle.prepare import prepare, sizes
+from worker.bundle.prepare import compute_sizes, prepare
 from worker.engine.quantise import is_quantised, quantise
 from worker.errors import WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image.modulation import MODULATION
 from worker.families.qwen_image.parts import TRANSFORMER
-from worker.weights import layout, sources
+from worker.weights import checkpoint, sources
 from worker.weights.snapshot import LocalSnapshot
 from worlds import altered, prepared
 from worlds.altered import Raw
@@ -36,7 +36,7 @@ def refused(folder: Path, home: Path) -> str:
     """Return why a published folder is not prepared; not a byte of weights was fetched."""
     source = Copying(folder)
     order = prepared.order_of("tiny-edit", home, snapshot=source)
-    for act in (sizes, prepare):
+    for act in (compute_sizes, prepare):
         with pytest.raises(WeightsUnavailable) as caught:
             act(order)
     assert source.fetched == []
@@ -71,8 +71,8 @@ CONFIGURED: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_configuration_that_calls_itself_quantised_is_believed(
     kind: str, role: str, folder: Path, tmp_path: Path
 ) -> None:
-    told, name = CONFIGURED[kind]
-    altered.configure(folder / role / "config.json", quantization_config=told)
+    declared, name = CONFIGURED[kind]
+    altered.configure(folder / role / "config.json", quantization_config=declared)
     message = refused(folder, tmp_path / "home")
     assert name in message
     assert f"{role}/config.json" in message
@@ -138,7 +138,7 @@ def test_a_number_format_is_refused_by_its_name(written: str, folder: Path, tmp_
     assert LAYER in message
     assert "transformer/" in message
     assert "MODEL=Qwen/Qwen-Image-Edit-2511" in message
-    assert "no readable" not in message
+    assert "not a readable" not in message
     assert ("fp8" in message) == written.startswith("F8")
 
 
@@ -174,17 +174,17 @@ def test_bitsandbytes_own_files_are_told_without_a_configuration(
 ) -> None:
     """4bit: the keys of bitsandbytes' state dicts; 8bit: int8 and SCB, as LLM.int8 has them."""
     path = altered.weights_of(folder, "transformer")
-    held = {}
+    stored = {}
     for name, tensor in load_file(path).items():
         wide = tensor.ndim == 2 and (modulation or not MODULATION.fullmatch(name))
         if not wide or not is_quantised(TRANSFORMER.quantised, LAYER, tensor.shape, precision):
-            held[name] = tensor
+            stored[name] = tensor
             continue
         parts = quantise(tensor, precision, CPU)
-        held |= {f"{name.removesuffix('weight')}{key}": part for key, part in parts.items()}
+        stored |= {f"{name.removesuffix('weight')}{key}": part for key, part in parts.items()}
     if precision == "8bit":
-        held = {name.replace("weight.scale", "SCB"): tensor for name, tensor in held.items()}
-    save_file(held, path)
+        stored = {name.replace("weight.scale", "SCB"): tensor for name, tensor in stored.items()}
+    save_file(stored, path)
     message = refused(folder, tmp_path / "home")
     assert f"bitsandbytes {'4-bit' if precision == '4bit' else '8-bit'}" in message
     assert ("U8" if precision == "4bit" else "I8") in message
@@ -237,8 +237,8 @@ def test_plain_numbers_are_cast_as_stock_casts_them(
     source = LocalSnapshot(folder, "x")
     bundle = prepare(prepared.order_of("tiny-edit", tmp_path / "home", snapshot=source))
     (made,) = (bundle.parent.parent / "components").glob("vae-*/weights-*.safetensors")
-    held = load_file(made)
-    assert all(torch.equal(held[name], state[name].to(torch.bfloat16)) for name in state)
+    loaded = load_file(made)
+    assert all(torch.equal(loaded[name], state[name].to(torch.bfloat16)) for name in state)
 
 
 @pytest.mark.parametrize(
@@ -256,11 +256,11 @@ def test_plain_numbers_are_cast_as_stock_casts_them(
 def test_the_repository_to_take_instead_is_the_one_that_was_quantised(
     repository: str, pipeline: str, row: str
 ) -> None:
-    assert CATALOGUE.listing(repository, pipeline).instead.endswith(row)
+    assert CATALOGUE.make_listing(repository, pipeline).instead.endswith(row)
 
 
 def test_without_a_class_or_a_name_nothing_is_guessed() -> None:
-    assert CATALOGUE.listing("someone/painter").instead == ""
+    assert CATALOGUE.make_listing("someone/painter").instead == ""
 
 
 @pytest.fixture
@@ -298,7 +298,7 @@ def test_a_repository_of_gguf_files_is_told_as_that(hub: Hub, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "form"),
     [
         ("diffusion_pytorch_model-Q4_K.gguf", "GGUF"),
         ("diffusion_pytorch_model.bin", "pickled"),
@@ -307,19 +307,19 @@ def test_a_repository_of_gguf_files_is_told_as_that(hub: Hub, tmp_path: Path) ->
 )
 @pytest.mark.parametrize("where", ["hub", "folder"])
 def test_weights_in_another_form_are_told_by_what_there_is(
-    name: str, told: str, where: str, hub: Hub, folder: Path, tmp_path: Path
+    name: str, form: str, where: str, hub: Hub, folder: Path, tmp_path: Path
 ) -> None:
     path = altered.weights_of(folder, "transformer")
     path.rename(path.with_name(name))
     hub.add("someone/other", folder)
     model = "someone/other" if where == "hub" else str(folder)
-    with pytest.raises(WeightsUnavailable, match=f"lacks the weights of transformer/.*{told}"):
+    with pytest.raises(WeightsUnavailable, match=f"lacks the weights of transformer/.*{form}"):
         boot.prepare(settings.read(environ(hub, tmp_path / "home", model)))
 
 
 def test_a_folder_without_other_weights_tells_of_none() -> None:
-    assert layout.other_weights(["vae/x.gguf"], "transformer") == ""
-    assert layout.other_weights(["vae/config.json"]) == ""
+    assert checkpoint.describe_other_weights(["vae/x.gguf"], "transformer") == ""
+    assert checkpoint.describe_other_weights(["vae/config.json"]) == ""
 
 
 @pytest.mark.parametrize("path", ["model_index.json", "worker.json"])
@@ -330,4 +330,4 @@ def test_a_model_that_describes_itself_in_no_json_object_is_refused(
     (folder / path).write_bytes(text.encode("latin-1"))
     (spec,) = CATALOGUE.resolve(["someone/painter"], settings.read({}), has_gpu=False)
     with pytest.raises(WeightsUnavailable, match=path):
-        sources.described(spec, LocalSnapshot(folder, "someone/painter"), CATALOGUE)
+        sources.complete(spec, LocalSnapshot(folder, "someone/painter"), CATALOGUE)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from worker.bundle import tensors
-from worker.bundle.format import Damaged
-from worker.bundle.read import BIG_BYTES, RANGE_BYTES, Reader
+from worker.bundle.layout import Damaged
+from worker.bundle.read import BIG_BYTES, REQUEST_BYTES, FileReader
 
 CPU = torch.device("cpu")
 RANGES = 6
@@ -19,12 +19,12 @@ RANGES = 6
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """One tensor of several ranges."""
-    held = {"x": torch.arange(RANGES * RANGE_BYTES // 4, dtype=torch.int32)}
-    return tmp_path / tensors.write(tmp_path, "weights", held)[0]
+    state = {"x": torch.arange(RANGES * REQUEST_BYTES // 4, dtype=torch.int32)}
+    return tmp_path / tensors.write(tmp_path, "weights", state)[0]
 
 
 class Slow:
-    """A disk that answers when it is told to."""
+    """A disk that answers on command."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -52,7 +52,7 @@ def test_an_opening_that_fails_does_not_wait_for_the_rest_of_the_bytes(
     disk = Slow()
     monkeypatch.setattr(os, "preadv", disk.preadv)
 
-    reader = Reader(CPU, threads=1, mapped=mapped)
+    reader = FileReader(CPU, threads=1, mapped=mapped)
     ended = threading.Event()
     shutdown = reader._pool.shutdown
 
@@ -78,7 +78,7 @@ def test_a_reader_that_is_left_has_no_thread_at_work(
     disk = Slow()
     monkeypatch.setattr(os, "preadv", disk.preadv)
     before = threading.active_count()
-    with Reader(CPU, threads=2, mapped=mapped) as reader:
+    with FileReader(CPU, threads=2, mapped=mapped) as reader:
         reader.start(file)
         assert disk.begun.wait(60)
         disk.released.set()
@@ -90,22 +90,22 @@ def test_a_reader_that_is_left_has_no_thread_at_work(
 def test_tensors_around_the_border_of_small_ones_are_read_exactly(
     tmp_path: Path, size: int, *, mapped: bool
 ) -> None:
-    held = {f"t{n}": torch.arange(size, dtype=torch.int64).to(torch.uint8) + n for n in range(3)}
-    held |= {"small": torch.tensor([1.5, -2.5]), "none": torch.empty(0)}
-    path = tmp_path / tensors.write(tmp_path, "weights", held)[0]
-    with Reader(CPU, mapped=mapped) as reader:
+    state = {f"t{n}": torch.arange(size, dtype=torch.int64).to(torch.uint8) + n for n in range(3)}
+    state |= {"small": torch.tensor([1.5, -2.5]), "none": torch.empty(0)}
+    path = tmp_path / tensors.write(tmp_path, "weights", state)[0]
+    with FileReader(CPU, mapped=mapped) as reader:
         reader.start(path)
         found = reader.take(path)
-    assert found.keys() == held.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in held.items())
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
 def test_several_files_are_read_side_by_side(tmp_path: Path) -> None:
     paths = []
     for number in range(4):
-        held = {"x": torch.full((BIG_BYTES,), number, dtype=torch.uint8)}
-        paths.append(tmp_path / tensors.write(tmp_path, f"weights-{number}", held)[0])
-    with Reader(CPU, threads=3) as reader:
+        state = {"x": torch.full((BIG_BYTES,), number, dtype=torch.uint8)}
+        paths.append(tmp_path / tensors.write(tmp_path, f"weights-{number}", state)[0])
+    with FileReader(CPU, threads=3) as reader:
         for path in paths:
             reader.start(path)
         for number, path in reversed(list(enumerate(paths))):
@@ -120,17 +120,17 @@ def test_a_file_without_its_last_bytes_names_the_file_and_where_it_should_end(
     size = file.stat().st_size
     with file.open("r+b") as opened:
         opened.truncate(size - lost)
-    with Reader(CPU, mapped=mapped) as reader:
+    with FileReader(CPU, mapped=mapped) as reader:
         reader.start(file)
-        with pytest.raises(Damaged, match=f"{file.name} ends before byte {size}") as told:
+        with pytest.raises(Damaged, match=f"{file.name} ends before byte {size}") as caught:
             reader.take(file)
-    assert told.value.folder == file.parent
+    assert caught.value.folder == file.parent
 
 
 def test_descriptors_are_closed(file: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the open folder is one of them
     for mapped in (False, True):
-        with Reader(CPU, mapped=mapped) as reader:
+        with FileReader(CPU, mapped=mapped) as reader:
             reader.start(file)
             del reader.take(file)["x"]
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - as above

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from worker import boot, settings
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.errors import WeightsUnavailable
 from worker.weights import metadata
 from worlds import hub as worlds_hub
@@ -141,7 +141,7 @@ def test_a_model_that_lacks_a_lora_says_so(environ: dict[str, str], volume: Path
 def test_a_damaged_part_is_told(
     word: str, volume: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
-    """A bit that flipped is found by VERIFY=full when the model is opened; nothing can mend it."""
+    """A flipped bit is found by VERIFY=full when the model is opened; nothing can repair it."""
     home = Path(shutil.copytree(volume, tmp_path / "home"))
     for file in (home / "models" / layout.COMPONENTS).glob("transformer-*/weights-*"):
         data = bytearray(file.read_bytes())
@@ -151,7 +151,7 @@ def test_a_damaged_part_is_told(
     (answer,) = started([home], case(given, draw=True))
     assert answer["code"] == "WEIGHTS_UNAVAILABLE"
     assert "damaged" in answer["message"]
-    assert "cannot be made anew where it lies" in answer["message"]
+    assert "cannot be made again in its place" in answer["message"]
     assert not answer["retryable"]
 
 
@@ -159,8 +159,8 @@ def test_a_downloaded_bundle_is_opened(
     hub: Hub, volume: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
     """A bundle that was pushed by somebody and lies here whole."""
-    (folder,) = layout.bundles_of("bob/foo", volume / "models")
-    files = layout.files_of(layout.verify(folder))
+    (folder,) = layout.find_bundles("bob/foo", volume / "models")
+    files = layout.list_files(layout.verify(folder))
     hub.add("me/foo-4bit", {name: path.read_bytes() for name, path in files.items()})
     home = tmp_path / "home"
     given = {**environ, "MODEL_DIR": str(home), "MODEL": "me/foo-4bit"}
@@ -173,7 +173,7 @@ def test_a_model_beside_the_volume_needs_none(
     volume: Path, environ: dict[str, str], tmp_path: Path
 ) -> None:
     """A bundle that MODEL or MODEL_PATH names is opened although MODEL_DIR is empty."""
-    (folder,) = layout.bundles_of("bob/foo", volume / "models")
+    (folder,) = layout.find_bundles("bob/foo", volume / "models")
     empty = tmp_path / "empty"
     empty.mkdir()
     given = {**environ, "MODEL_DIR": str(empty)}

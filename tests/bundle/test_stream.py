@@ -11,22 +11,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker.bundle import stream, tensors
-from worker.bundle.format import FileRecord
 from worker.bundle.headers import Shard
-from worker.bundle.stream import Place, Read, forget_receipts
+from worker.bundle.layout import FileRecord
+from worker.bundle.stream import ReadTensor, Route, forget_receipts
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import Progress, Proven, quiet
+from worker.weights.snapshot import Proven, ReportProgress, quiet
 from worlds.repository import Copying
 
 COUNT = 4
 
 
-def doubled_and_halved(shard: Shard, read: Read) -> dict[str, dict[str, torch.Tensor]]:
+def doubled_and_halved(shard: Shard, read: ReadTensor) -> dict[str, dict[str, torch.Tensor]]:
     """Make two files of a shard, as weights and modulation rows are, and none of what is empty."""
-    held = {name: read(name) for name in shard.header}
+    state = {name: read(name) for name in shard.header}
     return {
-        "doubled": {name: t * 2 for name, t in held.items()},
-        "halved": {name: t / 2 for name, t in held.items()},
+        "doubled": {name: t * 2 for name, t in state.items()},
+        "halved": {name: t / 2 for name, t in state.items()},
         "empty": {},
     }
 
@@ -39,7 +39,7 @@ class World:
     source: Copying
     shards: list[Shard]
     keep: bool = False
-    progress: Progress = quiet
+    progress: ReportProgress = quiet
     made: list[str] = field(default_factory=list)
 
     @property
@@ -50,11 +50,11 @@ class World:
     def stream(self) -> dict[str, FileRecord]:
         """Make what is missing; note which shards were worked on."""
 
-        def transform(shard: Shard, read: Read) -> dict[str, dict[str, torch.Tensor]]:
+        def transform(shard: Shard, read: ReadTensor) -> dict[str, dict[str, torch.Tensor]]:
             self.made.append(shard.file.path)
             return doubled_and_halved(shard, read)
 
-        place = Place(self.source, self.home / "into", self.folder, self.keep, self.progress)
+        place = Route(self.source, self.home / "into", self.folder, self.keep, self.progress)
         return stream.stream(place, self.shards, transform)
 
     def again(self) -> tuple[list[str], list[str]]:
@@ -75,14 +75,14 @@ class World:
     def assert_whole(self, records: dict[str, FileRecord]) -> None:
         """Every shard's tensors are in two files, and the records are theirs."""
         assert len(records) == 2 * COUNT
-        held: dict[str, torch.Tensor] = {}
+        found: dict[str, torch.Tensor] = {}
         for name, record in records.items():
             path = self.folder / name
             assert path.stat().st_size == record.size
-            held |= {f"{name.split('-')[0]} {key}": t for key, t in load_file(path).items()}
+            found |= {f"{name.split('-')[0]} {key}": t for key, t in load_file(path).items()}
         for number in range(COUNT):
-            assert held[f"doubled t{number}"].tolist() == [2.0 * number] * 3
-            assert held[f"halved t{number}"].tolist() == [number / 2] * 3
+            assert found[f"doubled t{number}"].tolist() == [2.0 * number] * 3
+            assert found[f"halved t{number}"].tolist() == [number / 2] * 3
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def world(tmp_path: Path) -> World:
         save_file({f"t{number}": torch.full((3,), float(number))}, published / name)
     source = Copying(published)
     shards = [
-        Shard(file, tensors.header_of(published / file.path))
+        Shard(file, tensors.read_file_header(published / file.path))
         for file in sorted(source.files, key=lambda file: file.path)
     ]
     (tmp_path / "home/component").mkdir(parents=True)
@@ -186,7 +186,7 @@ def test_downloaded_shards_are_dropped_unless_they_are_to_be_kept(
 
 
 def test_what_is_not_ours_to_delete_stays(world: World) -> None:
-    place = Place(world.source._local, world.home / "into", world.folder, False, quiet)
+    place = Route(world.source._local, world.home / "into", world.folder, False, quiet)
     world.assert_whole(stream.stream(place, world.shards, doubled_and_halved))
     assert len(list(world.source.folder.iterdir())) == COUNT
 
@@ -199,9 +199,9 @@ def test_the_next_shard_is_fetched_while_this_one_is_made(world: World) -> None:
         started[paths(world, *range(COUNT)).index(path)].set()
 
     world.source.before = before
-    place = Place(world.source, world.home / "into", world.folder, False, quiet)
+    place = Route(world.source, world.home / "into", world.folder, False, quiet)
 
-    def transform(shard: Shard, read: Read) -> dict[str, dict[str, torch.Tensor]]:
+    def transform(shard: Shard, read: ReadTensor) -> dict[str, dict[str, torch.Tensor]]:
         index = world.shards.index(shard)
         if index + 1 < COUNT:
             assert started[index + 1].wait(60)
@@ -217,7 +217,9 @@ def test_a_shard_dropped_by_another_worker_before_it_is_opened_is_fetched_again(
     dropped = 0
 
     class Dropping(Copying):
-        def fetch_file(self, file: RemoteFile, into: Path, progress: Progress = quiet) -> Proven:
+        def fetch_file(
+            self, file: RemoteFile, into: Path, progress: ReportProgress = quiet
+        ) -> Proven:
             nonlocal dropped
             found = super().fetch_file(file, into, progress)
             if file.path == paths(world, 1)[0] and dropped < 2:
@@ -232,7 +234,9 @@ def test_a_shard_dropped_by_another_worker_before_it_is_opened_is_fetched_again(
 
 def test_a_shard_that_is_dropped_every_time_is_not_fetched_for_ever(world: World) -> None:
     class Dropping(Copying):
-        def fetch_file(self, file: RemoteFile, into: Path, progress: Progress = quiet) -> Proven:
+        def fetch_file(
+            self, file: RemoteFile, into: Path, progress: ReportProgress = quiet
+        ) -> Proven:
             found = super().fetch_file(file, into, progress)
             found.path.unlink()
             return found
@@ -246,11 +250,11 @@ def test_a_shard_that_is_dropped_every_time_is_not_fetched_for_ever(world: World
 def test_a_file_that_a_transform_misses_is_not_a_shard_that_was_dropped(world: World) -> None:
     calls = []
 
-    def transform(_shard: Shard, _read: Read) -> dict[str, dict[str, torch.Tensor]]:
+    def transform(_shard: Shard, _read: ReadTensor) -> dict[str, dict[str, torch.Tensor]]:
         calls.append(1)
         raise FileNotFoundError("of the transform's own")
 
-    place = Place(world.source, world.home / "into", world.folder, False, quiet)
+    place = Route(world.source, world.home / "into", world.folder, False, quiet)
     with pytest.raises(FileNotFoundError, match="own"):
         stream.stream(place, world.shards, transform)
     assert len(calls) == 1
@@ -271,7 +275,7 @@ def reporting() -> Iterator[threading.Event]:
 def test_a_component_that_fails_does_not_wait_for_the_download_ahead_of_it(
     world: World, reporting: threading.Event
 ) -> None:
-    """The download is told at its next step that nobody reads it any more."""
+    """The download learns at its next step that nothing will read it."""
     begun = threading.Event()
     steps: list[int] = []
 
@@ -280,7 +284,7 @@ def test_a_component_that_fails_does_not_wait_for_the_download_ahead_of_it(
             self,
             file: RemoteFile,
             into: Path,
-            progress: Progress = quiet,
+            progress: ReportProgress = quiet,
         ) -> Proven:
             if file.path == paths(world, 1)[0]:
                 begun.set()
@@ -291,22 +295,22 @@ def test_a_component_that_fails_does_not_wait_for_the_download_ahead_of_it(
                         break
             return super().fetch_file(file, into, progress)
 
-    def transform(_shard: Shard, _read: Read) -> dict[str, dict[str, torch.Tensor]]:
+    def transform(_shard: Shard, _read: ReadTensor) -> dict[str, dict[str, torch.Tensor]]:
         assert begun.wait(60)
         raise Failure
 
-    place = Place(Slow(world.source.folder), world.home / "into", world.folder, False, quiet)
+    place = Route(Slow(world.source.folder), world.home / "into", world.folder, False, quiet)
     with pytest.raises(Failure):
         stream.stream(place, world.shards, transform)
     assert len(steps) < 600, "it went on to its end"
 
 
 def test_progress_is_told_of_every_shard(world: World) -> None:
-    told: dict[str, int] = {}
+    reported: dict[str, int] = {}
 
     def progress(file: RemoteFile, done: int) -> None:
-        told[file.path] = done
+        reported[file.path] = done
 
     world.progress = progress
     world.stream()
-    assert told == {shard.file.path: shard.file.size for shard in world.shards}
+    assert reported == {shard.file.path: shard.file.size for shard in world.shards}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from worker.bundle.tensors import Entry, decode, header, header_of, write
+from worker.bundle.tensors import TensorEntry, decode, read_file_header, read_header, write
 
 PAGE = 4096
 KINDS = [
@@ -28,13 +28,13 @@ def of_every_kind() -> dict[str, torch.Tensor]:
 
 
 def test_every_number_format_comes_back_by_safetensors_and_by_our_header(tmp_path: Path) -> None:
-    held = of_every_kind()
-    name, _ = write(tmp_path, "weights", held)
+    state = of_every_kind()
+    name, _ = write(tmp_path, "weights", state)
     theirs = load_file(tmp_path / name)
-    ours = header_of(tmp_path / name)
+    ours = read_file_header(tmp_path / name)
     data = (tmp_path / name).read_bytes()
-    assert ours.keys() == theirs.keys() == held.keys()
-    for key, tensor in held.items():
+    assert ours.keys() == theirs.keys() == state.keys()
+    for key, tensor in state.items():
         entry = ours[key]
         assert theirs[key].dtype == entry.dtype == tensor.dtype
         assert entry.shape == tuple(tensor.shape)
@@ -46,11 +46,11 @@ def test_every_number_format_comes_back_by_safetensors_and_by_our_header(tmp_pat
 
 
 def test_a_header_is_read_as_safetensors_writes_it(tmp_path: Path) -> None:
-    held = of_every_kind()
-    save_file(held, tmp_path / "x", metadata={"format": "pt"})
-    read = header_of(tmp_path / "x")
+    state = of_every_kind()
+    save_file(state, tmp_path / "x", metadata={"format": "pt"})
+    read = read_file_header(tmp_path / "x")
     assert {key: (e.dtype, e.shape) for key, e in read.items()} == {
-        key: (t.dtype, tuple(t.shape)) for key, t in held.items()
+        key: (t.dtype, tuple(t.shape)) for key, t in state.items()
     }
     assert max(entry.end for entry in read.values()) == (tmp_path / "x").stat().st_size
 
@@ -66,17 +66,17 @@ def test_only_the_header_is_read() -> None:
         return data[start:end]
 
     base = len(data)
-    assert header(read) == {"a": Entry(torch.bfloat16, (2, 3), base + 4, base + 16)}
+    assert read_header(read) == {"a": TensorEntry(torch.bfloat16, (2, 3), base + 4, base + 16)}
     assert spans == [(0, 8), (8, base)]
 
 
 def test_a_file_is_named_by_its_content_and_recorded(tmp_path: Path) -> None:
-    held = of_every_kind()
+    state = of_every_kind()
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    first, record = write(tmp_path / "a", "weights-00003", held)
-    second, _ = write(tmp_path / "b", "weights-00003", dict(reversed(held.items())))
-    other, _ = write(tmp_path / "b", "weights-00003", {**held, "scalar": torch.tensor(2.25)})
+    first, record = write(tmp_path / "a", "weights-00003", state)
+    second, _ = write(tmp_path / "b", "weights-00003", dict(reversed(state.items())))
+    other, _ = write(tmp_path / "b", "weights-00003", {**state, "scalar": torch.tensor(2.25)})
     data = (tmp_path / "a" / first).read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     assert first == f"weights-00003-{digest[:16]}.safetensors"
@@ -91,13 +91,13 @@ def test_data_begins_at_a_page_and_every_tensor_where_its_size_divides(
     tmp_path: Path, count: int
 ) -> None:
     """Each at a multiple of the largest power of two that divides its size, without holes."""
-    held = {f"tensor {n}": torch.zeros(n + 1, dtype=torch.uint8) for n in range(count)}
-    held |= {f"big {n}": torch.zeros(n, 1024) for n in range(5)}
-    name, record = write(tmp_path, "weights", held)
-    entries = sorted(header_of(tmp_path / name).values(), key=lambda entry: entry.start)
+    state = {f"tensor {n}": torch.zeros(n + 1, dtype=torch.uint8) for n in range(count)}
+    state |= {f"big {n}": torch.zeros(n, 1024) for n in range(5)}
+    name, record = write(tmp_path, "weights", state)
+    entries = sorted(read_file_header(tmp_path / name).values(), key=lambda entry: entry.start)
     begin = entries[0].start
     assert begin % PAGE == 0
-    assert begin - PAGE <= 8 + len(json.dumps(dict.fromkeys(held, 0))) + 90 * len(held)
+    assert begin - PAGE <= 8 + len(json.dumps(dict.fromkeys(state, 0))) + 90 * len(state)
     at = begin
     for entry in entries:
         assert entry.start == at
@@ -118,10 +118,10 @@ def test_the_header_is_a_whole_number_of_pages_and_no_more_than_needed(tmp_path:
 
 def test_what_is_no_run_of_bytes_is_written_as_one(tmp_path: Path) -> None:
     base = torch.arange(24.0).reshape(4, 6)
-    held = {"turned": base.T, "every other": base[:, ::2], "stretched": base[:1].expand(3, 6)}
-    name, _ = write(tmp_path, "weights", held)
+    state = {"turned": base.T, "every other": base[:, ::2], "stretched": base[:1].expand(3, 6)}
+    name, _ = write(tmp_path, "weights", state)
     for key, tensor in load_file(tmp_path / name).items():
-        assert torch.equal(tensor, held[key]), key
+        assert torch.equal(tensor, state[key]), key
 
 
 def test_nothing_is_left_of_a_file_that_cannot_be_written(
@@ -152,7 +152,7 @@ def test_nothing_is_left_of_a_file_that_cannot_be_written(
 def test_what_is_no_safetensors_header_is_an_error_that_is_caught(facts: bytes) -> None:
     data = struct.pack("<Q", len(facts)) + facts
     with pytest.raises((ValueError, KeyError, IndexError, TypeError, AttributeError)):
-        header(lambda start, end: data[start:end])
+        read_header(lambda start, end: data[start:end])
 
 
 NAME = re.compile(r"weights-[0-9a-f]{16}\.safetensors")

@@ -22,7 +22,7 @@ def _threads() -> Iterator[None]:
 def test_one_thread_serves_where_the_cpu_is_the_device() -> None:
     for device, threads in ((GPU, 3), (CPU, 1)):
         torch.set_num_threads(3)
-        devices.threads_for(device)
+        devices.limit_threads(device)
         assert torch.get_num_threads() == threads
 
 
@@ -37,7 +37,7 @@ def test_a_gpu_is_waited_for_and_its_peak_is_told(monkeypatch: pytest.MonkeyPatc
         devices.synchronize(device)
         devices.reset_peak(device)
     assert asked == [("synchronize", GPU), ("reset_peak_memory_stats", GPU)]
-    assert (devices.peak_mb(CPU), devices.peak_mb(GPU)) == (0, 7)
+    assert (devices.read_peak_mb(CPU), devices.read_peak_mb(GPU)) == (0, 7)
 
 
 @pytest.mark.parametrize("has_gpu", [False, True])
@@ -62,7 +62,7 @@ def test_memory_is_given_back_to_the_driver_where_there_is_one(
 def test_what_the_device_raises_is_translated_and_nothing_else(
     error: Exception, ours: type[Exception]
 ) -> None:
-    with pytest.raises(ours) as raised, devices.translated():
+    with pytest.raises(ours) as raised, devices.translate_errors():
         raise error
     assert (raised.value is error) is (ours is ValueError)
     assert raised.value.__cause__ is (None if ours is ValueError else error)

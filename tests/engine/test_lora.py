@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from worker.engine.lora import Adapters, LoraLinear, canonical, fused
+from worker.engine.lora import Adapters, LoraLinear, fuse, make_canonical
 from worker.errors import LoraNotApplied
 from worker.families.qwen_image.lightning import lightning_modules
 from worker.families.qwen_image.modulation import RowModulation, RowPart, RowTable
@@ -29,9 +29,9 @@ def test_an_active_adapter_gives_what_peft_gives(tmp_path: Path, dtype: torch.dt
     stock, ours = small_transformer().to(dtype), small_transformer().to(dtype)
     state = {k: v.to(dtype) for k, v in published_lora(stock, 3).items()}
     save_file(state, tmp_path / "lora.safetensors")
-    stock.load_lora_adapter(canonical(state), prefix=None, adapter_name="a")
+    stock.load_lora_adapter(make_canonical(state), prefix=None, adapter_name="a")
     adapters = Adapters(ours)
-    adapters.attach("a", canonical(load_file(tmp_path / "lora.safetensors")))
+    adapters.attach("a", make_canonical(load_file(tmp_path / "lora.safetensors")))
     adapters.use("a")
     assert torch.equal(predict(ours, dtype), predict(stock, dtype))
 
@@ -40,8 +40,8 @@ def test_switching_off_gives_the_base_back() -> None:
     """A transformer with its adapters off equals one that never had any."""
     plain, ours = small_transformer(), small_transformer()
     adapters = Adapters(ours)
-    adapters.attach("a", canonical(published_lora(plain, 3)))
-    adapters.attach("b", canonical(published_lora(plain, 4)))
+    adapters.attach("a", make_canonical(published_lora(plain, 3)))
+    adapters.attach("b", make_canonical(published_lora(plain, 4)))
     outputs: dict[str | None, Tensor] = {}
     for name in ("a", "b", None, "a"):
         adapters.use(name)
@@ -54,7 +54,7 @@ def test_switching_off_gives_the_base_back() -> None:
 def test_every_module_of_lightning_is_counted() -> None:
     """Twelve modules a block, so 720 in the published 60 blocks."""
     transformer = small_transformer()
-    state = canonical(published_lora(transformer, 3))
+    state = make_canonical(published_lora(transformer, 3))
     expected = lightning_modules(BLOCKS)
     assert Adapters(transformer).attach("a", state, expected=expected) == 24
     assert len(lightning_modules(60)) == 720
@@ -64,9 +64,9 @@ def test_keys_under_a_prefix_are_the_same_lora() -> None:
     """`diffusion_model.` before every key changes nothing."""
     state = published_lora(small_transformer(), 3)
     prefixed = {f"diffusion_model.{key}": tensor for key, tensor in state.items()}
-    plain = canonical(state)
-    assert plain.keys() == canonical(prefixed).keys()
-    assert all(torch.equal(plain[key], tensor) for key, tensor in canonical(prefixed).items())
+    plain = make_canonical(state)
+    assert plain.keys() == make_canonical(prefixed).keys()
+    assert all(torch.equal(plain[key], tensor) for key, tensor in make_canonical(prefixed).items())
 
 
 def _without(state: dict[str, Tensor], ending: str) -> dict[str, Tensor]:
@@ -98,10 +98,10 @@ def test_any_miss_is_an_error_and_attaches_nothing(broken: Any) -> None:
     with pytest.raises(LoraNotApplied):
         adapters.attach(
             "a",
-            canonical(broken(published_lora(transformer, 3))),
+            make_canonical(broken(published_lora(transformer, 3))),
             expected=lightning_modules(BLOCKS),
         )
-    assert adapters.held == ()
+    assert adapters.attached == ()
     assert torch.equal(predict(transformer), before)
 
 
@@ -116,7 +116,7 @@ def test_fusing_adds_the_product_in_float32() -> None:
     weight = torch.randn(8, 8).to(torch.bfloat16)
     down, up = torch.randn(2, 8).to(torch.bfloat16), torch.randn(8, 2).to(torch.bfloat16)
     exact = weight.double() + up.double() @ down.double()
-    assert torch.allclose(fused(weight, down, up).double(), exact, rtol=2**-7)
+    assert torch.allclose(fuse(weight, down, up).double(), exact, rtol=2**-7)
 
 
 def test_an_adapter_may_be_called_by_a_files_name() -> None:
@@ -125,8 +125,8 @@ def test_an_adapter_may_be_called_by_a_files_name() -> None:
     states = [published_lora(ours, seed) for seed in range(len(names))]
     adapters = Adapters(ours)
     for name, state in zip(names, states, strict=True):
-        adapters.attach(name, canonical(state))
-    assert adapters.held == names
+        adapters.attach(name, make_canonical(state))
+    assert adapters.attached == names
     outputs = []
     for name in names:
         adapters.use(name)
@@ -137,12 +137,12 @@ def test_an_adapter_may_be_called_by_a_files_name() -> None:
 def test_a_name_is_given_once() -> None:
     """A second adapter of a name would leave parts of the first where it does not reach."""
     ours = small_transformer()
-    first, second = (canonical(published_lora(ours, seed)) for seed in (1, 2))
+    first, second = (make_canonical(published_lora(ours, seed)) for seed in (1, 2))
     adapters = Adapters(ours)
     adapters.attach("a", first)
     adapters.use("a")
     before = predict(ours)
-    with pytest.raises(LoraNotApplied, match="held already"):
+    with pytest.raises(LoraNotApplied, match="attached already"):
         adapters.attach("a", second)
     assert torch.equal(predict(ours), before)
 
@@ -151,7 +151,7 @@ def test_a_file_is_attached_as_it_is_published() -> None:
     """What was not made canonical is: its alpha is never dropped and its names are resolved."""
     ours, theirs = small_transformer(), small_transformer()
     state = published_lora(ours, 3)
-    for model, given in ((ours, state), (theirs, canonical(state))):
+    for model, given in ((ours, state), (theirs, make_canonical(state))):
         adapters = Adapters(model)
         adapters.attach("a", given)
         adapters.use("a")
@@ -162,7 +162,7 @@ def test_a_lora_of_every_module_gives_what_peft_gives_where_the_weights_are_in_p
     """Also of the modulation and of the time embedding: nothing was computed from them before."""
     stock, ours = small_transformer(), small_transformer()
     state = {k: v * 0.1 for k, v in published_lora(ours, 3, modules=REACHED).items()}
-    stock.load_lora_adapter(canonical(state), prefix=None, adapter_name="a")
+    stock.load_lora_adapter(make_canonical(state), prefix=None, adapter_name="a")
     adapters = Adapters(ours)
     assert adapters.attach("a", state) == len(REACHED)
     adapters.use("a")
@@ -190,7 +190,7 @@ def test_a_lora_that_rows_would_not_see_is_refused(module: str, *, flat: bool) -
     adapters = Adapters(ours, _rows_of(ours).fixed)
     with pytest.raises(LoraNotApplied, match=f"{module} changes the modulation, which .* rows"):
         adapters.attach("a", state)
-    assert adapters.held == ()
+    assert adapters.attached == ()
     assert type(ours.img_in).__name__ == "Linear"
 
 
@@ -229,7 +229,7 @@ def test_what_is_not_held_changes_nothing_about_what_is_used() -> None:
     adapters.attach("a", published_lora(ours, 1))
     adapters.use("a")
     before = predict(ours)
-    with pytest.raises(LoraNotApplied, match="adapter b is not held; held: a"):
+    with pytest.raises(LoraNotApplied, match="adapter b is not attached; attached: a"):
         adapters.use("b")
     assert adapters.active == "a"
     assert torch.equal(predict(ours), before)
@@ -267,5 +267,5 @@ def test_a_module_that_lacks_a_side_of_its_adapter_draws_nothing(missing: str) -
     linear.active = "a"
     assert linear(torch.ones(1, 3)).shape == (1, 2)
     delattr(linear, missing)
-    with pytest.raises(LoraNotApplied, match="adapter a is not held by this module"):
+    with pytest.raises(LoraNotApplied, match="adapter a is not attached to this module"):
         linear(torch.ones(1, 3))

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from worker.engine import lora_file
-from worker.engine.lora import Adapters, canonical
-from worker.engine.lora_scale import stated
+from worker.engine.lora import Adapters, make_canonical
+from worker.engine.lora_scale import read_stated
 from worker.errors import LoraNotApplied
 from worker.families.qwen_image.lightning import lightning_modules
 from worlds.loras import BLOCKS, REACHED, predict, published_lora, small_transformer
@@ -95,7 +95,7 @@ def test_a_broken_tensor_is_refused_with_its_key_and_nothing_is_attached(
             save_file(state, tmp_path / "a.safetensors")
             adapters.attach("a", lora_file.read(tmp_path / "a.safetensors", adapters.modules))
         elif attached_as == "canonical":
-            adapters.attach("a", canonical(state))
+            adapters.attach("a", make_canonical(state))
         else:
             adapters.attach("a", state)
 
@@ -103,7 +103,7 @@ def test_a_broken_tensor_is_refused_with_its_key_and_nothing_is_attached(
         attach()
     assert TO_Q in raised.value.message
     assert raised.value.message.isprintable()
-    assert adapters.held == ()
+    assert adapters.attached == ()
     assert torch.equal(predict(MODEL), BASE)
 
 
@@ -114,7 +114,7 @@ def test_float8_weights_are_cast_before_they_are_multiplied(dtype: torch.dtype) 
     """Every float8 is a float32; what they lost when they were stored is the file's own."""
     narrow = {k: v.to(dtype) for k, v in STATE.items()}
     wide = {k: v.to(torch.float32) for k, v in narrow.items()}
-    found, expected = canonical(narrow), canonical(wide)
+    found, expected = make_canonical(narrow), make_canonical(wide)
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
     model = small_transformer()
     adapters = Adapters(model)
@@ -131,8 +131,8 @@ def test_a_and_b_in_two_number_formats_are_brought_to_one() -> None:
     adapters = Adapters(model)
     adapters.attach("a", mixed)
     adapters.use("a")
-    held = canonical(mixed)
-    assert {tensor.dtype for tensor in held.values()} == {torch.float32}
+    state = make_canonical(mixed)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     assert torch.isfinite(predict(model)).all()
 
 
@@ -141,7 +141,7 @@ def test_a_scale_that_a_number_format_cannot_hold_is_refused() -> None:
     state = {k: v.half() for k, v in published_lora(MODEL, 3, alpha=60_000.0).items()}
     state = {k: v * 10 if k.endswith("down.weight") else v for k, v in state.items()}
     with pytest.raises(LoraNotApplied, match="once it is scaled"):
-        canonical(state)
+        make_canonical(state)
 
 
 def header(facts: Any, data: bytes = b"", length: int | None = None) -> bytes:
@@ -189,18 +189,18 @@ def test_a_file_that_is_no_lora_is_refused(data: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", FILES.values(), ids=FILES)
 def test_a_header_that_cannot_be_read_states_no_scale(data: bytes) -> None:
-    """Reading the whole file tells what is wrong with it; no byte past its end is asked for."""
+    """Reading the whole file shows what is wrong with it; no byte past its end is requested."""
 
     def read_range(start: int, end: int) -> bytes:
         assert start < end <= len(data)
         return data[start:end]
 
-    told = lora_file.stated_scale(read_range, len(data))
-    assert told.keys() == ({"lora_alpha"} if b"lora_alpha" in data else set())
+    stated = lora_file.read_stated_scale(read_range, len(data))
+    assert stated.keys() == ({"lora_alpha"} if b"lora_alpha" in data else set())
 
 
 @pytest.mark.parametrize(
-    ("held", "told"),
+    ("metadata", "relevant"),
     [
         ({"format": "pt", "ss_network_alpha": "8", "r": "4", "use_rslora": "true"}, set()),
         ({"lora_alpha": "8", "format": "pt"}, {"lora_alpha"}),
@@ -209,11 +209,11 @@ def test_a_header_that_cannot_be_read_states_no_scale(data: bytes) -> None:
     ],
 )
 def test_a_header_tells_what_bears_on_the_scale_and_nothing_else(
-    held: dict[str, str], told: set[str]
+    metadata: dict[str, str], relevant: set[str]
 ) -> None:
-    data = header({"__metadata__": held})
-    found = lora_file.stated_scale(lambda start, end: data[start:end], len(data))
-    assert found == {key: held[key] for key in told}
+    data = header({"__metadata__": metadata})
+    found = lora_file.read_stated_scale(lambda start, end: data[start:end], len(data))
+    assert found == {key: metadata[key] for key in relevant}
 
 
 @pytest.mark.parametrize(
@@ -233,20 +233,20 @@ def test_no_more_of_a_file_is_asked_for_than_its_header(
         ranges.append((start, end))
         return data[start:end]
 
-    told = lora_file.stated_scale(read_range, len(data) if length < 10**8 else 1 << 40)
+    stated = lora_file.read_stated_scale(read_range, len(data) if length < 10**8 else 1 << 40)
     assert ranges == [(0, 8), (8, 8 + length)][:asked]
-    assert told == ({"lora_alpha": "8"} if asked == 2 else {})
+    assert stated == ({"lora_alpha": "8"} if asked == 2 else {})
 
 
 def test_a_configuration_beside_is_read_and_its_absence_is_none(tmp_path: Path) -> None:
-    assert lora_file.beside(tmp_path / "a.safetensors") is None
+    assert lora_file.read_config(tmp_path / "a.safetensors") is None
     (tmp_path / "adapter_config.json").write_bytes(b"{}")
-    assert lora_file.beside(tmp_path / "a.safetensors") == b"{}"
+    assert lora_file.read_config(tmp_path / "a.safetensors") == b"{}"
 
 
 def test_a_folder_is_no_file_and_a_missing_file_is_told_apart(tmp_path: Path) -> None:
     """Another worker of the volume may have dropped it: then it is fetched again."""
-    with pytest.raises(LoraNotApplied, match="no readable safetensors file"):
+    with pytest.raises(LoraNotApplied, match="not a readable safetensors file"):
         lora_file.read(tmp_path)
     with pytest.raises(FileNotFoundError):
         lora_file.read(tmp_path / "none.safetensors")
@@ -274,9 +274,14 @@ WORDS = [
 ]
 
 
+def real(tensor: Tensor) -> Tensor:
+    """Return the real part: torch warns of a cast that would drop the imaginary one."""
+    return tensor.real if tensor.is_complex() else tensor
+
+
 @st.composite
 def states(draw: Callable[[Any], Any]) -> dict[str, Any]:
-    """Draw a LoRA that was bent: tensors and keys changed, dropped, doubled and made up."""
+    """Draw a distorted LoRA: tensors and keys changed, dropped, doubled and made up."""
     few = draw(st.lists(st.sampled_from(sorted({k.split(".lora_")[0] for k in KEYS})), max_size=3))
     state: dict[str, Any] = {k: v for k, v in STATE.items() if k.startswith(tuple(few) or "\0")}
     for _ in range(draw(st.integers(0, 4))):
@@ -291,11 +296,11 @@ def states(draw: Callable[[Any], Any]) -> dict[str, Any]:
                 state[key] = torch.full(shape, number, dtype=torch.float64)
             case 2 if key:
                 dtype = draw(st.sampled_from(DTYPES))
-                state[key] = state[key].float().to(dtype)
+                state[key] = real(state[key]).float().to(dtype)
             case 3 if key:
                 number = draw(st.sampled_from(NUMBERS))
                 state[key] = (
-                    holed(number)(state[key].double()) if state[key].numel() else state[key]
+                    holed(number)(real(state[key]).double()) if state[key].numel() else state[key]
                 )
             case 4 if key:
                 state[word + key] = state.pop(key)
@@ -335,9 +340,9 @@ def test_whatever_a_file_holds_it_is_refused_or_sound(
     adapters = Adapters(model)
     found: dict[str, Tensor] = {}
     with suppress(LoraNotApplied):
-        found = canonical(state, adapters.modules, stated(metadata, configuration))
+        found = make_canonical(state, adapters.modules, read_stated(metadata, configuration))
         adapters.attach("a", found)
-    if not adapters.held:
+    if not adapters.attached:
         return
     for key, up in found.items():
         if key.endswith(".lora_B.weight"):

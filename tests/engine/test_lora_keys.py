@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worker.engine import lora_file
-from worker.engine.lora import Adapters, canonical
+from worker.engine.lora import Adapters, make_canonical
 from worker.errors import LoraNotApplied
 from worlds.loras import RANK, REACHED, published_lora, renamed, small_transformer
 
@@ -60,8 +60,8 @@ def named(prefix: str, side: str, *, flat: bool) -> Callable[[str, str], str]:
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_every_form_is_the_same_lora(prefix: str, side: str, *, flat: bool) -> None:
-    expected = canonical(STATE)
-    found = canonical(renamed(STATE, named(prefix, side, flat=flat)), MODULES)
+    expected = make_canonical(STATE)
+    found = make_canonical(renamed(STATE, named(prefix, side, flat=flat)), MODULES)
     assert found.keys() == expected.keys()
     assert len(found) == 2 * len(REACHED)
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
@@ -70,8 +70,8 @@ def test_every_form_is_the_same_lora(prefix: str, side: str, *, flat: bool) -> N
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("prefix", [p for p in PREFIXES if not p.endswith("_")])
 def test_a_dotted_name_needs_no_list_of_modules(prefix: str, side: str) -> None:
-    found = canonical(renamed(STATE, named(prefix, side, flat=False)))
-    assert found.keys() == canonical(STATE).keys()
+    found = make_canonical(renamed(STATE, named(prefix, side, flat=False)))
+    assert found.keys() == make_canonical(STATE).keys()
 
 
 def test_forms_may_differ_from_module_to_module() -> None:
@@ -80,15 +80,17 @@ def test_forms_may_differ_from_module_to_module() -> None:
     ]
     forms = [form for form in forms if "weight.weight" not in form("", "down")]
     index = {module: forms[i % len(forms)] for i, module in enumerate(REACHED)}
-    found = canonical(renamed(STATE, lambda module, part: index[module](module, part)), MODULES)
-    assert found.keys() == canonical(STATE).keys()
+    found = make_canonical(
+        renamed(STATE, lambda module, part: index[module](module, part)), MODULES
+    )
+    assert found.keys() == make_canonical(STATE).keys()
 
 
 def test_a_flat_name_is_looked_up_never_guessed() -> None:
     """Without the list of modules nobody knows which underscores were dots."""
     state = renamed(STATE, named("lora_unet_", "lora_down", flat=True))
     with pytest.raises(LoraNotApplied, match=r"flat name .*lora_unet_"):
-        canonical(state)
+        make_canonical(state)
 
 
 def test_a_flat_name_that_may_mean_two_modules_is_refused() -> None:
@@ -96,7 +98,7 @@ def test_a_flat_name_that_may_mean_two_modules_is_refused() -> None:
     modules = ["blocks.0.a_b", "blocks.0.a.b", "blocks.0.c"]
 
     def read(name: str) -> set[str]:
-        return {*canonical({f"{name}.lora_A": down, f"{name}.lora_B": up}, modules)}
+        return {*make_canonical({f"{name}.lora_A": down, f"{name}.lora_B": up}, modules)}
 
     with pytest.raises(LoraNotApplied, match=r"blocks_0_a_b may mean blocks\.0\.a\.b or blocks"):
         read("lora_unet_blocks_0_a_b")
@@ -123,7 +125,7 @@ def test_a_flat_name_that_may_mean_two_modules_is_refused() -> None:
 def test_a_name_that_is_none_of_the_models_is_refused_with_its_key(name: str) -> None:
     state = {f"{name}.lora_A.weight": torch.ones(1, 4), f"{name}.lora_B.weight": torch.ones(4, 1)}
     with pytest.raises(LoraNotApplied) as raised:
-        canonical(state, MODULES)
+        make_canonical(state, MODULES)
     assert name in raised.value.message
     with pytest.raises(LoraNotApplied):
         Adapters(MODEL).attach("a", state)
@@ -176,7 +178,7 @@ TO_Q = "transformer_blocks.0.attn.to_q"
 )
 def test_what_is_no_plain_lora_is_refused_by_its_kinds_name(key: str, kind: str) -> None:
     with pytest.raises(LoraNotApplied, match=kind) as raised:
-        canonical({**STATE, key: torch.ones(RANK)}, MODULES)
+        make_canonical({**STATE, key: torch.ones(RANK)}, MODULES)
     assert key in raised.value.message
 
 
@@ -197,13 +199,13 @@ def test_what_is_no_plain_lora_is_refused_by_its_kinds_name(key: str, kind: str)
 )
 def test_a_key_of_unknown_form_is_refused(key: str) -> None:
     with pytest.raises(LoraNotApplied) as raised:
-        canonical({**STATE, key: torch.ones(RANK, RANK)}, MODULES)
+        make_canonical({**STATE, key: torch.ones(RANK, RANK)}, MODULES)
     assert raised.value.message.isprintable()
 
 
 def test_a_key_is_shown_on_one_line_and_not_without_end() -> None:
     with pytest.raises(LoraNotApplied) as raised:
-        canonical({"a\nb\x1b[2J" + "x" * 100_000: torch.ones(1)})
+        make_canonical({"a\nb\x1b[2J" + "x" * 100_000: torch.ones(1)})
     assert raised.value.message.isprintable()
     assert r"a\nb\x1b[2J" in raised.value.message
     assert len(raised.value.message) < 300
@@ -224,7 +226,7 @@ def test_a_key_is_shown_on_one_line_and_not_without_end() -> None:
 def test_a_part_that_comes_twice_is_refused_with_both_keys(double: str) -> None:
     side = "alpha" if double.endswith("alpha") else "lora_down.weight"
     with pytest.raises(LoraNotApplied, match="one part twice") as raised:
-        canonical({**STATE, double: STATE[f"{TO_Q}.{side}"]}, MODULES)
+        make_canonical({**STATE, double: STATE[f"{TO_Q}.{side}"]}, MODULES)
     assert double in raised.value.message
     assert f"{TO_Q}.{side}" in raised.value.message
 
@@ -237,26 +239,26 @@ def test_two_adapters_in_one_file_are_refused() -> None:
         state[f"{module}.lora_A.{name}.weight"] = STATE[f"{module}.lora_down.weight"]
         state[f"{module}.lora_B.{name}.weight"] = STATE[f"{module}.lora_up.weight"]
     with pytest.raises(LoraNotApplied, match=r"2 adapters: .*lora_A\.default.*lora_A\.style"):
-        canonical(state, MODULES)
+        make_canonical(state, MODULES)
 
 
 @pytest.mark.parametrize("missing", ["lora_down.weight", "lora_up.weight"])
 def test_half_a_pair_is_refused_with_the_key_that_is_alone(missing: str) -> None:
     state = {key: tensor for key, tensor in STATE.items() if key != f"{TO_Q}.{missing}"}
     with pytest.raises(LoraNotApplied, match=f"1 modules lack a part.*{TO_Q}"):
-        canonical(state, MODULES)
+        make_canonical(state, MODULES)
 
 
 def test_an_alpha_alone_is_no_lora() -> None:
     with pytest.raises(LoraNotApplied, match="lack a part"):
-        canonical({f"{TO_Q}.alpha": torch.tensor(4.0)}, MODULES)
-    with pytest.raises(LoraNotApplied, match="not whole"):
-        canonical({}, MODULES)
+        make_canonical({f"{TO_Q}.alpha": torch.tensor(4.0)}, MODULES)
+    with pytest.raises(LoraNotApplied, match="is incomplete"):
+        make_canonical({}, MODULES)
 
 
 def test_a_files_names_are_read_as_a_states_are(tmp_path: Path) -> None:
     state = renamed(STATE, named("lora_unet_", "lora_down", flat=True))
     save_file(state, tmp_path / "a.safetensors")
     found = lora_file.read(tmp_path / "a.safetensors", MODULES)
-    assert found.keys() == canonical(STATE).keys()
+    assert found.keys() == make_canonical(STATE).keys()
     assert load_file(tmp_path / "a.safetensors").keys() == state.keys()

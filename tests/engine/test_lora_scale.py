@@ -18,7 +18,7 @@ from torch import Tensor
 
 from worker.engine import lora_file, lora_scale
 from worker.engine.lora import Adapters
-from worker.engine.lora_scale import Own, scales, stated
+from worker.engine.lora_scale import Own, compute_scales, read_stated
 from worker.errors import LoraNotApplied
 from worlds.loras import REACHED, predict, published_lora, small_transformer
 
@@ -88,7 +88,7 @@ def ours(file: Path, *, fits: Any = None) -> Tensor:
     """Return what we predict with a LoRA file."""
     model = small_transformer() if fits is None else fits
     adapters = Adapters(model)
-    adapters.attach("a", lora_file.read(file, adapters.modules, lora_file.beside(file)))
+    adapters.attach("a", lora_file.read(file, adapters.modules, lora_file.read_config(file)))
     adapters.use("a")
     return predict(model)
 
@@ -129,7 +129,7 @@ def test_what_peft_saves_has_the_scale_of_the_configuration_beside_it(tmp_path: 
     assert next(iter(load_file(file))).startswith("base_model.model.")
     expected = predict(model.base_model.model)
     assert error(ours(file), expected) < ROUNDING
-    (tmp_path / lora_scale.CONFIGURATION).unlink()
+    (tmp_path / lora_scale.ADAPTER_CONFIG).unlink()
     assert error(ours(file), expected) > 0.1  # the scale was not in the file itself
 
 
@@ -142,9 +142,9 @@ def plain(folder: Path, metadata: dict[str, str] | None, **changes: Tensor) -> P
 
 def scale_of(file: Path, module: str = "transformer_blocks.0.attn.to_q") -> float:
     """Return by what the A of a module was multiplied."""
-    held = lora_file.read(file, None, lora_file.beside(file))[f"{module}.lora_A.weight"]
+    after = lora_file.read(file, None, lora_file.read_config(file))[f"{module}.lora_A.weight"]
     before = load_file(file)[f"{module}.lora_down.weight"]
-    return float((held / before).mean())
+    return float((after / before).mean())
 
 
 RECORD = {"transformer.r": 4, "transformer.lora_alpha": 16}
@@ -299,12 +299,12 @@ def test_a_configuration_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_pattern_that_would_never_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stranger's regular expression must not hold the worker up."""
+    """A regular expression from an unknown author must not block the worker."""
     monkeypatch.setattr(lora_scale, "PATTERNS_S", 0.1)
     record = {"lora_alpha": 4, "alpha_pattern": {"(.|.)*(.|.)*[A-Z]": 8}}
-    sources = stated({lora_scale.RECORD: json.dumps(record)}, None)
+    sources = read_stated({lora_scale.RECORD: json.dumps(record)}, None)
     with pytest.raises(LoraNotApplied, match="too long"):
-        scales({"transformer_blocks.0.attn.to_q": Own(4)}, sources)
+        compute_scales({"transformer_blocks.0.attn.to_q": Own(4)}, sources)
 
 
 PIECES = st.sampled_from(
@@ -318,7 +318,7 @@ PATTERNS = st.lists(PIECES, min_size=1, max_size=5).map("".join)
 def test_patterns_match_as_pefts_do(alphas: dict[str, int]) -> None:
     """The first that matches counts, from the start of the name or after any of its dots."""
     record = {"lora_alpha": 0.5, "alpha_pattern": alphas}
-    sources = stated({lora_scale.RECORD: json.dumps(record)}, None)
-    found = scales({name: Own(1) for name in REACHED}, sources)
+    sources = read_stated({lora_scale.RECORD: json.dumps(record)}, None)
+    found = compute_scales({name: Own(1) for name in REACHED}, sources)
     for name in REACHED:
         assert found[name] == alphas.get(get_pattern_key(alphas, name), 0.5)

@@ -2,15 +2,15 @@
 
 import pytest
 
-from worker.engine.precision import GB, Mode, Need, choose
+from worker.engine.precision import GIGABYTE, Mode, Need, choose
 from worker.engine.quantise import Precision
 from worker.errors import UnfitHost
 
 # Qwen-Image with one Lightning LoRA, computed from its parameter counts.
 NEED: dict[Precision, Need] = {
-    "4bit": Need(14 * GB, 8 * GB),
-    "8bit": Need(24 * GB, 15 * GB),
-    "bf16": Need(44 * GB, 29 * GB),
+    "4bit": Need(14 * GIGABYTE, 8 * GIGABYTE),
+    "8bit": Need(24 * GIGABYTE, 15 * GIGABYTE),
+    "bf16": Need(44 * GIGABYTE, 29 * GIGABYTE),
 }
 AMPERE, TURING = (8, 6), (7, 5)
 
@@ -30,35 +30,35 @@ AMPERE, TURING = (8, 6), (7, 5)
 def test_auto_takes_the_most_exact_that_fits(
     free: int, precision: Precision, offload: bool
 ) -> None:
-    choice = choose("auto", NEED, free=free * GB, capability=AMPERE)
+    choice = choose("auto", NEED, free=free * GIGABYTE, capability=AMPERE)
     assert (choice.precision, choice.offload) == (precision, offload)
     assert f"{free}.0 GB" in choice.reason
 
 
 def test_auto_says_which_pool_when_nothing_fits() -> None:
     with pytest.raises(UnfitHost, match=r"at least 12\.0 GB"):
-        choose("auto", NEED, free=8 * GB, capability=AMPERE)
+        choose("auto", NEED, free=8 * GIGABYTE, capability=AMPERE)
 
 
 @pytest.mark.parametrize("mode", ["auto", "4bit", "8bit", "bf16"])
 def test_a_gpu_without_bf16_is_refused_rather_than_served_in_fp16(mode: Mode) -> None:
     with pytest.raises(UnfitHost, match=r"7\.5 .* Ampere"):
-        choose(mode, NEED, free=80 * GB, capability=TURING)
+        choose(mode, NEED, free=80 * GIGABYTE, capability=TURING)
 
 
 def test_a_precision_that_was_asked_for_is_kept_even_where_a_better_one_fits() -> None:
-    assert choose("4bit", NEED, free=80 * GB, capability=AMPERE).precision == "4bit"
+    assert choose("4bit", NEED, free=80 * GIGABYTE, capability=AMPERE).precision == "4bit"
 
 
 def test_a_precision_that_does_not_fit_is_an_error_that_names_the_one_that_does() -> None:
     with pytest.raises(UnfitHost, match="PRECISION_MODE=8bit"):
-        choose("bf16", NEED, free=30 * GB, capability=AMPERE)
+        choose("bf16", NEED, free=30 * GIGABYTE, capability=AMPERE)
     with pytest.raises(UnfitHost, match="PRECISION_MODE=4bit"):
-        choose("8bit", NEED, free=14 * GB, capability=AMPERE)
+        choose("8bit", NEED, free=14 * GIGABYTE, capability=AMPERE)
 
 
 def test_a_precision_that_fits_without_the_text_encoder_offloads_it() -> None:
-    choice = choose("bf16", NEED, free=40 * GB, capability=AMPERE)
+    choice = choose("bf16", NEED, free=40 * GIGABYTE, capability=AMPERE)
     assert (choice.precision, choice.offload) == ("bf16", True)
 
 
@@ -69,13 +69,13 @@ def test_without_a_gpu_the_choice_is_bf16_unless_another_was_asked_for() -> None
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (12, 0)])
 def test_every_gpu_with_bf16_is_served(capability: tuple[int, int]) -> None:
-    assert choose("auto", NEED, free=80 * GB, capability=capability).precision == "bf16"
+    assert choose("auto", NEED, free=80 * GIGABYTE, capability=capability).precision == "bf16"
 
 
 @pytest.mark.parametrize("capability", [(7, 0), (7, 9), (6, 1)])
 def test_no_gpu_without_bf16_is(capability: tuple[int, int]) -> None:
     with pytest.raises(UnfitHost, match="Ampere"):
-        choose("auto", NEED, free=80 * GB, capability=capability)
+        choose("auto", NEED, free=80 * GIGABYTE, capability=capability)
 
 
 def test_a_gigabyte_has_a_thousand_million_bytes_and_four_are_left_to_work_in() -> None:
@@ -90,24 +90,28 @@ def test_a_gigabyte_has_a_thousand_million_bytes_and_four_are_left_to_work_in() 
 def test_only_what_can_be_had_is_chosen() -> None:
     """A model that comes in 4 bits alone is never served in 16."""
     some: dict[Precision, Need] = {"4bit": NEED["4bit"], "8bit": NEED["8bit"]}
-    assert choose("auto", some, free=80 * GB, capability=AMPERE).precision == "8bit"
+    assert choose("auto", some, free=80 * GIGABYTE, capability=AMPERE).precision == "8bit"
     least: dict[Precision, Need] = {"8bit": NEED["8bit"]}
     with pytest.raises(UnfitHost, match=r"takes 24\.0 GB at 8bit .* at least 19\.0 GB"):
-        choose("auto", least, free=18 * GB, capability=AMPERE)
+        choose("auto", least, free=18 * GIGABYTE, capability=AMPERE)
 
 
 def test_advice_names_what_the_weights_take_and_the_most_exact_that_fits() -> None:
-    told = r"^the GPU has 19\.0 GB free and the model takes 44\.0 GB at bf16 and 4\.0 GB to work in"
-    with pytest.raises(UnfitHost, match=f"{told}: set PRECISION_MODE=8bit$"):
-        choose("bf16", NEED, free=19 * GB, capability=AMPERE)
+    message = (
+        r"^the GPU has 19\.0 GB free and the model takes 44\.0 GB at bf16 and 4\.0 GB to work in"
+    )
+    with pytest.raises(UnfitHost, match=f"{message}: set PRECISION_MODE=8bit$"):
+        choose("bf16", NEED, free=19 * GIGABYTE, capability=AMPERE)
     with pytest.raises(UnfitHost, match=r"set PRECISION_MODE=4bit$"):
-        choose("bf16", NEED, free=19 * GB - 1, capability=AMPERE)
-    told = r"takes 14\.0 GB at 4bit and 4\.0 GB to work in: choose a pool with at least 12\.0 GB"
-    with pytest.raises(UnfitHost, match=told):
-        choose("auto", NEED, free=11 * GB, capability=AMPERE)
+        choose("bf16", NEED, free=19 * GIGABYTE - 1, capability=AMPERE)
+    message = r"takes 14\.0 GB at 4bit and 4\.0 GB to work in: choose a pool with at least 12\.0 GB"
+    with pytest.raises(UnfitHost, match=message):
+        choose("auto", NEED, free=11 * GIGABYTE, capability=AMPERE)
 
 
-@pytest.mark.parametrize(("free", "capability"), [(None, AMPERE), (80 * GB, None), (None, TURING)])
+@pytest.mark.parametrize(
+    ("free", "capability"), [(None, AMPERE), (80 * GIGABYTE, None), (None, TURING)]
+)
 def test_half_of_what_a_gpu_tells_is_no_gpu(
     free: int | None, capability: tuple[int, int] | None
 ) -> None:

@@ -15,10 +15,10 @@ from worker.engine.quantise import (
     NF4_STATE,
     Linear8bit,
     Precision,
+    count_stored_bytes,
     is_quantised,
-    linear,
+    make_linear,
     quantise,
-    stored_bytes,
 )
 from worker.families.qwen_image.lightning import LIGHTNING_MODULES
 from worker.families.qwen_image.parts import TEXT_ENCODER, TRANSFORMER, VAE
@@ -34,7 +34,7 @@ def weights(rows: int = 128, columns: int = 192) -> tuple[torch.Tensor, torch.Te
 def error(precision: Precision, x: torch.Tensor) -> float:
     """Return the relative error of a quantised Linear against its bf16 weights."""
     weight, bias = weights()
-    module = linear(quantise(weight, precision, CPU), bias, precision, CPU).eval()
+    module = make_linear(quantise(weight, precision, CPU), bias, precision, CPU).eval()
     with torch.inference_mode():
         y = module(x).float()
         expected = torch.nn.functional.linear(x, weight, bias).float()
@@ -45,7 +45,9 @@ def error(precision: Precision, x: torch.Tensor) -> float:
 def test_eight_bits_lie_between_four_and_sixteen() -> None:
     x = torch.randn(16, 192).bfloat16()
     assert 0.001 < error("8bit", x) < 0.02 < error("4bit", x) < 0.15
-    sizes = [stored_bytes((3072, 12288), p) / (3072 * 12288) for p in ("4bit", "8bit", "bf16")]
+    sizes = [
+        count_stored_bytes((3072, 12288), p) / (3072 * 12288) for p in ("4bit", "8bit", "bf16")
+    ]
     assert sizes == pytest.approx([0.516, 1.0, 2.0], abs=0.001)
 
 
@@ -83,14 +85,14 @@ def test_the_bytes_are_those_that_were_computed(
         packed = bytes(parts[f"weight.{NF4_STATE}"].tolist())
         facts = json.loads(packed)
         real += len(json.dumps({**facts, "nested_offset": 0.0})) - len(packed)
-    assert real == stored_bytes(shape, precision)
-    assert stored_bytes(shape, "bf16") == 2 * shape[0] * shape[1]
+    assert real == count_stored_bytes(shape, precision)
+    assert count_stored_bytes(shape, "bf16") == 2 * shape[0] * shape[1]
 
 
 def test_nf4_survives_a_file_and_gives_bitsandbytes_own_result(tmp_path: Path) -> None:
     weight, bias = weights()
     save_file(quantise(weight, "4bit", CPU), tmp_path / "w.safetensors")
-    module = linear(load_file(tmp_path / "w.safetensors"), bias, "4bit", CPU).eval()
+    module = make_linear(load_file(tmp_path / "w.safetensors"), bias, "4bit", CPU).eval()
     stock = Linear4bit(192, 128, compute_dtype=torch.bfloat16, quant_type="nf4").eval()
     stock.load_state_dict({"weight": weight, "bias": bias})
     stock = stock.to(CPU)
@@ -102,7 +104,7 @@ def test_nf4_survives_a_file_and_gives_bitsandbytes_own_result(tmp_path: Path) -
 
 
 def test_nf4_in_chunks_is_bitsandbytes_own_nf4(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.engine.quantise.CHUNK", 192 * 50)
+    monkeypatch.setattr("worker.engine.quantise.CHUNK_WEIGHTS", 192 * 50)
     weight, _ = weights()
     packed, state = functional.quantize_4bit(
         weight, blocksize=64, compress_statistics=True, quant_type="nf4"
@@ -172,7 +174,7 @@ def test_bf16_is_no_quantisation() -> None:
     with pytest.raises(ValueError, match="not quantised"):
         quantise(weight, "bf16", CPU)
     with pytest.raises(ValueError, match="not quantised"):
-        linear({"weight": weight}, bias, "bf16", CPU)
+        make_linear({"weight": weight}, bias, "bf16", CPU)
 
 
 def test_eight_bits_use_every_level_and_no_more() -> None:
@@ -193,8 +195,8 @@ def test_a_linear_without_a_bias_has_none(precision: Precision) -> None:
     weight, bias = weights()
     parts = quantise(weight, precision, CPU)
     x = torch.randn(3, 192).bfloat16()
-    bare = linear(parts, None, precision, CPU)
-    whole = linear(parts, bias, precision, CPU)
+    bare = make_linear(parts, None, precision, CPU)
+    whole = make_linear(parts, bias, precision, CPU)
     assert "bias" not in dict(bare.named_parameters())
     assert not any(p.requires_grad for p in (*bare.parameters(), *whole.parameters()))
     assert (bare.in_features, bare.out_features) == (192, 128)

@@ -8,7 +8,7 @@ import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
 
-from worker.engine.sampler import _Pace, noise, pack, unpack
+from worker.engine.sampler import _Pace, make_noise, pack, unpack
 from worker.families.qwen_image.denoising import Conditioning, denoise, stack
 from worker.families.qwen_image.lightning import lightning
 from worker.families.qwen_image.modulation import WeightModulation
@@ -34,8 +34,8 @@ def test_a_seeds_noise_is_the_stock_pipelines() -> None:
         (1, 1, 16, 6, 4), generator=torch.Generator("cpu").manual_seed(7), dtype=torch.bfloat16
     )
     stock = QwenImagePipeline._pack_latents(drawn, 1, 16, 6, 4)
-    assert torch.equal(noise([7], 16, 6, 4, torch.bfloat16), stock)
-    assert not torch.equal(noise([8], 16, 6, 4, torch.bfloat16), stock)
+    assert torch.equal(make_noise([7], 16, 6, 4, torch.bfloat16), stock)
+    assert not torch.equal(make_noise([8], 16, 6, 4, torch.bfloat16), stock)
 
 
 def test_prompts_of_one_length_need_no_mask() -> None:

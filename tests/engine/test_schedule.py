@@ -47,8 +47,8 @@ def test_lightning_has_no_other_step_counts() -> None:
 
 def test_the_base_schedule_depends_on_the_resolution() -> None:
     """Larger pictures stay longer at high noise, and the last timestep is shift_terminal's."""
-    small = schedule.schedule(BASE, 40, 256).timesteps
-    large = schedule.schedule(BASE, 40, 6889).timesteps
+    small = schedule.make_schedule(BASE, 40, 256).timesteps
+    large = schedule.make_schedule(BASE, 40, 6889).timesteps
     assert (large[1:-1] > small[1:-1]).all()
     assert torch.allclose(small[-1], torch.tensor(20.0), atol=1e-2)
 
@@ -66,7 +66,7 @@ def test_the_base_schedule_is_the_stock_pipelines(config: dict[str, object], tok
     names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
     mu = calculate_shift(tokens, *(stock.config[name] for name in names))
     stock.set_timesteps(sigmas=np.linspace(1.0, 1 / 7, 7), mu=mu)
-    ours = schedule.schedule(config, 7, tokens)
+    ours = schedule.make_schedule(config, 7, tokens)
     assert torch.equal(ours.timesteps, stock.timesteps)
     assert torch.equal(ours.sigmas, stock.sigmas)
     assert ours.begin_index == 0
@@ -74,10 +74,10 @@ def test_the_base_schedule_is_the_stock_pipelines(config: dict[str, object], tok
 
 def test_a_family_may_have_a_formula_of_its_own_for_the_shift() -> None:
     """Then the size of the picture changes nothing but what the family makes of it."""
-    computed = schedule.schedule(BASE, 7, 4096)
-    given = schedule.schedule(BASE, 7, 36, mu=schedule._shift(computed.config, 4096))
+    computed = schedule.make_schedule(BASE, 7, 4096)
+    given = schedule.make_schedule(BASE, 7, 36, mu=schedule._compute_shift(computed.config, 4096))
     assert torch.equal(given.timesteps, computed.timesteps)
-    none = schedule.schedule(BASE, 7, 4096, mu=0.0)
+    none = schedule.make_schedule(BASE, 7, 4096, mu=0.0)
     assert torch.allclose(none.timesteps[:1], torch.tensor(1000.0))
     assert (none.timesteps[1:-1] < computed.timesteps[1:-1]).all()
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from worker import boot, preflight, settings
-from worker.bundle import format as layout
-from worker.bundle.format import Bundle
+from worker.bundle import layout
+from worker.bundle.layout import Bundle
 from worker.driver import Gpu
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.families import catalogue
@@ -23,14 +23,14 @@ from worker.families.family import Family
 from worker.families.recognise import recognise
 from worker.settings import Settings
 from worker.weights import sources
-from worker.weights.catalogue import checkpoints
+from worker.weights.meaning import find_checkpoints
 from worker.weights.snapshot import LocalSnapshot
 from worker.weights.spec import ModelSpec, Parts
 from worlds import hub as worlds_hub
 from worlds.hub import Hub
 
 CLASS = "ToneForSpeech"
-EDIT = checkpoints() / "tiny" / "edit"
+EDIT = find_checkpoints() / "tiny" / "edit"
 QWEN = "worker.families.qwen_image.model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -131,9 +131,9 @@ def test_the_words_and_families_are_those_of_all() -> None:
     assert set(BOTH.names) == {*CATALOGUE.names, "a-440", "tones"}
     assert BOTH.families == (QWEN, __name__)
     assert (BOTH.default, BOTH.embedded) == (CATALOGUE.default, CATALOGUE.embedded)
-    assert all(BOTH.row(row.name) == CATALOGUE.row(row.name) for row in CATALOGUE.rows)
+    assert all(BOTH.find_row(row.name) == CATALOGUE.find_row(row.name) for row in CATALOGUE.rows)
     with pytest.raises(KeyError, match="b-880"):
-        BOTH.row("b-880")
+        BOTH.find_row("b-880")
 
 
 def test_a_row_s_module_is_asked_to_prepare_it(
@@ -153,7 +153,7 @@ def test_a_folder_is_of_the_family_whose_class_it_names(tmp_path: Path) -> None:
     assert resolved(str(a_tone(tmp_path / "plain"))).defaults == Pitch(440)
     assert resolved(str(EDIT)).family == QWEN
     source = sources.find(
-        spec, configured(tmp_path), bundle=tmp_path / "none", bundle_fault=layout.fault
+        spec, configured(tmp_path), bundle=tmp_path / "none", bundle_fault=layout.find_fault
     )
     assert (source.kind, source.folder) == ("MODEL_PATH", folder)
 
@@ -165,7 +165,7 @@ def test_a_folder_named_like_a_row_of_one_part_is_that_row(tmp_path: Path) -> No
 
 def test_what_is_of_no_family_is_refused_with_what_all_serve(tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailable, match=rf"OtherForSpeech; .* QwenImagePipeline.*{CLASS}"):
-        BOTH.classified(resolved("someone/other"), json.loads(config("OtherForSpeech")), [])
+        BOTH.classify(resolved("someone/other"), json.loads(config("OtherForSpeech")), [])
     with pytest.raises(WeightsUnavailable, match=r"scheduler/\) or of a tone \(config\.json\)$"):
         resolved(str(tmp_path))
     (tmp_path / "config.json").write_bytes(config("OtherForSpeech"))
@@ -178,7 +178,7 @@ def test_a_config_names_no_class_where_no_family_is_of_one_part(tmp_path: Path) 
     (spec,) = CATALOGUE.resolve(["someone/hum"], settings.read({}), has_gpu=True)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsUnavailable, match=r"no model_index\.json and no manifest\.json"):
-        sources.described(spec, LocalSnapshot(tmp_path, "someone/hum"), CATALOGUE)
+        sources.complete(spec, LocalSnapshot(tmp_path, "someone/hum"), CATALOGUE)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def _killed(share: float, how: signal.Signals) -> "Case":
 
 def _part_sizes(room: Room) -> list[int]:
     """Return the bytes in each part of the shard; the other files' parts grow beside it."""
-    return [part.stat().st_size for part in temporary.parts(room.into / SHARD)]
+    return [part.stat().st_size for part in temporary.list_parts(room.into / SHARD)]
 
 
 def _wait_for_part(room: Room, share: float) -> None:
@@ -206,7 +206,7 @@ def _orphans(room: Room) -> None:
     """Parts of a dead process of this machine go at once, those of another when they are old."""
     room.into.mkdir(parents=True)
     target = room.into / "gone.safetensors"
-    mine = temporary.unique(target)
+    mine = temporary.make_path(target)
     process = subprocess.run(
         ["/bin/sh", "-c", "echo $$"], capture_output=True, text=True, check=True
     )

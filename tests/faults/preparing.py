@@ -15,13 +15,13 @@ from faults.network import Case, Expected
 from faults.room import TOKEN, Room
 from safetensors.torch import load, save
 
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.bundle.obtain import Obtained, obtain
 from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image.recipe import RECIPE
 from worker.settings import Settings, read
-from worker.weights.catalogue import checkpoints
-from worker.weights.proof import digests
+from worker.weights.meaning import find_checkpoints
+from worker.weights.proof import digest_file
 from worlds.hub import Fault, running
 from worlds.repository import in_shards
 
@@ -41,7 +41,7 @@ def obtained(settings: Settings) -> Obtained:
 @cache
 def _published() -> Mapping[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
-        out = in_shards(checkpoints() / "tiny" / "image", Path(folder) / "x", SHARDS)
+        out = in_shards(find_checkpoints() / "tiny" / "image", Path(folder) / "x", SHARDS)
         return {
             path.relative_to(out).as_posix(): path.read_bytes()
             for path in out.rglob("*")
@@ -64,7 +64,7 @@ def _components(home: Path) -> dict[str, str]:
     for path in (home / layout.COMPONENTS).rglob("*"):
         hidden = path.name.startswith(".") or layout.DAMAGED in path.parent.name
         if path.is_file() and not hidden and path.name != layout.MANIFEST:
-            found[f"{path.parent.name}/{path.name}"] = digests(path).sha256
+            found[f"{path.parent.name}/{path.name}"] = digest_file(path).sha256
     return found
 
 

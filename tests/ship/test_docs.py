@@ -14,7 +14,7 @@ import torch
 
 from bench.real_shapes import cold, shapes
 from worker import errors, settings
-from worker.bundle.prepare import sizes
+from worker.bundle.prepare import compute_sizes
 from worker.families.qwen_image.recipe import RECIPE
 from worker.tasks import request
 from worker.versions import OLDEST_DRIVER
@@ -50,7 +50,7 @@ def blocks(name: str, language: str) -> list[str]:
 def test_every_failure_code_has_its_section_in_the_order_of_the_tree() -> None:
     told = re.findall(r"^### (\w+)$", DOCS["troubleshooting.md"], re.MULTILINE)
     assert len(told) == len(set(told))
-    # bundle.format.Damaged and others refine a code of the tree
+    # bundle.layout.Damaged and others refine a code of the tree
     assert set(told) == codes()
 
 
@@ -96,7 +96,7 @@ def test_the_sizes_are_those_that_the_code_computes() -> None:
     told = {precision: [float(cell) for cell in cells.split("|")] for precision, cells in rows}
     order = cold.order(shapes.full(), "4bit", torch.device("cpu"), Path("nowhere"))
     computed = {}
-    for precision, size in sizes(order).items():
+    for precision, size in compute_sizes(order).items():
         parts = size.parts
         shared = parts["text_encoder"] + parts["vae"]
         columns = (

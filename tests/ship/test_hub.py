@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from worker import boot, preflight, settings, versions
 from worker.families.catalogue import CATALOGUE
 from worker.tasks import request
-from worker.weights.spec import lightning_steps
+from worker.weights.spec import list_lightning_steps
 from worlds import embedded
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,7 +168,7 @@ def test_the_presets_are_settings_that_resolve_to_models() -> None:
         chosen = {key: as_text(INPUTS[key], value) for key, value in preset["defaults"].items()}
         given = settings.read(defaults() | chosen)
         for spec in CATALOGUE.resolve(given.model, given, has_gpu=True):
-            steps = lightning_steps(spec, given)
+            steps = list_lightning_steps(spec, given)
             assert bool(steps) == given.use_lightning_lora
 
 

@@ -13,7 +13,7 @@ import yaml
 from tools import dockerfile, image_check
 from tools.dockerfile import Instruction
 from worker import settings
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.weights import sources
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from training.tiny.conditioning import Conditioner
 from training.tiny.flat_vae import FlatVae, initialise
 from training.tiny.lean import Conditions, Lean
 from training.tiny.train import load_start
-from worker.engine.lora import Adapters, canonical
+from worker.engine.lora import Adapters, make_canonical
 from worker.families.qwen_image.lightning import lightning_modules
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "tiny"
@@ -135,7 +135,7 @@ def test_the_worker_applies_a_lora_as_it_was_trained(small_bank: bank.Bank) -> N
         torch.testing.assert_close(lean(x, t, given), plain)
         adapters = Adapters(transformer)
         expected = lightning_modules(architecture.LAYERS)
-        adapters.attach("lightning_4", canonical(state), expected=expected)
+        adapters.attach("lightning_4", make_canonical(state), expected=expected)
         adapters.use("lightning_4")
         served = lean(x, t, given)
     assert not torch.allclose(trained, plain, atol=1e-3)

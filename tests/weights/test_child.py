@@ -1,4 +1,4 @@
-"""The transfer process: what it is asked by standard input, what it tells by standard output."""
+"""The transfer process: requests on standard input, reports on standard output."""
 
 import errno
 import json
@@ -54,7 +54,7 @@ def test_it_writes_the_file_and_tells_how_far_it_is(hub: Hub, tmp_path: Path) ->
     done = asked(hub, tmp_path / "part")
     *counts, last = done.stdout.splitlines()
     assert last == "done"
-    assert counts, "the first range is told at once"
+    assert counts, "the first range is reported at once"
     numbers = [int(count) for count in counts]
     assert numbers == sorted(numbers)
     assert 0 < numbers[0] <= numbers[-1] <= len(DATA)
@@ -81,7 +81,7 @@ def test_what_the_system_says_is_told_by_its_number(
 
 
 def test_who_asked_must_still_be_there(hub: Hub, tmp_path: Path) -> None:
-    """Its parent may end before the kernel is asked to tell of that."""
+    """Its parent may end before the kernel is asked to report that."""
     done = asked(hub, tmp_path / "part", parent=os.getppid())
     assert done.returncode == 1
     assert done.stdout == ""

@@ -17,9 +17,9 @@ from worker import settings
 from worker.errors import HubUnreachable, VolumeFull, WeightsUnavailable
 from worker.weights import download, metadata, retry, space, temporary
 from worker.weights.download import fetch_snapshot
-from worker.weights.proof import RemoteFile, difference, digests
+from worker.weights.proof import RemoteFile, digest_file, find_difference
 from worker.weights.retry import AttemptFailed, Patience, WrongBytes
-from worker.weights.snapshot import named
+from worker.weights.snapshot import find_file
 from worlds.hub import Entry, Fault
 
 # where requests are counted, a busy machine must not look like a hub that stands still
@@ -44,7 +44,7 @@ def test_a_snapshot_arrives_whole_with_our_own_sha256(both: Room) -> None:
     snapshot = both.snapshot()
     found = fetch_snapshot(snapshot, snapshot.files, both.into, both.settings)
     assert {name: p.path.read_bytes() for name, p in found.items()} == both.published
-    assert all(p.sha256 == digests(p.path).sha256 and p.disposable for p in found.values())
+    assert all(p.sha256 == digest_file(p.path).sha256 and p.disposable for p in found.values())
 
 
 def test_progress_ends_at_every_files_size(both: Room) -> None:
@@ -97,7 +97,7 @@ def test_no_token_and_no_address_are_in_the_log(
 
 def test_a_range_is_read_exactly(made: Room) -> None:
     snapshot = made.snapshot()
-    shard = named(snapshot, SHARD)
+    shard = find_file(snapshot, SHARD)
     assert snapshot.read_range(shard, 8, 1000) == made.published[SHARD][8:1000]
     assert snapshot.read_range(shard, 0, shard.size) == made.published[SHARD]
     assert snapshot.read_range(shard, 5, 5) == b""
@@ -105,7 +105,7 @@ def test_a_range_is_read_exactly(made: Room) -> None:
 
 def test_ranges_share_a_connection_to_each_host(made: Room) -> None:
     snapshot = made.snapshot()
-    shard = named(snapshot, SHARD)
+    shard = find_file(snapshot, SHARD)
     before = len(made.hub.connections)
     for start in range(0, 100, 10):
         snapshot.read_range(shard, start, start + 10)
@@ -116,14 +116,14 @@ def test_ranges_share_a_connection_to_each_host(made: Room) -> None:
 def test_a_range_that_is_not_the_one_asked_for_is_asked_for_again(made: Room, act: str) -> None:
     snapshot = made.snapshot()
     made.hub.misbehave(Fault(act, path=SHARD))  # type: ignore[arg-type]
-    shard = named(snapshot, SHARD)
+    shard = find_file(snapshot, SHARD)
     assert snapshot.read_range(shard, 100, 9000) == made.published[SHARD][100:9000]
     assert len(made.hub.requests("bytes", SHARD)) == 3, "one more, as http is read twice"
 
 
 def test_a_flipped_byte_in_a_range_is_noticed_over_http(made: Room) -> None:
     snapshot = made.snapshot()
-    shard = named(snapshot, SHARD)
+    shard = find_file(snapshot, SHARD)
     made.hub.misbehave(Fault("flip", path=SHARD))
     assert snapshot.read_range(shard, 100, 9000) == made.published[SHARD][100:9000]
     assert len(made.hub.requests("bytes", SHARD)) == 4
@@ -131,7 +131,7 @@ def test_a_flipped_byte_in_a_range_is_noticed_over_http(made: Room) -> None:
 
 def test_a_small_file_is_read_with_proof(made: Room) -> None:
     snapshot = made.snapshot()
-    index = named(snapshot, "model_index.json")
+    index = find_file(snapshot, "model_index.json")
     made.hub.misbehave(Fault("flip", path="model_index.json"))
     assert json.loads(snapshot.read_file(index)) == {"_class_name": "QwenImagePipeline"}
     assert len(made.hub.requests("bytes", "model_index.json")) == 2
@@ -186,7 +186,7 @@ def test_a_revision_keeps_its_commit(made: Room) -> None:
 
 
 def test_a_commit_that_is_gone_is_forgotten(made: Room) -> None:
-    """A history that was rewritten does not fail for ever."""
+    """A history that was rewritten does not fail forever."""
     first = made.snapshot()
     newer = made.hub.add(REPOSITORY, {"model_index.json": b"{}"})
     made.hub.commits[REPOSITORY][first.commit].clear()
@@ -270,9 +270,9 @@ def test_wrong_bytes_end_before_the_attempts_do() -> None:
 def test_room_is_asked_for_with_the_reserve(tmp_path: Path) -> None:
     free = space.free_bytes(tmp_path, settings.read({}))
     read = settings.read({"MIN_STORAGE_FREE_GB": str(free / 1e9 - 1)})
-    space.require(500_000_000, tmp_path, read)
+    space.require_space(500_000_000, tmp_path, read)
     with pytest.raises(VolumeFull, match=r"more disk space is needed: 3\.00 GB to write"):
-        space.require(3_000_000_000, tmp_path, read)
+        space.require_space(3_000_000_000, tmp_path, read)
 
 
 def test_the_quota_counts_all_that_the_home_holds_and_links_once(
@@ -291,17 +291,17 @@ def test_the_quota_counts_all_that_the_home_holds_and_links_once(
 def test_a_proof_names_the_difference(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"hello")
-    found = digests(path)
+    found = digest_file(path)
     # git hash-object gives this for "hello" without a line end
     assert found.blob_id == "b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0"
-    assert difference(found, RemoteFile("file", 5, blob_id=found.blob_id)) is None
-    assert difference(found, RemoteFile("file", 6)) == "5 bytes instead of 6"
-    assert difference(found, RemoteFile("file", 5, sha256="0" * 64)) is not None
-    assert difference(found, RemoteFile("file", 5, blob_id="0" * 40)) is not None
+    assert find_difference(found, RemoteFile("file", 5, blob_id=found.blob_id)) is None
+    assert find_difference(found, RemoteFile("file", 6)) == "5 bytes instead of 6"
+    assert find_difference(found, RemoteFile("file", 5, sha256="0" * 64)) is not None
+    assert find_difference(found, RemoteFile("file", 5, blob_id="0" * 40)) is not None
 
 
 def test_a_part_is_never_an_orphan_while_its_process_runs(tmp_path: Path) -> None:
-    part = temporary.unique(tmp_path / "model.safetensors")
+    part = temporary.make_path(tmp_path / "model.safetensors")
     part.touch()
     os.utime(part, (0, 0))
     assert not temporary.is_orphan(part)
@@ -310,7 +310,7 @@ def test_a_part_is_never_an_orphan_while_its_process_runs(tmp_path: Path) -> Non
 
 
 def test_unique_names_are_unique(tmp_path: Path) -> None:
-    names = {temporary.unique(tmp_path / "a") for _ in range(100)}
+    names = {temporary.make_path(tmp_path / "a") for _ in range(100)}
     assert len(names) == 100
 
 

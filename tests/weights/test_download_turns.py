@@ -14,7 +14,7 @@ from faults.room import FAST, SHARD, Room, room
 from worker.errors import HubUnreachable, VolumeFull, WeightsUnavailable
 from worker.weights import download, temporary
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import named
+from worker.weights.snapshot import find_file
 from worlds.hub import Fault
 
 ENDS_S = 60.0
@@ -32,7 +32,7 @@ def lock_of(target: Path) -> Path:
 
 
 @contextmanager
-def held(made: Room) -> Iterator[Path]:
+def locked(made: Room) -> Iterator[Path]:
     """Hold the lock of the shard as another process does; give the shard's final name."""
     target = made.into / SHARD
     target.parent.mkdir(parents=True)
@@ -45,7 +45,7 @@ def fetched(made: Room) -> threading.Thread:
     """Fetch the shard in a thread."""
     snapshot = made.snapshot()
     thread = threading.Thread(
-        target=snapshot.fetch_file, args=(named(snapshot, SHARD), made.into), daemon=True
+        target=snapshot.fetch_file, args=(find_file(snapshot, SHARD), made.into), daemon=True
     )
     thread.start()
     return thread
@@ -57,8 +57,8 @@ def test_a_holder_that_moves_on_is_waited_for_and_its_file_taken(
     """Longer than a stall, as long as its part grows; then not a byte is asked for."""
     monkeypatch.setattr(download, "POLL_S", 0.02)
     made.patience = replace(made.patience, stall_s=1.0)
-    with held(made) as target:
-        part = temporary.unique(target, resumable=True)
+    with locked(made) as target:
+        part = temporary.make_path(target, resumable=True)
         data = made.published[SHARD]
         thread = fetched(made)
         step = len(data) // 30
@@ -78,8 +78,8 @@ def test_a_holder_that_stands_still_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(download, "POLL_S", 0.02)
     made.patience = replace(made.patience, stall_s=0.2)
-    with held(made) as target:
-        temporary.unique(target, resumable=True).write_bytes(b"some")
+    with locked(made) as target:
+        temporary.make_path(target, resumable=True).write_bytes(b"some")
         thread = fetched(made)
         thread.join(ENDS_S)
         assert not thread.is_alive(), "it waits for the dead"
@@ -120,18 +120,18 @@ def test_a_part_that_is_waited_for_may_go_at_any_time(
 ) -> None:
     """Its owner renames it between our look at the folder and our look at the part."""
     target = made.into / "x"
-    gone = temporary.unique(target)
+    gone = temporary.make_path(target)
     there = target.with_name("there")
     made.into.mkdir(parents=True)
     there.touch()
-    monkeypatch.setattr(temporary, "parts", lambda _target: [gone, there])
+    monkeypatch.setattr(temporary, "list_parts", lambda _target: [gone, there])
     assert [name for name, *_ in download._read_activity(target)] == ["there"]
 
 
 def test_a_resumed_part_needs_room_for_the_rest_only(made: Room) -> None:
     """What a dead process left counts as written."""
     snapshot = made.snapshot()
-    shard = named(snapshot, SHARD)
+    shard = find_file(snapshot, SHARD)
     target = made.into / SHARD
     target.parent.mkdir(parents=True)
     have = shard.size - 1000
@@ -183,7 +183,7 @@ def test_a_file_that_the_hub_has_no_more_makes_the_next_start_ask_again(made: Ro
     assert snapshot.record is not None
     made.patience = replace(made.patience, attempts=1)
     tired = replace(snapshot, patience=made.patience)
-    shard = named(snapshot, SHARD)
+    shard = find_file(snapshot, SHARD)
     made.hub.misbehave(Fault("status", "resolve", path=SHARD, status=503))
     with pytest.raises(HubUnreachable):
         tired.read_range(shard, 0, 10)
@@ -220,7 +220,7 @@ def test_digests_are_the_ones_that_the_hub_recorded(made: Room) -> None:
 def test_a_range_outside_the_file_is_a_mistake_of_ours(made: Room, span: tuple[int, int]) -> None:
     snapshot = made.snapshot()
     with pytest.raises(ValueError, match="of a file of"):
-        snapshot.read_range(named(snapshot, SHARD), *span)
+        snapshot.read_range(find_file(snapshot, SHARD), *span)
     assert not made.hub.requests("bytes")
 
 
@@ -228,14 +228,14 @@ def test_progress_comes_as_the_bytes_do(made: Room) -> None:
     """Before the end, when a body stands still in the middle."""
     made.hub.misbehave(Fault("stall-body", path=SHARD))
     snapshot = made.snapshot()
-    told: list[int] = []
+    reported: list[int] = []
 
     def progress(_file: RemoteFile, done: int) -> None:
-        told.append(done)
+        reported.append(done)
         if done >= len(made.published[SHARD]) // 2:
             made.hub.released.set()
 
-    snapshot.fetch_file(named(snapshot, SHARD), made.into, progress)
-    assert told[0] < len(made.published[SHARD])
-    assert told == sorted(told)
-    assert told[-1] == len(made.published[SHARD])
+    snapshot.fetch_file(find_file(snapshot, SHARD), made.into, progress)
+    assert reported[0] < len(made.published[SHARD])
+    assert reported == sorted(reported)
+    assert reported[-1] == len(made.published[SHARD])

@@ -206,9 +206,9 @@ def test_the_hub_may_say_how_long_to_wait(world: Hub, hub: client.Hub) -> None:
     )
     waits = []
     for _ in range(2):
-        with pytest.raises(AttemptFailed) as told:
+        with pytest.raises(AttemptFailed) as caught:
             hub.open(url(world, hub, "weights.safetensors"), PATIENCE, what="x")
-        waits.append(told.value.wait_s)
+        waits.append(caught.value.wait_s)
     assert waits == [7, None]
 
 

@@ -1,4 +1,4 @@
-"""A download tells how far it is: a bar in a terminal, else a line now and then."""
+"""A download reports its progress: a bar in a terminal, else a line now and then."""
 
 import io
 import json

@@ -18,7 +18,7 @@ from worker.weights import parallel
 from worker.weights.download import HubSnapshot
 from worker.weights.proof import RemoteFile
 from worker.weights.retry import AttemptFailed
-from worker.weights.snapshot import Progress, named, quiet
+from worker.weights.snapshot import ReportProgress, find_file, quiet
 from worlds.hub import Fault
 
 # nothing here is to end because the time of a stall has passed
@@ -73,10 +73,12 @@ def spans(made: Room, path: str = SHARD) -> list[str | None]:
     return [seen.span for seen in made.hub.requests("bytes", path)]
 
 
-def fetch(made: Room, snapshot: HubSnapshot | None = None, progress: Progress = quiet) -> None:
+def fetch(
+    made: Room, snapshot: HubSnapshot | None = None, progress: ReportProgress = quiet
+) -> None:
     """Fetch the first shard alone, and find it whole, with nothing left beside it."""
     snapshot = snapshot or made.snapshot()
-    in_time(lambda: snapshot.fetch_file(named(snapshot, SHARD), made.into, progress))
+    in_time(lambda: snapshot.fetch_file(find_file(snapshot, SHARD), made.into, progress))
     assert (made.into / SHARD).read_bytes() == made.published[SHARD]
     assert not made.parts()
 
@@ -112,12 +114,12 @@ def test_a_transfer_process_that_does_nothing_leaves_the_work_to_the_sure_way(
 def test_progress_is_told_while_the_transfer_runs(made: Room) -> None:
     """Bytes are counted as they come, never more than the file has, and all of them at the end."""
     made.hub.misbehave(Fault("stall-body", path=SHARD, skip=3))
-    told: list[int] = []
+    reported: list[int] = []
     early: list[int] = []
 
     def progress(file: RemoteFile, done: int) -> None:
         assert file.path == SHARD
-        told.append(done)
+        reported.append(done)
         if done and not early:
             early.append(done)
             made.hub.released.set()
@@ -125,8 +127,8 @@ def test_progress_is_told_while_the_transfer_runs(made: Room) -> None:
     fetch(made, progress=progress)
     size = len(made.published[SHARD])
     assert 0 < early[0] < size
-    assert told == sorted(told)
-    assert told[-1] == size
+    assert reported == sorted(reported)
+    assert reported[-1] == size
 
 
 def test_a_range_that_fails_is_asked_for_again_by_the_transfer_itself(made: Room) -> None:
@@ -161,7 +163,7 @@ def test_every_range_goes_straight_to_the_storage_and_without_the_token(made: Ro
 def transfer(made: Room, part: Path) -> None:
     """Have one transfer write to `part`."""
     snapshot = made.snapshot()
-    shard = named(snapshot, SHARD)
+    shard = find_file(snapshot, SHARD)
     parallel.download(
         snapshot.hub,
         snapshot.hub.address(snapshot.repository, snapshot.commit, shard.path),

@@ -1,4 +1,4 @@
-"""Bytes are proven by size and digest, and a cut safetensors file is told by its header."""
+"""Bytes are proven by size and digest, and a cut safetensors file is recognised by its header."""
 
 import hashlib
 import json
@@ -11,10 +11,10 @@ from worker.weights.proof import (
     READ_BYTES,
     Digests,
     RemoteFile,
-    difference,
-    digests,
-    digests_of,
-    safetensors_fault,
+    digest_bytes,
+    digest_file,
+    find_difference,
+    find_fault,
 )
 
 A, B = "a" * 64, "b" * 64
@@ -28,8 +28,8 @@ def test_digests_are_of_all_bytes_whatever_the_size(tmp_path: Path, size: int) -
     path.write_bytes(data)
     blob = hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False).hexdigest()
     expected = Digests(size, hashlib.sha256(data).hexdigest(), blob)
-    assert digests(path) == digests_of(data) == expected
-    assert digests(path, blob_id=False) == Digests(size, expected.sha256, None)
+    assert digest_file(path) == digest_bytes(data) == expected
+    assert digest_file(path, blob_id=False) == Digests(size, expected.sha256, None)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_digests_are_of_all_bytes_whatever_the_size(tmp_path: Path, size: int) -
     ],
 )
 def test_what_is_recorded_is_compared(file: RemoteFile, reason: str | None) -> None:
-    assert difference(Digests(5, A, GIT_A), file) == reason
+    assert find_difference(Digests(5, A, GIT_A), file) == reason
 
 
 def safetensors(header: bytes, data: bytes = b"", *, length: int | None = None) -> bytes:
@@ -78,7 +78,7 @@ WHOLE = safetensors(of(a=3, b=8, c=5), bytes(8))
 )
 def test_a_whole_safetensors_file_has_no_fault(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "x").write_bytes(data)
-    assert safetensors_fault(tmp_path / "x") is None
+    assert find_fault(tmp_path / "x") is None
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,4 @@ def test_a_safetensors_file_that_cannot_be_whole_says_why(
     tmp_path: Path, data: bytes, reason: str
 ) -> None:
     (tmp_path / "x").write_bytes(data)
-    assert safetensors_fault(tmp_path / "x") == reason
+    assert find_fault(tmp_path / "x") == reason

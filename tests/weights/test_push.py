@@ -1,4 +1,4 @@
-"""What was pushed is what comes back, and who may not push is told what is needed."""
+"""What was pushed is what comes back; without permission, the error says what is needed."""
 
 import json
 from collections.abc import Iterator, Mapping

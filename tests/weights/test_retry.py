@@ -86,10 +86,10 @@ def test_what_no_attempt_mends_is_not_tried_again(error: Exception) -> None:
 
 
 def test_the_last_reason_is_told_with_what_to_do() -> None:
-    with pytest.raises(HubUnreachable, match=r"^org/name: x\.json: cut short") as told:
+    with pytest.raises(HubUnreachable, match=r"^org/name: x\.json: cut short") as caught:
         Patience(attempts=1).retry(_cut, "org/name: x.json")
-    assert "HF_ENDPOINT" in told.value.message
-    assert told.value.retryable
+    assert "HF_ENDPOINT" in caught.value.message
+    assert caught.value.retryable
 
 
 def _cut() -> None:

@@ -10,7 +10,7 @@ from faults.room import FAST, REPOSITORY, SHARD, Room, room
 
 from worker.errors import HubUnreachable
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import named
+from worker.weights.snapshot import find_file
 from worlds.hub import Fault
 
 START, END = 100, 9000
@@ -42,7 +42,7 @@ def made(tmp_path: Path) -> Iterator[Room]:
         yield given
 
 
-def told(name: str, first: int, last: int, size: int, times: int | None = 1) -> Fault:
+def answer_range(name: str, first: int, last: int, size: int, times: int | None = 1) -> Fault:
     """Return a hub's answer with the right bytes under such a Content-Range."""
     template = RANGES[name]
     headers = {}
@@ -56,16 +56,16 @@ def told(name: str, first: int, last: int, size: int, times: int | None = 1) -> 
 @pytest.mark.parametrize("name", RANGES)
 def test_a_range_with_such_a_content_range_is_asked_for_again(made: Room, name: str) -> None:
     snapshot = made.snapshot()
-    shard = named(snapshot, SHARD)
-    made.hub.misbehave(told(name, START, END - 1, shard.size))
+    shard = find_file(snapshot, SHARD)
+    made.hub.misbehave(answer_range(name, START, END - 1, shard.size))
     assert snapshot.read_range(shard, START, END) == made.published[SHARD][START:END]
     assert len(made.hub.requests("bytes", SHARD)) == 3, "one more, as http is read twice"
 
 
 def test_a_hub_that_never_says_which_range_it_sends_is_not_believed(made: Room) -> None:
     snapshot = made.snapshot()
-    shard = named(snapshot, SHARD)
-    made.hub.misbehave(told("missing", START, END - 1, shard.size, times=None))
+    shard = find_file(snapshot, SHARD)
+    made.hub.misbehave(answer_range("missing", START, END - 1, shard.size, times=None))
     with pytest.raises(HubUnreachable, match="another range"):
         snapshot.read_range(shard, START, END)
 
@@ -74,7 +74,7 @@ def test_a_hub_that_never_says_which_range_it_sends_is_not_believed(made: Room) 
 def test_a_resumed_download_starts_anew_after_such_a_content_range(made: Room, name: str) -> None:
     size = len(made.published[SHARD])
     have = size * 2 // 5
-    made.hub.misbehave(Fault("cut", path=SHARD, at=0.4), told(name, have, size - 1, size))
+    made.hub.misbehave(Fault("cut", path=SHARD, at=0.4), answer_range(name, have, size - 1, size))
     made.fetch()
     assert not made.wrong()
     assert not made.missing()
@@ -87,7 +87,7 @@ def test_a_resumed_download_starts_anew_after_such_a_content_range(made: Room, n
 def test_the_parallel_way_is_not_taken_where_the_hub_answers_so(made: Room, name: str) -> None:
     made.parallel = True
     size = len(made.published[SHARD])
-    made.hub.misbehave(told(name, 0, 0, size, times=None))
+    made.hub.misbehave(answer_range(name, 0, 0, size, times=None))
     made.fetch()
     assert not made.wrong()
     assert not made.missing()
@@ -98,7 +98,7 @@ def test_the_parallel_way_is_not_taken_where_the_hub_answers_so(made: Room, name
 def test_a_hub_that_ignores_range_may_still_send_the_whole_file(made: Room) -> None:
     """It is what was asked for, if the whole was asked for and nothing less."""
     snapshot = made.snapshot()
-    shard = named(snapshot, SHARD)
+    shard = find_file(snapshot, SHARD)
     made.hub.misbehave(Fault("no-range", path=SHARD, times=2))
     assert snapshot.read_range(shard, 0, shard.size) == made.published[SHARD]
     assert len(made.hub.requests("bytes", SHARD)) == 2
@@ -172,16 +172,16 @@ def test_a_hub_that_ignores_range_makes_the_part_start_anew(made: Room) -> None:
 @pytest.mark.parametrize("act", ["long", "gzip", "html"])
 def test_a_body_of_another_size_is_not_written_to_its_end(made: Room, act: str) -> None:
     made.hub.misbehave(Fault(act, path=SHARD))  # type: ignore[arg-type]
-    told: list[int] = []
+    reported: list[int] = []
 
     def progress(file: RemoteFile, done: int) -> None:
         if file.path == SHARD:
-            told.append(done)
+            reported.append(done)
 
     made.fetch(progress)
     assert not made.wrong()
     assert spans(made) == [None, None]
-    assert max(told) == len(made.published[SHARD])
+    assert max(reported) == len(made.published[SHARD])
 
 
 def test_an_empty_file_is_made(made: Room) -> None:

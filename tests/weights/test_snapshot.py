@@ -9,7 +9,7 @@ import pytest
 
 from worker.errors import WeightsUnavailable
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import LocalSnapshot, Proven, named
+from worker.weights.snapshot import LocalSnapshot, Proven, find_file
 
 
 def sha256(data: bytes) -> str:
@@ -73,14 +73,14 @@ def test_a_caches_links_give_the_digests_away(cache: Path) -> None:
 
 def test_a_link_to_a_file_of_another_name_gives_nothing_away(folder: Path) -> None:
     (folder / "linked.json").symlink_to(folder / "model_index.json")
-    file = named(snapshot(folder), "linked.json")
+    file = find_file(snapshot(folder), "linked.json")
     assert (file.sha256, file.blob_id, file.size) == (None, None, 2)
 
 
 def test_equal_digests_mean_equal_bytes_wherever_they_lie(folder: Path) -> None:
     found = snapshot(folder)
     for path, data in CONTENT.items():
-        assert found.digest(named(found, path)) == f"sha256:{sha256(data)}"
+        assert found.digest(find_file(found, path)) == f"sha256:{sha256(data)}"
 
 
 def test_a_digest_that_a_link_gives_away_is_not_computed(cache: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_digest_that_a_link_gives_away_is_not_computed(cache: Path) -> None:
         "vae/config.json": f"git:{blob_id(CONTENT['vae/config.json'])}",
         "vae/model.safetensors": f"sha256:{sha256(WEIGHTS)}",
     }
-    assert found.digest(named(found, "vae/model.safetensors")) == files["vae/model.safetensors"]
+    assert found.digest(find_file(found, "vae/model.safetensors")) == files["vae/model.safetensors"]
 
 
 @pytest.mark.parametrize("layout", ["folder", "cache"])
@@ -100,12 +100,14 @@ def test_a_file_is_given_where_it_lies_and_nothing_is_copied(
     layout: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     found = snapshot(request.getfixturevalue(layout))
-    told: list[tuple[str, int]] = []
+    reported: list[tuple[str, int]] = []
     for path, data in CONTENT.items():
-        file = named(found, path)
-        proven = found.fetch_file(file, tmp_path / "into", lambda f, n: told.append((f.path, n)))
+        file = find_file(found, path)
+        proven = found.fetch_file(
+            file, tmp_path / "into", lambda f, n: reported.append((f.path, n))
+        )
         assert proven == Proven(found.folder / path, sha256(data), disposable=False)
-    assert told == [(path, len(data)) for path, data in CONTENT.items()]
+    assert reported == [(path, len(data)) for path, data in CONTENT.items()]
     assert not (tmp_path / "into").exists()
 
 
@@ -115,12 +117,12 @@ def test_a_damaged_file_of_a_cache_is_not_given_and_not_touched(
     cache: Path, path: str, damage: str
 ) -> None:
     found = snapshot(cache)
-    file = named(found, path)
+    file = find_file(found, path)
     data = CONTENT[path][:-1] if damage == "cut" else CONTENT[path][:-1] + b"\x7f"
     (cache / path).resolve().write_bytes(data)
-    with pytest.raises(WeightsUnavailable, match=f"org/model: the local {path} has") as told:
+    with pytest.raises(WeightsUnavailable, match=f"org/model: the local {path} has") as caught:
         found.fetch_file(file, cache)
-    assert str(cache) not in told.value.message
+    assert str(cache) not in caught.value.message
     with pytest.raises(WeightsUnavailable, match="replace that file"):
         found.read_file(file)
     assert (cache / path).read_bytes() == data
@@ -132,12 +134,12 @@ def test_a_cut_safetensors_file_of_a_plain_folder_is_not_given(folder: Path) -> 
     again = snapshot(folder)
     for each in (found, again):
         with pytest.raises(WeightsUnavailable, match=r"vae/model.safetensors has .* instead of"):
-            each.fetch_file(named(each, "vae/model.safetensors"), folder)
+            each.fetch_file(find_file(each, "vae/model.safetensors"), folder)
 
 
 def test_a_range_is_read_exactly_and_never_past_the_end(folder: Path) -> None:
     found = snapshot(folder)
-    file = named(found, "vae/model.safetensors")
+    file = find_file(found, "vae/model.safetensors")
     assert found.read_range(file, 3, 11) == WEIGHTS[3:11]
     assert found.read_range(file, 0, len(WEIGHTS)) == WEIGHTS
     assert found.read_range(file, 7, 7) == b""
@@ -147,12 +149,12 @@ def test_a_range_is_read_exactly_and_never_past_the_end(folder: Path) -> None:
 
 def test_a_small_file_is_read_whole(folder: Path, cache: Path) -> None:
     for each in (snapshot(folder), snapshot(cache)):
-        assert each.read_file(named(each, "vae/config.json")) == CONTENT["vae/config.json"]
+        assert each.read_file(find_file(each, "vae/config.json")) == CONTENT["vae/config.json"]
 
 
 def test_a_file_that_changes_after_it_was_read_is_named(folder: Path) -> None:
     found = snapshot(folder)
-    file = named(found, "vae/config.json")
+    file = find_file(found, "vae/config.json")
     first = found.digest(file)
     assert found.digest(file) == first
     (folder / file.path).write_bytes(b"{'a': 2}")
@@ -162,6 +164,6 @@ def test_a_file_that_changes_after_it_was_read_is_named(folder: Path) -> None:
 
 def test_a_file_that_is_not_there_is_named(folder: Path) -> None:
     found = snapshot(folder)
-    assert named(found, "model_index.json") == RemoteFile("model_index.json", 2)
+    assert find_file(found, "model_index.json") == RemoteFile("model_index.json", 2)
     with pytest.raises(WeightsUnavailable, match=r"org/model has no vae/other.json; check MODEL"):
-        named(found, "vae/other.json")
+        find_file(found, "vae/other.json")

@@ -12,15 +12,15 @@ from worker import settings
 from worker.errors import WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
 from worker.settings import Settings
-from worker.weights import layout, sources
-from worker.weights.proof import digests
-from worker.weights.snapshot import LocalSnapshot, named
-from worker.weights.sources import Source
+from worker.weights import checkpoint, sources
+from worker.weights.proof import digest_file
+from worker.weights.snapshot import LocalSnapshot, find_file
+from worker.weights.sources import WeightSource
 from worker.weights.spec import LoraFile, ModelSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LAST = "diffusion_pytorch_model-00002-of-00002.safetensors"
-SPEC = CATALOGUE.row("qwen-image")
+SPEC = CATALOGUE.find_row("qwen-image")
 
 
 def safetensors(values: int = 4) -> bytes:
@@ -76,7 +76,7 @@ def configured(home: Path, **environ: str) -> Settings:
     return settings.read({"RUNPOD_CACHE_DIR": str(home / "cache"), **environ})
 
 
-def find(home: Path, spec: ModelSpec = SPEC, **environ: str) -> Source:
+def find(home: Path, spec: ModelSpec = SPEC, **environ: str) -> WeightSource:
     return sources.find(
         spec,
         configured(home, **environ),
@@ -172,7 +172,7 @@ def test_a_lora_may_come_from_hugging_faces_cache(home: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "b.safetensors").write_bytes(safetensors())
     read = configured(home, HF_HOME=str(home / "hf"))
-    found = sources.lora_of(LoraFile("someone/loras", "b.safetensors"), own, read)
+    found = sources.open_lora(LoraFile("someone/loras", "b.safetensors"), own, read)
     assert isinstance(found, LocalSnapshot)
     assert found.folder == folder
 
@@ -243,7 +243,7 @@ def test_model_path_may_hold_several_models(home: Path) -> None:
 
 def test_a_folder_that_model_names_is_never_replaced_by_another_source(home: Path) -> None:
     folder = publish(home / "mine")
-    spec = CATALOGUE.of_folder(folder)
+    spec = CATALOGUE.describe_folder(folder)
     assert find(home, spec).folder == folder
     damage(folder, "shard missing")
     with pytest.raises(WeightsUnavailable, match="lacks transformer/") as refused:
@@ -286,11 +286,11 @@ def test_one_folder_is_not_two_models(home: Path) -> None:
     """MODEL_PATH that is one model's folder means MODEL's one model, and none of several."""
     publish(home / "mine")
     for models in ("alice/foo,bob/foo", "qwen-image,qwen-image-2512"):
-        told = [of_path(home, spec) for spec in word(models)]
-        assert [t.startswith("does not say that it is") for t in told] == [True, True]
+        reasons = [of_path(home, spec) for spec in word(models)]
+        assert [t.startswith("does not say that it is") for t in reasons] == [True, True]
     publish(home / "Qwen-Image")
-    told = [of_path(home, spec, "Qwen-Image") for spec in word("qwen-image,qwen-image-2512")]
-    assert told == ["Qwen-Image", "does not say that it is Qwen/Qwen-Image-2512"]
+    reasons = [of_path(home, spec, "Qwen-Image") for spec in word("qwen-image,qwen-image-2512")]
+    assert reasons == ["Qwen-Image", "does not say that it is Qwen/Qwen-Image-2512"]
 
 
 def test_a_folder_below_model_path_is_a_model_and_not_its_part(home: Path) -> None:
@@ -322,9 +322,9 @@ def test_a_given_bundle_of_a_folder_is_what_the_operator_says(home: Path) -> Non
 def test_a_bundle_that_was_pushed_under_another_name_lies_at_that_name(home: Path) -> None:
     """As the image keeps it: its manifest names what it was made of, its place what it is."""
     (spec,) = word("me/foo-4bit")
-    made_of(home / "baked" / sources.place_of(spec), "alice/foo", COMMIT)
+    made_of(home / "baked" / sources.make_place(spec), "alice/foo", COMMIT)
     assert find(home, spec).kind == "image"
-    assert str(sources.place_of(SPEC)) == "qwen-image"
+    assert str(sources.make_place(SPEC)) == "qwen-image"
 
 
 @pytest.mark.parametrize(
@@ -372,11 +372,11 @@ def test_the_cache_prefers_the_exact_name(home: Path) -> None:
 def test_a_lora_comes_from_the_models_own_files_or_from_the_cache(home: Path) -> None:
     own = LocalSnapshot(publish(home / "mine"), "mine")
     read = configured(home)
-    assert sources.lora_of(LoraFile(None, "lightning/a.safetensors"), own, read) is own
+    assert sources.open_lora(LoraFile(None, "lightning/a.safetensors"), own, read) is own
     folder = cache(home / "cache", "someone/loras")
     folder.mkdir(parents=True)
     (folder / "b.safetensors").write_bytes(safetensors())
-    found = sources.lora_of(LoraFile("someone/loras", "b.safetensors"), own, read)
+    found = sources.open_lora(LoraFile("someone/loras", "b.safetensors"), own, read)
     assert isinstance(found, LocalSnapshot)
     assert (found.folder, found.commit) == (folder, COMMIT)
 
@@ -389,11 +389,11 @@ def test_a_caches_links_prove_its_files(home: Path) -> None:
     blobs.mkdir()
     data = safetensors()
     (blobs / "new").write_bytes(data)
-    blob = blobs / digests(blobs / "new").sha256
+    blob = blobs / digest_file(blobs / "new").sha256
     (blobs / "new").rename(blob)
     (folder / "x.safetensors").symlink_to(blob)
     snapshot = LocalSnapshot(folder, SPEC.repository, COMMIT)
-    file = named(snapshot, "x.safetensors")
+    file = find_file(snapshot, "x.safetensors")
     proven = snapshot.fetch_file(file, home / "unused")
     assert (proven.sha256, proven.disposable) == (blob.name, False)
     assert snapshot.digest(file) == f"sha256:{blob.name}"
@@ -419,7 +419,9 @@ def test_only_the_files_that_a_model_needs_are_needed() -> None:
         "safety_checker/model.safetensors",
         "lightning/tiny-Lightning-8steps.safetensors",
     ]
-    assert set(paths) - set(layout.needed(paths, (*SPEC.parts.weights, *SPEC.parts.beside))) == {
+    assert set(paths) - set(
+        checkpoint.list_needed(paths, (*SPEC.parts.weights, *SPEC.parts.beside))
+    ) == {
         "README.md",
         "picture.png",
         "transformer/diffusion_pytorch_model.fp16.safetensors",
@@ -432,7 +434,7 @@ def test_a_bundle_of_a_known_model_is_that_model(home: Path) -> None:
     manifest = {"model": "qwen-image-edit-2511", "pipeline": "QwenImageEditPlusPipeline"}
     folder = bundle(home / "pushed")
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    spec = CATALOGUE.of_folder(folder)
+    spec = CATALOGUE.describe_folder(folder)
     assert (spec.name, spec.folder, spec.defaults.steps) == ("qwen-image-edit-2511", folder, 40)
     source = find(home, spec)
     assert (source.bundle, source.folder) == (True, folder)
@@ -442,6 +444,6 @@ def test_another_repository_describes_itself(home: Path) -> None:
     folder = publish(home / "painter", "QwenImageEditPlusPipeline")
     (folder / "worker.json").write_text(json.dumps({"area": 96 * 96}))
     (spec,) = CATALOGUE.resolve(["someone/painter"], configured(home), has_gpu=True)
-    known = sources.described(spec, LocalSnapshot(folder, "someone/painter"), CATALOGUE)
+    known = sources.complete(spec, LocalSnapshot(folder, "someone/painter"), CATALOGUE)
     assert known.tasks == ("edit",)
     assert (known.defaults.area, known.defaults.max_references) == (96 * 96, 3)

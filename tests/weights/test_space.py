@@ -109,9 +109,9 @@ def test_room_for_exactly_what_is_needed_is_room_enough(
     mount(tmp_path / "volume")
     read = settings.read({"MIN_STORAGE_FREE_GB": "0.002", "MODEL_DIR": str(tmp_path / "volume")})
     free = space.free_bytes(tmp_path / "volume", read)
-    space.require(free - 2 * MB, tmp_path / "volume", read)
+    space.require_space(free - 2 * MB, tmp_path / "volume", read)
     with pytest.raises(VolumeFull):
-        space.require(free - 2 * MB + 1, tmp_path / "volume", read)
+        space.require_space(free - 2 * MB + 1, tmp_path / "volume", read)
 
 
 @pytest.mark.parametrize(("size", "said"), [(9_999_999, "10.000 MB"), (10_000_000, "0.01 GB")])
@@ -153,7 +153,7 @@ def test_a_quota_that_the_disk_does_not_show_is_named(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_told_as_that(tmp_path: Path, number: int) -> None:
     with (
         pytest.raises(WeightsUnavailable, match="MODEL_DIR cannot be written"),
-        space.writing(1, tmp_path, settings.read({})),
+        space.translate_errors(1, tmp_path, settings.read({})),
     ):
         raise OSError(number, os.strerror(number))
 
@@ -162,7 +162,7 @@ def test_a_place_that_cannot_be_written_is_told_as_that(tmp_path: Path, number: 
 def test_a_place_that_is_full_is_told_as_that(tmp_path: Path, number: int) -> None:
     with (
         pytest.raises(VolumeFull, match="was full"),
-        space.writing(1, tmp_path, settings.read({})),
+        space.translate_errors(1, tmp_path, settings.read({})),
     ):
         raise OSError(number, os.strerror(number))
 
@@ -171,14 +171,17 @@ def test_a_place_that_is_full_is_told_as_that(tmp_path: Path, number: int) -> No
 def test_an_error_that_is_not_about_the_place_stays_what_it_is(
     tmp_path: Path, number: int | None
 ) -> None:
-    told = OSError(number, "x") if number else OSError("x")
-    with pytest.raises(OSError) as raised, space.writing(1, tmp_path, settings.read({})):  # noqa: PT011 - which one is tested
-        raise told
-    assert raised.value is told
+    error = OSError(number, "x") if number else OSError("x")
+    with pytest.raises(OSError) as raised, space.translate_errors(1, tmp_path, settings.read({})):  # noqa: PT011 - which one is tested
+        raise error
+    assert raised.value is error
 
 
 def test_an_error_of_ours_passes_as_it_is(tmp_path: Path) -> None:
-    told = VolumeFull("of the inner block")
-    with pytest.raises(VolumeFull) as raised, space.writing(1, tmp_path, settings.read({})):
-        raise told
-    assert raised.value is told
+    error = VolumeFull("of the inner block")
+    with (
+        pytest.raises(VolumeFull) as raised,
+        space.translate_errors(1, tmp_path, settings.read({})),
+    ):
+        raise error
+    assert raised.value is error

@@ -17,7 +17,7 @@ from pathlib import Path
 from worker.weights import temporary
 for words in sys.argv[2:]:
     size, way = words.split("-")
-    part = temporary.unique(Path(sys.argv[1]), resumable=way == "resumable")
+    part = temporary.make_path(Path(sys.argv[1]), resumable=way == "resumable")
     part.write_bytes(bytes(int(size)))
     print(part, flush=True)
 sys.stdin.read()
@@ -73,7 +73,7 @@ def test_the_largest_part_that_can_be_resumed_is_taken_over_and_nothing_is_left(
     mine = temporary.adopt(target)
     assert mine is not None
     assert mine.stat().st_size == 30
-    assert temporary.parts(target) == [mine]
+    assert temporary.list_parts(target) == [mine]
     assert list(target.parent.iterdir()) == [mine]
 
 
@@ -99,13 +99,13 @@ def test_where_nothing_lies_nothing_is_taken(target: Path) -> None:
 
 def test_what_others_are_at_stays(target: Path, living: Path) -> None:
     """Parts of running processes, of other machines and of other files are not ours to take."""
-    own = temporary.unique(target, resumable=True)
+    own = temporary.make_path(target, resumable=True)
     own.write_bytes(bytes(90))
     other = dead(target.with_name("other.safetensors"), "60-resumable")
     recent = foreign(target, age_s=temporary.FOREIGN_ORPHAN_S - 60)
     assert temporary.adopt(target) is None
     assert all(part.exists() for part in (own, living, recent, *other))
-    assert set(temporary.parts(target)) == {own, living, recent}
+    assert set(temporary.list_parts(target)) == {own, living, recent}
 
 
 def test_a_part_of_another_machine_is_taken_over_once_it_stands_still(target: Path) -> None:
@@ -130,8 +130,8 @@ def test_a_sweep_frees_what_the_dead_left_and_tells_how_much(target: Path, livin
 
 
 def test_a_number_that_is_used_again_is_another_process(target: Path) -> None:
-    """A container starts with the numbers of the last one: who started when tells them apart."""
-    mine = temporary.unique(target)
+    """A container starts with the process ids of the last one; start times distinguish them."""
+    mine = temporary.make_path(target)
     head, _, _ = mine.name.rpartition(f"-{os.getpid()}-")
     again = mine.with_name(f"{head}-{os.getpid()}-1-1.part")
     again.touch()
@@ -153,7 +153,7 @@ def test_a_zombie_is_dead(target: Path) -> None:
 
 def test_publishing_leaves_the_final_name_alone(target: Path) -> None:
     target.write_bytes(b"old")
-    part = temporary.unique(target)
+    part = temporary.make_path(target)
     part.write_bytes(b"new")
     temporary.publish(part, target)
     assert target.read_bytes() == b"new"

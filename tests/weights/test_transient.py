@@ -358,7 +358,7 @@ def test_a_redirect_to_what_is_no_web_address_is_final(
 def test_what_a_disk_refuses_is_final_and_named(number: int, kind: str, tmp_path: Path) -> None:
     with (
         pytest.raises(WorkerError) as caught,
-        space.writing(10, tmp_path, settings.read({"MODEL_DIR": str(tmp_path)})),
+        space.translate_errors(10, tmp_path, settings.read({"MODEL_DIR": str(tmp_path)})),
     ):
         raise OSError(number, "said by the disk", str(tmp_path))
     assert caught.value.code == kind
@@ -379,7 +379,7 @@ def test_what_is_not_about_the_disk_stays_what_it_is(tmp_path: Path) -> None:
     for error in (FileNotFoundError(errno.ENOENT, "gone"), OSError("no number")):
         with (
             pytest.raises(type(error)) as caught,
-            space.writing(10, tmp_path, settings.read({})),
+            space.translate_errors(10, tmp_path, settings.read({})),
         ):
             raise error
         assert caught.value is error

@@ -27,7 +27,7 @@ from training.tiny.flat_vae import FlatVae
 from training.tiny.lean import Conditions, Lean
 from training.tiny.pixels import picture
 from training.tiny.train_model import Sample, Tasks, condition, targets, weights
-from worker.engine.schedule import schedule
+from worker.engine.schedule import make_schedule
 from worker.families.qwen_image.lightning import lightning as distilled
 
 GROUP = 64
@@ -66,7 +66,9 @@ LAST_STEP = Course("-last", ("whole", "edit"), 6e-4, 0.7, 24, 2.0, last_step_onl
 def sigmas(steps: int, *, lightning: bool, tokens: int = 36) -> list[float]:
     """Return the noise levels of a walk, from 1 to 0: steps + 1 numbers."""
     walk = (
-        distilled(steps, tokens) if lightning else schedule(architecture.SCHEDULER, steps, tokens)
+        distilled(steps, tokens)
+        if lightning
+        else make_schedule(architecture.SCHEDULER, steps, tokens)
     )
     return [float(level) for level in walk.sigmas]
 

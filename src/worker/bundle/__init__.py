@@ -1,1 +1,1 @@
-"""Published weights into one lean folder, and that folder into modules on the device."""
+"""Turn published weights into one lean folder, and that folder into modules on the device."""

@@ -1,13 +1,12 @@
-"""Which precision a model is opened in: of those that can be had, the one that the GPU holds."""
+"""Which precision a model is opened in: the best of those available that fits the GPU."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from worker import log
-from worker.bundle import format as layout
-from worker.bundle import match, needs
-from worker.bundle.recipe import Recipe
-from worker.bundle.sizes import Sizes
+from worker.bundle import layout, match, needs
+from worker.bundle.making import Recipe
+from worker.bundle.sizes import WeightSizes
 from worker.driver import Gpu
 from worker.engine import precision
 from worker.engine.precision import Choice, Need
@@ -18,62 +17,66 @@ from worker.weights import space
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The bundles and weights that a precision is chosen for: what is `wanted` of them, and where.
+    """The bundles and weights to choose a precision for: what is `required` of them, and where.
 
-    Where MODEL_DIR cannot be written, only what is there can be chosen.
+    Where MODEL_DIR cannot be written, only a precision that is there can be chosen.
     """
 
     recipe: Recipe
     settings: Settings
-    wanted: match.Wanted
+    required: match.Required
     is_writable: bool
 
     @property
     def name(self) -> str:
-        """Return what callers name the model by."""
-        return self.wanted.spec.name
+        """Return the name that callers give the model."""
+        return self.required.spec.name
 
 
-def precisions(among: Candidates) -> tuple[Precision, ...]:
-    """Return the precisions that can be had; raises WeightsUnavailable when none can."""
+def list_precisions(among: Candidates) -> tuple[Precision, ...]:
+    """Return the precisions available; raises WeightsUnavailable when there is none."""
     home, mode = among.settings.home, among.settings.precision_mode
     if among.is_writable:
         return PRECISIONS
-    found = {chosen: match.best(home, among.wanted, chosen) for chosen in PRECISIONS}
+    found = {chosen: match.find_best(home, among.required, chosen) for chosen in PRECISIONS}
     there = tuple(p for p, bundle in found.items() if bundle and bundle[1] is None)
     if not there:
         reasons = [bundle[1] for bundle in found.values() if bundle and bundle[1]]
-        told = f" (one {reasons[0]})" if reasons else ""
-        raise space.unwritable(f" and has no whole bundle of {among.name}{told}")
+        reason = f" (one {reasons[0]})" if reasons else ""
+        raise space.make_unwritable(f" and has no complete bundle of {among.name}{reason}")
     if mode not in ("auto", *there):
-        raise space.unwritable(f" and has {among.name} in {', '.join(there)}, not in {mode}")
+        raise space.make_unwritable(f" and has {among.name} in {', '.join(there)}, not in {mode}")
     return there
 
 
-def needed(
+def find_needs(
     among: Candidates,
     there: Sequence[Precision],
     *,
     name: str,
     beside: int,
-    computed: Callable[[], Mapping[Precision, Sizes]],
+    compute: Callable[[], Mapping[Precision, WeightSizes]],
 ) -> dict[Precision, Need]:
-    """Return what each precision that is `there` takes on the device, without a hub if it can be.
+    """Return what each precision in `there` takes on the device, without asking a hub if possible.
 
-    `name` is that of the sizes on MODEL_DIR, `beside` is the number of LoRAs beside the weights;
-    `computed` computes the sizes from the published headers.
+    `name` is the name of the sizes on MODEL_DIR, `beside` the number of LoRAs beside the weights;
+    `compute` computes the sizes from the published headers.
     """
     home, mode, recipe = among.settings.home, among.settings.precision_mode, among.recipe
-    known = needs.kept(home, name, recipe)
-    known = known or needs.kept_before(home, match.matching(home, among.wanted), beside, recipe)
+    known = needs.read_kept(home, name, recipe)
+    known = known or needs.read_kept_before(
+        home, match.find_matching(home, among.required), beside, recipe
+    )
     if known is None and (mode != "auto" or not among.is_writable):
         asked = there if mode == "auto" else [mode]
-        found = {p: match.best(home, among.wanted, p) for p in asked}
+        found = {p: match.find_best(home, among.required, p) for p in asked}
         whole = {p: bundle[0] for p, bundle in found.items() if bundle and bundle[1] is None}
         if whole:
-            return {p: needs.of_bundle(layout.verify(path), recipe) for p, path in whole.items()}
-    sizes = known or computed()
-    return needs.of_sizes({chosen: sizes[chosen] for chosen in there}, recipe)
+            return {
+                p: needs.measure_bundle(layout.verify(path), recipe) for p, path in whole.items()
+            }
+    sizes = known or compute()
+    return needs.convert_sizes({chosen: sizes[chosen] for chosen in there}, recipe)
 
 
 def choose(
@@ -82,7 +85,7 @@ def choose(
     need: Mapping[Precision, Need],
     gpu: Gpu | None,
 ) -> Choice:
-    """Choose one of the precisions that are `there`; `need` is empty without a GPU.
+    """Choose one of the precisions in `there`; `need` is empty without a GPU.
 
     Raises InvalidSettings, with what to change, when nothing fits.
     """

@@ -1,4 +1,4 @@
-"""What a published folder holds, by its bytes: the identity of a model that has no repository."""
+"""What is in a published folder, by its bytes: the identity of a model without a repository."""
 
 import hashlib
 import json
@@ -7,37 +7,36 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
-from worker.bundle import format as layout
-from worker.bundle import headers
-from worker.bundle.format import METHOD, Verified
-from worker.bundle.recipe import Recipe
+from worker.bundle import headers, layout
+from worker.bundle.layout import METHOD, Verified
+from worker.bundle.making import Recipe
 from worker.errors import WeightsUnavailable
-from worker.weights.layout import ABOUT
+from worker.weights.checkpoint import ABOUT
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import Snapshot, named
+from worker.weights.snapshot import Snapshot, find_file
 from worker.weights.spec import LoraFile
 
-# What a config.json says of who wrote it, not of what it describes.
+# What a config.json says about who wrote it, not about the model.
 VOLATILE: Final = ("_name_or_path", "_diffusers_version", "transformers_version")
-DIGITS: Final = 12
+FINGERPRINT_DIGITS: Final = 12
 
 
-def meaning(name: str, data: bytes) -> str:
-    """Return the digest of what a small file says, without who wrote it."""
+def digest_meaning(name: str, data: bytes) -> str:
+    """Return the digest of what a small file says, regardless of who wrote it."""
     if name.endswith(".json"):
         value = json.loads(data)
         if isinstance(value, dict):
-            value = {key: held for key, held in value.items() if key not in VOLATILE}
+            value = {key: entry for key, entry in value.items() if key not in VOLATILE}
         data = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
     return f"{name}:{hashlib.sha256(data).hexdigest()}"
 
 
 @dataclass(frozen=True)
 class Content:
-    """A published folder whose files are read once, as far as they are asked for.
+    """A published folder; each file is read at most once, when it is first needed.
 
-    Its components are the recipe's, whose small ones come first: most differences are found without
-    reading the largest. Everything raises as the snapshot does, and WeightsUnavailable for broken
+    Its components are the recipe's, small ones first: most differences are found without reading
+    the largest. Every method raises what the snapshot raises, and WeightsUnavailable for broken
     JSON.
     """
 
@@ -45,52 +44,52 @@ class Content:
     recipe: Recipe
     _digests: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
 
-    def digests(self, role: str) -> list[str]:
-        """Return what identifies a component; empty when the folder has none of that role.
+    def list_digests(self, role: str) -> list[str]:
+        """Return the digests of a component's shards and of what its small files say.
 
-        The digests of its shards and the meanings of its small files.
+        They identify it; empty when the folder has no component of that role.
         """
         if role not in self._digests:
             has_weights = self.recipe.part(role).has_weights
-            weights = headers.weight_files(self.snapshot, role) if has_weights else []
-            small = headers.configuration_files(self.snapshot, role)
+            weights = headers.list_weight_files(self.snapshot, role) if has_weights else []
+            small = headers.list_configuration_files(self.snapshot, role)
             self._digests[role] = sorted(
-                [*map(self._meaning, small), *map(self.snapshot.digest, weights)]
+                [*map(self._digest_meaning, small), *map(self.snapshot.digest, weights)]
             )
         return self._digests[role]
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """Return what the model tells of itself in worker.json, if it has one."""
+        """Return what the model says about itself in worker.json, if it has one."""
         for file in self.snapshot.files:
             if file.path == ABOUT:
-                facts: dict[str, Any] = self._json(file)
+                facts: dict[str, Any] = self._read_json(file)
                 return facts
         return {}
 
-    def fingerprint(self, pipeline: str, loras: Iterable[LoraFile]) -> str:
-        """Return a short digest that two folders share when they are the same model.
+    def make_fingerprint(self, pipeline: str, loras: Iterable[LoraFile]) -> str:
+        """Return a short digest, equal for two folders of the same model.
 
         `loras` are the Lightning LoRAs among the folder's own files that belong to it.
         """
-        held = {part.role: self.digests(part.role) for part in self.recipe.parts}
+        digests = {part.role: self.list_digests(part.role) for part in self.recipe.parts}
         own = {lora.filename: self._digest(lora) for lora in loras}
-        text = json.dumps([pipeline, held, self.facts, own], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
+        text = json.dumps([pipeline, digests, self.facts, own], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
 
-    def difference(self, found: Verified, loras: Iterable[LoraFile]) -> str | None:
-        """Say what of a bundle was not made of this folder; None when all was.
+    def find_difference(self, found: Verified, loras: Iterable[LoraFile]) -> str | None:
+        """Name the first thing in a bundle that was not made from this folder; None when all was.
 
-        Every component must have the identity that one made of the folder's files would have.
-        `loras` are the Lightning LoRAs to compare among the folder's own files.
+        Every component must have the identity that one made from the folder's files would have.
+        `loras` are the Lightning LoRAs among the folder's own files to compare.
         """
         if found.bundle.facts != self.facts:
             return ABOUT
         for role in (part.role for part in self.recipe.parts):
-            held = self.digests(role)
-            if bool(held) != (role in found.parts):
+            digests = self.list_digests(role)
+            if bool(digests) != (role in found.parts):
                 return role
-            if held and not _is_made_of(found, role, held):
+            if digests and not _is_made_of(found, role, digests):
                 return role
         recorded = {lora.filename: lora.digest for lora in found.bundle.lightning.values()}
         for lora in loras:
@@ -99,29 +98,31 @@ class Content:
         return None
 
     def _digest(self, lora: LoraFile) -> str:
-        return self.snapshot.digest(named(self.snapshot, lora.filename))
+        return self.snapshot.digest(find_file(self.snapshot, lora.filename))
 
-    def _meaning(self, file: RemoteFile) -> str:
+    def _digest_meaning(self, file: RemoteFile) -> str:
         data = self.snapshot.read_file(file)
         try:
-            return meaning(file.path.rpartition("/")[2], data)
+            return digest_meaning(file.path.rpartition("/")[2], data)
         except ValueError:
-            raise self._broken(file) from None
+            raise self._make_error(file) from None
 
-    def _json(self, file: RemoteFile) -> Any:
+    def _read_json(self, file: RemoteFile) -> Any:
         data = self.snapshot.read_file(file)
         try:
             return json.loads(data)
         except ValueError:
-            raise self._broken(file) from None
+            raise self._make_error(file) from None
 
-    def _broken(self, file: RemoteFile) -> WeightsUnavailable:
+    def _make_error(self, file: RemoteFile) -> WeightsUnavailable:
         return WeightsUnavailable(
             f"{self.snapshot.repository}: {file.path} is broken JSON; replace that file"
         )
 
 
-def _is_made_of(found: Verified, role: str, held: Iterable[str]) -> bool:
+def _is_made_of(found: Verified, role: str, digests: Iterable[str]) -> bool:
     recipe = found.parts[role][1].recipe
     is_ours = recipe.get("recipe") == METHOD
-    return is_ours and layout.identity(role, held, recipe) == found.bundle.components[role]
+    return (
+        is_ours and layout.compute_identity(role, digests, recipe) == found.bundle.components[role]
+    )

@@ -1,4 +1,4 @@
-"""What the small files of a published model declare, and whether this worker builds just that."""
+"""What the small files of a published model declare, and whether this worker builds that."""
 
 import inspect
 import json
@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from worker.errors import WeightsUnavailable
+from worker.weights.checkpoint import INDEX
 
-INDEX: Final = "model_index.json"
-LIBRARIES: Final = ("diffusers", "transformers")
+CLASS_LIBRARIES: Final = ("diffusers", "transformers")
 
-# component -> the classes of it that are opened as what they are
+# component -> the classes that this worker opens for it
 Classes = Mapping[str, tuple[str, ...]]
 
 
-def json_value(path: str, data: bytes) -> Any:
+def read_json(path: str, data: bytes) -> Any:
     """Read a JSON file; raises WeightsUnavailable naming it when it is broken."""
     try:
         return json.loads(data)
@@ -22,29 +22,29 @@ def json_value(path: str, data: bytes) -> Any:
         raise WeightsUnavailable(f"{path} is broken JSON") from None
 
 
-def json_object(path: str, data: bytes) -> dict[str, Any]:
+def read_object(path: str, data: bytes) -> dict[str, Any]:
     """Read a JSON object; raises WeightsUnavailable naming its file for anything else."""
-    value = json_value(path, data)
+    value = read_json(path, data)
     if not isinstance(value, dict):
-        raise WeightsUnavailable(f"{path} is no JSON object")
+        raise WeightsUnavailable(f"{path} is not a JSON object")
     return value
 
 
-def check_index(index: Mapping[str, Any], pipeline: str, wanted: Classes) -> None:
+def check_index(index: Mapping[str, Any], pipeline: str, expected: Classes) -> None:
     """Check the classes that model_index.json names for the components of a pipeline.
 
-    A component that it does not name is judged by its own files. Raises WeightsUnavailable.
+    A component that it does not name is checked by its own files. Raises WeightsUnavailable.
     """
     if (found := index.get("_class_name")) != pipeline:
         raise WeightsUnavailable(f"{INDEX} is of a {_word(found)}, not of a {pipeline}")
-    for component, classes in wanted.items():
+    for component, classes in expected.items():
         if component not in index:
             continue
         named = index[component]
         library, kind = named if isinstance(named, list) and len(named) == 2 else (None, named)  # noqa: PLR2004 - library and class
         if kind is None:
             raise WeightsUnavailable(f"{INDEX} names no {component}, which a {pipeline} needs")
-        if kind not in classes or library not in LIBRARIES:
+        if kind not in classes or library not in CLASS_LIBRARIES:
             raise WeightsUnavailable(
                 f"{INDEX} names {_word(library)}'s {_word(kind)} for {component}; this worker opens"
                 f" {' or '.join(classes)} alone"
@@ -61,22 +61,22 @@ def check_class(path: str, config: Mapping[str, Any], classes: tuple[str, ...]) 
             )
 
 
-def check_type(path: str, config: Mapping[str, Any], wanted: str) -> None:
-    """Check the model_type that transformers' configuration names, if it does.
+def check_type(path: str, config: Mapping[str, Any], expected: str) -> None:
+    """Check the model_type of a transformers configuration, if it has one.
 
     Raises WeightsUnavailable.
     """
-    if config.get("model_type", wanted) != wanted:
+    if config.get("model_type", expected) != expected:
         raise WeightsUnavailable(
-            f"{path} is of the type {_word(config['model_type'])}, not {wanted}"
+            f"{path} is of the type {_word(config['model_type'])}, not {expected}"
         )
 
 
 def check_flags(path: str, config: Mapping[str, Any], made: Callable[..., Any]) -> None:
-    """Check that every flag that is set is one that `made`, diffusers' class, takes.
+    """Check that every flag that is set is a parameter of `made`, a class of diffusers.
 
-    diffusers leaves out what it does not know: numbers that older releases wrote, and switches of
-    newer ones, without which the model is another. Raises WeightsUnavailable for the latter.
+    diffusers ignores what it does not know: numbers that older releases wrote, and switches of
+    newer ones, without which it is a different model. Raises WeightsUnavailable for the latter.
     """
     known = inspect.signature(made).parameters
     for name, value in config.items():

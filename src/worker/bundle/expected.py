@@ -1,10 +1,10 @@
-"""What the weights of a part must be, by the modules that its configuration describes."""
+"""Which tensors a part must have, by the modules that its configuration describes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from worker.bundle.recipe import Configuration, Part
+from worker.bundle.making import Configuration, Part
 from worker.errors import WeightsUnavailable
 
 CONFIGURATION: Final = "config.json"
@@ -13,11 +13,11 @@ LONGEST_REASON: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What fits a part's modules.
+    """The tensors that fit a part's modules.
 
     `kept` maps every parameter to its shape. `dropped` are tensors that a publisher may store too:
-    those that the modules compute by themselves, and those of what is taken off. `config` is the
-    configuration with its defaults.
+    those that the modules compute themselves, and those of modules that are removed. `config` is
+    the configuration with its defaults.
     """
 
     kept: Mapping[str, tuple[int, ...]]
@@ -25,7 +25,7 @@ class Expected:
     config: Mapping[str, Any]
 
 
-def expected(part: Part, config: Configuration) -> Expected:
+def build_expected(part: Part, config: Configuration) -> Expected:
     """Build a part's modules from its configuration and return what fits them.
 
     Raises WeightsUnavailable when no modules can be built from it.
@@ -33,7 +33,7 @@ def expected(part: Part, config: Configuration) -> Expected:
     try:
         model = part.modules.stock(config)
     except Exception as error:
-        # whatever a constructor says of such a configuration, it says so every time
+        # whatever a constructor raises for such a configuration, it raises every time
         raise WeightsUnavailable(
             f"{part.role}/{CONFIGURATION} describes no model that can be built:"
             f" {type(error).__name__}: {' '.join(str(error).split())[:LONGEST_REASON]}"

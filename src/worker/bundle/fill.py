@@ -8,14 +8,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from worker.engine.quantise import Precision, linear
+from worker.engine.quantise import Precision, make_linear
 
-# accelerate swaps a method of nn.Module meanwhile: two threads would put back each other's.
+# accelerate swaps a method of nn.Module meanwhile: two threads would restore each other's.
 _ONE_AT_A_TIME: Final = threading.Lock()
 
 
 @contextmanager
-def empty() -> Iterator[None]:
+def make_empty() -> Iterator[None]:
     """Make modules whose parameters have no memory; buffers and plain tensors are real.
 
     Under torch.device("meta") what a constructor computes (inv_freq of a language model, pos_embed
@@ -28,20 +28,20 @@ def empty() -> Iterator[None]:
 
 
 def fill(
-    model: nn.Module, held: Mapping[str, Tensor], precision: Precision, device: torch.device
+    model: nn.Module, tensors: Mapping[str, Tensor], precision: Precision, device: torch.device
 ) -> None:
-    """Give every parameter of a meta-device model its tensor, quantised Linears their own module.
+    """Give every parameter of a meta-device model its tensor; replace quantised Linears.
 
-    `held` is in bf16 where `quantise` did not store it. The model ends in eval mode on `device`.
-    Raises KeyError or ValueError when tensors and parameters do not match one to one, or when
-    anything is left on meta.
+    `tensors` are in bf16 where `quantise` did not store them. The model ends in eval mode on
+    `device`. Raises KeyError or ValueError when tensors and parameters do not match one to one, or
+    when anything is left on meta.
     """
-    plain, quantised = _parted(held)
+    plain, quantised = _split(tensors)
     for name, parts in quantised.items():
         parts["weight"] = plain.pop(f"{name}.weight")
         bias = plain.pop(f"{name}.bias", None)
-        moved = None if bias is None else bias.to(device)
-        _put(model, name, linear(parts, moved, precision, device))
+        moved_bias = None if bias is None else bias.to(device)
+        _put(model, name, make_linear(parts, moved_bias, precision, device))
     for name, old in list(model.named_parameters()):
         if not old.is_meta:
             continue
@@ -53,17 +53,17 @@ def fill(
         raise ValueError(f"{len(plain)} tensors have no place, {sorted(plain)[:3]}")
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
-            module._buffers[name] = buffer.to(device)  # noqa: SLF001 - setting keeps no persistence
+            module._buffers[name] = buffer.to(device)  # noqa: SLF001 - assigning keeps its persistence
     model.eval().requires_grad_(requires_grad=False)
-    if lost := sorted(on_meta(model)):
+    if lost := sorted(find_on_meta(model)):
         raise ValueError(f"{len(lost)} tensors have no memory, {lost[:3]}")
 
 
-def _parted(held: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """Part what is a parameter from what belongs to a quantised weight ("MODULE.weight.absmax")."""
+def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """Split parameters from the tensors of quantised weights ("MODULE.weight.absmax")."""
     plain: dict[str, Tensor] = {}
     quantised: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in held.items():
+    for name, tensor in tensors.items():
         module, packed, suffix = name.partition(".weight.")
         if packed:
             quantised.setdefault(module, {})[f"weight.{suffix}"] = tensor
@@ -77,7 +77,7 @@ def _put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> None:
     setattr(model.get_submodule(parent), leaf, value)
 
 
-def on_meta(model: nn.Module) -> Iterator[str]:
+def find_on_meta(model: nn.Module) -> Iterator[str]:
     """Name every tensor of a model that is on meta: parameters, buffers and plain attributes."""
     for path, module in model.named_modules():
         for name, tensor in _tensors("", vars(module)):

@@ -1,4 +1,4 @@
-"""Which files a component is published as, and what their headers say is in them."""
+"""Which files a component is published as, and which tensors their headers list."""
 
 import json
 from collections.abc import Sequence
@@ -6,25 +6,25 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from worker.bundle.tensors import Header, UnknownFormat, header
+from worker.bundle.tensors import Header, UnknownFormat, read_header
 from worker.errors import WeightsUnavailable
-from worker.weights.layout import SHARD, needed, other_weights
+from worker.weights.checkpoint import SHARD, describe_other_weights, list_needed
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Snapshot
 
-SMALL: Final = ".safetensors.index.json"
-INDEXED: Final = ".index.json"
+INDEX_ENDING: Final = ".safetensors.index.json"
+INDEX_SUFFIX: Final = ".index.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One published safetensors file and what is in it."""
+    """One published safetensors file and its header."""
 
     file: RemoteFile
     header: Header
 
 
-def weight_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
+def list_weight_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
     """Return the shards of a component, in order: those that its index names, if it has one.
 
     Raises WeightsUnavailable when the index cannot be read or names a file that is not there.
@@ -32,23 +32,27 @@ def weight_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
     by_path = {file.path: file for file in snapshot.files}
     there = {
         path.removeprefix(f"{role}/"): by_path[path]
-        for path in needed(by_path, (role,))
+        for path in list_needed(by_path, (role,))
         if path.startswith(f"{role}/") and path.endswith(".safetensors")
     }
-    wanted = sorted(there)
+    names = sorted(there)
     for path, file in sorted(by_path.items()):
         folder, _, name = path.rpartition("/")
-        if folder == role and name.endswith(SMALL) and SHARD.fullmatch(name.removesuffix(INDEXED)):
-            wanted = _indexed(snapshot, file)
-    for name in wanted:
+        if (
+            folder == role
+            and name.endswith(INDEX_ENDING)
+            and SHARD.fullmatch(name.removesuffix(INDEX_SUFFIX))
+        ):
+            names = _read_index(snapshot, file)
+    for name in names:
         if name not in there:
             raise WeightsUnavailable(
                 f"{snapshot.repository} lacks {role}/{name}, a shard of its index"
             )
-    return [there[name] for name in wanted]
+    return [there[name] for name in names]
 
 
-def _indexed(snapshot: Snapshot, file: RemoteFile) -> list[str]:
+def _read_index(snapshot: Snapshot, file: RemoteFile) -> list[str]:
     """Return the files that a component's index names."""
     try:
         return sorted(
@@ -56,52 +60,52 @@ def _indexed(snapshot: Snapshot, file: RemoteFile) -> list[str]:
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise WeightsUnavailable(
-            f"{snapshot.repository}: {file.path} is no index of shards"
+            f"{snapshot.repository}: {file.path} is not an index of shards"
         ) from None
 
 
-def configuration_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
+def list_configuration_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
     """Return the small files of a component that its modules are built from."""
     by_path = {file.path: file for file in snapshot.files}
     return [
         by_path[path]
-        for path in needed(by_path, (role,))
-        if path.startswith(f"{role}/") and not path.endswith((".safetensors", SMALL))
+        for path in list_needed(by_path, (role,))
+        if path.startswith(f"{role}/") and not path.endswith((".safetensors", INDEX_ENDING))
     ]
 
 
-def shards(snapshot: Snapshot, role: str) -> list[Shard]:
+def read_shards(snapshot: Snapshot, role: str) -> list[Shard]:
     """Read the headers of a component's shards by range.
 
-    Raises WeightsUnavailable when there are none or one cannot be read, UnknownFormat.
+    Raises UnknownFormat, and WeightsUnavailable when there is no shard or one cannot be read.
     """
     found = []
-    for file in weight_files(snapshot, role):
+    for file in list_weight_files(snapshot, role):
         try:
-            held = header(partial(snapshot.read_range, file))
+            contents = read_header(partial(snapshot.read_range, file))
         except UnknownFormat:
             raise
         except ValueError as error:
             raise WeightsUnavailable(
-                f"{snapshot.repository}: {file.path} is no readable safetensors file ({error})"
+                f"{snapshot.repository}: {file.path} is not a readable safetensors file ({error})"
             ) from None
-        if (end := max((entry.end for entry in held.values()), default=file.size)) != file.size:
+        if (end := max((entry.end for entry in contents.values()), default=file.size)) != file.size:
             raise WeightsUnavailable(
                 f"{snapshot.repository}: {file.path} has {file.size} bytes instead of {end}"
             )
-        found.append(Shard(file, held))
+        found.append(Shard(file, contents))
     if not found:
-        instead = other_weights((other.path for other in snapshot.files), role)
+        instead = describe_other_weights((other.path for other in snapshot.files), role)
         raise WeightsUnavailable(f"{snapshot.repository} lacks the weights of {role}/{instead}")
     return found
 
 
-def merged(found: Sequence[Shard]) -> Header:
+def merge(found: Sequence[Shard]) -> Header:
     """Return all tensors of a component's shards by their published names."""
     return {name: entry for shard in found for name, entry in shard.header.items()}
 
 
-def modules(found: Sequence[Shard]) -> frozenset[str]:
+def list_modules(found: Sequence[Shard]) -> frozenset[str]:
     """Return the names of a component's modules that have a weight."""
-    names = (name for name in merged(found) if name.endswith(".weight"))
+    names = (name for name in merge(found) if name.endswith(".weight"))
     return frozenset(name.removesuffix(".weight") for name in names)

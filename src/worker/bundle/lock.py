@@ -1,4 +1,4 @@
-"""One worker prepares a component while the others of its volume wait; the files stay the truth."""
+"""One worker prepares a component while others on its volume wait; only its files are trusted."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,28 +10,28 @@ import filelock
 
 from worker import log
 
-POLL_S: Final = 2.0
-# A holder that has changed no file for this long is taken for dead. Doing its work again does no
-# harm: every file has its content's name and every manifest is renamed into place.
+LOCK_POLL_S: Final = 2.0
+# A worker that has changed no file for this long counts as dead. Repeating its work does no harm:
+# files are named by their content, and every manifest is renamed into place.
 STILL_S: Final = 600.0
 
 
 @contextmanager
-def turn(
+def take_turn(
     path: Path, done: Callable[[], bool], watched: Sequence[Path], still_s: float = STILL_S
 ) -> Iterator[None]:
-    """Wait for a lock, for `done`, or for `watched` folders to stand still; then go on.
+    """Wait for a lock, for `done`, or until the `watched` folders stop changing; then go on.
 
-    The caller checks `done` again: the lock saves work where locks work and promises nothing.
+    The caller checks `done` again: where locks work this saves work; it guarantees nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
-    held = False
+    is_locked = False
     try:
-        held = _wait(lock, done, watched, still_s)
+        is_locked = _wait(lock, done, watched, still_s)
         yield
     finally:
-        if held:
+        if is_locked:
             lock.release()
 
 
@@ -41,16 +41,16 @@ def _wait(
     watched: Sequence[Path],
     still_s: float,
 ) -> bool:
-    said = False
+    is_logged = False
     while not done():
         try:
-            lock.acquire(timeout=POLL_S)
+            lock.acquire(timeout=LOCK_POLL_S)
         except filelock.Timeout:
-            if not said:
+            if not is_logged:
                 log.get().info("waiting: another worker prepares this", part=watched[0].name)
-                said = True
-            if time.time() - _changed(watched) > still_s:
-                log.get().warning("the worker that prepares this stands still: going on without it")
+                is_logged = True
+            if time.time() - _find_last_change(watched) > still_s:
+                log.get().warning("the worker that prepares this has stopped: going on without it")
                 return False
         except (OSError, NotImplementedError):
             return False  # a file system without locks
@@ -59,8 +59,8 @@ def _wait(
     return False
 
 
-def _changed(folders: Sequence[Path]) -> float:
-    """Return when anything below the folders last changed, in seconds since the epoch."""
+def _find_last_change(folders: Sequence[Path]) -> float:
+    """Return when anything in the folders last changed, in seconds since the epoch."""
     latest = 0.0
     for folder in folders:
         for path in (folder, *folder.rglob("*")):

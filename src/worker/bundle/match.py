@@ -1,27 +1,27 @@
-"""Which bundle on MODEL_DIR is the model that was asked for, by what the manifests can show."""
+"""Which bundle on MODEL_DIR is the requested model, as far as the manifests can show."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.bundle.content import Content
-from worker.bundle.format import Bundle
-from worker.bundle.stated import stated_scale
+from worker.bundle.layout import Bundle
+from worker.bundle.stated import digest_scale
 from worker.engine.quantise import Precision
-from worker.weights.names import MAIN, same
+from worker.weights.names import MAIN, is_same_repository
 from worker.weights.snapshot import LOCAL
 from worker.weights.spec import LoraFile, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a bundle must have been made of.
+class Required:
+    """What a bundle must have been made from.
 
-    `fused` is the step count of the LoRA that shall be in the weights, `steps` are those whose LoRA
-    shall lie beside them or be it. `commits` are those that the revision is known to mean on this
-    machine. `folder` is the published folder on this machine, if there is one; with `only_folder`
-    nothing else will do, because the operator named it.
+    `fused` is the step count of the LoRA that must be in the weights; `steps` are the counts whose
+    LoRA must be there, fused or as a file. `commits` are those that the revision is known on this
+    machine to mean. `folder` is the published folder on this machine, if there is one; with
+    `only_folder` nothing else will do, because the operator named it.
     """
 
     spec: ModelSpec
@@ -32,96 +32,105 @@ class Wanted:
     only_folder: bool
 
 
-def matching(home: Path, wanted: Wanted) -> Iterator[tuple[Path, Bundle]]:
-    """Yield the bundles that surely are the model, whole or not, with its LoRAs or without."""
-    for folder, held in layout.prepared(home):
-        if stranger(folder, held, wanted) is None:
-            yield folder, held
+def find_matching(home: Path, required: Required) -> Iterator[tuple[Path, Bundle]]:
+    """Yield the bundles that certainly are the model, complete or not, with its LoRAs or not."""
+    for folder, bundle in layout.list_prepared(home):
+        if find_mismatch(folder, bundle, required) is None:
+            yield folder, bundle
 
 
-def best(home: Path, wanted: Wanted, precision: Precision) -> tuple[Path, str | None] | None:
-    """Return the bundle to open at a precision: the model, whole, with its LoRAs.
+def find_best(
+    home: Path, required: Required, precision: Precision
+) -> tuple[Path, str | None] | None:
+    """Return the bundle to open at a precision: the complete model with its LoRAs.
 
-    Where there is none, return the bundle most like it and why it will not do; None when there is
-    nothing like it. Raises WeightsUnavailable when the folder cannot be read.
+    Where there is none, return the most similar bundle and why it will not do, or None.
+    Raises WeightsUnavailable when the folder cannot be read.
     """
     usable: list[tuple[int, str, Path]] = []
-    alike: list[tuple[Path, str]] = []
-    for folder, held in layout.prepared(home):
-        if held.precision != precision:
+    similar: list[tuple[Path, str]] = []
+    for folder, bundle in layout.list_prepared(home):
+        if bundle.precision != precision:
             continue
-        reason = stranger(folder, held, wanted)
-        reason = reason or lacking(held, wanted) or layout.fault(folder)
+        reason = find_mismatch(folder, bundle, required)
+        reason = reason or find_missing_lora(bundle, required) or layout.find_fault(folder)
         if reason is None:
-            usable.append((len(held.lightning), folder.name, folder))
-        elif _is_alike(held, wanted.spec):
-            alike.append((folder, reason))
+            usable.append((len(bundle.lightning), folder.name, folder))
+        elif _is_similar(bundle, required.spec):
+            similar.append((folder, reason))
     if usable:
         return min(usable)[2], None
-    return alike[0] if alike else None
+    return similar[0] if similar else None
 
 
-def stranger(folder: Path, bundle: Bundle, wanted: Wanted) -> str | None:
-    """Say why a bundle is another model; None when it is surely the one that was asked for.
+def find_mismatch(folder: Path, bundle: Bundle, required: Required) -> str | None:
+    """Return why a bundle is another model; None when it is certainly the requested one.
 
     A repository and a revision are compared with the manifest, a folder's bytes with the digests
-    that the components were made of. Raises WeightsUnavailable when the folder cannot be read.
+    of what the components were made from. Raises WeightsUnavailable when the folder cannot be read.
     """
-    spec = wanted.spec
+    spec = required.spec
     if spec.pipeline and bundle.pipeline != spec.pipeline:
         return f"holds a {bundle.pipeline[:60]}, not a {spec.pipeline}"
-    if bundle.revision != LOCAL and not wanted.only_folder:
-        return _published_otherwise(folder, bundle, wanted)
-    is_claimed = wanted.only_folder or same(bundle.repository, spec.repository)
-    if wanted.folder is None or not is_claimed:
+    if bundle.revision != LOCAL and not required.only_folder:
+        return _find_published_mismatch(folder, bundle, required)
+    is_claimed = required.only_folder or is_same_repository(bundle.repository, spec.repository)
+    if required.folder is None or not is_claimed:
         return f"was made of a folder, not of {spec.repository}"
-    if (fault := layout.fault(folder)) is not None:
+    if (fault := layout.find_fault(folder)) is not None:
         return fault
     own = [spec.lightning[n] for n in bundle.lightning if n in spec.lightning]
-    other = wanted.folder.difference(
+    other = required.folder.find_difference(
         layout.verify(folder), [lora for lora in own if lora.repository is None]
     )
     return f"was made of other files than the folder's ({other})" if other else None
 
 
-def _published_otherwise(folder: Path, bundle: Bundle, wanted: Wanted) -> str | None:
-    spec = wanted.spec
-    if not same(bundle.repository, spec.repository):
+def _find_published_mismatch(folder: Path, bundle: Bundle, required: Required) -> str | None:
+    spec = required.spec
+    if not is_same_repository(bundle.repository, spec.repository):
         return f"is of {bundle.repository}, not of {spec.repository}"
     revision = spec.revision or MAIN
-    is_it = bundle.revision in wanted.commits or layout.is_of_revision(folder, bundle, revision)
+    is_it = bundle.revision in required.commits or layout.is_of_revision(folder, bundle, revision)
     return None if is_it else f"is not known to be of the revision {revision}"
 
 
-def lacking(bundle: Bundle, wanted: Wanted) -> str | None:
-    """Say which Lightning LoRA of those asked for a bundle has not; None when it has them all."""
-    if bundle.fused != wanted.fused:
-        return f"has {_in_weights(bundle.fused)} in its weights, not {_in_weights(wanted.fused)}"
-    for count in wanted.steps:
-        held, asked = bundle.lightning.get(count), wanted.spec.lightning[count]
-        if held is None:
+def find_missing_lora(bundle: Bundle, required: Required) -> str | None:
+    """Name the requested Lightning LoRA that a bundle lacks; None when it has them all."""
+    if bundle.fused != required.fused:
+        has, needs = _describe_fused(bundle.fused), _describe_fused(required.fused)
+        return f"has {has} in its weights, not {needs}"
+    for count in required.steps:
+        recorded, requested = bundle.lightning.get(count), required.spec.lightning[count]
+        if recorded is None:
             return f"has no Lightning LoRA for {count} steps"
-        repository = asked.repository or bundle.repository
-        if held.filename != asked.filename or not same(held.repository, repository):
+        repository = requested.repository or bundle.repository
+        if recorded.filename != requested.filename or not is_same_repository(
+            recorded.repository, repository
+        ):
             return f"has another Lightning LoRA for {count} steps"
-        if held.scale is None and asked.repository is None and not _states_none(asked, wanted):
+        if (
+            recorded.scale is None
+            and requested.repository is None
+            and not _states_none(requested, required)
+        ):
             return f"may hold the LoRA for {count} steps in another scale than its file states"
     return None
 
 
-def _states_none(lora: LoraFile, wanted: Wanted) -> bool:
-    """Tell whether a LoRA of the model's own folder surely states no scale beside its tensors.
+def _states_none(lora: LoraFile, required: Required) -> bool:
+    """Return whether a LoRA of the model's own folder surely states no scale besides its tensors.
 
-    0.1.0 did not read one there; the LoRAs of the catalogue's repositories state none.
+    0.1.0 did not read such a scale; the LoRAs of the catalogue's repositories state none.
     """
-    return wanted.folder is not None and not stated_scale(wanted.folder.snapshot, lora.filename)
+    return required.folder is not None and not digest_scale(required.folder.snapshot, lora.filename)
 
 
-def _in_weights(fused: int | None) -> str:
+def _describe_fused(fused: int | None) -> str:
     return f"the LoRA for {fused} steps" if fused else "no LoRA"
 
 
-def _is_alike(bundle: Bundle, spec: ModelSpec) -> bool:
-    """Tell whether an operator would look for the model in this bundle."""
+def _is_similar(bundle: Bundle, spec: ModelSpec) -> bool:
+    """Return whether an operator would expect the model in this bundle."""
     names = (spec.name, spec.listing.plain)
-    return bundle.model in names or same(bundle.repository, spec.repository)
+    return bundle.model in names or is_same_repository(bundle.repository, spec.repository)

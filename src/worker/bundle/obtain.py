@@ -10,38 +10,37 @@ from typing import Any, Final
 import torch
 
 from worker import log
-from worker.bundle import choice, match, needs
-from worker.bundle import format as layout
+from worker.bundle import choice, layout, match, needs
 from worker.bundle.content import Content
+from worker.bundle.making import Published, Recipe
 from worker.bundle.plan import Order
-from worker.bundle.prepare import prepare, sizes
-from worker.bundle.recipe import Published, Recipe
-from worker.bundle.sizes import Sizes
+from worker.bundle.prepare import compute_sizes, prepare
+from worker.bundle.sizes import WeightSizes
 from worker.driver import Gpu
 from worker.engine.precision import Choice, Need
 from worker.engine.quantise import Precision
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.settings import Settings
 from worker.weights import metadata, sources, space, temporary
-from worker.weights.catalogue import Catalogue
 from worker.weights.download import fetch_snapshot
+from worker.weights.meaning import Catalogue
 from worker.weights.meter import Meter
-from worker.weights.names import MAIN, commit_name, file_name
-from worker.weights.snapshot import Snapshot, named, quiet
-from worker.weights.sources import Source
-from worker.weights.spec import LoraFile, ModelSpec, default_steps, lightning_steps
+from worker.weights.names import MAIN, make_commit_name, make_file_name
+from worker.weights.snapshot import Snapshot, find_file, quiet
+from worker.weights.sources import WeightSource
+from worker.weights.spec import LoraFile, ModelSpec, list_default_steps, list_lightning_steps
 
 DOWNLOADS: Final = "downloads"
-NOWHERE: Final = Path("no-bundle")
+NO_BUNDLE: Final = Path("no-bundle")
 
 
 @dataclass(frozen=True, slots=True)
 class Obtained:
-    """A whole bundle on a disk of this machine, and how it came to be used.
+    """A complete bundle on a disk of this machine, and how it was found.
 
     `lightning` are the step counts to serve, the default first; `parts` maps a component's identity
-    to its device bytes; `offload` when the part that may wait in the host's memory must; `facts` go
-    into the log and op=health.
+    to its device bytes; `offload` says whether the part that may wait in the host's memory has
+    to; `facts` go into the log and op=health.
     """
 
     spec: ModelSpec
@@ -60,19 +59,19 @@ def obtain(
     gpu: Gpu | None,
     catalogue: Catalogue,
     *,
-    mend: bool = False,
+    repair: bool = False,
 ) -> Obtained:
     """Return the bundle to open: the first source that has one, else one prepared from weights.
 
-    `gpu` is None on a CPU. With `mend`, a bundle on MODEL_DIR is prepared again: its whole parts
-    are kept, those that were set aside are made anew. Raises WeightsUnavailable, VolumeFull,
+    `gpu` is None on a CPU. With `repair`, a bundle on MODEL_DIR is prepared again: its intact parts
+    are kept, quarantined ones are made again. Raises WeightsUnavailable, VolumeFull,
     LoraNotApplied, InvalidSettings.
     """
-    return _Search(spec, recipe, settings, gpu, catalogue).obtain(mend=mend)
+    return _Search(spec, recipe, settings, gpu, catalogue).obtain(repair=repair)
 
 
 class _Search:
-    """One model being obtained."""
+    """The search for one model's bundle."""
 
     def __init__(
         self,
@@ -94,56 +93,58 @@ class _Search:
         self._content: Content | None = None
         self._checked: Published | None = None
 
-    def obtain(self, *, mend: bool) -> Obtained:
-        source = self._found()
+    def obtain(self, *, repair: bool) -> Obtained:
+        source = self._find()
         if source.bundle and source.folder is not None:
-            return self._obtained(source.folder, source, None)
-        if not self._spec.pipeline and (folder := self._described(source)):
-            return self._obtained(folder, source, None)
-        self._lightning = lightning_steps(self._spec, self._settings)
-        chosen = self._choice(source)
-        if not mend:
-            there = match.best(self._settings.home, self._wanted(source), chosen.precision)
-            source = self._found(*(there or ()))
+            return self._make_obtained(source.folder, source, None)
+        if not self._spec.pipeline and (folder := self._describe(source)):
+            return self._make_obtained(folder, source, None)
+        self._lightning = list_lightning_steps(self._spec, self._settings)
+        chosen = self._choose(source)
+        if not repair:
+            there = match.find_best(
+                self._settings.home, self._make_required(source), chosen.precision
+            )
+            source = self._find(*(there or ()))
             if source.bundle and source.folder is not None:
-                return self._obtained(source.folder, source, chosen)
-        return self._obtained(self._prepared(source, chosen.precision), source, chosen)
+                return self._make_obtained(source.folder, source, chosen)
+        return self._make_obtained(self._prepare(source, chosen.precision), source, chosen)
 
-    def _found(self, folder: Path = NOWHERE, reason: str | None = None) -> Source:
+    def _find(self, folder: Path = NO_BUNDLE, reason: str | None = None) -> WeightSource:
         """Look in every place; `reason` says why that bundle on MODEL_DIR will not do."""
         return sources.find(
             self._spec,
             self._settings,
             bundle=folder,
-            bundle_fault=lambda place: reason if place == folder else layout.fault(place),
+            bundle_fault=lambda place: reason if place == folder else layout.find_fault(place),
         )
 
-    def _described(self, source: Source) -> Path | None:
-        """Learn what a repository holds, and return the bundle when it holds one.
+    def _describe(self, source: WeightSource) -> Path | None:
+        """Learn what is in a repository, and return the bundle when it is one.
 
-        What is on MODEL_DIR tells as well, so that no hub is asked.
+        What is on MODEL_DIR can show that too, so that no hub is asked.
         """
         if source.folder is None:
-            if (folder := self._downloaded_before()) is not None:
+            if (folder := self._find_downloaded()) is not None:
                 return folder
-            if (reason := self._unknown(source)) is None:
+            if (reason := self._learn(source)) is None:
                 return None
             if not self._is_writable:
-                raise space.unwritable(f" and {reason}")
-        snapshot = self._snapshot(source)
-        self._spec = sources.described(self._spec, snapshot, self._catalogue)
-        return self._downloaded(snapshot) if _is_bundle(snapshot) else None
+                raise space.make_unwritable(f" and {reason}")
+        snapshot = self._open_snapshot(source)
+        self._spec = sources.complete(self._spec, snapshot, self._catalogue)
+        return self._download(snapshot) if _is_bundle(snapshot) else None
 
-    def _unknown(self, source: Source) -> str | None:
-        """Learn what the model is from a bundle of it that serves; say why there is none."""
+    def _learn(self, source: WeightSource) -> str | None:
+        """Learn what the model is from a usable bundle of it; return why there is none."""
         reason = f"has no bundle of {self._spec.repository}"
-        for _, held in match.matching(self._settings.home, self._wanted(source)):
+        for _, bundle in match.find_matching(self._settings.home, self._make_required(source)):
             try:
-                known = self._catalogue.of_manifest(self._spec, held.model_dump())
-                if held.offered:
-                    own = {steps: LoraFile(None, name) for steps, name in held.offered.items()}
+                known = self._catalogue.complete_by_manifest(self._spec, bundle.model_dump())
+                if bundle.offered:
+                    own = {steps: LoraFile(None, name) for steps, name in bundle.offered.items()}
                     known = replace(known, lightning=own)
-                lightning_steps(known, self._settings)
+                list_lightning_steps(known, self._settings)
             except (WeightsUnavailable, InvalidSettings) as error:
                 reason = f"has a bundle that will not do ({error.message})"
             else:
@@ -151,47 +152,48 @@ class _Search:
                 return None
         return reason
 
-    def _wanted(self, source: Source) -> match.Wanted:
-        """Say what a bundle on MODEL_DIR must have been made of."""
+    def _make_required(self, source: WeightSource) -> match.Required:
+        """Return what a bundle on MODEL_DIR must have been made from."""
         spec = self._spec
         is_named = source.kind == "MODEL_PATH" or spec.folder is not None
         commits = {source.commit}
         if not is_named:
             commits.add(metadata.known_commit(spec.repository, spec.revision, self._settings))
-        return match.Wanted(
+        return match.Required(
             spec,
             self._fused,
             self._lightning,
             frozenset(commit for commit in commits if commit is not None),
-            None if source.folder is None else self._held(source),
+            None if source.folder is None else self._open_content(source),
             only_folder=is_named,
         )
 
-    def _snapshot(self, source: Source) -> Snapshot:
-        """Return the published files; always the same, which know what was read of them."""
+    def _open_snapshot(self, source: WeightSource) -> Snapshot:
+        """Return the published files; always the same object, which knows what it has read."""
         if self._published is None:
-            self._published = sources.snapshot_of(source, self._spec, self._settings)
+            self._published = sources.open_snapshot(source, self._spec, self._settings)
         return self._published
 
-    def _held(self, source: Source) -> Content:
+    def _open_content(self, source: WeightSource) -> Content:
         if self._content is None:
-            self._content = Content(self._snapshot(source), self._recipe)
+            self._content = Content(self._open_snapshot(source), self._recipe)
         return self._content
 
-    def _name(self, source: Source, chosen: Precision) -> str:
-        """Name the bundle that is prepared from a source: what differs never shares a name."""
+    def _make_name(self, source: WeightSource, chosen: Precision) -> str:
+        """Name the bundle that is prepared from a source: different ones never share a name."""
         spec = self._spec
         plain = spec.listing.plain
         if source.folder is not None and source.commit is None:
             loras = [spec.lightning[n] for n in self._lightning]
             own = [lora for lora in loras if lora.repository is None]
-            name = f"{file_name(plain)}-{self._held(source).fingerprint(spec.pipeline, own)}"
+            fingerprint = self._open_content(source).make_fingerprint(spec.pipeline, own)
+            name = f"{make_file_name(plain)}-{fingerprint}"
         else:
             name = plain if spec.listing.is_row else spec.repository
-            name = file_name(name, spec.revision or MAIN)
+            name = make_file_name(name, spec.revision or MAIN)
         if self._fused:
             return f"{name}-{chosen}-lightning{self._fused}"
-        if set(self._lightning) == set(default_steps(spec)):
+        if set(self._lightning) == set(list_default_steps(spec)):
             return f"{name}-{chosen}"
         return f"{name}-{chosen}-steps{'-'.join(map(str, sorted(self._lightning))) or 0}"
 
@@ -201,43 +203,43 @@ class _Search:
 
     @property
     def _fused(self) -> int | None:
-        """Return the step count whose LoRA shall be in the weights."""
+        """Return the step count whose LoRA goes into the weights."""
         return self._lightning[0] if self._settings.lightning_fused and self._lightning else None
 
-    def _choice(self, source: Source) -> Choice:
+    def _choose(self, source: WeightSource) -> Choice:
         """Choose the precision; on a GPU from the sizes of the published weights."""
-        wanted = self._wanted(source)
-        among = choice.Candidates(self._recipe, self._settings, wanted, self._is_writable)
-        there, need = choice.precisions(among), dict[Precision, Need]()
+        required = self._make_required(source)
+        among = choice.Candidates(self._recipe, self._settings, required, self._is_writable)
+        there, need = choice.list_precisions(among), dict[Precision, Need]()
         if self._gpu is not None:
-            need = choice.needed(
+            need = choice.find_needs(
                 among,
                 there,
-                name=self._name(source, "bf16"),
+                name=self._make_name(source, "bf16"),
                 beside=0 if self._fused else len(self._lightning),
-                computed=lambda: self._sizes(source),
+                compute=lambda: self._compute_sizes(source),
             )
         return choice.choose(among, there, need, self._gpu)
 
-    def _sizes(self, source: Source) -> Mapping[Precision, Sizes]:
+    def _compute_sizes(self, source: WeightSource) -> Mapping[Precision, WeightSizes]:
         """Compute the sizes at every precision and keep them, so that a later start asks no hub."""
-        computed = sizes(self._order(source, "bf16"), self._judged(source))
-        needs.keep(self._settings.home, self._name(source, "bf16"), computed)
+        computed = compute_sizes(self._make_order(source, "bf16"), self._check(source))
+        needs.keep(self._settings.home, self._make_name(source, "bf16"), computed)
         return computed
 
-    def _judged(self, source: Source) -> Published:
-        """Return the published model, judged once."""
+    def _check(self, source: WeightSource) -> Published:
+        """Return the published model, checked once."""
         if self._checked is None:
-            self._checked = self._recipe.check(self._snapshot(source), self._spec)
+            self._checked = self._recipe.check(self._open_snapshot(source), self._spec)
         return self._checked
 
-    def _order(self, source: Source, chosen: Precision, progress: Any = quiet) -> Order:
+    def _make_order(self, source: WeightSource, chosen: Precision, progress: Any = quiet) -> Order:
         """Describe what to prepare."""
         spec, settings = self._spec, self._settings
-        snapshot = self._snapshot(source)
+        snapshot = self._open_snapshot(source)
         loras = {
             n: (
-                sources.lora_of(spec.lightning[n], snapshot, settings),
+                sources.open_lora(spec.lightning[n], snapshot, settings),
                 spec.lightning[n].filename,
             )
             for n in self._lightning
@@ -250,73 +252,75 @@ class _Search:
             settings=settings,
             device=self._device,
             home=settings.home,
-            into=settings.home / DOWNLOADS / commit_name(snapshot.repository, snapshot.commit),
+            into=settings.home / DOWNLOADS / make_commit_name(snapshot.repository, snapshot.commit),
             lightning=loras,
             fused=self._fused,
             progress=progress,
-            name=self._name(source, chosen),
+            name=self._make_name(source, chosen),
         )
 
-    def _prepared(self, source: Source, chosen: Precision) -> Path:
+    def _prepare(self, source: WeightSource, chosen: Precision) -> Path:
         """Prepare the bundle from a source's published weights."""
         home = self._settings.home
         if not self._is_writable:
-            raise space.unwritable(f" and the bundle of {self._spec.name} must be made anew")
+            raise space.make_unwritable(f" and the bundle of {self._spec.name} must be made again")
         log.get().info("preparing", model=self._spec.name, **source.facts())
         temporary.sweep(home / DOWNLOADS)
-        total = sum(_weight_sizes(self._snapshot(source)))
+        total = sum(_list_weight_sizes(self._open_snapshot(source)))
         meter = Meter(total, self._spec.name) if source.kind == "hub" else nullcontext(quiet)
         with meter as progress:
-            order = self._order(source, chosen, progress)
-            published = self._judged(source)
+            order = self._make_order(source, chosen, progress)
+            published = self._check(source)
             folder = prepare(order, published)
-        needs.keep(home, self._name(source, "bf16"), sizes(order, published))
+        needs.keep(home, self._make_name(source, "bf16"), compute_sizes(order, published))
         return folder
 
-    def _downloaded_before(self) -> Path | None:
-        """Return a published bundle that was downloaded whole, and learn what it is from it."""
+    def _find_downloaded(self) -> Path | None:
+        """Return a published bundle that was downloaded completely, and learn what it is."""
         spec = self._spec
         commit = metadata.known_commit(spec.repository, spec.revision, self._settings)
         if commit is None:
             return None
-        folder = self._settings.home / layout.BUNDLES / commit_name(spec.repository, commit)
-        if layout.fault(folder) is not None:
+        folder = self._settings.home / layout.BUNDLES / make_commit_name(spec.repository, commit)
+        if layout.find_fault(folder) is not None:
             return None
-        self._spec = self._catalogue.of_manifest(spec, layout.read_bundle(folder).model_dump())
+        self._spec = self._catalogue.complete_by_manifest(
+            spec, layout.read_bundle(folder).model_dump()
+        )
         return folder
 
-    def _downloaded(self, snapshot: Snapshot) -> Path:
-        """Download a published bundle: all its files, and its manifest as the last of them."""
-        name = commit_name(snapshot.repository, snapshot.commit)
+    def _download(self, snapshot: Snapshot) -> Path:
+        """Download a published bundle: all its files, its manifest last."""
+        name = make_commit_name(snapshot.repository, snapshot.commit)
         into = self._settings.home / layout.BUNDLES / name
-        if layout.fault(into) is None:
+        if layout.find_fault(into) is None:
             return into
-        manifest = named(snapshot, layout.MANIFEST)
+        manifest = find_file(snapshot, layout.MANIFEST)
         others = [file for file in snapshot.files if file is not manifest]
         with Meter(sum(file.size for file in others), self._spec.name) as meter:
             fetch_snapshot(snapshot, others, into, self._settings, meter)
             fetch_snapshot(snapshot, [manifest], into, self._settings, meter)
         return into
 
-    def _obtained(self, folder: Path, source: Source, chosen: Choice | None) -> Obtained:
+    def _make_obtained(self, folder: Path, source: WeightSource, chosen: Choice | None) -> Obtained:
         found = layout.verify(folder)
-        held = found.bundle
+        bundle = found.bundle
         spec = self._spec
         if chosen is None:
-            spec = self._catalogue.of_manifest(spec, held.model_dump())
-        if self._given.pipeline:  # MODEL's word says which model it is, and callers know it by that
+            spec = self._catalogue.complete_by_manifest(spec, bundle.model_dump())
+        if self._given.pipeline:  # callers know the model by MODEL's word for it
             spec = replace(spec, name=self._given.name)
-        wanted = lightning_steps(spec, self._settings)
-        parts = {part.identity: needs.device_bytes(part) for _, part in found.parts.values()}
+        steps = list_lightning_steps(spec, self._settings)
+        parts = {part.identity: needs.count_device_bytes(part) for _, part in found.parts.values()}
         reason = chosen.reason if chosen else "the bundle's own"
         return Obtained(
             spec=spec,
             folder=folder,
-            bundle=held,
-            lightning=tuple(n for n in wanted if n in held.lightning),
+            bundle=bundle,
+            lightning=tuple(n for n in steps if n in bundle.lightning),
             parts=parts,
             offload=chosen.offload if chosen else False,
-            facts={**source.facts(), "precision": held.precision, "reason": reason},
+            facts={**source.facts(), "precision": bundle.precision, "reason": reason},
         )
 
 
@@ -324,5 +328,5 @@ def _is_bundle(snapshot: Snapshot) -> bool:
     return any(file.path == layout.MANIFEST for file in snapshot.files)
 
 
-def _weight_sizes(snapshot: Snapshot) -> list[int]:
+def _list_weight_sizes(snapshot: Snapshot) -> list[int]:
     return [file.size for file in snapshot.files if file.path.endswith(".safetensors")]

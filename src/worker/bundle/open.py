@@ -1,4 +1,4 @@
-"""The parts of one bundle, built while its files are read: what a family opens its model from."""
+"""The parts of one bundle, built while its files are read: a family opens its model from them."""
 
 import json
 from collections.abc import Callable, MutableMapping
@@ -11,34 +11,34 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from worker.bundle import format as layout
+from worker.bundle import layout
 from worker.bundle.expected import CONFIGURATION
 from worker.bundle.fill import fill
-from worker.bundle.format import Damaged, Verified
-from worker.bundle.read import THREADS, Reader
-from worker.bundle.recipe import Recipe
+from worker.bundle.layout import Damaged, Verified
+from worker.bundle.making import Recipe
+from worker.bundle.read import READ_THREADS, FileReader
 from worker.engine.lora import NOTHING, Adapters, Fixed
 from worker.errors import LoraNotApplied
 
-# What `shared` maps: (component identity, device) -> a module that several models use.
+# (component identity, device) -> a module that several models use.
 Shared = MutableMapping[tuple[str, str], nn.Module]
 T = TypeVar("T")
 
 
-def shared() -> Shared:
-    """Return a place where the models of one process find the parts that they have in common.
+def make_shared() -> Shared:
+    """Return a mapping through which the models of one process share their common parts.
 
-    It holds them weakly: what no open model uses any more is freed.
+    It refers to them weakly: a part that no open model uses is freed.
     """
     return WeakValueDictionary()
 
 
 class Opening:
-    """One bundle being opened; every file is on its way from the moment it is entered.
+    """One bundle being opened: on entering, it starts to read every file.
 
     Files are read straight into the memory of meta-device modules while the libraries are still
-    being imported. The part of the recipe that may wait is made on `waiting`. Use it as a context
-    manager; methods raise Damaged for what is not as the bundle's manifests say.
+    being imported. The part of the recipe that may wait is made on the device `waiting`. Use it as
+    a context manager; methods raise Damaged for what differs from the bundle's manifests.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Opening:
         verify: Literal["sizes", "full"] = "sizes",
         waiting: torch.device | None = None,
         share: Shared | None = None,
-        threads: int = THREADS,
+        threads: int = READ_THREADS,
     ) -> None:
         self._found: Verified = layout.verify(folder, verify)
         self._recipe = recipe
@@ -58,23 +58,23 @@ class Opening:
         self._waiting = waiting or device
         self._shared: Shared = {} if share is None else share
         self._threads = threads
-        self._readers: dict[str, Reader] = {}
+        self._readers: dict[str, FileReader] = {}
         self._entered = ExitStack()
         for part in reversed(recipe.parts):
-            if not part.is_optional and not self.has(part.role):
+            if not part.is_optional and not self.has_part(part.role):
                 raise Damaged(self._found.folder, f"it has no {part.role}")
 
     def __enter__(self) -> Self:
-        # What waits on the host has memory of its own: the cache of a volume may be taken away.
+        # What waits on the host gets its own memory: the kernel may evict the cache of a volume.
         mapped = self._device.type == "cpu"
         with ExitStack() as stack:
-            near = stack.enter_context(Reader(self._device, self._threads, mapped=mapped))
-            far = stack.enter_context(Reader(self._waiting, self._threads, mapped=mapped))
+            near = stack.enter_context(FileReader(self._device, self._threads, mapped=mapped))
+            far = stack.enter_context(FileReader(self._waiting, self._threads, mapped=mapped))
             self._readers = {self._recipe.waiting: far, "": near}
             for role in self._found.parts:
-                if self._key(role) not in self._shared:
-                    for path in self._weights(role):
-                        self._reader(role).start(path)
+                if self._make_key(role) not in self._shared:
+                    for path in self._list_weights(role):
+                        self._pick_reader(role).start(path)
             self._entered = stack.pop_all()
         return self
 
@@ -86,28 +86,28 @@ class Opening:
     ) -> None:
         self._entered.__exit__(kind, error, trace)
 
-    def has(self, role: str) -> bool:
-        """Tell whether the bundle has a part."""
+    def has_part(self, role: str) -> bool:
+        """Return whether the bundle has a part."""
         return role in self._found.parts
 
-    def module(self, role: str) -> Any:
-        """Return a part's modules with their tensors, or another open model's where they share."""
-        key = self._key(role)
+    def open_module(self, role: str) -> Any:
+        """Return a part's modules with their tensors, or those of an open model that shares it."""
+        key = self._make_key(role)
         found = self._shared.get(key) if self._recipe.part(role).is_shared else None
         if found is None:
-            found = self.bare(role)
+            found = self.build_bare(role)
             self.fill(role, found)
             if self._recipe.part(role).is_shared:
                 self._shared[key] = found
         return found
 
-    def bare(self, role: str) -> Any:
+    def build_bare(self, role: str) -> Any:
         """Build the modules that a part's configuration describes, without memory for weights."""
-        modules, config = self._recipe.part(role).modules, self.json(role)
+        modules, config = self._recipe.part(role).modules, self.read_json(role)
         try:
             return modules.bare(modules.stock(config))
         except Exception as error:
-            # a constructor raises anything; the part goes the way of every damaged one
+            # a constructor may raise anything; the part is handled like any damaged one
             raise Damaged(
                 self._found.parts[role][0], f"no modules can be built from it: {error}"
             ) from error
@@ -116,42 +116,42 @@ class Opening:
         """Give bare modules the tensors of their part."""
         precision = self._recipe.part(role).precision(self._found.bundle.precision)
         try:
-            fill(model, self._taken(role), precision, self._place(role))
+            fill(model, self._take(role), precision, self._pick_device(role))
         except (KeyError, ValueError) as error:
             folder = self._found.parts[role][0]
             raise Damaged(folder, f"it does not fit its modules: {error}") from error
 
-    def opened(self, role: str, opening: Callable[[Path], T]) -> T:
-        """Open a part of small files alone."""
+    def open_files(self, role: str, opening: Callable[[Path], T]) -> T:
+        """Open a part that has only small files."""
         folder = self._found.parts[role][0]
         try:
             return opening(folder)
         except Exception as error:
-            # transformers raises anything; the part goes the way of every damaged one
+            # transformers may raise anything; the part is handled like any damaged one
             raise Damaged(folder, f"it cannot be opened ({type(error).__name__})") from error
 
-    def mapped(self, role: str) -> list[Path]:
+    def list_mapped(self, role: str) -> list[Path]:
         """Return a part's files that stay on the disk."""
-        return self._files(role, layout.MAPPED)
+        return self._list_files(role, layout.MAPPED)
 
-    def adapters(self, model: Any, fixed: Fixed = NOTHING) -> Adapters:
+    def open_adapters(self, model: Any, fixed: Fixed = NOTHING) -> Adapters:
         """Return the Lightning LoRAs, beside the modules of a model or in their weights.
 
-        They are called `lightning_N`; a bundle with one in its weights answers to that name alone.
+        They are called `lightning_N`; a bundle with one in its weights accepts only that name.
         Raises LoraNotApplied.
         """
         bundle = self._found.bundle
         if bundle.fused is not None:
-            return FusedAdapter(model, layout.adapter_role(bundle.fused), fixed)
+            return FusedAdapter(model, layout.name_adapter(bundle.fused), fixed)
         adapters = Adapters(model, fixed)
         expected = self._recipe.reached(model.config)
         for steps in bundle.lightning:
-            role = layout.adapter_role(steps)
-            state = {key: t.to(self._device) for key, t in self._taken(role).items()}
+            role = layout.name_adapter(steps)
+            state = {key: t.to(self._device) for key, t in self._take(role).items()}
             adapters.attach(role, state, expected=expected)
         return adapters
 
-    def json(self, role: str, name: str = CONFIGURATION) -> dict[str, Any]:
+    def read_json(self, role: str, name: str = CONFIGURATION) -> dict[str, Any]:
         """Return a JSON object of a part."""
         folder = self._found.parts[role][0]
         try:
@@ -159,41 +159,41 @@ class Opening:
         except (OSError, ValueError, RecursionError):
             raise Damaged(folder, f"{name} cannot be read") from None
         if not isinstance(value, dict):
-            raise Damaged(folder, f"{name} is no JSON object")
+            raise Damaged(folder, f"{name} is not a JSON object")
         return value
 
-    def _taken(self, role: str) -> dict[str, Tensor]:
-        held: dict[str, Tensor] = {}
-        for path in self._weights(role):
-            held |= self._reader(role).take(path)
-        return held
+    def _take(self, role: str) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for path in self._list_weights(role):
+            tensors |= self._pick_reader(role).take(path)
+        return tensors
 
-    def _files(self, role: str, stem: str) -> list[Path]:
+    def _list_files(self, role: str, stem: str) -> list[Path]:
         folder, part = self._found.parts[role]
         return [folder / name for name in sorted(part.files) if name.startswith(f"{stem}-")]
 
-    def _weights(self, role: str) -> list[Path]:
-        return self._files(role, layout.ADAPTER) or self._files(role, layout.WEIGHTS)
+    def _list_weights(self, role: str) -> list[Path]:
+        return self._list_files(role, layout.ADAPTER) or self._list_files(role, layout.WEIGHTS)
 
-    def _reader(self, role: str) -> Reader:
+    def _pick_reader(self, role: str) -> FileReader:
         return self._readers.get(role) or self._readers[""]
 
-    def _place(self, role: str) -> torch.device:
+    def _pick_device(self, role: str) -> torch.device:
         return self._waiting if role == self._recipe.waiting else self._device
 
-    def _key(self, role: str) -> tuple[str, str]:
-        return self._found.parts[role][1].identity, str(self._place(role))
+    def _make_key(self, role: str) -> tuple[str, str]:
+        return self._found.parts[role][1].identity, str(self._pick_device(role))
 
 
 class FusedAdapter(Adapters):
-    """The one LoRA that is in the weights: always active, and nothing else can be."""
+    """The one LoRA that is in the weights: always active, and no other can be."""
 
     def __init__(self, transformer: Any, name: str, fixed: Fixed = NOTHING) -> None:
         super().__init__(transformer, fixed)
         self.active = name
 
     @property
-    def held(self) -> tuple[str, ...]:
+    def attached(self) -> tuple[str, ...]:
         """Name the LoRA in the weights."""
         return () if self.active is None else (self.active,)
 

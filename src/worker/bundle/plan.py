@@ -1,4 +1,4 @@
-"""What is to be made of a published model: every component's identity, sources and size."""
+"""What to make from a published model: every component's identity, sources and size."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 
-from worker.bundle import format as layout
-from worker.bundle import headers
-from worker.bundle.content import meaning
-from worker.bundle.format import METHOD
-from worker.bundle.recipe import Part, Published, Recipe
-from worker.bundle.sizes import mapped, stored
-from worker.bundle.stated import stated_scale
+from worker.bundle import headers, layout
+from worker.bundle.content import digest_meaning
+from worker.bundle.layout import METHOD
+from worker.bundle.making import Part, Published, Recipe
+from worker.bundle.sizes import count_mapped, count_stored
+from worker.bundle.stated import digest_scale
 from worker.engine.quantise import Precision
 from worker.settings import Settings
-from worker.weights.snapshot import Progress, Snapshot, named, quiet
+from worker.weights.snapshot import ReportProgress, Snapshot, find_file, quiet
 from worker.weights.spec import ModelSpec
 
 
@@ -28,7 +27,7 @@ class Order:
     `lightning` maps step counts to the snapshot and the name of their LoRA; `fused` is the step
     count whose LoRA is baked into the weights, None when all stay adapters. `home` holds bundles
     and components, `into` the published files while they are needed. The work is done on `device`.
-    `name` is the bundle's folder, by default the model's name and precision.
+    `name` is the name of the bundle's folder, by default the model's name and precision.
     """
 
     spec: ModelSpec
@@ -41,7 +40,7 @@ class Order:
     into: Path
     lightning: Mapping[int, tuple[Snapshot, str]] = field(default_factory=dict)
     fused: int | None = None
-    progress: Progress = quiet
+    progress: ReportProgress = quiet
     name: str | None = None
 
     @property
@@ -49,7 +48,7 @@ class Order:
         """Return the bundle's folder."""
         spec = self.spec
         model = f"{spec.name}@{spec.revision}" if spec.revision else spec.name
-        name = self.name or layout.bundle_name(model, self.precision, self.fused)
+        name = self.name or layout.name_bundle(model, self.precision, self.fused)
         return self.home / layout.BUNDLES / name
 
 
@@ -57,8 +56,8 @@ class Order:
 class Planned:
     """One component to make: a part of the recipe, or the Lightning LoRA for `steps`.
 
-    `facts` are how it is made and part of its identity, `sources` map published files to digests,
-    `size` is about how many bytes it will have.
+    `facts` say how it is made and are part of its identity, `sources` map published files to
+    digests, `size` is approximately its size in bytes.
     """
 
     role: str
@@ -71,9 +70,9 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All that is made for a bundle, in its order; `scales` are what each LoRA states of its own.
+    """Everything that is made for a bundle, in order, and what each LoRA states about its scale.
 
-    A scale is the digest of what is stated beside a LoRA's tensors, "" for nothing.
+    `scales` are digests of what is stated besides a LoRA's tensors, "" for nothing.
     """
 
     order: Order
@@ -83,40 +82,48 @@ class Plan:
 
 
 def plan(order: Order, published: Published) -> Plan:
-    """Plan a bundle of a model that was judged, from its small files and headers alone.
+    """Plan a bundle of a checked model, from its small files and headers alone.
 
-    Nothing is written; the files of a folder without known digests are read for them. Raises
+    Nothing is written; files without a known digest are read to compute it. Raises
     WeightsUnavailable.
     """
-    scales = {steps: stated_scale(*lora) for steps, lora in order.lightning.items()}
-    loras = [] if order.fused else [_lora(order, steps, scales[steps]) for steps in order.lightning]
+    scales = {steps: digest_scale(*lora) for steps, lora in order.lightning.items()}
+    loras = (
+        []
+        if order.fused
+        else [_plan_lora(order, steps, scales[steps]) for steps in order.lightning]
+    )
     parts = [
-        _part(order, published, part, scales)
+        _plan_part(order, published, part, scales)
         for part in order.recipe.parts
         if part.has_weights or published.small.get(part.role)
     ]
     return Plan(order, published, (*loras, *parts), scales)
 
 
-def _part(order: Order, published: Published, part: Part, scales: Mapping[int, str]) -> Planned:
+def _plan_part(
+    order: Order, published: Published, part: Part, scales: Mapping[int, str]
+) -> Planned:
     small = published.small[part.role]
     shards = published.shards[part.role] if part.has_weights else ()
     sources = {shard.file.path: order.snapshot.digest(shard.file) for shard in shards}
-    digests = [*sources.values(), *(meaning(name, data) for name, data in small.items())]
+    digests = [*sources.values(), *(digest_meaning(name, data) for name, data in small.items())]
     for name, data in small.items():
         sources[f"{part.role}/{name}"] = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    facts = {"recipe": METHOD, **_facts(order, published, part, scales)}
+    facts = {"recipe": METHOD, **_list_facts(order, published, part, scales)}
     size = sum(map(len, small.values()))
     if part.has_weights:
-        size += stored(part, headers.merged(shards), part.precision(order.precision))
-        size += mapped(part, published)
-    return Planned(part.role, layout.identity(part.role, digests, facts), facts, sources, size)
+        size += count_stored(part, headers.merge(shards), part.precision(order.precision))
+        size += count_mapped(part, published)
+    return Planned(
+        part.role, layout.compute_identity(part.role, digests, facts), facts, sources, size
+    )
 
 
-def _facts(
+def _list_facts(
     order: Order, published: Published, part: Part, scales: Mapping[int, str]
 ) -> dict[str, Any]:
-    """Return what is done to a part with weights: nothing is to one of small files."""
+    """Return what is done to a part with weights; a part of small files is only copied."""
     if not part.has_weights:
         return {}
     facts: dict[str, Any] = {"precision": part.precision(order.precision)}
@@ -124,29 +131,29 @@ def _facts(
         facts |= part.replaced.facts(published)
     if order.fused and part.role == order.recipe.adapted:
         facts["fused"] = _digest(*order.lightning[order.fused])
-        facts |= _scale(scales[order.fused])
+        facts |= _list_scale(scales[order.fused])
     return facts
 
 
-def _lora(order: Order, steps: int, scale: str) -> Planned:
+def _plan_lora(order: Order, steps: int, scale: str) -> Planned:
     snapshot, filename = order.lightning[steps]
     digest = _digest(snapshot, filename)
-    role = layout.adapter_role(steps)
-    facts = {"recipe": METHOD, **_scale(scale)}
+    role = layout.name_adapter(steps)
+    facts = {"recipe": METHOD, **_list_scale(scale)}
     return Planned(
         role,
-        layout.identity(role, [digest], facts),
+        layout.compute_identity(role, [digest], facts),
         facts,
         {filename: digest},
-        named(snapshot, filename).size,
+        find_file(snapshot, filename).size,
         steps,
     )
 
 
 def _digest(snapshot: Snapshot, filename: str) -> str:
-    return snapshot.digest(named(snapshot, filename))
+    return snapshot.digest(find_file(snapshot, filename))
 
 
-def _scale(stated: str) -> dict[str, str]:
-    """Return what a stated scale adds to the facts: nothing where none is, as in 0.1.0."""
+def _list_scale(stated: str) -> dict[str, str]:
+    """Return what a stated scale adds to the facts: nothing without one, as in 0.1.0."""
     return {"scale": stated} if stated else {}

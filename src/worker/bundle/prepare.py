@@ -1,4 +1,4 @@
-"""Published weights -> one lean bundle: streaming, resumable, once a volume."""
+"""Published weights -> one lean bundle: streaming, resumable, once per volume."""
 
 import hashlib
 import time
@@ -9,38 +9,37 @@ from typing import Final
 import torch
 
 from worker import log
-from worker.bundle import format as layout
-from worker.bundle import headers, lock, tensors
-from worker.bundle.format import Bundle, Component, Damaged, FileRecord, LoraRecord
+from worker.bundle import headers, layout, lock, tensors
+from worker.bundle.convert import cast_to_bf16, check_lora, make_transform
+from worker.bundle.layout import Bundle, Component, Damaged, FileRecord, LoraRecord
+from worker.bundle.making import Part, Published, Work
 from worker.bundle.plan import Order, Plan, Planned, plan
-from worker.bundle.recipe import Part, Published, Work
-from worker.bundle.sizes import Sizes, sizes_at
-from worker.bundle.stated import beside
-from worker.bundle.stream import OPEN_TRIES, Place, forget_receipts, stream
-from worker.bundle.transform import bf16, check_lora, transform_of
+from worker.bundle.sizes import WeightSizes, compute_sizes_at
+from worker.bundle.stated import find_config
+from worker.bundle.stream import OPEN_TRIES, Route, forget_receipts, stream
 from worker.engine import lora_file
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import VolumeFull
 from worker.weights import space, temporary
 from worker.weights.names import MAIN
-from worker.weights.snapshot import LOCAL, LocalSnapshot, Snapshot, named
+from worker.weights.snapshot import LOCAL, LocalSnapshot, Snapshot, find_file
 
 LOCKS: Final = "locks"
-# A component's file that its manifest does not name is swept when it is this old: another worker
-# may have opened it by the manifest before.
+# A file that its component's manifest does not name is deleted when it is this old: another worker
+# may have opened it by the previous manifest.
 UNNAMED_S: Final = 3600.0
 
 
-def sizes(order: Order, published: Published | None = None) -> dict[Precision, Sizes]:
+def compute_sizes(order: Order, published: Published | None = None) -> dict[Precision, WeightSizes]:
     """Compute from the published headers alone what each precision takes, in bytes.
 
-    `published` is the model as it was judged, if it was before. Raises WeightsUnavailable.
+    `published` is the checked model, if it was checked before. Raises WeightsUnavailable.
     """
-    held = [] if order.fused else list(order.lightning.values())
-    adapters = sum(named(snapshot, filename).size for snapshot, filename in held)
+    loras = [] if order.fused else list(order.lightning.values())
+    adapters = sum(find_file(snapshot, filename).size for snapshot, filename in loras)
     published = published or order.recipe.check(order.snapshot, order.spec)
     return {
-        precision: sizes_at(order.recipe, published, precision, adapters=adapters)
+        precision: compute_sizes_at(order.recipe, published, precision, adapters=adapters)
         for precision in PRECISIONS
     }
 
@@ -48,20 +47,20 @@ def sizes(order: Order, published: Published | None = None) -> dict[Precision, S
 def prepare(order: Order, published: Published | None = None) -> Path:
     """Prepare a bundle and return its folder; what is already there is not made again.
 
-    `published` is the model as it was judged, if it was before. Goes on where a killed run was.
-    Two workers on one volume take turns where locks work and do the same work harmlessly where they
-    do not. Raises WeightsUnavailable, VolumeFull, LoraNotApplied.
+    `published` is the checked model, if it was checked before. Continues where a killed run
+    stopped. Two workers on one volume take turns where locks work, and do the same work harmlessly
+    where they do not. Raises WeightsUnavailable, VolumeFull, LoraNotApplied.
     """
     start = time.monotonic()
     for kind in (layout.BUNDLES, layout.COMPONENTS):
         temporary.sweep(order.home / kind)
     planned = plan(order, published or order.recipe.check(order.snapshot, order.spec))
     needed = _require_space(planned)
-    with space.writing(needed, order.home, order.settings):
+    with space.translate_errors(needed, order.home, order.settings):
         for component in planned.components:
             _make(planned, component)
         order.folder.mkdir(parents=True, exist_ok=True)
-        layout.publish(order.folder, _manifest(planned))
+        layout.publish(order.folder, _make_manifest(planned))
     log.get().info(
         "bundle prepared",
         bundle=order.folder.name,
@@ -72,13 +71,13 @@ def prepare(order: Order, published: Published | None = None) -> Path:
 
 
 def _require_space(planned: Plan) -> int:
-    """Check for room before the first byte and return how many bytes will be written.
+    """Check for space before the first byte and return how many bytes will be written.
 
-    Two shards lie on the disk beside the bundle unless the published files are already there. What
-    was set aside as damaged gives way first. Raises VolumeFull.
+    Two shards are on the disk alongside the bundle unless the published files are already there.
+    Quarantined parts are deleted if that space is needed. Raises VolumeFull.
     """
     order = planned.order
-    folders = {one.identity: _folder(order, one) for one in planned.components}
+    folders = {one.identity: _find_folder(order, one) for one in planned.components}
     missing = 0
     for one in planned.components:
         files = folders[one.identity].glob("*")
@@ -87,17 +86,17 @@ def _require_space(planned: Plan) -> int:
         shards = (shard for found in planned.published.shards.values() for shard in found)
         missing += sum(sorted(shard.file.size for shard in shards)[-2:])
     try:
-        space.require(missing, order.home, order.settings)
+        space.require_space(missing, order.home, order.settings)
     except VolumeFull:
         for folder in folders.values():
-            layout.drop_aside(folder)
-        space.require(missing, order.home, order.settings)
+            layout.drop_quarantined(folder)
+        space.require_space(missing, order.home, order.settings)
     return missing
 
 
 def _make(planned: Plan, component: Planned) -> None:
     """Make one component and publish it, unless it is there or another worker makes it."""
-    order, folder = planned.order, _folder(planned.order, component)
+    order, folder = planned.order, _find_folder(planned.order, component)
 
     def published() -> bool:
         try:
@@ -105,19 +104,19 @@ def _make(planned: Plan, component: Planned) -> None:
         except FileNotFoundError:
             return False
         except Damaged as damage:
-            log.get().warning("damaged part set aside", reason=damage.message)
-            layout.set_aside(folder)
+            log.get().warning("damaged part quarantined", reason=damage.message)
+            layout.quarantine(folder)
             return False
         return True
 
     if published():
         return
     locked = order.home / LOCKS / f"{component.identity}.lock"
-    with lock.turn(locked, published, (folder, order.into)):
+    with lock.take_turn(locked, published, (folder, order.into)):
         if published():
             return
         folder.mkdir(parents=True, exist_ok=True)
-        records = _files(planned, component, folder)
+        records = _write_files(planned, component, folder)
         layout.publish(
             folder,
             Component(
@@ -126,79 +125,79 @@ def _make(planned: Plan, component: Planned) -> None:
                 role=component.role,
                 recipe=dict(component.facts),
                 sources=dict(component.sources),
-                prepared_on=_kind(order.device),
-                libraries=layout.libraries(),
+                prepared_on=_name_device(order.device),
+                libraries=layout.list_libraries(),
                 files=records,
             ),
         )
         forget_receipts(folder)
         _sweep_unnamed(folder)
-        layout.drop_aside(folder)
+        layout.drop_quarantined(folder)
 
 
-def _files(planned: Plan, component: Planned, folder: Path) -> dict[str, FileRecord]:
+def _write_files(planned: Plan, component: Planned, folder: Path) -> dict[str, FileRecord]:
     """Write a component's files and return their records."""
     if component.steps is not None:
-        return dict([tensors.write(folder, layout.ADAPTER, _lora(planned, component.steps))])
+        return dict([tensors.write(folder, layout.ADAPTER, _read_lora(planned, component.steps))])
     part = planned.order.recipe.part(component.role)
-    records = _weights(planned, part, folder) if part.has_weights else {}
+    records = _write_weights(planned, part, folder) if part.has_weights else {}
     small = planned.published.small[part.role]
     return {**records, **{name: _write(folder, name, data) for name, data in small.items()}}
 
 
-def _weights(planned: Plan, part: Part, folder: Path) -> dict[str, FileRecord]:
+def _write_weights(planned: Plan, part: Part, folder: Path) -> dict[str, FileRecord]:
     order, published = planned.order, planned.published
     lora = None
     if order.fused and part.role == order.recipe.adapted:
-        lora = _lora(planned, order.fused)
+        lora = _read_lora(planned, order.fused)
     work = Work(part, published, order.snapshot, order.precision, order.device, lora)
     keep = order.settings.keep_source_weights
-    place = Place(order.snapshot, order.into, folder, keep, order.progress)
-    return stream(place, published.shards[part.role], transform_of(work))
+    place = Route(order.snapshot, order.into, folder, keep, order.progress)
+    return stream(place, published.shards[part.role], make_transform(work))
 
 
-def _lora(planned: Plan, steps: int) -> dict[str, torch.Tensor]:
-    """Fetch a Lightning LoRA and return it canonical in bf16, its modules counted."""
+def _read_lora(planned: Plan, steps: int) -> dict[str, torch.Tensor]:
+    """Fetch a Lightning LoRA, check that it fits, and return it in canonical form in bf16."""
     order, adapted = planned.order, planned.order.recipe.adapted
     shards = planned.published.shards[adapted]
     snapshot, filename = order.lightning[steps]
-    file, into = named(snapshot, filename), _loras_into(order, snapshot)
-    modules, config_file = headers.modules(shards), beside(snapshot, file)
+    file, into = find_file(snapshot, filename), _find_loras_folder(order, snapshot)
+    modules, config_file = headers.list_modules(shards), find_config(snapshot, file)
     config = None if config_file is None else snapshot.read_file(config_file)
     for attempt in range(OPEN_TRIES):
         proven = snapshot.fetch_file(file, into, order.progress)
         try:
-            held = lora_file.read(proven.path, modules, config)
+            tensors_read = lora_file.read(proven.path, modules, config)
             break
-        except FileNotFoundError:  # another worker of the volume dropped it after its own reading
+        except FileNotFoundError:  # another worker of the volume deleted it after reading it
             if attempt + 1 == OPEN_TRIES:
                 raise
-    state = {name: bf16(t) for name, t in held.items()}
+    state = {name: cast_to_bf16(t) for name, t in tensors_read.items()}
     check_lora(state, shards, order.recipe.reached(planned.published.configs[adapted]))
     if proven.disposable and not order.settings.keep_source_weights:
         proven.path.unlink(missing_ok=True)
     return state
 
 
-def _loras_into(order: Order, snapshot: Snapshot) -> Path:
-    """Return where another repository's files are downloaded: apart from the model's own."""
+def _find_loras_folder(order: Order, snapshot: Snapshot) -> Path:
+    """Return the folder for a LoRA's files: another repository has its own."""
     if snapshot.repository == order.snapshot.repository:
         return order.into
     return order.into / f"{snapshot.repository.replace('/', '--')}-{snapshot.commit}"
 
 
-def _folder(order: Order, component: Planned) -> Path:
+def _find_folder(order: Order, component: Planned) -> Path:
     return order.home / layout.COMPONENTS / component.identity
 
 
-def _manifest(planned: Plan) -> Bundle:
-    order, held = planned.order, {}
+def _make_manifest(planned: Plan) -> Bundle:
+    order, lightning = planned.order, {}
     for steps, (snapshot, filename) in order.lightning.items():
         if order.fused in (None, steps):
-            held[steps] = LoraRecord(
+            lightning[steps] = LoraRecord(
                 repository=snapshot.repository,
                 filename=filename,
-                digest=snapshot.digest(named(snapshot, filename)),
+                digest=snapshot.digest(find_file(snapshot, filename)),
                 scale=planned.scales[steps],
             )
     return Bundle(
@@ -210,20 +209,20 @@ def _manifest(planned: Plan) -> Bundle:
         pipeline=order.spec.pipeline,
         precision=order.precision,
         fused=order.fused,
-        lightning=held,
+        lightning=lightning,
         offered={
             steps: file.filename
             for steps, file in order.spec.lightning.items()
             if file.repository is None
         },
         components={one.role: one.identity for one in planned.components},
-        libraries=layout.libraries(),
+        libraries=layout.list_libraries(),
         facts=dict(planned.published.facts),
     )
 
 
 def _sweep_unnamed(folder: Path) -> None:
-    """Delete old files that a published component does not name: another run's, killed."""
+    """Delete old files that a published component does not name: those of a killed run."""
     named_files = {layout.MANIFEST, *layout.read_component(folder).files}
     for path in folder.iterdir():
         with suppress(OSError):
@@ -232,14 +231,14 @@ def _sweep_unnamed(folder: Path) -> None:
 
 
 def _write(folder: Path, name: str, data: bytes) -> FileRecord:
-    part = temporary.unique(folder / name)
+    part = temporary.make_path(folder / name)
     part.write_bytes(data)
     temporary.publish(part, folder / name)
     return FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def _kind(device: torch.device) -> str:
-    """Name the kind of device, on which the rows' last bit may depend."""
+def _name_device(device: torch.device) -> str:
+    """Name the kind of device: the last bit of rows may depend on it."""
     if device.type != "cuda":
         return device.type
     return f"cuda {'.'.join(map(str, torch.cuda.get_device_capability(device)))}"

@@ -1,4 +1,4 @@
-"""Weights that were published already quantised: told by what their files say, before they come."""
+"""Weights that were published already quantised: recognised by their files before a download."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,15 +10,15 @@ from worker.bundle.tensors import NAMES, Header
 from worker.errors import WeightsUnavailable
 from worker.weights.spec import ModelSpec
 
-# What a bundle is made from: numbers that a cast to bf16 keeps the meaning of. Integers and floats
+# What a bundle is made from: numbers that keep their meaning when cast to bf16. Integers and floats
 # of fewer than 16 bits are codes, which only their own scales and tables turn into weights.
-PLAIN: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PLAIN_FORMATS: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 CONFIGURED: Final = ("quantization_config", "compression_config")
-# What a composite configuration keeps the parts of a text encoder in.
+# Where a composite configuration has the parts of a text encoder.
 NESTED: Final = ("text_config", "vision_config")
 LONGEST_WORD: Final = 40
 
-# Names that a quantiser gives to the tensors beside its weights -> what it is called.
+# Names that a quantiser gives to the tensors beside its weights -> the quantiser's name.
 BESIDE: Final[tuple[tuple[str, re.Pattern[str]], ...]] = (
     (
         "bitsandbytes 4-bit",
@@ -52,29 +52,29 @@ METHODS: Final = {
     "hqq": "HQQ",
     "sdnq": "SDNQ",
 }
-# How the fields of a configuration name the numbers that it stores.
+# Fields of a configuration that name its number format.
 WIDTHS: Final = ("bnb_4bit_quant_type", "weights_dtype", "weights", "quant_type", "fmt")
 BITS: Final = ("bits", "w_bit", "nbits", "weight_bits")
 
 
-def configured(config: Mapping[str, Any]) -> str | None:
-    """Name the quantisation that a configuration tells of; None when it tells of none."""
+def find_declared(config: Mapping[str, Any]) -> str | None:
+    """Name the quantisation that a configuration declares; None when it declares none."""
     parts = (config, *(config.get(name) for name in NESTED))
     for part in parts:
         for key in CONFIGURED:
-            if isinstance(part, Mapping) and (told := part.get(key)):
-                return _method(told)
+            if isinstance(part, Mapping) and (declared := part.get(key)):
+                return _name_method(declared)
     return None
 
 
-def _method(told: Any) -> str:
-    if not isinstance(told, Mapping):
+def _name_method(declared: Any) -> str:
+    if not isinstance(declared, Mapping):
         return "a method without a name"
-    name = told.get("quant_method") or told.get("quant_backend")
+    name = declared.get("quant_method") or declared.get("quant_backend")
     if not isinstance(name, str) or not name:
-        return "several methods" if told.get("quant_mapping") else "a method without a name"
-    inner = told.get("quant_kwargs")
-    facts = {**told, **inner} if isinstance(inner, Mapping) else told
+        return "several methods" if declared.get("quant_mapping") else "a method without a name"
+    inner = declared.get("quant_kwargs")
+    facts = {**declared, **inner} if isinstance(inner, Mapping) else declared
     word = METHODS.get(name.lower(), name[:LONGEST_WORD])
     if name.lower() == "bitsandbytes":
         word += " 8-bit" if facts.get("load_in_8bit") else " 4-bit"
@@ -85,7 +85,7 @@ def _method(told: Any) -> str:
     return f"{word} ({numbers[0]})"
 
 
-def stored(header: Header, kept: Iterable[str], beside: Sequence[str]) -> str | None:
+def find_stored(header: Header, kept: Iterable[str], beside: Sequence[str]) -> str | None:
     """Name the number format of weights that no bundle is made from; None when all are plain.
 
     `kept` are the tensors that a bundle keeps, `beside` those that no module has.
@@ -95,12 +95,12 @@ def stored(header: Header, kept: Iterable[str], beside: Sequence[str]) -> str | 
     )
     formats: dict[str, str] = {}
     for name in (*kept, *beside):
-        if header[name].dtype not in PLAIN:
+        if header[name].dtype not in PLAIN_FORMATS:
             formats.setdefault(NAMES[header[name].dtype], name)
     if not formats:
         return label
-    told = " and ".join(_plainly(written) for written in sorted(formats))
-    first = f"{told}, as {formats[min(formats)]}"
+    words = " and ".join(_name_plainly(written) for written in sorted(formats))
+    first = f"{words}, as {formats[min(formats)]}"
     return f"{label}: {first}" if label else first
 
 
@@ -109,8 +109,8 @@ def _ends(pattern: re.Pattern[str], name: str) -> bool:
     return match is not None and match.end() == len(name)
 
 
-def _plainly(written: str) -> str:
-    """Tell a format's name in the words that its publishers use."""
+def _name_plainly(written: str) -> str:
+    """Return a format's name in the words that its publishers use."""
     if written.startswith("F8_"):
         return f"fp8 ({written})"
     if written in ("I8", "U8"):
@@ -118,7 +118,7 @@ def _plainly(written: str) -> str:
     return written
 
 
-def refusal(where: str, what: str, spec: ModelSpec) -> WeightsUnavailable:
+def make_refusal(where: str, what: str, spec: ModelSpec) -> WeightsUnavailable:
     """Return the error for a part of a model, `where`, whose weights are in `what`."""
     other = spec.listing.instead
     advice = f"set MODEL={other}" if other else "name the repository that it was made from"

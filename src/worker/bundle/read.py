@@ -1,4 +1,4 @@
-"""Safetensors files into tensors on the device: several ranges at once, no second copy."""
+"""Read safetensors files into tensors on the device: several ranges at once, no second copy."""
 
 import os
 import threading
@@ -13,39 +13,39 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from worker.bundle.format import Damaged
-from worker.bundle.tensors import Entry, header_of
+from worker.bundle.layout import Damaged
+from worker.bundle.tensors import TensorEntry, read_file_header
 
-# Tensors from this size on are read into their own memory; runs of smaller ones in one go.
+# Tensors of this size and more are read into their own memory; runs of smaller ones in one go.
 BIG_BYTES: Final = 1 << 20
 # One request to the disk; a network volume answers several at once faster than one after another.
-RANGE_BYTES: Final = 16 << 20
-THREADS: Final = 8
+REQUEST_BYTES: Final = 16 << 20
+READ_THREADS: Final = 8
 
 
 @dataclass(slots=True)
 class _File:
-    """A file on its way: where each tensor will be, and what must be done before it is."""
+    """A file being read: where each tensor will be, and the reads that must finish first."""
 
     path: Path
     tensors: dict[str, Tensor] = field(default_factory=dict)
     ranges: list[Future[Any]] = field(default_factory=list)
 
 
-class Reader:
+class FileReader:
     """Read safetensors files from threads while the caller does other things, such as imports.
 
-    Tensors of a MiB and more are read straight into memory of their own: on a CPU into the tensor
-    itself, on CUDA through two pinned buffers a thread. Smaller ones come as views of one block on
-    the CPU. Use it as a context manager.
+    Tensors of a MiB and more are read straight into their own memory: on a CPU into the tensor
+    itself, on CUDA through two pinned buffers per thread. Smaller ones come as views of one block
+    on the CPU. Use it as a context manager.
 
     With `mapped`, for a CPU, tensors are the kernel's cache of the file, which the threads fill:
     new memory would be touched page by page, and threads that do so wait for each other (2.4 GB
-    took 10 s of processor time, of which reading was 1.3).
+    took 10 s of processor time, 1.3 s of it for reading).
     """
 
     def __init__(
-        self, device: torch.device, threads: int = THREADS, *, mapped: bool = False
+        self, device: torch.device, threads: int = READ_THREADS, *, mapped: bool = False
     ) -> None:
         self._device = device
         self._mapped = mapped
@@ -65,25 +65,25 @@ class Reader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def start(self, path: Path) -> None:
-        """Begin to read a file."""
+        """Start reading a file."""
         file = _File(path)
         if self._mapped:
-            for offset in range(0, path.stat().st_size, RANGE_BYTES):
+            for offset in range(0, path.stat().st_size, REQUEST_BYTES):
                 file.ranges.append(self._pool.submit(self._cache, path, offset))
             self._files[path] = file
             return
-        entries = sorted(header_of(path).items(), key=lambda item: item[1].start)
-        run: list[tuple[str, Entry]] = []
+        entries = sorted(read_file_header(path).items(), key=lambda item: item[1].start)
+        run: list[tuple[str, TensorEntry]] = []
         for name, entry in entries:
             if entry.end - entry.start < BIG_BYTES:
                 run.append((name, entry))
                 continue
-            self._run(file, run)
+            self._read_run(file, run)
             run = []
             place = torch.empty(entry.end - entry.start, dtype=torch.uint8, device=self._device)
             file.tensors[name] = place.view(entry.dtype).reshape(entry.shape)
             self._read(file, place, entry.start)
-        self._run(file, run)
+        self._read_run(file, run)
         self._files[path] = file
 
     def take(self, path: Path) -> dict[str, Tensor]:
@@ -94,23 +94,23 @@ class Reader:
             if event is not None:
                 event.synchronize()
         if self._mapped:
-            if path.stat().st_size < (end := max(e.end for e in header_of(path).values())):
+            if path.stat().st_size < (end := max(e.end for e in read_file_header(path).values())):
                 raise Damaged(path.parent, f"{path.name} ends before byte {end}")
             with safe_open(path, framework="pt") as mapped:
                 return {name: mapped.get_tensor(name) for name in mapped.keys()}  # noqa: SIM118 - no mapping
         return file.tensors
 
     def _cache(self, path: Path, offset: int) -> None:
-        """Read a range into a buffer of this thread's that is then forgotten."""
+        """Read a range into this thread's buffer, only to fill the kernel's cache."""
         if not hasattr(self._own, "buffer"):
-            self._own.buffer = memoryview(bytearray(RANGE_BYTES))
+            self._own.buffer = memoryview(bytearray(REQUEST_BYTES))
         number = os.open(path, os.O_RDONLY)
         try:
             os.preadv(number, [self._own.buffer], offset)
         finally:
             os.close(number)
 
-    def _run(self, file: _File, run: Sequence[tuple[str, Entry]]) -> None:
+    def _read_run(self, file: _File, run: Sequence[tuple[str, TensorEntry]]) -> None:
         """Read neighbouring small tensors in one go; they stay on the CPU."""
         if not run:
             return
@@ -122,11 +122,13 @@ class Reader:
         self._read(file, block, base)
 
     def _read(self, file: _File, place: Tensor, offset: int) -> None:
-        for start in range(0, len(place), RANGE_BYTES):
-            piece = place[start : start + RANGE_BYTES]
-            file.ranges.append(self._pool.submit(self._range, file.path, piece, offset + start))
+        for start in range(0, len(place), REQUEST_BYTES):
+            piece = place[start : start + REQUEST_BYTES]
+            file.ranges.append(
+                self._pool.submit(self._read_range, file.path, piece, offset + start)
+            )
 
-    def _range(self, path: Path, piece: Tensor, offset: int) -> Any:
+    def _read_range(self, path: Path, piece: Tensor, offset: int) -> Any:
         if piece.device.type == "cpu":
             _fill(path, piece, offset)
             return None
@@ -139,7 +141,7 @@ class Reader:
             own.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             own.stream.wait_stream(torch.cuda.default_stream(self._device))
             own.buffers = [
-                torch.empty(RANGE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)
+                torch.empty(REQUEST_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)
             ]
             own.events = [None, None]
             own.turn = 0
@@ -157,7 +159,7 @@ class Reader:
 
 
 def _fill(path: Path, place: Tensor, offset: int) -> None:
-    """Read exactly as many bytes as `place` (uint8, on the CPU) has, from `offset` on."""
+    """Fill `place` (uint8, on the CPU) with the bytes from `offset` on."""
     array: Any = place.numpy()
     view = memoryview(array)
     number = os.open(path, os.O_RDONLY)

@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from worker.bundle import headers
-from worker.bundle.recipe import Part, Published, Recipe
+from worker.bundle.making import Part, Published, Recipe
 from worker.bundle.tensors import Header
-from worker.engine.quantise import Precision, is_quantised, stored_bytes
+from worker.engine.quantise import Precision, count_stored_bytes, is_quantised
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """Bytes that one model takes at one precision: its files, and the device memory of its parts.
+class WeightSizes:
+    """The bytes that one model takes at one precision: its files, and its parts in device memory.
 
-    `parts` maps roles to device memory; `disk` also holds what is mapped and never in device memory
-    as a whole. `adapters` are LoRAs beside the weights.
+    `parts` maps roles to device memory; `disk` also counts what is mapped and never completely in
+    device memory. `adapters` are LoRAs beside the weights.
     """
 
     disk: int
@@ -27,35 +27,37 @@ class Sizes:
         return sum(self.parts.values()) + self.adapters
 
 
-def stored(part: Part, tensors: Header, precision: Precision) -> int:
-    """Return the bytes of a part's tensors in the bundle, without what stands for some of them."""
+def count_stored(part: Part, tensors: Header, precision: Precision) -> int:
+    """Return the bytes of a part's tensors in the bundle, without what replaces some of them."""
     total = 0
     for name, entry in tensors.items():
         kept = part.keep(name)
         if kept is None or part.is_replaced(kept):
             continue
         total += (
-            stored_bytes(entry.shape, precision)
+            count_stored_bytes(entry.shape, precision)
             if is_quantised(part.quantised, kept, entry.shape, precision)
             else entry.count * (2 if entry.dtype.is_floating_point else entry.dtype.itemsize)
         )
     return total
 
 
-def mapped(part: Part, published: Published) -> int:
-    """Return the bytes of what stands for some of a part's weights: on the disk alone."""
+def count_mapped(part: Part, published: Published) -> int:
+    """Return the bytes of what replaces some of a part's weights: on the disk alone."""
     return 0 if part.replaced is None else part.replaced.size(published)
 
 
-def sizes_at(recipe: Recipe, published: Published, precision: Precision, *, adapters: int) -> Sizes:
+def compute_sizes_at(
+    recipe: Recipe, published: Published, precision: Precision, *, adapters: int
+) -> WeightSizes:
     """Compute what a model takes; `adapters` bytes of LoRAs stay beside the weights."""
     parts = [recipe.part(role) for role in recipe.with_weights]
     memory = {
-        part.role: stored(part, headers.merged(published.shards[part.role]), precision)
+        part.role: count_stored(part, headers.merge(published.shards[part.role]), precision)
         for part in parts
     }
-    return Sizes(
-        disk=sum(memory.values()) + adapters + sum(mapped(part, published) for part in parts),
+    return WeightSizes(
+        disk=sum(memory.values()) + adapters + sum(count_mapped(part, published) for part in parts),
         parts=memory,
         adapters=adapters,
     )

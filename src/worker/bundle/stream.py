@@ -1,4 +1,4 @@
-"""A component with weights, made shard by shard: fetch, transform, write, drop; resumable."""
+"""Make a component with weights shard by shard: fetch, transform, write, delete; resumable."""
 
 import itertools
 import threading
@@ -16,54 +16,56 @@ from torch import Tensor
 
 from worker import log
 from worker.bundle import tensors
-from worker.bundle.format import FileRecord
 from worker.bundle.headers import Shard
+from worker.bundle.layout import FileRecord
 from worker.weights import temporary
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import Progress, Proven, Snapshot
+from worker.weights.snapshot import Proven, ReportProgress, Snapshot
 
 RECEIPT: Final = ".shard-{:05d}.json"
 RECORDS: Final = TypeAdapter(dict[str, FileRecord])
-# Another worker of the volume may drop a shard between our fetch and our open.
+# Another worker of the volume may delete a shard between our fetch and our open.
 OPEN_TRIES: Final = 3
 
-# A published tensor's name and a way to read it -> what the bundle holds of it.
-Read = Callable[[str], Tensor]
+# A published tensor's name -> the tensor.
+ReadTensor = Callable[[str], Tensor]
 # What one shard becomes: stem of a file -> its tensors, on the CPU.
-Transform = Callable[[Shard, Read], Mapping[str, Mapping[str, Tensor]]]
+Transform = Callable[[Shard, ReadTensor], Mapping[str, Mapping[str, Tensor]]]
 
 
 class _Stopped(Exception):
-    """The component failed: the download ahead of it has no reader any more."""
+    """The component failed: nothing will read the shard being fetched ahead."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where shards come from and go: `into` is for downloads, `folder` is the component's."""
+class Route:
+    """Where shards come from and go to: `into` is for downloads, `folder` is the component's."""
 
     snapshot: Snapshot
     into: Path
     folder: Path
     keep: bool
-    progress: Progress
+    progress: ReportProgress
 
 
-def stream(place: Place, shards: Sequence[Shard], transform: Transform) -> dict[str, FileRecord]:
+def stream(route: Route, shards: Sequence[Shard], transform: Transform) -> dict[str, FileRecord]:
     """Make a component's files from its shards and return their records.
 
     A shard that has a receipt is done. The next one is fetched while this one is transformed, so at
-    most two lie on the disk. Memory holds what one shard becomes; the shard itself is mapped.
+    most two are on the disk. Memory has what one shard becomes; the shard itself is mapped.
     """
-    done = [_receipt(place.folder, index) for index in range(len(shards))]
-    pending = [shard for shard, held in zip(shards, done, strict=True) if held is None]
-    records: dict[str, FileRecord] = {}
-    with _ahead(place, pending) as fetched:
+    done = [_read_receipt(route.folder, index) for index in range(len(shards))]
+    pending = [shard for shard, records in zip(shards, done, strict=True) if records is None]
+    files: dict[str, FileRecord] = {}
+    with _fetch_ahead(route, pending) as fetched:
         for index, shard in enumerate(shards):
-            held = _receipt(place.folder, index)  # another worker may have made it meanwhile
-            if held is None:
-                held = _prepared(place, (index, len(shards)), shard, fetched, transform)
-            records |= held
-    return records
+            records = _read_receipt(
+                route.folder, index
+            )  # another worker may have made it meanwhile
+            if records is None:
+                records = _prepare(route, (index, len(shards)), shard, fetched, transform)
+            files |= records
+    return files
 
 
 def forget_receipts(folder: Path) -> None:
@@ -72,8 +74,8 @@ def forget_receipts(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _prepared(
-    place: Place,
+def _prepare(
+    route: Route,
     position: tuple[int, int],
     shard: Shard,
     fetched: Callable[[RemoteFile], Proven],
@@ -81,13 +83,13 @@ def _prepared(
 ) -> dict[str, FileRecord]:
     index, count = position
     start = time.monotonic()
-    records, proven = _made(place, index, shard, fetched, transform)
-    _write_receipt(place.folder, index, records)
-    if proven.disposable and not place.keep:
+    records, proven = _make(route, index, shard, fetched, transform)
+    _write_receipt(route.folder, index, records)
+    if proven.disposable and not route.keep:
         proven.path.unlink(missing_ok=True)
     log.get().info(
         "shard prepared",
-        part=place.folder.name,
+        part=route.folder.name,
         shard=index + 1,
         shards=count,
         seconds=round(time.monotonic() - start, 1),
@@ -95,8 +97,8 @@ def _prepared(
     return records
 
 
-def _made(
-    place: Place,
+def _make(
+    route: Route,
     index: int,
     shard: Shard,
     fetched: Callable[[RemoteFile], Proven],
@@ -108,9 +110,9 @@ def _made(
             with safe_open(proven.path, framework="pt") as file:
                 made = transform(shard, file.get_tensor)
                 records = {}
-                for stem, held in made.items():
-                    if held:
-                        name, record = tensors.write(place.folder, f"{stem}-{index:05d}", held)
+                for stem, state in made.items():
+                    if state:
+                        name, record = tensors.write(route.folder, f"{stem}-{index:05d}", state)
                         records[name] = record
                 return records, proven
         except FileNotFoundError:
@@ -120,17 +122,19 @@ def _made(
 
 
 @contextmanager
-def _ahead(place: Place, pending: Sequence[Shard]) -> Iterator[Callable[[RemoteFile], Proven]]:
-    """Give a way to fetch a shard that starts on the next one as soon as it has this one."""
+def _fetch_ahead(
+    route: Route, pending: Sequence[Shard]
+) -> Iterator[Callable[[RemoteFile], Proven]]:
+    """Yield a function that fetches a shard and then starts on the next one."""
     stopped = threading.Event()
 
     def progress(file: RemoteFile, done: int) -> None:
         if stopped.is_set():
             raise _Stopped
-        place.progress(file, done)
+        route.progress(file, done)
 
     def fetch(file: RemoteFile) -> Proven:
-        return place.snapshot.fetch_file(file, place.into, progress)
+        return route.snapshot.fetch_file(file, route.into, progress)
 
     order = [shard.file for shard in pending]
     after = {file.path: following for file, following in itertools.pairwise(order)}
@@ -152,7 +156,7 @@ def _ahead(place: Place, pending: Sequence[Shard]) -> Iterator[Callable[[RemoteF
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _receipt(folder: Path, index: int) -> dict[str, FileRecord] | None:
+def _read_receipt(folder: Path, index: int) -> dict[str, FileRecord] | None:
     """Return the files that a shard became, if they are all there."""
     try:
         records = RECORDS.validate_json((folder / RECEIPT.format(index)).read_bytes())
@@ -164,6 +168,6 @@ def _receipt(folder: Path, index: int) -> dict[str, FileRecord] | None:
 
 def _write_receipt(folder: Path, index: int, records: Mapping[str, FileRecord]) -> None:
     target = folder / RECEIPT.format(index)
-    part = temporary.unique(target)
+    part = temporary.make_path(target)
     part.write_bytes(RECORDS.dump_json(dict(records)))
     temporary.publish(part, target)

@@ -10,15 +10,15 @@ from typing import Any, Final
 
 import torch
 
-from worker.bundle.format import Damaged, FileRecord
+from worker.bundle.layout import Damaged, FileRecord
 from worker.weights import temporary
 
-LENGTH_BYTES: Final = 8
-# What the format itself allows: MAX_HEADER_SIZE of safetensors.
-LONGEST_HEADER: Final = 100_000_000
+LENGTH_FIELD_BYTES: Final = 8
+# The limit of the format itself: MAX_HEADER_SIZE of safetensors.
+MAX_HEADER_BYTES: Final = 100_000_000
 PAGE: Final = 4096
-METADATA: Final = "__metadata__"
-# Those of a byte and more an element: the format's F4 and F6 share bytes, and torch has no F6.
+METADATA_NAME: Final = "__metadata__"
+# Those with a byte or more per element: F4 and F6 of the format share bytes, and torch has no F6.
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -44,7 +44,7 @@ NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorEntry:
     """One tensor of a file; `start` and `end` are offsets in the file, in bytes."""
 
     dtype: torch.dtype
@@ -58,7 +58,7 @@ class Entry:
         return prod(self.shape)
 
 
-Header = dict[str, Entry]
+Header = dict[str, TensorEntry]
 
 
 class UnknownFormat(ValueError):
@@ -70,34 +70,36 @@ class UnknownFormat(ValueError):
         self.written = written
 
 
-def header(read: Callable[[int, int], bytes]) -> Header:
-    """Return what a safetensors file holds; `read(start, end)` gives its bytes.
+def read_header(read: Callable[[int, int], bytes]) -> Header:
+    """Return the tensors of a safetensors file; `read(start, end)` returns its bytes.
 
-    The format: 8 bytes little-endian length, a JSON header, then the tensors without holes. Raises
-    UnknownFormat, and ValueError for bytes that are no such file.
+    The format: 8 bytes little-endian length, a JSON header, then the tensors without gaps. Raises
+    UnknownFormat, and ValueError for bytes that are not such a file.
     """
-    length = int.from_bytes(read(0, LENGTH_BYTES), "little")
-    if length > LONGEST_HEADER:
+    length = int.from_bytes(read(0, LENGTH_FIELD_BYTES), "little")
+    if length > MAX_HEADER_BYTES:
         raise ValueError(f"a header of {length} bytes")
-    base = LENGTH_BYTES + length
+    base = LENGTH_FIELD_BYTES + length
     try:
-        facts = json.loads(read(LENGTH_BYTES, base), object_pairs_hook=_once)
+        facts = json.loads(read(LENGTH_FIELD_BYTES, base), object_pairs_hook=_make_object)
     except RecursionError:
         raise ValueError("a header nested too deeply") from None
     if not isinstance(facts, dict):
         raise ValueError("a header that is no object")  # noqa: TRY004 - bytes, not an argument
-    return {name: _entry(name, fact, base) for name, fact in facts.items() if name != METADATA}
+    return {
+        name: _read_entry(name, fact, base) for name, fact in facts.items() if name != METADATA_NAME
+    }
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of its pairs; raises ValueError for a name that comes twice."""
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object from its pairs; raises ValueError for a name that comes twice."""
     made = dict(pairs)
     if len(made) != len(pairs):
         raise ValueError("a name comes twice")
     return made
 
 
-def _entry(name: str, fact: Any, base: int) -> Entry:
+def _read_entry(name: str, fact: Any, base: int) -> TensorEntry:
     """Read one tensor's record; raises ValueError when its numbers contradict each other."""
     try:
         written, shape, (start, end) = fact["dtype"], tuple(fact["shape"]), fact["data_offsets"]
@@ -107,14 +109,14 @@ def _entry(name: str, fact: Any, base: int) -> Entry:
         raise ValueError(f"the record of {name} has no sizes")
     if written not in DTYPES:
         raise UnknownFormat(name, str(written))
-    entry = Entry(DTYPES[written], shape, base + start, base + end)
+    entry = TensorEntry(DTYPES[written], shape, base + start, base + end)
     if entry.end - entry.start != entry.count * entry.dtype.itemsize:
         raise ValueError(f"the record of {name} has another size than its shape")
     return entry
 
 
-def header_of(path: Path) -> Header:
-    """Return what a bundle's file holds; raises Damaged when that cannot be read."""
+def read_file_header(path: Path) -> Header:
+    """Return the tensors of a bundle's file; raises Damaged when its header cannot be read."""
     with path.open("rb") as file:
 
         def read(start: int, end: int) -> bytes:
@@ -122,12 +124,12 @@ def header_of(path: Path) -> Header:
             return file.read(end - start)
 
         try:
-            return header(read)
+            return read_header(read)
         except ValueError as error:
             raise Damaged(path.parent, f"{path.name} has {error}") from None
 
 
-def decode(entry: Entry, data: bytes) -> torch.Tensor:
+def decode(entry: TensorEntry, data: bytes) -> torch.Tensor:
     """Return the tensor whose bytes these are."""
     return torch.frombuffer(bytearray(data), dtype=entry.dtype).reshape(entry.shape)
 
@@ -135,14 +137,14 @@ def decode(entry: Entry, data: bytes) -> torch.Tensor:
 def write(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) -> tuple[str, FileRecord]:
     """Write CPU tensors to `folder`/`stem`-HASH.safetensors; return its name and record.
 
-    The name holds the content's sha256, so that two workers who prepare the same thing with other
-    rounding never mix their files. Tensors follow each other by falling alignment of their size,
-    behind a header padded to a page: each lies at a multiple of the largest power of two that
-    divides its size, as devices like it. Bytes go from the tensors to the file, hashed on the way,
-    where safetensors' own writer copies all of them first.
+    The name contains the content's sha256, so that two workers that prepare the same thing with
+    different rounding never mix their files. Tensors are ordered by falling alignment of their
+    size, after a header padded to a page: each starts at a multiple of the largest power of two
+    that divides its size, as devices prefer. Bytes go straight from the tensors to the file and
+    are hashed on the way; safetensors' own writer copies all of them first.
     """
-    order = sorted(tensors, key=lambda name: (-_alignment(tensors[name]), name))
-    facts: dict[str, object] = {METADATA: {"format": "pt"}}
+    order = sorted(tensors, key=lambda name: (-_measure_alignment(tensors[name]), name))
+    facts: dict[str, object] = {METADATA_NAME: {"format": "pt"}}
     end = 0
     for name in order:
         tensor = tensors[name]
@@ -153,16 +155,16 @@ def write(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) -> tuple
             "data_offsets": [start, end],
         }
     text = json.dumps(facts, separators=(",", ":")).encode()
-    text += b" " * (-(LENGTH_BYTES + len(text)) % PAGE)
+    text += b" " * (-(LENGTH_FIELD_BYTES + len(text)) % PAGE)
     digest = hashlib.sha256()
-    part = temporary.unique(folder / f"{stem}.safetensors")
+    part = temporary.make_path(folder / f"{stem}.safetensors")
     try:
         with part.open("wb", buffering=0) as file:
-            for piece in (len(text).to_bytes(LENGTH_BYTES, "little"), text):
+            for piece in (len(text).to_bytes(LENGTH_FIELD_BYTES, "little"), text):
                 file.write(piece)
                 digest.update(piece)
             for name in order:
-                view = _bytes(tensors[name])
+                view = _view_bytes(tensors[name])
                 digest.update(view)
                 while view:
                     view = view[file.write(view) :]
@@ -170,15 +172,15 @@ def write(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) -> tuple
         temporary.publish(part, folder / name)
     finally:
         part.unlink(missing_ok=True)
-    size = LENGTH_BYTES + len(text) + end
+    size = LENGTH_FIELD_BYTES + len(text) + end
     return name, FileRecord(size=size, sha256=digest.hexdigest())
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
+def _view_bytes(tensor: torch.Tensor) -> memoryview:
     flat: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     return memoryview(flat)
 
 
-def _alignment(tensor: torch.Tensor) -> int:
+def _measure_alignment(tensor: torch.Tensor) -> int:
     size = tensor.numel() * tensor.element_size()
     return size & -size if size else PAGE

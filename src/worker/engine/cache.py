@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class TensorCache:
-    """Keep the tensors computed last, up to `budget` bytes; one thread at a time."""
+    """Keep the tensors used last, up to `budget` bytes; for one thread."""
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
@@ -17,7 +17,7 @@ class TensorCache:
         self.misses = 0
 
     def get(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
-        """Return the tensor kept under `key`, computing and keeping it when it is not there."""
+        """Return the tensor kept under `key`; compute and keep it when there is none."""
         kept = self._kept.get(key)
         if kept is not None:
             self.hits += 1
@@ -35,6 +35,6 @@ class TensorCache:
         return tensor
 
     def clear(self) -> None:
-        """Forget everything (to free memory)."""
+        """Drop every tensor, to free memory."""
         self._kept.clear()
         self._used = 0

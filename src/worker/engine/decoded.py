@@ -1,4 +1,4 @@
-"""What a decoder gives, as a picture; refused when it cannot be one."""
+"""Turn a decoder's output into a picture, or refuse it when it cannot be one."""
 
 import torch
 from PIL import Image
@@ -7,7 +7,7 @@ from torch import Tensor
 from worker.errors import BadPicture
 
 
-def picture(pixels: Tensor) -> Image.Image:
+def make_picture(pixels: Tensor) -> Image.Image:
     """Turn pixels [3, height, width] in [-1, 1] into an RGB picture.
 
     Raises BadPicture when a value is not finite or every pixel is equal.

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worker.engine.lora_keys import Part, parts, shown
-from worker.engine.lora_scale import EXACT, Own, Stated, scales
+from worker.engine.lora_keys import ModuleTensors, show, sort_by_module
+from worker.engine.lora_scale import EXACT, Own, Stated, compute_scales
 from worker.errors import LoraNotApplied
 
 FLOATS: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Nothing multiplies in these; they are cast first, which is exact.
+# No operation multiplies in these; they are cast first, which is exact.
 NARROW_FLOATS: Final = (
     torch.float8_e4m3fn,
     torch.float8_e4m3fnuz,
@@ -24,7 +24,7 @@ NARROW_FLOATS: Final = (
 MATRIX: Final = 2  # dimensions
 
 
-def canonical(
+def make_canonical(
     state: Mapping[str, Tensor],
     modules: Collection[str] | None = None,
     sources: Sequence[Stated] = (),
@@ -32,28 +32,28 @@ def canonical(
     """Return a LoRA as `<module>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank].
 
     Accepts the keys of `lora_keys`; `modules` names the transformer's own modules, which flat keys
-    need. The scale of `lora_scale` is folded into A in A's own dtype, as diffusers does (its
-    private converters of LoRAs), so that the adapter's scale is 1 and results are equal to the last
-    bit. float8 comes out as float32. What is canonical comes out as it is.
+    need. The scale of `lora_scale` is folded into A in A's own dtype, as diffusers does (in its
+    private LoRA converters), so that the adapter's scale is 1 and results are equal to the last
+    bit. float8 becomes float32. A canonical LoRA is returned unchanged.
 
-    Raises LoraNotApplied, naming the key or the module, for what is no plain and whole LoRA.
+    Raises LoraNotApplied, naming the key or the module, for anything but a plain, complete LoRA.
     """
-    found = parts(state, modules)
-    held = scales({module: _own(part) for module, part in found.items()}, sources)
+    found = sort_by_module(state, modules)
+    scale_of = compute_scales({module: _check_own(part) for module, part in found.items()}, sources)
     canonical_state: dict[str, Tensor] = {}
     for module, part in found.items():
-        down, up = _alike(part.down, part.up)
-        scale = held[module]
+        down, up = _match_dtypes(part.down, part.up)
+        scale = scale_of[module]
         canonical_state[f"{module}.lora_A.weight"] = down if scale == 1 else down * scale
         canonical_state[f"{module}.lora_B.weight"] = up
     _require_finite(canonical_state)
     return canonical_state
 
 
-def _own(part: Part) -> Own:
+def _check_own(part: ModuleTensors) -> Own:
     """Check the shapes and number formats of a module's tensors and return its rank and alpha."""
     for side, tensor in part.tensors.items():
-        key, dtype = shown(part.keys[side]), str(tensor.dtype).removeprefix("torch.")
+        key, dtype = show(part.keys[side]), str(tensor.dtype).removeprefix("torch.")
         if side != "alpha":
             if tensor.ndim != MATRIX or not tensor.numel():
                 raise LoraNotApplied(
@@ -67,41 +67,41 @@ def _own(part: Part) -> Own:
             raise LoraNotApplied(f"{key} is {dtype} {list(tensor.shape)}; an alpha is one number")
     rank = part.down.shape[0]
     if rank != part.up.shape[1]:
-        keys = f"{shown(part.keys['down'])} and {shown(part.keys['up'])}"
+        keys = f"{show(part.keys['down'])} and {show(part.keys['up'])}"
         raise LoraNotApplied(f"{keys} have the ranks {rank} and {part.up.shape[1]}")
     if part.alpha is None:
         return Own(rank)
     alpha = float(part.alpha.double().item())
     if not math.isfinite(alpha):
-        raise LoraNotApplied(f"{shown(part.keys['alpha'])} is {alpha}; an alpha is a number")
+        raise LoraNotApplied(f"{show(part.keys['alpha'])} is {alpha}; an alpha is a number")
     rounding = torch.finfo(part.alpha.dtype).eps if part.alpha.is_floating_point() else EXACT
     return Own(rank, alpha, max(rounding, EXACT))
 
 
-def _alike(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Return A and B in one dtype that can be multiplied."""
+def _match_dtypes(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A and B in one dtype that supports multiplication."""
     wide = [t.float() if t.dtype in NARROW_FLOATS else t for t in (down, up)]
     dtype = torch.promote_types(wide[0].dtype, wide[1].dtype)
     return wide[0].to(dtype), wide[1].to(dtype)
 
 
 def _require_finite(state: Mapping[str, Tensor]) -> None:
-    """Raise LoraNotApplied for a weight that is no number, or none in bf16."""
+    """Raise LoraNotApplied for a weight that is not finite, in its own dtype or in bf16."""
     most = torch.finfo(torch.bfloat16).max
-    # One transfer for all: a device is waited for once, not for each of 1440 tensors.
+    # One transfer for all: waiting for the device once, not for each of 1440 tensors.
     ends = torch.stack([end.float() for tensor in state.values() for end in torch.aminmax(tensor)])
     for key, (low, high) in zip(state, ends.view(-1, 2).tolist(), strict=True):
         if not (low >= -most and high <= most):
             raise LoraNotApplied(f"{key} holds NaN or infinity, or does once it is scaled")
 
 
-def _buffer(adapter: str, side: str) -> str:
-    """Name the buffer of an adapter's side: torch takes no dot in it, an adapter's name may."""
+def _name_buffer(adapter: str, side: str) -> str:
+    """Name the buffer of an adapter's side: torch allows no dot in it, adapters' names do."""
     return f"{adapter.replace('%', '%25').replace('.', '%2E')}_{side}"
 
 
 class LoraLinear(nn.Module):
-    """A Linear of any precision with adapters beside it: y = base(x) + B(A(x)) of the active."""
+    """A Linear of any precision with adapters: y = base(x) + B(A(x)) of the active one."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -109,27 +109,27 @@ class LoraLinear(nn.Module):
         self.active: str | None = None
 
     def add(self, name: str, down: Tensor, up: Tensor) -> None:
-        """Hold an adapter: `down` [rank, in], `up` [out, rank]."""
+        """Add an adapter: `down` [rank, in], `up` [out, rank]."""
         for side, tensor in (("down", down), ("up", up)):
-            self.register_buffer(_buffer(name, side), tensor, persistent=False)
+            self.register_buffer(_name_buffer(name, side), tensor, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
         y: Tensor = self.base(x)
         if self.active is None:
             return y
-        down, up = (self._buffers.get(_buffer(self.active, side)) for side in ("down", "up"))
+        down, up = (self._buffers.get(_name_buffer(self.active, side)) for side in ("down", "up"))
         if down is None or up is None:
-            raise LoraNotApplied(f"adapter {self.active} is not held by this module")
+            raise LoraNotApplied(f"adapter {self.active} is not attached to this module")
         low = functional.linear(x.to(down.dtype), down)
         return (y + functional.linear(low, up)).to(y.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """What no adapter can change, because `what` was computed of it before.
+    """Modules that no adapter can change, because `what` was computed from them before.
 
-    `modules` are names of published modules that the open model has no more; `sources` begin the
+    `modules` names published modules that the open model lacks; `sources` are the prefixes of the
     names of those that it still has.
     """
 
@@ -148,17 +148,17 @@ class Adapters:
         self._transformer = transformer
         self._fixed = fixed
         self._wrapped: dict[str, LoraLinear] = {}
-        self._held: dict[str, frozenset[str]] = {}
+        self._attached: dict[str, frozenset[str]] = {}
         self.active: str | None = None
 
     @property
-    def held(self) -> tuple[str, ...]:
-        """Name the adapters held, in the order they were attached."""
-        return tuple(self._held)
+    def attached(self) -> tuple[str, ...]:
+        """Name the attached adapters, in the order they were attached."""
+        return tuple(self._attached)
 
     @property
     def modules(self) -> frozenset[str]:
-        """Name the modules of the published transformer: a LoRA may name them, served or not."""
+        """Name the modules of the published transformer: a LoRA may name any of them."""
         by_name = dict(self._transformer.named_modules())
         inner = {f"{name}.base" for name in self._wrapped}
         return frozenset(by_name.keys() - inner - {""} | self._fixed.modules)
@@ -166,34 +166,38 @@ class Adapters:
     def attach(
         self, name: str, state: Mapping[str, Tensor], *, expected: Collection[str] | None = None
     ) -> int:
-        """Hold a canonical adapter beside the base and return how many modules it reaches.
+        """Attach a canonical adapter beside the base and return how many modules it reaches.
 
-        `expected` names the modules that it must reach, neither more nor fewer. Raises
-        LoraNotApplied on any miss, for what is no LoRA of this transformer, and for one that would
-        change what is fixed; nothing is attached then.
+        `expected` names the modules that it must reach, no more and no fewer. Raises
+        LoraNotApplied on any difference, for anything but a LoRA of this transformer, and for one
+        that would change what is fixed; nothing is attached then.
         """
-        if name in self._held:
-            raise LoraNotApplied(f"an adapter called {name} is held already")
-        held = canonical(state, self.modules)
-        modules = sorted({key.rsplit(".lora_", 1)[0] for key in held})
+        if name in self._attached:
+            raise LoraNotApplied(f"an adapter called {name} is attached already")
+        canonical = make_canonical(state, self.modules)
+        modules = sorted({key.rsplit(".lora_", 1)[0] for key in canonical})
         if expected is not None and set(expected) != set(modules):
             missing, extra = set(expected) - set(modules), set(modules) - set(expected)
             raise LoraNotApplied(
                 f"the LoRA reaches {len(modules)} modules: {len(missing)} of the model's are"
                 f" missing and {len(extra)} are not the model's"
             )
-        linears = self._linears(held, modules)
+        linears = self._find_linears(canonical, modules)
         for module, linear in linears.items():
             wrapped = linear if isinstance(linear, LoraLinear) else LoraLinear(linear)
-            wrapped.add(name, held[f"{module}.lora_A.weight"], held[f"{module}.lora_B.weight"])
+            wrapped.add(
+                name, canonical[f"{module}.lora_A.weight"], canonical[f"{module}.lora_B.weight"]
+            )
             parent, _, leaf = module.rpartition(".")
             setattr(self._transformer.get_submodule(parent), leaf, wrapped)
             self._wrapped[module] = wrapped
-        self._held[name] = frozenset(modules)
+        self._attached[name] = frozenset(modules)
         return len(modules)
 
-    def _linears(self, state: Mapping[str, Tensor], modules: Sequence[str]) -> dict[str, nn.Module]:
-        """Return the modules that an adapter is to stand beside; raises LoraNotApplied."""
+    def _find_linears(
+        self, state: Mapping[str, Tensor], modules: Sequence[str]
+    ) -> dict[str, nn.Module]:
+        """Return the Linears that an adapter is attached to; raises LoraNotApplied."""
         by_name = dict(self._transformer.named_modules())
         found = {}
         for module in modules:
@@ -221,18 +225,20 @@ class Adapters:
     def use(self, name: str | None) -> None:
         """Make one adapter active, or none.
 
-        Raises LoraNotApplied for an adapter that is not held.
+        Raises LoraNotApplied for an adapter that is not attached.
         """
         if name == self.active:
             return
-        if name is not None and name not in self._held:
-            raise LoraNotApplied(f"adapter {name} is not held; held: {', '.join(self._held)}")
-        reached = self._held[name] if name is not None else frozenset()
+        if name is not None and name not in self._attached:
+            raise LoraNotApplied(
+                f"adapter {name} is not attached; attached: {', '.join(self._attached)}"
+            )
+        reached = self._attached[name] if name is not None else frozenset()
         for module, wrapped in self._wrapped.items():
             wrapped.active = name if module in reached else None
         self.active = name
 
 
-def fused(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """Return `weight` [out, in] with B @ A added in float32, in the weight's own dtype."""
+def fuse(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """Return `weight` [out, in] with B @ A added in float32, in its own dtype."""
     return (weight.float() + up.float() @ down.float()).to(weight.dtype)

@@ -1,4 +1,4 @@
-"""A LoRA's safetensors file, read whole or refused."""
+"""A LoRA's safetensors file, read completely or refused."""
 
 import json
 from collections.abc import Callable, Collection
@@ -8,11 +8,11 @@ from typing import Final
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from worker.engine.lora import canonical
-from worker.engine.lora_scale import CONFIGURATION, relevant, stated
+from worker.engine.lora import make_canonical
+from worker.engine.lora_scale import ADAPTER_CONFIG, pick_relevant, read_stated
 from worker.errors import LoraNotApplied
 
-METADATA: Final = "__metadata__"
+METADATA_KEY: Final = "__metadata__"
 LENGTH_BYTES: Final = 8
 # safetensors' own limit of a header (safetensors/src/tensor.rs, MAX_HEADER_SIZE)
 LONGEST_HEADER: Final = 100_000_000
@@ -21,10 +21,10 @@ LONGEST_HEADER: Final = 100_000_000
 def read(
     path: Path, modules: Collection[str] | None = None, configuration: bytes | None = None
 ) -> dict[str, Tensor]:
-    """Read a LoRA file into the form of `lora.canonical`, its scale folded in.
+    """Read a LoRA file into the form of `lora.make_canonical`, its scale folded in.
 
-    `modules` names the transformer's own modules; `configuration` is the adapter_config.json that
-    lies beside the file. Raises LoraNotApplied for a file that cannot be applied as it is meant,
+    `modules` names the transformer's own modules; `configuration` is the adapter_config.json
+    next to the file. Raises LoraNotApplied for a file that cannot be applied as intended,
     FileNotFoundError when there is none.
     """
     try:
@@ -35,23 +35,25 @@ def read(
         raise
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = str(error) if isinstance(error, SafetensorError) else type(error).__name__
-        raise LoraNotApplied(f"the LoRA is no readable safetensors file ({reason[:200]})") from None
-    return canonical(state, modules, stated(metadata, configuration))
+        raise LoraNotApplied(
+            f"the LoRA is not a readable safetensors file ({reason[:200]})"
+        ) from None
+    return make_canonical(state, modules, read_stated(metadata, configuration))
 
 
-def beside(path: Path) -> bytes | None:
-    """Return the adapter_config.json that lies beside a LoRA file, if there is one."""
+def read_config(path: Path) -> bytes | None:
+    """Return the adapter_config.json next to a LoRA file; None when there is none."""
     try:
-        return path.with_name(CONFIGURATION).read_bytes()
+        return path.with_name(ADAPTER_CONFIG).read_bytes()
     except FileNotFoundError:
         return None
 
 
-def stated_scale(read_range: Callable[[int, int], bytes], size: int) -> dict[str, str]:
-    """Return what a file's header states of its scale, from the header's bytes alone.
+def read_stated_scale(read_range: Callable[[int, int], bytes], size: int) -> dict[str, str]:
+    """Return what a file's header states about its scale, from the header's bytes alone.
 
-    `read_range(start, end)` gives bytes of the file, which has `size` of them. A file whose header
-    cannot be read states nothing: reading it whole will tell what is wrong with it.
+    `read_range(start, end)` returns bytes of the file, which has `size` of them. A file whose
+    header cannot be read states nothing: `read` reports what is wrong with it.
     """
     if size < LENGTH_BYTES:
         return {}
@@ -60,6 +62,6 @@ def stated_scale(read_range: Callable[[int, int], bytes], size: int) -> dict[str
         return {}
     try:
         header = json.loads(read_range(LENGTH_BYTES, LENGTH_BYTES + length))
-        return relevant(dict(header[METADATA]))
+        return pick_relevant(dict(header[METADATA_KEY]))
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}

@@ -1,4 +1,4 @@
-"""The names that public LoRA files give their tensors, read as the transformer's own modules."""
+"""The names of tensors in public LoRA files, mapped to the transformer's own modules."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -27,14 +27,14 @@ ENDING: Final = re.compile(
     r"(?:(?:\.(?P<name>[^.]+))?\.weight)?",
     re.DOTALL,
 )
-ALPHA: Final = ".alpha"
+ALPHA_ENDING: Final = ".alpha"
 DOWN: Final = ("down", "A")
-# What else such files hold, by the names that peft, LyCORIS, kohya and ComfyUI write.
+# What else such files contain, by the names that peft, LyCORIS, kohya and ComfyUI write.
 OF_TEXT: Final = (
     r"^(?:base_model\.model\.|lycoris_)?"
     r"(?:text_(?:encoders?(?:_\d)?[._]|model\.)|(?:lora_)?te\d?[._]|conditioner\.)"
 )
-KINDS: Final = tuple(
+OTHER_KINDS: Final = tuple(
     (kind, re.compile(pattern))
     for kind, pattern in (
         ("a LoRA of the text encoder", OF_TEXT),
@@ -53,12 +53,12 @@ KINDS: Final = tuple(
         ("a bias", r"\.bias$"),
     )
 )
-LONGEST: Final = 160  # characters of a key that a message shows
+LONGEST_KEY: Final = 160  # characters of a key that a message shows
 
 
 @dataclass(slots=True)
-class Part:
-    """One module's tensors as the file has them, and the keys that they had; None while unseen."""
+class ModuleTensors:
+    """One module's tensors as they are in the file, and their keys, by side."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
@@ -79,17 +79,17 @@ class Part:
         return self.tensors.get("alpha")
 
 
-def shown(key: str) -> str:
-    """Return a key as a message may show it: on one line, and not without end."""
+def show(key: str) -> str:
+    """Return a key as messages show it: on one line, and cut when it is long."""
     text = key.encode("unicode_escape").decode("ascii")
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return text if len(text) <= LONGEST_KEY else f"{text[:LONGEST_KEY]}..."
 
 
 class Names:
     """The modules of one transformer by the names that a file may give them.
 
     A flat name ("blocks_0_attn_to_q") is looked up among the modules' own names with
-    "_" for ".": nobody guesses which underscore was a dot.
+    "_" for ".": no underscore is guessed to be a dot.
     """
 
     def __init__(self, modules: Iterable[str]) -> None:
@@ -99,73 +99,75 @@ class Names:
             self._flat.setdefault(module.replace(".", "_"), []).append(module)
 
     def find(self, name: str) -> str | None:
-        """Return the module that is called so; raises LoraNotApplied when several are."""
+        """Return the module of that name; raises LoraNotApplied when several have it."""
         if name in self._dotted:
             return name
         found = self._flat.get(name, [])
         if len(found) > 1:
             raise LoraNotApplied(
-                f"the LoRA's flat name {shown(name)} may mean {' or '.join(found[:3])}"
+                f"the LoRA's flat name {show(name)} may mean {' or '.join(found[:3])}"
             )
         return found[0] if found else None
 
 
-def parts(state: Mapping[str, Tensor], modules: Collection[str] | None = None) -> dict[str, Part]:
+def sort_by_module(
+    state: Mapping[str, Tensor], modules: Collection[str] | None = None
+) -> dict[str, ModuleTensors]:
     """Sort a file's tensors by module.
 
-    `modules` are the names of the transformer's own; without them a flat name is not resolved.
-    Raises LoraNotApplied, naming the key, for what is no plain LoRA, for a name that is none of
-    the transformer's, for a second tensor of the same part, for a second adapter's name and for
-    half a pair.
+    `modules` names the transformer's own; without them a flat name is not resolved. Raises
+    LoraNotApplied, naming the key, for anything but a plain LoRA, for a module that the
+    transformer lacks, for a second tensor of the same part, for a second adapter and for half a
+    pair.
     """
     names = None if modules is None else Names(modules)
-    found: dict[str, Part] = {}
+    found: dict[str, ModuleTensors] = {}
     adapters: dict[str, str] = {}
     for key, tensor in state.items():
         bare, side, adapter = _split(key)
         if adapter is not None:
             adapters.setdefault(adapter, key)
-        part = found.setdefault(_module(bare, key, names), Part())
+        part = found.setdefault(_resolve(bare, key, names), ModuleTensors())
         if side in part.keys:
             raise LoraNotApplied(
-                f"the LoRA has one part twice: {shown(part.keys[side])} and {shown(key)}"
+                f"the LoRA has one part twice: {show(part.keys[side])} and {show(key)}"
             )
         part.tensors[side], part.keys[side] = tensor, key
     if len(adapters) > 1:
         first, second = list(adapters.values())[:2]
         raise LoraNotApplied(
-            f"the file holds {len(adapters)} adapters: {shown(first)} and {shown(second)}"
+            f"the file holds {len(adapters)} adapters: {show(first)} and {show(second)}"
         )
-    odd = sorted(key for part in found.values() for key in _half(part))
+    odd = sorted(key for part in found.values() for key in _find_half(part))
     if odd or not found:
         raise LoraNotApplied(
-            f"the LoRA is not whole: {len(odd)} modules lack a part,"
-            f" {[shown(key) for key in odd[:3]]}"
+            f"the LoRA is incomplete: {len(odd)} modules lack a part,"
+            f" {[show(key) for key in odd[:3]]}"
         )
     return found
 
 
-def _half(part: Part) -> list[str]:
-    """Return one key of a module that lacks its A or its B."""
+def _find_half(part: ModuleTensors) -> list[str]:
+    """Return one key of a module that lacks its A or B, in a list."""
     return [] if {"down", "up"} <= part.keys.keys() else list(part.keys.values())[:1]
 
 
 def _split(key: str) -> tuple[str, str, str | None]:
-    """Return a key's module as it is written, whose side it is, and the adapter's name."""
-    for kind, pattern in KINDS:
+    """Return a key's module as it is written, its side, and the adapter's name."""
+    for kind, pattern in OTHER_KINDS:
         if pattern.search(key):
-            raise LoraNotApplied(f"the LoRA holds {kind}, which is not served: {shown(key)}")
-    if key.endswith(ALPHA):
-        return key.removesuffix(ALPHA), "alpha", None
+            raise LoraNotApplied(f"the LoRA holds {kind}, which is not served: {show(key)}")
+    if key.endswith(ALPHA_ENDING):
+        return key.removesuffix(ALPHA_ENDING), "alpha", None
     match = ENDING.fullmatch(key)
     if match is None:
-        _unknown(key)
+        _refuse(key)
     side = match["side"] or match["old"]
     return match["module"], "down" if side in DOWN else "up", match["name"]
 
 
-def _module(bare: str, key: str, names: Names | None) -> str:
-    """Return the transformer's name for a module, with every prefix taken off once."""
+def _resolve(bare: str, key: str, names: Names | None) -> str:
+    """Return the transformer's name for a module, with each prefix removed at most once."""
     name, left = bare, list(PREFIXES)
     while True:
         if names is not None and (module := names.find(name)) is not None:
@@ -176,15 +178,15 @@ def _module(bare: str, key: str, names: Names | None) -> str:
         left.remove(prefix)
         name = name.removeprefix(prefix)
     if not name:
-        _unknown(key)
+        _refuse(key)
     if names is not None:
-        raise LoraNotApplied(f"the LoRA names a module that the model lacks: {shown(key)}")
+        raise LoraNotApplied(f"the LoRA names a module that the model lacks: {show(key)}")
     if "." not in name and len(left) < len(PREFIXES) and bare.endswith(f"_{name}"):
         raise LoraNotApplied(
-            f"a flat name means a module of one transformer alone, and none was given: {shown(key)}"
+            f"a flat name means a module of one transformer alone, and none was given: {show(key)}"
         )
     return name
 
 
-def _unknown(key: str) -> NoReturn:
-    raise LoraNotApplied(f"the LoRA has a key of unknown form: {shown(key)}")
+def _refuse(key: str) -> NoReturn:
+    raise LoraNotApplied(f"the LoRA has a key of unknown form: {show(key)}")

@@ -1,4 +1,4 @@
-"""What a LoRA's alpha and rank make of it: the scale that its file states beside the weights.
+"""The scale of a LoRA, from its alpha, its rank and what its file states beside the weights.
 
 peft multiplies B(A(x)) by alpha / r, or by alpha / sqrt(r) where `use_rslora` is set
 (peft/tuners/lora/layer.py, update_layer); `rank_pattern` and `alpha_pattern` give single modules
@@ -18,20 +18,20 @@ from worker.errors import LoraNotApplied
 
 # Where diffusers' save_lora_weights and save_lora_adapter keep peft's configuration.
 RECORD: Final = "lora_adapter_metadata"
-# What save_lora_weights puts before each of its entries; save_lora_adapter puts nothing.
-PREFIX: Final = "transformer."
-# What peft's save_pretrained writes beside the weights.
-CONFIGURATION: Final = "adapter_config.json"
-ALPHA: Final = "lora_alpha"
-FIELDS: Final = (ALPHA, "r", "use_rslora", "rank_pattern", "alpha_pattern")
-# Ways to begin that change the base's weights: such an adapter belongs to other weights than ours.
+# The prefix that save_lora_weights gives each of its entries; save_lora_adapter gives none.
+COMPONENT_PREFIX: Final = "transformer."
+# The file that peft's save_pretrained writes next to the weights.
+ADAPTER_CONFIG: Final = "adapter_config.json"
+ALPHA_FIELD: Final = "lora_alpha"
+FIELDS: Final = (ALPHA_FIELD, "r", "use_rslora", "rank_pattern", "alpha_pattern")
+# Initialisations that change the base's weights: such an adapter belongs to weights unlike ours.
 CHANGED_BASES: Final = ("pissa", "olora", "corda", "loftq", "lora_ga")
 WORDS: Final = {"True": True, "False": False, "None": None}
-# A pattern is a stranger's regular expression: none may hold the worker up.
+# Patterns are regular expressions from an unknown author: none may block the worker.
 LONGEST_PATTERN: Final = 500  # characters; the longest module name has 60
 PATTERNS_S: Final = 10.0
 LEAST_S: Final = 0.001
-# What a float64 of a file that was written as JSON or float32 may be off by.
+# The relative error of a number that was written as JSON or float32.
 EXACT: Final = 1e-6
 
 Pattern = tuple[Any, float]
@@ -39,9 +39,9 @@ Pattern = tuple[Any, float]
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """What one source (`name`, for messages) states of every module's alpha and rank.
+    """What one source (`name`, for messages) states about every module's alpha and rank.
 
-    `rank` is None where it states no rank; `ranks` and `alphas` are patterns of module names.
+    `rank` is None where none is stated; `ranks` and `alphas` are patterns of module names.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Stated:
     def scale(self, module: str, rank: int, until: float) -> float:
         """Return the scale of a module whose A has `rank` rows.
 
-        Raises LoraNotApplied when another rank is stated, as peft cannot load such a file either,
-        and when the patterns are not matched before `until` (time.monotonic).
+        Raises LoraNotApplied when another rank is stated (peft cannot load such a file either),
+        and when matching the patterns takes longer than `until` (time.monotonic).
         """
         known = self._match(self.ranks, module, until)
         known = self.rank if known is None else known
@@ -80,7 +80,7 @@ class Stated:
 class Own:
     """A module's rank and its own alpha, None without one.
 
-    `rounding` is the relative error that the alpha has from its number format.
+    `rounding` is the relative error of the alpha, due to its number format.
     """
 
     rank: int
@@ -88,34 +88,34 @@ class Own:
     rounding: float = EXACT
 
 
-def stated(metadata: Mapping[str, str] | None, configuration: bytes | None) -> list[Stated]:
-    """Return every source that states the scales of a whole file, the first to be followed first.
+def read_stated(metadata: Mapping[str, str] | None, configuration: bytes | None) -> list[Stated]:
+    """Return every source that states the scales of a complete file, by falling priority.
 
-    `metadata` is the safetensors header's, `configuration` the adapter_config.json beside the
-    file. `ss_network_alpha` is a fact of the training, not a scale: ComfyUI and diffusers follow
-    the modules' own alpha. Raises LoraNotApplied for a source that cannot be read: its scale would
-    be guessed.
+    `metadata` is the safetensors header's, `configuration` the adapter_config.json next to the
+    file. `ss_network_alpha` describes the training, not a scale: ComfyUI and diffusers use the
+    modules' own alpha. Raises LoraNotApplied for a source that cannot be read: its scale would be
+    a guess.
     """
-    held = metadata or {}
+    entries = metadata or {}
     found = []
-    if RECORD in held:
+    if RECORD in entries:
         name = f"the metadata's {RECORD}"
-        found.append(_read(_own(_object(held[RECORD], name)), name))
-    if ALPHA in held:
-        name = f"the metadata's {ALPHA}"
-        found.append(_read({k: _plain(held[k], name) for k in FIELDS if k in held}, name))
+        found.append(_read(_pick_own(_parse_object(entries[RECORD], name)), name))
+    if ALPHA_FIELD in entries:
+        name = f"the metadata's {ALPHA_FIELD}"
+        found.append(_read({k: _parse(entries[k], name) for k in FIELDS if k in entries}, name))
     if configuration is not None:
-        found.append(_read(_object(configuration, CONFIGURATION), CONFIGURATION))
+        found.append(_read(_parse_object(configuration, ADAPTER_CONFIG), ADAPTER_CONFIG))
     return found
 
 
-def relevant(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return those entries of a header's metadata that `stated` reads."""
-    keys = (RECORD, *FIELDS) if ALPHA in metadata else (RECORD,)
+def pick_relevant(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries of a header's metadata that `read_stated` reads."""
+    keys = (RECORD, *FIELDS) if ALPHA_FIELD in metadata else (RECORD,)
     return {key: metadata[key] for key in keys if key in metadata}
 
 
-def scales(modules: Mapping[str, Own], sources: Sequence[Stated] = ()) -> dict[str, float]:
+def compute_scales(modules: Mapping[str, Own], sources: Sequence[Stated] = ()) -> dict[str, float]:
     """Return every module's scale: its own alpha / rank, else the first source's, else 1.
 
     Raises LoraNotApplied when two of them disagree.
@@ -123,11 +123,11 @@ def scales(modules: Mapping[str, Own], sources: Sequence[Stated] = ()) -> dict[s
     until = time.monotonic() + PATTERNS_S
     found = {}
     for module, own in modules.items():
-        told = {} if own.alpha is None else {"its own alpha": own.alpha / own.rank}
-        told |= {source.name: source.scale(module, own.rank, until) for source in sources}
-        first = next(iter(told), None)
-        scale = 1.0 if first is None else told[first]
-        for name, other in told.items():
+        known = {} if own.alpha is None else {"its own alpha": own.alpha / own.rank}
+        known |= {source.name: source.scale(module, own.rank, until) for source in sources}
+        first = next(iter(known), None)
+        scale = 1.0 if first is None else known[first]
+        for name, other in known.items():
             if not math.isclose(scale, other, rel_tol=own.rounding):
                 raise LoraNotApplied(
                     f"the scale of {module} is {scale:g} by {first} and {other:g} by {name}"
@@ -145,73 +145,81 @@ def _read(record: Mapping[str, Any], name: str) -> Stated:
     if isinstance(start, str) and start.lower().startswith(CHANGED_BASES):
         raise LoraNotApplied(f"{name} describes {start[:40]!a}: it belongs to a changed base")
     if not (root is None or isinstance(root, bool)):
-        raise _unreadable(name, "use_rslora")
-    ranks = _patterns(record.get("rank_pattern"), name, "rank_pattern")
-    alphas = _patterns(record.get("alpha_pattern"), name, "alpha_pattern")
+        raise _make_error(name, "use_rslora")
+    ranks = _compile_patterns(record.get("rank_pattern"), name, "rank_pattern")
+    alphas = _compile_patterns(record.get("alpha_pattern"), name, "alpha_pattern")
     return Stated(
         name=name,
-        alpha=_number(record.get(ALPHA), name, ALPHA),
-        rank=_rank(record["r"], name, "r") if "r" in record else None,
+        alpha=_parse_number(record.get(ALPHA_FIELD), name, ALPHA_FIELD),
+        rank=_parse_rank(record["r"], name, "r") if "r" in record else None,
         root=bool(root),
-        ranks=tuple((pattern, _rank(value, name, "rank_pattern")) for pattern, value in ranks),
-        alphas=tuple((pattern, _number(value, name, "alpha_pattern")) for pattern, value in alphas),
+        ranks=tuple(
+            (pattern, _parse_rank(value, name, "rank_pattern")) for pattern, value in ranks
+        ),
+        alphas=tuple(
+            (pattern, _parse_number(value, name, "alpha_pattern")) for pattern, value in alphas
+        ),
     )
 
 
-def _own(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the transformer's entries of a record that may be several components'."""
-    start = {k.removeprefix(PREFIX): v for k, v in record.items() if k.startswith(PREFIX)}
+def _pick_own(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the transformer's entries of a record that may cover several components."""
+    start = {
+        k.removeprefix(COMPONENT_PREFIX): v
+        for k, v in record.items()
+        if k.startswith(COMPONENT_PREFIX)
+    }
     return start or record
 
 
-def _object(text: str | bytes, name: str) -> dict[str, Any]:
+def _parse_object(text: str | bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise LoraNotApplied(f"{name} is no JSON, so the scale is not known") from None
+        raise LoraNotApplied(f"{name} is not JSON, so the scale is not known") from None
     if not isinstance(value, dict):
-        raise LoraNotApplied(f"{name} is no JSON object, so the scale is not known")
+        raise LoraNotApplied(f"{name} is not a JSON object, so the scale is not known")
     return value
 
 
-def _plain(text: str, name: str) -> Any:
+def _parse(text: str, name: str) -> Any:
     """Read an entry of a header's metadata, where every value is a string."""
     try:
         return WORDS[text] if text in WORDS else json.loads(text)
     except (ValueError, RecursionError):
-        raise _unreadable(name, ascii(text[:40])) from None
+        raise _make_error(name, ascii(text[:40])) from None
 
 
-def _number(value: Any, name: str, what: str) -> float:
+def _parse_number(value: Any, name: str, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _unreadable(name, what)
+        raise _make_error(name, what)
     try:
         number = float(value)
     except OverflowError:
-        raise _unreadable(name, what) from None
+        raise _make_error(name, what) from None
     if not math.isfinite(number):
-        raise _unreadable(name, what)
+        raise _make_error(name, what)
     return number
 
 
-def _rank(value: Any, name: str, what: str) -> float:
-    rank = _number(value, name, what)
+def _parse_rank(value: Any, name: str, what: str) -> float:
+    rank = _parse_number(value, name, what)
     if rank < 1 or rank != int(rank):
-        raise _unreadable(name, what)
+        raise _make_error(name, what)
     return rank
 
 
-def _patterns(value: Any, name: str, what: str) -> list[tuple[Any, Any]]:
-    """Compile the patterns of a record as get_pattern_key of peft does; the first match counts."""
+def _compile_patterns(value: Any, name: str, what: str) -> list[tuple[Any, Any]]:
+    """Compile the patterns of a record as peft's get_pattern_key does; the first match counts."""
     if value is None:
         return []
     if not isinstance(value, dict) or any(len(key) > LONGEST_PATTERN for key in value):
-        raise _unreadable(name, what)
+        raise _make_error(name, what)
     try:
-        return [(regex.compile(rf"(.*\.)?({key})$"), held) for key, held in value.items()]
+        return [(regex.compile(rf"(.*\.)?({key})$"), number) for key, number in value.items()]
     except (regex.error, ValueError, RecursionError, OverflowError):
-        raise _unreadable(name, what) from None
+        raise _make_error(name, what) from None
 
 
-def _unreadable(name: str, what: str) -> LoraNotApplied:
+def _make_error(name: str, what: str) -> LoraNotApplied:
     return LoraNotApplied(f"{what} of {name} cannot be read, so the scale is not known")

@@ -1,4 +1,4 @@
-"""Which precision a model is served in: chosen from computed sizes, before anything is prepared."""
+"""Choose the precision of a model from computed sizes, before anything is prepared."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Final, Literal
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import UnfitHost
 
-GB: Final = 1_000_000_000
-# What a picture takes beside the weights: activations of a 1024x1024 edit with references and the
-# decoding of the latents (est.).
-WORKING_BYTES: Final = 4 * GB
+GIGABYTE: Final = 1_000_000_000
+# What a picture takes in addition to the weights: activations of a 1024x1024 edit with references
+# and the decoding of the latents (estimated).
+PICTURE_BYTES: Final = 4 * GIGABYTE
 # bf16 arithmetic begins with compute capability 8.0 (CUDA C++ programming guide, table of
-# arithmetic instructions); fp16 gives black or NaN pictures, so it is no way out.
+# arithmetic instructions); fp16 gives black or NaN pictures, so it is no alternative.
 BF16_CAPABILITY: Final = (8, 0)
 
 Mode = Literal["auto", "bf16", "8bit", "4bit"]
@@ -20,9 +20,9 @@ Mode = Literal["auto", "bf16", "8bit", "4bit"]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Device bytes of all weights, and of those that must be there while others wait.
+    """Device bytes of all weights, and of those that must be there while the others wait.
 
-    `waiting` is what messages call the others, which may wait in the host's memory.
+    `waiting` is the word in messages for the others, which may wait in the host's memory.
     """
 
     whole: int
@@ -32,7 +32,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A precision and why; `offload` when what may wait in the host's memory must."""
+    """A precision and the reason; `offload` when what may wait in the host's memory has to."""
 
     precision: Precision
     reason: str
@@ -45,14 +45,14 @@ def choose(
     *,
     free: int | None,
     capability: tuple[int, int] | None,
-    working: int = WORKING_BYTES,
+    working: int = PICTURE_BYTES,
 ) -> Choice:
-    """Choose the most exact precision whose weights fit, or check the one that was asked for.
+    """Choose the most exact precision whose weights fit, or check the requested one.
 
-    `need` holds every precision that can be had; `free` is the device's free memory in bytes and
+    `need` has every available precision; `free` is the device's free memory in bytes and
     `capability` its compute capability, both None without a GPU; `working` is what a picture takes
-    beside the weights. Raises UnfitHost, with what to change, when nothing fits or the GPU
-    has no bf16.
+    in addition to the weights. Raises UnfitHost, which says what to change, when nothing fits or
+    the GPU has no bf16.
     """
     if free is None or capability is None:
         if mode != "auto":
@@ -64,37 +64,37 @@ def choose(
             " arithmetic, which this model needs: choose a pool of Ampere or newer"
         )
     every: tuple[Precision, ...] = tuple(p for p in reversed(PRECISIONS) if p in need)
-    wanted = every if mode == "auto" else (mode,)
-    for precision in wanted:
+    candidates = every if mode == "auto" else (mode,)
+    for precision in candidates:
         if need[precision].whole + working <= free:
-            return Choice(precision, _fits(need[precision].whole, working, free))
-    last = wanted[-1]
+            return Choice(precision, _describe_fit(need[precision].whole, working, free))
+    last = candidates[-1]
     if need[last].least + working <= free:
-        reason = _fits(need[last].least, working, free)
+        reason = _describe_fit(need[last].least, working, free)
         word = need[last].waiting
         return Choice(last, f"{reason} once the {word} waits in the host's memory", True)
-    raise UnfitHost(_advice(mode, need, free, working))
+    raise UnfitHost(_advise(mode, need, free, working))
 
 
-def _fits(whole: int, working: int, free: int) -> str:
-    return f"{_gb(whole)} of weights and {_gb(working)} to work in fit {_gb(free)}"
+def _describe_fit(whole: int, working: int, free: int) -> str:
+    return f"{_show_gb(whole)} of weights and {_show_gb(working)} to work in fit {_show_gb(free)}"
 
 
-def _advice(mode: Mode, need: Mapping[Precision, Need], free: int, working: int) -> str:
-    held = [p for p in PRECISIONS if p in need]
-    smaller = [p for p in held if need[p].least + working <= free]
-    least = need[held[0]].least + working
+def _advise(mode: Mode, need: Mapping[Precision, Need], free: int, working: int) -> str:
+    available = [p for p in PRECISIONS if p in need]
+    smaller = [p for p in available if need[p].least + working <= free]
+    least = need[available[0]].least + working
     change = (
         f"set PRECISION_MODE={smaller[-1]}"
         if smaller
-        else f"choose a pool with at least {_gb(least)} of GPU memory"
+        else f"choose a pool with at least {_show_gb(least)} of GPU memory"
     )
-    asked = held[0] if mode == "auto" else mode
+    asked = available[0] if mode == "auto" else mode
     return (
-        f"the GPU has {_gb(free)} free and the model takes {_gb(need[asked].whole)} at {asked} and"
-        f" {_gb(working)} to work in: {change}"
+        f"the GPU has {_show_gb(free)} free and the model takes {_show_gb(need[asked].whole)} at"
+        f" {asked} and {_show_gb(working)} to work in: {change}"
     )
 
 
-def _gb(count: int) -> str:
-    return f"{count / GB:.1f} GB"
+def _show_gb(count: int) -> str:
+    return f"{count / GIGABYTE:.1f} GB"

@@ -12,35 +12,34 @@ from torch.nn import functional
 Precision = Literal["4bit", "8bit", "bf16"]
 PRECISIONS: Final[tuple[Precision, ...]] = ("4bit", "8bit", "bf16")
 
-# bitsandbytes' block for NF4, and its second quantisation's block for the block maxima.
+# Weights per block of bitsandbytes' NF4, and maxima per block of its second quantisation.
 BLOCK: Final = 64
 NESTED_BLOCK: Final = 256
 # On a CPU with AVX512-BF16 bitsandbytes packs 32 rows at a time and divides columns into blocks.
-ROWS: Final = 32
-# Weights quantised at a time; a row and its blocks stay together.
-CHUNK: Final = 1 << 22
+PACKED_ROWS: Final = 32
+# Weights quantised in one call; a row and its blocks stay together.
+CHUNK_WEIGHTS: Final = 1 << 22
 NF4_STATE: Final = "quant_state.bitsandbytes__nf4"
 
 
 def is_quantised(
     names: re.Pattern[str] | None, name: str, shape: Sequence[int], precision: Precision
 ) -> bool:
-    """Tell whether a tensor is stored in fewer bits at `precision`; `names` are those that may be.
+    """Return whether a tensor is stored in fewer bits at `precision`, if `names` match its name.
 
-    A weight [out, in] with out % 32 or in % 64 left over stays bf16: bitsandbytes refuses it on
-    CPUs with AVX512-BF16.
+    A weight [out, in] stays bf16 unless out is a multiple of 32 and in of 64: bitsandbytes refuses
+    it on CPUs with AVX512-BF16.
     """
     if precision == "bf16" or names is None or not names.fullmatch(name):
         return False
-    return shape[0] % ROWS == 0 and shape[1] % BLOCK == 0
+    return shape[0] % PACKED_ROWS == 0 and shape[1] % BLOCK == 0
 
 
-def stored_bytes(shape: Sequence[int], precision: Precision) -> int:
+def count_stored_bytes(shape: Sequence[int], precision: Precision) -> int:
     """Return the bytes that a weight of `shape` takes, on disk and on the device.
 
-    NF4, of a shape that `is_quantised` takes: half a byte a weight, one byte a block of 64, a
-    float32 a 256 blocks, and its tables.
-    8bit: a byte a weight and a float32 a row.
+    NF4, for a shape that `is_quantised` accepts: half a byte per weight, one byte per block of 64,
+    a float32 per 256 blocks, and its tables. 8bit: a byte per weight and a float32 per row.
     """
     count = 1
     for size in shape:
@@ -50,7 +49,7 @@ def stored_bytes(shape: Sequence[int], precision: Precision) -> int:
     if precision == "8bit":
         return count + 4 * shape[0]
     blocks = count // BLOCK
-    tables = 16 * 4 + 256 * 4 + len(_nf4_state(shape, 0.0))
+    tables = 16 * 4 + 256 * 4 + len(_pack_nf4_state(shape, 0.0))
     return count // 2 + blocks + 4 * -(-blocks // NESTED_BLOCK) + tables
 
 
@@ -58,7 +57,7 @@ def quantise(weight: Tensor, precision: Precision, device: torch.device) -> dict
     """Quantise `weight` [out, in] on `device` into tensors on the CPU, keyed by suffix.
 
     4bit: bitsandbytes NF4 with double quantisation, under the keys of its own state dicts, so that
-    other loaders read the files. 8bit: int8 in [-127, 127] and a float32 scale [out] a row.
+    other loaders read the files. 8bit: int8 in [-127, 127] and a float32 scale [out], one per row.
     """
     if precision == "4bit":
         return _quantise_nf4(weight, device)
@@ -70,8 +69,8 @@ def quantise(weight: Tensor, precision: Precision, device: torch.device) -> dict
 def _quantise_nf4(weight: Tensor, device: torch.device) -> dict[str, Tensor]:
     from bitsandbytes import functional as bnb  # noqa: PLC0415 - only a 4-bit model pays its import
 
-    # Chunk by chunk: on a CPU bitsandbytes takes 24 bytes a weight while it works. Blocks do not
-    # see each other, and their maxima are quantised together, so the result is that of one call.
+    # Chunk by chunk: on a CPU bitsandbytes takes 24 bytes per weight while it works. Blocks are
+    # independent, and their maxima are quantised together, so the result equals that of one call.
     chunks = [
         bnb.quantize_4bit(
             rows.to(device, torch.bfloat16).contiguous(),
@@ -79,7 +78,7 @@ def _quantise_nf4(weight: Tensor, device: torch.device) -> dict[str, Tensor]:
             compress_statistics=False,
             quant_type="nf4",
         )
-        for rows in torch.split(weight, max(1, CHUNK // weight.shape[1]))
+        for rows in torch.split(weight, max(1, CHUNK_WEIGHTS // weight.shape[1]))
     ]
     maxima = torch.cat([state.absmax for _, state in chunks])
     offset = maxima.mean()
@@ -100,8 +99,8 @@ def _quantise_nf4(weight: Tensor, device: torch.device) -> dict[str, Tensor]:
     return parts
 
 
-def _nf4_state(shape: Sequence[int], offset: float) -> bytes:
-    """Return what bitsandbytes packs beside the tensors; used for its size."""
+def _pack_nf4_state(shape: Sequence[int], offset: float) -> bytes:
+    """Return what bitsandbytes packs alongside the tensors; used for its size."""
     facts: dict[str, Any] = {
         "quant_type": "nf4",
         "blocksize": BLOCK,
@@ -122,10 +121,10 @@ def _quantise_int8(weight: Tensor) -> dict[str, Tensor]:
 
 
 class Linear8bit(nn.Linear):
-    """A Linear of int8 weights and a scale a row; activations keep bf16 and its range.
+    """A Linear of int8 weights and one scale per row; activations keep bf16 and its range.
 
-    bitsandbytes' LLM.int8 casts activations to fp16, whose range image models leave; here whole
-    numbers up to 127 are exact in bf16, so the product is that of bf16 weights rounded to 8 bits.
+    bitsandbytes' LLM.int8 casts activations to fp16, whose range image models exceed. Integers up
+    to 127 are exact in bf16, so the product is that of bf16 weights rounded to 8 bits.
     """
 
     scale: Tensor
@@ -144,12 +143,12 @@ class Linear8bit(nn.Linear):
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
 
-def linear(
+def make_linear(
     parts: Mapping[str, Tensor], bias: Tensor | None, precision: Precision, device: torch.device
 ) -> nn.Linear:
-    """Make the Linear that computes with what `quantise` returned, moving nothing already there.
+    """Make the Linear that computes with what `quantise` returned.
 
-    `parts` may be on `device` except NF4's packed state, which stays on the CPU.
+    `parts` may be on `device` already, except NF4's packed state, which stays on the CPU.
     """
     if precision == "8bit":
         return Linear8bit(parts["weight"].to(device), parts["weight.scale"].to(device), bias)

@@ -1,4 +1,4 @@
-"""The denoising loop: noise to latents, over what a model predicts and diffusers' scheduler."""
+"""The denoising loop: noise to latents, with a model's predictions and diffusers' scheduler."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 # Latents [batch, tokens, channels], the timestep [batch] that the model sees (0 to 1, in the
-# latents' dtype) and the number of the step -> the velocity, in the latents' shape.
+# latents' dtype) and the step's index -> the velocity, in the latents' shape.
 Predict = Callable[[Tensor, Tensor, int], Tensor]
 
 
@@ -26,15 +26,15 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, 1, height, width)
 
 
-def noise(
+def make_noise(
     seeds: Sequence[int], channels: int, height: int, width: int, dtype: torch.dtype
 ) -> Tensor:
     """Return the packed starting noise of each seed, [len(seeds), tokens, 4 * channels].
 
-    Drawn on the CPU in the model's dtype, so that a seed means the same noise on every GPU type and
-    in every batch; `height` and `width` are latent sizes.
+    Generated on the CPU in the model's dtype, so that a seed means the same noise on every GPU type
+    and in every batch; `height` and `width` are latent sizes.
     """
-    pictures = [
+    latents = [
         torch.randn(
             (1, 1, channels, height, width),
             generator=torch.Generator("cpu").manual_seed(seed),
@@ -42,7 +42,7 @@ def noise(
         )
         for seed in seeds
     ]
-    return pack(torch.cat(pictures)[:, 0])
+    return pack(torch.cat(latents)[:, 0])
 
 
 class _Pace:
@@ -77,7 +77,7 @@ def sample(
     timesteps = scheduler.timesteps
     pace = _Pace(latents.device)
     # divided on the CPU: CUDA multiplies by 1/1000, which rounds some bf16 values to their
-    # neighbour, and what was computed for a timestep before is found by its exact value
+    # neighbour, and what was precomputed for a timestep is found by its exact value
     seen = (timesteps.to(latents.dtype) / 1000).to(latents.device)
     for step, t in enumerate(timesteps):
         prediction = predict(latents, seen[step].expand(len(latents)), step)

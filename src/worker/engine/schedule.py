@@ -1,4 +1,4 @@
-"""The denoising schedule of a scheduler_config.json: which timesteps a number of steps passes."""
+"""The denoising schedule of a scheduler_config.json: the timesteps for a number of steps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,10 @@ import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 
-def _shift(config: Mapping[str, Any], tokens: int) -> float:
+def _compute_shift(config: Mapping[str, Any], tokens: int) -> float:
     """Return mu for a picture of `tokens` latent tokens (diffusers' calculate_shift).
 
-    `config` is a scheduler's own, in which nothing is left out.
+    `config` is a scheduler's own, which is complete.
     """
     base, top = config["base_image_seq_len"], config["max_image_seq_len"]
     low, high = config["base_shift"], config["max_shift"]
@@ -18,19 +18,19 @@ def _shift(config: Mapping[str, Any], tokens: int) -> float:
     return float(tokens * slope + (low - slope * base))
 
 
-def schedule(
+def make_schedule(
     config: Mapping[str, Any], steps: int, tokens: int, *, mu: float | None = None
 ) -> FlowMatchEulerDiscreteScheduler:
     """Return a fresh scheduler with its `steps` timesteps set (float32 [steps], 1000 to 0).
 
-    `config` is a scheduler_config.json; `tokens` counts the latent tokens of the output picture, of
-    which `mu`, the shift of the sigmas, is computed unless a family has another formula for it. A
-    scheduler keeps its place in the loop, so every picture gets its own. Its numbers stay on the
-    CPU: scalars travel to a GPU with the kernels that use them, without a sync.
+    `config` is a scheduler_config.json; `tokens` counts the latent tokens of the output picture,
+    from which `mu`, the shift of the sigmas, is computed unless a family has another formula. A
+    scheduler keeps its position in the loop, so every picture gets its own. Its numbers stay on the
+    CPU: scalars reach a GPU with the kernels that use them, without a sync.
     """
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
     sigmas = np.linspace(1.0, 1 / steps, steps)
-    shift = _shift(scheduler.config, tokens) if mu is None else mu
+    shift = _compute_shift(scheduler.config, tokens) if mu is None else mu
     scheduler.set_timesteps(sigmas=sigmas, mu=shift)
     scheduler.set_begin_index(0)
     return scheduler

@@ -5,7 +5,7 @@ from typing import Final
 
 from worker.families.family import Family
 from worker.families.qwen_image import models as qwen_image
-from worker.weights.catalogue import Catalogue
+from worker.weights.meaning import Catalogue
 
 FAMILIES: Final = (qwen_image.FAMILY,)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from worker.weights.catalogue import Complete
+from worker.weights.meaning import Complete
 from worker.weights.spec import ModelSpec
 
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from worker.bundle import format as layout
-from worker.bundle.format import Bundle
+from worker.bundle import layout
+from worker.bundle.layout import Bundle
 from worker.settings import Settings
 from worker.weights import metadata, sources
-from worker.weights.catalogue import Catalogue
-from worker.weights.names import commit_name, same
+from worker.weights.meaning import Catalogue
+from worker.weights.names import is_same_repository, make_commit_name
 from worker.weights.spec import ModelSpec
 
 NOWHERE: Final = Path("no-bundle")
@@ -27,21 +27,21 @@ def recognise(spec: ModelSpec, settings: Settings, catalogue: Catalogue) -> Mode
     if len(catalogue.families) == 1:
         return replace(spec, family=catalogue.families[0])
     if (bundle := _bundle(spec, settings)) is not None:
-        known = catalogue.of_manifest(spec, bundle.model_dump())
+        known = catalogue.complete_by_manifest(spec, bundle.model_dump())
         return replace(spec, family=known.family)
-    source = sources.find(spec, settings, bundle=NOWHERE, bundle_fault=layout.fault)
-    snapshot = sources.snapshot_of(source, spec, settings)
-    return replace(spec, family=sources.described(spec, snapshot, catalogue).family)
+    source = sources.find(spec, settings, bundle=NOWHERE, bundle_fault=layout.find_fault)
+    snapshot = sources.open_snapshot(source, spec, settings)
+    return replace(spec, family=sources.complete(spec, snapshot, catalogue).family)
 
 
 def _bundle(spec: ModelSpec, settings: Settings) -> Bundle | None:
     """Return a bundle of the repository on MODEL_DIR: one downloaded, or one prepared there."""
     commit = metadata.known_commit(spec.repository, spec.revision, settings)
     if commit is not None:
-        folder = settings.home / layout.BUNDLES / commit_name(spec.repository, commit)
-        if layout.fault(folder) is None:
+        folder = settings.home / layout.BUNDLES / make_commit_name(spec.repository, commit)
+        if layout.find_fault(folder) is None:
             return layout.read_bundle(folder)
-    for _, bundle in layout.prepared(settings.home):
-        if same(bundle.repository, spec.repository):
+    for _, bundle in layout.list_prepared(settings.home):
+        if is_same_repository(bundle.repository, spec.repository):
             return bundle
     return None

@@ -14,9 +14,9 @@ from worker.errors import HubUnreachable
 from worker.settings import Settings
 from worker.weights import parallel, sequential, space, temporary
 from worker.weights.hub import Hub
-from worker.weights.proof import RemoteFile, difference, digests, digests_of
+from worker.weights.proof import RemoteFile, digest_bytes, digest_file, find_difference
 from worker.weights.retry import AttemptFailed, Missing, Patience, WrongBytes
-from worker.weights.snapshot import Progress, Proven, Snapshot, quiet
+from worker.weights.snapshot import Proven, ReportProgress, Snapshot, quiet
 
 # Below this hf_transfer has nothing to split; one request is faster than a process.
 PARALLEL_FROM_BYTES: Final = 16 * 1024 * 1024
@@ -59,7 +59,7 @@ class HubSnapshot:
         """Return "sha256:..." or "git:..." as the hub recorded it."""
         return f"sha256:{file.sha256}" if file.sha256 else f"git:{file.blob_id}"
 
-    def fetch_file(self, file: RemoteFile, into: Path, progress: Progress = quiet) -> Proven:
+    def fetch_file(self, file: RemoteFile, into: Path, progress: ReportProgress = quiet) -> Proven:
         """Return `into`/path, verified: downloaded, or found there and read again.
 
         Two processes that need the same file take turns where locks work. Where they do not, both
@@ -67,7 +67,7 @@ class HubSnapshot:
         WeightsUnavailable (HubUnreachable when trying later may help) and VolumeFull.
         """
         target = into / file.path
-        with space.writing(file.size, into, self.settings):
+        with space.translate_errors(file.size, into, self.settings):
             target.parent.mkdir(parents=True, exist_ok=True)
             with _take_turn(target, self.patience.stall_s):
                 sha256 = self._verify_present(file, target) or self._download(
@@ -97,7 +97,7 @@ class HubSnapshot:
 
         def read() -> bytes:
             data = self._read_range(file, 0, file.size)
-            if reason := difference(digests_of(data), file):
+            if reason := find_difference(digest_bytes(data), file):
                 raise WrongBytes(f"the hub's bytes are not the ones that it recorded ({reason})")
             return data
 
@@ -112,21 +112,21 @@ class HubSnapshot:
     def _verify_present(self, file: RemoteFile, target: Path) -> str | None:
         """Return our sha256 of a file that is there and intact; a damaged one is deleted."""
         try:
-            measured = digests(target, blob_id=file.sha256 is None)
+            measured = digest_file(target, blob_id=file.sha256 is None)
         except FileNotFoundError:  # a worker that is done with it may delete it at any time
             return None
-        if difference(measured, file) is None:
+        if find_difference(measured, file) is None:
             return measured.sha256
         target.unlink(missing_ok=True)
         return None
 
-    def _download(self, file: RemoteFile, target: Path, progress: Progress) -> str:
+    def _download(self, file: RemoteFile, target: Path, progress: ReportProgress) -> str:
         part = temporary.adopt(target)
-        space.require(
+        space.require_space(
             file.size - (part.stat().st_size if part else 0), target.parent, self.settings
         )
         attempts = 0
-        part = part or temporary.unique(target, resumable=True)
+        part = part or temporary.make_path(target, resumable=True)
 
         def attempt() -> str:
             nonlocal attempts
@@ -148,8 +148,10 @@ class HubSnapshot:
             part.unlink(missing_ok=True)
             raise
 
-    def _download_in_parallel(self, file: RemoteFile, target: Path, progress: Progress) -> str:
-        part = temporary.unique(target)
+    def _download_in_parallel(
+        self, file: RemoteFile, target: Path, progress: ReportProgress
+    ) -> str:
+        part = temporary.make_path(target)
         try:
             parallel.download(
                 self.hub,
@@ -170,7 +172,7 @@ class HubSnapshot:
             part.unlink(missing_ok=True)
 
     def _download_in_sequence(
-        self, file: RemoteFile, target: Path, part: Path, progress: Progress
+        self, file: RemoteFile, target: Path, part: Path, progress: ReportProgress
     ) -> str:
         while True:
             before = part.stat().st_size if part.exists() else 0
@@ -195,8 +197,8 @@ class HubSnapshot:
             raise
 
     def _verify_and_publish(self, file: RemoteFile, part: Path, target: Path) -> str:
-        measured = digests(part, blob_id=file.sha256 is None)
-        if reason := difference(measured, file):
+        measured = digest_file(part, blob_id=file.sha256 is None)
+        if reason := find_difference(measured, file):
             raise WrongBytes(f"the hub's bytes are not the ones that it recorded ({reason})")
         temporary.publish(part, target)
         return measured.sha256
@@ -217,7 +219,7 @@ def fetch_snapshot(
     files: Sequence[RemoteFile],
     into: Path,
     settings: Settings,
-    progress: Progress = quiet,
+    progress: ReportProgress = quiet,
 ) -> dict[str, Proven]:
     """Fetch several files, the small ones first and in parallel; return them by path.
 
@@ -226,8 +228,8 @@ def fetch_snapshot(
     if isinstance(snapshot, HubSnapshot):
         present = sum(f.size for f in files if (into / f.path).is_file())
         total = sum(f.size for f in files)
-        with space.writing(total, into, settings):
-            space.require(max(total - present, 0), into, settings)
+        with space.translate_errors(total, into, settings):
+            space.require_space(max(total - present, 0), into, settings)
     small = [file for file in files if file.size < PARALLEL_FROM_BYTES]
     large = [file for file in files if file.size >= PARALLEL_FROM_BYTES]
     with ThreadPoolExecutor(settings.download_workers) as pool:
@@ -271,7 +273,7 @@ def _take_turn(target: Path, stall_s: float) -> Iterator[None]:
 def _read_activity(target: Path) -> list[tuple[str, int, int]]:
     """Return what changes while any process downloads `target`."""
     states = []
-    for part in temporary.parts(target):
+    for part in temporary.list_parts(target):
         try:
             state = part.stat()
         except OSError:

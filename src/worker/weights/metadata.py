@@ -14,7 +14,7 @@ from worker.settings import Settings
 from worker.weights import temporary
 from worker.weights.download import HubSnapshot
 from worker.weights.hub import Hub
-from worker.weights.names import MAIN, file_name, same
+from worker.weights.names import MAIN, is_same_repository, make_file_name
 from worker.weights.proof import RemoteFile
 from worker.weights.retry import AttemptFailed, Patience, classify_status
 from worker.weights.transient import OFFLINE, classify_error
@@ -109,7 +109,7 @@ def _find_record(
 ) -> tuple[Path, tuple[str, tuple[RemoteFile, ...]] | None]:
     """Return the file that records a revision, or would, and the commit and files in it."""
     folder = settings.home / KEPT
-    path = folder / f"{file_name(repository, revision)}.json"
+    path = folder / f"{make_file_name(repository, revision)}.json"
     if (known := _read_record(path, repository, revision)) is not None:
         return path, known
     if PLAIN.fullmatch(revision):
@@ -124,7 +124,10 @@ def _read_record(
 ) -> tuple[str, tuple[RemoteFile, ...]] | None:
     try:
         record = json.loads(path.read_bytes())
-        if not same(record["repository"], repository) or record.get("revision") != revision:
+        if (
+            not is_same_repository(record["repository"], repository)
+            or record.get("revision") != revision
+        ):
             return None
         return str(record["commit"]), _FILES.validate_python(record["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
@@ -140,7 +143,7 @@ def _write_record(
         "commit": commit,
         "files": _FILES.dump_python(files, mode="json"),
     }
-    part = temporary.unique(path)
+    part = temporary.make_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(record))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from worker import log
 from worker.weights.proof import RemoteFile
 
-EVERY_S: Final = 5.0
+LOG_EVERY_S: Final = 5.0
 
 
 class Meter:
@@ -21,7 +21,7 @@ class Meter:
         snapshot.fetch_file(file, into, meter)
     """
 
-    def __init__(self, total: int, what: str, *, every_s: float = EVERY_S) -> None:
+    def __init__(self, total: int, what: str, *, every_s: float = LOG_EVERY_S) -> None:
         self._total = total
         self._what = what
         self._every_s = every_s

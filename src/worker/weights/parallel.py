@@ -16,7 +16,7 @@ from worker.weights.hub import Hub
 from worker.weights.proof import RemoteFile
 from worker.weights.retry import AttemptFailed, Patience
 from worker.weights.sequential import span_of
-from worker.weights.space import FULL, UNUSABLE, UNWRITABLE
+from worker.weights.space import FULL, UNUSABLE_DISK, UNWRITABLE
 
 # hf_transfer reports complete ranges only. 8 of 8 MiB within the 60 s of a stall need 1.1 MB/s; on
 # a slower line the sequential download takes over.
@@ -121,6 +121,6 @@ def _watch(
 
 
 def _raise_fault(fault: dict[str, Any]) -> None:
-    if fault["errno"] in (*FULL, *UNWRITABLE, *UNUSABLE):  # connections have errnos too
+    if fault["errno"] in (*FULL, *UNWRITABLE, *UNUSABLE_DISK):  # connections have errnos too
         raise OSError(fault["errno"], os.strerror(fault["errno"]))
     raise AttemptFailed("the parallel transfer failed")

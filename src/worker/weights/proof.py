@@ -36,7 +36,7 @@ class Digests:
     blob_id: str | None
 
 
-def digests(path: Path, *, blob_id: bool = True) -> Digests:
+def digest_file(path: Path, *, blob_id: bool = True) -> Digests:
     """Read a file once and return its digests.
 
     The blob id is the sha1 of "blob <size>" + NUL + the bytes, as git defines it; without it, a
@@ -56,13 +56,13 @@ def digests(path: Path, *, blob_id: bool = True) -> Digests:
     return Digests(seen, sha256.hexdigest(), blob.hexdigest() if blob_id else None)
 
 
-def digests_of(data: bytes) -> Digests:
+def digest_bytes(data: bytes) -> Digests:
     """Return the digests of bytes in memory."""
     blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
     return Digests(len(data), hashlib.sha256(data).hexdigest(), blob.hexdigest())
 
 
-def difference(found: Digests, file: RemoteFile) -> str | None:
+def find_difference(found: Digests, file: RemoteFile) -> str | None:
     """Return how the bytes differ from the recorded ones; None when they do not."""
     if found.size != file.size:
         return f"{found.size} bytes instead of {file.size}"
@@ -73,7 +73,7 @@ def difference(found: Digests, file: RemoteFile) -> str | None:
     return None
 
 
-def safetensors_fault(path: Path) -> str | None:
+def find_fault(path: Path) -> str | None:
     """Return why a safetensors file must be damaged, by its header and size alone; None if not.
 
     The format: 8 bytes little-endian header length, a JSON header, then the data; the largest

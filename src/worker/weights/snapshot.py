@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from worker.errors import WeightsUnavailable
-from worker.weights import remembered
+from worker.weights import digest_cache
+from worker.weights.digest_cache import DigestCache, State
 from worker.weights.proof import (
     Digests,
     RemoteFile,
-    difference,
-    digests,
-    digests_of,
-    safetensors_fault,
+    digest_bytes,
+    digest_file,
+    find_difference,
+    find_fault,
 )
-from worker.weights.remembered import Remembered, State
 
-Progress = Callable[[RemoteFile, int], None]
+ReportProgress = Callable[[RemoteFile, int], None]
 
 # RunPod's cache has the layout of huggingface_hub's: snapshots/COMMIT/path links to blobs/ETAG, and
 # the etag is the sha256 of an LFS file and the git blob id of a small one.
@@ -65,7 +65,7 @@ class Snapshot(Protocol):
     def digest(self, file: RemoteFile) -> str:
         """Return "sha256:..." or "git:...": equal digests mean equal bytes."""
 
-    def fetch_file(self, file: RemoteFile, into: Path, progress: Progress = quiet) -> Proven:
+    def fetch_file(self, file: RemoteFile, into: Path, progress: ReportProgress = quiet) -> Proven:
         """Return the file, verified; `into` is the folder for copies, if the snapshot makes any.
 
         Raises WeightsUnavailable (HubUnreachable when trying later may help) and VolumeFull.
@@ -82,7 +82,7 @@ class Snapshot(Protocol):
         """Return a small file's bytes, verified. Raises as `fetch_file`."""
 
 
-def named(snapshot: Snapshot, path: str) -> RemoteFile:
+def find_file(snapshot: Snapshot, path: str) -> RemoteFile:
     """Return the file with that path; raises WeightsUnavailable when the commit has none."""
     for file in snapshot.files:
         if file.path == path:
@@ -100,7 +100,7 @@ class LocalSnapshot:
     folder: Path
     repository: str
     commit: str = LOCAL
-    remembered: Remembered | None = field(default=None, compare=False, repr=False)
+    remembered: DigestCache | None = field(default=None, compare=False, repr=False)
     _read: dict[str, tuple[State, Digests]] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -140,7 +140,7 @@ class LocalSnapshot:
             return f"git:{file.blob_id}"
         return f"sha256:{self._measure(file).sha256}"
 
-    def fetch_file(self, file: RemoteFile, into: Path, progress: Progress = quiet) -> Proven:
+    def fetch_file(self, file: RemoteFile, into: Path, progress: ReportProgress = quiet) -> Proven:
         """Return the file in its place, once its bytes agree with what is known of it.
 
         Raises WeightsUnavailable when the file is damaged; `into` is not used.
@@ -148,11 +148,11 @@ class LocalSnapshot:
         del into
         path = self.folder / file.path
         with self._readable(file):
-            reason = safetensors_fault(path) if file.path.endswith(".safetensors") else None
+            reason = find_fault(path) if file.path.endswith(".safetensors") else None
         if reason:
             raise self._damaged(file, reason)
         measured = self._measure(file)
-        if reason := difference(measured, file):
+        if reason := find_difference(measured, file):
             raise self._damaged(file, reason)
         progress(file, file.size)
         return Proven(path, measured.sha256, disposable=False)
@@ -170,7 +170,7 @@ class LocalSnapshot:
         """Return a small file's bytes; raises WeightsUnavailable when it is damaged."""
         with self._readable(file):
             data = (self.folder / file.path).read_bytes()
-        if reason := difference(digests_of(data), file):
+        if reason := find_difference(digest_bytes(data), file):
             raise self._damaged(file, reason)
         return data
 
@@ -178,11 +178,11 @@ class LocalSnapshot:
         """Return a file's digests, taken once; raises WeightsUnavailable if it changed since."""
         path = self.folder / file.path
         with self._readable(file):
-            state = remembered.state_of(path)
+            state = digest_cache.read_state(path)
             if file.path not in self._read:
                 self._read[file.path] = state, self._recall_or_read(file, path, state)
             first, measured = self._read[file.path]
-            changed = first != state or remembered.state_of(path) != state
+            changed = first != state or digest_cache.read_state(path) != state
         if changed:
             raise self._damaged(file, "changed while it was read")
         return measured
@@ -190,12 +190,12 @@ class LocalSnapshot:
     def _recall_or_read(self, file: RemoteFile, path: Path, state: State) -> Digests:
         records = self.remembered
         if records is None or file.sha256 is not None or file.blob_id is not None:
-            return digests(path, blob_id=file.blob_id is not None)
+            return digest_file(path, blob_id=file.blob_id is not None)
         sha256 = records.sha256(file.path, state)
         if sha256 is not None:
             return Digests(state[0], sha256, None)
-        measured = digests(path, blob_id=False)
-        if remembered.state_of(path) == state:
+        measured = digest_file(path, blob_id=False)
+        if digest_cache.read_state(path) == state:
             records.keep(file.path, state, measured.sha256)
         return measured
 

@@ -1,4 +1,4 @@
-"""Where a model's weights may already be, in the order in which they are looked for."""
+"""Where a model's weights may already be, in the order in which the places are searched."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -9,39 +9,39 @@ from typing import Any, Final, Literal
 
 from worker.errors import WeightsUnavailable
 from worker.settings import Settings
-from worker.weights import layout, metadata
-from worker.weights.catalogue import Catalogue
-from worker.weights.names import MAIN, same
+from worker.weights import checkpoint, metadata
+from worker.weights.digest_cache import DigestCache
+from worker.weights.meaning import Catalogue
+from worker.weights.names import MAIN, is_same_repository
 from worker.weights.proof import RemoteFile
-from worker.weights.remembered import Remembered
 from worker.weights.snapshot import LOCAL, LocalSnapshot, Snapshot
 from worker.weights.spec import LoraFile, ModelSpec
 
-Kind = Literal["MODEL_DIR", "MODEL_PATH", "RunPod cache", "HF cache", "image", "hub"]
+SourceKind = Literal["MODEL_DIR", "MODEL_PATH", "RunPod cache", "HF cache", "image", "hub"]
 
-# The image's target `baked` puts one folder a model here, a bundle or published weights.
+# The image's target `baked` puts one folder per model here, a bundle or published weights.
 BAKED: Final = Path("/app/models")
 
-# Says why a folder is no bundle that this worker can open, None when it is one.
+# Returns why a folder is not a bundle that this worker can open; None when it is.
 BundleFault = Callable[[Path], str | None]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where one model's weights come from, and why not from the places before that.
+class WeightSource:
+    """Where one model's weights come from, and why not from an earlier place.
 
-    `folder` is None for the hub. `bundle` tells whether it is a bundle, to be opened as it is, or
+    `folder` is None for the hub. `bundle` says whether it is a bundle, to be opened directly, or
     published weights, to be prepared. `passed_over` has no paths: callers may see it.
     """
 
-    kind: Kind
+    kind: SourceKind
     folder: Path | None
     bundle: bool
     commit: str | None
-    passed_over: tuple[tuple[Kind, str], ...]
+    passed_over: tuple[tuple[SourceKind, str], ...]
 
     def facts(self) -> dict[str, Any]:
-        """Return what the log and op=health tell of it."""
+        """Return what the log and op=health show of it."""
         return {
             "source": self.kind,
             "bundle": self.bundle,
@@ -57,67 +57,67 @@ def find(
     bundle: Path,
     bundle_fault: BundleFault,
     baked: Path = BAKED,
-) -> Source:
-    """Return the first place that has the model whole: nothing is read but names and headers.
+) -> WeightSource:
+    """Return the first place that has the complete model; only names and headers are read.
 
     In this order: the bundle on MODEL_DIR (`bundle` is its folder), MODEL_PATH or the folder that
     MODEL names, RunPod's model cache, Hugging Face's if it is set, the image, the hub. The folders
-    of every place but the first may hold a bundle or published weights. Where a place does not show
-    by its name whose a folder is, a bundle's manifest must, and published weights cannot. Raises
-    WeightsUnavailable when a folder that MODEL names cannot be used: another model must not stand
-    in for it.
+    of every place but the first may contain a bundle or published weights. Where the name of a
+    folder does not show which model it is, a bundle's manifest must; published weights cannot.
+    Raises WeightsUnavailable when a folder that MODEL names cannot be used: no other model may
+    replace it.
     """
-    passed: list[tuple[Kind, str]] = []
+    passed: list[tuple[SourceKind, str]] = []
     reason = bundle_fault(bundle) if bundle.is_dir() else "no bundle yet"
     if reason is None:
-        return Source("MODEL_DIR", bundle, bundle=True, commit=None, passed_over=())
+        return WeightSource("MODEL_DIR", bundle, bundle=True, commit=None, passed_over=())
     passed.append(("MODEL_DIR", reason))
     if spec.folder is not None:
-        kind: Kind = "image" if spec.embedded else "MODEL_PATH"
-        is_bundle, reason = _examined(spec, _Place(spec.folder, "it", LOCAL), bundle_fault)
+        kind: SourceKind = "image" if spec.embedded else "MODEL_PATH"
+        is_bundle, reason = _examine(spec, _Place(spec.folder, "it", LOCAL), bundle_fault)
         if reason is not None:
             raise WeightsUnavailable(f"MODEL: the folder of {spec.name} {reason}")
-        return Source(kind, spec.folder, is_bundle, None, tuple(passed))
-    for kind, places in _places(spec, settings, baked):
+        return WeightSource(kind, spec.folder, is_bundle, None, tuple(passed))
+    for kind, places in _list_places(spec, settings, baked):
         if isinstance(places, str):
             passed.append((kind, places))
             continue
         reasons = []
         for place in places:
-            is_bundle, reason = _examined(spec, place, bundle_fault)
+            is_bundle, reason = _examine(spec, place, bundle_fault)
             if reason is None:
-                return Source(kind, place.folder, is_bundle, place.commit, tuple(passed))
+                return WeightSource(kind, place.folder, is_bundle, place.commit, tuple(passed))
             reasons.append(reason)
         passed.append((kind, reasons[0]))
-    return Source("hub", None, bundle=False, commit=None, passed_over=tuple(passed))
+    return WeightSource("hub", None, bundle=False, commit=None, passed_over=tuple(passed))
 
 
-def snapshot_of(source: Source, spec: ModelSpec, settings: Settings) -> Snapshot:
-    """Return the published files of a source; asks the hub only if the source is the hub.
+def open_snapshot(source: WeightSource, spec: ModelSpec, settings: Settings) -> Snapshot:
+    """Return the published files of a source; only a source on the hub is requested from it.
 
     Raises WeightsUnavailable, HubUnreachable.
     """
     if source.folder is not None:
-        memory = Remembered(source.folder, settings.home)
-        return LocalSnapshot(source.folder, spec.repository, source.commit or LOCAL, memory)
+        digests = DigestCache(source.folder, settings.home)
+        return LocalSnapshot(source.folder, spec.repository, source.commit or LOCAL, digests)
     return metadata.resolve(spec.repository, spec.revision, settings)
 
 
-def lora_of(lora: LoraFile, model: Snapshot, settings: Settings) -> Snapshot:
-    """Return the snapshot that holds a LoRA: the model's own, a cache's, or the hub's.
+def open_lora(lora: LoraFile, model: Snapshot, settings: Settings) -> Snapshot:
+    """Return the snapshot that has a LoRA: the model's own, a cache's, or the hub's.
 
     Raises WeightsUnavailable, HubUnreachable.
     """
     if lora.repository is None:
         return model
-    for _, cache in caches(settings):
-        folder, commit = cached(lora.repository, None, cache)
+    for _, cache in list_caches(settings):
+        folder, commit = find_cached(lora.repository, None, cache)
         if isinstance(folder, Path) and (folder / lora.filename).is_file():
             return LocalSnapshot(folder, lora.repository, commit or LOCAL)
     return metadata.resolve(lora.repository, None, settings)
 
 
-def described(spec: ModelSpec, snapshot: Snapshot, catalogue: Catalogue) -> ModelSpec:
+def complete(spec: ModelSpec, snapshot: Snapshot, catalogue: Catalogue) -> ModelSpec:
     """Complete a model from outside the catalogue by the files that describe it.
 
     Raises WeightsUnavailable when it is of no known family.
@@ -125,43 +125,45 @@ def described(spec: ModelSpec, snapshot: Snapshot, catalogue: Catalogue) -> Mode
     if spec.pipeline:
         return spec
     files = {file.path: file for file in snapshot.files}
-    of_one_part = (layout.CONFIG,) if layout.ROOT in spec.parts.weights else ()
-    known = (layout.INDEX, layout.MANIFEST, *of_one_part)
+    of_one_part = (checkpoint.CONFIG,) if checkpoint.ROOT in spec.parts.weights else ()
+    known = (checkpoint.INDEX, checkpoint.BUNDLE_MANIFEST, *of_one_part)
     described_by = next((name for name in known if name in files), None)
     if described_by is None:
-        there, other = layout.other_weights(files), spec.listing.instead
+        there, other = checkpoint.describe_other_weights(files), spec.listing.instead
         advice = f"; take {other}" if there and other else ""
         raise WeightsUnavailable(
-            f"MODEL: {spec.name} has no {layout.INDEX} and no {layout.MANIFEST}: it is neither a"
-            f" diffusers checkpoint nor a bundle{there}{advice}"
+            f"MODEL: {spec.name} has no {checkpoint.INDEX} and no {checkpoint.BUNDLE_MANIFEST}: it"
+            f" is neither a diffusers checkpoint nor a bundle{there}{advice}"
         )
-    description = _object(spec, snapshot, files[described_by])
-    if described_by == layout.MANIFEST:
-        return catalogue.of_manifest(spec, description)
-    about = _object(spec, snapshot, files[layout.ABOUT]) if layout.ABOUT in files else {}
-    return catalogue.classified(spec, description, tuple(files), about)
+    description = _read_object(spec, snapshot, files[described_by])
+    if described_by == checkpoint.BUNDLE_MANIFEST:
+        return catalogue.complete_by_manifest(spec, description)
+    about = (
+        _read_object(spec, snapshot, files[checkpoint.ABOUT]) if checkpoint.ABOUT in files else {}
+    )
+    return catalogue.classify(spec, description, tuple(files), about)
 
 
-def _object(spec: ModelSpec, snapshot: Snapshot, file: RemoteFile) -> dict[str, Any]:
+def _read_object(spec: ModelSpec, snapshot: Snapshot, file: RemoteFile) -> dict[str, Any]:
     """Read a JSON object by which a model describes itself."""
     try:
         value = json.loads(snapshot.read_file(file))
     except (ValueError, RecursionError):
         raise WeightsUnavailable(f"MODEL: {spec.name} has a broken {file.path}") from None
     if not isinstance(value, dict):
-        raise WeightsUnavailable(f"MODEL: {spec.name} has a {file.path} that is no JSON object")
+        raise WeightsUnavailable(f"MODEL: {spec.name} has a {file.path} that is not a JSON object")
     return value
 
 
-def caches(settings: Settings) -> list[tuple[Kind, Path]]:
-    """Return the caches in huggingface_hub's layout that are looked into, in their order."""
-    places: list[tuple[Kind, Path]] = [("RunPod cache", settings.runpod_cache_dir)]
+def list_caches(settings: Settings) -> list[tuple[SourceKind, Path]]:
+    """Return the caches in huggingface_hub's layout that are searched, in order."""
+    places: list[tuple[SourceKind, Path]] = [("RunPod cache", settings.runpod_cache_dir)]
     if settings.hub_cache not in (None, settings.runpod_cache_dir):
         places.append(("HF cache", settings.hub_cache))
     return places
 
 
-def cached(
+def find_cached(
     repository: str, revision: str | None, cache: Path
 ) -> tuple[Path, str] | tuple[str, None]:
     """Return a repository's folder and commit in a cache, or why there is none.
@@ -171,7 +173,7 @@ def cached(
     """
     if not cache.is_dir():
         return "not there", None
-    here = _child(cache, f"models--{repository.replace('/', '--')}")
+    here = _find_child(cache, f"models--{repository.replace('/', '--')}")
     if here is None:
         return f"does not hold {repository}", None
     try:
@@ -187,30 +189,30 @@ def cached(
     return snapshots / commit, commit
 
 
-# What the place of a folder says of whose model it is: that it is this repository's (org/name, a
-# cache's own layout), that it is called like this model of the table, that the operator means it
-# (MODEL_PATH itself), or nothing.
+# What a folder's place shows about its model: that it is this repository (org/name, the layout of a
+# cache), that it has the name of this row of the catalogue, that the operator means it (MODEL_PATH
+# itself), or nothing.
 Shown = Literal["it", "called", "meant", "nothing"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A folder to look into, and what its place shows."""
+    """A folder to search, and what its place shows."""
 
     folder: Path
     shown: Shown
     commit: str | None = None
 
 
-def place_of(spec: ModelSpec) -> Path:
-    """Return where a place for several models keeps one: by the table's name, or as org/name."""
-    named = spec.listing.is_row or "/" not in spec.repository
-    return Path(spec.name if named else spec.repository)
+def make_place(spec: ModelSpec) -> Path:
+    """Return a model's path in a place for several: the catalogue's name for it, or org/name."""
+    is_named = spec.listing.is_row or "/" not in spec.repository
+    return Path(spec.name if is_named else spec.repository)
 
 
-def _places(
+def _list_places(
     spec: ModelSpec, settings: Settings, baked: Path
-) -> Iterator[tuple[Kind, list[_Place] | str]]:
+) -> Iterator[tuple[SourceKind, list[_Place] | str]]:
     """Yield each kind of place with its folders, or why there are none."""
     root = settings.model_path
     if root is None:
@@ -218,54 +220,58 @@ def _places(
     elif not root.is_dir():
         yield "MODEL_PATH", "not there"
     else:
-        yield "MODEL_PATH", _at(root, spec)
-    for kind, cache in caches(settings):
-        folder, commit = cached(spec.repository, spec.revision, cache)
+        yield "MODEL_PATH", _look_at(root, spec)
+    for kind, cache in list_caches(settings):
+        folder, commit = find_cached(spec.repository, spec.revision, cache)
         yield kind, folder if isinstance(folder, str) else [_Place(folder, "it", commit)]
     if baked.is_dir():
-        yield "image", _below(baked, spec) or f"does not hold {spec.repository}"
+        yield "image", _look_below(baked, spec) or f"does not hold {spec.repository}"
     else:
         yield "image", "not there"
 
 
-def _at(root: Path, spec: ModelSpec) -> list[_Place]:
-    """Return MODEL_PATH itself when it is a model's folder or empty, else what it has below."""
-    holds = any((root / name).is_file() for name in (layout.INDEX, layout.MANIFEST))
-    below = [] if holds else _below(root, spec)
-    named = spec.listing.is_row and any(same(root.resolve().name, name) for name in _names(spec))
+def _look_at(root: Path, spec: ModelSpec) -> list[_Place]:
+    """Return MODEL_PATH itself when it is a model's folder or empty, else its subfolders."""
+    is_model = any(
+        (root / name).is_file() for name in (checkpoint.INDEX, checkpoint.BUNDLE_MANIFEST)
+    )
+    below = [] if is_model else _look_below(root, spec)
+    is_named = spec.listing.is_row and any(
+        is_same_repository(root.resolve().name, name) for name in _list_names(spec)
+    )
     if spec.is_alone:
         return below or [_Place(root, "meant")]
-    return below or [_Place(root, "called" if named else "nothing")]
+    return below or [_Place(root, "called" if is_named else "nothing")]
 
 
-def _names(spec: ModelSpec) -> tuple[str, str]:
+def _list_names(spec: ModelSpec) -> tuple[str, str]:
     """Return the names that folders of a model have: its own, and its repository's last part."""
     return spec.name, spec.repository.rpartition("/")[2]
 
 
-def _below(root: Path, spec: ModelSpec) -> list[_Place]:
-    """Return the folders that may be a model's in a place for several."""
+def _look_below(root: Path, spec: ModelSpec) -> list[_Place]:
+    """Return the folders in a place for several models that may be this one's."""
     owner, _, name = spec.repository.rpartition("/")
     shown: Shown = "called" if spec.listing.is_row else "nothing"
-    own = _child(root, owner) if owner else None
-    found: list[tuple[Path | None, Shown]] = [(_child(own, name) if own else None, "it")]
-    found += [(_child(root, folder), shown) for folder in dict.fromkeys(_names(spec))]
+    own = _find_child(root, owner) if owner else None
+    found: list[tuple[Path | None, Shown]] = [(_find_child(own, name) if own else None, "it")]
+    found += [(_find_child(root, folder), shown) for folder in dict.fromkeys(_list_names(spec))]
     return [_Place(folder, shown) for folder, shown in found if folder is not None]
 
 
-def _child(folder: Path, name: str) -> Path | None:
-    """Return the folder of that name in another: the exact one, else one in another case."""
+def _find_child(folder: Path, name: str) -> Path | None:
+    """Return the subfolder of that name: the exact one, else one in another case."""
     if (folder / name).is_dir():
         return folder / name
     with suppress(OSError):
         for path in sorted(folder.iterdir()):
-            if same(path.name, name) and path.is_dir():
+            if is_same_repository(path.name, name) and path.is_dir():
                 return path
     return None
 
 
-def _published_stranger(spec: ModelSpec, place: _Place) -> str | None:
-    """Say why published weights, which do not tell whose they are, are not taken for a model."""
+def _find_published_mismatch(spec: ModelSpec, place: _Place) -> str | None:
+    """Return why published weights are not used for a model: their files do not name it."""
     if place.shown == "nothing":
         return f"does not say that it is {spec.repository}"
     if place.shown != "meant" and place.commit is None and spec.revision:
@@ -273,10 +279,12 @@ def _published_stranger(spec: ModelSpec, place: _Place) -> str | None:
     return None
 
 
-def _bundle_stranger(spec: ModelSpec, place: _Place, manifest: Mapping[str, Any]) -> str | None:
-    """Say why a bundle is not the model that was asked for; None when it is."""
+def _find_bundle_mismatch(
+    spec: ModelSpec, place: _Place, manifest: Mapping[str, Any]
+) -> str | None:
+    """Return why a bundle is not the requested model; None when it is."""
     made_of = str(manifest.get("repository"))
-    is_it = place.shown == "it" or same(made_of, spec.repository)
+    is_it = place.shown == "it" or is_same_repository(made_of, spec.repository)
     if not (is_it or (place.shown != "nothing" and "/" not in made_of)):
         return f"is the bundle of {made_of[:100]}, not of {spec.repository}"
     revisions = (manifest.get("asked"), manifest.get("revision"))
@@ -288,27 +296,27 @@ def _bundle_stranger(spec: ModelSpec, place: _Place, manifest: Mapping[str, Any]
     return None
 
 
-def _examined(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tuple[bool, str | None]:
+def _examine(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tuple[bool, str | None]:
     """Return whether a folder is a bundle, and why it cannot be used (None when it can)."""
     folder = place.folder
     broken = bundle_fault(folder)
     if broken is None:
-        manifest = _json(folder / layout.MANIFEST)
-        return True, _bundle_stranger(spec, place, manifest) if manifest else None
-    if (reason := layout.fault(folder, spec.parts)) is not None:
-        is_bundle = (folder / layout.MANIFEST).is_file()
+        manifest = _read_json(folder / checkpoint.BUNDLE_MANIFEST)
+        return True, _find_bundle_mismatch(spec, place, manifest) if manifest else None
+    if (reason := checkpoint.find_fault(folder, spec.parts)) is not None:
+        is_bundle = (folder / checkpoint.BUNDLE_MANIFEST).is_file()
         return is_bundle, broken if is_bundle else reason
-    described_by = layout.described_by(folder, spec.parts)
-    description = _json(folder / described_by)
+    described_by = checkpoint.find_description(folder, spec.parts)
+    description = _read_json(folder / described_by)
     if description is None:
         return False, f"has an unreadable {described_by}"
-    found = layout.published_class(description)
+    found = checkpoint.read_class(description)
     if spec.pipeline and found != spec.pipeline:
         return False, f"holds a {found[:60] or None}, not a {spec.pipeline}"
-    return False, _published_stranger(spec, place)
+    return False, _find_published_mismatch(spec, place)
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):

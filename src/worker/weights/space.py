@@ -11,11 +11,11 @@ from typing import Final
 from worker.errors import VolumeFull, WeightsUnavailable, WorkerError
 from worker.settings import Settings
 
-GB: Final = 1_000_000_000
+GB_BYTES: Final = 1_000_000_000
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
 # A name or size that a file system does not accept, a path through a file, a failing disk.
-UNUSABLE: Final = (
+UNUSABLE_DISK: Final = (
     errno.ENAMETOOLONG,
     errno.EFBIG,
     errno.ENOTDIR,
@@ -31,7 +31,7 @@ UNUSABLE: Final = (
 )
 
 
-def existing(folder: Path) -> Path:
+def find_existing(folder: Path) -> Path:
     """Return the folder, or the nearest one above it that exists."""
     while not folder.is_dir():
         folder = folder.parent
@@ -44,14 +44,14 @@ def free_bytes(folder: Path, settings: Settings) -> int:
     Network volumes report the cluster's free space, not the quota: with VOLUME_SIZE_GB set, the
     answer is at most that size minus what is on the volume.
     """
-    folder = existing(folder)
+    folder = find_existing(folder)
     state = os.statvfs(folder)
     free = state.f_bavail * state.f_frsize
     if settings.volume_size_gb is not None:
         volume = _volume(folder)
         # a home on no volume: the quota is meant for it, not for the container
-        root = existing(settings.home) if volume == Path(volume.anchor) else volume
-        free = min(free, int(settings.volume_size_gb * GB) - used_bytes(root))
+        root = find_existing(settings.home) if volume == Path(volume.anchor) else volume
+        free = min(free, int(settings.volume_size_gb * GB_BYTES) - used_bytes(root))
     return max(free, 0)
 
 
@@ -73,13 +73,13 @@ def used_bytes(root: Path) -> int:
     return total
 
 
-def require(needed: int, folder: Path, settings: Settings) -> None:
+def require_space(needed: int, folder: Path, settings: Settings) -> None:
     """Check that `needed` bytes fit below the folder and leave MIN_STORAGE_FREE_GB.
 
     Raises VolumeFull, which says how much is missing.
     """
     free = free_bytes(folder, settings)
-    reserve = int(settings.min_storage_free_gb * GB)
+    reserve = int(settings.min_storage_free_gb * GB_BYTES)
     if (missing := needed + reserve - free) > 0:
         raise VolumeFull(
             f"{_gb(missing)} more disk space is needed: {_gb(needed)} to write and"
@@ -89,7 +89,7 @@ def require(needed: int, folder: Path, settings: Settings) -> None:
 
 
 @contextmanager
-def writing(needed: int, folder: Path, settings: Settings) -> Iterator[None]:
+def translate_errors(needed: int, folder: Path, settings: Settings) -> Iterator[None]:
     """Turn a disk error inside the block into a WorkerError.
 
     `needed` is how many bytes the block writes. Raises VolumeFull for ENOSPC and EDQUOT, and
@@ -123,8 +123,8 @@ def disk_failure(
             " no longer needs"
         )
     if number in UNWRITABLE:
-        return unwritable()
-    if number in UNUSABLE:
+        return make_unwritable()
+    if number in UNUSABLE_DISK:
         return WeightsUnavailable(
             f"MODEL_DIR cannot hold the weights ({os.strerror(number)}): set it to a folder of"
             " another disk"
@@ -140,10 +140,10 @@ def is_writable(folder: Path) -> bool:
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError as error:
-        return error.errno not in (*UNWRITABLE, *UNUSABLE, errno.ENOENT)
+        return error.errno not in (*UNWRITABLE, *UNUSABLE_DISK, errno.ENOENT)
 
 
-def unwritable(why: str = "") -> WeightsUnavailable:
+def make_unwritable(why: str = "") -> WeightsUnavailable:
     """Return the error for a MODEL_DIR that cannot be written; `why` says why it must be."""
     return WeightsUnavailable(
         f"MODEL_DIR cannot be written{why}: mount the volume read-write, or set MODEL_DIR to a"
@@ -167,4 +167,6 @@ def _device(folder: Path) -> int | None:
 
 
 def _gb(count: int) -> str:
-    return f"{count / GB:.2f} GB" if count >= GB // 100 else f"{count / 1_000_000:.3f} MB"
+    return (
+        f"{count / GB_BYTES:.2f} GB" if count >= GB_BYTES // 100 else f"{count / 1_000_000:.3f} MB"
+    )

@@ -19,9 +19,9 @@ class LoraFile:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The folders of a published model, in order: those with weights, and those beside them.
+    """The folders of a published model, in order: those with weights, and the others.
 
-    "" is the repository's own root, where a model that is one part has its weights.
+    "" is the repository's root, where a model that is one part has its weights.
     """
 
     weights: tuple[str, ...] = ()
@@ -32,9 +32,9 @@ class Parts:
 class Listing:
     """How the catalogue sees a repository.
 
-    `is_row` when it is one of the catalogue's own. `plain` is what its model is called when MODEL
-    names no other of that name. `instead` is the repository to take where this one cannot be
-    served as it is, empty when none can be named.
+    `is_row` when it is one of the catalogue's own. `plain` is its model's name when MODEL names no
+    other of that name. `instead` is the repository to use where this one cannot be served as it
+    is, empty when there is none.
     """
 
     plain: str = ""
@@ -44,12 +44,12 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """One model: where it is published and what its family knows of it before it is opened.
+    """One model: where it is published and what its family knows before it is opened.
 
-    `name` is what callers name it by, different for all models of a worker. `pipeline` is the
+    `name` is what callers call it, distinct among the models of a worker. `pipeline` is the
     class that it is published as (`_class_name` of model_index.json, or the architecture of a
     config.json); it, `family`, `tasks` and `defaults` are empty for a repository outside the
-    catalogue until its own files were read. `family` is the module that opens it, `defaults` is
+    catalogue until its own files are read. `family` is the module that opens it, `defaults` is
     that family's own frozen value. `lightning` maps a step count to its LoRA. `folder` is set when
     the weights are a local folder, `embedded` is that folder's path below checkpoints/ for a model
     that ships with the worker. `needs_gpu` is False where a CPU serves it in seconds. `is_alone`
@@ -80,17 +80,17 @@ class ModelSpec:
         return f"{self.repository}@{self.revision}" if self.revision else self.repository
 
 
-def lightning_steps(spec: ModelSpec, settings: Settings) -> tuple[int, ...]:
+def list_lightning_steps(spec: ModelSpec, settings: Settings) -> tuple[int, ...]:
     """Return the step counts whose LoRA is loaded, the default first.
 
     LIGHTNING_STEPS where it was set, else 8 (both for the embedded pair); none when
     USE_LIGHTNING_LORA is off or the model has no Lightning. Raises InvalidSettings for a count
-    that the model has no LoRA for.
+    for which the model has no LoRA.
     """
     if not settings.use_lightning_lora or not spec.lightning:
         return ()
     if "lightning_steps" not in settings.model_fields_set:
-        counts = default_steps(spec)
+        counts = list_default_steps(spec)
         return counts[:1] if settings.lightning_fused else counts
     missing = [n for n in settings.lightning_steps if n not in spec.lightning]
     if missing:
@@ -101,7 +101,7 @@ def lightning_steps(spec: ModelSpec, settings: Settings) -> tuple[int, ...]:
     return settings.lightning_steps
 
 
-def default_steps(spec: ModelSpec) -> tuple[int, ...]:
-    """Return the step counts whose LoRA is loaded when nobody chooses."""
+def list_default_steps(spec: ModelSpec) -> tuple[int, ...]:
+    """Return the step counts whose LoRA is loaded by default."""
     counts = tuple(sorted(spec.lightning, reverse=True))
     return counts if spec.embedded else counts[:1]

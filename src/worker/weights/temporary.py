@@ -25,7 +25,7 @@ _OWNER: Final = re.compile(r"\.h([0-9a-f]{8})-(\d+)-(\d+)-\d+(?:\.resume)?\.part
 _serial = itertools.count(1)
 
 
-def unique(target: Path, *, resumable: bool = False) -> Path:
+def make_path(target: Path, *, resumable: bool = False) -> Path:
     """Return a name next to `target` that no other process or call uses.
 
     A resumable part is written in order, so that its size says how much is there.
@@ -35,7 +35,7 @@ def unique(target: Path, *, resumable: bool = False) -> Path:
     return target.with_name(f".{target.name}.{owner}-{next(_serial)}{tail}")
 
 
-def parts(target: Path) -> list[Path]:
+def list_parts(target: Path) -> list[Path]:
     """Return every part of `target`, whichever process wrote it."""
     return sorted(target.parent.glob(f".{_literal(target.name)}.h*{SUFFIX}"))
 
@@ -46,10 +46,10 @@ def adopt(target: Path) -> Path | None:
     Returns None when there is none.
     """
     adopted = None
-    for orphan in sorted(filter(is_orphan, parts(target)), key=_size, reverse=True):
+    for orphan in sorted(filter(is_orphan, list_parts(target)), key=_size, reverse=True):
         with suppress(OSError):  # another process was faster
             if adopted is None and orphan.name.endswith(RESUMABLE):
-                adopted = orphan.rename(unique(target, resumable=True))
+                adopted = orphan.rename(make_path(target, resumable=True))
             else:
                 orphan.unlink()
     return adopted

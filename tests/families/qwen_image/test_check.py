@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker import boot, settings
-from worker.bundle.expected import expected
-from worker.bundle.prepare import prepare, sizes
-from worker.engine.schedule import schedule
+from worker.bundle.expected import build_expected
+from worker.bundle.prepare import compute_sizes, prepare
+from worker.engine.schedule import make_schedule
 from worker.errors import WeightsUnavailable
 from worker.families.qwen_image import rows, schedules
 from worker.families.qwen_image.modulation import seen
@@ -44,7 +44,7 @@ def refused(folder: Path, home: Path, name: str = "tiny-edit") -> str:
     """Return why a published folder is not prepared; not a byte of weights was fetched."""
     source = Copying(folder)
     order = prepared.order_of(name, home, snapshot=source)
-    for act in (sizes, prepare):
+    for act in (compute_sizes, prepare):
         with pytest.raises(WeightsUnavailable) as caught:
             act(order)
     assert source.fetched == []
@@ -169,7 +169,7 @@ def test_a_broken_header_is_told_with_its_file(kind: str, folder: Path, tmp_path
     path = altered.weights_of(folder, "transformer")
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
     message = refused(folder, tmp_path / "home")
-    assert "transformer/diffusion_pytorch_model.safetensors is no readable" in message
+    assert "transformer/diffusion_pytorch_model.safetensors is not a readable" in message
 
 
 def test_a_header_longer_than_the_format_allows_is_not_read(folder: Path, tmp_path: Path) -> None:
@@ -224,9 +224,9 @@ def test_the_index_tells_which_files_are_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("{", "is no index of shards"),
-        ("[]", "is no index of shards"),
-        ('{"weight_map": 5}', "is no index of shards"),
+        ("{", "is not an index of shards"),
+        ("[]", "is not an index of shards"),
+        ('{"weight_map": 5}', "is not an index of shards"),
         (
             '{"weight_map": {"x": "diffusion_pytorch_model-00004-of-00004.safetensors"}}',
             "lacks transformer/diffusion_pytorch_model-00004-of-00004.safetensors",
@@ -252,7 +252,7 @@ SMALL = [
 
 @pytest.mark.parametrize("path", SMALL)
 @pytest.mark.parametrize(
-    ("text", "told"), [("{", "broken JSON"), ("\xff", "broken JSON"), ("[1]", "no JSON object")]
+    ("text", "told"), [("{", "broken JSON"), ("\xff", "broken JSON"), ("[1]", "not a JSON object")]
 )
 def test_a_small_file_that_is_no_json_object_is_named(
     text: str, told: str, path: str, folder: Path, tmp_path: Path
@@ -350,7 +350,7 @@ def test_an_rgba_vae_is_the_layered_model_s(folder: Path, tmp_path: Path) -> Non
     altered.configure(folder / "vae/config.json", input_channels=4)
 
     def change(tensors: dict[str, Raw]) -> None:
-        held = expected(VAE, json.loads((folder / "vae/config.json").read_bytes()))
+        held = build_expected(VAE, json.loads((folder / "vae/config.json").read_bytes()))
         for name, shape in held.kept.items():
             size = 2
             for side in shape:
@@ -381,7 +381,7 @@ def test_a_field_that_changes_nothing_is_let_pass(
 
 
 def test_a_full_model_without_num_layers_has_diffusers_default() -> None:
-    assert expected(TRANSFORMER, {}).config["num_layers"] == 60
+    assert build_expected(TRANSFORMER, {}).config["num_layers"] == 60
 
 
 CLASSES: list[tuple[dict[str, Any], str]] = [
@@ -472,7 +472,7 @@ def test_what_diffusers_own_scheduler_does_is_honoured_to_every_step(
     there = rows.keys(config).float()
     for steps in range(2, 101):
         for tokens in (*schedules.TOKENS, 4096):
-            found = seen(schedule(config, steps, tokens).timesteps).float()
+            found = seen(make_schedule(config, steps, tokens).timesteps).float()
             assert bool(torch.isin(found, there).all()), (steps, tokens)
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageChops
 
 from worker import boot, residency, settings
 from worker.driver import Gpu
-from worker.engine.sampler import noise
+from worker.engine.sampler import make_noise
 from worker.errors import (
     BadPicture,
     CudaOutOfMemory,
@@ -112,8 +112,8 @@ def test_a_seed_is_a_picture(models: dict[str, QwenImage]) -> None:
 
 def test_noise_does_not_depend_on_the_batch() -> None:
     """A seed's noise is drawn by itself."""
-    batch = noise([3, 4], 16, 12, 12, torch.bfloat16)
-    assert torch.equal(batch[1:], noise([4], 16, 12, 12, torch.bfloat16))
+    batch = make_noise([3, 4], 16, 12, 12, torch.bfloat16)
+    assert torch.equal(batch[1:], make_noise([4], 16, 12, 12, torch.bfloat16))
 
 
 @pytest.mark.parametrize("name", ["tiny-image", "tiny-edit"])
@@ -479,7 +479,7 @@ def test_a_text_encoder_that_must_wait_in_the_hosts_memory_is_opened_there(
 
 def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that another model has goes to what MODEL called it."""
-    spec = CATALOGUE.row("qwen-image")
+    spec = CATALOGUE.find_row("qwen-image")
     found = replace(spec, name="found", defaults=replace(spec.defaults, steps=33))
     obtained = SimpleNamespace(
         spec=found,

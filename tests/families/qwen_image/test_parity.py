@@ -18,7 +18,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as first_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from PIL import Image
 
-from worker.bundle.format import adapter_role
+from worker.bundle.layout import name_adapter
 from worker.families.qwen_image.lightning import LIGHTNING
 from worker.families.qwen_image.model import _Clock, sized
 from worker.seam import Unheard
@@ -83,7 +83,7 @@ class Pair:
         if generation.lightning:
             self.stock.scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(LIGHTNING))
             self.stock.enable_lora()
-            self.stock.set_adapters(adapter_role(generation.steps))
+            self.stock.set_adapters(name_adapter(generation.steps))
         else:
             self.stock.scheduler = self.base
             self.stock.disable_lora()

@@ -5,9 +5,9 @@ from transformers import AutoTokenizer
 
 from worker.families.qwen_image import prompts
 from worker.families.qwen_image.prompts import PromptEncoder, Template
-from worker.weights.catalogue import checkpoints
+from worker.weights.meaning import find_checkpoints
 
-TOKENIZER = AutoTokenizer.from_pretrained(checkpoints() / "tiny" / "edit" / "tokenizer")
+TOKENIZER = AutoTokenizer.from_pretrained(find_checkpoints() / "tiny" / "edit" / "tokenizer")
 
 
 class _Encoder:

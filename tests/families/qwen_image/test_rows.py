@@ -11,7 +11,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 
 from worker.bundle import tensors
-from worker.engine.schedule import schedule
+from worker.engine.schedule import make_schedule
 from worker.errors import Internal
 from worker.families.qwen_image import rows
 from worker.families.qwen_image.lightning import lightning
@@ -87,7 +87,7 @@ def test_forwards_with_prepared_rows_equal_those_with_weights_to_the_last_bit(
     loop = (
         lightning(steps, side * side)
         if steps in (4, 8)
-        else schedule(SCHEDULER, steps, side * side)
+        else make_schedule(SCHEDULER, steps, side * side)
     )
     modulation.load(loop.timesteps)
     for step in range(0, steps, max(1, steps // 8)):
@@ -100,7 +100,7 @@ def test_every_step_of_every_schedule_has_its_row() -> None:
     found = RowTable(rows.keys(SCHEDULER), ())
     for tokens in (256, 1024, 4096, 6889, 8192):
         for steps in range(2, 101):
-            found.find(schedule(SCHEDULER, steps, tokens).timesteps)
+            found.find(make_schedule(SCHEDULER, steps, tokens).timesteps)
         for steps in (4, 8):
             found.find(lightning(steps, tokens).timesteps)
     with pytest.raises(Internal):

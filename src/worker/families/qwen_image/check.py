@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from worker.bundle import declared, fit, headers, judge
-from worker.bundle.expected import CONFIGURATION, expected
-from worker.bundle.recipe import Published
+from worker.bundle import declared, fit, headers, refuse
+from worker.bundle.expected import CONFIGURATION, build_expected
+from worker.bundle.making import Published
 from worker.errors import WeightsUnavailable
 from worker.families.qwen_image import schedules, tokenizing
 from worker.families.qwen_image.parts import COPIED, WITH_WEIGHTS
-from worker.weights.layout import ABOUT, INDEX
+from worker.weights.checkpoint import ABOUT, INDEX
 from worker.weights.snapshot import Snapshot
 from worker.weights.spec import ModelSpec
 
@@ -49,13 +49,13 @@ def check(snapshot: Snapshot, spec: ModelSpec) -> Published:
 
 
 def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
-    index = judge.object_of(snapshot, INDEX)
+    index = refuse.read_object(snapshot, INDEX)
     configs = {
-        part.role: judge.object_of(snapshot, f"{part.role}/{CONFIGURATION}")
+        part.role: refuse.read_object(snapshot, f"{part.role}/{CONFIGURATION}")
         for part in WITH_WEIGHTS
     }
-    judge.check_configured(index, configs, spec)
-    shards = {part.role: judge.shards(snapshot, part.role, spec) for part in WITH_WEIGHTS}
+    refuse.check_configured(index, configs, spec)
+    shards = {part.role: refuse.read_shards(snapshot, part.role, spec) for part in WITH_WEIGHTS}
     edits = "edit" in spec.tasks
     declared.check_index(index, spec.pipeline, _classes(edits=edits))
     for role, config in configs.items():
@@ -63,21 +63,22 @@ def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
         if role == "text_encoder":
             declared.check_type(f"{role}/{CONFIGURATION}", config, MODEL_TYPE)
     _check_transformer(configs["transformer"])
-    fits = {part.role: expected(part, configs[part.role]) for part in WITH_WEIGHTS}
+    fits = {part.role: build_expected(part, configs[part.role]) for part in WITH_WEIGHTS}
     for part in WITH_WEIGHTS:
-        judge.check_stored(part, shards[part.role], fits[part.role], spec)
+        refuse.check_stored(part, shards[part.role], fits[part.role], spec)
     for part in WITH_WEIGHTS:
         fit.check(part, shards[part.role], fits[part.role])
     filled = {role: held.config for role, held in fits.items()}
     _check_together(filled)
     small = _small(snapshot, edits=edits)
-    scheduler = declared.json_object(schedules.FILE, small["scheduler"]["scheduler_config.json"])
+    scheduler = declared.read_object(schedules.FILE, small["scheduler"]["scheduler_config.json"])
     declared.check_class(schedules.FILE, scheduler, CLASSES["scheduler"])
     _check_flags(configs, scheduler)
     schedules.check(scheduler)
     tokenizing.check(small, filled["text_encoder"], edits=edits)
     kept = {
-        part.role: fit.without(part, shards[part.role], fits[part.role]) for part in WITH_WEIGHTS
+        part.role: fit.drop_unkept(part, shards[part.role], fits[part.role])
+        for part in WITH_WEIGHTS
     }
     return Published(small, kept, {**filled, "scheduler": scheduler}, _facts(snapshot))
 
@@ -171,11 +172,11 @@ def _small(snapshot: Snapshot, *, edits: bool) -> dict[str, dict[str, bytes]]:
     roles = [part.role for part in parts]
     for role in roles:
         small[role] = {}
-        for file in headers.configuration_files(snapshot, role):
+        for file in headers.list_configuration_files(snapshot, role):
             data = snapshot.read_file(file)
             name = file.path.rpartition("/")[2]
             if name.endswith(".json"):
-                declared.json_value(file.path, data)
+                declared.read_json(file.path, data)
             small[role][name] = tokenizing.mended(name, data) if role == "processor" else data
     for role, names in REQUIRED.items():
         if role in roles and not any(name in small[role] for name in names):
@@ -190,7 +191,7 @@ def _facts(snapshot: Snapshot) -> dict[str, Any]:
     """Read what a model tells this worker of itself."""
     if all(file.path != ABOUT for file in snapshot.files):
         return {}
-    facts = judge.object_of(snapshot, ABOUT)
+    facts = refuse.read_object(snapshot, ABOUT)
     area = facts.get("condition_area")
     if area is not None and (type(area) is not int or area <= 0):
         raise WeightsUnavailable(f"{ABOUT}: condition_area must be a number of pixels")

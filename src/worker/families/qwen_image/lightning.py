@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from worker.engine.schedule import schedule
+from worker.engine.schedule import make_schedule
 from worker.errors import LoraNotApplied
 
 # The twelve Linears of a block that the LoRAs reach (720 modules in 60 blocks); they hold
@@ -65,7 +65,7 @@ def lightning(steps: int, tokens: int) -> FlowMatchEulerDiscreteScheduler:
     Raises LoraNotApplied when its timesteps are not those that the LoRA was distilled on: a wrong
     schedule shows as a washed-out picture, not as an error.
     """
-    scheduler = schedule(LIGHTNING, steps, tokens)
+    scheduler = make_schedule(LIGHTNING, steps, tokens)
     expected = LIGHTNING_TIMESTEPS.get(steps)
     if expected is None or not np.allclose(scheduler.timesteps.numpy(), expected):
         raise LoraNotApplied(f"the Lightning schedule for {steps} steps is not the distilled one")

@@ -15,16 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from worker import log
-from worker.bundle import mending
-from worker.bundle.format import Damaged, adapter_role
+from worker.bundle import repair
+from worker.bundle.layout import Damaged, name_adapter
 from worker.bundle.obtain import Obtained, obtain
-from worker.bundle.open import shared
+from worker.bundle.open import make_shared
 from worker.driver import Gpu
 from worker.engine import device as devices
 from worker.engine.cache import TensorCache
-from worker.engine.decoded import picture
-from worker.engine.sampler import noise
-from worker.engine.schedule import schedule
+from worker.engine.decoded import make_picture
+from worker.engine.sampler import make_noise
+from worker.engine.schedule import make_schedule
 from worker.errors import CudaOutOfMemory, DeviceLost, LoraNotApplied, UnfitHost
 from worker.families import catalogue
 from worker.families.describe import describe
@@ -57,7 +57,7 @@ CACHE_BYTES: Final = 64 << 20
 # size, so that an edit neither shifts nor zooms; rounding to 16 pixels alone moves 1024 by 0.016
 SAME_ASPECT: Final = 0.03
 # text encoders and VAEs that several open models have in common
-_SHARED: Final = shared()
+_SHARED: Final = make_shared()
 
 
 def sized(area: int, ratio: float) -> tuple[int, int]:
@@ -182,8 +182,8 @@ class QwenImage:
         They must agree in everything but prompt, references' pixels and seed.
         """
         first, parts = wishes[0], self._parts
-        name = adapter_role(first.steps) if first.lightning else None
-        if name is not None and name not in parts.adapters.held:
+        name = name_adapter(first.steps) if first.lightning else None
+        if name is not None and name not in parts.adapters.attached:
             raise LoraNotApplied(f"no Lightning LoRA for {first.steps} steps is held")
         parts.adapters.use(name)
 
@@ -197,14 +197,14 @@ class QwenImage:
         references, shapes = self._references(wishes, control, clock)
         step = self._vae.scale
         height, width = first.height // step, first.width // step
-        start = noise([w.seed for w in wishes], self._vae.channels, height, width, parts.dtype).to(
-            parts.device
-        )
+        start = make_noise(
+            [w.seed for w in wishes], self._vae.channels, height, width, parts.dtype
+        ).to(parts.device)
         tokens = start.shape[1]
         steps = (
             lightning(first.steps, tokens)
             if first.lightning
-            else schedule(parts.scheduler, first.steps, tokens)
+            else make_schedule(parts.scheduler, first.steps, tokens)
         )
         with clock.phase("denoise"):
             return denoise(
@@ -223,15 +223,15 @@ class QwenImage:
     def _draw(self, wish: PictureWish, control: Control) -> Made:
         clock = _Clock(self._parts.device, {})
         devices.reset_peak(self._parts.device)
-        with devices.translated():
+        with devices.translate_errors():
             latents = self.latents([wish], control, clock)
             with clock.phase("decode"):
                 pixels = self._vae.decode(latents, wish.width, wish.height)
-                image = picture(pixels[0])
+                image = make_picture(pixels[0])
         return Made(
             Picture(image, wish.final),
             clock.spent,
-            peak_vram_mb=devices.peak_mb(self._parts.device),
+            peak_vram_mb=devices.read_peak_mb(self._parts.device),
             warnings=self._cut(wish),
         )
 
@@ -294,7 +294,7 @@ def ready(
     `gpu` is None on a CPU. A bundle that calls its model by one of the `taken` names keeps the name
     that MODEL gave it. Raises WeightsUnavailable, VolumeFull, LoraNotApplied, InvalidSettings.
     """
-    devices.threads_for(_device(gpu))
+    devices.limit_threads(_device(gpu))
     obtained = obtain(spec, RECIPE, settings, gpu, catalogue.CATALOGUE)
     found = obtained.spec
     served = describe(
@@ -319,7 +319,7 @@ def _device(gpu: Gpu | None) -> torch.device:
 
 def prepare(spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Path:
     """Bring a model's bundle to this machine and return its folder; raises as `ready`."""
-    devices.threads_for(_device(gpu))
+    devices.limit_threads(_device(gpu))
     return obtain(spec, RECIPE, settings, gpu, catalogue.CATALOGUE).folder
 
 
@@ -332,13 +332,13 @@ def _opened(
     try:
         parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
     except Damaged as damage:
-        mending.begin(damage, settings.home)
-        obtained = obtain(spec, RECIPE, settings, gpu, catalogue.CATALOGUE, mend=True)
+        repair.start(damage, settings.home)
+        obtained = obtain(spec, RECIPE, settings, gpu, catalogue.CATALOGUE, repair=True)
         try:
             parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
         except Damaged as still:
-            raise mending.again(still) from damage
-    mending.done(obtained.folder, settings.home)
+            raise repair.make_error(still) from damage
+    repair.finish(obtained.folder, settings.home)
     log.get().info(
         "model open",
         model=served.id,

@@ -6,7 +6,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from worker.bundle.fill import empty
+from worker.bundle.fill import make_empty
 
 # The fields of a text encoder's language model that its neighbours depend on.
 TEXT: Final = ("hidden_size", "vocab_size")
@@ -24,7 +24,7 @@ def transformer(config: Mapping[str, Any]) -> Any:
     """Return the diffusion transformer of a configuration."""
     from diffusers import QwenImageTransformer2DModel  # noqa: PLC0415 - takes seconds to import
 
-    with empty():
+    with make_empty():
         return QwenImageTransformer2DModel.from_config(dict(config))
 
 
@@ -32,7 +32,7 @@ def vae(config: Mapping[str, Any]) -> Any:
     """Return the VAE of a configuration."""
     from diffusers import AutoencoderKLQwenImage  # noqa: PLC0415 - takes seconds to import
 
-    with empty():
+    with make_empty():
         return AutoencoderKLQwenImage.from_config(dict(config))
 
 
@@ -44,7 +44,7 @@ def text_encoder(config: Mapping[str, Any]) -> Any:
     )
 
     read = Qwen2_5_VLConfig.from_dict(dict(config))
-    with empty():
+    with make_empty():
         return Qwen2_5_VLForConditionalGeneration._from_config(  # noqa: SLF001 - the public way reads weights
             read, dtype=torch.bfloat16
         )

@@ -7,7 +7,7 @@ import torch
 
 from worker.bundle.open import Opening, Shared
 from worker.bundle.plain import open_processor, open_tokenizer
-from worker.bundle.read import THREADS
+from worker.bundle.read import READ_THREADS
 from worker.families.qwen_image import rows
 from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.modulation import RowModulation
@@ -21,7 +21,7 @@ def open_bundle(
     verify: Literal["sizes", "full"] = "sizes",
     text_encoder_device: torch.device | None = None,
     share: Shared | None = None,
-    threads: int = THREADS,
+    threads: int = READ_THREADS,
 ) -> Components:
     """Open a bundle with its Lightning LoRAs attached.
 
@@ -39,19 +39,23 @@ def open_bundle(
     )
     with opening as parts:
         # What is called here imports for seconds; the readers' threads work meanwhile.
-        transformer = parts.bare("transformer")
-        modulation = RowModulation(transformer, rows.table(parts.mapped("transformer")), device)
+        transformer = parts.build_bare("transformer")
+        modulation = RowModulation(
+            transformer, rows.table(parts.list_mapped("transformer")), device
+        )
         parts.fill("transformer", transformer)
-        tokenizer = parts.opened("tokenizer", open_tokenizer)
-        processor = parts.opened("processor", open_processor) if parts.has("processor") else None
+        tokenizer = parts.open_files("tokenizer", open_tokenizer)
+        processor = (
+            parts.open_files("processor", open_processor) if parts.has_part("processor") else None
+        )
         return Components(
             transformer=transformer,
-            text_encoder=parts.module("text_encoder"),
-            vae=parts.module("vae"),
+            text_encoder=parts.open_module("text_encoder"),
+            vae=parts.open_module("vae"),
             tokenizer=tokenizer,
             processor=processor,
-            scheduler=parts.json("scheduler", "scheduler_config.json"),
-            adapters=parts.adapters(transformer, modulation.fixed),
+            scheduler=parts.read_json("scheduler", "scheduler_config.json"),
+            adapters=parts.open_adapters(transformer, modulation.fixed),
             modulation=modulation,
             device=device,
             dtype=torch.bfloat16,

@@ -27,7 +27,7 @@ def attach_lightning(
         state = {
             key: tensor.to(parts.device, parts.dtype)
             for key, tensor in lora_file.read(
-                file, adapters.modules, lora_file.beside(file)
+                file, adapters.modules, lora_file.read_config(file)
             ).items()
         }
         adapters.attach(name, state, expected=lightning_modules(blocks))

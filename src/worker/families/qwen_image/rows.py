@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.bundle import headers
-from worker.bundle.recipe import Published
-from worker.bundle.tensors import Entry, header_of
+from worker.bundle.making import Published
+from worker.bundle.tensors import TensorEntry, read_file_header
 from worker.errors import Internal
 from worker.families.qwen_image.modulation import MODULATION, STREAMS, RowPart, RowTable, seen
 
@@ -51,7 +51,7 @@ def size(published: Published) -> int:
     """Return the bytes of a transformer's rows."""
     widths = [
         entry.shape[0]
-        for name, entry in headers.merged(published.shards["transformer"]).items()
+        for name, entry in headers.merge(published.shards["transformer"]).items()
         if (match := MODULATION.fullmatch(name)) and match[3] == "bias"
     ]
     return 2 * len(keys(published.configs["scheduler"])) * sum(widths)
@@ -160,14 +160,14 @@ def table(paths: Sequence[Path]) -> RowTable:
         if keys is not None and not torch.equal(held["keys"], keys):
             raise Internal("the files of modulation rows differ in their timesteps")
         keys = held["keys"]
-        ahead = partial(_read_ahead, path, header_of(path)[ROWS])
+        ahead = partial(_read_ahead, path, read_file_header(path)[ROWS])
         parts.append(RowPart(held[ROWS], held["slots"], held["zero"], held["zero_blocks"], ahead))
     if keys is None:
         raise Internal("the bundle has no modulation rows")
     return RowTable(keys, tuple(parts))
 
 
-def _read_ahead(path: Path, rows: Entry, index: Tensor) -> None:
+def _read_ahead(path: Path, rows: TensorEntry, index: Tensor) -> None:
     """Ask the kernel for the rows at `index`, without waiting."""
     size = (rows.end - rows.start) // rows.shape[0]
     with suppress(OSError):

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from worker.engine.schedule import schedule
+from worker.engine.schedule import make_schedule
 from worker.errors import WeightsUnavailable
 from worker.families.qwen_image import rows
 from worker.families.qwen_image.modulation import seen
@@ -34,7 +34,7 @@ def check(config: Mapping[str, Any]) -> None:
     try:
         there = rows.keys(config).float()
         with np.errstate(all="ignore"):  # what is divided by zero shows below
-            found = [schedule(config, n, tokens).timesteps for n in STEPS for tokens in TOKENS]
+            found = [make_schedule(config, n, tokens).timesteps for n in STEPS for tokens in TOKENS]
     except Exception as error:
         # whatever diffusers says of such a configuration, it says so every time
         said = " ".join(str(error).split())[:200]

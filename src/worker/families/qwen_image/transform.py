@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from worker.bundle import tensors
-from worker.bundle.format import MAPPED
+from worker.bundle.convert import Weights, cast_to_bf16
 from worker.bundle.headers import Shard
-from worker.bundle.recipe import Work
-from worker.bundle.stream import Read
-from worker.bundle.transform import Weights, bf16
+from worker.bundle.layout import MAPPED
+from worker.bundle.making import Work
+from worker.bundle.stream import ReadTensor
 from worker.errors import WeightsUnavailable
 from worker.families.qwen_image import rows
 from worker.families.qwen_image.modulation import MODULATION
@@ -31,13 +31,13 @@ class Transformer:
         self._blocks = int(config["num_layers"])
         self._early = _early(work.snapshot, work.published.shards["transformer"])
         embedding = {
-            name: self._weights.fused(name, tensor)
+            name: self._weights.fuse(name, tensor)
             for name, tensor in self._early.items()
             if name.startswith(rows.PREFIX)
         }
         self._embedding = rows.TimeEmbedding(embedding, config, keys, work.device)
 
-    def __call__(self, shard: Shard, read: Read) -> dict[str, dict[str, Tensor]]:
+    def __call__(self, shard: Shard, read: ReadTensor) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of the bundle's two files for this shard, weights and rows."""
         for name in shard.header.keys() & self._early.keys():
             if not torch.equal(read(name), self._early[name]):
@@ -52,9 +52,12 @@ class Transformer:
             name = match[0]
             bias_name = f"{name.removesuffix('weight')}bias"
             bias = read(bias_name) if bias_name in shard.header else self._early[bias_name]
-            weight = self._weights.fused(name, read(name))
+            weight = self._weights.fuse(name, read(name))
             found.add(
-                int(match[1]), match[2], bf16(weight).to(self._device), bf16(bias).to(self._device)
+                int(match[1]),
+                match[2],
+                cast_to_bf16(weight).to(self._device),
+                cast_to_bf16(bias).to(self._device),
             )
         return {**self._weights(shard, read), MAPPED: found.tensors()}
 

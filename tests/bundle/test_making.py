@@ -13,16 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from worker import settings
-from worker.bundle import format as layout
-from worker.bundle import headers, judge, needs
-from worker.bundle.fill import empty
-from worker.bundle.format import Damaged
-from worker.bundle.open import Opening, shared
+from worker.bundle import headers, layout, needs, refuse
+from worker.bundle.fill import make_empty
+from worker.bundle.layout import Damaged
+from worker.bundle.making import SMALL_FILES, Modules, Part, Published, Recipe
+from worker.bundle.open import Opening, make_shared
 from worker.bundle.plan import Order, plan
-from worker.bundle.prepare import prepare, sizes
-from worker.bundle.recipe import SMALL_FILES, Modules, Part, Published, Recipe
+from worker.bundle.prepare import compute_sizes, prepare
 from worker.engine.precision import Need
-from worker.engine.quantise import PRECISIONS, Precision, stored_bytes
+from worker.engine.quantise import PRECISIONS, Precision, count_stored_bytes
 from worker.weights.snapshot import LocalSnapshot, Snapshot
 from worker.weights.spec import ModelSpec
 
@@ -45,20 +44,20 @@ class Matrix(nn.Module):
 
 
 def stock(config: Mapping[str, Any]) -> Matrix:
-    with empty():
+    with make_empty():
         return Matrix(**config)
 
 
 def check(snapshot: Snapshot, _spec: ModelSpec) -> Published:
-    config = judge.object_of(snapshot, "matrix/config.json")
+    config = refuse.read_object(snapshot, "matrix/config.json")
     small = {
         role: {
             file.path.rpartition("/")[2]: snapshot.read_file(file)
-            for file in headers.configuration_files(snapshot, role)
+            for file in headers.list_configuration_files(snapshot, role)
         }
         for role in ("words", "matrix", "bare")
     }
-    shards = {role: headers.shards(snapshot, role) for role in ("matrix", "bare")}
+    shards = {role: headers.read_shards(snapshot, role) for role in ("matrix", "bare")}
     return Published(small, shards, {"matrix": config}, {})
 
 
@@ -118,8 +117,8 @@ def test_its_parts_are_stored_and_opened_as_the_recipe_says(
     bundle = prepare(order)
     published = load_file(folder / "matrix" / "model.safetensors")
     with Opening(bundle, RECIPE, CPU) as opening:
-        matrix, bare = opening.module("matrix"), opening.module("bare")
-        assert opening.opened("words", lambda at: (at / "vocab.json").read_text()) == "{}"
+        matrix, bare = opening.open_module("matrix"), opening.open_module("bare")
+        assert opening.open_files("words", lambda at: (at / "vocab.json").read_text()) == "{}"
     x = torch.randn(5, SIDE).bfloat16()
     with torch.inference_mode():
         found = matrix(x).float()
@@ -131,13 +130,13 @@ def test_its_parts_are_stored_and_opened_as_the_recipe_says(
     )
     assert (type(matrix.inner) is nn.Linear) == (precision == "bf16")
     assert type(bare.inner) is nn.Linear
-    size = sizes(order)[precision]
+    size = compute_sizes(order)[precision]
     assert size.parts == {
-        "matrix": stored_bytes((SIDE, SIDE), precision) + 2 * SIDE,
+        "matrix": count_stored_bytes((SIDE, SIDE), precision) + 2 * SIDE,
         "bare": 2 * SIDE * (SIDE + 1),
     }
     assert size.disk == size.memory == sum(size.parts.values())
-    need = needs.of_sizes({precision: size}, RECIPE)[precision]
+    need = needs.convert_sizes({precision: size}, RECIPE)[precision]
     assert need == Need(size.memory, size.parts["matrix"], "bare matrix")
 
 
@@ -158,24 +157,24 @@ def test_a_plan_writes_nothing_and_is_the_same_each_time(folder: Path) -> None:
 
 
 def test_open_models_share_what_the_recipe_lets_them_share(folder: Path) -> None:
-    bundle, share = prepare(order_of(folder)), shared()
+    bundle, share = prepare(order_of(folder)), make_shared()
     with Opening(bundle, RECIPE, CPU, share=share) as first:
-        bare, matrix = first.module("bare"), first.module("matrix")
+        bare, matrix = first.open_module("bare"), first.open_module("matrix")
     with Opening(bundle, RECIPE, CPU, share=share) as second:
-        assert second.module("bare") is bare
-        assert second.module("matrix") is not matrix
+        assert second.open_module("bare") is bare
+        assert second.open_module("matrix") is not matrix
 
 
 @pytest.mark.parametrize("role", ["words", "matrix"])
 def test_only_an_optional_part_may_be_missing(role: str, folder: Path) -> None:
     bundle = prepare(order_of(folder))
-    held = layout.read_bundle(bundle)
-    rest = {name: identity for name, identity in held.components.items() if name != role}
-    layout.publish(bundle, held.model_copy(update={"components": rest}))
+    manifest = layout.read_bundle(bundle)
+    rest = {name: identity for name, identity in manifest.components.items() if name != role}
+    layout.publish(bundle, manifest.model_copy(update={"components": rest}))
     if role == "words":
         with Opening(bundle, RECIPE, CPU) as opening:
-            assert not opening.has("words")
-            assert opening.module("bare")
+            assert not opening.has_part("words")
+            assert opening.open_module("bare")
     else:
         with pytest.raises(Damaged, match="it has no matrix"):
             Opening(bundle, RECIPE, CPU)

@@ -1,4 +1,4 @@
-"""What a family tells the bundle: its parts in the order they are made, what becomes of each."""
+"""How a family's models become bundles: the parts in order, and what is made from each."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -22,9 +22,9 @@ Naming = Callable[[str], str]
 class Published:
     """A published model that can be prepared and will open.
 
-    `small` maps each role to its small files as a bundle holds them; `shards` are without what no
-    module keeps; `configs` are configurations by role with all defaults; `facts` is the model's
-    own worker.json.
+    `small` maps each role to its small files as they are in a bundle; `shards` are without tensors
+    that no module keeps; `configs` are configurations by role with all defaults; `facts` is the
+    model's own worker.json.
     """
 
     small: Mapping[str, Mapping[str, bytes]]
@@ -35,7 +35,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One part to be made: `lora` is canonical and goes into its weights, None for none."""
+    """One part to make; `lora` is canonical and goes into its weights, None without one."""
 
     part: "Part"
     published: Published
@@ -47,10 +47,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """Weights that a bundle holds as what is computed of them, mapped and never all in memory.
+    """Weights that a bundle replaces by what is computed from them, mapped and never all in memory.
 
-    `names` are theirs in our modules. `facts` go into the part's identity, `size` is the bytes of
-    what stands for them on the disk, `transform` makes the part's files with it.
+    `names` are their names in our modules. `facts` go into the part's identity, `size` is the size
+    of the replacement on the disk in bytes, `transform` makes the part's files with it.
     """
 
     names: re.Pattern[str]
@@ -59,12 +59,12 @@ class Replaced:
     transform: Callable[[Work], Transform]
 
 
-def as_made(model: Any) -> Any:
-    """Leave a model as its library makes it."""
+def keep_as_made(model: Any) -> Any:
+    """Return a model as its library makes it."""
     return model
 
 
-def of_diffusers(model: Any) -> Configuration:
+def read_diffusers_config(model: Any) -> Configuration:
     """Return the configuration of a diffusers model, with its defaults."""
     return dict(model.config)
 
@@ -73,48 +73,48 @@ def of_diffusers(model: Any) -> Configuration:
 class Modules:
     """How a part's modules are made from its configuration, without memory for weights.
 
-    `stock` is the library's own model, `bare` takes off what is never run, `filled` returns the
+    `stock` builds the library's own model, `bare` removes what is never run, `filled` returns the
     configuration with its defaults.
     """
 
     stock: Callable[[Configuration], Any]
-    bare: Callable[[Any], Any] = as_made
-    filled: Callable[[Any], Configuration] = of_diffusers
+    bare: Callable[[Any], Any] = keep_as_made
+    filled: Callable[[Any], Configuration] = read_diffusers_config
 
 
-def no_modules(_config: Configuration) -> Any:
-    """Make nothing: raises ValueError."""
+def refuse_modules(_config: Configuration) -> Any:
+    """Raise ValueError: a part of small files has no modules."""
     raise ValueError("a part of small files alone has no modules")
 
 
-SMALL_FILES: Final = Modules(no_modules)
+SMALL_FILES: Final = Modules(refuse_modules)
 
 
-def same_name(name: str) -> str | None:
+def keep_name(name: str) -> str | None:
     """Keep a tensor under the name that it is published with."""
     return name
 
 
-def our_names(_published: Iterable[str]) -> Naming:
-    """Show our names, which are the publisher's."""
+def show_our_names(_published: Iterable[str]) -> Naming:
+    """Return a naming for a publisher who uses our names."""
     return lambda name: name
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One component: a folder of the repository, `role`, and what a bundle holds of it.
+    """One component: a folder of the repository, `role`, and what goes into a bundle from it.
 
-    Without `modules` its small files are copied and nothing else. `keep` maps a published tensor's
-    name to the one in our modules, None for what is dropped; `shown` returns, given all published
-    names, how a publisher calls our tensors. `quantised` are our names of the weights [out, in]
-    that are stored in the chosen precision: without it a part is bf16 at every precision. Models
-    of one worker have one `is_shared` part of an identity; only some have an `is_optional` one.
+    Without `modules` only its small files are copied. `keep` maps a published tensor's name to the
+    one in our modules, None for what is dropped; `shown` returns, given all published names, how a
+    publisher names our tensors. `quantised` are our names of the weights [out, in] that are stored
+    in the chosen precision: without it a part is bf16 at every precision. The models of one worker
+    share an `is_shared` part of the same identity; only some models have an `is_optional` part.
     """
 
     role: str
     modules: Modules = SMALL_FILES
-    keep: Callable[[str], str | None] = same_name
-    shown: Callable[[Iterable[str]], Naming] = our_names
+    keep: Callable[[str], str | None] = keep_name
+    shown: Callable[[Iterable[str]], Naming] = show_our_names
     quantised: re.Pattern[str] | None = None
     replaced: Replaced | None = None
     is_shared: bool = False
@@ -122,15 +122,15 @@ class Part:
 
     @property
     def has_weights(self) -> bool:
-        """Tell whether there is more of it than small files."""
+        """Return whether the part has more than small files."""
         return self.modules is not SMALL_FILES
 
     def precision(self, chosen: Precision) -> Precision:
-        """Return what the part is stored in when a model is wanted in `chosen`."""
+        """Return the precision that the part is stored in when `chosen` is the model's."""
         return "bf16" if self.quantised is None else chosen
 
     def is_replaced(self, name: str) -> bool:
-        """Tell whether something else stands for the tensor that our modules have by this name."""
+        """Return whether the tensor of this name in our modules is replaced."""
         return self.replaced is not None and self.replaced.names.fullmatch(name) is not None
 
 
@@ -138,11 +138,11 @@ class Part:
 class Recipe:
     """How a family's models become bundles.
 
-    `parts` are in the order in which they are made: what can fail early first. `check` judges a
-    published model by its small files and headers and raises WeightsUnavailable. LoRAs stand beside
-    the part `adapted`; a Lightning LoRA must reach all modules that `reached` names, given that
-    part's configuration. The part `waiting` may wait in the host's memory; messages call it
-    `waiting_word`.
+    `parts` are in the order in which they are made: those that can fail early come first. `check`
+    checks a published model by its small files and headers and raises WeightsUnavailable. LoRAs
+    are applied to the part `adapted`; a Lightning LoRA must reach all modules that `reached` names,
+    given that part's configuration. The part `waiting` may wait in the host's memory; messages call
+    it `waiting_word`.
     """
 
     parts: tuple[Part, ...]
@@ -153,7 +153,7 @@ class Recipe:
     waiting_word: str
 
     def part(self, role: str) -> Part:
-        """Return the part of that role; raises KeyError when there is none."""
+        """Return the part of a role; raises KeyError when there is none."""
         return {part.role: part for part in self.parts}[role]
 
     @property
@@ -163,5 +163,5 @@ class Recipe:
 
     @property
     def copied(self) -> tuple[str, ...]:
-        """Name the parts of small files alone."""
+        """Name the parts that have only small files."""
         return tuple(part.role for part in self.parts if not part.has_weights)

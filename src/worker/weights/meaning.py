@@ -1,4 +1,4 @@
-"""What the words of MODEL mean, and what a model's own files say that it is, given every row."""
+"""What the words of MODEL mean, and what a model is by its own files, given every row."""
 
 import json
 import re
@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.settings import Settings
-from worker.weights.apart import drop_doubles, tell_apart
-from worker.weights.instead import instead
-from worker.weights.layout import ABOUT, CONFIG, INDEX, MANIFEST, published_class
-from worker.weights.names import same
+from worker.weights.apart import drop_doubles, rename_doubles
+from worker.weights.checkpoint import ABOUT, BUNDLE_MANIFEST, CONFIG, INDEX, read_class
+from worker.weights.instead import find_instead
+from worker.weights.names import is_same_repository
 from worker.weights.spec import Listing, LoraFile, ModelSpec, Parts
 
 REPOSITORY: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -22,12 +22,12 @@ LIGHTNING_FILE: Final = re.compile(
     r"(?:.*[-_/])?lightning-(\d+)steps?\b.*\.safetensors", re.IGNORECASE
 )
 
-# Completes a model of one published class by its worker.json: its family, tasks, parts, defaults.
+# Completes a model of one published class from its worker.json: family, tasks, parts, defaults.
 Complete = Callable[[ModelSpec, Mapping[str, Any]], ModelSpec]
 
 
-def checkpoints() -> Path:
-    """Return the folder of the embedded models: beside src/ (editable), else the image's."""
+def find_checkpoints() -> Path:
+    """Return the folder of the embedded models: next to src/ (editable), else the image's."""
     beside = Path(__file__).resolve().parents[3] / "checkpoints"
     return beside if beside.is_dir() else Path("/app/checkpoints")
 
@@ -37,8 +37,8 @@ class Catalogue:
     """The models that this version knows by name, and the published classes that it can serve.
 
     `groups` maps a word to the names of several rows. `default` is the word that an empty MODEL
-    stands for, `embedded` the same where there is neither a GPU nor RunPod. `forms` say what a
-    folder of published weights may be, in words.
+    stands for, `embedded` the one where there is neither a GPU nor RunPod. `forms` say in words
+    what a folder of published weights may be.
     """
 
     rows: tuple[ModelSpec, ...]
@@ -50,7 +50,7 @@ class Catalogue:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every word of the catalogue that MODEL may hold."""
+        """Every word of the catalogue that MODEL may contain."""
         return (*(row.name for row in self.rows), *self.groups)
 
     @property
@@ -58,23 +58,22 @@ class Catalogue:
         """The modules that open its models, each once."""
         return tuple(dict.fromkeys(row.family for row in self.rows))
 
-    def row(self, name: str) -> ModelSpec:
-        """Return the row of a name, as it stands among the others; raises KeyError."""
+    def find_row(self, name: str) -> ModelSpec:
+        """Return the row of a name with its listing; raises KeyError."""
         for row in self.rows:
             if row.name == name:
-                return replace(row, listing=self.listing(row.repository, row.pipeline))
+                return replace(row, listing=self.make_listing(row.repository, row.pipeline))
         raise KeyError(name)
 
-    def listing(self, repository: str, pipeline: str = "") -> Listing:
+    def make_listing(self, repository: str, pipeline: str = "") -> Listing:
         """Return how the catalogue sees a repository, whose class may not be known yet.
 
-        Its plain name is that of its row, else its last part, unless that is the name of another
-        one here.
+        Its plain name is its row's, else its own last part, unless another row has that name.
         """
-        copied = instead(self.rows, repository, pipeline)
+        copied = find_instead(self.rows, repository, pipeline)
         advice = copied.repository if copied else ""
         for row in self.rows:
-            if same(repository, row.repository):
+            if is_same_repository(repository, row.repository):
                 return Listing(row.name, is_row=True, instead=advice)
         name = repository.rpartition("/")[2].lower()
         is_taken = any(name == row.name for row in self.rows)
@@ -88,7 +87,7 @@ class Catalogue:
         A word is a catalogue name (a group gives several), a repository "org/name" or
         "org/name@revision", or a local folder. Without words: MODEL_PATH if it is set, else the
         embedded models when there is neither a GPU nor RunPod, else the default model.
-        Models of one name get names that tell them apart, see `tell_apart`. Raises
+        Models that share a name get distinct ones, see `rename_doubles`. Raises
         WeightsUnavailable for a word that means nothing, InvalidSettings when MODEL_REVISION could
         mean more than one model.
         """
@@ -97,7 +96,7 @@ class Catalogue:
             words = [str(settings.model_path)]
         if not words:
             words = [self.default if has_gpu or settings.on_platform else self.embedded]
-        specs = drop_doubles(spec for word in words for spec in self._meaning(word))
+        specs = drop_doubles(spec for word in words for spec in self._resolve_word(word))
         published = [spec for spec in specs if spec.folder is None]
         if settings.model_revision is not None:
             if len(published) > 1:
@@ -110,20 +109,20 @@ class Catalogue:
                 else replace(spec, revision=settings.model_revision)
                 for spec in specs
             ]
-        return tuple(replace(spec, is_alone=len(published) <= 1) for spec in tell_apart(specs))
+        return tuple(replace(spec, is_alone=len(published) <= 1) for spec in rename_doubles(specs))
 
-    def of_folder(self, folder: Path) -> ModelSpec:
+    def describe_folder(self, folder: Path) -> ModelSpec:
         """Describe a local folder: a bundle, or published weights that name their class.
 
         A folder named like a row, of that row's class, is that model: its Lightning files are
         known. Raises WeightsUnavailable when it is no model of a known family.
         """
         name = folder.resolve().name.lower()
-        spec = self._outside(name, folder=folder)
-        index = _json(folder / INDEX)
-        if index is None and (manifest := _json(folder / MANIFEST)):
-            return self.of_manifest(spec, manifest)
-        if index is None and self.serves(config := _json(folder / CONFIG) or {}):
+        spec = self._describe_outside(name, folder=folder)
+        index = _read_json(folder / INDEX)
+        if index is None and (manifest := _read_json(folder / BUNDLE_MANIFEST)):
+            return self.complete_by_manifest(spec, manifest)
+        if index is None and self.can_serve(config := _read_json(folder / CONFIG) or {}):
             index = config
         if index is None:
             raise WeightsUnavailable(
@@ -133,23 +132,23 @@ class Catalogue:
         for row in self.rows:
             tail = row.repository.rpartition("/")[2].lower()
             known = row.embedded is None and name in (row.name, tail)
-            if known and published_class(index) == row.pipeline:
-                return replace(self.row(row.name), folder=folder)
+            if known and read_class(index) == row.pipeline:
+                return replace(self.find_row(row.name), folder=folder)
         files = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*.safetensors"))]
-        return self.classified(spec, index, files, _json(folder / ABOUT))
+        return self.classify(spec, index, files, _read_json(folder / ABOUT))
 
-    def serves(self, description: Mapping[str, Any]) -> bool:
-        """Report whether a model_index.json or config.json names a class of a known family."""
-        return published_class(description) in self.classes
+    def can_serve(self, description: Mapping[str, Any]) -> bool:
+        """Return whether a model_index.json or config.json names a class of a known family."""
+        return read_class(description) in self.classes
 
-    def classified(
+    def classify(
         self,
         spec: ModelSpec,
         description: Mapping[str, Any],
         files: Sequence[str],
         about: Mapping[str, Any] | None = None,
     ) -> ModelSpec:
-        """Complete a model from outside the catalogue by its own files.
+        """Complete a model from outside the catalogue from its own files.
 
         `description` is its model_index.json or, where its family has none, its config.json;
         `files` are the paths of its files, `about` its worker.json, if it has one. Lightning LoRAs
@@ -157,7 +156,7 @@ class Catalogue:
         returned as it is when the class agrees. Raises WeightsUnavailable when the class is not of
         a known family.
         """
-        pipeline = published_class(description)
+        pipeline = read_class(description)
         if pipeline not in self.classes:
             raise WeightsUnavailable(
                 f"MODEL: {spec.name} is a {pipeline[:60] or 'repository without a pipeline class'};"
@@ -174,20 +173,24 @@ class Catalogue:
             spec,
             pipeline=pipeline,
             lightning=spec.lightning or own,
-            listing=self.listing(spec.repository, pipeline),
+            listing=self.make_listing(spec.repository, pipeline),
         )
         return self.classes[pipeline](known, about or {})
 
-    def of_manifest(self, spec: ModelSpec, manifest: Mapping[str, Any]) -> ModelSpec:
-        """Complete a model that is a bundle by the bundle's manifest.
+    def complete_by_manifest(self, spec: ModelSpec, manifest: Mapping[str, Any]) -> ModelSpec:
+        """Complete a model that is a bundle from the bundle's manifest.
 
-        A bundle of a row's repository is that model, as is one that has its name and no repository.
+        A bundle of a row's repository is that model, as is one with its name and no repository.
         Raises WeightsUnavailable when the class is not of a known family.
         """
         pipeline = str(manifest.get("pipeline", ""))
         made_of = str(manifest.get("repository", ""))
         for row in self.rows:
-            is_row = same(made_of, row.repository) if made_of else manifest.get("model") == row.name
+            is_row = (
+                is_same_repository(made_of, row.repository)
+                if made_of
+                else manifest.get("model") == row.name
+            )
             if is_row and pipeline == row.pipeline:
                 return replace(
                     row,
@@ -196,48 +199,48 @@ class Catalogue:
                     folder=spec.folder,
                     embedded=None,
                     is_alone=spec.is_alone,
-                    listing=self.listing(spec.repository, pipeline),
+                    listing=self.make_listing(spec.repository, pipeline),
                 )
         loras = manifest.get("lightning")
         files = [str(lora.get("filename")) for lora in loras.values()] if loras else []
-        return self.classified(spec, {"_class_name": pipeline}, files, manifest.get("facts"))
+        return self.classify(spec, {"_class_name": pipeline}, files, manifest.get("facts"))
 
-    def _meaning(self, word: str) -> tuple[ModelSpec, ...]:
+    def _resolve_word(self, word: str) -> tuple[ModelSpec, ...]:
         if word.lower() in self.groups:
-            return tuple(_placed(self.row(name)) for name in self.groups[word.lower()])
+            return tuple(_place(self.find_row(name)) for name in self.groups[word.lower()])
         if any(word.lower() == row.name for row in self.rows):
-            return (_placed(self.row(word.lower())),)
+            return (_place(self.find_row(word.lower())),)
         path = Path(word).expanduser()
         if path.is_absolute() or word.startswith((".", "~")):
-            return (self.of_folder(path),)
+            return (self.describe_folder(path),)
         repository, _, revision = word.partition("@")
         if REPOSITORY.fullmatch(repository) and not FORBIDDEN.search(repository):
             for row in self.rows:
-                if same(repository, row.repository):
-                    return (_placed(replace(self.row(row.name), revision=revision or None)),)
-            return (replace(self._outside(repository), revision=revision or None),)
+                if is_same_repository(repository, row.repository):
+                    return (_place(replace(self.find_row(row.name), revision=revision or None)),)
+            return (replace(self._describe_outside(repository), revision=revision or None),)
         raise WeightsUnavailable(
             f"MODEL: no model is called {word[:80]!r}; known are {', '.join(self.names)}; a"
             " repository (org/name) and an absolute folder work too"
         )
 
-    def _outside(self, repository: str, folder: Path | None = None) -> ModelSpec:
+    def _describe_outside(self, repository: str, folder: Path | None = None) -> ModelSpec:
         """Return a model that no row describes, before its own files are read.
 
         A folder's name stands for its repository.
         """
-        listing = self.listing(repository)
+        listing = self.make_listing(repository)
         weights = dict.fromkeys(part for row in self.rows for part in row.parts.weights)
         beside = dict.fromkeys(part for row in self.rows for part in row.parts.beside)
         parts = Parts(tuple(weights), tuple(beside))
         return ModelSpec(listing.plain, repository, parts=parts, folder=folder, listing=listing)
 
 
-def _placed(row: ModelSpec) -> ModelSpec:
+def _place(row: ModelSpec) -> ModelSpec:
     """Return the row, with its folder when the model ships with the worker."""
     if row.embedded is None:
         return row
-    folder = checkpoints() / row.embedded
+    folder = find_checkpoints() / row.embedded
     if not any((folder / name).is_file() for name in (INDEX, CONFIG)):
         raise WeightsUnavailable(
             f"MODEL: {row.name} ships in checkpoints/, which this installation does not have; take"
@@ -246,7 +249,7 @@ def _placed(row: ModelSpec) -> ModelSpec:
     return replace(row, folder=folder)
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -11,7 +11,7 @@ from worker.families.catalogue import CATALOGUE
 from worker.families.describe import describe
 from worker.families.qwen_image import models
 from worker.tasks.picture import offer_of
-from worker.weights import catalogue
+from worker.weights import meaning
 from worker.weights.spec import ModelSpec
 
 
@@ -33,7 +33,7 @@ def a_folder(at: Path, pipeline: str, *files: str) -> Path:
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     a_folder(tmp_path / "checkpoints/tiny/image", "QwenImagePipeline")
     a_folder(tmp_path / "checkpoints/tiny/edit", "QwenImageEditPlusPipeline")
-    monkeypatch.setattr(catalogue, "checkpoints", lambda: tmp_path / "checkpoints")
+    monkeypatch.setattr(meaning, "find_checkpoints", lambda: tmp_path / "checkpoints")
     return tmp_path / "checkpoints"
 
 
@@ -124,7 +124,7 @@ def test_without_model_the_gpu_and_the_platform_choose(
 def test_an_installation_without_checkpoints_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogue, "checkpoints", lambda: tmp_path)
+    monkeypatch.setattr(meaning, "find_checkpoints", lambda: tmp_path)
     with pytest.raises(WeightsUnavailable, match=r"ships in checkpoints/"):
         resolved("tiny")
 
@@ -168,7 +168,7 @@ def test_a_folder_named_like_a_row_is_that_model(tmp_path: Path) -> None:
 def test_another_repository_is_a_model_once_its_index_is_read() -> None:
     (spec,) = resolved("someone/Painter@v2")
     assert (spec.name, spec.revision, spec.pipeline, spec.tasks) == ("painter", "v2", "", ())
-    known = CATALOGUE.classified(spec, {"_class_name": "QwenImagePipeline"}, ["a.txt"])
+    known = CATALOGUE.classify(spec, {"_class_name": "QwenImagePipeline"}, ["a.txt"])
     assert (known.tasks, dict(known.lightning)) == (("text-to-image",), {})
     assert known.defaults.steps == 50
 
@@ -181,7 +181,7 @@ def test_another_owners_copy_does_not_take_the_rows_name() -> None:
 def test_another_family_is_refused_with_what_is_served() -> None:
     (spec,) = resolved("black-forest-labs/FLUX.1-dev")
     with pytest.raises(WeightsUnavailable, match=r"FluxPipeline.*QwenImagePipeline"):
-        CATALOGUE.classified(spec, {"_class_name": "FluxPipeline"}, [])
+        CATALOGUE.classify(spec, {"_class_name": "FluxPipeline"}, [])
 
 
 @pytest.mark.parametrize("word", ["qwen-image-3000", "a/b/c", "../nowhere", "/no/such/folder"])
@@ -247,6 +247,9 @@ def test_a_bundle_of_another_repository_is_no_row_by_its_name_alone() -> None:
     """The manifest of a fine-tune called like a row names its own repository."""
     (spec,) = resolved("me/mine-4bit")
     made = {"model": "qwen-image", "pipeline": "QwenImagePipeline"}
-    assert CATALOGUE.of_manifest(spec, made | {"repository": "alice/qwen-image"}).lightning == {}
-    row = CATALOGUE.of_manifest(spec, made | {"repository": "qwen/qwen-image"})
+    assert (
+        CATALOGUE.complete_by_manifest(spec, made | {"repository": "alice/qwen-image"}).lightning
+        == {}
+    )
+    row = CATALOGUE.complete_by_manifest(spec, made | {"repository": "qwen/qwen-image"})
     assert (row.name, row.repository, set(row.lightning)) == ("qwen-image", "me/mine-4bit", {8, 4})

@@ -1,4 +1,4 @@
-"""What a bundle folder holds, what each part is identified by, and how it is proven whole.
+"""What is in a bundle's folder, how each part is identified, and how it is proven complete.
 
     HOME/bundles/NAME/manifest.json     one model at one precision: which components it is made of
     HOME/components/ID/manifest.json    one component: its files with sizes and sha256
@@ -6,8 +6,8 @@
 
 A bundle that was pushed somewhere carries its components in its own folder. A component's ID is a
 digest of its source files' digests and of what is done with them, so models that publish the same
-text encoder share one. Each manifest is published last and by one rename; a folder without it does
-not count, so nobody opens half a bundle even where locks lie.
+text encoder share one. Each manifest is published last and by one rename; a folder without one
+does not count, so half a bundle is never opened, even where locks do not work.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from worker.errors import WeightsUnavailable
 from worker.weights import temporary
-from worker.weights.names import MAIN, same
+from worker.weights.names import MAIN, is_same_repository
 from worker.weights.snapshot import LOCAL
 from worker.weights.space import UNWRITABLE
 
 FORMAT: Final = 1
-# Raised when the same sources would give other files: it is part of every component's identity.
+# Increased when the same sources would give other files: part of every component's identity.
 METHOD: Final = 1
 MANIFEST: Final = "manifest.json"
 BUNDLES: Final = "bundles"
@@ -45,16 +45,16 @@ ADAPTER: Final = "adapter"
 LIBRARIES: Final = ("torch", "diffusers", "transformers", "bitsandbytes", "safetensors")
 HASHING_THREADS: Final = 8
 # A manifest may come from a repository: no name in it may lead out of its folder.
-NAME: Final = r"^[\w-][\w.-]*$"
-# Signs of a revision that bundle_name leaves as they are and makes of no other sign.
-PLAIN: Final = re.compile(r"[A-Za-z0-9._]+")
+SAFE_NAME: Final = r"^[\w-][\w.-]*$"
+# Characters of a revision that name_bundle keeps and that it makes from no other character.
+PLAIN_REVISION: Final = re.compile(r"[A-Za-z0-9._]+")
 
 
-Name = Annotated[str, StringConstraints(pattern=NAME)]
+SafeName = Annotated[str, StringConstraints(pattern=SAFE_NAME)]
 
 
 class Damaged(WeightsUnavailable):
-    """A part of a bundle is not what its manifest says; `folder` is that part."""
+    """A part of a bundle differs from its manifest; `folder` is that part."""
 
     def __init__(self, folder: Path, reason: str) -> None:
         super().__init__(f"the bundle's {folder.name} is damaged: {reason}")
@@ -73,23 +73,23 @@ class FileRecord(_Record):
 
 
 class Component(_Record):
-    """One component: what it was made of (`sources`: path -> digest), how, and its files."""
+    """One component: what it was made from (`sources`: path -> digest), how, and its files."""
 
     format: int
-    identity: Name
+    identity: SafeName
     role: str
     recipe: dict[str, Any]
     sources: dict[str, str]
     prepared_on: str
     libraries: dict[str, str]
-    files: dict[Name, FileRecord]
+    files: dict[SafeName, FileRecord]
 
 
 class LoraRecord(_Record):
     """Where a Lightning LoRA came from; `digest` is "sha256:..." as its hub recorded it.
 
-    `scale` is the digest of what its file states of its scale beside the tensors, "" when that is
-    nothing, and None in bundles of 0.1.0, which did not look.
+    `scale` is the digest of what its file states about its scale besides the tensors, "" when it
+    states nothing, and None in bundles of 0.1.0, which did not look.
     """
 
     repository: str
@@ -101,11 +101,11 @@ class LoraRecord(_Record):
 class Bundle(_Record):
     """One model at one precision; `components` maps roles to identities.
 
-    `repository` and `revision` are what it was made of: a commit, or "local" for a folder. `asked`
-    is the revision that meant this commit then, None for a folder and in what 0.1.0 prepared.
-    `fused` is the step count of the Lightning LoRA in the weights, None when none is. `offered` are
-    all Lightning LoRAs among the model's published files (step count -> file), made or not. `facts`
-    is the model's own worker.json, if it has one.
+    `repository` and `revision` are what it was made from: a commit, or "local" for a folder.
+    `asked` is the requested revision, which meant this commit then; None for a folder and in what
+    0.1.0 prepared. `fused` is the step count of the Lightning LoRA in the weights, None without
+    one. `offered` are all Lightning LoRAs among the model's published files (step count -> file),
+    whether in the bundle or not. `facts` is the model's own worker.json, if it has one.
     """
 
     format: int
@@ -118,7 +118,7 @@ class Bundle(_Record):
     fused: int | None
     lightning: dict[int, LoraRecord]
     offered: dict[int, str] = {}
-    components: dict[str, Name]
+    components: dict[str, SafeName]
     libraries: dict[str, str]
     facts: dict[str, Any] = {}
 
@@ -128,7 +128,7 @@ Manifest = TypeVar("Manifest", Bundle, Component)
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A bundle whose files are there: `parts` maps roles to (folder, manifest)."""
+    """A bundle whose files are all there: `parts` maps roles to (folder, manifest)."""
 
     folder: Path
     bundle: Bundle
@@ -136,30 +136,30 @@ class Verified:
 
     @property
     def size(self) -> int:
-        """Return the bytes of all its files."""
+        """Return the total size of its files in bytes."""
         return sum(r.size for _, part in self.parts.values() for r in part.files.values())
 
 
-def adapter_role(steps: int) -> str:
+def name_adapter(steps: int) -> str:
     """Name the component, and the adapter, of the Lightning LoRA for a number of steps."""
     return f"lightning_{steps}"
 
 
-def bundle_name(model: str, precision: str, fused: int | None) -> str:
+def name_bundle(model: str, precision: str, fused: int | None) -> str:
     """Name a bundle by model and precision, and by the LoRA in its weights if there is one."""
     safe = "".join(c if c.isalnum() or c in "-._" else "-" for c in model.replace("/", "--"))
     return f"{safe}-{precision}" + (f"-lightning{fused}" if fused else "")
 
 
-def identity(role: str, digests: Iterable[str], recipe: Mapping[str, Any]) -> str:
+def compute_identity(role: str, digests: Iterable[str], recipe: Mapping[str, Any]) -> str:
     """Return a component's ID, the name of its folder."""
     facts = {"format": FORMAT, "role": role, "digests": sorted(digests), "recipe": recipe}
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return f"{role}-{hashlib.sha256(text.encode()).hexdigest()[:20]}"
 
 
-def libraries() -> dict[str, str]:
-    """Return the versions of the libraries that decide what a prepared file holds."""
+def list_libraries() -> dict[str, str]:
+    """Return the versions of the libraries that decide the content of a prepared file."""
     found: dict[str, str] = {}
     for name in LIBRARIES:
         with suppress(PackageNotFoundError):
@@ -168,15 +168,15 @@ def libraries() -> dict[str, str]:
 
 
 def publish(folder: Path, manifest: Bundle | Component) -> None:
-    """Make a finished folder count: its manifest, synced and renamed into place."""
+    """Publish a finished folder: write its manifest, sync it and rename it into place."""
     target = folder / MANIFEST
-    part = temporary.unique(target)
+    part = temporary.make_path(target)
     part.write_text(manifest.model_dump_json(indent=1) + "\n")
     temporary.publish(part, target)
 
 
-def component_folder(bundle: Path, name: str) -> Path:
-    """Return where a component of a bundle lies: in it if it was pushed, else beside it."""
+def find_component(bundle: Path, name: str) -> Path:
+    """Return the folder of a bundle's component: inside it if it was pushed, else next to it."""
     inside = bundle / COMPONENTS / name
     return inside if inside.is_dir() else bundle.parent.parent / COMPONENTS / name
 
@@ -184,7 +184,7 @@ def component_folder(bundle: Path, name: str) -> Path:
 def read_bundle(folder: Path) -> Bundle:
     """Read a bundle's manifest.
 
-    Raises FileNotFoundError when there is none and Damaged when it cannot be understood.
+    Raises FileNotFoundError when there is none, Damaged when it cannot be understood.
     """
     return _read(folder, Bundle)
 
@@ -192,7 +192,7 @@ def read_bundle(folder: Path) -> Bundle:
 def read_component(folder: Path) -> Component:
     """Read a component's manifest.
 
-    Raises FileNotFoundError when there is none and Damaged when it cannot be understood.
+    Raises FileNotFoundError when there is none, Damaged when it cannot be understood.
     """
     return _read(folder, Component)
 
@@ -209,7 +209,7 @@ def _read(folder: Path, kind: type[Manifest]) -> Manifest:
 
 
 def verify(folder: Path, level: Literal["sizes", "full"] = "sizes") -> Verified:
-    """Check that every file of a bundle is there in its size and, at "full", with its sha256.
+    """Check that every file of a bundle has its size and, at "full", its sha256.
 
     Raises FileNotFoundError when there is no bundle, and Damaged naming the first part that is
     missing or wrong.
@@ -217,7 +217,7 @@ def verify(folder: Path, level: Literal["sizes", "full"] = "sizes") -> Verified:
     bundle = read_bundle(folder)
     parts = {}
     for role, name in bundle.components.items():
-        place = component_folder(folder, name)
+        place = find_component(folder, name)
         try:
             part = read_component(place)
         except FileNotFoundError:
@@ -227,8 +227,8 @@ def verify(folder: Path, level: Literal["sizes", "full"] = "sizes") -> Verified:
     return Verified(folder, bundle, parts)
 
 
-def fault(folder: Path) -> str | None:
-    """Say why a folder is no bundle that can be opened; None when it is one."""
+def find_fault(folder: Path) -> str | None:
+    """Return why a folder is not a bundle that can be opened; None when it is."""
     try:
         verify(folder)
     except Damaged as error:
@@ -249,42 +249,42 @@ def verify_component(place: Path, part: Component, level: Literal["sizes", "full
             raise Damaged(place, f"{name} has {size} bytes instead of {record.size}")
     if level == "full":
         with ThreadPoolExecutor(HASHING_THREADS) as pool:
-            found = pool.map(lambda name: sha256(place / name), part.files)
+            found = pool.map(lambda name: hash_file(place / name), part.files)
             for (name, record), digest in zip(part.files.items(), found, strict=True):
                 if digest != record.sha256:
                     raise Damaged(place, f"{name} has another sha256 than recorded")
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return a file's sha256 in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def set_aside(folder: Path) -> Path:
+def quarantine(folder: Path) -> Path:
     """Rename a damaged part so that it is never opened, and return its new name.
 
-    What was set aside before it is deleted; `drop_aside` deletes this too, once it is replaced.
-    Raises WeightsUnavailable where nothing can be renamed.
+    What was quarantined earlier is deleted; `drop_quarantined` deletes this too, once it is
+    replaced. Raises WeightsUnavailable where nothing can be renamed.
     """
-    drop_aside(folder)
-    aside = folder.with_name(f"{folder.name}{DAMAGED}{int(time.time())}-{os.getpid()}")
+    drop_quarantined(folder)
+    quarantined = folder.with_name(f"{folder.name}{DAMAGED}{int(time.time())}-{os.getpid()}")
     try:
-        folder.rename(aside)
-    except FileNotFoundError:  # another worker set it aside meanwhile
+        folder.rename(quarantined)
+    except FileNotFoundError:  # another worker quarantined it meanwhile
         pass
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
         raise WeightsUnavailable(
             f"the bundle's {folder.name} is damaged, and its place cannot be written: mount that"
-            " read-write, so that the part is made anew, or replace the bundle"
+            " read-write, so that the part is made again, or replace the bundle"
         ) from error
-    return aside
+    return quarantined
 
 
-def drop_aside(folder: Path) -> None:
-    """Delete what was set aside of a part."""
+def drop_quarantined(folder: Path) -> None:
+    """Delete what was quarantined of a part."""
     for old in folder.parent.glob(f"{folder.name}{DAMAGED}*"):
         for path in sorted(old.rglob("*"), reverse=True):
             with suppress(OSError):
@@ -293,8 +293,8 @@ def drop_aside(folder: Path) -> None:
             old.rmdir()
 
 
-def files_of(verified: Verified) -> dict[str, Path]:
-    """Return every file of a bundle by its path in a repository that carries the whole of it."""
+def list_files(verified: Verified) -> dict[str, Path]:
+    """Return every file of a bundle by its path in a repository that has all of it."""
     files = {MANIFEST: verified.folder / MANIFEST}
     for place, part in verified.parts.values():
         for name in (MANIFEST, *part.files):
@@ -305,7 +305,7 @@ def files_of(verified: Verified) -> dict[str, Path]:
 def read_ahead(found: Verified) -> None:
     """Ask the kernel to read a bundle into its cache, without waiting.
 
-    For a start that has torch still to import. What is mapped is left out.
+    It does so while torch is being imported. Mapped files are left out.
     """
     for place, part in found.parts.values():
         for name in part.files:
@@ -319,10 +319,10 @@ def read_ahead(found: Verified) -> None:
                     os.close(number)
 
 
-def prepared(home: Path) -> list[tuple[Path, Bundle]]:
-    """Return the bundles that were prepared in this place, in the order of their folders' names.
+def list_prepared(home: Path) -> list[tuple[Path, Bundle]]:
+    """Return the bundles that were prepared here, in the order of their folders' names.
 
-    One that was downloaded carries its components; what its manifest claims is another's word.
+    One that was downloaded carries its components; the claims of its manifest are someone else's.
     """
     found = []
     for manifest in sorted((home / BUNDLES).glob(f"*/{MANIFEST}")):
@@ -334,41 +334,45 @@ def prepared(home: Path) -> list[tuple[Path, Bundle]]:
 
 
 def is_of_revision(folder: Path, bundle: Bundle, revision: str) -> bool:
-    """Tell whether a bundle is surely of a revision: its commit, or what was asked for then.
+    """Return whether a bundle is certainly of a revision: its commit, or the one requested then.
 
-    0.1.0 told the latter by the folder's name alone, in which letters, digits, "." and "_" stand
-    for themselves; "-" may stand for any other sign.
+    0.1.0 recorded the latter in the folder's name alone, where letters, digits, "." and "_" stand
+    for themselves; "-" may stand for any other character.
     """
     if bundle.revision == LOCAL:
         return False
     if bundle.asked is not None or revision == bundle.revision:
         return revision in (bundle.asked, bundle.revision)
-    names = [f"{bundle.model}@{revision}"] if PLAIN.fullmatch(revision) else []
+    names = [f"{bundle.model}@{revision}"] if PLAIN_REVISION.fullmatch(revision) else []
     names += [bundle.model] if revision == MAIN else []
-    return folder.name in [bundle_name(n, bundle.precision, bundle.fused) for n in names]
+    return folder.name in [name_bundle(n, bundle.precision, bundle.fused) for n in names]
 
 
-def bundles_of(model: str, home: Path) -> list[Path]:
+def find_bundles(model: str, home: Path) -> list[Path]:
     """Return the folders of a model's bundles at all precisions, by what their manifests say.
 
-    `model` is "org/name" or "org/name@revision" (default: main), or the name of a model, which may
-    also be a folder's.
+    `model` is "org/name" or "org/name@revision" (default: main), or a model's name, which may also
+    be a folder's.
     """
     name, _, revision = model.partition("@")
 
-    def is_meant(folder: Path, held: Bundle) -> bool:
+    def is_meant(folder: Path, bundle: Bundle) -> bool:
         if "/" in name:
-            return same(held.repository, name) and is_of_revision(folder, held, revision or MAIN)
-        is_folders = held.revision == LOCAL and not revision
-        return held.model == name and (is_folders or is_of_revision(folder, held, revision or MAIN))
+            return is_same_repository(bundle.repository, name) and is_of_revision(
+                folder, bundle, revision or MAIN
+            )
+        is_folders = bundle.revision == LOCAL and not revision
+        return bundle.model == name and (
+            is_folders or is_of_revision(folder, bundle, revision or MAIN)
+        )
 
-    return [folder for folder, held in prepared(home) if is_meant(folder, held)]
+    return [folder for folder, bundle in list_prepared(home) if is_meant(folder, bundle)]
 
 
 def read_ahead_of(models: Iterable[str], home: Path) -> None:
-    """Read ahead the bundles of models, as `bundles_of` names them, where each has but one."""
+    """Read ahead the bundle of every model that has exactly one; see `find_bundles` for names."""
     for model in models:
-        candidates = bundles_of(model, home)
+        candidates = find_bundles(model, home)
         if len(candidates) == 1:
             with suppress(Damaged, OSError):
                 read_ahead(verify(candidates[0]))

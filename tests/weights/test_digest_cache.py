@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import WeightsUnavailable
-from worker.weights import remembered
-from worker.weights.names import LONGEST, file_name
-from worker.weights.remembered import Remembered, state_of
-from worker.weights.snapshot import LocalSnapshot, named
+from worker.weights import digest_cache
+from worker.weights.digest_cache import DigestCache, read_state
+from worker.weights.names import LONGEST_FILE_NAME, make_file_name
+from worker.weights.snapshot import LocalSnapshot, find_file
 
 HOUR_NS = 3_600_000_000_000
 WORDS = st.text("abAB.-_%@/~ é", min_size=1, max_size=6)
@@ -36,14 +36,14 @@ def folder(tmp_path: Path) -> Path:
 
 def settled(path: Path) -> None:
     """Wait until the file's last change is no longer of this tick of the clock."""
-    while max(state_of(path)[1:]) + remembered.TICK_NS > time.time_ns():
+    while max(read_state(path)[1:]) + digest_cache.TICK_NS > time.time_ns():
         time.sleep(0)
 
 
 def digest(folder: Path, home: Path) -> str:
     """Return a file's digest as a new start would."""
-    snapshot = LocalSnapshot(folder, "mine", remembered=Remembered(folder, home))
-    return snapshot.digest(named(snapshot, "a.bin"))
+    snapshot = LocalSnapshot(folder, "mine", remembered=DigestCache(folder, home))
+    return snapshot.digest(find_file(snapshot, "a.bin"))
 
 
 def sha256(data: bytes) -> str:
@@ -51,12 +51,12 @@ def sha256(data: bytes) -> str:
 
 
 def record(home: Path) -> Path:
-    (only,) = (home / remembered.FOLDER).iterdir()
+    (only,) = (home / digest_cache.DIGESTS_FOLDER).iterdir()
     return only
 
 
 def test_what_was_read_is_believed_until_it_changes(folder: Path, tmp_path: Path) -> None:
-    """The record itself is asked: a wrong one is told for as long as the file stays."""
+    """The record itself is used: a wrong one is returned for as long as the file stays."""
     settled(folder / "a.bin")
     assert digest(folder, tmp_path) == sha256(b"one")
     kept = json.loads(record(tmp_path).read_bytes())
@@ -93,7 +93,7 @@ def test_what_may_change_under_the_same_date_is_not_kept(folder: Path, tmp_path:
     ahead = time.time_ns() + HOUR_NS
     os.utime(folder / "a.bin", ns=(ahead, ahead))
     assert digest(folder, tmp_path) == sha256(b"one")
-    assert not (tmp_path / remembered.FOLDER).exists()
+    assert not (tmp_path / digest_cache.DIGESTS_FOLDER).exists()
 
 
 def test_folders_have_records_of_their_own(folder: Path, tmp_path: Path) -> None:
@@ -106,13 +106,13 @@ def test_folders_have_records_of_their_own(folder: Path, tmp_path: Path) -> None
     link.symlink_to(folder)
     found = [digest(at, tmp_path) for at in (folder, other, link)]
     assert found == [sha256(b"one"), sha256(b"two"), sha256(b"one")]
-    assert len(list((tmp_path / remembered.FOLDER).iterdir())) == 2
+    assert len(list((tmp_path / digest_cache.DIGESTS_FOLDER).iterdir())) == 2
 
 
 def test_a_file_that_changes_while_it_is_used_is_refused(folder: Path, tmp_path: Path) -> None:
     """Its digest would name other bytes than those that are taken."""
     snapshot = LocalSnapshot(folder, "mine")
-    file = named(snapshot, "a.bin")
+    file = find_file(snapshot, "a.bin")
     assert snapshot.digest(file) == sha256(b"one")
     (folder / "a.bin").write_bytes(b"two")
     with pytest.raises(WeightsUnavailable, match="changed while it was read"):
@@ -123,18 +123,18 @@ def test_a_file_that_changes_while_it_is_used_is_refused(folder: Path, tmp_path:
 def test_what_differs_never_shares_a_name(a: str, at: str, b: str, bt: str) -> None:
     """Whatever signs a revision has; a repository differs in more than its case."""
     is_one = (a, at) == (b, bt)
-    assert (file_name(a, at) == file_name(b, bt)) == is_one
-    assert file_name(a.upper(), at) == file_name(a, at)
+    assert (make_file_name(a, at) == make_file_name(b, bt)) == is_one
+    assert make_file_name(a.upper(), at) == make_file_name(a, at)
 
 
 @given(REPOSITORIES, st.text(min_size=1, max_size=300))
 def test_every_name_is_a_files_name(repository: str, revision: str) -> None:
     """One part of a path, without what a file system or a shell reads as more, and not too long."""
-    assert re.fullmatch(r"[A-Za-z0-9_.~@%-]+", file_name(repository, revision))
-    assert len(file_name(repository, revision)) <= LONGEST
+    assert re.fullmatch(r"[A-Za-z0-9_.~@%-]+", make_file_name(repository, revision))
+    assert len(make_file_name(repository, revision)) <= LONGEST_FILE_NAME
 
 
 def test_long_revisions_of_one_beginning_differ() -> None:
-    assert file_name("a/b", "x" * 200 + "1") != file_name("a/b", "x" * 200 + "2")
-    assert file_name("a/b") == file_name("a/b", "main") == "a--b"
-    assert file_name("Org/Name", "Feat/x") == "org--name@Feat%2Fx"
+    assert make_file_name("a/b", "x" * 200 + "1") != make_file_name("a/b", "x" * 200 + "2")
+    assert make_file_name("a/b") == make_file_name("a/b", "main") == "a--b"
+    assert make_file_name("Org/Name", "Feat/x") == "org--name@Feat%2Fx"

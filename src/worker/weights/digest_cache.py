@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from worker.weights import temporary
 
-FOLDER: Final = "digests"
+DIGESTS_FOLDER: Final = "digests"
 NAME_DIGITS: Final = 20
 # Linux dates a change by its clock's tick, 10 ms at the longest: a file that changed less than that
 # before it was read may have changed again with the same date.
@@ -22,13 +22,13 @@ TICK_NS: Final = 10_000_000
 State = tuple[int, int, int]
 
 
-def state_of(path: Path) -> State:
+def read_state(path: Path) -> State:
     """Return what changes whenever a file's bytes do."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-class Remembered:
+class DigestCache:
     """The sha256 of each file in one folder, for the state in which it was read.
 
     The folder is identified by its path relative to MODEL_DIR: a volume may be mounted elsewhere at
@@ -38,7 +38,7 @@ class Remembered:
     def __init__(self, folder: Path, home: Path) -> None:
         self._place = os.path.relpath(folder.resolve(), home.resolve())
         digest = hashlib.sha256(self._place.encode(errors="surrogateescape")).hexdigest()
-        self._record = home / FOLDER / f"{digest[:NAME_DIGITS]}.json"
+        self._record = home / DIGESTS_FOLDER / f"{digest[:NAME_DIGITS]}.json"
 
     def sha256(self, path: str, state: State) -> str | None:
         """Return the sha256 of a file in that state; None when the file must be read."""
@@ -53,7 +53,7 @@ class Remembered:
         if max(state[1:]) + TICK_NS > time.time_ns():
             return
         files = {**self._read_files(), path: {"state": list(state), "sha256": sha256}}
-        part = temporary.unique(self._record)
+        part = temporary.make_path(self._record)
         try:
             self._record.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(json.dumps({"folder": self._place, "files": files}))

@@ -1,4 +1,4 @@
-"""A part that is damaged, made anew and damaged again is not made at every start for ever."""
+"""A part that is damaged, made again and damaged again is not made at every start forever."""
 
 import json
 from collections.abc import Callable
@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from worker import boot, settings
-from worker.bundle import format as layout
-from worker.bundle import mending, tensors
+from worker.bundle import layout, repair, tensors
 from worker.errors import WeightsUnavailable
 from worker.seam import Models
 from worlds.prepared import folder_of
@@ -38,8 +37,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Lose:
     written: list[str] = []
     state = {"loses": True}
 
-    def write(folder: Path, stem: str, held: Any) -> Any:
-        name, record = original(folder, stem, held)
+    def write(folder: Path, stem: str, state: Any) -> Any:
+        name, record = original(folder, stem, state)
         if folder.name.startswith("transformer"):
             written.append(name)
             if state["loses"]:
@@ -66,7 +65,7 @@ def test_what_is_damaged_again_is_given_up_at_this_start_and_at_the_next(
 ) -> None:
     written = disk(True)
     for _ in range(3):
-        with pytest.raises(WeightsUnavailable, match="made anew once") as caught:
+        with pytest.raises(WeightsUnavailable, match="made again once") as caught:
             started(environ)
         assert not caught.value.retryable
         assert environ["MODEL_DIR"] not in caught.value.message
@@ -81,7 +80,7 @@ def test_a_disk_that_is_well_again_serves_once_the_note_is_deleted(
     with pytest.raises(WeightsUnavailable):
         started(environ)
     disk(False)
-    notes = list((Path(environ["MODEL_DIR"]) / mending.NOTES).iterdir())
+    notes = list((Path(environ["MODEL_DIR"]) / repair.NOTES).iterdir())
     for note in notes:
         note.unlink()
     assert started(environ).served
@@ -92,7 +91,7 @@ def test_other_libraries_may_make_what_opens(environ: dict[str, str], disk: Lose
     with pytest.raises(WeightsUnavailable):
         started(environ)
     disk(False)
-    (note,) = (Path(environ["MODEL_DIR"]) / mending.NOTES).iterdir()
+    (note,) = (Path(environ["MODEL_DIR"]) / repair.NOTES).iterdir()
     facts = json.loads(note.read_text())
     note.write_text(json.dumps({**facts, "libraries": {**facts["libraries"], "torch": "0"}}))
     assert started(environ).served
@@ -110,10 +109,10 @@ def test_each_damage_is_mended_if_it_opened_in_between(environ: dict[str, str], 
         data[-1] ^= 1
         file.write_bytes(data)
         assert started(environ).served
-        assert not list((home / mending.NOTES).iterdir())
+        assert not list((home / repair.NOTES).iterdir())
 
 
-def test_a_part_that_cannot_be_set_aside_is_told_as_damaged(
+def test_a_part_that_cannot_be_quarantined_is_reported_as_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a volume that is mounted read-only."""
@@ -122,9 +121,9 @@ def test_a_part_that_cannot_be_set_aside_is_told_as_damaged(
         raise OSError(30, "Read-only file system")
 
     damage = layout.Damaged(tmp_path / "vae-1", "x has 1 byte instead of 2")
-    monkeypatch.setattr(mending, "set_aside", refuse)
+    monkeypatch.setattr(repair, "set_aside", refuse)
     with pytest.raises(WeightsUnavailable, match=r"vae-1 is damaged.*Read-only file system"):
-        mending.begin(damage, tmp_path)
+        repair.start(damage, tmp_path)
 
 
 @pytest.mark.parametrize("role", ["tokenizer", "scheduler", "vae", "text_encoder", "transformer"])
@@ -153,7 +152,7 @@ def test_a_bundle_without_a_part_that_it_needs_is_damaged_and_made_whole(
 def test_a_small_file_that_lost_its_bytes_is_mended_too(
     role: str, name: str, environ: dict[str, str]
 ) -> None:
-    """Of the same size, so that only opening it tells."""
+    """Of the same size, so that only opening it shows the damage."""
     environ["VERIFY"] = "sizes"
     boot.prepare(settings.read(environ))
     (path,) = (Path(environ["MODEL_DIR"]) / layout.COMPONENTS).glob(f"{role}-*/{name}")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from worker.families.qwen_image.models import PARTS as OWN
-from worker.weights.layout import fault, is_needed, needed, published_class
+from worker.weights.checkpoint import find_fault, is_needed, list_needed, read_class
 from worker.weights.spec import Parts
 
 ONE = Parts(weights=("",))
@@ -64,7 +64,7 @@ def test_a_model_is_not_built_from(path: str) -> None:
 
 
 def test_small_files_come_first_each_in_order() -> None:
-    found = needed(reversed([*NEEDED, *NOT_NEEDED]), PARTS)
+    found = list_needed(reversed([*NEEDED, *NOT_NEEDED]), PARTS)
     assert sorted(found) == sorted(NEEDED)
     weights = [path for path in found if path.endswith(".safetensors")]
     small = [path for path in found if not path.endswith(".safetensors")]
@@ -98,9 +98,9 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_whole_folder_has_no_fault(model: Path) -> None:
-    assert fault(model, OWN) is None
+    assert find_fault(model, OWN) is None
     (model / MAP).unlink()
-    assert fault(model, OWN) is None, "shards need no index to be there"
+    assert find_fault(model, OWN) is None, "shards need no index to be there"
 
 
 def test_other_copies_of_the_weights_are_not_looked_at(model: Path) -> None:
@@ -108,7 +108,7 @@ def test_other_copies_of_the_weights_are_not_looked_at(model: Path) -> None:
         (model / "vae" / name).write_bytes(b"cut")
     other = model / "transformer/diffusion_pytorch_model.fp16.safetensors.index.json"
     other.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
-    assert fault(model, OWN) is None
+    assert find_fault(model, OWN) is None
 
 
 def test_a_component_that_the_index_does_not_name_is_not_missed(model: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_component_that_the_index_does_not_name_is_not_missed(model: Path) -> 
         path.unlink()
     (model / "processor").rmdir()
     (model / "vae").rmdir()
-    assert fault(model, OWN) is None
+    assert find_fault(model, OWN) is None
 
 
 def rewrite(path: str, text: str) -> Callable[[Path], object]:
@@ -151,15 +151,15 @@ def one(tmp_path: Path) -> Path:
 
 
 def test_a_model_may_be_one_part_without_an_index(one: Path) -> None:
-    assert fault(one, ONE) is None
-    assert fault(one, OWN) == "has no model_index.json"
-    assert published_class(json.loads((one / "config.json").read_text())) == "X"
+    assert find_fault(one, ONE) is None
+    assert find_fault(one, OWN) == "has no model_index.json"
+    assert read_class(json.loads((one / "config.json").read_text())) == "X"
 
 
 def test_an_index_comes_before_a_config(model: Path) -> None:
     """Whatever lies in the root of a model that has one."""
     (model / "config.json").write_text("{")
-    assert fault(model, Parts(("", *OWN.weights), OWN.beside)) is None
+    assert find_fault(model, Parts(("", *OWN.weights), OWN.beside)) is None
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_an_index_comes_before_a_config(model: Path) -> None:
     ],
 )
 def test_a_class_is_what_a_description_names(description: dict[str, Any], name: str) -> None:
-    assert published_class(description) == name
+    assert read_class(description) == name
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_what_one_part_lacks_is_said(
     one: Path, damage: Callable[[Path], object], reason: str
 ) -> None:
     damage(one)
-    assert str(fault(one, ONE)).startswith(reason)
+    assert str(find_fault(one, ONE)).startswith(reason)
 
 
 @pytest.mark.parametrize(
@@ -224,4 +224,4 @@ def test_what_is_not_whole_says_what_it_lacks(
     model: Path, damage: Callable[[Path], object], reason: str
 ) -> None:
     damage(model)
-    assert reason in str(fault(model, OWN))
+    assert reason in str(find_fault(model, OWN))

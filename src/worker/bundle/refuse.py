@@ -1,0 +1,61 @@
+"""What is refused in any published model: broken JSON, and weights already quantised."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from worker.bundle import declared, headers, prequantised
+from worker.bundle.expected import CONFIGURATION, Expected
+from worker.bundle.headers import Shard
+from worker.bundle.making import Part
+from worker.bundle.tensors import Header, UnknownFormat
+from worker.weights.checkpoint import INDEX
+from worker.weights.snapshot import Snapshot, find_file
+from worker.weights.spec import ModelSpec
+
+
+def read_object(snapshot: Snapshot, path: str) -> dict[str, Any]:
+    """Read a JSON object of a model; raises WeightsUnavailable naming its file."""
+    return declared.read_object(path, snapshot.read_file(find_file(snapshot, path)))
+
+
+def check_configured(
+    index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], spec: ModelSpec
+) -> None:
+    """Refuse a model that calls itself quantised.
+
+    Raises WeightsUnavailable, which names what to use instead.
+    """
+    declared = {INDEX: index} | {f"{r}/{CONFIGURATION}": config for r, config in configs.items()}
+    for path, config in declared.items():
+        if method := prequantised.find_declared(config):
+            where = path.rpartition("/")[0]
+            raise prequantised.make_refusal(
+                f"{where}/" if where else "it", f"{method}, says {path}", spec
+            )
+
+
+def read_shards(snapshot: Snapshot, role: str, spec: ModelSpec) -> list[Shard]:
+    """Read the headers of a component; refuse, by its name, a format that has no torch.dtype.
+
+    Raises WeightsUnavailable.
+    """
+    try:
+        return headers.read_shards(snapshot, role)
+    except UnknownFormat as error:
+        raise prequantised.make_refusal(
+            f"{role}/", f"{error.written}, as {error.tensor}", spec
+        ) from None
+
+
+def check_stored(part: Part, found: Sequence[Shard], expected: Expected, spec: ModelSpec) -> None:
+    """Refuse other number formats and tensors of quantisers; raises WeightsUnavailable."""
+    merged: Header = headers.merge(found)
+    kept, beside = [], []
+    for name in merged:
+        target = part.keep(name)
+        if target in expected.kept:
+            kept.append(name)
+        elif target is not None and target not in expected.dropped:
+            beside.append(name)
+    if what := prequantised.find_stored(merged, kept, beside):
+        raise prequantised.make_refusal(f"{part.role}/", what, spec)
