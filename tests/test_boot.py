@@ -14,7 +14,7 @@ from worker import boot, preflight, settings
 from worker.driver import Gpu
 from worker.errors import InvalidSettings, UnfitHost
 from worker.families.catalogue import CATALOGUE
-from worker.families.describe import describe
+from worker.families.pictures import describe
 from worker.media.picture import Picture
 from worker.preflight import Finding
 from worker.seam import Control, Made, Openable, Served, Unheard

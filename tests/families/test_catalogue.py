@@ -263,7 +263,7 @@ def test_whose_a_repository_is_is_known_without_torch(tmp_path: Path) -> None:
     at = tmp_path / "cache/models--someone--hum/snapshots" / COMMIT
     a_tone(at)
     code = (
-        "import sys; import test_families as t; from pathlib import Path;"
+        "import sys; import tests.families.test_catalogue as t; from pathlib import Path;"
         " from worker.families.recognise import recognise;"
         f" given = t.configured(Path({str(tmp_path)!r}));"
         " specs = [t.resolved(word) for word in ('someone/hum', 'qwen-image', 'tiny-edit')];"
@@ -272,13 +272,13 @@ def test_whose_a_repository_is_is_known_without_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(["tests", "."])},
+        env={**os.environ, "PYTHONPATH": "."},
         cwd=Path(__file__).parents[2],
         check=True,
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == ["test_families", QWEN, QWEN, "False", "False"]
+    assert done.stdout.split() == ["tests.families.test_catalogue", QWEN, QWEN, "False", "False"]
 
 
 @pytest.mark.parametrize("path", sorted(Path(sources.__file__).parent.glob("*.py")), ids=str)

@@ -25,6 +25,7 @@ from worker.errors import (
     InvalidSettings,
     LoraNotApplied,
 )
+from worker.families import opener
 from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image import model as qwen_image
 from worker.families.qwen_image.model import QwenImage
@@ -364,8 +365,8 @@ def test_the_second_try_has_all_the_memory_and_decodes_in_tiles(
 
 
 def test_a_model_runs_where_the_gpu_is_if_there_is_one() -> None:
-    assert qwen_image._device(None) == torch.device("cpu")
-    assert qwen_image._device(Gpu("H100", (9, 0), 80 << 30, 79 << 30)) == torch.device("cuda")
+    assert opener.device_of(None) == torch.device("cpu")
+    assert opener.device_of(Gpu("H100", (9, 0), 80 << 30, 79 << 30)) == torch.device("cuda")
 
 
 def test_a_released_model_is_gone(tmp_path: Path) -> None:
@@ -406,16 +407,16 @@ def test_two_models_that_do_not_fit_together_take_turns(tmp_path: Path) -> None:
 def opening(monkeypatch: pytest.MonkeyPatch, times: int) -> list[torch.device | None]:
     """Let opening a bundle run out of memory so many times; return where text encoders went."""
     tried: list[torch.device | None] = []
-    family: Any = qwen_image
-    real = family.open_bundle
+    real: Any = qwen_image.OPENER.open_bundle
 
-    def opened(*given: Any, text_encoder_device: torch.device | None, **named: Any) -> Any:
-        tried.append(text_encoder_device)
+    def opened(*given: Any, waiting: torch.device | None, **named: Any) -> Any:
+        tried.append(waiting)
         if len(tried) <= times:
             raise torch.OutOfMemoryError("full")
-        return real(*given, text_encoder_device=text_encoder_device, **named)
+        return real(*given, waiting=waiting, **named)
 
-    monkeypatch.setattr(qwen_image, "open_bundle", opened)
+    changed = replace(qwen_image.OPENER, open_bundle=opened)
+    monkeypatch.setattr(qwen_image, "ready", changed.ready)
     return tried
 
 
@@ -452,29 +453,28 @@ def test_out_of_memory_twice_while_opening_is_advice(
     ],
 )
 def test_a_text_encoder_that_must_wait_in_the_hosts_memory_is_opened_there(
-    monkeypatch: pytest.MonkeyPatch, *, offload: bool, times: int, tried: list[str | None]
+    *, offload: bool, times: int, tried: list[str | None]
 ) -> None:
     """And at once: on the device there is no room for it."""
     asked: list[dict[str, Any]] = []
 
-    def opened(folder: Path, device: torch.device, **named: Any) -> str:
+    def opened(folder: Path, device: torch.device, **named: Any) -> Any:
         assert (folder, device) == (Path("bundle"), torch.device("cpu"))
         asked.append(named)
         if len(asked) <= times:
             raise torch.OutOfMemoryError("full")
         return "parts"
 
-    monkeypatch.setattr(qwen_image, "open_bundle", opened)
     given = settings.read({"VERIFY": "full"})
-    place: Any = qwen_image._placed
+    place: Any = replace(qwen_image.OPENER, open_bundle=opened)._place
     with contextlib.suppress(InvalidSettings) if times == len(tried) else contextlib.nullcontext():
         assert place(Path("bundle"), torch.device("cpu"), given, offload=offload) == "parts"
-    assert [named["text_encoder_device"] for named in asked] == [
+    assert [named["waiting"] for named in asked] == [
         None if where is None else torch.device(where) for where in tried
     ]
     for named in asked:
         assert named["verify"] == given.verify
-        assert named["share"] is qwen_image._SHARED
+        assert named["share"] is opener.SHARED
 
 
 def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,7 +489,7 @@ def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.Monke
         facts={"b": 2},
         folder=Path("bundle"),
     )
-    monkeypatch.setattr(qwen_image, "obtain", lambda *_: obtained)
+    monkeypatch.setattr(opener, "obtain", lambda *_: obtained)
     given = settings.read({})
     for gpu, side in ((None, 1328), (Gpu("L4", (8, 9), 24 << 30, 23 << 30), 1536)):
         openable = qwen_image.ready(spec, given, gpu)

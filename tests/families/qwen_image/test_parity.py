@@ -19,8 +19,9 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_p
 from PIL import Image
 
 from worker.bundle.format import adapter_role
+from worker.families.clock import Clock
 from worker.families.qwen_image.lightning import LIGHTNING
-from worker.families.qwen_image.model import _Clock, sized
+from worker.families.qwen_image.model import sized
 from worker.seam import Unheard
 from worker.tasks.picture import PictureWish
 from worlds.prepared import (
@@ -106,7 +107,7 @@ class Pair:
 
     def our_latents(self, *generations: PictureWish) -> torch.Tensor:
         """Run our sampler on a batch."""
-        return self.ours.latents(list(generations), Unheard(), _Clock(CPU, {}))
+        return self.ours.latents(list(generations), Unheard(), Clock(CPU))
 
 
 @pytest.fixture(autouse=True)

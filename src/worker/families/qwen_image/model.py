@@ -2,32 +2,25 @@
 
 import hashlib
 import math
-import time
 import weakref
-from collections.abc import Container, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Hashable, Sequence
 from typing import Final
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from worker import log
-from worker.bundle import mending
-from worker.bundle.format import Damaged, adapter_role
-from worker.bundle.obtain import Obtained, obtain
-from worker.bundle.open import shared
-from worker.driver import Gpu
+from worker.bundle.format import Bundle, adapter_role
 from worker.engine import device as devices
 from worker.engine.cache import TensorCache
 from worker.engine.decoded import picture
 from worker.engine.sampler import noise
 from worker.engine.schedule import schedule
-from worker.errors import CudaOutOfMemory, DeviceLost, LoraNotApplied, UnfitHost
-from worker.families import catalogue
-from worker.families.describe import describe
+from worker.errors import LoraNotApplied
+from worker.families.clock import Clock
+from worker.families.memory import check_freed, make_or_retry
+from worker.families.opener import Opener
+from worker.families.pictures import describe
 from worker.families.qwen_image import prompts
 from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.denoising import Conditioning, LatentShape, denoise, stack
@@ -37,10 +30,8 @@ from worker.families.qwen_image.prompts import PromptEncoder, Template
 from worker.families.qwen_image.recipe import RECIPE
 from worker.families.qwen_image.vae import Vae
 from worker.media.picture import Picture
-from worker.seam import Control, Made, Openable, Phase, Served, Unheard
-from worker.settings import Settings
+from worker.seam import Control, Made, Served, Unheard
 from worker.tasks.picture import PictureWish, offer_of, warm_up
-from worker.weights.spec import ModelSpec
 
 FIRST_EDIT: Final = "QwenImageEditPipeline"
 # by diffusers' name of the pipeline class that the checkpoint was published for
@@ -56,8 +47,6 @@ CACHE_BYTES: Final = 64 << 20
 # an output whose aspect is this close to a reference's (natural logarithm of the ratio) shares its
 # size, so that an edit neither shifts nor zooms; rounding to 16 pixels alone moves 1024 by 0.016
 SAME_ASPECT: Final = 0.03
-# text encoders and VAEs that several open models have in common
-_SHARED: Final = shared()
 
 
 def sized(area: int, ratio: float) -> tuple[int, int]:
@@ -68,24 +57,6 @@ def sized(area: int, ratio: float) -> tuple[int, int]:
     width = math.sqrt(area * ratio)
     height = width / ratio
     return max(32, round(width / 32) * 32), max(32, round(height / 32) * 32)
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Milliseconds by phase; a phase ends when the device has finished it."""
-
-    device: torch.device
-    spent: dict[Phase, float]
-
-    @contextmanager
-    def phase(self, name: Phase) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            devices.synchronize(self.device)
-            elapsed = (time.perf_counter() - start) * 1000
-            self.spent[name] = self.spent.get(name, 0.0) + elapsed
 
 
 def _digest(images: Sequence[Image.Image]) -> str:
@@ -136,19 +107,10 @@ class QwenImage:
         self.make([warm_up(self.served)], [Unheard()])
 
     def _made(self, wish: PictureWish, control: Control) -> Made:
-        """Make one picture; after running out of memory once more, with its memory freed first."""
-        try:
-            return self._draw(wish, control)
-        except CudaOutOfMemory:
-            pass  # the failed attempt's tensors live in the exception: leave it before freeing
-        self._cache.clear()
-        devices.free_memory()
-        self._vae.tile(on=True)
-        try:
-            return self._draw(wish, control)
-        finally:
-            self._vae.tile(on=False)
-            devices.free_memory()
+        """Make one picture; after running out of memory again, with less."""
+        return make_or_retry(
+            lambda: self._draw(wish, control), forget=self._cache.clear, tile=self._vae.tile
+        )
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.
@@ -157,13 +119,9 @@ class QwenImage:
         transformer, which is nobody else's, is still held: the next model would not fit.
         """
         self._cache.clear()
-        held = weakref.ref(self._parts.transformer)
+        transformer = weakref.ref(self._parts.transformer)
         del self._parts, self._prompts, self._vae
-        devices.free_memory()
-        if held() is not None:
-            raise DeviceLost(
-                "the memory of a model that gave way was not freed; this worker will be replaced"
-            )
+        check_freed(transformer)
 
     def reference_size(self, image: Image.Image, wish: PictureWish) -> tuple[int, int]:
         """Return the (width, height) at which a reference is encoded.
@@ -176,7 +134,7 @@ class QwenImage:
             return wish.width, wish.height
         return sized(self._area, ratio)
 
-    def latents(self, wishes: Sequence[PictureWish], control: Control, clock: _Clock) -> Tensor:
+    def latents(self, wishes: Sequence[PictureWish], control: Control, clock: Clock) -> Tensor:
         """Return the final packed latents [batch, tokens, channels] of a batch of wishes.
 
         They must agree in everything but prompt, references' pixels and seed.
@@ -221,7 +179,7 @@ class QwenImage:
             )
 
     def _draw(self, wish: PictureWish, control: Control) -> Made:
-        clock = _Clock(self._parts.device, {})
+        clock = Clock(self._parts.device)
         devices.reset_peak(self._parts.device)
         with devices.translated():
             latents = self.latents([wish], control, clock)
@@ -246,7 +204,7 @@ class QwenImage:
             if self._prompts.is_cut(text, references=bool(wish.references))
         )
 
-    def _embed(self, wish: PictureWish, text: str, clock: _Clock) -> Conditioning:
+    def _embed(self, wish: PictureWish, text: str, clock: Clock) -> Conditioning:
         shown = self._shown(wish.references)
         key: Hashable = ("text", text, _digest(shown))
         with clock.phase("text"):
@@ -264,7 +222,7 @@ class QwenImage:
         ]
 
     def _references(
-        self, wishes: Sequence[PictureWish], control: Control, clock: _Clock
+        self, wishes: Sequence[PictureWish], control: Control, clock: Clock
     ) -> tuple[Tensor | None, list[LatentShape]]:
         """Return all references' packed latents [batch, tokens, channels] and their shapes."""
         first = wishes[0]
@@ -286,88 +244,12 @@ class QwenImage:
         return torch.cat(rows), [(1, height // unit, width // unit) for width, height in sizes]
 
 
-def ready(
-    spec: ModelSpec, settings: Settings, gpu: Gpu | None, *, taken: Container[str] = ()
-) -> Openable:
-    """Bring a model's bundle to this machine and return how to open it.
-
-    `gpu` is None on a CPU. A bundle that calls its model by one of the `taken` names keeps the name
-    that MODEL gave it. Raises WeightsUnavailable, VolumeFull, LoraNotApplied, InvalidSettings.
-    """
-    devices.threads_for(_device(gpu))
-    obtained = obtain(spec, RECIPE, settings, gpu, catalogue.CATALOGUE)
-    found = obtained.spec
-    served = describe(
-        replace(found, name=spec.name) if found.name in taken else found,
-        settings,
-        revision=obtained.bundle.revision,
-        precision=obtained.bundle.precision,
-        lightning=obtained.lightning,
-        memory=gpu.total if gpu else None,
-    )
-    return Openable(
-        served,
-        obtained.parts,
-        lambda: _opened(spec, obtained, served, settings, gpu),
-        obtained.facts,
-    )
+def build(parts: Components, served: Served, bundle: Bundle) -> QwenImage:
+    """Return the model of a bundle's open parts."""
+    area = bundle.facts.get("condition_area", CONDITION_AREA)
+    return QwenImage(parts, served, bundle.pipeline, condition_area=area)
 
 
-def _device(gpu: Gpu | None) -> torch.device:
-    return torch.device("cuda" if gpu else "cpu")
-
-
-def prepare(spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Path:
-    """Bring a model's bundle to this machine and return its folder; raises as `ready`."""
-    devices.threads_for(_device(gpu))
-    return obtain(spec, RECIPE, settings, gpu, catalogue.CATALOGUE).folder
-
-
-def _opened(
-    spec: ModelSpec, obtained: Obtained, served: Served, settings: Settings, gpu: Gpu | None
-) -> QwenImage:
-    """Open a bundle: a damaged one once more after mending, one too large with less on the GPU."""
-    start = time.monotonic()
-    device = _device(gpu)
-    try:
-        parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
-    except Damaged as damage:
-        mending.begin(damage, settings.home)
-        obtained = obtain(spec, RECIPE, settings, gpu, catalogue.CATALOGUE, mend=True)
-        try:
-            parts = _placed(obtained.folder, device, settings, offload=obtained.offload)
-        except Damaged as still:
-            raise mending.again(still) from damage
-    mending.done(obtained.folder, settings.home)
-    log.get().info(
-        "model open",
-        model=served.id,
-        precision=served.precision,
-        seconds=round(time.monotonic() - start, 2),
-    )
-    return QwenImage(
-        parts,
-        served,
-        obtained.bundle.pipeline,
-        condition_area=obtained.bundle.facts.get("condition_area", CONDITION_AREA),
-    )
-
-
-def _placed(folder: Path, device: torch.device, settings: Settings, *, offload: bool) -> Components:
-    """Open a bundle on the device; out of memory, once more with the text encoder on the CPU.
-
-    Raises Damaged, LoraNotApplied, UnfitHost.
-    """
-    host = torch.device("cpu")
-    for away in (host,) if offload else (None, host):
-        try:
-            return open_bundle(
-                folder, device, verify=settings.verify, text_encoder_device=away, share=_SHARED
-            )
-        except torch.OutOfMemoryError:
-            devices.free_memory()
-            log.get().warning("out of memory while opening", text_encoder="cpu" if away else "gpu")
-    raise UnfitHost(
-        "the GPU has too little memory for the model even with its text encoder on the CPU: set"
-        " PRECISION_MODE=4bit, or choose a pool with more memory"
-    )
+OPENER: Final = Opener(RECIPE, describe, open_bundle, build)
+ready = OPENER.ready
+prepare = OPENER.prepare

@@ -19,13 +19,13 @@ def open_bundle(
     device: torch.device,
     *,
     verify: Literal["sizes", "full"] = "sizes",
-    text_encoder_device: torch.device | None = None,
+    waiting: torch.device | None = None,
     share: Shared | None = None,
     threads: int = THREADS,
 ) -> Components:
     """Open a bundle with its Lightning LoRAs attached.
 
-    `text_encoder_device` keeps the text encoder elsewhere (offload); `share` lets models have one
+    `waiting` keeps the text encoder elsewhere (offload); `share` lets models have one
     text encoder and VAE. Raises Damaged, LoraNotApplied, FileNotFoundError.
     """
     opening = Opening(
@@ -33,7 +33,7 @@ def open_bundle(
         RECIPE,
         device,
         verify=verify,
-        waiting=text_encoder_device,
+        waiting=waiting,
         share=share,
         threads=threads,
     )
