@@ -102,7 +102,7 @@ def a_tone(folder: Path, **about: int) -> Path:
 
 
 def configured(home: Path, **environ: str) -> Settings:
-    """Return the settings of a worker on a volume, with a hub that nobody can reach."""
+    """Return the settings of a worker on a volume, with a hub that nothing can reach."""
     return settings.read(
         {
             "MODEL_DIR": str(home / "home"),
@@ -252,7 +252,7 @@ def test_a_bundle_that_was_downloaded_says_it_without_a_hub(hub: Hub, tmp_path: 
     assert recognise(resolved("someone/hum-4bit"), configured(tmp_path), BOTH).family == __name__
 
 
-def test_one_family_asks_nobody(tmp_path: Path) -> None:
+def test_one_family_asks_no_one(tmp_path: Path) -> None:
     (spec,) = CATALOGUE.resolve(["someone/hum"], settings.read({}), has_gpu=True)
     assert recognise(spec, configured(tmp_path), CATALOGUE).family == QWEN
     assert recognise(resolved("a-440"), configured(tmp_path), BOTH) == resolved("a-440")

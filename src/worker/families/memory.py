@@ -17,7 +17,7 @@ class Tile(Protocol):
 
 
 def make_or_retry(make: Callable[[], T], *, forget: Callable[[], None], tile: Tile) -> T:
-    """Make something; after running out of memory again, with memory freed and tiling on.
+    """Make something, and after running out of memory retry with memory freed and tiling on.
 
     `forget` drops what is cached. Raises CudaOutOfMemory the second time.
     """
@@ -44,5 +44,5 @@ def check_freed(module: Callable[[], object | None]) -> None:
     devices.free_memory()
     if module() is not None:
         raise DeviceLost(
-            "the memory of a model that gave way was not freed; this worker will be replaced"
+            "the memory of an evicted model was not freed; this worker will be replaced"
         )

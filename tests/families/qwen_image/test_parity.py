@@ -60,14 +60,14 @@ class Pair:
         self.base = self.stock.scheduler
         self._patch_encoder()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft warns of a second adapter beside the first
+            warnings.simplefilter("ignore")  # peft warns of a second adapter next to the first
             for adapter, file in lightning_files(name).items():
                 self.stock.load_lora_weights(file, adapter_name=adapter, use_safetensors=True)
         self.stock.disable_lora()
         self.ours = model(name, parts, kind.__name__)
 
     def _patch_encoder(self) -> None:
-        """Mend a known bug of the stock pipeline: no mm_token_type_ids (diffusers #14194)."""
+        """Fix a known bug of the stock pipeline: no mm_token_type_ids (diffusers #14194)."""
         encoder = self.stock.text_encoder
         forward = encoder.forward
         pad = self.stock.tokenizer.convert_tokens_to_ids("<|image_pad|>")

@@ -91,7 +91,7 @@ class QwenImage:
         self._cache = TensorCache(CACHE_BYTES)
 
     def together(self, wish: PictureWish, other: PictureWish) -> bool:
-        """Return False: every picture has its forwards to itself."""
+        """Return False: each picture has its own forwards."""
         del wish, other
         return False
 
@@ -100,23 +100,23 @@ class QwenImage:
 
         Raises BadPicture, CudaOutOfMemory, DeviceLost, LoraNotApplied, or what a control raises.
         """
-        return [self._made(*pair) for pair in zip(wishes, controls, strict=True)]
+        return [self._make_one(*pair) for pair in zip(wishes, controls, strict=True)]
 
     def warm(self) -> None:
-        """Make one picture of the kind that jobs will ask for; raises as `make`."""
+        """Make one picture of the kind that jobs will request; raises as `make`."""
         self.make([warm_up(self.served)], [Unheard()])
 
-    def _made(self, wish: PictureWish, control: Control) -> Made:
-        """Make one picture; after running out of memory again, with less."""
+    def _make_one(self, wish: PictureWish, control: Control) -> Made:
+        """Make one picture, if need be a second time and with less memory."""
         return make_or_retry(
-            lambda: self._draw(wish, control), forget=self._cache.clear, tile=self._vae.tile
+            lambda: self._attempt(wish, control), forget=self._cache.clear, tile=self._vae.tile
         )
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.
 
-        A text encoder and VAE that another open model shares stay. Raises DeviceLost when the
-        transformer, which is nobody else's, is still held: the next model would not fit.
+        A text encoder and VAE that another open model shares stay. Raises DeviceLost when
+        something still refers to the transformer, which no other model uses.
         """
         self._cache.clear()
         transformer = weakref.ref(self._parts.transformer)
@@ -142,14 +142,14 @@ class QwenImage:
         first, parts = wishes[0], self._parts
         name = adapter_role(first.steps) if first.lightning else None
         if name is not None and name not in parts.adapters.held:
-            raise LoraNotApplied(f"no Lightning LoRA for {first.steps} steps is held")
+            raise LoraNotApplied(f"no Lightning LoRA for {first.steps} steps is loaded")
         parts.adapters.use(name)
 
         prompt = stack([self._embed(w, w.prompt, clock) for w in wishes])
         negative = None
         if first.negative_prompt is not None and first.true_cfg_scale > 1:
-            unwanted = first.negative_prompt
-            negative = stack([self._embed(w, unwanted, clock) for w in wishes])
+            text = first.negative_prompt
+            negative = stack([self._embed(w, text, clock) for w in wishes])
         control.report("text", 1, 1)
 
         references, shapes = self._references(wishes, control, clock)
@@ -178,7 +178,7 @@ class QwenImage:
                 on_step=lambda done, of: control.report("denoise", done, of),
             )
 
-    def _draw(self, wish: PictureWish, control: Control) -> Made:
+    def _attempt(self, wish: PictureWish, control: Control) -> Made:
         clock = Clock(self._parts.device)
         devices.reset_peak(self._parts.device)
         with devices.translated():
@@ -190,11 +190,11 @@ class QwenImage:
             Picture(image, wish.final),
             clock.spent,
             peak_vram_mb=devices.peak_mb(self._parts.device),
-            warnings=self._cut(wish),
+            warnings=self._warnings(wish),
         )
 
-    def _cut(self, wish: PictureWish) -> tuple[str, ...]:
-        """Say which of the texts that were used is longer than what was used of it."""
+    def _warnings(self, wish: PictureWish) -> tuple[str, ...]:
+        """Return a warning for each text that was used and cut."""
         texts = {"prompt": wish.prompt}
         if wish.negative_prompt is not None and wish.true_cfg_scale > 1:
             texts["negative prompt"] = wish.negative_prompt
@@ -205,7 +205,7 @@ class QwenImage:
         )
 
     def _embed(self, wish: PictureWish, text: str, clock: Clock) -> Conditioning:
-        shown = self._shown(wish.references)
+        shown = self._resize(wish.references)
         key: Hashable = ("text", text, _digest(shown))
         with clock.phase("text"):
             embeds = self._cache.get(
@@ -213,8 +213,8 @@ class QwenImage:
             )
         return Conditioning(embeds.to(self._parts.device, self._parts.dtype))
 
-    def _shown(self, references: Sequence[Image.Image]) -> list[Image.Image]:
-        """Resize references to what the text encoder shall see."""
+    def _resize(self, references: Sequence[Image.Image]) -> list[Image.Image]:
+        """Resize references to what the text encoder sees."""
         area = self._area if self._pipeline == FIRST_EDIT else self._condition_area
         return [
             image.resize(sized(area, image.width / image.height), Image.Resampling.LANCZOS)

@@ -25,8 +25,9 @@ def open_bundle(
 ) -> Components:
     """Open a bundle with its Lightning LoRAs attached.
 
-    `waiting` keeps the text encoder elsewhere (offload); `share` lets models have one
-    text encoder and VAE. Raises Damaged, LoraNotApplied, FileNotFoundError.
+    `waiting` is the device of the text encoder where it is another one (offload); models that are
+    opened with one `share` have their text encoder and VAE in common. Raises Damaged,
+    LoraNotApplied, FileNotFoundError.
     """
     opening = Opening(
         folder,
@@ -38,7 +39,7 @@ def open_bundle(
         threads=threads,
     )
     with opening as parts:
-        # What is called here imports for seconds; the readers' threads work meanwhile.
+        # These calls import for seconds, while the readers' threads work.
         transformer = parts.bare("transformer")
         modulation = RowModulation(transformer, rows.table(parts.mapped("transformer")), device)
         parts.fill("transformer", transformer)
