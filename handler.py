@@ -1,6 +1,6 @@
 """RunPod's door: boot the worker, then serve its jobs. Nothing heavy is imported before main().
 
-A job is {"input": {"prompt": "a cat with a hat"}}; beside the prompt may stand, for example,
+A job is {"input": {"prompt": "a cat with a hat"}}; next to the prompt it may have, for example,
     "images": ["https://..."]                    up to three pictures to edit, or base64
     "size": "1024x1024", "num_images": 2, "seed": 42, "num_inference_steps": 8
     "output_format": "webp", "response_format": "url"

@@ -14,7 +14,7 @@ from worker import boot, preflight, settings
 from worker.driver import Gpu
 from worker.errors import InvalidSettings, UnfitHost
 from worker.families.catalogue import CATALOGUE
-from worker.families.describe import describe
+from worker.families.pictures import describe
 from worker.media.picture import Picture
 from worker.preflight import Finding
 from worker.seam import Control, Made, Openable, Served, Unheard
@@ -31,7 +31,7 @@ def lightning(name: str, **environ: str) -> tuple[int, ...]:
     return list_lightning_steps(SPECS[name], settings.read(environ))
 
 
-def test_eight_steps_are_held_unless_told_otherwise() -> None:
+def test_eight_steps_are_loaded_unless_set_otherwise() -> None:
     """Published models hold one LoRA by default, the embedded pair both; the first is default."""
     assert lightning("qwen-image") == (8,)
     assert lightning("tiny-edit") == (8, 4)
@@ -71,7 +71,7 @@ def test_the_largest_picture_follows_the_memory(memory: int | None, side: int) -
 
 def test_a_model_takes_as_many_references_as_it_and_the_settings_allow() -> None:
     spec = SPECS["qwen-image-edit-2511"]
-    for most, told in (("1", 1), ("2", 2), ("3", 3)):
+    for most, expected in (("1", 1), ("2", 2), ("3", 3)):
         given = describe(
             spec,
             settings.read({"MAX_INPUT_IMAGES": most}),
@@ -80,7 +80,7 @@ def test_a_model_takes_as_many_references_as_it_and_the_settings_allow() -> None
             lightning=(4, 8),
             memory=80 * GB,
         )
-        assert offer_of(given).max_references == told
+        assert offer_of(given).max_references == expected
     first = describe(
         SPECS["qwen-image-edit"],
         settings.read({}),
@@ -111,12 +111,12 @@ def test_a_small_model_makes_no_large_pictures() -> None:
     assert offer_of(given).max_pixels == 4 * 96 * 96
 
 
-class Told:
-    """A model that keeps what it is told to draw."""
+class Recording:
+    """A model that keeps its wishes."""
 
     def __init__(self, served: Served) -> None:
         self.served = served
-        self.told: list[PictureWish] = []
+        self.wishes: list[PictureWish] = []
 
     def together(self, wish: PictureWish, other: PictureWish) -> bool:
         """Share no forward."""
@@ -127,7 +127,7 @@ class Told:
         """Draw next to nothing."""
         for wish, control in zip(wishes, controls, strict=True):
             control.report("denoise", 1, wish.steps)
-        self.told += wishes
+        self.wishes += wishes
         return [Made(Picture(Image.new("RGB", (1, 1))), timings_ms={}) for _ in wishes]
 
     def warm(self) -> None:
@@ -142,21 +142,21 @@ class Told:
     ("area", "side"), [(1024 * 1024, 1024), (1328 * 1328, 1312), (96 * 96, 96), (40 * 40, 64)]
 )
 def test_a_warm_up_draws_at_the_models_own_size(area: int, side: int) -> None:
-    model = Told(offering(EDIT, area=area))
+    model = Recording(offering(EDIT, area=area))
     model.warm()
-    (told,) = model.told
-    assert (told.width, told.height) == (side, side)
-    assert [reference.size for reference in told.references] == [(side, side)]
+    (wish,) = model.wishes
+    assert (wish.width, wish.height) == (side, side)
+    assert [reference.size for reference in wish.references] == [(side, side)]
 
 
 def test_a_warm_up_is_of_the_kind_that_jobs_will_be() -> None:
-    """An edit where the model can, Lightning where it is held; two steps show all else."""
-    edit, image = Told(EDIT), Told(offering(IMAGE, lightning_steps=()))
+    """An edit where the model can, Lightning where it is loaded; else two steps."""
+    edit, image = Recording(EDIT), Recording(offering(IMAGE, lightning_steps=()))
     edit.warm()
     image.warm()
-    assert replace(edit.told[0], references=()) == PictureWish(
+    assert replace(edit.wishes[0], references=()) == PictureWish(
         task="edit",
-        prompt=edit.told[0].prompt,
+        prompt=edit.wishes[0].prompt,
         negative_prompt=None,
         references=(),
         width=1024,
@@ -166,10 +166,10 @@ def test_a_warm_up_is_of_the_kind_that_jobs_will_be() -> None:
         lightning=True,
         seed=0,
     )
-    (told,) = image.told
-    assert (told.task, told.steps, told.lightning) == ("text-to-image", 2, False)
-    assert told.references == ()
-    assert edit.told[0].references[0].mode == "RGB"
+    (wish,) = image.wishes
+    assert (wish.task, wish.steps, wish.lightning) == ("text-to-image", 2, False)
+    assert wish.references == ()
+    assert edit.wishes[0].references[0].mode == "RGB"
 
 
 @pytest.fixture
@@ -182,14 +182,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
         ready=lambda spec, *_, **__: openable(spec.name),
         prepare=lambda spec, chosen, _: chosen.home / spec.name,
     )
-    monkeypatch.setattr(boot, "family", lambda _: opened)
+    monkeypatch.setattr(boot, "import_family", lambda _: opened)
     return found
 
 
 def openable(name: str) -> Openable:
     """Describe a model that can be opened at once."""
     served = replace(offering(EDIT, area=64 * 64), id=name)
-    return Openable(served, {name: 1}, lambda: Told(served))
+    return Openable(served, {name: 1}, lambda: Recording(served))
 
 
 def started(tmp_path: Path, **environ: str) -> list[Any]:

@@ -58,7 +58,7 @@ def environ(tmp_path: Path, hub: Hub) -> dict[str, str]:
 
 
 def started(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Start a worker and return what op=health tells of its one model."""
+    """Start a worker and return what op=health reports about its one model."""
     facts: Any = boot.boot(settings.read(environ)).health()["models"]
     (only,) = facts.values()
     return dict(only)
@@ -99,7 +99,7 @@ def test_from_an_empty_volume_to_warm_and_then_without_the_hub(
     assert (first["source"], first["resident"]) == ("hub", True)
     assert set(first["not_used"]) == {"MODEL_DIR", "MODEL_PATH", "RunPod cache", "image"}
     before = parts_of(environ)
-    hub.branches.clear()  # whoever asks now learns nothing
+    hub.branches.clear()  # from now on it answers nothing
     hub.commits.clear()
     second = started(environ)
     assert second["source"] == "MODEL_DIR"
@@ -132,8 +132,8 @@ def test_a_catalogue_name_finds_its_lora_in_its_own_repository(
     """Lightning comes from where the catalogue says, and only the counts asked for are fetched."""
     environ |= {"MODEL": "qwen-image-edit-2511", "LIGHTNING_STEPS": "4"}
     (folder,) = boot.prepare(settings.read(environ))
-    held = layout.read_bundle(folder).lightning
-    assert {n: (lora.repository, lora.filename) for n, lora in held.items()} == {
+    loras = layout.read_bundle(folder).lightning
+    assert {n: (lora.repository, lora.filename) for n, lora in loras.items()} == {
         4: (LORAS, LORA.format(4))
     }
     assert not hub.requests("bytes", f"*{LORA.format(8)}")
@@ -188,7 +188,7 @@ def test_a_pushed_bundle_is_a_model(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Prepare here, push, and serve it elsewhere without preparing; the picture is the same."""
-    # Xet is a storage of its own; the loopback hub speaks LFS, as mirrors do
+    # Xet is separate storage; the loopback hub speaks LFS, as mirrors do
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
     hub.tokens[TOKEN] = set()
     picture = drawn({**environ, "PRECISION_MODE": "4bit"})
@@ -209,14 +209,14 @@ def test_a_pushed_bundle_is_a_model(
 
 
 def test_a_fused_lora_serves_itself_and_nothing_else(environ: dict[str, str]) -> None:
-    """LIGHTNING_FUSED bakes the one count in; the adapter beside the base gives nearly the same."""
+    """LIGHTNING_FUSED bakes the one count in; a separate adapter gives nearly the same."""
     fused = drawn({**environ, "LIGHTNING_FUSED": "true", "LIGHTNING_STEPS": "8"})
-    beside = drawn(environ)
-    worst = max(abs(a - b) for a, b in zip(fused, beside, strict=True))
-    assert 0 < worst < 64  # bf16 weights round once more; random weights magnify it
+    separate = drawn(environ)
+    worst = max(abs(a - b) for a, b in zip(fused, separate, strict=True))
+    assert 0 < worst < 64  # bf16 weights are rounded again; random weights magnify it
 
 
-def test_a_gated_model_is_for_the_operator_to_mend(hub: Hub, environ: dict[str, str]) -> None:
+def test_a_gated_model_is_for_the_operator_to_fix(hub: Hub, environ: dict[str, str]) -> None:
     """Trying again cannot help: the message says to accept the licence and set HF_TOKEN."""
     hub.gated.add("someone/small-edit")
     with pytest.raises(WeightsUnavailable, match="HF_TOKEN") as caught:

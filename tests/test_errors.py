@@ -35,7 +35,7 @@ def tree(kind: type[WorkerError]) -> list[type[WorkerError]]:
 
 # Only those of errors.py: a test may define more.
 KINDS = [kind for kind in tree(WorkerError) if kind.__module__ == errors.__name__]
-# Kinds of a passing fault that do not pass, and whose they are to mend.
+# Kinds of a passing fault that do not pass, and who has to fix them.
 FINAL: dict[type[WorkerError], str] = {
     errors.ImageNotThere: "bad_request",
     errors.DeliveryRefused: "bad_request",
@@ -58,7 +58,7 @@ def test_an_error_has_a_type_and_keeps_its_message(kind: type[WorkerError]) -> N
     assert kind.__doc__ != WorkerError.__doc__
 
 
-def test_what_the_caller_must_mend_is_never_retryable_and_what_passes_is() -> None:
+def test_what_the_caller_must_fix_is_never_retryable_and_what_passes_is() -> None:
     assert not any(kind.retryable for kind in RAISED if issubclass(kind, BadRequest))
     passing = [kind for kind in RAISED if issubclass(kind, Transient) and kind not in FINAL]
     assert all(kind.retryable and kind.error_type == "transient" for kind in passing)

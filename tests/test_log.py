@@ -187,12 +187,12 @@ def test_six_characters_may_be_a_secret() -> None:
 def test_a_secret_is_hidden_however_it_is_written(secret: str) -> None:
     log.hide(secret)
     for written in (secret, quote(secret, safe=""), json.dumps(secret), repr(secret)):
-        told = log.redact(f"<{written}>")
-        assert "[hidden]" in told
-        assert written not in told
+        shown = log.redact(f"<{written}>")
+        assert "[hidden]" in shown
+        assert written not in shown
 
 
-def test_the_longer_of_two_secrets_is_hidden_whole() -> None:
+def test_the_longer_of_two_secrets_is_hidden_completely() -> None:
     log.hide("secret", "secret-and-more")
     assert log.redact("secret-and-more") == "[hidden]"
 
@@ -203,7 +203,7 @@ def test_a_text_is_cut_after_20000_characters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "shown"),
     [
         ({"token": "x", "n": 1.5}, {"token": "[hidden]", "n": 1.5}),
         ({"Password": ""}, {"Password": ""}),
@@ -216,8 +216,8 @@ def test_a_text_is_cut_after_20000_characters() -> None:
         (True, True),
     ],
 )
-def test_values_keep_their_shape(value: object, told: object) -> None:
-    assert log.redact(value) == told
+def test_values_keep_their_shape(value: object, shown: object) -> None:
+    assert log.redact(value) == shown
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING", "ERROR"])
@@ -229,9 +229,9 @@ def test_a_level_lets_through_itself_and_what_is_above(
     for name in names:
         getattr(log.get(), name)(name)
         getattr(logging.getLogger("some.library"), name)(name)
-    told = lines(capsys)
-    ours = [line["event"] for line in told if "logger" not in line]
-    theirs = [line["event"] for line in told if line.get("logger") == "some.library"]
+    shown = lines(capsys)
+    ours = [line["event"] for line in shown if "logger" not in line]
+    theirs = [line["event"] for line in shown if line.get("logger") == "some.library"]
     assert ours == names[names.index(level.lower()) :]
     assert theirs == names[max(2, names.index(level.lower())) :]
 

@@ -57,10 +57,10 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def test_the_driver_is_read_through_nvml_and_let_go() -> None:
     nvml = Nvml("580.95.05", 13000, [RTX_4090, T4])
-    told = driver.ask(nvml.load)
-    assert told is not None
-    assert told == driver.Driver("580.95.05", (13, 0), (driver.Gpu(*RTX_4090), driver.Gpu(*T4)))
-    assert told.branch == 580
+    answer = driver.ask(nvml.load)
+    assert answer is not None
+    assert answer == driver.Driver("580.95.05", (13, 0), (driver.Gpu(*RTX_4090), driver.Gpu(*T4)))
+    assert answer.branch == 580
     assert nvml.open == 0
 
 
@@ -138,7 +138,7 @@ def test_a_card_too_small_for_a_full_model_is_advised_against_but_serves_the_emb
     assert on(nvml, MODEL="tiny")["vram"].level == "ok"
 
 
-def test_memory_held_by_another_process_is_named(on: Machine) -> None:
+def test_memory_used_by_another_process_is_named(on: Machine) -> None:
     full = (*RTX_4090[:3], 2_000_000_000)
     found = on(Nvml("580.95.05", 13000, [full]))["vram"]
     assert found.level == "advice"
@@ -271,14 +271,14 @@ def test_no_lock_holds_a_version_known_to_be_bad() -> None:
 
 def test_what_is_installed_is_what_the_locks_say() -> None:
     """The locks resolve for this Python and platform, which are the image's own."""
-    wanted = {}
+    pinned = {}
     for lock in LOCKS:
         for line in re.findall(r"^([a-z0-9][^\\\n]*==[^\\\n]*)", lock.read_text(), re.MULTILINE):
             requirement = Requirement(line)
             if requirement.marker is None or requirement.marker.evaluate():
-                wanted[requirement.name] = requirement.specifier
-    assert len(wanted) > 100
-    for name, specifier in wanted.items():
+                pinned[requirement.name] = requirement.specifier
+    assert len(pinned) > 100
+    for name, specifier in pinned.items():
         version = versions.installed(name)
         assert version is not None, name
         assert specifier.contains(version.public, prereleases=True), name
@@ -295,12 +295,12 @@ def test_the_doctor_prints_json_and_succeeds_on_this_machine() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "worker", "doctor", "--json"], capture_output=True, check=False
     )
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["ok"]) == (0, True)
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["ok"]) == (0, True)
     assert {"python", "torch", "model", "gpu", "memory", "disk"} <= {
-        finding["check"] for finding in told["findings"]
+        finding["check"] for finding in answer["findings"]
     }
-    assert all(set(f) == {"check", "level", "found", "change"} for f in told["findings"])
+    assert all(set(f) == {"check", "level", "found", "change"} for f in answer["findings"])
 
 
 def test_the_doctor_fails_with_the_reason(
@@ -311,7 +311,7 @@ def test_the_doctor_fails_with_the_reason(
     assert re.search(r"^fatal +model", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_wrong_settings_are_told_in_one_line(
+def test_wrong_settings_are_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DOWNLOAD_WORKERS", "many")
@@ -342,17 +342,17 @@ def test_only_fatal_findings_are_fatal() -> None:
 def test_the_newest_cuda_of_a_driver_is_a_major_and_a_minor(
     cuda: int, newest: tuple[int, int]
 ) -> None:
-    told = driver.ask(Nvml("580.95.05", cuda, []).load)
-    assert told is not None
-    assert (told.cuda, told.gpus) == (newest, ())
+    answer = driver.ask(Nvml("580.95.05", cuda, []).load)
+    assert answer is not None
+    assert (answer.cuda, answer.gpus) == (newest, ())
 
 
 def test_names_are_read_as_long_as_nvml_may_write_them() -> None:
     """nvml.h: 80 bytes for a version, 96 for a name, with the zero at the end."""
     nvml = Nvml("5" * 79, 13000, [("N" * 95, *RTX_4090[1:])])
-    told = driver.ask(nvml.load)
-    assert told is not None
-    assert (told.version, told.gpus[0].name) == ("5" * 79, "N" * 95)
+    answer = driver.ask(nvml.load)
+    assert answer is not None
+    assert (answer.version, answer.gpus[0].name) == ("5" * 79, "N" * 95)
 
 
 @pytest.mark.parametrize(
@@ -455,8 +455,8 @@ def test_a_full_model_is_prepared_in_10_gb_of_what_the_container_may_use(
     found: str,
 ) -> None:
     machine_of(monkeypatch, pages=pages, limit=limit)
-    told = on(None)["memory"]
-    assert (told.level, told.found) == (level, found)
+    answer = on(None)["memory"]
+    assert (answer.level, answer.found) == (level, found)
     assert on(None, MODEL="tiny")["memory"].level == "ok"
 
 
@@ -477,7 +477,7 @@ def test_the_limit_of_a_container_is_a_number_or_none(monkeypatch: pytest.Monkey
     assert holding(None) is None
 
 
-def test_a_disk_is_judged_at_its_reserve(
+def test_a_disk_is_checked_at_its_reserve(
     on: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for free, reserve, level in (
@@ -492,7 +492,7 @@ def test_a_disk_is_judged_at_its_reserve(
     assert "asks for 3.1 GB" in found.change
 
 
-def test_a_bucket_is_told(on: Machine) -> None:
+def test_a_bucket_is_reported(on: Machine) -> None:
     bucket = {"BUCKET_ACCESS_KEY_ID": "a-key-id", "BUCKET_SECRET_ACCESS_KEY": "a-secret"}
     assert on(None)["bucket"].found == "none"
     named = {**bucket, "BUCKET_ENDPOINT_URL": "https://s.example", "BUCKET_NAME": "b"}
@@ -500,7 +500,7 @@ def test_a_bucket_is_told(on: Machine) -> None:
     assert (found.level, found.found) == ("ok", "pictures go to it")
 
 
-def test_python_is_told_by_its_three_numbers(on: Machine) -> None:
+def test_python_is_reported_by_its_three_numbers(on: Machine) -> None:
     assert on(None)["python"].found == ".".join(map(str, sys.version_info[:3]))
 
 
@@ -528,11 +528,11 @@ def test_a_package_is_missing_bad_untested_or_right(
     real = versions.installed
     given = None if version is None else Version(version)
     monkeypatch.setattr(versions, "installed", lambda p: given if p == package else real(p))
-    told = on(None).get(package)
+    answer = on(None).get(package)
     if level is None:
-        assert told is None
+        assert answer is None
     else:
-        assert told == Finding(package, level, found, change)  # type: ignore[arg-type] # a level
+        assert answer == Finding(package, level, found, change)  # type: ignore[arg-type] # a level
 
 
 @pytest.mark.parametrize(
@@ -548,7 +548,7 @@ def test_a_package_is_missing_bad_untested_or_right(
         ((None, "0.28.0"), None),
     ],
 )
-def test_a_pair_of_torch_and_torchvision_is_judged_where_both_are_there(
+def test_a_pair_of_torch_and_torchvision_is_checked_where_both_are_there(
     on: Machine,
     monkeypatch: pytest.MonkeyPatch,
     made: tuple[str | None, str | None],
@@ -560,8 +560,8 @@ def test_a_pair_of_torch_and_torchvision_is_judged_where_both_are_there(
         for name, text in zip(("torch", "torchvision"), made, strict=True)
     }
     monkeypatch.setattr(versions, "installed", lambda p: given[p] if p in given else real(p))
-    told = on(None).get("torch and torchvision")
-    assert (told and told.change) == words
+    answer = on(None).get("torch and torchvision")
+    assert (answer and answer.change) == words
 
 
 def test_what_is_not_installed_has_no_version() -> None:
@@ -584,7 +584,7 @@ def test_what_is_not_installed_has_no_version() -> None:
         ("filelock", "3.20.2", "3.20.3"),
     ],
 )
-def test_a_version_is_bad_up_to_the_one_that_mends_it(package: str, bad: str, good: str) -> None:
+def test_a_version_is_bad_up_to_the_one_that_fixes_it(package: str, bad: str, good: str) -> None:
     assert versions.known_bad(package, Version(bad)) is not None
     assert versions.known_bad(package, Version(good)) is None
     assert versions.known_bad(f"not-{package}", Version(bad)) is None
@@ -624,20 +624,20 @@ def test_the_doctor_prints_a_line_for_each_finding(
     ]
     found.append(Finding("disk", "fatal", "none"))
     assert main(["doctor", "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told == {"ok": False, "findings": [finding.as_json() for finding in found]}
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == {"ok": False, "findings": [finding.as_json() for finding in found]}
 
 
 def test_push_refuses_a_folder_without_a_bundle(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["push", str(tmp_path), "me/x"]) == 1
-    told = "WEIGHTS_UNAVAILABLE: push: the folder holds no bundle (no manifest.json)\n"
-    assert capsys.readouterr().err.endswith(told)
+    answer = "WEIGHTS_UNAVAILABLE: push: the folder holds no bundle (no manifest.json)\n"
+    assert capsys.readouterr().err.endswith(answer)
 
 
 @pytest.mark.parametrize("words", [[], ["heal"], ["push", "only-one"], ["prepare"]])
-def test_a_command_that_is_not_whole_ends_with_its_usage(
+def test_a_command_that_is_incomplete_ends_with_its_usage(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -652,6 +652,6 @@ def test_run_refuses_a_wrong_environment_as_handler_py_does(
     monkeypatch.delenv("RUNPOD_WEBHOOK_GET_JOB", raising=False)
     monkeypatch.setenv("MAX_PIXELS", "many")
     assert main(["run"]) == 1
-    told = json.loads(capfd.readouterr().err.splitlines()[-1])
-    assert (told["event"], told["error_code"]) == ("start failed", "WORKER_NOT_READY")
-    assert told["reason"].startswith("MAX_PIXELS: ")
+    answer = json.loads(capfd.readouterr().err.splitlines()[-1])
+    assert (answer["event"], answer["error_code"]) == ("start failed", "WORKER_NOT_READY")
+    assert answer["reason"].startswith("MAX_PIXELS: ")

@@ -1,4 +1,4 @@
-"""Models stay in memory while they fit; else the least recently used gives way."""
+"""Models stay in memory while they fit; else the least recently used is evicted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -38,7 +38,7 @@ class Shelf:
 
 @dataclass
 class Recorded:
-    """A model that tells the shelf when it is released."""
+    """A model that notes on the shelf when it is released."""
 
     served: Served
     shelf: Shelf
@@ -58,7 +58,7 @@ class Recorded:
         """Have nothing to load."""
 
     def release(self) -> None:
-        """Tell the shelf."""
+        """Note it on the shelf."""
         self.shelf.events.append(f"release {self.served.id}")
 
 
@@ -72,7 +72,7 @@ def test_models_that_fit_are_opened_once_and_stay() -> None:
     assert shelf.events == ["open a", "open b"]
 
 
-def test_the_least_recently_used_gives_way() -> None:
+def test_the_least_recently_used_is_evicted() -> None:
     """Room for two: the third replaces the one not used since, freed before the next is opened."""
     shelf = Shelf()
     models = Residency([shelf.openable(n, 5) for n in "abc"], budget=10)
@@ -114,7 +114,7 @@ def test_a_model_that_is_not_served_is_named() -> None:
         models.take("z")
 
 
-def test_models_are_told_in_their_order_with_where_they_came_from() -> None:
+def test_models_are_reported_in_their_order_with_where_they_came_from() -> None:
     shelf = Shelf()
     pair = [replace(shelf.openable(n, 5), facts={"source": n * 2}) for n in "ba"]
     models = Residency(pair, budget=5)

@@ -1,4 +1,4 @@
-"""The environment: read once, every wrong variable told at once, no value repeated."""
+"""The environment: read once, every wrong variable reported at once, no value repeated."""
 
 import ipaddress
 import os
@@ -100,7 +100,7 @@ QUOTES = ['"{}"', "'{}'", ' "{}" ', '" {} "', "\t'{}'\n"]
 
 @pytest.mark.parametrize("quotes", QUOTES)
 @pytest.mark.parametrize("name", VALUES)
-def test_one_pair_of_quotes_around_a_whole_value_is_taken_off(name: str, quotes: str) -> None:
+def test_one_pair_of_quotes_around_a_value_is_taken_off(name: str, quotes: str) -> None:
     given, expected = VALUES[name]
     assert getattr(settings.read({name: quotes.format(given)}), name.lower()) == expected
 
@@ -174,7 +174,7 @@ def test_a_token_is_read_however_it_was_copied(name: str, written: str, tmp_path
         "Bearer a b",
     ],
 )
-def test_what_can_be_no_token_is_told_without_it(written: str) -> None:
+def test_what_can_be_no_token_is_reported_without_it(written: str) -> None:
     assert faults(HF_TOKEN=written) == {
         "HF_TOKEN": "must be a token alone, as in hf_...: no blanks, no quotes, ASCII only"
     }
@@ -188,7 +188,7 @@ def test_a_variable_goes_before_the_file_of_a_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["nothing", "folder", "pipe", "binary", "~nobody-here/x"])
-def test_a_token_file_that_cannot_be_read_is_told_without_its_path(
+def test_a_token_file_that_cannot_be_read_is_reported_without_its_path(
     what: str, tmp_path: Path
 ) -> None:
     (tmp_path / "folder").mkdir()
@@ -201,7 +201,7 @@ def test_a_token_file_that_cannot_be_read_is_told_without_its_path(
 
 
 @pytest.mark.parametrize("content", ["", "\n", "hf a", "h" * 4097, "h" * 4000 + " " * 100])
-def test_a_token_file_without_a_token_is_told_by_its_name(content: str, tmp_path: Path) -> None:
+def test_a_token_file_without_a_token_is_reported_by_its_name(content: str, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(content)
     assert set(faults(HF_TOKEN_PATH=str(tmp_path / "token"))) == {"HF_TOKEN_PATH"}
 
@@ -243,8 +243,8 @@ def test_the_cache_of_the_hub_is_where_it_is_said_to_be() -> None:
 )
 def test_a_path_may_begin_with_the_home(name: str) -> None:
     assert getattr(settings.read({name: "~/x"}), name.lower()) == Path.home() / "x"
-    told = faults(**{name: "~nobody-here/x"})
-    assert told == {name: "must be a path; ~ stands for no home here"}
+    reported = faults(**{name: "~nobody-here/x"})
+    assert reported == {name: "must be a path; ~ stands for no home here"}
 
 
 # A wrong value for every variable that can be wrong.
@@ -285,7 +285,7 @@ WRONG = {
 }
 
 
-def test_all_wrong_variables_are_told_at_once() -> None:
+def test_all_wrong_variables_are_reported_at_once() -> None:
     assert set(faults(**WRONG)) == set(WRONG)
 
 
@@ -308,9 +308,9 @@ def test_a_fault_names_the_variable_that_was_set() -> None:
     assert set(faults(RUNPOD_LOG_LEVEL="loud")) == {"RUNPOD_LOG_LEVEL"}
 
 
-def test_half_a_bucket_is_told_beside_the_other_faults() -> None:
-    told = faults(BUCKET_ENDPOINT_URL="https://bucket.example", MAX_PIXELS="x")
-    assert set(told) == {"MAX_PIXELS", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"}
+def test_half_a_bucket_is_reported_with_the_other_faults() -> None:
+    reported = faults(BUCKET_ENDPOINT_URL="https://bucket.example", MAX_PIXELS="x")
+    assert set(reported) == {"MAX_PIXELS", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"}
 
 
 @pytest.mark.parametrize(
@@ -318,11 +318,11 @@ def test_half_a_bucket_is_told_beside_the_other_faults() -> None:
     [("BUCKET_SESSION_TOKEN", "token"), ("BUCKET_PUBLIC_URL", "https://pictures.example")],
 )
 def test_what_belongs_to_a_bucket_needs_one(name: str, value: str) -> None:
-    told = faults(**{name: value})
-    assert set(told) == {
+    reported = faults(**{name: value})
+    assert set(reported) == {
         f"BUCKET_{key}" for key in ("ENDPOINT_URL", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY")
     }
-    assert all(message == f"is needed beside {name}" for message in told.values())
+    assert all(message == f"is required with {name}" for message in reported.values())
 
 
 @pytest.mark.parametrize("value", ["pictures.example", "ftp://x.example", "https://x.example/#a"])
@@ -401,7 +401,7 @@ def test_the_validity_of_a_pictures_url_is_a_minute_to_a_week() -> None:
 
 
 def test_every_default_is_what_readme_says() -> None:
-    """As a value where nothing is set, beside the words of the table."""
+    """As a value where nothing is set, next to the words of the table."""
     read = settings.read({})
     words = {row.names[0]: row.default for row in settings.table()}
     for name, value, word in (
@@ -532,8 +532,8 @@ def test_an_address_has_a_host_and_no_user(address: str, *, is_right: bool) -> N
     if is_right:
         assert settings.read({"HF_ENDPOINT": address}).hf_endpoint == address
     else:
-        told = {"HF_ENDPOINT": "must be an https:// address without a user name"}
-        assert faults(HF_ENDPOINT=address) == told
+        reported = {"HF_ENDPOINT": "must be an https:// address without a user name"}
+        assert faults(HF_ENDPOINT=address) == reported
 
 
 def test_the_home_of_weights_is_the_volume_where_there_is_one(
@@ -562,15 +562,15 @@ def test_where_we_run_is_known_in_a_wrong_environment(monkeypatch: pytest.Monkey
     assert settings.where_we_run().max_pixels is None
 
 
-def test_half_a_bucket_is_told_by_the_first_that_is_there() -> None:
+def test_half_a_bucket_is_reported_by_the_first_that_is_there() -> None:
     assert faults(BUCKET_SECRET_ACCESS_KEY="verysecret", BUCKET_SESSION_TOKEN="token-x") == {
-        "BUCKET_ENDPOINT_URL": "is needed beside BUCKET_SECRET_ACCESS_KEY",
-        "BUCKET_ACCESS_KEY_ID": "is needed beside BUCKET_SECRET_ACCESS_KEY",
+        "BUCKET_ENDPOINT_URL": "is required with BUCKET_SECRET_ACCESS_KEY",
+        "BUCKET_ACCESS_KEY_ID": "is required with BUCKET_SECRET_ACCESS_KEY",
     }
     assert settings.read(BUCKET).bucket_endpoint_url == "https://bucket.example"
 
 
-def test_the_faults_of_a_fused_lora_are_told_together() -> None:
+def test_the_faults_of_a_fused_lora_are_reported_together() -> None:
     wrong = {"LIGHTNING_FUSED": "1", "LIGHTNING_STEPS": "8,4", "USE_LIGHTNING_LORA": "0"}
     with pytest.raises(InvalidSettings) as refused:
         settings.read(wrong)
@@ -595,7 +595,7 @@ def test_a_token_of_a_file_is_kept_out_of_the_log(tmp_path: Path) -> None:
     assert log.redact("with hf_fromTheFile") == "with [hidden]"
 
 
-def test_a_wrong_token_in_a_file_is_told_by_the_file(tmp_path: Path) -> None:
+def test_a_wrong_token_in_a_file_is_reported_by_the_file(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("two words\n")
-    told = faults(HF_TOKEN_PATH=str(tmp_path / "token"))
-    assert told["HF_TOKEN_PATH"].startswith("must be a token alone")
+    reported = faults(HF_TOKEN_PATH=str(tmp_path / "token"))
+    assert reported["HF_TOKEN_PATH"].startswith("must be a token alone")

@@ -49,7 +49,7 @@ def code(*words: object) -> str:
 
 def input_table() -> str:
     """Return the job input's fields."""
-    rows = ((code(r.name), code(*r.aliases), r.accepts, r.default) for r in registry.table())
+    rows = ((code(r.name), code(*r.aliases), r.accepts, r.default) for r in registry.list_fields())
     return markdown(("field", "aliases", "type, limits", "default"), rows)
 
 

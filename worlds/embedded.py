@@ -1,7 +1,7 @@
 """What a worker with the embedded models serves, without opening them."""
 
 from worker.families.catalogue import CATALOGUE
-from worker.families.describe import describe
+from worker.families.pictures import describe
 from worker.seam import Served
 from worker.settings import Settings
 from worker.weights.spec import list_lightning_steps

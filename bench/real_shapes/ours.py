@@ -18,14 +18,15 @@ from worker.engine import device as gpu
 from worker.engine.decoded import make_picture
 from worker.engine.lora import Adapters
 from worker.engine.quantise import Precision
+from worker.families.clock import Clock
 from worker.families.qwen_image import rows
 from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.lightning import lightning, lightning_modules
-from worker.families.qwen_image.model import QwenImage, _Clock
+from worker.families.qwen_image.model import QwenImage
 from worker.families.qwen_image.modulation import STREAMS, RowModulation, RowPart, RowTable, seen
 from worker.families.qwen_image.modules import NoHead
 from worker.media.images import encode
-from worker.seam import Phase, Served, Unheard
+from worker.seam import Served, Unheard
 from worker.tasks.picture import PictureOffer, PictureWish
 
 STEPS: Final = (8, 4)
@@ -164,11 +165,11 @@ class Ours:
 
     def latents(self, generations: list[PictureWish]) -> torch.Tensor:
         """Return the final latents of a batch."""
-        return self._model.latents(generations, Unheard(), _Clock(self._parts.device, {}))
+        return self._model.latents(generations, Unheard(), Clock(self._parts.device))
 
     def job(self, case: Case, generations: list[PictureWish]) -> dict[str, float]:
         """Make the pictures of a job, PNGs and all; return milliseconds by phase."""
-        clock = _Clock(self._parts.device, {})
+        clock = Clock(self._parts.device)
         with gpu.translate_errors():
             latents = self._model.latents(generations, Unheard(), clock)
             with clock.phase("decode"):
@@ -182,6 +183,6 @@ class Ours:
 
     def text_tokens(self, generation: PictureWish) -> int:
         """Return how many tokens of the prompt the denoiser attends to."""
-        clock = _Clock(self._parts.device, dict[Phase, float]())
+        clock = Clock(self._parts.device)
         embeds = self._model._embed(generation, generation.prompt, clock)  # noqa: SLF001 - for counting
         return int(embeds.embeds.shape[1])

@@ -11,7 +11,7 @@ from worker.errors import WeightsUnavailable, WorkerError
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+    """Return the parser of the complete command line."""
     top = argparse.ArgumentParser(prog="python -m worker", description="The worker's own commands.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     doctor = commands.add_parser("doctor", help="check this machine and say what to change")
@@ -43,7 +43,7 @@ def doctor(*, as_json: bool) -> int:
 
 
 def run() -> int:
-    """Boot and serve until told to stop, as handler.py does; return the exit code."""
+    """Boot and serve until stopped, as handler.py does; return the exit code."""
     from worker import boot  # noqa: PLC0415 - torch and the SDK only where they are needed
     from worker.doors import start  # noqa: PLC0415
     from worker.doors.runpod.loop import RunPod  # noqa: PLC0415
@@ -69,15 +69,15 @@ def push(bundle: Path, repository: str) -> int:
     from worker.weights import push as hub  # noqa: PLC0415 - only here
 
     try:
-        whole = layout.verify(bundle, "full")
+        verified = layout.verify(bundle, "full")
     except FileNotFoundError:
         raise WeightsUnavailable("push: the folder holds no bundle (no manifest.json)") from None
-    print(hub.push(layout.list_files(whole), repository, settings.read()))  # noqa: T201 - its output
+    print(hub.push(layout.list_files(verified), repository, settings.read()))  # noqa: T201 - its output
     return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out one command; return its exit code."""
+    """Run one command; return its exit code."""
     given = parser().parse_args(arguments)
     log.configure()
     try:

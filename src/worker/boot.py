@@ -16,34 +16,34 @@ from worker.seam import Models, Openable
 from worker.settings import Settings
 from worker.weights.spec import ModelSpec
 
-# What pictures take beside the weights (est.): what models may not fill.
+# Kept free of weights: what pictures take in addition to them (est.).
 WORKING_BYTES: Final = 4_000_000_000
 
 
-def family(module: str) -> Any:
-    """Import one family's module; that is when torch is imported."""
+def import_family(module: str) -> Any:
+    """Import one family's module, and torch with it."""
     importlib.import_module("worker.engine")  # first: it makes the imports of all others faster
     return importlib.import_module(module)
 
 
 def boot(settings: Settings) -> Models:
-    """Bring the models of this worker from wherever they are to warm.
+    """Load the models of this worker from wherever they are, and warm them.
 
     Raises WorkerError: what is wrong and what to do about it.
     """
     start = time.monotonic()
     gpu = preflight.usable_gpu()
     specs = catalogue.CATALOGUE.resolve(settings.model, settings, has_gpu=gpu is not None)
-    _say(specs, settings)
+    _warn(specs, settings)
     _preflight(settings)
     bundle.read_ahead_of([spec.word for spec in specs], settings.home)
     openables: list[Openable] = []
     for given in specs:
-        # a bundle may say only now that it is a model of the catalogue, whose name callers know
+        # only now may a bundle show that it is a model of the catalogue, whose name callers know
         taken = {other.name for other in specs if other is not given}
         taken |= {openable.served.id for openable in openables}
         spec = recognise(given, settings, catalogue.CATALOGUE)
-        openables.append(family(spec.family).ready(spec, settings, gpu, taken=taken))
+        openables.append(import_family(spec.family).ready(spec, settings, gpu, taken=taken))
     models = Residency(
         openables,
         budget=gpu.free - WORKING_BYTES if gpu else None,
@@ -66,7 +66,7 @@ def prepare(settings: Settings) -> list[Path]:
     gpu = preflight.usable_gpu()
     specs = catalogue.CATALOGUE.resolve(settings.model, settings, has_gpu=gpu is not None)
     known = (recognise(spec, settings, catalogue.CATALOGUE) for spec in specs)
-    return [family(spec.family).prepare(spec, settings, gpu) for spec in known]
+    return [import_family(spec.family).prepare(spec, settings, gpu) for spec in known]
 
 
 def _published() -> dict[str, list[str]]:
@@ -76,8 +76,8 @@ def _published() -> dict[str, list[str]]:
     return {task: [row.name for row in rows if task in row.tasks] for task in tasks}
 
 
-def _say(specs: Sequence[ModelSpec], settings: Settings) -> None:
-    """Tell what nobody must overlook: that the embedded model is not the one people come for."""
+def _warn(specs: Sequence[ModelSpec], settings: Settings) -> None:
+    """Warn of what must not be overlooked, such as an embedded model that was not chosen."""
     if not settings.model and all(spec.embedded for spec in specs):
         log.get().warning(
             "no GPU and no MODEL: serving the small embedded checkpoint, whose pictures are toys"
@@ -88,9 +88,9 @@ def _say(specs: Sequence[ModelSpec], settings: Settings) -> None:
 
 
 def _preflight(settings: Settings) -> None:
-    """Log what is not as it should be; raise InvalidSettings where no start can succeed.
+    """Log what needs attention; raise InvalidSettings where no start can succeed.
 
-    UnfitHost, when nothing else than this machine is in the way.
+    UnfitHost, when only this machine is in the way.
     """
     findings = preflight.check(settings)
     for finding in findings:

@@ -34,9 +34,9 @@ GB: Final = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at: what was found and, unless it is ok, what to change.
+    """One thing that was checked: what was found and, unless it is ok, what to change.
 
-    `of_host` is whether another machine of the same endpoint may have it otherwise.
+    `of_host` is whether it may differ on another machine of the same endpoint.
     """
 
     check: str
@@ -51,7 +51,7 @@ class Finding:
 
 
 def check(settings: Settings) -> list[Finding]:
-    """Look at everything that can be known before anything is loaded; never raises."""
+    """Check everything that can be known before anything is loaded; never raises."""
     findings = [*_python(), *_packages()]
     full = True
     try:
@@ -64,7 +64,7 @@ def check(settings: Settings) -> list[Finding]:
         full = any(spec.needs_gpu for spec in specs)
         findings.append(Finding("model", "ok", ", ".join(spec.name for spec in specs)))
     except WorkerError as error:
-        findings.append(Finding("model", "fatal", error.message, "mend MODEL"))
+        findings.append(Finding("model", "fatal", error.message, "fix MODEL"))
     if problem:
         findings.append(
             Finding(
@@ -100,7 +100,7 @@ def fatal(findings: list[Finding]) -> list[Finding]:
 def torch_cuda() -> tuple[int, int] | None:
     """Return the CUDA that the installed torch is built for, None for a CPU build or no torch.
 
-    Read from torch/version.py by itself: importing torch takes seconds.
+    Read from torch/version.py alone: importing torch takes seconds.
     """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
@@ -139,13 +139,13 @@ def _pair() -> Iterator[Finding]:
     torch, vision = versions.installed("torch"), versions.installed("torchvision")
     if torch is None or vision is None:
         return
-    wanted = versions.torchvision_for(torch)
-    if f"{vision.major}.{vision.minor}" != wanted:
+    expected = versions.torchvision_for(torch)
+    if f"{vision.major}.{vision.minor}" != expected:
         yield Finding(
             "torch and torchvision",
             "fatal",
             f"torchvision {vision} is not made for torch {torch}",
-            f"install torchvision {wanted}.x of the same build",
+            f"install torchvision {expected}.x of the same build",
         )
     elif torch.local and vision.local and torch.local != vision.local:
         yield Finding(
@@ -159,7 +159,7 @@ def _pair() -> Iterator[Finding]:
 def _gpu(
     driver: Driver | None, torch_cuda: tuple[int, int] | None, *, full: bool, on_platform: bool
 ) -> Iterator[Finding]:
-    """Judge the driver and its first GPU; `full` is whether a model needs a GPU."""
+    """Check the driver and its first GPU; `full` is whether a model needs a GPU."""
     if driver is None or not driver.gpus:
         found = "no NVIDIA driver" if driver is None else f"driver {driver.version} without a GPU"
         if full and on_platform:
@@ -260,6 +260,6 @@ def _bucket(settings: Settings) -> Iterator[Finding]:
     try:
         bucket = own_bucket(settings)
     except DeliveryFailed as error:
-        yield Finding("bucket", "fatal", error.message, "mend BUCKET_NAME or BUCKET_ENDPOINT_URL")
+        yield Finding("bucket", "fatal", error.message, "fix BUCKET_NAME or BUCKET_ENDPOINT_URL")
     else:
         yield Finding("bucket", "ok", "pictures go to it" if bucket else "none")

@@ -1,4 +1,4 @@
-"""Which models are in memory: all that fit, else the least recently used gives way."""
+"""Which models are in memory: all that fit, else the least recently used is evicted."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ class Residency:
             return self._resident[model_id]
         if model_id not in self._models:
             raise ModelNotServed(f"model: this worker serves {', '.join(self._models)}")
-        while self._resident and not self._fits(model_id):
+        while self._resident and not self._has_room_for(model_id):
             evicted, model = self._resident.popitem(last=False)
             model.release()
             log.get().info("model evicted", model=evicted, room_for=model_id)
@@ -49,7 +49,7 @@ class Residency:
     def fill(self) -> Iterator[Model]:
         """Open models in their order while they fit, and yield each, to be warmed."""
         for model_id in self._models:
-            if self._resident and not self._fits(model_id):
+            if self._resident and not self._has_room_for(model_id):
                 log.get().info("model left closed: no room beside the others", model=model_id)
                 continue
             yield self.take(model_id)
@@ -66,8 +66,8 @@ class Residency:
         }
         return {"models": models}
 
-    def _fits(self, model_id: str) -> bool:
-        """Return whether a model fits beside the resident ones; shared parts count once."""
+    def _has_room_for(self, model_id: str) -> bool:
+        """Return whether a model fits next to the resident ones; shared parts count once."""
         if self._budget is None:
             return True
         parts: dict[str, int] = {}

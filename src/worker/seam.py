@@ -20,23 +20,23 @@ class Wish(Protocol):
 
     @property
     def task(self) -> str:
-        """The name of the task that it is of."""
+        """The name of its task."""
 
     @property
     def seed(self) -> int:
-        """What the random numbers start from: the same seed, the same thing."""
+        """What the random numbers start from: the same seed makes the same thing."""
 
 
 class Offer(Protocol):
     """What one model offers for one task: the task's own plain data, readable without torch."""
 
     def facts(self, settings: Settings) -> Mapping[str, Any]:
-        """Return what op=capabilities reports of it: plain JSON, by public names."""
+        """Return what op=capabilities reports about it: plain JSON, by public names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What callers may ask of one model; `offers` maps the name of each task it can do."""
+    """What callers may request of one model; `offers` maps the name of each task it can do."""
 
     id: str
     repository: str
@@ -62,17 +62,17 @@ class Made:
 
 
 class Control(Protocol):
-    """How the making of one wish talks to the job that wants it."""
+    """How the making of one wish communicates with its job."""
 
     def report(self, phase: Phase, step: int, steps: int) -> None:
-        """Take that `step` of `steps` of a phase is done; raise when the work must stop here."""
+        """Record that `step` of `steps` of a phase is done; raises when the work must stop here."""
 
 
 class Unheard(Control):
-    """The control of a wish that nobody follows and nobody stops, as a warm-up's."""
+    """The control of a wish that nothing follows or stops, such as a warm-up's."""
 
     def report(self, phase: Phase, step: int, steps: int) -> None:
-        """Take no notice."""
+        """Do nothing."""
 
 
 class Model(Protocol):
@@ -80,13 +80,13 @@ class Model(Protocol):
 
     @property
     def served(self) -> Served:
-        """What callers may ask of it."""
+        """What callers may request of it."""
 
     def together(self, wish: Any, other: Any) -> bool:
         """Return whether two wishes may share a forward."""
 
     def make(self, wishes: Sequence[Any], controls: Sequence[Control]) -> Sequence[Made]:
-        """Make what is wished, in order; `controls` has one for each wish.
+        """Make what is wished, in order; `controls` has one per wish.
 
         Raises BadPicture, CudaOutOfMemory, DeviceLost, LoraNotApplied, or what a control raises.
         """
@@ -97,7 +97,7 @@ class Model(Protocol):
     def release(self) -> None:
         """Free the device memory; the model cannot be used afterwards.
 
-        Raises DeviceLost when something else still holds it.
+        Raises DeviceLost when something else still refers to it.
         """
 
 

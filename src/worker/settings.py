@@ -39,10 +39,10 @@ Network = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, int]
 
 
 def _unquoted(text: str) -> str:
-    """Return a value without blanks around it, and without the one pair of quotes around the whole.
+    """Return a value without blanks around it, and without one pair of quotes around it.
 
-    Docker's --env-file keeps those of `NAME="value"`. Quotes inside stay, and so does one that has
-    no partner.
+    Docker's --env-file keeps those of `NAME="value"`. Quotes inside stay, and so does one without a
+    partner.
     """
     text = text.strip()
     if text[:1] in ('"', "'") and text.find(text[0], 1) == len(text) - 1:
@@ -92,7 +92,7 @@ def _address(value: str) -> str:
 
 
 def _token(value: Any) -> Any:
-    """Take a token out of "Bearer TOKEN"; what is no word of ASCII can be no header's value."""
+    """Take a token out of "Bearer TOKEN"; only one word of ASCII can be a header's value."""
     if not isinstance(value, str):
         return value
     token = _unquoted(BEARER.sub("", _unquoted(value), count=1))
@@ -119,9 +119,9 @@ def _lower(value: Any) -> Any:
 
 
 def _offline(value: Any) -> Any:
-    """Read a switch that other programs read too, and call no value of it wrong.
+    """Read a switch that other programs read too, in which no value is wrong.
 
-    Whoever sets it to anything but a no wants no network.
+    Anything but a no means no network.
     """
     return (
         value.lower() not in ("0", "false", "no", "off", "n", "f")
@@ -293,7 +293,7 @@ class Settings(BaseModel):
     prefetch: bool = _setting(
         False,
         "take the next job while one runs: no idle second between them, but it waits here with"
-        " its clock going",
+        " its clock running",
     )
     png_metadata: bool = _setting(True, "write the generation's parameters into PNGs")
     response_compat: Literal["output_image_base64", "image", "image_base64", "image_url"] | None = (
@@ -324,7 +324,7 @@ class Settings(BaseModel):
 
     @property
     def hub_cache(self) -> Path | None:
-        """Where Hugging Face's cache is said to be: HF_HUB_CACHE, else `hub` in HF_HOME."""
+        """Where Hugging Face's cache is expected: HF_HUB_CACHE, else `hub` in HF_HOME."""
         if self.hf_hub_cache is None and self.hf_home is not None:
             return self.hf_home / "hub"
         return self.hf_hub_cache
@@ -349,7 +349,7 @@ SECRETS: Final = frozenset(
 
 
 def where_we_run() -> Settings:
-    """Read only what tells whether this is the platform: for a start whose environment is wrong."""
+    """Read only what shows whether this is the platform: for a start whose environment is wrong."""
     return read({name: os.environ.get(name, "") for name in ("RUNPOD_WEBHOOK_GET_JOB",)})
 
 
@@ -401,8 +401,8 @@ def read(
 ) -> Settings:
     """Read the environment (or a mapping like it); empty values count as not set.
 
-    What `instead` holds goes before it: a command line's options, by the variables' names. Of
-    several names of one variable the first that is set counts. The secrets in all of them are kept
+    `instead` takes precedence: a command line's options, by the variables' names. Where a variable
+    has several names, the first that is set counts. The secrets in all of them are kept
     out of the log from here on. Raises InvalidSettings naming every wrong variable at once, without
     their values.
     """
@@ -411,11 +411,11 @@ def read(
     written: dict[str, str] = {}  # the variable that was set, by the name pydantic reports
     for name, names in zip(Settings.model_fields, variables(), strict=True):
         key = names[0] if len(names) > 1 else name
-        held = [(each, text) for each in names if (text := _unquoted(given.get(each, "")))]
+        entries = [(each, text) for each in names if (text := _unquoted(given.get(each, "")))]
         if name in SECRETS:
-            log.hide(*(BEARER.sub("", text) for _, text in held))
-        if held:
-            written[key], known[key] = held[0]
+            log.hide(*(BEARER.sub("", text) for _, text in entries))
+        if entries:
+            written[key], known[key] = entries[0]
     details = _read_token_file(known, written)
     try:
         settings = Settings.model_validate(known)
@@ -429,13 +429,13 @@ def read(
     log.hide(*(value.get_secret_value() for value in values if value is not None))
     details += _contradictions(settings)
     if details:
-        told = "; ".join(f"{detail.field}: {detail.message}" for detail in details)
-        raise InvalidSettings(told, details=details)
+        message = "; ".join(f"{detail.field}: {detail.message}" for detail in details)
+        raise InvalidSettings(message, details=details)
     return settings
 
 
 def _read_token_file(known: dict[str, str], written: dict[str, str]) -> list[Detail]:
-    """Take the token from the file that HF_TOKEN_PATH names, where no variable holds one."""
+    """Take the token from the file that HF_TOKEN_PATH names, where no variable has one."""
     place = known.get("hf_token_path")
     if place is None or "HF_TOKEN" in known:
         return []
@@ -447,7 +447,7 @@ def _read_token_file(known: dict[str, str], written: dict[str, str]) -> list[Det
 
 
 def _text_of(place: str) -> str | None:
-    """Return what a small file holds; None when it cannot be had. A pipe would be waited for."""
+    """Return the text of a small file; None when it cannot be read: a pipe could block."""
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         file = Path(place).expanduser()
         if file.is_file() and file.stat().st_size <= LONGEST_TOKEN:
@@ -456,26 +456,26 @@ def _text_of(place: str) -> str | None:
 
 
 def _reason(message: str) -> str:
-    """Say what pydantic said in the words of our other messages."""
+    """Put pydantic's message into the words of our other messages."""
     return message.removeprefix("Value error, ").replace("Input should be", "must be")
 
 
 def _contradictions(settings: Settings) -> list[Detail]:
-    """Tell what single values cannot: settings that only make sense together."""
+    """Return what is wrong with settings that only make sense together."""
     bucket = {
         "BUCKET_ENDPOINT_URL": settings.bucket_endpoint_url,
         "BUCKET_ACCESS_KEY_ID": settings.bucket_access_key_id,
         "BUCKET_SECRET_ACCESS_KEY": settings.bucket_secret_access_key,
     }
-    beside = {
+    extras = {
         "BUCKET_SESSION_TOKEN": settings.bucket_session_token,
         "BUCKET_PUBLIC_URL": settings.bucket_public_url,
     }
-    held = [name for name, value in {**bucket, **beside}.items() if value is not None]
+    given = [name for name, value in {**bucket, **extras}.items() if value is not None]
     details = [
-        Detail(name, f"is needed beside {held[0]}")
+        Detail(name, f"is required with {given[0]}")
         for name, value in bucket.items()
-        if held and value is None
+        if given and value is None
     ]
     if settings.lightning_fused and len(settings.lightning_steps) != 1:
         details.append(Detail("LIGHTNING_FUSED", "bakes one LoRA: give LIGHTNING_STEPS one count"))

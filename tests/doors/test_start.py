@@ -165,7 +165,7 @@ def test_a_start_that_fails_by_a_bug_says_no_more_than_where_to_look(ends: list[
     door = Door()
     start.run(door, failing(KeyError("/root/secret")))
     ((error, seconds),) = door.refused
-    assert error.message.startswith("the start failed: INTERNAL: a bug of this worker")
+    assert error.message.startswith("the start failed: INTERNAL: a bug in this worker")
     assert "secret" not in error.message
     assert seconds == 300.0
     assert ends == [1]

@@ -26,7 +26,7 @@ from worker.tasks.picture import TEXT_TO_IMAGE
 from worker.tasks.request import Request, parse
 from worlds.published import EDIT, IMAGE
 
-# Hypothesis leaves surrogates out of the characters that it takes by itself.
+# Hypothesis leaves surrogates out of the characters that it takes by default.
 ANY = st.characters() | st.characters(categories=["Cs"])
 
 
@@ -61,7 +61,7 @@ def a_success(
         **{"peak_vram_mb": 0, "adjusted": {}, **more},
     )
     if compat is not None:
-        replies.for_old_callers(output, request.task.key, compat)
+        replies.serve_old_callers(output, request.task.key, compat)
     return output
 
 
@@ -191,7 +191,7 @@ def test_a_failure_keeps_what_helps_the_caller(message: str) -> None:
     assert output["warnings"] == [message]
 
 
-def test_the_warnings_of_a_failure_are_told_beside_its_details_each_once() -> None:
+def test_the_warnings_of_a_failure_are_reported_with_its_details_each_once() -> None:
     error = InvalidInput("why", details=[Detail("x", "why")], warnings=["promt: ?", "b"])
     output = failure(error, ["a", "b", "a"])
     assert output["warnings"] == ["a", "b", "promt: ?"]
@@ -226,10 +226,10 @@ def test_a_lone_surrogate_anywhere_in_an_error_can_be_sent(place: str, text: str
     )
     output = failure(error, [at("warning")])
     size = measure(output, 1_000_000)
-    told = json.dumps(output, ensure_ascii=False)
-    assert size == len(told.encode())
-    assert "?" in told
-    assert told.count("?") <= 2000
+    sent = json.dumps(output, ensure_ascii=False)
+    assert size == len(sent.encode())
+    assert "?" in sent
+    assert sent.count("?") <= 2000
 
 
 @chosen(deadline=None)

@@ -102,7 +102,7 @@ def a_tone(folder: Path, **about: int) -> Path:
 
 
 def configured(home: Path, **environ: str) -> Settings:
-    """Return the settings of a worker on a volume, with a hub that nobody can reach."""
+    """Return the settings of a worker on a volume, with a hub that nothing can reach."""
     return settings.read(
         {
             "MODEL_DIR": str(home / "home"),
@@ -252,7 +252,7 @@ def test_a_bundle_that_was_downloaded_says_it_without_a_hub(hub: Hub, tmp_path: 
     assert recognise(resolved("someone/hum-4bit"), configured(tmp_path), BOTH).family == __name__
 
 
-def test_one_family_asks_nobody(tmp_path: Path) -> None:
+def test_one_family_asks_no_one(tmp_path: Path) -> None:
     (spec,) = CATALOGUE.resolve(["someone/hum"], settings.read({}), has_gpu=True)
     assert recognise(spec, configured(tmp_path), CATALOGUE).family == QWEN
     assert recognise(resolved("a-440"), configured(tmp_path), BOTH) == resolved("a-440")
@@ -263,7 +263,7 @@ def test_whose_a_repository_is_is_known_without_torch(tmp_path: Path) -> None:
     at = tmp_path / "cache/models--someone--hum/snapshots" / COMMIT
     a_tone(at)
     code = (
-        "import sys; import test_families as t; from pathlib import Path;"
+        "import sys; import tests.families.test_catalogue as t; from pathlib import Path;"
         " from worker.families.recognise import recognise;"
         f" given = t.configured(Path({str(tmp_path)!r}));"
         " specs = [t.resolved(word) for word in ('someone/hum', 'qwen-image', 'tiny-edit')];"
@@ -272,13 +272,13 @@ def test_whose_a_repository_is_is_known_without_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(["tests", "."])},
+        env={**os.environ, "PYTHONPATH": "."},
         cwd=Path(__file__).parents[2],
         check=True,
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split() == ["test_families", QWEN, QWEN, "False", "False"]
+    assert done.stdout.split() == ["tests.families.test_catalogue", QWEN, QWEN, "False", "False"]
 
 
 @pytest.mark.parametrize("path", sorted(Path(sources.__file__).parent.glob("*.py")), ids=str)

@@ -50,7 +50,7 @@ def test_speech_comes_back_as_sound_with_what_makes_it_again(pod: Pod) -> None:
     assert again["audio"][0]["base64"] == second["base64"]
 
 
-def test_speech_is_judged_by_its_own_fields(pod: Pod) -> None:
+def test_speech_is_checked_by_its_own_fields(pod: Pod) -> None:
     wrong = replied(pod, {"model": "tone", "prompt": 5, "output_format": "png", "width": 64})
     assert wrong["error_code"] == "INVALID_INPUT"
     assert wrong["details"] == [

@@ -1,4 +1,4 @@
-"""What only a family knows is in its own folder: nobody else says the words of its parts."""
+"""What only a family knows is in its own folder: nothing else says the words of its parts."""
 
 import re
 from pathlib import Path
@@ -31,5 +31,5 @@ def test_no_file_outside_the_families_says_a_family_s_words(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALLOWED)
 def test_what_is_allowed_is_said(name: str) -> None:
-    """An exception that nobody needs any more is none."""
+    """An exception that nothing needs any more must go."""
     assert said((SOURCE / name).read_text(encoding="utf-8"))

@@ -94,7 +94,7 @@ def files(draw: Callable[[Any], Any]) -> bytes:
 PICTURES: Final = files().map(lambda data: base64.b64encode(data).decode("ascii"))
 VALUES: Final = JSON | WORDS | PICTURES | st.lists(WORDS | PICTURES, max_size=4)
 INPUTS: Final = st.dictionaries(
-    st.sampled_from(sorted(registry.names())) | st.text(max_size=8), VALUES, max_size=8
+    st.sampled_from(sorted(registry.map_words())) | st.text(max_size=8), VALUES, max_size=8
 ).flatmap(lambda given: st.sampled_from([given, {"prompt": "a cat", **given}]))
 
 

@@ -30,7 +30,7 @@ from worlds.standin import SERVED
 PLAIN: Final = settings.read({})
 STRICT: Final = settings.read({"STRICT_INPUT": "1"})
 OPEN: Final = settings.read({"ALLOW_HTTP_IMAGES": "1"})
-FIELDS: Final = sorted(registry.names())
+FIELDS: Final = sorted(registry.map_words())
 STRINGS: Final = (
     "edit",
     "text-to-image",

@@ -15,7 +15,7 @@ Report = tuple[Phase, int, int]
 SPANS = TEXT_TO_IMAGE.spans
 
 
-def told(reports: list[list[Report]], steps: int | None = None) -> list[dict[str, Any]]:
+def updates_of(reports: list[list[Report]], steps: int | None = None) -> list[dict[str, Any]]:
     """Return the updates of a job whose pictures make these reports, one list a picture."""
     updates: list[Any] = []
     known = {} if steps is None else {"steps": steps}
@@ -36,7 +36,7 @@ def drawing(steps: int, *, references: bool = False, decode: bool = False) -> li
 
 
 def test_one_picture_counts_its_denoising_steps() -> None:
-    updates = told([drawing(4, references=True, decode=True)], steps=4)
+    updates = updates_of([drawing(4, references=True, decode=True)], steps=4)
     assert updates == [
         {"step": 0, "steps": 4, "phase": "text", "percent": 4},
         {"step": 0, "steps": 4, "phase": "reference", "percent": 8},
@@ -52,22 +52,22 @@ def test_one_picture_counts_its_denoising_steps() -> None:
     ("phase", "begin", "end"),
     [("text", 0, 4), ("reference", 4, 8), ("denoise", 8, 96), ("decode", 96, 100)],
 )
-def test_a_phase_fills_its_share_of_the_whole_report_by_report(
+def test_a_phase_fills_its_share_of_the_total_report_by_report(
     phase: Phase, begin: int, end: int
 ) -> None:
     """Rounded down, so that 100 is the end alone."""
-    updates = told([[(phase, n, 100) for n in range(1, 101)]])
+    updates = updates_of([[(phase, n, 100) for n in range(1, 101)]])
     share = [begin + (end - begin) * n // 100 for n in range(1, 101)]
     assert [u["percent"] for u in updates] == share
 
 
 def test_every_picture_fills_an_equal_share() -> None:
-    assert [u["percent"] for u in told([[("text", 1, 4)]] * 100)] == list(range(100))
+    assert [u["percent"] for u in updates_of([[("text", 1, 4)]] * 100)] == list(range(100))
 
 
 def test_a_decoded_picture_has_all_its_steps_behind_it() -> None:
     third: list[Report] = [("denoise", 1, 8), ("decode", 1, 2), ("decode", 2, 2)]
-    updates = told([drawing(8), drawing(8), third])
+    updates = updates_of([drawing(8), drawing(8), third])
     assert [u["step"] for u in updates[-3:]] == [17, 24, 24]
 
 
@@ -78,7 +78,7 @@ def test_what_is_reported_before_the_first_start_is_the_first_picture() -> None:
 
 
 def test_a_second_picture_goes_on_where_the_first_ended() -> None:
-    updates = told([drawing(2)] * 2, steps=2)
+    updates = updates_of([drawing(2)] * 2, steps=2)
     assert [(u["phase"], u["step"], u["steps"], u["percent"]) for u in updates] == [
         ("text", 0, 4, 2),
         ("denoise", 1, 4, 26),
@@ -89,9 +89,9 @@ def test_a_second_picture_goes_on_where_the_first_ended() -> None:
     ]
 
 
-def test_a_picture_that_is_drawn_once_more_waits_until_it_is_as_far_again() -> None:
+def test_a_picture_that_is_made_again_waits_until_it_is_as_far_again() -> None:
     failed = drawing(8)[:6]
-    updates = told([[*failed, *drawing(8)], drawing(8)], steps=8)
+    updates = updates_of([[*failed, *drawing(8)], drawing(8)], steps=8)
     again = updates[len(failed) : len(failed) + 7]
     assert {(u["step"], u["percent"]) for u in again[:6]} == {(5, updates[5]["percent"])}
     assert again[6]["step"] == 6
@@ -99,13 +99,13 @@ def test_a_picture_that_is_drawn_once_more_waits_until_it_is_as_far_again() -> N
 
 
 def test_only_the_end_of_the_last_picture_is_all_of_it() -> None:
-    updates = told([drawing(3, decode=True)] * 3)
+    updates = updates_of([drawing(3, decode=True)] * 3)
     assert [u["percent"] for u in updates].count(100) == 1
     assert updates[-1]["percent"] == 100
 
 
 def test_the_steps_may_be_unknown_until_the_first_is_denoised() -> None:
-    updates = told([drawing(8)] * 2)
+    updates = updates_of([drawing(8)] * 2)
     assert updates[0] == {"step": 0, "steps": 2, "phase": "text", "percent": 2}
     assert {u["steps"] for u in updates[1:]} == {16}
 
@@ -124,11 +124,11 @@ def jobs(draw: st.DrawFn) -> tuple[list[list[Report]], int]:
 
 
 @given(job=jobs(), known=st.booleans())
-def test_progress_never_falls_whatever_is_drawn_and_drawn_again(
+def test_progress_never_falls_whatever_is_made_and_made_again(
     job: tuple[list[list[Report]], int], *, known: bool
 ) -> None:
     pictures, steps = job
-    updates = told(pictures, steps if known else None)
+    updates = updates_of(pictures, steps if known else None)
     for before, after in pairwise(updates):
         assert before["step"] <= after["step"]
         assert before["percent"] <= after["percent"]
@@ -144,7 +144,7 @@ def test_progress_never_falls_whatever_is_drawn_and_drawn_again(
 
 
 @pytest.mark.parametrize("phase", ["text", "reference", "denoise", "decode"])
-def test_a_report_after_a_stop_tells_nothing_and_ends_the_drawing(phase: Phase) -> None:
+def test_a_report_after_a_stop_publishes_nothing_and_ends_the_work(phase: Phase) -> None:
     updates: list[Any] = []
     control = JobControl(updates.append, SPANS, 1)
     control.stop()

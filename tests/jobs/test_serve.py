@@ -157,7 +157,7 @@ def test_prompts_are_logged_only_when_asked() -> None:
 
 
 class Forgetful(StandIn):
-    """A model that loses its memory on the jobs it is told to."""
+    """A model that runs out of memory on chosen jobs."""
 
     def __init__(self, *failing: int) -> None:
         self._failing = failing
@@ -200,10 +200,10 @@ def test_a_job_that_is_invalid_does_not_count_between_two_out_of_memory() -> Non
 def test_a_worker_that_cannot_go_on_says_so_to_the_next_job() -> None:
     worker = with_settings()
     assert served({"prompt": "lost"}, worker)["error_code"] == "DEVICE_LOST"
-    told = served({"prompt": "a fox"}, worker)
-    assert told["error_code"] == "WORKER_NOT_READY"
-    assert told["retryable"] is True
-    assert "DEVICE_LOST" in told["error"]
+    answer = served({"prompt": "a fox"}, worker)
+    assert answer["error_code"] == "WORKER_NOT_READY"
+    assert answer["retryable"] is True
+    assert "DEVICE_LOST" in answer["error"]
 
 
 def test_health_counts_the_jobs() -> None:
@@ -216,13 +216,13 @@ def test_health_counts_the_jobs() -> None:
 
 
 class Endless(StandIn):
-    """A model that draws the prompt "endless" until it is stopped, and tells that it has begun."""
+    """A model that works on "endless" until it is stopped, and signals that it has begun."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
 
     def draw(self, wish: PictureWish, control: Control) -> Made:
-        """Report for ever, or draw."""
+        """Report without end, or draw."""
         while wish.prompt == "endless":
             self.begun.set()
             control.report("denoise", 1, 2)
@@ -251,7 +251,7 @@ def test_health_counts_a_job_that_was_cancelled_drawing_or_waiting() -> None:
     assert asyncio.run(case())["jobs"] == {"done": 1, "failed": 1, "cancelled": 2}
 
 
-def test_a_job_that_fails_is_told_what_it_was_warned_of() -> None:
+def test_a_job_that_fails_reports_what_it_was_warned_of() -> None:
     reply = served({"promt": "a cat"})
     assert reply["error"].endswith("; promt: is not a known field; did you mean prompt?")
     assert reply["warnings"] == ["promt: is not a known field; did you mean prompt?"]
@@ -285,14 +285,14 @@ def test_warnings_travel_with_a_job_that_fails_later(job_input: Reply, code: str
 
 
 class Cutting(StandIn):
-    """A model that warns of its own."""
+    """A model with warnings of its own."""
 
     def draw(self, wish: PictureWish, control: Control) -> Made:
         """Draw, with a warning."""
         return replace(super().draw(wish, control), warnings=("the prompt was cut",))
 
 
-def test_every_warning_is_told_once_whether_the_job_fails_or_not() -> None:
+def test_every_warning_is_reported_once_whether_the_job_fails_or_not() -> None:
     """The request's, the size's, and the model's for each picture."""
     picture = io.BytesIO()
     Image.new("RGB", (70, 70), "red").save(picture, "PNG")
@@ -304,15 +304,15 @@ def test_every_warning_is_told_once_whether_the_job_fails_or_not() -> None:
         "image": base64.b64encode(picture.getvalue()).decode(),
         "output_format": "png",
     }
-    told = [
+    answer = [
         "widht: is not a known field; did you mean width?",
-        "size: drawn at 64x64 and resampled to the input's 70x70",
+        "size: generated at 64x64 and resampled to the input's 70x70",
         "the prompt was cut",
     ]
-    assert served(wish, remembering(Cutting()))["warnings"] == told
+    assert served(wish, remembering(Cutting()))["warnings"] == answer
     failed = served(wish, remembering(Cutting(), MAX_REPLY_BYTES="1024"))
     assert failed["error_code"] == "OUTPUT_TOO_LARGE"
-    assert failed["warnings"] == told
+    assert failed["warnings"] == answer
 
 
 def test_what_a_caller_wrote_is_in_no_log_when_the_job_fails() -> None:
@@ -322,11 +322,11 @@ def test_what_a_caller_wrote_is_in_no_log_when_the_job_fails() -> None:
         assert "xyzzy" not in str(lines)
 
 
-def test_warnings_of_a_query_are_told() -> None:
+def test_warnings_of_a_query_are_reported() -> None:
     assert "colour" in str(served({"op": "capabilities", "colour": 1})["warnings"])
 
 
-def test_callers_are_told_how_far_a_job_is() -> None:
+def test_callers_see_how_far_a_job_is() -> None:
     heard: list[tuple[str, Any]] = []
 
     async def announce(job_id: str, update: Any) -> None:
@@ -338,7 +338,7 @@ def test_callers_are_told_how_far_a_job_is() -> None:
     assert update == {"step": 0, "steps": 4, "phase": "text", "percent": 0}
 
 
-def test_where_nobody_listens_nothing_is_lost() -> None:
+def test_without_a_listener_nothing_is_lost() -> None:
     with structlog.testing.capture_logs() as lines:
         served({"prompt": "slow-text pause=0.001"})
     assert "progress lost" not in [line["event"] for line in lines]
@@ -498,7 +498,7 @@ def test_a_failed_job_leaves_nothing_of_its_work_alive() -> None:
 
 
 def posting(
-    tell: Callable[[Progress], Coroutine[Any, Any, None]],
+    send: Callable[[Progress], Coroutine[Any, Any, None]],
     *,
     takes_s: float = 0.0,
 ) -> list[tuple[float, int]]:
@@ -511,40 +511,40 @@ def posting(
 
     async def case() -> None:
         async with Progress(post) as progress:
-            await tell(progress)
+            await send(progress)
 
     clock.run(case())
     return posted
 
 
 def test_the_newest_update_is_posted_and_the_rest_left_out() -> None:
-    async def tell(progress: Progress) -> None:
+    async def send(progress: Progress) -> None:
         for step in range(150):
-            progress.tell({"step": step})
+            progress.publish({"step": step})
             await asyncio.sleep(0.01)
 
-    first, second = posting(tell)
+    first, second = posting(send)
     assert first == (0.0, 0)
     assert second[0] == pytest.approx(EVERY_S)
     assert second[1] == pytest.approx(EVERY_S / 0.01, abs=1)
 
 
 def test_an_update_under_way_is_waited_for_and_none_follows_it() -> None:
-    async def tell(progress: Progress) -> None:
-        progress.tell({"step": 1})
+    async def send(progress: Progress) -> None:
+        progress.publish({"step": 1})
         await asyncio.sleep(0.01)
-        progress.tell({"step": 2})
+        progress.publish({"step": 2})
 
-    ((at, step),) = posting(tell, takes_s=0.2)
+    ((at, step),) = posting(send, takes_s=0.2)
     assert at == pytest.approx(0.2)
     assert step == 1
 
 
 def test_an_update_that_the_platform_does_not_take_is_given_up_for_the_next() -> None:
-    async def tell(progress: Progress) -> None:
-        progress.tell({"step": 1})
+    async def send(progress: Progress) -> None:
+        progress.publish({"step": 1})
         await asyncio.sleep(POST_S / 2)
-        progress.tell({"step": 2})
+        progress.publish({"step": 2})
         await asyncio.sleep(POST_S)
 
     posted: list[tuple[float, int]] = []
@@ -556,7 +556,7 @@ def test_an_update_that_the_platform_does_not_take_is_given_up_for_the_next() ->
 
     async def case() -> None:
         async with Progress(post) as progress:
-            await tell(progress)
+            await send(progress)
 
     clock.run(case())
     ((at, step),) = posted
@@ -567,18 +567,18 @@ def test_an_update_that_the_platform_does_not_take_is_given_up_for_the_next() ->
 def test_updates_are_a_second_apart_and_may_take_five() -> None:
     """Counted from the start of each; one that takes longer than a second makes no pause more."""
 
-    async def tell(progress: Progress) -> None:
+    async def send(progress: Progress) -> None:
         for step in range(60):
-            progress.tell({"step": step})
+            progress.publish({"step": step})
             await asyncio.sleep(0.1)
 
-    assert [at for at, _ in posting(tell)] == pytest.approx([0, 1, 2, 3, 4, 5], abs=0.11)
-    slow = [at for at, _ in posting(tell, takes_s=0.5)]
+    assert [at for at, _ in posting(send)] == pytest.approx([0, 1, 2, 3, 4, 5], abs=0.11)
+    slow = [at for at, _ in posting(send, takes_s=0.5)]
     assert slow == pytest.approx([0.5, 1.5, 2.5, 3.5, 4.5, 5.5], abs=0.11)
-    slower = [at for at, _ in posting(tell, takes_s=2.5)]
+    slower = [at for at, _ in posting(send, takes_s=2.5)]
     assert slower[:2] == pytest.approx([2.5, 5.0], abs=0.11)
-    assert posting(tell, takes_s=4.9)
-    assert posting(tell, takes_s=5.1) == []
+    assert posting(send, takes_s=4.9)
+    assert posting(send, takes_s=5.1) == []
 
 
 def test_an_update_that_fails_is_left_out_and_the_next_is_posted() -> None:
@@ -590,9 +590,9 @@ def test_an_update_that_fails_is_left_out_and_the_next_is_posted() -> None:
         posted.append(update["step"])
 
     async def case() -> None:
-        async with Progress(post) as told:
+        async with Progress(post) as progress:
             for step in (1, 2):
-                told.tell({"step": step})
+                progress.publish({"step": step})
                 await asyncio.sleep(1.5)
 
     with structlog.testing.capture_logs() as lines:
@@ -606,8 +606,8 @@ def test_a_cancelled_job_waits_for_no_update() -> None:
         await asyncio.Event().wait()
 
     async def job() -> None:
-        async with Progress(post) as told:
-            told.tell({"step": 1})
+        async with Progress(post) as progress:
+            progress.publish({"step": 1})
             await asyncio.Event().wait()
 
     ended: list[float] = []
@@ -633,8 +633,8 @@ def test_a_job_that_fails_waits_for_its_update_as_one_that_ends_well() -> None:
 
     async def case() -> None:
         with contextlib.suppress(KeyError):
-            async with Progress(post) as told:
-                told.tell({"step": 1})
+            async with Progress(post) as progress:
+                progress.publish({"step": 1})
                 await asyncio.sleep(0.1)
                 raise KeyError
 
@@ -643,7 +643,7 @@ def test_a_job_that_fails_waits_for_its_update_as_one_that_ends_well() -> None:
 
 
 def test_a_job_without_an_update_leaves_no_error_behind(caplog: pytest.LogCaptureFixture) -> None:
-    """As a task of its own would that failed: asyncio logs that once it is collected."""
+    """As a separate task would that failed: asyncio logs that once it is collected."""
 
     async def post(_: Any) -> None:
         raise AssertionError("there is nothing to post")
@@ -658,10 +658,10 @@ def test_a_job_without_an_update_leaves_no_error_behind(caplog: pytest.LogCaptur
     assert caplog.records == []
 
 
-def test_nobody_to_tell_is_no_fault() -> None:
+def test_no_listener_is_no_fault() -> None:
     async def case() -> None:
-        async with Progress(None) as told:
-            told.tell({"step": 1})
+        async with Progress(None) as progress:
+            progress.publish({"step": 1})
 
     asyncio.run(case())
 
@@ -685,8 +685,8 @@ def test_the_time_of_a_job_and_its_phases_is_in_milliseconds(
     assert job.elapsed_ms() == 6000.0
 
 
-class Told(StandIn):
-    """A model that keeps what it is told to draw, and says what each picture took."""
+class Recording(StandIn):
+    """A model that keeps its wishes, and reports what each picture took."""
 
     def __init__(self) -> None:
         self.wishes: list[PictureWish] = []
@@ -702,8 +702,8 @@ class Told(StandIn):
         )
 
 
-def test_the_model_is_told_all_that_was_asked_and_the_reply_all_that_it_took() -> None:
-    model, picture = Told(), io.BytesIO()
+def test_the_model_gets_all_that_was_asked_and_the_reply_all_that_it_took() -> None:
+    model, picture = Recording(), io.BytesIO()
     Image.new("RGB", (200, 100), "red").save(picture, "PNG")
     worker = remembering(model)
     reply = served(
@@ -720,10 +720,10 @@ def test_the_model_is_told_all_that_was_asked_and_the_reply_all_that_it_took() -
         },
         worker,
     )
-    for index, told in enumerate(model.wishes):
-        (reference,) = told.references
+    for index, wish in enumerate(model.wishes):
+        (reference,) = wish.references
         assert reference.size == (200, 100)
-        assert replace(told, references=()) == PictureWish(
+        assert replace(wish, references=()) == PictureWish(
             task="edit",
             prompt="a fox",
             negative_prompt="dark",
@@ -761,8 +761,8 @@ def test_a_png_holds_what_makes_it_again() -> None:
     }
     assert Image.open(io.BytesIO(base64.b64decode(image["base64"]))).info == facts
     (image,) = served({"prompt": "a fox"})["images"]
-    held = Image.open(io.BytesIO(base64.b64decode(image["base64"]))).info
-    assert set(held) == set(facts) - {"negative_prompt"}
+    metadata = Image.open(io.BytesIO(base64.b64decode(image["base64"]))).info
+    assert set(metadata) == set(facts) - {"negative_prompt"}
     assert image["mime_type"] == "image/png"
 
 
@@ -772,8 +772,8 @@ def test_a_fast_picture_says_so_in_its_png() -> None:
     reply = served({"prompt": "a fox"}, Worker(read({}), models))
     assert reply["lightning_enabled"] is True
     (image,) = reply["images"]
-    held = Image.open(io.BytesIO(base64.b64decode(image["base64"]))).info
-    assert (held["lightning"], held["steps"]) == ("true", "4")
+    metadata = Image.open(io.BytesIO(base64.b64decode(image["base64"]))).info
+    assert (metadata["lightning"], metadata["steps"]) == ("true", "4")
 
 
 def test_quality_is_what_was_asked() -> None:
@@ -812,9 +812,9 @@ def test_a_done_job_is_logged_with_what_it_made() -> None:
         reply = served({"prompt": "a fox", "n": 2, "seed": 1, "width": 96, "steps": 5})
     entry = {line["event"]: line for line in lines}
     done, started = entry["job done"], entry["job started"]
-    told = json.dumps(reply, ensure_ascii=False).encode()
+    answer = json.dumps(reply, ensure_ascii=False).encode()
     pictures = [base64.b64decode(image["base64"]) for image in reply["images"]]
-    assert done["reply_bytes"] == len(told)
+    assert done["reply_bytes"] == len(answer)
     assert done["picture_bytes"] == sum(map(len, pictures))
     assert (done["pictures"], done["width"], done["height"]) == (2, 96, 96)
     assert (started["steps"], started["pictures"], started["references"]) == (5, 2, 0)
@@ -839,12 +839,12 @@ def test_a_fault_is_logged_by_its_fields_alone_unless_prompts_may_be() -> None:
     assert line["reason"] == "the model's picture has values that are not numbers"
 
 
-def test_a_bug_is_found_in_the_log_by_what_the_caller_is_told() -> None:
+def test_a_bug_is_found_in_the_log_by_what_the_caller_gets() -> None:
     with structlog.testing.capture_logs() as lines:
-        told = served({"prompt": "bug"})["error"]
+        answer = served({"prompt": "bug"})["error"]
     (line,) = (line for line in lines if line["event"] == "bug")
     assert len(line["reference"]) == 12
-    assert told.endswith(f"its log tells more under {line['reference']}")
+    assert answer.endswith(f"its log has more under {line['reference']}")
 
 
 class Late(StandIn):
@@ -861,7 +861,7 @@ def test_a_timeout_of_something_else_is_no_deadline() -> None:
     assert reply["error_code"] == "INTERNAL"
 
 
-def test_a_deadline_is_told_in_seconds() -> None:
+def test_a_deadline_is_reported_in_seconds() -> None:
     reply = served({"prompt": "slow-text pause=0.01"}, with_settings(JOB_DEADLINE_S="0.25"))
     assert reply["error"] == (
         "DEADLINE_EXCEEDED: the job took longer than 0.25 s, this worker's JOB_DEADLINE_S"
@@ -908,7 +908,7 @@ def test_a_job_that_was_cancelled_before_its_start_is_not_begun() -> None:
     assert asyncio.run(case()).health()["jobs"] == {"done": 0, "failed": 0, "cancelled": 1}
 
 
-def test_health_tells_what_the_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_reports_what_the_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([5.0, 66.26])
     monkeypatch.setattr("worker.jobs.serve.time", SimpleNamespace(monotonic=lambda: next(ticks)))
     health = with_settings().health()
@@ -923,10 +923,10 @@ def test_health_tells_what_the_worker_is(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_query_answers_what_was_asked() -> None:
     assert "status" in served({"op": "health"})
-    told = served({"op": "capabilities"})
-    assert [model["id"] for model in told["models"]] == [SERVED.id]
-    assert told["warnings"] == []
-    assert "status" not in told
+    answer = served({"op": "capabilities"})
+    assert [model["id"] for model in answer["models"]] == [SERVED.id]
+    assert answer["warnings"] == []
+    assert "status" not in answer
 
 
 def test_a_job_that_waits_behind_a_lost_device_is_refused_as_one_that_comes_later() -> None:
@@ -970,7 +970,7 @@ def test_a_device_lost_under_a_cancelled_job_is_noticed() -> None:
 
 
 class Silent(Control):
-    """Nobody hears what is reported."""
+    """Nothing hears what is reported."""
 
     def report(self, phase: Any, step: int, steps: int) -> None:
         """Say nothing."""

@@ -694,7 +694,7 @@ def test_a_bucket_that_cannot_work_stops_the_start() -> None:
         findings = preflight.check(settings.read({**given, **more}))
         return next(finding for finding in findings if finding.check == "bucket")
 
-    assert (found().level, found().change) == ("fatal", "mend BUCKET_NAME or BUCKET_ENDPOINT_URL")
+    assert (found().level, found().change) == ("fatal", "fix BUCKET_NAME or BUCKET_ENDPOINT_URL")
     assert found(BUCKET_NAME="pictures").level == "ok"
 
 

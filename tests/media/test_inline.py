@@ -58,7 +58,7 @@ FORMS: Final = {
 
 def decoded(value: object, limit: int = len(DATA)) -> bytes:
     """Read a picture as a job's, and decode it."""
-    source = reference.source(value)
+    source = reference.read_source(value)
     assert source.kind == "base64"
     return decode_base64(source.value, limit)
 
@@ -105,7 +105,7 @@ def test_layout_is_taken_out_where_the_input_is_decoded(length: int, blank: str)
 @pytest.mark.parametrize("value", ["", " \n", {"data": "\t"}])
 def test_an_empty_picture_is_told_as_that(value: object) -> None:
     with pytest.raises(ValueError, match=r"^is empty$"):
-        reference.source(value)
+        reference.read_source(value)
 
 
 @pytest.mark.parametrize("length", [4, 56, 63])

@@ -1,4 +1,4 @@
-"""op=capabilities tells what may be asked, from the tables that judge it."""
+"""op=capabilities reports what may be requested, from the tables that check it."""
 
 import json
 
@@ -10,9 +10,11 @@ from worker.tasks.picture import offer_of
 from worlds.published import EDIT, IMAGE, offering
 
 
-def test_every_model_is_told_with_its_limits() -> None:
-    told = capabilities((IMAGE, offering(EDIT, sizes={})), settings.read({"MAX_INPUT_IMAGES": "2"}))
-    first, second = told["models"]
+def test_every_model_is_reported_with_its_limits() -> None:
+    answer = capabilities(
+        (IMAGE, offering(EDIT, sizes={})), settings.read({"MAX_INPUT_IMAGES": "2"})
+    )
+    first, second = answer["models"]
     assert (first["id"], first["tasks"], first["max_images"]) == (IMAGE.id, ["text-to-image"], 0)
     assert first["sizes"]["16:9"] == [1664, 928]
     assert first["lightning_steps"] == [8, 4]
@@ -23,25 +25,25 @@ def test_every_model_is_told_with_its_limits() -> None:
     assert (second["max_images"], second["max_pixels"]) == (2, offer_of(EDIT).max_pixels)
 
 
-def test_every_field_and_alias_is_told() -> None:
-    told = capabilities((IMAGE,), settings.read({}))["input"]
-    names = {name for row in told for name in (row["field"], *row["aliases"])}
-    assert names == set(registry.names())
+def test_every_field_and_alias_is_reported() -> None:
+    answer = capabilities((IMAGE,), settings.read({}))["input"]
+    names = {name for row in answer for name in (row["field"], *row["aliases"])}
+    assert names == set(registry.map_words())
 
 
 def test_the_answer_is_plain_json_without_the_operators_secrets() -> None:
     environ = {"HF_TOKEN": "hf_topsecret", "MODEL_DIR": "/data/models", "MAX_REPLY_BYTES": "5 MB"}
-    told = capabilities((IMAGE, EDIT), settings.read(environ))
-    assert measure(told, 100_000)
-    assert told["limits"]["max_reply_bytes"] == 5_000_000
-    assert "topsecret" not in json.dumps(told)
-    assert "/data" not in json.dumps(told)
+    answer = capabilities((IMAGE, EDIT), settings.read(environ))
+    assert measure(answer, 100_000)
+    assert answer["limits"]["max_reply_bytes"] == 5_000_000
+    assert "topsecret" not in json.dumps(answer)
+    assert "/data" not in json.dumps(answer)
 
 
-def test_a_model_is_told_as_it_is() -> None:
+def test_a_model_is_reported_as_it_is() -> None:
     chosen = settings.read({"MAX_IMAGES_PER_REQUEST": "3", "MAX_IMAGE_BYTES": "7 MB"})
-    told = capabilities((EDIT,), chosen)
-    assert told["models"] == [
+    answer = capabilities((EDIT,), chosen)
+    assert answer["models"] == [
         {
             "id": EDIT.id,
             "repository": EDIT.repository,
@@ -59,14 +61,14 @@ def test_a_model_is_told_as_it_is() -> None:
             "sizes": {ratio: list(size) for ratio, size in offer_of(EDIT).sizes.items()},
         }
     ]
-    assert told["limits"] == {
+    assert answer["limits"] == {
         "max_images_per_request": 3,
         "max_image_bytes": 7_000_000,
         "max_reply_bytes": 18_000_000,
     }
-    assert told["worker_version"] == worker_version()
-    assert set(told) == {"models", "input", "limits", "worker_version"}
-    row = next(row for row in told["input"] if row["field"] == "num_images")
+    assert answer["worker_version"] == worker_version()
+    assert set(answer) == {"models", "input", "limits", "worker_version"}
+    row = next(row for row in answer["input"] if row["field"] == "num_images")
     assert row == {
         "field": "num_images",
         "aliases": ["n", "num_outputs", "num_images_per_prompt"],

@@ -150,10 +150,10 @@ def test_a_bad_input_gets_its_code_and_leaves_no_trace(
 
 def _leaks_nothing(case: Case, job: dict[str, Any], reply: dict[str, Any], logged: str) -> None:
     facts = {name: value for name, value in reply.items() if name != "images"}
-    told = json.dumps(facts, allow_nan=False)
+    replied = json.dumps(facts, allow_nan=False)
     for line in logged.splitlines():
         assert json.loads(line)["event"], line
-    for text in (told, logged):
+    for text in (replied, logged):
         assert not SECRETS.search(text), text[:1000]
         assert len(text) < 40_000
     if case.code is not None:
@@ -161,7 +161,7 @@ def _leaks_nothing(case: Case, job: dict[str, Any], reply: dict[str, Any], logge
         keys = {"error", "error_code", "error_type", "retryable", "details"}
         assert set(reply) - {"warnings"} == keys
         assert reply.get("warnings") != []
-        assert "not JSON" not in told
+        assert "not JSON" not in replied
     prompt = (job.get("input") or {}).get("prompt") if isinstance(job.get("input"), dict) else None
     if isinstance(prompt, str) and len(prompt) > 8:
         assert json.dumps(prompt)[1:-1] not in logged

@@ -92,8 +92,8 @@ def test_what_pillow_decodes_within_the_limits_we_decode_to_the_same_pixels(
 ) -> None:
     """No reader of ours before the decoder refuses what the decoder takes.
 
-    What is ours on purpose is left out: over 32 scans, colours that are told, and a colour made
-    transparent twice or behind the picture.
+    What is ours on purpose is left out: over 32 scans, colours that are reported, and a colour made
+    transparent twice or after the picture.
     """
     kind = header.kind(data)
     assume(kind in images.STRIP)
@@ -114,13 +114,13 @@ def _pillows(data: bytes, kind: str, most: int) -> Image.Image | None:
         with Image.open(io.BytesIO(data), formats=(kind.upper(),)) as opened:
             limits.check_size(*opened.size, most)
             opened.load()
-            told = _told(opened)
-            return orientation.upright(colour.to_rgb(opened, None, print), told)
+            turned = _orientation(opened)
+            return orientation.upright(colour.to_rgb(opened, None, print), turned)
     except Exception:  # noqa: BLE001 - it raises anything
         return None
 
 
-def _told(opened: Image.Image) -> int:
+def _orientation(opened: Image.Image) -> int:
     try:
         value = opened.getexif().get(orientation.ORIENTATION, 1)
     except Exception:  # noqa: BLE001 - it raises anything

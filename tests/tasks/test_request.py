@@ -113,7 +113,7 @@ def faults(
     return [(detail.field, detail.message) for detail in refused.value.details]
 
 
-def test_a_prompt_alone_is_a_whole_request() -> None:
+def test_a_prompt_alone_is_a_complete_request() -> None:
     request = parsed({"prompt": "a cat"})
     assert request.task == "text-to-image"
     assert request.model is IMAGE
@@ -161,11 +161,11 @@ VALUES: dict[str, Any] = {
 
 
 def test_the_table_has_the_contracts_fields() -> None:
-    assert [row.name for row in registry.table()] == list(VALUES)
+    assert [row.name for row in registry.list_fields()] == list(VALUES)
 
 
 @pytest.mark.parametrize(
-    ("alias", "name"), [(a, row.name) for row in registry.table() for a in row.aliases]
+    ("alias", "name"), [(a, row.name) for row in registry.list_fields() for a in row.aliases]
 )
 def test_an_alias_means_its_field(alias: str, name: str) -> None:
     value = VALUES[name][0] if alias in REFERENCES.slots else VALUES[name]
@@ -178,7 +178,12 @@ def test_an_alias_means_its_field(alias: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("alias", "name"),
-    [(a, row.name) for row in registry.table() for a in row.aliases if a not in REFERENCES.slots],
+    [
+        (a, row.name)
+        for row in registry.list_fields()
+        for a in row.aliases
+        if a not in REFERENCES.slots
+    ],
 )
 def test_two_names_of_one_field_must_agree(alias: str, name: str) -> None:
     other: dict[str, Any] = {
@@ -204,8 +209,8 @@ def test_two_names_of_one_field_must_agree(alias: str, name: str) -> None:
     assert "differs" not in str(parsed(job_input).warnings)
 
 
-def test_all_faults_are_told_at_once_by_the_callers_own_names() -> None:
-    told = dict(
+def test_all_faults_are_reported_at_once_by_the_callers_own_names() -> None:
+    reported = dict(
         faults(
             {
                 "text": "",
@@ -221,15 +226,15 @@ def test_all_faults_are_told_at_once_by_the_callers_own_names() -> None:
             }
         )
     )
-    assert set(told) == {
+    assert set(reported) == {
         *("text", "n", "width", "cfg", "seed", "go_fast", "quality", "image", "model")
     }
-    assert told["width"] == "must be at least 64 (got 3)"
+    assert reported["width"] == "must be at least 64 (got 3)"
 
 
 def test_faults_against_the_model_come_with_the_others() -> None:
-    told = dict(faults({"steps": 7, "size": "8000x8000", "num_images": 0}))
-    assert set(told) == {"prompt", "steps", "size", "num_images"}
+    reported = dict(faults({"steps": 7, "size": "8000x8000", "num_images": 0}))
+    assert set(reported) == {"prompt", "steps", "size", "num_images"}
 
 
 @pytest.mark.parametrize(
@@ -247,8 +252,8 @@ def test_a_numeric_string_is_its_number(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["nan", "inf", float("nan"), float("inf"), True, "1,5", 0.5, 21])
 def test_what_is_no_scale_is_refused(value: Any) -> None:
-    told = faults({"prompt": "a", "true_cfg_scale": value, "lightning": False})
-    assert [field for field, _ in told] == ["true_cfg_scale"]
+    reported = faults({"prompt": "a", "true_cfg_scale": value, "lightning": False})
+    assert [field for field, _ in reported] == ["true_cfg_scale"]
 
 
 @pytest.mark.parametrize(("value", "scale"), [("4.5", 4.5), (3, 3.0), (1, 1.0)])
@@ -261,8 +266,8 @@ def test_a_scale_may_be_an_integer_or_a_numeric_string(value: Any, scale: float)
 @pytest.mark.parametrize("value", [1, 0, "true", "yes"])
 def test_only_true_and_false_are_booleans(value: Any) -> None:
     got = {True: "1", False: "0"}.get(value, repr(value))
-    told = [("lightning", f"must be true or false (got {got})")]
-    assert faults({"prompt": "a", "lightning": value}) == told
+    reported = [("lightning", f"must be true or false (got {got})")]
+    assert faults({"prompt": "a", "lightning": value}) == reported
     for boolean in (True, False):
         assert parsed({"prompt": "a", "lightning": boolean}).lightning is boolean
 
@@ -278,7 +283,7 @@ def test_only_true_and_false_are_booleans(value: Any) -> None:
         (None, "is required"),
     ],
 )
-def test_a_prompt_is_1_to_5000_characters_that_can_be_told_again(prompt: Any, message: str) -> None:
+def test_a_prompt_is_1_to_5000_characters_that_can_be_echoed(prompt: Any, message: str) -> None:
     assert faults({"prompt": prompt}) == [("prompt", message)]
 
 
@@ -312,7 +317,7 @@ def test_a_prompt_of_blanks_is_no_prompt(name: str) -> None:
         assert parsed({name: f"{blanks}.{blanks}"}).prompt == f"{blanks}.{blanks}"
 
 
-# Among them what stands before and behind each range of characters without a glyph.
+# Among them what comes before and after each range of characters without a glyph.
 @pytest.mark.parametrize(
     "mark",
     [
@@ -354,7 +359,7 @@ BOUNDS: dict[str, tuple[str, list[Any], list[Any]]] = {
 
 
 def test_every_field_with_a_bound_is_in_the_table_of_bounds() -> None:
-    accepts = {row.name: row.accepts for row in registry.table()}
+    accepts = {row.name: row.accepts for row in registry.list_fields()}
     assert {name for name, text in accepts.items() if re.search(r"\b\d+( |-)", text)} - {
         "aspect_ratio"
     } <= set(BOUNDS)
@@ -363,8 +368,8 @@ def test_every_field_with_a_bound_is_in_the_table_of_bounds() -> None:
 
 
 def refused(name: str, value: Any) -> list[str]:
-    """Return what is wrong with a field by itself, as the reader of fields judges it."""
-    return [fault.message for fault in registry.read({name: value}, TEXT_TO_IMAGE).faults]
+    """Return what is wrong with a field alone, as the reader of fields finds it."""
+    return [fault.message for fault in registry.read_input({name: value}, TEXT_TO_IMAGE).faults]
 
 
 @pytest.mark.parametrize(
@@ -393,8 +398,8 @@ def test_a_bound_written_as_a_string_is_the_same_bound(name: str) -> None:
     "text", ["65537x64", "64x65537", "65536x65537", "65537*65537", "999999x64", "64X999999"]
 )
 def test_a_side_of_a_size_is_limited_like_width_and_height(text: str) -> None:
-    told = f"each side must be 64 to 65536 (got '{text}')"
-    assert faults({"prompt": "a", "size": text}) == [("size", told)]
+    reported = f"each side must be 64 to 65536 (got '{text}')"
+    assert faults({"prompt": "a", "size": text}) == [("size", reported)]
 
 
 @pytest.mark.parametrize("job_input", [None, "a cat", 5, True, float("nan"), "{", "{a", "a}"])
@@ -405,13 +410,13 @@ def test_the_input_must_be_an_object(job_input: Any) -> None:
 
 
 @pytest.mark.parametrize("job_input", [[], [{"prompt": "a"}], ["{}"]])
-def test_a_list_is_told_to_be_one_job_for_each(job_input: Any) -> None:
+def test_a_list_gets_the_advice_to_send_one_job_each(job_input: Any) -> None:
     ((field, message),) = faults(job_input)
     assert (field, message[:42]) == ("input", "must be an object, not a list; send one jo")
 
 
 @pytest.mark.parametrize("text", ['{"prompt": "a cat"}', ' {"input": {"prompt": "a"}}\n', "{}"])
-def test_a_body_pasted_as_a_string_is_told_to_be_one(text: str) -> None:
+def test_a_body_pasted_as_a_string_is_named_as_that(text: str) -> None:
     ((field, message),) = faults(text)
     assert (field, message[:49]) == ("input", "must be an object, and is one written as a string")
 
@@ -432,10 +437,10 @@ def test_a_body_pasted_as_a_string_is_told_to_be_one(text: str) -> None:
     "beside", [{}, {"seed": 5}, {"id": "1", "s3Config": {}}, {"prompt": None}], ids=repr
 )
 @pytest.mark.parametrize("strict", ["0", "1"])
-def test_a_doubled_input_is_told_as_that_alone(inner: Any, beside: Any, strict: str) -> None:
+def test_a_doubled_input_is_reported_as_that_alone(inner: Any, beside: Any, strict: str) -> None:
     ((field, message),) = faults({"input": inner, **beside}, environ={"STRICT_INPUT": strict})
     assert field == "input"
-    assert message.startswith("is doubled: the job's input holds another `input`; send ")
+    assert message.startswith("is doubled: the job's input contains another `input`; send ")
 
 
 @pytest.mark.parametrize(
@@ -445,7 +450,7 @@ def test_a_doubled_input_is_told_as_that_alone(inner: Any, beside: Any, strict: 
         ({"text": "a", "input": "b"}, ("input: is not a known field",)),
     ],
 )
-def test_an_input_beside_a_prompt_is_an_unknown_field(
+def test_an_input_next_to_a_prompt_is_an_unknown_field(
     job_input: Any, warnings: tuple[str, ...]
 ) -> None:
     assert parsed(job_input).warnings == warnings
@@ -456,7 +461,7 @@ def test_a_text_as_input_is_an_unknown_field_too() -> None:
 
 
 def test_null_means_left_out() -> None:
-    job_input: dict[str, Any] = dict.fromkeys(registry.names())
+    job_input: dict[str, Any] = dict.fromkeys(registry.map_words())
     assert parsed({**job_input, "prompt": "a", "seed": 1}) == parsed({"prompt": "a", "seed": 1})
 
 
@@ -468,10 +473,10 @@ def test_unknown_fields_are_warned_about_with_a_guess() -> None:
 
 
 def test_unknown_fields_are_refused_under_strict_input() -> None:
-    told = faults(
+    reported = faults(
         {"prompt": "a", "widht": 5, "image": {"url": URL, "alt": 1}}, environ={"STRICT_INPUT": "1"}
     )
-    assert [field for field, _ in told] == ["widht", "image.alt"]
+    assert [field for field, _ in reported] == ["widht", "image.alt"]
 
 
 GUESSES = {
@@ -499,7 +504,7 @@ GUESSES = {
 @pytest.mark.parametrize(
     ("word", "meant"), [(word, name) for name, words in GUESSES.items() for word in words]
 )
-def test_an_unknown_field_is_told_with_what_it_was_meant_to_be(word: str, meant: str) -> None:
+def test_an_unknown_field_is_reported_with_what_it_was_meant_to_be(word: str, meant: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         parsed({word: 1})
     (warning,) = refused.value.warnings
@@ -522,7 +527,7 @@ def test_a_word_that_is_near_to_none_gets_no_guess(word: str) -> None:
     assert len(refused.value.warnings) == 1
 
 
-def test_a_key_of_a_picture_is_told_with_what_it_was_meant_to_be() -> None:
+def test_a_key_of_a_picture_is_reported_with_what_it_was_meant_to_be() -> None:
     for picture in ({"URL": URL}, {"image": PNG, "url": URL, "Url": 5}):
         with pytest.raises(InvalidInput) as refused:
             parsed({"prompt": "a", "images": [picture]})
@@ -549,7 +554,7 @@ def test_a_key_of_a_picture_is_told_with_what_it_was_meant_to_be() -> None:
         ("op", "helth", "health"),
     ],
 )
-def test_a_wrong_word_of_a_field_is_told_with_what_was_meant(
+def test_a_wrong_word_of_a_field_is_reported_with_what_was_meant(
     name: str, word: str, meant: str
 ) -> None:
     ((field, message),) = faults({"prompt": "a", name: word})
@@ -605,14 +610,16 @@ def test_guessing_costs_the_same_however_much_is_unknown(monkeypatch: pytest.Mon
             parsed(job_input)
         assert len(refused.value.message) < 3000
         assert len(set(compared)) <= 10
-        assert len(compared) <= 10 * len(registry.names())
+        assert len(compared) <= 10 * len(registry.map_words())
         assert all(len(word) <= 60 for word in compared)
 
 
-def test_a_quality_that_no_png_has_is_told() -> None:
-    told = ("output_quality: has no effect on a png",)
-    assert parsed({"prompt": "a", "output_quality": 80}).warnings == told
-    assert parsed({"prompt": "a", "output_quality": 80, "output_format": "PNG"}).warnings == told
+def test_a_quality_that_no_png_has_is_reported() -> None:
+    reported = ("output_quality: has no effect on a png",)
+    assert parsed({"prompt": "a", "output_quality": 80}).warnings == reported
+    assert (
+        parsed({"prompt": "a", "output_quality": 80, "output_format": "PNG"}).warnings == reported
+    )
     assert parsed({"prompt": "a", "quality": 80, "output_format": "jpg"}).warnings == ()
     assert parsed({"prompt": "a", "output_format": "png"}).warnings == ()
 
@@ -631,7 +638,7 @@ def test_a_query_needs_no_prompt(op: str) -> None:
     assert query == Query(op, ("x: is not a known field",))  # type: ignore[arg-type]
 
 
-def test_a_query_is_judged_like_any_input() -> None:
+def test_a_query_is_checked_like_any_input() -> None:
     assert faults({"op": "health", "width": 3})[0][0] == "width"
 
 
@@ -766,8 +773,8 @@ def test_at_most_as_many_pictures_as_model_and_settings_allow() -> None:
 
 def test_a_task_and_its_pictures_must_agree() -> None:
     assert faults({"prompt": "a", "task": "edit"}) == [("images", "is required for edit")]
-    told = faults({"prompt": "a", "mode": "text-to-image", "image": URL})
-    assert told[0][0] == "image"
+    reported = faults({"prompt": "a", "mode": "text-to-image", "image": URL})
+    assert reported[0][0] == "image"
 
 
 def test_a_model_is_named_by_id_or_repository() -> None:
@@ -941,7 +948,7 @@ def test_sizes_that_contradict_each_other_are_refused() -> None:
     assert faults({**edit, "aspect_ratio": "1:1"})[0][0] == "aspect_ratio"
     assert parsed({"prompt": "a", "size": "512x512", "width": 512}).warnings == ()
     warned = parsed({"prompt": "a", "size": "512x512", "aspect_ratio": "16:9"})
-    assert warned.warnings == ("aspect_ratio: has no effect beside width and height",)
+    assert warned.warnings == ("aspect_ratio: has no effect with width and height",)
     as_given = {"prompt": "a", "image": URL, "aspect_ratio": "match_input_image"}
     assert parsed({**as_given, "width": 512, "height": 512}).warnings == warned.warnings
     assert parsed({**as_given, "width": 512}).warnings == ()
@@ -981,8 +988,8 @@ def test_an_upload_url_is_needed_for_each_picture() -> None:
     assert parsed({"prompt": "a", "n": 2, "upload_url": [put, put]}).upload_urls == (put, put)
     assert faults({"prompt": "a", "n": 2, "upload_url": put})[0][0] == "upload_url"
     assert faults({"prompt": "a", "upload_url": "ftp://x"})[0][0] == "upload_url"
-    told = faults({"prompt": "a", "upload_url": put, "response_format": "base64"})
-    assert told[0][0] == "upload_url"
+    reported = faults({"prompt": "a", "upload_url": put, "response_format": "base64"})
+    assert reported[0][0] == "upload_url"
 
 
 # What one field says
@@ -1003,16 +1010,16 @@ def test_an_upload_url_is_needed_for_each_picture() -> None:
     ],
 )
 def test_a_fault_shows_what_was_given_in_short(value: Any, got: str) -> None:
-    told = [("width", f"must be a whole number (got {got})")]
-    assert faults({"prompt": "a", "width": value}) == told
+    reported = [("width", f"must be a whole number (got {got})")]
+    assert faults({"prompt": "a", "width": value}) == reported
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_number_is_shown_up_to_20_digits(sign: int) -> None:
     bound = "must be at most 65536" if sign > 0 else "must be at least 64"
     for number, got in ((10**20, "a huge number"), (10**20 - 1, str(sign * (10**20 - 1)))):
-        told = [("width", f"{bound} (got {got})")]
-        assert faults({"prompt": "a", "width": sign * number}) == told
+        reported = [("width", f"{bound} (got {got})")]
+        assert faults({"prompt": "a", "width": sign * number}) == reported
 
 
 def test_an_input_that_is_null_is_shown_as_null() -> None:
@@ -1058,7 +1065,9 @@ def test_words_are_read_in_any_case() -> None:
 
 @pytest.mark.parametrize("ratio", ["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3"])
 def test_every_ratio_of_the_table_is_taken(ratio: str) -> None:
-    assert ratio in next(row.accepts for row in registry.table() if row.name == "aspect_ratio")
+    assert ratio in next(
+        row.accepts for row in registry.list_fields() if row.name == "aspect_ratio"
+    )
     assert parsed({"prompt": "a", "aspect_ratio": ratio}).size.aspect_ratio == ratio
 
 
@@ -1072,12 +1081,12 @@ def test_an_upload_url_has_a_scheme_in_any_case_and_8190_characters_at_most() ->
     assert refused("upload_url", "xhttps://b.example") == ["must be an https URL"]
 
 
-def test_a_list_of_the_wrong_length_is_told_with_both_numbers() -> None:
+def test_a_list_of_the_wrong_length_is_reported_with_both_numbers() -> None:
     assert refused("images", [URL] * 4) == ["must be 1 to 3 (got 4); leave it out for none"]
     assert refused("upload_url", [PUT] * 5) == ["must be 1 to 4 (got 5); leave it out for none"]
 
 
-def test_the_names_of_a_field_are_held_against_the_first_that_was_given() -> None:
+def test_the_names_of_a_field_are_compared_with_the_first_that_was_given() -> None:
     given = {"prompt": "a", "n": 2, "num_images": 2, "num_outputs": 3, "num_images_per_prompt": 2}
     assert faults(given) == [("num_outputs", "differs from n, which means the same")]
 
@@ -1102,9 +1111,9 @@ def test_a_clash_of_numbered_pictures_says_which() -> None:
 
 def test_keys_are_looked_at_in_the_pictures_that_count() -> None:
     many = [{"url": URL, f"k{n}": 1} for n in range(4)]
-    with pytest.raises(InvalidInput) as told:
+    with pytest.raises(InvalidInput) as reported:
         parsed({"prompt": "a", "images": many})
-    assert [text.partition(":")[0] for text in told.value.warnings] == [
+    assert [text.partition(":")[0] for text in reported.value.warnings] == [
         "images.k0",
         "images.k1",
         "images.k2",
@@ -1126,7 +1135,7 @@ def test_ten_unknown_fields_are_all_named() -> None:
     assert [text.partition(":")[0] for text in warnings] == [f"x{n}" for n in range(10)]
 
 
-def test_an_input_beside_an_op_is_an_unknown_field() -> None:
+def test_an_input_next_to_an_op_is_an_unknown_field() -> None:
     query = parse({"op": "health", "input": {"prompt": "a"}}, BOTH, settings.read({}))
     assert query == Query("health", ("input: is not a known field",))
 
@@ -1162,12 +1171,12 @@ NO_PATH = "a file path is never read; send an https URL, a data URI or base64"
         f"{'a' * 4096}.png",
     ],
 )
-def test_a_path_is_told_as_that(path: str) -> None:
+def test_a_path_is_reported_as_that(path: str) -> None:
     assert faults({"prompt": "a", "image": path}) == [("image", NO_PATH)]
 
 
 @pytest.mark.parametrize("text", ["cat", ".cat", "cat.pn", "cat.pngx", "1:/cat", "..."])
-def test_what_is_no_path_is_told_what_it_may_be(text: str) -> None:
+def test_what_is_no_path_is_answered_with_what_it_may_be(text: str) -> None:
     ((_, message),) = faults({"prompt": "a", "image": text})
     assert message.startswith('must be an https URL, a data URI, base64, or {"image"|"url"')
 
@@ -1187,9 +1196,9 @@ def test_a_url_is_known_by_its_scheme(scheme: str, is_url: bool) -> None:
 def test_32_characters_of_base64_may_be_a_picture() -> None:
     for count, message in ((24, None), (23, None), (22, "too short"), (21, "too short")):
         text = base64.b64encode(bytes(range(1, 1 + count))).decode()
-        told = refused("images", text.rstrip("=") if count == 22 else text)
-        assert bool(told) == (message is not None), count
-        assert not message or message in told[0]
+        reported = refused("images", text.rstrip("=") if count == 22 else text)
+        assert bool(reported) == (message is not None), count
+        assert not message or message in reported[0]
 
 
 def test_the_header_of_a_data_uri_ends_in_256_characters() -> None:
@@ -1210,10 +1219,10 @@ def test_an_object_names_one_picture() -> None:
 
 
 def test_faults_of_several_kinds_are_an_invalid_input() -> None:
-    with pytest.raises(WorkerError) as told:
+    with pytest.raises(WorkerError) as reported:
         parsed({"prompt": "a", "model": "flux", "width": 3})
-    assert type(told.value) is InvalidInput
-    assert {detail.field for detail in told.value.details} == {"model", "width"}
+    assert type(reported.value) is InvalidInput
+    assert {detail.field for detail in reported.value.details} == {"model", "width"}
 
 
 def test_the_first_model_that_can_is_taken() -> None:
@@ -1230,7 +1239,7 @@ def test_of_two_models_of_one_repository_the_one_that_can_is_meant() -> None:
 
 
 @pytest.mark.parametrize("model", [5, "flux", "qwen-image-2512"])
-def test_without_a_model_the_size_is_judged_for_the_task_that_was_meant(model: Any) -> None:
+def test_without_a_model_the_size_is_checked_for_the_task_that_was_meant(model: Any) -> None:
     job = {"prompt": "a", "model": model, "size": "input"}
     assert [field for field, _ in faults({**job, "image": URL}, (IMAGE,))] == ["model"]
     assert faults({**job, "task": "edit"}, (IMAGE,))[0][0] == "model"
@@ -1242,16 +1251,16 @@ def test_without_a_model_the_size_is_judged_for_the_task_that_was_meant(model: A
 def test_a_wrong_picture_still_means_an_edit() -> None:
     assert faults({"prompt": "a", "image": 5, "size": "input"})[0][0] == "image"
     assert len(faults({"prompt": "a", "image": 5, "size": "input"})) == 1
-    told = faults({"prompt": "a", "image": 5}, (IMAGE,))
-    assert [field for field, _ in told] == ["image", "task"]
+    reported = faults({"prompt": "a", "image": 5}, (IMAGE,))
+    assert [field for field, _ in reported] == ["image", "task"]
     assert len(faults({"prompt": "a", "image": 5, "task": 7, "size": "input"})) == 2
 
 
 def test_what_a_model_cannot_do_says_what_it_does_and_who_can() -> None:
     both = replace(EDIT, id="both", offers=dict.fromkeys(("text-to-image", "edit"), offer_of(EDIT)))
     ((_, message),) = faults({"prompt": "a", "task": "layered", "model": "both"}, (both,))
-    told = "both does text-to-image and edit, not layered; this version has no model for it"
-    assert message == told
+    reported = "both does text-to-image and edit, not layered; this version has no model for it"
+    assert message == reported
     ((_, message),) = faults({"prompt": "a", "model": EDIT.id, "task": "text-to-image"})
     assert message == f"{EDIT.id} does edit, not text-to-image; {IMAGE.id} does"
     ((_, message),) = faults({"prompt": "a", "model": EDIT.id})
@@ -1265,21 +1274,21 @@ def test_what_a_model_cannot_do_says_what_it_does_and_who_can() -> None:
 def test_every_fault_of_lightning_has_its_words() -> None:
     plain = (offering(IMAGE, lightning_steps=()),)
     fused = {"LIGHTNING_FUSED": "true", "LIGHTNING_STEPS": "8"}
-    held = (offering(IMAGE, lightning_steps=(8,)),)
+    models = (offering(IMAGE, lightning_steps=(8,)),)
     base = {"prompt": "a"}
     assert faults({**base, "lightning": True}, plain) == [
-        ("lightning", "no Lightning LoRA is held for qwen-image-2512")
+        ("lightning", "no Lightning LoRA is loaded for qwen-image-2512")
     ]
     assert faults({**base, "steps": 20}) == [
         ("steps", "must be 8 or 4 with Lightning, or lightning must be false (got 20)")
     ]
-    assert faults({**base, "steps": 4}, held, fused) == [
+    assert faults({**base, "steps": 4}, models, fused) == [
         ("steps", "must be 8 with Lightning (got 4)")
     ]
-    assert faults({**base, "lightning": False}, held, fused) == [
+    assert faults({**base, "lightning": False}, models, fused) == [
         ("lightning", "cannot be turned off: qwen-image-2512 has it baked in here")
     ]
-    assert faults({**base, "lightning": False, "steps": 4}, held, fused)[1][0] == "steps"
+    assert faults({**base, "lightning": False, "steps": 4}, models, fused)[1][0] == "steps"
 
 
 def test_a_model_without_lightning_is_free_of_it_on_a_fused_worker_too() -> None:
@@ -1295,8 +1304,8 @@ def test_cfg_runs_from_just_above_1() -> None:
     request = parsed({**base, "cfg": 1, "negative": "dark"})
     assert request.negative_prompt is None
     assert request.warnings == ("negative: has no effect at a true_cfg_scale of 1.0",)
-    told = "cfg: set to 1.0, since Lightning runs without CFG (got 1.5)"
-    assert parsed({"prompt": "a", "cfg": 1.5}).warnings == (told,)
+    reported = "cfg: set to 1.0, since Lightning runs without CFG (got 1.5)"
+    assert parsed({"prompt": "a", "cfg": 1.5}).warnings == (reported,)
 
 
 def test_a_random_seed_leaves_room_for_four_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1307,7 +1316,7 @@ def test_a_random_seed_leaves_room_for_four_pictures(monkeypatch: pytest.MonkeyP
     assert request.seed == 2**53 - 5
 
 
-def test_the_number_of_pictures_and_the_last_seed_are_judged_at_their_bounds() -> None:
+def test_the_number_of_pictures_and_the_last_seed_are_checked_at_their_bounds() -> None:
     two = {"MAX_IMAGES_PER_REQUEST": "2"}
     assert parsed({"prompt": "a", "n": 2}, environ=two).num_images == 2
     assert faults({"prompt": "a", "n": 3}, environ=two) == [("n", "must be at most 2 (got 3)")]
@@ -1316,7 +1325,7 @@ def test_the_number_of_pictures_and_the_last_seed_are_judged_at_their_bounds() -
     ]
 
 
-def test_what_is_wrong_with_delivery_is_told_once() -> None:
+def test_what_is_wrong_with_delivery_is_reported_once() -> None:
     base = {"prompt": "a"}
     assert [f for f, _ in faults({**base, "n": 9, "upload_url": PUT})] == ["n"]
     assert faults({**base, "n": 2, "upload_url": PUT}) == [
@@ -1326,7 +1335,7 @@ def test_what_is_wrong_with_delivery_is_told_once() -> None:
     assert [f for f, _ in faults(wrong)] == ["upload_url"]
     for asked in ("base64", "data_url"):
         assert faults({**base, "upload_url": PUT, "response_format": asked}) == [
-            ("upload_url", f"goes with response_format url, not {asked}")
+            ("upload_url", f"needs response_format url, not {asked}")
         ]
     assert parsed({**base, "upload_url": PUT, "response_format": "url"}).upload_urls == (PUT,)
     for s3, environ in ((True, {}), (False, BUCKET)):
@@ -1359,7 +1368,7 @@ def test_a_clash_of_sizes_names_both() -> None:
             ("image_size", f"differs from {name}")
         ]
         assert faults({"prompt": "a", "image": URL, "size": "input", name: 640}) == [
-            ("size", f"input goes without {name}")
+            ("size", f"input cannot be combined with {name}")
         ]
     assert faults({"prompt": "a", "image": URL, "size": "input", "aspect_ratio": "1:1"}) == [
         ("aspect_ratio", "differs from size input")
@@ -1372,7 +1381,7 @@ def test_a_clash_of_sizes_names_both() -> None:
     ]
 
 
-def test_a_side_whose_other_waits_for_the_picture_is_judged_with_it() -> None:
+def test_a_side_whose_other_waits_for_the_picture_is_checked_with_it() -> None:
     assert parsed({"prompt": "a", "image": URL, "width": 8192}).size.width == 8192
     assert parsed({"prompt": "a", "image": URL, "height": 8192}).size.height == 8192
     for sides in ({"width": 8192}, {"height": 8192}, {"width": 4096, "height": 4096}):
@@ -1383,7 +1392,7 @@ def test_a_side_whose_other_waits_for_the_picture_is_judged_with_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["width", "height", "size", "aspect_ratio"])
-def test_a_size_of_which_a_part_is_wrong_is_not_judged_as_a_whole(name: str) -> None:
+def test_a_size_of_which_a_part_is_wrong_is_not_checked_as_one(name: str) -> None:
     given: dict[str, Any] = {"width": 60000, "height": 60000, name: "wrong"}
     assert [field for field, _ in faults({"prompt": "a", **given})] == [name]
 
@@ -1402,7 +1411,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=8,
 )
-INPUTS = st.dictionaries(st.sampled_from(sorted(registry.names())) | st.text(), JSON, max_size=8)
+INPUTS = st.dictionaries(
+    st.sampled_from(sorted(registry.map_words())) | st.text(), JSON, max_size=8
+)
 PLAUSIBLE = st.fixed_dictionaries(
     {"prompt": st.text(min_size=1, max_size=20)},
     optional={
@@ -1423,17 +1434,17 @@ PLAUSIBLE = st.fixed_dictionaries(
 
 @examples(max_examples=1000)
 @given(job_input=JSON | INPUTS | PLAUSIBLE, strict=st.booleans())
-def test_any_json_is_a_right_request_or_a_told_fault(job_input: Any, *, strict: bool) -> None:
+def test_any_json_is_a_right_request_or_a_reported_fault(job_input: Any, *, strict: bool) -> None:
     """Nothing but a WorkerError leaves, and a Request holds all that the engine relies on."""
-    told: list[WorkerError] = []
+    reported: list[WorkerError] = []
     try:
         answer = parse(job_input, BOTH, settings.read({"STRICT_INPUT": str(strict)}))
     except WorkerError as error:
-        told.append(error)
-    if told:
-        assert told[0].details
-        json.dumps([told[0].message, told[0].warnings], ensure_ascii=False).encode()
-        assert len(told[0].message) < 20_000
+        reported.append(error)
+    if reported:
+        assert reported[0].details
+        json.dumps([reported[0].message, reported[0].warnings], ensure_ascii=False).encode()
+        assert len(reported[0].message) < 20_000
         return
     json.dumps(answer.warnings, ensure_ascii=False).encode()
     if isinstance(answer, Query):
@@ -1455,7 +1466,7 @@ def test_any_json_is_a_right_request_or_a_told_fault(job_input: Any, *, strict: 
     assert request.response_format != "url"
 
 
-@pytest.mark.parametrize("name", [*registry.names(), "unheard-of"])
+@pytest.mark.parametrize("name", [*registry.map_words(), "unheard-of"])
 def test_deep_nesting_is_refused_like_any_wrong_value(name: str) -> None:
     deep: Any = 5
     for _ in range(100_000):

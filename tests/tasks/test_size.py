@@ -95,7 +95,7 @@ AREAS = st.integers(8, 128).map(lambda side: (side * 16) ** 2)
 
 
 @given(size=SIZES, last=st.none() | REFERENCE, area=AREAS, room=st.integers(64 * 64, 5_000_000))
-def test_whatever_is_asked_can_be_drawn_or_is_refused(
+def test_whatever_is_asked_can_be_generated_or_is_refused(
     size: Size, last: tuple[int, int] | None, area: int, room: int
 ) -> None:
     """Every size is in 64..limit, a multiple of 16, and delivered exactly where that is asked."""
@@ -201,8 +201,8 @@ def test_the_long_side_of_an_extreme_aspect_keeps_the_area(area: int, long: int)
     assert at_area(area, 1e-6) == (64, long)
 
 
-def test_exactly_the_limit_can_be_drawn() -> None:
-    """Judged is what is drawn, not what was asked: up to 15 pixels a side are floored away."""
+def test_exactly_the_limit_can_be_generated() -> None:
+    """The size generated is checked, not the one requested: up to 15 pixels per side are cut."""
     assert dimensions(Wish(Size(width=2048, height=2048)), []) == Dimensions(2048, 2048)
     found = dimensions(Wish(Size(width=2063, height=2049)), [])
     assert (found.width, found.height) == (2048, 2048)
@@ -239,7 +239,7 @@ def test_a_size_of_ours_over_the_limit_keeps_its_aspect_as_far_as_64_pixels_allo
     found = dimensions(Wish(size, model), [last] if last else [])
     assert (found.width, found.height) == drawn
     (warning,) = found.warnings
-    assert f"is over this worker's {limit} pixels; drawn at {drawn[0]}x{drawn[1]}" in warning
+    assert f"is over this worker's {limit} pixels; generated at {drawn[0]}x{drawn[1]}" in warning
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_a_size_of_ours_over_the_limit_keeps_its_aspect_as_far_as_64_pixels_allo
         ((2048, 2064), (1024, 1024)),  # more
     ],
 )
-def test_input_is_drawn_as_it_is_from_a_quarter_of_the_models_area_up_to_the_limit(
+def test_input_is_generated_as_it_is_from_a_quarter_of_the_models_area_up_to_the_limit(
     last: tuple[int, int], drawn: tuple[int, int]
 ) -> None:
     found = dimensions(Wish(Size(as_input=True), EDIT), [last])

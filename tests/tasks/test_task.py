@@ -46,7 +46,7 @@ Image.new("RGB", (64, 64), "red").save(ONE, "PNG")
 PICTURE = base64.b64encode(ONE.getvalue()).decode()
 
 
-# A field added to a task by itself.
+# A field added to a task, and nothing else.
 
 
 class StrengthInput(PictureInput):
@@ -65,7 +65,7 @@ class StrengthWish(PictureWish):
 
 
 def judge(values: StrengthInput, model: Served, verdict: Verdict, given: Settings) -> Asked:
-    """Judge an edit, and its strength."""
+    """Check an edit, and its strength."""
     asked = EDIT.judge(values, model, verdict, given)
     known = {f.name: getattr(asked.draft, f.name) for f in dataclasses.fields(asked.draft)}
     chosen = 0.75 if values.strength is None else values.strength
@@ -91,8 +91,8 @@ def test_a_field_that_a_task_adds_is_in_the_reply_and_in_the_png() -> None:
         reply = served({"prompt": "a hat", "image": PICTURE, **given})
         assert reply["strength"] == echoed
         assert list(reply).index("strength") == list(reply).index("lightning_enabled") + 1
-        held = Image.open(io.BytesIO(base64.b64decode(reply["images"][0]["base64"]))).info
-        assert held["strength"] == str(echoed)
+        metadata = Image.open(io.BytesIO(base64.b64decode(reply["images"][0]["base64"]))).info
+        assert metadata["strength"] == str(echoed)
         assert reply["warnings"] == []
 
 
@@ -111,7 +111,7 @@ def test_a_field_that_a_task_adds_is_in_capabilities_and_in_the_reference() -> N
 
 
 @pytest.mark.usefixtures("strength")
-def test_a_field_that_a_task_adds_is_judged_in_it_and_unknown_to_the_others() -> None:
+def test_a_field_that_a_task_adds_is_checked_in_it_and_unknown_to_the_others() -> None:
     refused = served({"prompt": "a hat", "image": PICTURE, "strength": 2})
     assert refused["error"] == "INVALID_INPUT: strength: must be at most 1 (got 2)"
     reply = served({"prompt": "a hat", "denoise": 1})

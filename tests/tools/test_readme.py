@@ -64,10 +64,10 @@ def test_readme_is_read_in_a_few_minutes() -> None:
 def test_the_input_table_has_every_field_and_alias() -> None:
     table = {words(row[0])[0]: words(row[1]) for row in rows("input")}
     assert {alias for name, others in table.items() for alias in (name, *others)} == set(
-        registry.names()
+        registry.map_words()
     )
     for name, others in table.items():
-        assert all(registry.names()[alias] == name for alias in others)
+        assert all(registry.map_words()[alias] == name for alias in others)
 
 
 def test_the_settings_table_has_every_variable_with_its_default() -> None:

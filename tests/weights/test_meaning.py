@@ -8,7 +8,7 @@ import pytest
 from worker import settings
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
-from worker.families.describe import describe
+from worker.families.pictures import describe
 from worker.families.qwen_image import models
 from worker.tasks.picture import offer_of
 from worker.weights import meaning

@@ -70,7 +70,7 @@ def _run(door: Door, chosen: Settings, boot: Callable[[Settings], Models], refus
     except WorkerError as error:
         return _not_started(error, door, chosen, refuse_s)
     except Exception:  # noqa: BLE001 - what is not known to pass would fail at every start
-        return _not_started(reply.bug("start failed"), door, chosen, refuse_s)
+        return _not_started(reply.log_bug("start failed"), door, chosen, refuse_s)
     from worker.jobs.serve import Worker  # noqa: PLC0415 - the model's imports come first
 
     worker = Worker(chosen, models)

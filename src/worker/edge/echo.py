@@ -1,4 +1,4 @@
-"""What the fields of a wish say of themselves: by which names they are echoed, and where."""
+"""How the fields of a wish are echoed: by which names, and where."""
 
 import dataclasses
 from typing import Any, Final
@@ -20,14 +20,14 @@ def public(reply: str | None = None, *, text: str | None = None, **more: Any) ->
 
 
 def private(*, log: bool = False, **more: Any) -> Any:
-    """Declare a wish's field that no caller sees; with `log` the line of a job done has it."""
+    """Declare a wish's field that no caller sees; with `log`, the log line of its job has it."""
     return dataclasses.field(metadata={_REPLY: "", _TEXT: "", _LOG: log}, **more)
 
 
 def names(field: "dataclasses.Field[Any]") -> tuple[str, str]:
     """Return a field's names in the reply and inside the file, "" where it is left out.
 
-    Raises KeyError for a field that says nothing of itself.
+    Raises KeyError for a field that was declared otherwise.
     """
     reply, text = field.metadata[_REPLY], field.metadata[_TEXT]
     return field.name if reply is None else reply, field.name if text is None else text
@@ -39,16 +39,16 @@ def in_reply(wish: Wish) -> dict[str, Any]:
 
 
 def in_file(wish: Wish) -> dict[str, str]:
-    """Return what a file of the piece has inside of its wish: what makes the same again."""
+    """Return what a file of the piece records of its wish: what makes the same again."""
     return {
-        name: _written(value)
+        name: _write(value)
         for field in _fields(wish)
         if (name := names(field)[1]) and (value := getattr(wish, field.name)) is not None
     }
 
 
 def in_log(wish: Wish) -> dict[str, Any]:
-    """Return what the log has of a wish whose piece was made."""
+    """Return what the log records of a wish whose piece was made."""
     return {
         field.name: getattr(wish, field.name) for field in _fields(wish) if field.metadata.get(_LOG)
     }
@@ -58,5 +58,5 @@ def _fields(wish: Any) -> "tuple[dataclasses.Field[Any], ...]":
     return dataclasses.fields(wish)
 
 
-def _written(value: Any) -> str:
+def _write(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -25,14 +25,14 @@ MOST_PIECES: Final = 4
 INTEGER: Final = re.compile(r"-?[0-9]{1,19}")
 DECIMAL: Final = re.compile(r"-?[0-9]{1,19}(?:\.[0-9]{1,19})?")
 
-# Where a field stands in the documentation: what is wished, who makes it, how, and what all tasks
-# have in common.
+# The place of a field in the documentation: what is requested, which task and model make it, how,
+# and what all tasks have in common.
 WHAT, WHO, HOW, ALWAYS = range(4)
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """How a field that takes a list may be written.
+    """How a field that accepts a list may be written.
 
     `item` is the word for one of at most `most`. `slots` maps an alias that names a position, from
     1, to it; `keys` are those of an item that is written as an object.
@@ -97,7 +97,7 @@ def _seed(value: int) -> int:
 
 
 def up_to(most: int) -> BeforeValidator:
-    """Take one item or a list; the length is judged first, so that a long list costs nothing."""
+    """Accept one item or a list; the length is checked first, so that a long list costs nothing."""
 
     def listed(value: Any) -> Any:
         items = value if isinstance(value, list) else [value]
@@ -115,7 +115,7 @@ def _https(value: str) -> str:
 
 
 def _one_of(choices: str) -> BeforeValidator:
-    """Take one of the words that the validation's context has under this name, in any case."""
+    """Accept one of the words that the validation's context has under this name, in any case."""
 
     def one_of(value: Any, info: ValidationInfo) -> Any:
         context: Any = info.context
@@ -145,9 +145,9 @@ def declare(
 ) -> Any:
     """Declare a field that may be left out; `description` and `default` are for documentation.
 
-    What a task says of itself stands there in braces: its {noun}, its {formats}, the {format} that
-    is its default, those with a quality ({lossy}); and {tasks}, and which is {inferred} when none
-    is named. A field whose default is "required" must be given.
+    Each task fills in what is in braces: its {noun}, its {formats}, the {format} that is its
+    default, those with a quality ({lossy}); and {tasks}, and which is {inferred} when none is
+    named. A field whose default is "required" must be given.
     """
     return Field(
         None,
@@ -158,10 +158,10 @@ def declare(
 
 
 class CommonInput(BaseModel):
-    """What a job's `input` may hold for every task; None is what was left out or sent as null.
+    """What a job's `input` may have for every task; None is what was left out or sent as null.
 
-    A task's own input derives from it. Only what one field says by itself is judged here; what
-    fields say together, and against the models served, is judged by worker.tasks.
+    A task's own input derives from it. Only each field on its own is checked here; worker.tasks
+    checks them against each other and against the models served.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, validate_by_name=True)
@@ -244,7 +244,7 @@ def required(kind: type[CommonInput]) -> tuple[str, ...]:
 
 
 def listed(kind: type[CommonInput], name: str) -> Listed | None:
-    """Return how a field that takes a list may be written; None for any other."""
+    """Return how a field that accepts a list may be written; None for any other."""
     found: Listed | None = _extra(kind, name)["listed"]
     return found
 

@@ -1,23 +1,23 @@
-"""What a word that is not known was meant to be: a slip, another case, other dashes."""
+"""What an unknown word was meant to be: a typo, another case, other dashes."""
 
 import difflib
 import unicodedata
 from collections.abc import Iterable
 from typing import Any, Final
 
-# A longer word is no slip of one of ours, and comparing takes time with the square of the length.
+# A longer word is no typo for one of ours, and comparing takes time quadratic in the length.
 LONGEST: Final = 60
 # Of SequenceMatcher.ratio. One letter too many, too few or wrong in five gives 0.8 and more; one
-# wrong in four (mask for task) 0.75, which is more often another word than a slip.
+# wrong in four (mask for task) 0.75, which is more often another word than a typo.
 CUTOFF: Final = 0.8
-# Two letters swapped give 0.75 in four (edti for edit) and 0.67 in three, and are a slip.
+# Two letters swapped give 0.75 in four (edti for edit) and 0.67 in three, and are a typo.
 SWAPPED: Final = 0.65
 
 
 def guess(word: Any, known: Iterable[str]) -> str | None:
-    """Return the known word that was meant, None when no one is near.
+    """Return the known word that was meant, None when none is near.
 
-    Letters and digits alone count: `numInferenceSteps` and `NUM-INFERENCE-STEPS` are
+    Only letters and digits count: `numInferenceSteps` and `NUM-INFERENCE-STEPS` are
     `num_inference_steps`.
     """
     if not isinstance(word, str) or len(word) > LONGEST:
@@ -32,7 +32,7 @@ def guess(word: Any, known: Iterable[str]) -> str | None:
     for letters, name in names.items():
         matcher.set_seq1(letters)
         enough = SWAPPED if sorted(letters) == sorted(given) else CUTOFF
-        # the first is no less than the second and costs next to nothing
+        # the quick ratio is an upper bound of the other and costs next to nothing
         if matcher.real_quick_ratio() >= enough and matcher.ratio() >= enough:
             near[name] = matcher.ratio()
     return max(near, key=near.__getitem__, default=None)

@@ -22,9 +22,9 @@ QUOTED: Final = re.compile(r"'([^']*)'")
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The words of a task that its fields do not have themselves.
+    """The words of a task that are not in its own fields.
 
-    `choices` has, by what it is a choice of ("tasks", "formats"), what each word means. `elsewhere`
+    `choices` maps what is chosen ("tasks", "formats") to the meaning of each word. `elsewhere`
     maps the words of fields that only other tasks have to what a message adds about them.
     """
 
@@ -48,28 +48,28 @@ class Read:
 
 
 def read(given: Mapping[Any, Any], kind: type[CommonInput], vocabulary: Vocabulary) -> Read:
-    """Judge every field of a job's input by itself, aliases against each other; never raises."""
+    """Read every field of a job's input on its own, then its aliases together; never raises."""
     names = fields.names(kind)
     found: dict[str, list[Entry]] = {}
     faults: list[Detail] = []
     broken: set[str] = set()
-    strangers: list[tuple[str, Any, Mapping[str, str]]] = []
+    unknown: list[tuple[str, Any, Mapping[str, str]]] = []
     for word, value in given.items():
         name = names.get(word) if isinstance(word, str) else None
         if name is None:
-            strangers.append(("", word, names))
+            unknown.append(("", word, names))
         elif value is not None:
-            parsed, wrong = _parsed(kind, name, word, value, vocabulary)
+            parsed, wrong = _parse(kind, name, word, value, vocabulary)
             found.setdefault(name, []).append((word, parsed))
             faults += wrong
             if wrong:
                 broken.add(name)
             if (listed := fields.listed(kind, name)) is not None:
-                strangers += _extra_keys(word, value, listed)
+                unknown += _extra_keys(word, value, listed)
     values: dict[str, Any] = {}
     for name, entries in found.items():
         if name not in broken:
-            values[name], clashes = _agreed(entries, fields.listed(kind, name))
+            values[name], clashes = _agree(entries, fields.listed(kind, name))
             faults += clashes
             if clashes:
                 broken.add(name)
@@ -79,14 +79,14 @@ def read(given: Mapping[Any, Any], kind: type[CommonInput], vocabulary: Vocabula
         words={name: entries[0][0] for name, entries in found.items()},
         broken=frozenset(broken),
         faults=tuple(faults),
-        unknown=_unknown(strangers, vocabulary.elsewhere),
+        unknown=_describe_unknown(unknown, vocabulary.elsewhere),
     )
 
 
-def _parsed(
+def _parse(
     kind: type[CommonInput], name: str, word: str, value: Any, vocabulary: Vocabulary
 ) -> tuple[Any, list[Detail]]:
-    """Let pydantic judge one value of one field."""
+    """Parse one value of one field with pydantic."""
     try:
         read = kind.model_validate({name: value}, context=vocabulary.choices)
     except ValidationError as error:
@@ -94,27 +94,27 @@ def _parsed(
     return getattr(read, name), []
 
 
-def _agreed(entries: Sequence[Entry], listed: Listed | None) -> tuple[Any, list[Detail]]:
+def _agree(entries: Sequence[Entry], listed: Listed | None) -> tuple[Any, list[Detail]]:
     """Return the one value of a field that was given under one or more of its names."""
     places: Mapping[str, int] = listed.slots if listed is not None else {}
-    whole = [entry for entry in entries if entry[0] not in places]
+    lists = [entry for entry in entries if entry[0] not in places]
     slots = sorted(entry for entry in entries if entry[0] in places)
     clashes = [
-        Detail(word, f"differs from {whole[0][0]}, which means the same")
-        for word, parsed in whole[1:]
-        if parsed != whole[0][1]
+        Detail(word, f"differs from {lists[0][0]}, which means the same")
+        for word, parsed in lists[1:]
+        if parsed != lists[0][1]
     ]
-    value = whole[0][1] if whole else []
+    value = lists[0][1] if lists else []
     if listed is None or not slots:
         return value, clashes
-    placed, wrong = _placed(value, slots, listed)
+    placed, wrong = _place(value, slots, listed)
     return placed, clashes + wrong
 
 
-def _placed(
+def _place(
     items: list[Any], slots: list[tuple[str, list[Any]]], listed: Listed
 ) -> tuple[list[Any], list[Detail]]:
-    """Put what aliases that name a position give behind the others, or say where they clash."""
+    """Put the items of aliases that name a position after the others, or report clashes."""
     placed, faults = list(items), []
     for word, given in slots:
         position = listed.slots[word]
@@ -129,33 +129,33 @@ def _placed(
 
 
 def _extra_keys(word: str, value: Any, listed: Listed) -> list[tuple[str, Any, Mapping[str, str]]]:
-    """Return what else stands in items that were given as objects, with the field it is in."""
+    """Return the unknown keys of items that were given as objects, with their field."""
     items = value[: listed.most] if isinstance(value, list) else [value]
     objects = [item for item in items if isinstance(item, dict)]
     keys = dict.fromkeys(listed.keys, "")
     return [(f"{word}.", key, keys) for item in objects for key in item if key not in keys]
 
 
-def _unknown(
-    strangers: Sequence[tuple[str, Any, Mapping[str, str]]], elsewhere: Mapping[str, str]
+def _describe_unknown(
+    found: Sequence[tuple[str, Any, Mapping[str, str]]], elsewhere: Mapping[str, str]
 ) -> tuple[Detail, ...]:
     """Name the first unknown fields and guess what they were meant to be; the rest are counted."""
-    named = [_stranger(*stranger, elsewhere) for stranger in strangers[:MAX_UNKNOWN]]
-    more = len(strangers) - len(named)
+    named = [_describe(*entry, elsewhere) for entry in found[:MAX_UNKNOWN]]
+    more = len(found) - len(named)
     return (*named, Detail("input", f"has {more} more unknown fields")) if more else tuple(named)
 
 
-def _stranger(
+def _describe(
     where: str, word: Any, known: Mapping[str, str], elsewhere: Mapping[str, str]
 ) -> Detail:
     plain = isinstance(word, str) and word.isascii() and word.isprintable()
     name = where + (word if plain and len(word) <= LONGEST else shown(word))
-    hint = f"; {elsewhere[word]}" if not where and word in elsewhere else meant(word, known)
+    hint = f"; {elsewhere[word]}" if not where and word in elsewhere else suggest(word, known)
     return Detail(name, "is not a known field" + hint)
 
 
-def meant(word: Any, known: Iterable[str]) -> str:
-    """Return what a message adds to name the known word that is near; nothing when none is."""
+def suggest(word: Any, known: Iterable[str]) -> str:
+    """Return the part of a message that names the known word that is near, empty when none is."""
     near = guess(word, known)
     return f"; did you mean {near}?" if near else ""
 
@@ -179,7 +179,7 @@ MESSAGES: Final[Mapping[str, str]] = {
 
 
 def _fault(word: str, value: Any, error: ErrorDetails) -> Detail:
-    """Say what pydantic found, about the caller's own word for the field and his own value."""
+    """Report what pydantic found, by the caller's own word for the field and their own value."""
     is_word = error["type"] == "literal_error"  # pydantic saw it in lower case
     given = value if is_word else error["input"]
     indices = [part for part in error["loc"][1:] if isinstance(part, int)]
@@ -189,5 +189,5 @@ def _fault(word: str, value: Any, error: ErrorDetails) -> Detail:
         **error.get("ctx", {}),
     )
     if is_word:
-        message += meant(given, QUOTED.findall(str(error.get("ctx", {}).get("expected"))))
+        message += suggest(given, QUOTED.findall(str(error.get("ctx", {}).get("expected"))))
     return Detail(f"{word}[{indices[0]}]" if isinstance(value, list) and indices else word, message)

@@ -21,8 +21,8 @@ CARRIERS: Final = ("base64", "data_url", "url")
 
 LONGEST_MESSAGE: Final = 2000
 MOST_DETAILS: Final = 50
-# Messages are written without paths and addresses; this is the second fence, for those that quote
-# another library's words. A path inside a URL has a character before its first slash.
+# Messages are written without paths and addresses; this is a second safeguard, for those that quote
+# another library. A path inside a URL has a character before its first slash.
 PATH: Final = re.compile(r"(?<![\w:/.])/(?:[\w.@+-]+/)+[\w.@+-]*")
 ADDRESS: Final = re.compile(
     r"\b\d{1,3}(?:\.\d{1,3}){3}\b(?::\d+)?|(?<![\w:])\[?[0-9a-f]{0,4}::[0-9a-f:]+\]?"
@@ -31,7 +31,7 @@ ADDRESS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a job has no reply, in words that anybody may read; each door puts it into its form."""
+    """Why a job has no reply, in words that anyone may read; each door gives it its own form."""
 
     code: str
     error_type: ErrorType
@@ -75,8 +75,8 @@ def success(
     }
 
 
-def for_old_callers(output: dict[str, Any], key: str, top: str) -> None:
-    """Move what carries the first output under `key` to the reply's `top` level."""
+def serve_old_callers(output: dict[str, Any], key: str, top: str) -> None:
+    """Move the data of the first output under `key` to the reply's own key `top`."""
     first = output[key][0]
     carrier = next(name for name in CARRIERS if name in first)
     output[top] = first.pop(carrier)
@@ -109,8 +109,8 @@ def inside(wish: Wish, model: Served) -> dict[str, str]:
 def failure(error: WorkerError, warnings: Iterable[str] = ()) -> Failure:
     """Return why a job has no reply.
 
-    `warnings` are what the job had been warned of before; with the error's own they are reported
-    once each. Nothing of it holds a path, an address or a known secret, whatever the error says.
+    `warnings` are those that the job had before; with the error's own they are reported
+    once each. Nothing in it contains a path, an address or a known secret, whatever the error says.
     """
     every = dict.fromkeys((*warnings, *error.warnings))
     return Failure(
@@ -126,17 +126,17 @@ def failure(error: WorkerError, warnings: Iterable[str] = ()) -> Failure:
     )
 
 
-def bug(event: str) -> Internal:
+def log_bug(event: str) -> Internal:
     """Log the exception that is being handled as `event`; return an error that refers to it."""
     reference = uuid.uuid4().hex[:12]
     log.get().exception(event, reference=reference)
-    return Internal(f"a bug of this worker; its log tells more under {reference}")
+    return Internal(f"a bug in this worker; its log has more under {reference}")
 
 
 def measure(reply: Mapping[str, Any], budget: int, advice: str = "less") -> int:
     """Return the bytes that the reply will have as the SDK sends it (UTF-8 JSON).
 
-    Raises OutputTooLarge over `budget` bytes, with the `advice` what else to ask for; Internal when
+    Raises OutputTooLarge over `budget` bytes, with the `advice` what else to request; Internal when
     the reply is not strict JSON, which the SDK would lose (NaN, a lone surrogate, an object).
     """
     try:

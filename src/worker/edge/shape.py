@@ -8,10 +8,10 @@ from worker.edge.fields import shown
 EXAMPLE: Final = '{"input": {"prompt": "a cat"}}'
 
 
-def fault(job_input: Any, asking: Container[str]) -> str | None:
-    """Say why this is no object of fields, None when it is one.
+def fault(job_input: Any, words: Container[str]) -> str | None:
+    """Return why this is not an object of fields, None when it is one.
 
-    `asking` are the words of which one must be given. An object with none of them that holds
+    `words` are those of which one must be given. An object with none of them that has
     another object as `input` is a doubled one. A string there, unless it is an object written as
     text, is an unknown field like any other.
     """
@@ -22,14 +22,14 @@ def fault(job_input: Any, asking: Container[str]) -> str | None:
     if not isinstance(job_input, dict):
         return f"must be an object, as in {EXAMPLE} (got {shown(job_input)})"
     inner = job_input.get("input")
-    if (isinstance(inner, dict | list) or _is_written(inner)) and not _asks(job_input, asking):
-        return f"is doubled: the job's input holds another `input`; send {EXAMPLE}"
+    if (isinstance(inner, dict | list) or _is_written(inner)) and not _is_request(job_input, words):
+        return f"is doubled: the job's input contains another `input`; send {EXAMPLE}"
     return None
 
 
-def _asks(given: dict[Any, Any], asking: Container[str]) -> bool:
-    """Return whether an input says by itself what is wanted."""
-    return any(value is not None and word in asking for word, value in given.items())
+def _is_request(given: dict[Any, Any], words: Container[str]) -> bool:
+    """Return whether an input requests something."""
+    return any(value is not None and word in words for word, value in given.items())
 
 
 def _is_written(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The faults and warnings of one input, gathered until all is judged."""
+"""The faults and warnings of one input, collected until everything is checked."""
 
 from worker.edge.reading import Read
 from worker.errors import Detail, InvalidInput, WorkerError
@@ -13,7 +13,7 @@ class Verdict:
         self._faults: list[tuple[type[WorkerError], Detail]] = [
             (InvalidInput, detail) for detail in given.faults
         ]
-        self._strangers: tuple[Detail, ...] = ()
+        self._unknown: tuple[Detail, ...] = ()
 
     def word(self, name: str) -> str:
         """Return the caller's name for a field."""
@@ -24,30 +24,30 @@ class Verdict:
         self._faults.append((kind, Detail(self.word(name), message)))
 
     def warn(self, name: str, message: str) -> None:
-        """Add what the caller should know of a field."""
+        """Add what the caller should know about a field."""
         self.warnings.append(f"{self.word(name)}: {message}")
 
-    def meet_strangers(self, *, strict: bool) -> None:
-        """Take the unknown fields as faults, or as warnings."""
+    def add_unknown(self, *, strict: bool) -> None:
+        """Add the unknown fields as faults, or as warnings."""
         if strict:
             self._faults += [(InvalidInput, detail) for detail in self.given.unknown]
         else:
-            self._strangers = self.given.unknown
-            self.warnings += [f"{d.field}: {d.message}" for d in self._strangers]
+            self._unknown = self.given.unknown
+            self.warnings += [f"{d.field}: {d.message}" for d in self._unknown]
 
     def is_broken(self, *names: str) -> bool:
-        """Return whether the value of one of these fields is wrong by itself."""
+        """Return whether the value of one of these fields is wrong on its own."""
         return not self.given.broken.isdisjoint(names)
 
-    def judge(self) -> None:
-        """Raise the faults: as their own kind when they are all of one, else as InvalidInput.
+    def raise_faults(self) -> None:
+        """Raise the faults: as their own kind when they are all of one kind, else as InvalidInput.
 
-        The message names the unknown fields as well, which are often the reason.
+        The message also names the unknown fields, which are often the reason.
         """
         if not self._faults:
             return
         kinds = {kind for kind, _ in self._faults}
         kind = kinds.pop() if len(kinds) == 1 else InvalidInput
         details = [detail for _, detail in self._faults]
-        message = "; ".join(f"{d.field}: {d.message}" for d in (*details, *self._strangers))
+        message = "; ".join(f"{d.field}: {d.message}" for d in (*details, *self._unknown))
         raise kind(message, details=details, warnings=self.warnings)

@@ -1,4 +1,4 @@
-"""The families of this version and their models as one catalogue; adding one is adding a name."""
+"""The families of this version, their models as one catalogue; adding one means adding a name."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -22,5 +22,5 @@ def combine(families: Sequence[Family]) -> Catalogue:
     )
 
 
-# Read through the module by what serves, so that a test can put one with a family more here.
+# Always read through this module, so that a test can put a catalogue with another family here.
 CATALOGUE = combine(FAMILIES)

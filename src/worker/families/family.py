@@ -9,13 +9,13 @@ from worker.weights.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What a family says of itself without torch.
+    """What is known of a family without torch.
 
     `rows` are its published models, the oldest first, each with the `family` module that opens it;
     that module has `ready(spec, settings, gpu, taken=...)` and `prepare(spec, settings, gpu)`.
-    `groups` maps a word of MODEL to the names of several rows. `classes` maps each class that it
-    is published as to how a model of that class is completed. `form` says in words what a folder
-    of its published weights looks like.
+    `groups` maps a word of MODEL to the names of several rows. `classes` maps each class under
+    which it is published to how a model of that class is completed. `form` says in words what a
+    folder of its published weights looks like.
     """
 
     rows: tuple[ModelSpec, ...]

@@ -18,9 +18,9 @@ NOWHERE: Final = Path("no-bundle")
 def recognise(spec: ModelSpec, settings: Settings, catalogue: Catalogue) -> ModelSpec:
     """Return the model with the module of its family.
 
-    Of a repository outside the catalogue a bundle on MODEL_DIR tells it, then the first place that
-    has its weights, last the hub, which is asked for the small files that describe it; where there
-    is one family, nobody. Raises WeightsUnavailable when it is of no family, HubUnreachable.
+    For a repository outside the catalogue, a bundle on MODEL_DIR decides, else the first place that
+    has its weights, else the hub, from which the small files that describe it are read. With only
+    one family nothing is read. Raises WeightsUnavailable when no family has it, HubUnreachable.
     """
     if spec.family:
         return spec

@@ -1,4 +1,4 @@
-"""How the making of wishes talks to their job: progress goes out, a cancel comes in."""
+"""How the making of wishes communicates with their job: progress goes out, a cancel comes in."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -11,32 +11,32 @@ from worker.tasks.task import Span
 
 
 class Stopped(Exception):
-    """Unwind the lane: the job was cancelled, and nobody waits for what it makes."""
+    """Unwind the lane: the job was cancelled, and nothing waits for what it makes."""
 
 
 class JobControl:
     """The control of one job, for all of its `wishes`.
 
-    `tell` takes the updates, in the lane's thread. `spans` are the phases of one wish; `steps` are
-    those that are counted of one wish, as far as they are known before the first is made.
+    `publish` takes the updates, in the lane's thread. `spans` are the phases of one wish;
+    `steps` is how many are counted per wish, as far as that is known before the first is made.
     """
 
     def __init__(
         self,
-        tell: Callable[[Mapping[str, Any]], None],
+        publish: Callable[[Mapping[str, Any]], None],
         spans: Sequence[Span],
         wishes: int,
         steps: int = 1,
     ) -> None:
         phases = [span.phase for span in spans]
         begins = accumulate((span.percent for span in spans), initial=0)
-        self._tell = tell
+        self._publish = publish
         self._spans = {
             span.phase: (begin, span.percent) for span, begin in zip(spans, begins, strict=False)
         }
         self._counted = next((span.phase for span in spans if span.steps), None)
         counted = len(phases) if self._counted is None else phases.index(self._counted)
-        self._behind = frozenset(phases[counted + 1 :])
+        self._after = frozenset(phases[counted + 1 :])
         self._wishes = wishes
         self._steps = steps
         self._made = 0
@@ -47,7 +47,7 @@ class JobControl:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Let the next report, which is at most one step away, raise Stopped."""
+        """Make the next report, which is at most one step away, raise Stopped."""
         self._stopped.set()
 
     def start(self, wish: int) -> None:
@@ -62,24 +62,24 @@ class JobControl:
         return _WishControl(self, wish)
 
     def report(self, wish: int, phase: Phase, step: int, steps: int) -> None:
-        """Take that `step` of `steps` of a wish's phase is done; raises Stopped after a cancel.
+        """Record that `step` of `steps` of a wish's phase is done; raises Stopped after a cancel.
 
         Callers see the counted steps of all wishes as one count, and `percent` counts the other
-        phases too. Neither falls, also when a wish is made once more after it failed: then they
-        wait until it is as far again.
+        phases too. Neither falls: when a wish is made again after a failure, both wait until
+        it is as far as before.
         """
         self._check()
         if phase == self._counted:
             self._steps = steps
             self._counts[wish] = step
         else:
-            self._counts[wish] = self._steps if phase in self._behind else 0
+            self._counts[wish] = self._steps if phase in self._after else 0
         begin, share = self._spans[phase]
         self._shares[wish] = begin + Fraction(share * step, steps)
         percent = (100 * self._made + sum(self._shares.values())) // self._wishes
         self._done = max(self._done, self._made * self._steps + sum(self._counts.values()))
         self._percent = max(self._percent, int(percent))
-        self._tell(
+        self._publish(
             {
                 "step": self._done,
                 "steps": max(self._wishes * self._steps, self._done),

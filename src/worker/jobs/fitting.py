@@ -16,7 +16,7 @@ from worker.settings import Settings
 from worker.tasks.request import Request
 
 
-async def fitting(
+async def fit(
     job: Job,
     request: Request,
     wishes: Sequence[Wish],
@@ -24,16 +24,16 @@ async def fitting(
     adjusted: Mapping[str, Sequence[Any]],
     settings: Settings,
 ) -> dict[str, Any]:
-    """Return the reply, by other ways than asked where that would not fit and those are allowed.
+    """Return the reply, in another way than requested where that would not fit, if one is allowed.
 
-    A bucket, if there is one; else another format, if the caller named none; what was changed is
-    in `adjusted`. Raises OutputTooLarge, and what media.deliver raises.
+    A bucket, if there is one; else another format, if the caller named none; `adjusted` has what
+    was changed. Raises OutputTooLarge, and what media.deliver raises.
     """
     task, delivery = request.task, request.delivery
     refused: OutputTooLarge | None = None
-    for form, response_format in _ways(job, request, settings):
+    for form, response_format in _list_ways(job, request, settings):
         with job.phase("encode"):
-            pieces = await _encoded(request, wishes, made, form, settings)
+            pieces = await _encode_all(request, wishes, made, form, settings)
         with job.phase("deliver"):
             entries = await deliver(
                 pieces,
@@ -55,7 +55,7 @@ async def fitting(
             warnings=job.warnings,
         )
         if settings.response_compat is not None:
-            reply.for_old_callers(output, task.key, settings.response_compat)
+            reply.serve_old_callers(output, task.key, settings.response_compat)
         if form != delivery.form:
             output["adjusted"]["output_format"] = [delivery.form, form]
         if response_format != delivery.response_format:
@@ -82,8 +82,8 @@ async def fitting(
     raise refused
 
 
-def _ways(job: Job, request: Request, settings: Settings) -> list[tuple[str, ResponseFormat]]:
-    """Return in which format and how the reply may travel, as asked first."""
+def _list_ways(job: Job, request: Request, settings: Settings) -> list[tuple[str, ResponseFormat]]:
+    """Return the formats and ways in which the reply may be delivered, the requested one first."""
     asked = request.delivery
     ways = [(asked.form, asked.response_format)]
     if asked.response_format != "url":
@@ -94,14 +94,14 @@ def _ways(job: Job, request: Request, settings: Settings) -> list[tuple[str, Res
     return ways
 
 
-async def _encoded(
+async def _encode_all(
     request: Request,
     wishes: Sequence[Wish],
     made: Sequence[Made],
     form: str,
     settings: Settings,
 ) -> list[Encoded]:
-    """Encode the pieces side by side, off the event loop."""
+    """Encode the pieces in parallel, off the event loop."""
 
     def encode(wish: Wish, one: Made) -> Encoded:
         text = reply.inside(wish, request.model) if settings.png_metadata else {}

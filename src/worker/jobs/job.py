@@ -18,7 +18,7 @@ class Job:
 
     `most_bytes` is what the door can carry of a reply, as UTF-8 JSON. `bucket` is the caller's own;
     `bucket_name` is what callers of this door call such a bucket, None where they cannot bring one.
-    `fault` is what is wrong with the job around its input. `listener` gets the job's progress.
+    `fault` is what is wrong with the job outside its input. `listener` gets the job's progress.
     """
 
     id: str
@@ -33,7 +33,7 @@ class Job:
     warnings: list[str] = field(default_factory=list)
 
     def elapsed_ms(self) -> float:
-        """Return the milliseconds since the job came."""
+        """Return the milliseconds since the job arrived."""
         return (time.monotonic() - self.start) * 1000
 
     @contextmanager

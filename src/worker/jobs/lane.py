@@ -22,7 +22,7 @@ class Lane:
     async def make(
         self, take: Callable[[], Model], wishes: Sequence[Wish], control: JobControl
     ) -> list[Made]:
-        """Return what a job wishes, in order; `take` returns its model, in the lane's thread.
+        """Make what a job wishes, in order; `take` returns its model, in the lane's thread.
 
         Wishes that may share a forward are made together, the others one after another. Raises what
         the model and `take` raise, and CancelledError as `run`.
@@ -32,7 +32,7 @@ class Lane:
             control.start(0)
             model = take()
             made: list[Made] = []
-            for batch in _batches(model, wishes):
+            for batch in _split(model, wishes):
                 control.start(len(made))
                 controls = [control.of(len(made) + place) for place in range(len(batch))]
                 made += model.make(batch, controls)
@@ -41,10 +41,10 @@ class Lane:
         return await self.run(work, control.stop)
 
     async def run(self, work: Callable[[], T], stop: Callable[[], None]) -> T:
-        """Return what `work` returns, or raise what it raises.
+        """Run `work` and return what it returns.
 
         A job that waits for its turn can be cancelled at once. One that runs cannot: each cancel
-        calls `stop`, which shall make `work` raise soon, and CancelledError is raised when `work`
+        calls `stop`, which must make `work` raise soon, and CancelledError is raised when `work`
         has ended, with what it raised as the cause.
         """
         async with self._turn:
@@ -65,11 +65,11 @@ class Lane:
                 return running.result()
             finally:
                 # What was raised refers to this frame: the frame must not refer to it, or the
-                # tensors of a failed job stay on the device until the collector comes by.
+                # tensors of a failed job stay on the device until the garbage collector runs.
                 del running, cancelled
 
 
-def _batches(model: Model, wishes: Sequence[Wish]) -> Iterator[list[Wish]]:
+def _split(model: Model, wishes: Sequence[Wish]) -> Iterator[list[Wish]]:
     """Yield the wishes in their order, in runs in which each may share a forward with the first."""
     batch: list[Wish] = []
     for wish in wishes:

@@ -1,4 +1,4 @@
-"""A job's progress: in order, at most one update a second, and none after its result."""
+"""A job's progress: in order, at most one update per second, and none after its result."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,7 +16,7 @@ Post = Callable[[Mapping[str, Any]], Awaitable[None]]
 class Progress:
     """Post the newest update of one job while its context is open.
 
-    The SDK's own progress_update starts a thread for each call, and those overtake one another and
+    The SDK's own progress_update starts a thread per call, and those overtake one another and
     the result. Here one task posts one update after the other, and leaving the context waits for
     the one that is under way (POST_S at most).
     """
@@ -29,7 +29,7 @@ class Progress:
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
 
-    def tell(self, update: Mapping[str, Any]) -> None:
+    def publish(self, update: Mapping[str, Any]) -> None:
         """Post this update unless a newer one comes before it is due; callable from any thread."""
         if self._post is not None:
             self._loop.call_soon_threadsafe(self._take, update)
@@ -45,7 +45,7 @@ class Progress:
         if self._task is None:
             return
         if kind is not None and issubclass(kind, asyncio.CancelledError):
-            self._task.cancel()  # nobody listens any more
+            self._task.cancel()  # nothing listens any more
         await asyncio.wait({self._task})
 
     def _take(self, update: Mapping[str, Any]) -> None:

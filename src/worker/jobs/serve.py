@@ -19,7 +19,7 @@ from worker.errors import (
     WorkerNotReady,
 )
 from worker.jobs.control import JobControl
-from worker.jobs.fitting import fitting
+from worker.jobs.fitting import fit
 from worker.jobs.job import Answer, Job
 from worker.jobs.lane import Lane
 from worker.jobs.progress import Progress
@@ -31,15 +31,15 @@ from worker.tasks.capabilities import capabilities
 from worker.tasks.request import Query, Request, parse
 from worker.tasks.task import Settled
 
-# Two jobs in a row out of memory, each of them tried twice: it is the worker, not the jobs.
+# Two jobs in a row out of memory, each of them tried twice: the worker is at fault, not the jobs.
 OOM_FATAL: Final = 2
 
 
 class Worker:
-    """What serves the jobs: a door calls `handle` with each.
+    """What serves the jobs: a door calls `handle` with each of them.
 
-    `fatal` is why this worker can make no more, once that is so: it answers what it has, and must
-    be replaced.
+    `fatal` is why this worker can make nothing more, once that is so: it answers the jobs it has,
+    and must be replaced.
     """
 
     def __init__(self, settings: Settings, models: Models) -> None:
@@ -62,15 +62,15 @@ class Worker:
                 log.get().info("job cancelled", total_ms=round(job.elapsed_ms()))
                 raise
             except WorkerError as error:
-                answer = self._failed(error, job)
+                answer = self._fail(error, job)
             except Exception:  # noqa: BLE001 - whatever it is, the caller gets an answer
-                answer = self._failed(reply.bug("bug"), job)
+                answer = self._fail(reply.log_bug("bug"), job)
             else:
                 self._counts["done"] += 1
         return answer
 
     def health(self) -> dict[str, Any]:
-        """Return what op=health answers."""
+        """Return what op=health reports."""
         return {
             "status": "ready" if self.fatal is None else "failing",
             "uptime_s": round(time.monotonic() - self._started, 1),
@@ -79,9 +79,9 @@ class Worker:
             "worker_version": reply.worker_version(),
         }
 
-    def _failed(self, error: WorkerError, job: Job) -> Failure:
+    def _fail(self, error: WorkerError, job: Job) -> Failure:
         self._counts["failed"] += 1
-        # What is wrong with an input quotes it: prompts are logged only when asked for.
+        # The faults of an input quote it, and prompts are logged only on request.
         quotes = isinstance(error, InvalidInput) and not self._settings.log_prompts
         # Not the message: it may name unknown fields, which are the caller's own words too.
         message = "; ".join(f"{d.field}: {d.message}" for d in error.details) or error.message
@@ -109,7 +109,7 @@ class Worker:
             raise
 
     async def _answer(self, job: Job) -> dict[str, Any]:
-        await asyncio.sleep(0)  # where a job that was cancelled before its start ends
+        await asyncio.sleep(0)  # a job that was cancelled before its start ends here
         if self.fatal is not None:
             raise WorkerNotReady(f"this worker is being replaced ({self.fatal.code}); try again")
         if job.fault is not None:
@@ -143,13 +143,13 @@ class Worker:
             references=len(asked.sources),
             **facts,
         )
-        settled = await self._settled(job, request)
+        settled = await self._settle(job, request)
         wishes = request.wishes(settled.wish)
-        made = await self._made(job, request, wishes)
-        return await fitting(job, request, wishes, made, settled.adjusted, self._settings)
+        made = await self._make(job, request, wishes)
+        return await fit(job, request, wishes, made, settled.adjusted, self._settings)
 
-    async def _settled(self, job: Job, request: Request) -> Settled:
-        """Fetch what the wish needs and settle it; what it is warned of is the job's."""
+    async def _settle(self, job: Job, request: Request) -> Settled:
+        """Fetch what the wish needs and settle it; its warnings become the job's."""
         sources = request.asked.sources
         with job.phase("fetch"):
             fetched = await fetch_all(sources, self._settings) if sources else []
@@ -157,12 +157,12 @@ class Worker:
                 request.asked, fetched, self._settings, job.warnings.append
             )
 
-    async def _made(self, job: Job, request: Request, wishes: Sequence[Wish]) -> list[Made]:
-        """Make the wishes in the lane, and learn from it how the device is."""
+    async def _make(self, job: Job, request: Request, wishes: Sequence[Wish]) -> list[Made]:
+        """Make the wishes in the lane, and note from that how the device is."""
         task = request.task
         async with Progress(job.listener) as progress:
             steps = task.steps(wishes[0])
-            control = JobControl(progress.tell, task.spans, len(wishes), steps)
+            control = JobControl(progress.publish, task.spans, len(wishes), steps)
             try:
                 made = await self._lane.make(lambda: self._take(request), wishes, control)
             except asyncio.CancelledError as error:
@@ -186,7 +186,7 @@ class Worker:
         return self._models.take(request.model.id)
 
     def _note(self, error: WorkerError | None) -> None:
-        """Judge by how the making ended (None: well) whether this worker can go on."""
+        """Decide by how the making ended (None: well) whether this worker can go on."""
         self._out_of_memory = self._out_of_memory + 1 if isinstance(error, CudaOutOfMemory) else 0
         if error is not None and (error.fatal or self._out_of_memory >= OOM_FATAL):
             self.fatal = error

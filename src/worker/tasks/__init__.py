@@ -1,1 +1,1 @@
-"""What a caller can ask: one file per kind of asking, and how a job becomes wishes."""
+"""What a caller can request: one file per kind of request, and how a job becomes wishes."""

@@ -1,4 +1,4 @@
-"""What op=capabilities answers: the models served here, the limits and the fields of inputs."""
+"""What op=capabilities returns: the models served here, the limits and the fields of inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +10,9 @@ from worker.tasks import registry
 
 
 def capabilities(served: Sequence[Served], settings: Settings) -> dict[str, Any]:
-    """Return what callers may ask of this worker: plain JSON, the same for the worker's whole life.
+    """Return what callers may request of this worker: plain JSON, the same as long as it runs.
 
-    A field that not every task has says which have it.
+    A field that not every task has names those that have it.
     """
     return {
         "models": [_model(model, settings) for model in served],
@@ -24,7 +24,7 @@ def capabilities(served: Sequence[Served], settings: Settings) -> dict[str, Any]
                 "default": row.default,
                 **({"tasks": list(row.tasks)} if row.tasks else {}),
             }
-            for row in registry.table()
+            for row in registry.list_fields()
         ],
         "limits": {
             "max_images_per_request": settings.max_images_per_request,

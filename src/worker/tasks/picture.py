@@ -1,4 +1,4 @@
-"""Pictures from text, and edits of pictures: fields, offer, judgements, the wish, a warm-up."""
+"""Pictures from text, and edits of pictures: fields, offer, checks, the wish, a warm-up."""
 
 import functools
 import re
@@ -52,13 +52,13 @@ def _size_word(value: Any) -> Pixels | Literal["auto", "input"]:
 
 Side = Annotated[int, Whole, Field(ge=SMALLEST, le=LARGEST)]
 References = Annotated[
-    list[Annotated[ImageSource, BeforeValidator(reference.source)]],
+    list[Annotated[ImageSource, BeforeValidator(reference.read_source)]],
     fields.up_to(REFERENCES.most),
 ]
 
 
 class PictureInput(CommonInput):
-    """What a job's `input` may hold for a picture; None is what was left out or sent as null."""
+    """What a job's `input` may have for a picture; None is what was left out or sent as null."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=5000), Plain, Visible] | None = (
         fields.declare(
@@ -108,7 +108,7 @@ class PictureInput(CommonInput):
         "edit: match_input_image; text-to-image: the model's own size",
     )
     num_inference_steps: Annotated[int, Whole, Field(ge=2, le=100)] | None = fields.declare(
-        "2-100; with Lightning one of the counts that this worker holds",
+        "2-100; with Lightning one of the counts that this worker has loaded",
         "the first of LIGHTNING_STEPS; without Lightning the model's",
         "steps",
     )
@@ -146,7 +146,7 @@ class PictureOffer:
     sizes: Mapping[str, tuple[int, int]]
 
     def facts(self, settings: Settings) -> Mapping[str, Any]:
-        """Return what op=capabilities reports of it.
+        """Return what op=capabilities reports about it.
 
         Sizes are pixels; `steps` are the base schedule's default, `lightning_steps` the counts
         whose LoRA is loaded.
@@ -168,13 +168,13 @@ class PictureWish:
     """One picture to make: everything resolved, nothing left to choose.
 
     `negative_prompt` is None when no CFG runs. `references` are RGB pictures, upright, in the
-    caller's order. `width` and `height` are pixels, multiples of 16, as the picture is drawn; it is
-    delivered at the (width, height) of `final`, None for as drawn.
+    caller's order. `width` and `height` are pixels, multiples of 16, at which the picture is
+    generated; `final` is the (width, height) at which it is delivered, None for the same.
     """
 
     prompt: str = public()
     negative_prompt: str | None = public()
-    task: str = public(text="")  # a file has it beside the model, whose facts every task has
+    task: str = public(text="")  # a file has it next to the model, as in every task
     seed: int = public()
     steps: int = public("num_inference_steps", text="steps")
     true_cfg_scale: float = public()
@@ -188,7 +188,7 @@ class PictureWish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureAsked(Asked):
-    """What a job asks of a picture; `size` is chosen by the references, within the `offer`."""
+    """What a job requests of a picture; the references settle `size`, within the `offer`."""
 
     size: Size
     offer: PictureOffer
@@ -200,7 +200,7 @@ def offer_of(model: Served) -> PictureOffer:
 
 
 def compare(values: PictureInput, verdict: Verdict, *, edit: bool) -> None:
-    """Judge width, height, size and aspect_ratio against each other."""
+    """Check width, height, size and aspect_ratio against each other."""
     width, height, aspect = values.width, values.height, values.aspect_ratio
     named = next((name for name in ("width", "height") if getattr(values, name)), None)
     as_input = values.size == "input"
@@ -210,11 +210,11 @@ def compare(values: PictureInput, verdict: Verdict, *, edit: bool) -> None:
                 verdict.fault("size", f"differs from {name}")
         width, height = values.size
     elif as_input and named is not None:
-        verdict.fault("size", f"input goes without {named}")
+        verdict.fault("size", f"input cannot be combined with {named}")
     if as_input and not edit:
         verdict.fault("size", "input is for edit: there is no input picture")
     if aspect is not None and width is not None and height is not None:
-        verdict.warn("aspect_ratio", "has no effect beside width and height")
+        verdict.warn("aspect_ratio", "has no effect with width and height")
     if aspect == "match_input_image" and not edit:
         verdict.fault("aspect_ratio", "match_input_image is for edit")
     elif aspect not in (None, "match_input_image") and as_input:
@@ -224,7 +224,7 @@ def compare(values: PictureInput, verdict: Verdict, *, edit: bool) -> None:
 def judge(
     values: PictureInput, model: Served, verdict: Verdict, settings: Settings, *, edit: bool
 ) -> PictureAsked:
-    """Judge the fields against what a model offers."""
+    """Check the fields against what a model offers."""
     task = FROM_PICTURES if edit else FROM_TEXT
     offer = cast("PictureOffer", model.offers[task])
     _references(values, model, offer, settings, verdict, edit=edit)
@@ -252,7 +252,7 @@ async def settle(
     asked: PictureAsked, fetched: Sequence[bytes], settings: Settings, warn: Warn
 ) -> Settled:
     """Decode the references and choose the size; raises as media.images.decode and `choose`."""
-    references, warnings = await reference.decoded(fetched, settings.max_image_pixels)
+    references, warnings = await reference.decode_all(fetched, settings.max_image_pixels)
     for text in warnings:
         warn(text)
     last = references[-1].size if references else None
@@ -297,7 +297,7 @@ def _steps(
     lightning = settings.use_lightning_lora if values.lightning is None else values.lightning
     if lightning and not loaded:
         if values.lightning:
-            verdict.fault("lightning", f"no Lightning LoRA is held for {model.id}")
+            verdict.fault("lightning", f"no Lightning LoRA is loaded for {model.id}")
         lightning = False
     if loaded and not lightning and settings.lightning_fused:
         verdict.fault("lightning", f"cannot be turned off: {model.id} has it baked in here")
@@ -333,7 +333,7 @@ def _guidance(
 
 
 def _size(values: PictureInput, verdict: Verdict) -> Size:
-    """Bring width, height, size and aspect_ratio together."""
+    """Combine width, height, size and aspect_ratio."""
     aspect = None if values.aspect_ratio == "match_input_image" else values.aspect_ratio
     if isinstance(values.size, Pixels):
         return Size(*values.size, aspect, field=verdict.word("size"))
@@ -343,7 +343,7 @@ def _size(values: PictureInput, verdict: Verdict) -> Size:
 
 
 def _limits(size: Size, offer: PictureOffer, verdict: Verdict, *, edit: bool) -> None:
-    """Judge a size that is known before the references are, with the other faults."""
+    """Check a size that is known before the references are, with the other faults."""
     needs_reference = size.as_input or (edit and size.aspect_ratio is None)
     if needs_reference and (size.width is None or size.height is None):
         return
@@ -359,7 +359,7 @@ def _limits(size: Size, offer: PictureOffer, verdict: Verdict, *, edit: bool) ->
 def warm_up(model: Served) -> PictureWish:
     """Return a wish of the kind that jobs will have, at the model's own size.
 
-    An edit where the model can, Lightning where it is loaded; two steps show all else.
+    An edit where the model can do it; Lightning where it is loaded, else two steps.
     """
     offer = offer_of(model)
     side = max(SMALLEST, int(offer.area**0.5) // 32 * 32)

@@ -1,4 +1,4 @@
-"""What may stand for a picture in an input, and the pictures that were fetched, decoded."""
+"""What may represent a picture in an input, and how the fetched pictures are decoded."""
 
 import asyncio
 import re
@@ -16,7 +16,7 @@ from worker.media.inline import in_one_line, is_base64_uri, is_whole
 KEYS: Final = ("image", "url", "data", "base64")
 FORMS: Final = 'an https URL, a data URI, base64, or {"image"|"url"|"data"|"base64": ...}'
 
-# Bounded: 27 MB of base64 are all letters, over which an open star takes 0.7 s.
+# Bounded: 27 MB of base64 are all letters, for which an unbounded star takes 0.7 s.
 SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]{0,31}://", re.IGNORECASE)
 DATA_HEADER: Final = 256
 ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_"
@@ -33,13 +33,13 @@ PATH: Final = re.compile(
 )
 
 
-def source(value: Any) -> ImageSource:
-    """Read one picture as the caller wrote it; media.fetch judges whether a URL may be fetched.
+def read_source(value: Any) -> ImageSource:
+    """Read one picture as the caller wrote it; media.fetch decides whether a URL may be fetched.
 
     The base64 of the result has no header, but for a data URI that is percent-encoded, which keeps
-    a short one. Only its length and ends are looked at here, on the event loop, which tells a path
-    or a name from a picture; media.inline decodes it strictly, in a thread. Raises ValueError, with
-    a message for the caller, for anything else.
+    a short one. Only its length and ends are checked here, on the event loop, enough to recognise a
+    path or a name; media.inline decodes it strictly, in a thread. Raises ValueError, with a message
+    for the caller, for anything else.
     """
     if isinstance(value, ImageSource):
         return value
@@ -83,14 +83,14 @@ def _base64(text: str) -> str:
     if len(text) < SHORTEST:
         raise ValueError(f"must be {FORMS}: this is too short for a picture")
     if not is_whole(len(text) - padding, padding):
-        raise ValueError("is not whole: a character of its base64 is missing, or one too many")
+        raise ValueError("is incomplete: its base64 lacks a character, or has one too many")
     return text
 
 
-async def decoded(
+async def decode_all(
     fetched: Sequence[bytes], max_pixels: int
 ) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
-    """Decode references side by side, off the event loop; return what to warn of beside them.
+    """Decode references in parallel, off the event loop; return them and the warnings.
 
     Raises as media.images.decode, with `details` that name the picture as images[i].
     """
@@ -98,7 +98,7 @@ async def decoded(
         asyncio.to_thread(_decode, index, data, max_pixels) for index, data in enumerate(fetched)
     ]
     answers = await asyncio.gather(*decoding)
-    warnings = tuple(text for _, found in answers for text in found)
+    warnings = tuple(text for _, texts in answers for text in texts)
     return tuple(picture for picture, _ in answers), warnings
 
 

@@ -1,4 +1,4 @@
-"""The tasks that callers may ask for, by name, and what all of their inputs say together."""
+"""The tasks that callers may request, by name, and the fields of all their inputs."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,17 +12,17 @@ from worker.tasks.task import Task
 
 # In the order in which messages list them.
 TASKS: Final[dict[str, Task]] = {task.name: task for task in (picture.TEXT_TO_IMAGE, picture.EDIT)}
-# Names that are known, so that asking for one is not a slip; a later version may have the task.
+# Known names of tasks that a later version may have: requesting one is not a typo.
 LATER: Final = ("img2img", "inpaint", "layered", "speech")
 
 
-def usual() -> Task:
-    """Return the task that is meant where nothing asks for another."""
+def usual_task() -> Task:
+    """Return the task that is meant where nothing requests another."""
     return next(task for task in TASKS.values() if task.sign is None)
 
 
-def vocabulary(task: Task) -> Vocabulary:
-    """Return the words of a task that its fields do not have themselves."""
+def build_vocabulary(task: Task) -> Vocabulary:
+    """Return the words of a task that are not in its own fields."""
     own = fields.names(task.input)
     having: dict[str, list[str]] = {}
     for other in TASKS.values():
@@ -38,22 +38,22 @@ def vocabulary(task: Task) -> Vocabulary:
     )
 
 
-def read(given: Mapping[Any, Any], task: Task) -> Read:
-    """Judge every field of a job's input by itself, as one of a task; never raises."""
-    return reading.read(given, task.input, vocabulary(task))
+def read_input(given: Mapping[Any, Any], task: Task) -> Read:
+    """Read every field of a job's input on its own, as a task's; never raises."""
+    return reading.read(given, task.input, build_vocabulary(task))
 
 
-def names() -> Mapping[str, str]:
+def map_words() -> Mapping[str, str]:
     """Return the field that each word of any task's input means, in the first task that has it."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for task in TASKS.values():
         for word, name in fields.names(task.input).items():
-            found.setdefault(word, name)
-    return found
+            meanings.setdefault(word, name)
+    return meanings
 
 
-def asking() -> frozenset[str]:
-    """Return the words of which a job's input must have one: a task's required fields, and op."""
+def list_request_words() -> frozenset[str]:
+    """Return the words that request something: a task's required fields, and op."""
     return frozenset(
         word
         for task in TASKS.values()
@@ -62,10 +62,10 @@ def asking() -> frozenset[str]:
     )
 
 
-def table() -> tuple[FieldFacts, ...]:
+def list_fields() -> tuple[FieldFacts, ...]:
     """Return every field of every task, in the order of the documentation, each once.
 
-    A field that some tasks lack, or that differs among them, says which have it.
+    A field that some tasks lack, or that differs between tasks, names those that have it.
     """
     having: dict[FieldFacts, list[Task]] = {}
     for task in TASKS.values():
@@ -76,22 +76,22 @@ def table() -> tuple[FieldFacts, ...]:
             "{lossy}": " and ".join(lossy) or "none",
         }
         for row in fields.rows(task.input):
-            having.setdefault(_filled(row, own), []).append(task)
+            having.setdefault(_fill(row, own), []).append(task)
     signs = [f"{task.sign}: {task.name}" for task in TASKS.values() if task.sign is not None]
     common = {
         "{tasks}": ", ".join(f"`{name}`" for name in TASKS),
-        "{inferred}": ", ".join((*signs, f"else {usual().name}")),
+        "{inferred}": ", ".join((*signs, f"else {usual_task().name}")),
     }
     return tuple(
         replace(
-            _filled(row, {**common, "{noun}": tasks[0].noun}),
+            _fill(row, {**common, "{noun}": tasks[0].noun}),
             tasks=() if len(tasks) == len(TASKS) else tuple(task.name for task in tasks),
         )
         for row, tasks in having.items()
     )
 
 
-def _filled(row: FieldFacts, words: Mapping[str, str]) -> FieldFacts:
+def _fill(row: FieldFacts, words: Mapping[str, str]) -> FieldFacts:
     """Put words in place of those in braces."""
     accepts, default = row.accepts, row.default
     for place, word in words.items():

@@ -15,7 +15,7 @@ from worker.settings import Settings
 from worker.tasks import registry
 from worker.tasks.task import Asked, Task
 
-# Random seeds stay exact in a JSON reader that holds numbers as doubles (JavaScript).
+# Random seeds stay exact in a JSON reader that stores numbers as doubles (JavaScript).
 RANDOM_SEEDS: Final = 2**53 - 4
 QUALITY: Final = 95
 
@@ -32,9 +32,9 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How what is made travels.
+    """How what is made is delivered.
 
-    `is_open` means that the caller named no format. `upload_urls` is empty or has one URL for each
+    `is_open` means that the caller named no format. `upload_urls` is empty or has one URL per
     output.
     """
 
@@ -47,7 +47,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a job asks, complete and consistent for `model`; nothing is fetched yet.
+    """What a job requests, complete and consistent for `model`; nothing is fetched yet.
 
     `seed` is the first output's, output i of `count` has seed + i.
     """
@@ -61,12 +61,12 @@ class Request:
     warnings: tuple[str, ...]
 
     def wishes(self, settled: Any) -> tuple[Wish, ...]:
-        """Return one wish for each output, of the one whose seed was left open."""
+        """Return one wish per output, with its seed."""
         seeds = range(self.seed, self.seed + self.count)
         return tuple(replace(settled, seed=seed) for seed in seeds)
 
 
-def none(task: str) -> Sequence[str]:
+def add_none(task: str) -> Sequence[str]:
     """Name no model."""
     del task
     return ()
@@ -79,49 +79,48 @@ def parse(
     *,
     callers_bucket: bool = False,
     bucket_name: str | None = None,
-    addable: Addable = none,
+    addable: Addable = add_none,
 ) -> Request | Query:
     """Turn a job's input into a Request (or a Query) for one of the `served` models.
 
     `callers_bucket` means that the job brings its own bucket; `bucket_name` is what its door calls
     one, None where callers cannot bring any. `addable` names the models that MODEL may name for a
-    task. Raises InvalidInput, ModelNotServed or UnsupportedTask, with every fault in `details`, its
-    `warnings` beside them, and nothing else whatever the input.
+    task. Raises InvalidInput, ModelNotServed or UnsupportedTask, with every fault in `details` and
+    the `warnings` so far, and nothing else whatever the input.
     """
-    if (message := shape.fault(job_input, registry.asking())) is not None:
+    if (message := shape.fault(job_input, registry.list_request_words())) is not None:
         raise InvalidInput(f"input: {message}", details=[Detail("input", message)])
-    name, task = _task(job_input, served)
-    given = registry.read(job_input, task)
+    name, task = _choose_task(job_input, served)
+    given = registry.read_input(job_input, task)
     values, verdict = given.values, Verdict(given)
-    verdict.meet_strangers(strict=settings.strict_input)
+    verdict.add_unknown(strict=settings.strict_input)
     if values.op in ("capabilities", "health"):
-        verdict.judge()
+        verdict.raise_faults()
         return Query(values.op, tuple(verdict.warnings))
 
     for field in fields.required(task.input):
         if getattr(values, field) is None and not verdict.is_broken(field):
             verdict.fault(field, "is required")
-    model = _model(name, values, served, addable, verdict)
+    model = _choose_model(name, values, served, addable, verdict)
     task.compare(values, verdict)
-    seed, count = _seeds(values, settings, verdict)
+    seed, count = _choose_seeds(values, settings, verdict)
     has_bucket = callers_bucket or settings.bucket_endpoint_url is not None
-    delivery = _delivery(values, task, count, has_bucket, bucket_name, verdict)
+    delivery = _choose_delivery(values, task, count, has_bucket, bucket_name, verdict)
     if model is None:
-        verdict.judge()
+        verdict.raise_faults()
         raise AssertionError("a model is missing, and no fault says why")
     asked = task.judge(values, model, verdict, settings)
     if values.output_quality is not None and delivery.form in task.lossless:
         verdict.warn("output_quality", f"has no effect on a {delivery.form}")
-    verdict.judge()
+    verdict.raise_faults()
     return Request(task, model, asked, seed, count, delivery, tuple(verdict.warnings))
 
 
-def _task(job_input: Mapping[Any, Any], served: Sequence[Served]) -> tuple[str, Task]:
-    """Choose the task: its name as it was asked or inferred, and the one to judge the input as."""
-    common = fields.names(CommonInput)
+def _choose_task(job_input: Mapping[Any, Any], served: Sequence[Served]) -> tuple[str, Task]:
+    """Choose the task: its name as requested or inferred, and the one to read the input as."""
+    common, usual = fields.names(CommonInput), registry.usual_task()
     own = {w: v for w, v in job_input.items() if common.get(w) in ("task", "model")}
-    choice = registry.read(own, registry.usual())
-    usual = registry.usual()
+    choice = registry.read_input(own, usual)
     signed = [
         task
         for task in registry.TASKS.values()
@@ -133,7 +132,7 @@ def _task(job_input: Mapping[Any, Any], served: Sequence[Served]) -> tuple[str, 
     if choice.values.task is not None:
         name = choice.values.task
         return name, registry.TASKS.get(name, usual)
-    able = _named(choice.values.model, served) or served
+    able = _find_named(choice.values.model, served) or served
     inferable = {usual.name, *(t.name for t in registry.TASKS.values() if t.sign is not None)}
     if not any(inferable.intersection(model.offers) for model in able):
         others = [registry.TASKS[t] for t in able[0].tasks if t in registry.TASKS] if able else []
@@ -150,17 +149,17 @@ def _is_given(job_input: Mapping[Any, Any], task: Task, field: str) -> bool:
     )
 
 
-def _named(name: str | None, served: Sequence[Served]) -> list[Served]:
+def _find_named(name: str | None, served: Sequence[Served]) -> list[Served]:
     """Return the models that a name means: by id, or else by repository."""
     if name is None:
         return []
-    wanted = name.casefold()
-    return [m for m in served if wanted == m.id.casefold()] or [
-        m for m in served if wanted == m.repository.casefold()
+    folded = name.casefold()
+    return [m for m in served if folded == m.id.casefold()] or [
+        m for m in served if folded == m.repository.casefold()
     ]
 
 
-def _model(
+def _choose_model(
     task: str,
     values: CommonInput,
     served: Sequence[Served],
@@ -172,7 +171,7 @@ def _model(
         return None
     able = [model for model in served if task in model.offers]
     if values.model is not None:
-        named = _named(values.model, served)
+        named = _find_named(values.model, served)
         if not named:
             names = ", ".join(model.id for model in served)
             message = f"this worker serves {names}, not {shown(values.model)}"
@@ -183,24 +182,24 @@ def _model(
             first = named[0]
             message = f"{first.id} does {' and '.join(first.tasks)}, not {task}"
             if values.task is None:
-                message += _sign_of(first, task)
-            message += f"; {others[0].id} does" if others else f"; {_to_add(task, addable)}"
+                message += _advise_sign(first, task)
+            message += f"; {others[0].id} does" if others else f"; {_advise_adding(task, addable)}"
             verdict.fault("model", message, UnsupportedTask)
     elif not able:
-        message = f"no model of this worker can do {task}; {_to_add(task, addable)}"
+        message = f"no model of this worker can do {task}; {_advise_adding(task, addable)}"
         verdict.fault("task", message, UnsupportedTask)
     return able[0] if able else None
 
 
-def _sign_of(model: Served, inferred: str) -> str:
+def _advise_sign(model: Served, inferred: str) -> str:
     """Say what to give for a task that a model can do, where the usual one was inferred."""
-    if inferred != registry.usual().name:
+    if inferred != registry.usual_task().name:
         return ""
     tasks = (registry.TASKS[name] for name in model.tasks if name in registry.TASKS)
     return next((f"; give {t.sign} to {t.name}" for t in tasks if t.sign is not None), "")
 
 
-def _to_add(task: str, addable: Addable) -> str:
+def _advise_adding(task: str, addable: Addable) -> str:
     """Say what the operator can add to MODEL so that a task is served."""
     names = addable(task)
     return (
@@ -208,7 +207,7 @@ def _to_add(task: str, addable: Addable) -> str:
     )
 
 
-def _seeds(values: CommonInput, settings: Settings, verdict: Verdict) -> tuple[int, int]:
+def _choose_seeds(values: CommonInput, settings: Settings, verdict: Verdict) -> tuple[int, int]:
     """Choose the first seed and the number of outputs."""
     count = values.num_images or 1
     if count > settings.max_images_per_request:
@@ -221,7 +220,7 @@ def _seeds(values: CommonInput, settings: Settings, verdict: Verdict) -> tuple[i
     return values.seed, count
 
 
-def _delivery(
+def _choose_delivery(
     values: CommonInput,
     task: Task,
     count: int,
@@ -229,13 +228,13 @@ def _delivery(
     bucket_name: str | None,
     verdict: Verdict,
 ) -> Delivery:
-    """Choose how the outputs travel."""
+    """Choose how the outputs are delivered."""
     urls = tuple(values.upload_url or ())
     asked = values.response_format
     if urls and not verdict.is_broken("num_images") and len(urls) != count:
         verdict.fault("upload_url", f"must be one for each of {count} (got {len(urls)})")
     if urls and asked in ("base64", "data_url"):
-        verdict.fault("upload_url", f"goes with response_format url, not {asked}")
+        verdict.fault("upload_url", f"needs response_format url, not {asked}")
     if asked == "url" and not (urls or has_bucket or verdict.is_broken("upload_url")):
         ways = ["upload_url", "the worker's bucket (BUCKET_ENDPOINT_URL)"]
         if bucket_name is not None:

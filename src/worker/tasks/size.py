@@ -11,10 +11,10 @@ SMALLEST: Final = 64
 # Rotary positions are 4096 per side, each 16 pixels; the limit in pixels is far lower, this one
 # keeps the arithmetic in its range.
 LARGEST: Final = 4096 * 16
-# A latent's 8 pixels times a transformer's patches of 2: no other side can be drawn.
+# A latent's 8 pixels times a transformer's patches of 2: no other side can be generated.
 MULTIPLE: Final = 16
-# Of a picture resampled to its input's size. Encoding costs 0.1 s per million pixels: a file of
-# 6 KB can claim 49 million, four of which took 37 s and 2.5 GB.
+# The most pixels of a picture resampled to its input's size. Encoding costs 0.1 s per million
+# pixels: a file of 6 KB can claim 49 million, four of which took 37 s and 2.5 GB.
 MOST_DELIVERED: Final = 4096 * 4096
 # The multiple of calculate_dimensions in diffusers' edit pipelines, at which references are
 # encoded: an output of the same size does not shift against them.
@@ -33,10 +33,10 @@ RATIOS: Final[Mapping[str, tuple[int, int]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a caller asked of the size, in pixels; nothing set is the model's default.
+    """What a caller requested as the size, in pixels; nothing set is the model's default.
 
     `aspect_ratio` is a key of RATIOS, or None for the last reference's (edit) or the square
-    (text-to-image). `as_input` asks for exactly the last reference's size. `field` is the caller's
+    (text-to-image). `as_input` means exactly the last reference's size. `field` is the caller's
     name for it, for messages.
     """
 
@@ -49,10 +49,10 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
-    """The size to draw, multiples of 16 pixels, and what the caller should know about it.
+    """The size to generate, multiples of 16 pixels, and what the caller should know about it.
 
-    `final` is the size to resample the drawn picture to, None when it is delivered as drawn.
-    `adjusted` maps "width" or "height" to (asked, drawn).
+    `final` is the size to resample the picture to, None when it is delivered as generated.
+    `adjusted` maps "width" or "height" to (requested, generated).
     """
 
     width: int
@@ -63,14 +63,14 @@ class Dimensions:
 
 
 class Canvas(Protocol):
-    """What a model can draw; worker.tasks.picture.PictureOffer says it.
+    """What a model can generate; worker.tasks.picture.PictureOffer is one.
 
     `area` and `max_pixels` are in pixels, `sizes` maps an aspect ratio to (width, height).
     """
 
     @property
     def area(self) -> int:
-        """The number of pixels that the model draws best."""
+        """The number of pixels at which the model is best."""
 
     @property
     def max_pixels(self) -> int:
@@ -82,10 +82,10 @@ class Canvas(Protocol):
 
 
 def choose(size: Size, canvas: Canvas, last: tuple[int, int] | None) -> Dimensions:
-    """Choose what to draw; `last` is the last reference's (width, height), None without one.
+    """Choose what to generate; `last` is the last reference's (width, height), None without one.
 
-    Raises InvalidInput when the size that was asked has more pixels than the model's limit, or asks
-    for a reference's size where there is none.
+    Raises InvalidInput when the requested size has more pixels than the model's limit, or is
+    a reference's size and there is none.
     """
     if size.as_input:
         if last is None:
@@ -147,21 +147,21 @@ def _refused(size: Size, message: str) -> InvalidInput:
 
 
 def _exact(size: Size, width: int, height: int, canvas: Canvas) -> Dimensions:
-    """Draw what was asked, floored to multiples of 16."""
+    """Return the requested size, floored to multiples of 16."""
     wide, high = width // MULTIPLE * MULTIPLE, height // MULTIPLE * MULTIPLE
     if wide * high > canvas.max_pixels:
         got = f"(got {width}x{height} = {width * height})"
         raise _refused(size, f"must have at most {canvas.max_pixels} pixels {got}")
     adjusted = {
-        name: (asked, drawn)
-        for name, asked, drawn in (("width", width, wide), ("height", height, high))
-        if asked != drawn
+        name: (asked, side)
+        for name, asked, side in (("width", width, wide), ("height", height, high))
+        if asked != side
     }
     return Dimensions(wide, high, adjusted=adjusted)
 
 
 def _limited(width: int, height: int, canvas: Canvas) -> Dimensions:
-    """Draw a size that the caller left to us: made smaller, and said, where the limit is lower."""
+    """Return a size that the caller left open, smaller and with a warning over the limit."""
     wide, high = width, height
     if wide * high > canvas.max_pixels:
         scale = math.sqrt(canvas.max_pixels / (wide * high))
@@ -171,23 +171,23 @@ def _limited(width: int, height: int, canvas: Canvas) -> Dimensions:
         wide = min(wide, max(SMALLEST, canvas.max_pixels // high // MULTIPLE * MULTIPLE))
         high = min(high, canvas.max_pixels // wide // MULTIPLE * MULTIPLE)
         limit = f"size: {width}x{height} is over this worker's {canvas.max_pixels} pixels; "
-        return Dimensions(wide, high, warnings=(f"{limit}drawn at {wide}x{high}",))
+        return Dimensions(wide, high, warnings=(f"{limit}generated at {wide}x{high}",))
     return Dimensions(wide, high)
 
 
 def _like(last: tuple[int, int], canvas: Canvas) -> Dimensions:
-    """Deliver exactly the last reference's size, drawn at it or at the model's own area.
+    """Deliver exactly the last reference's size, generated at it or at the model's own area.
 
-    From a quarter of the model's area up to the limit the picture is drawn at the input's size (to
-    the nearest 16 pixels); smaller or larger ones would be drawn badly or not at all, so they are
-    drawn at the model's area. What differs from the input is resampled at the end, and said.
+    From a quarter of the model's area up to the limit the picture is generated at the input's size
+    (to the nearest 16 pixels); smaller or larger ones would turn out badly or not at all, so they
+    are generated at the model's area. Any other size is resampled at the end, with a warning.
     """
     width, height = last
     wide, high = _nearest(width), _nearest(height)
     if not canvas.area // 4 <= wide * high <= canvas.max_pixels:
-        drawn = _limited(*at_area(canvas.area, width / height), canvas)
-        wide, high = drawn.width, drawn.height
+        near = _limited(*at_area(canvas.area, width / height), canvas)
+        wide, high = near.width, near.height
     if (wide, high) == last:
         return Dimensions(wide, high)
-    warning = f"size: drawn at {wide}x{high} and resampled to the input's {width}x{height}"
+    warning = f"size: generated at {wide}x{high} and resampled to the input's {width}x{height}"
     return Dimensions(wide, high, final=last, warnings=(warning,))

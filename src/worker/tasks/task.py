@@ -1,4 +1,4 @@
-"""What a task is: one kind of asking, from the fields of its input to the wish that it becomes."""
+"""What a task is: one kind of request, from the fields of its input to the wish that it becomes."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ Warn = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a job asks of its task, judged and complete but for what must be fetched.
+    """What a job requests of its task, checked and complete except for what must be fetched.
 
     `draft` is the wish with all that is known of it: its seed, and what depends on `sources`, come
-    later. `prompt` is what the caller wrote, for a log that may have it.
+    later. `prompt` is what the caller wrote, for a log that may include it.
     """
 
     draft: Any
@@ -38,8 +38,8 @@ class Settled:
 class Span:
     """A phase of making a wish: its share of the progress, and its key in the reply's timings.
 
-    `percent` is how much of the work it is (est.). The phase whose `steps` names a field of the
-    wish, in which that number of steps stands, is the one whose steps callers see counted.
+    `percent` is how much of the work it is (est.). `steps` names the field of the wish
+    with the number of its steps: callers see the steps of that phase counted.
     """
 
     phase: Phase
@@ -48,32 +48,32 @@ class Span:
     steps: str | None = None
 
 
-def nothing(values: Any, verdict: Verdict) -> None:
+def compare_nothing(values: Any, verdict: Verdict) -> None:
     """Find nothing to compare."""
 
 
-async def as_drafted(
+async def settle_draft(
     asked: Any, fetched: Sequence[bytes], settings: Settings, warn: Warn
 ) -> Settled:
-    """Settle a wish to which nothing is fetched."""
+    """Settle a wish for which nothing is fetched."""
     del fetched, settings, warn
     return Settled(asked.draft)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One kind of asking, as everything that serves it needs it.
+    """One kind of request, with all that serving it takes.
 
     `input` has its fields, `wish` is the frozen type that they become. What is made goes into the
-    reply under `key`; `noun` is the word for one of it. `formats` maps the words for its formats to
+    reply under `key`; `noun` is the word for one piece. `formats` maps the words for its formats to
     them, the first being the default; `smaller` are those that a reply which must fit falls back
-    to, in turn, and `lossless` those without a quality; `advice` says what makes a reply smaller.
+    to, in order, and `lossless` those without a quality; `advice` says what makes a reply smaller.
     `spans` are the phases of making a wish, in order. `sign` is the field that asks for this task
     where none is named.
 
-    `compare` judges what fields say together, before a model is known. `judge` judges them against
+    `compare` checks fields against each other, before a model is known. `judge` checks them against
     what a model offers. `settle` makes the wish of what was asked and fetched, and may raise
-    InvalidInput; both it and `judge` may raise nothing else that is the caller's.
+    InvalidInput; both it and `judge` may raise nothing else that is the caller's fault.
     """
 
     name: str
@@ -84,8 +84,8 @@ class Task:
     formats: Mapping[str, str]
     spans: tuple[Span, ...]
     judge: Callable[[Any, Served, Verdict, Settings], Asked]
-    compare: Callable[[Any, Verdict], None] = nothing
-    settle: Callable[[Any, Sequence[bytes], Settings, Warn], Awaitable[Settled]] = as_drafted
+    compare: Callable[[Any, Verdict], None] = compare_nothing
+    settle: Callable[[Any, Sequence[bytes], Settings, Warn], Awaitable[Settled]] = settle_draft
     smaller: tuple[str, ...] = ()
     lossless: tuple[str, ...] = ()
     advice: str = ""

@@ -248,7 +248,7 @@ def test_sigterm_during_a_cold_start_ends_it(pod: Pod, start: Start) -> None:
         ({"STANDIN_BOOT": "gated"}, "WEIGHTS_UNAVAILABLE: standin is gated: accept its licence"),
         ({"STANDIN_BOOT": "full"}, "VOLUME_FULL: the volume is full"),
         ({"MAX_IMAGE_BYTES": "many", "VERIFY": "no"}, "MAX_IMAGE_BYTES"),
-        ({"STANDIN_BOOT": "bug"}, "INTERNAL: a bug of this worker; its log tells more under "),
+        ({"STANDIN_BOOT": "bug"}, "INTERNAL: a bug in this worker; its log has more under "),
     ],
     ids=["gated", "full", "settings", "bug"],
 )

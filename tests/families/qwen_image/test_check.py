@@ -1,4 +1,4 @@
-"""What does not fit is told from small files and headers, naming it, before any weights come."""
+"""What does not fit is found in small files and headers, and named, before any weights come."""
 
 import importlib.util
 import json
@@ -92,10 +92,10 @@ FAULTS = {
 def test_one_tensor_that_does_not_fit_is_named(
     fault: str, role: str, folder: Path, tmp_path: Path
 ) -> None:
-    make, told = FAULTS[fault]
+    make, reason = FAULTS[fault]
     altered.alter(altered.weights_of(folder, role), make(role))
     message = refused(folder, tmp_path / "home")
-    assert told.format(name=ONE[role], role=role) in message
+    assert reason.format(name=ONE[role], role=role) in message
     assert f"{role}/config.json" in message
 
 
@@ -108,7 +108,7 @@ def test_a_modulation_layer_is_missed_as_any_other(part: str, folder: Path, tmp_
     assert f"lacks {name}" in refused(folder, tmp_path / "home")
 
 
-def test_how_many_more_there_are_is_told(folder: Path, tmp_path: Path) -> None:
+def test_how_many_more_there_are_is_reported(folder: Path, tmp_path: Path) -> None:
     path = altered.weights_of(folder, "transformer")
     state = load_file(path)
     save_file({k: v for k, v in state.items() if ".5." not in k}, path)
@@ -164,7 +164,7 @@ BROKEN_HEADERS = {
 
 
 @pytest.mark.parametrize("kind", BROKEN_HEADERS)
-def test_a_broken_header_is_told_with_its_file(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_a_broken_header_is_reported_with_its_file(kind: str, folder: Path, tmp_path: Path) -> None:
     header = BROKEN_HEADERS[kind]
     path = altered.weights_of(folder, "transformer")
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
@@ -178,7 +178,7 @@ def test_a_header_longer_than_the_format_allows_is_not_read(folder: Path, tmp_pa
     assert "a header of 100000001 bytes" in refused(folder, tmp_path / "home")
 
 
-def test_a_file_with_bytes_behind_its_tensors_is_not_whole(folder: Path, tmp_path: Path) -> None:
+def test_a_file_with_bytes_after_its_tensors_is_refused(folder: Path, tmp_path: Path) -> None:
     path = altered.weights_of(folder, "vae")
     path.write_bytes(path.read_bytes() + b"x")
     assert "bytes instead of" in refused(folder, tmp_path / "home")
@@ -213,8 +213,8 @@ def test_a_bias_of_the_lm_head_is_of_another_model(folder: Path, tmp_path: Path)
     assert "lm_head.bias" in refused(folder, tmp_path / "home")
 
 
-def test_the_index_tells_which_files_are_shards(tmp_path: Path) -> None:
-    """What an earlier publishing left beside them is not read."""
+def test_the_index_decides_which_files_are_shards(tmp_path: Path) -> None:
+    """What an earlier publishing left next to them is not read."""
     folder = in_shards(prepared.folder_of("tiny-edit"), tmp_path / "published", 3)
     name = "diffusion_pytorch_model-00001-of-0000{}.safetensors"
     shutil.copy(folder / "transformer" / name.format(3), folder / "transformer" / name.format(9))
@@ -222,7 +222,7 @@ def test_the_index_tells_which_files_are_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("{", "is not an index of shards"),
         ("[]", "is not an index of shards"),
@@ -234,10 +234,10 @@ def test_the_index_tells_which_files_are_shards(tmp_path: Path) -> None:
         ('{"weight_map": {"x": "../../secret.safetensors"}}', "lacks transformer/../../secret"),
     ],
 )
-def test_a_wrong_index_is_told(text: str, told: str, tmp_path: Path) -> None:
+def test_a_wrong_index_is_reported(text: str, reason: str, tmp_path: Path) -> None:
     folder = in_shards(prepared.folder_of("tiny-edit"), tmp_path / "published", 3)
     (folder / "transformer/diffusion_pytorch_model.safetensors.index.json").write_text(text)
-    assert told in refused(folder, tmp_path / "home")
+    assert reason in refused(folder, tmp_path / "home")
 
 
 SMALL = [
@@ -252,19 +252,22 @@ SMALL = [
 
 @pytest.mark.parametrize("path", SMALL)
 @pytest.mark.parametrize(
-    ("text", "told"), [("{", "broken JSON"), ("\xff", "broken JSON"), ("[1]", "not a JSON object")]
+    ("text", "reason"),
+    [("{", "broken JSON"), ("\xff", "broken JSON"), ("[1]", "not a JSON object")],
 )
 def test_a_small_file_that_is_no_json_object_is_named(
-    text: str, told: str, path: str, folder: Path, tmp_path: Path
+    text: str, reason: str, path: str, folder: Path, tmp_path: Path
 ) -> None:
     (folder / path).write_bytes(text.encode("latin-1"))
-    assert f"{path} is {told}" in refused(folder, tmp_path / "home")
+    assert f"{path} is {reason}" in refused(folder, tmp_path / "home")
 
 
 @pytest.mark.parametrize(
     "path", ["tokenizer/tokenizer.json", "text_encoder/generation_config.json"]
 )
-def test_every_small_file_that_is_copied_is_whole(path: str, folder: Path, tmp_path: Path) -> None:
+def test_every_small_file_that_is_copied_is_complete(
+    path: str, folder: Path, tmp_path: Path
+) -> None:
     (folder / path).write_text("{")
     assert f"{path} is broken JSON" in refused(folder, tmp_path / "home")
 
@@ -311,13 +314,13 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "changes", "told"), CONFIGURATIONS)
+@pytest.mark.parametrize(("path", "changes", "reason"), CONFIGURATIONS)
 def test_a_configuration_of_another_model_is_refused(
-    path: str, changes: dict[str, Any], told: str, folder: Path, tmp_path: Path
+    path: str, changes: dict[str, Any], reason: str, folder: Path, tmp_path: Path
 ) -> None:
     altered.configure(folder / path, **changes)
     message = refused(folder, tmp_path / "home")
-    assert told in message
+    assert reason in message
     assert path.partition("/")[0] in message
 
 
@@ -350,8 +353,8 @@ def test_an_rgba_vae_is_the_layered_model_s(folder: Path, tmp_path: Path) -> Non
     altered.configure(folder / "vae/config.json", input_channels=4)
 
     def change(tensors: dict[str, Raw]) -> None:
-        held = build_expected(VAE, json.loads((folder / "vae/config.json").read_bytes()))
-        for name, shape in held.kept.items():
+        fit = build_expected(VAE, json.loads((folder / "vae/config.json").read_bytes()))
+        for name, shape in fit.kept.items():
             size = 2
             for side in shape:
                 size *= side
@@ -400,17 +403,17 @@ CLASSES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "told"), CLASSES)
+@pytest.mark.parametrize(("changes", "reason"), CLASSES)
 def test_another_class_than_the_one_that_is_opened_is_refused(
-    changes: dict[str, Any], told: str, folder: Path, tmp_path: Path
+    changes: dict[str, Any], reason: str, folder: Path, tmp_path: Path
 ) -> None:
     altered.configure(folder / "model_index.json", **changes)
     message = refused(folder, tmp_path / "home")
-    assert told in message
+    assert reason in message
     assert "model_index.json" in message
 
 
-def test_an_index_that_names_no_components_is_judged_by_their_files(
+def test_an_index_that_names_no_components_is_checked_by_their_files(
     folder: Path, tmp_path: Path
 ) -> None:
     (folder / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}')
@@ -437,13 +440,13 @@ SCHEDULES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "told"), SCHEDULES)
+@pytest.mark.parametrize(("changes", "reason"), SCHEDULES)
 def test_a_schedule_that_would_not_be_honoured_is_refused(
-    changes: dict[str, Any], told: str, folder: Path, tmp_path: Path
+    changes: dict[str, Any], reason: str, folder: Path, tmp_path: Path
 ) -> None:
     altered.configure(folder / "scheduler/scheduler_config.json", **changes)
     message = refused(folder, tmp_path / "home")
-    assert told in message
+    assert reason in message
     assert "scheduler" in message
 
 
@@ -503,10 +506,10 @@ def test_a_model_that_draws_from_text_needs_none(tmp_path: Path) -> None:
 def preprocessor(folder: Path, **changes: Any) -> None:
     """Publish the processor as transformers 4 did, in preprocessor_config.json."""
     whole = folder / "processor/processor_config.json"
-    held = json.loads(whole.read_bytes())["image_processor"]
+    values = json.loads(whole.read_bytes())["image_processor"]
     whole.unlink()
-    held |= {"processor_class": "Qwen2_5_VLProcessor", **changes}
-    (folder / "processor/preprocessor_config.json").write_text(json.dumps(held))
+    values |= {"processor_class": "Qwen2_5_VLProcessor", **changes}
+    (folder / "processor/preprocessor_config.json").write_text(json.dumps(values))
 
 
 @pytest.mark.parametrize(
@@ -526,7 +529,7 @@ def test_qwen_2_5_vl_s_processor_is_qwen2_vl_s(kind: str, folder: Path, tmp_path
     assert type(parts.processor.image_processor).__name__ == "Qwen2VLImageProcessor"
 
 
-def test_the_name_may_be_inside_a_whole_processor_s_file(folder: Path, tmp_path: Path) -> None:
+def test_the_name_may_be_inside_a_complete_processor_s_file(folder: Path, tmp_path: Path) -> None:
     path = folder / "processor/processor_config.json"
     text = path.read_text().replace("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor")
     path.write_text(text.replace("Qwen2VLVideoProcessor", "Qwen2_5_VLVideoProcessor"))
@@ -535,7 +538,7 @@ def test_the_name_may_be_inside_a_whole_processor_s_file(folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reason"),
     [
         ({"image_processor_type": "CLIPImageProcessor"}, "processor/ cannot be opened"),
         ({"image_processor_type": "NoSuchProcessor"}, "processor/ cannot be opened"),
@@ -544,10 +547,10 @@ def test_the_name_may_be_inside_a_whole_processor_s_file(folder: Path, tmp_path:
     ],
 )
 def test_a_processor_of_another_model_is_refused(
-    changes: dict[str, Any], told: str, folder: Path, tmp_path: Path
+    changes: dict[str, Any], reason: str, folder: Path, tmp_path: Path
 ) -> None:
     preprocessor(folder, **changes)
-    assert told in refused(folder, tmp_path / "home")
+    assert reason in refused(folder, tmp_path / "home")
 
 
 def test_an_image_processor_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from worker.errors import (
     InvalidSettings,
     LoraNotApplied,
 )
+from worker.families import opener
 from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image import model as qwen_image
 from worker.families.qwen_image.model import QwenImage
@@ -35,7 +36,7 @@ from worlds.making import made
 
 
 class Listener:
-    """Records what a running picture tells, and stops it where it is told to."""
+    """Records what a picture reports while it is made, and stops it at `stop_at`."""
 
     def __init__(self, stop_at: tuple[Phase, int] | None = None) -> None:
         self.reports: list[tuple[Phase, int, int]] = []
@@ -111,18 +112,20 @@ def test_a_seed_is_a_picture(models: dict[str, QwenImage]) -> None:
 
 
 def test_noise_does_not_depend_on_the_batch() -> None:
-    """A seed's noise is drawn by itself."""
+    """Each seed's noise is generated alone."""
     batch = make_noise([3, 4], 16, 12, 12, torch.bfloat16)
     assert torch.equal(batch[1:], make_noise([4], 16, 12, 12, torch.bfloat16))
 
 
 @pytest.mark.parametrize("name", ["tiny-image", "tiny-edit"])
-def test_a_text_that_is_cut_is_told_if_it_was_used(models: dict[str, QwenImage], name: str) -> None:
+def test_a_text_that_is_cut_is_reported_if_it_was_used(
+    models: dict[str, QwenImage], name: str
+) -> None:
     """The prompt always, the negative prompt where CFG runs."""
     long = "red " * 1025
     asked = replace(TEXT if name == "tiny-image" else EDIT, **{**BASE, "steps": 2})
     cut, negative_cut = (f"the {what}prompt was cut at 1024 tokens" for what in ("", "negative "))
-    for changes, told in (
+    for changes, expected in (
         ({}, ()),
         ({"prompt": long}, (cut,)),
         ({"negative_prompt": long}, (negative_cut,)),
@@ -132,7 +135,7 @@ def test_a_text_that_is_cut_is_told_if_it_was_used(models: dict[str, QwenImage],
         ({"negative_prompt": None, "true_cfg_scale": 4.0}, ()),
     ):
         generation = replace(asked, **changes)
-        assert made(models[name], generation, Listener()).warnings == told
+        assert made(models[name], generation, Listener()).warnings == expected
 
 
 def test_steps_are_reported_in_order(models: dict[str, QwenImage]) -> None:
@@ -210,7 +213,7 @@ def test_out_of_memory_is_tried_once_again(
 def test_a_lost_device_is_fatal(
     models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The CUDA context cannot be mended in this process."""
+    """The CUDA context cannot be repaired in this process."""
     model = models["tiny-image"]
     failing = Failing(model._parts.transformer, torch.AcceleratorError("lost"), 9)
     monkeypatch.setattr(model._parts, "transformer", failing)
@@ -264,7 +267,7 @@ def test_a_reference_has_a_size_whatever_its_aspect() -> None:
     assert qwen_image.sized(96 * 96, 1 / 1000) == (32, 3040)
 
 
-def test_references_of_the_same_bytes_and_other_shapes_are_told_apart(
+def test_references_of_the_same_bytes_and_other_shapes_are_distinguished(
     models: dict[str, QwenImage],
 ) -> None:
     """The cache goes by the pixels and where they are."""
@@ -279,19 +282,19 @@ def test_references_of_the_same_bytes_and_other_shapes_are_told_apart(
     assert drawn(model, second) == expected
 
 
-def test_every_phase_tells_how_long_it_took(models: dict[str, QwenImage]) -> None:
-    """In milliseconds, and together not more than the whole."""
+def test_every_phase_reports_how_long_it_took(models: dict[str, QwenImage]) -> None:
+    """In milliseconds, and together not more than the total."""
     phases = {"tiny-image": ["denoise", "decode", "text"]}
     phases["tiny-edit"] = [*phases["tiny-image"], "reference"]
     for name, generation in (("tiny-image", TEXT), ("tiny-edit", EDIT)):
         models[name]._cache.clear()
         start = time.perf_counter()
-        told = made(models[name], generation, Listener())
+        result = made(models[name], generation, Listener())
         whole_ms = (time.perf_counter() - start) * 1000
-        assert sorted(told.timings_ms) == sorted(phases[name])
-        assert min(told.timings_ms.values()) > 0
-        assert whole_ms / 10 < sum(told.timings_ms.values()) <= whole_ms
-        assert told.peak_vram_mb == 0
+        assert sorted(result.timings_ms) == sorted(phases[name])
+        assert min(result.timings_ms.values()) > 0
+        assert whole_ms / 10 < sum(result.timings_ms.values()) <= whole_ms
+        assert result.peak_vram_mb == 0
 
 
 class Counting:
@@ -364,8 +367,8 @@ def test_the_second_try_has_all_the_memory_and_decodes_in_tiles(
 
 
 def test_a_model_runs_where_the_gpu_is_if_there_is_one() -> None:
-    assert qwen_image._device(None) == torch.device("cpu")
-    assert qwen_image._device(Gpu("H100", (9, 0), 80 << 30, 79 << 30)) == torch.device("cuda")
+    assert opener.device_of(None) == torch.device("cpu")
+    assert opener.device_of(Gpu("H100", (9, 0), 80 << 30, 79 << 30)) == torch.device("cuda")
 
 
 def test_a_released_model_is_gone(tmp_path: Path) -> None:
@@ -378,7 +381,7 @@ def test_a_released_model_is_gone(tmp_path: Path) -> None:
 
 
 def test_memory_that_a_released_model_leaves_behind_is_found(tmp_path: Path) -> None:
-    """Somebody still holds the transformer: the next model has no room, and the worker must go."""
+    """Something still refers to the transformer: the next model has no room."""
     opened: Any = boot.boot(settings.read({"MODEL": "tiny-image", "MODEL_DIR": str(tmp_path)}))
     model: Any = opened.take("tiny-image")
     leak = model._parts.transformer
@@ -398,24 +401,24 @@ def test_two_models_that_do_not_fit_together_take_turns(tmp_path: Path) -> None:
         with contextlib.suppress(InterruptedError):
             made(model, asked, Listener(stop_at=("denoise", 1)))
         pictures.append(drawn(model, asked))
-        told: Any = turns.health()["models"]
-        assert [one for one in told if told[one]["resident"]] == [name]
+        health: Any = turns.health()["models"]
+        assert [one for one in health if health[one]["resident"]] == [name]
     assert pictures[:2] == pictures[2:]
 
 
 def opening(monkeypatch: pytest.MonkeyPatch, times: int) -> list[torch.device | None]:
     """Let opening a bundle run out of memory so many times; return where text encoders went."""
     tried: list[torch.device | None] = []
-    family: Any = qwen_image
-    real = family.open_bundle
+    real: Any = qwen_image.OPENER.open_bundle
 
-    def opened(*given: Any, text_encoder_device: torch.device | None, **named: Any) -> Any:
-        tried.append(text_encoder_device)
+    def opened(*given: Any, waiting: torch.device | None, **named: Any) -> Any:
+        tried.append(waiting)
         if len(tried) <= times:
             raise torch.OutOfMemoryError("full")
-        return real(*given, text_encoder_device=text_encoder_device, **named)
+        return real(*given, waiting=waiting, **named)
 
-    monkeypatch.setattr(qwen_image, "open_bundle", opened)
+    changed = replace(qwen_image.OPENER, open_bundle=opened)
+    monkeypatch.setattr(qwen_image, "ready", changed.ready)
     return tried
 
 
@@ -452,29 +455,28 @@ def test_out_of_memory_twice_while_opening_is_advice(
     ],
 )
 def test_a_text_encoder_that_must_wait_in_the_hosts_memory_is_opened_there(
-    monkeypatch: pytest.MonkeyPatch, *, offload: bool, times: int, tried: list[str | None]
+    *, offload: bool, times: int, tried: list[str | None]
 ) -> None:
     """And at once: on the device there is no room for it."""
     asked: list[dict[str, Any]] = []
 
-    def opened(folder: Path, device: torch.device, **named: Any) -> str:
+    def opened(folder: Path, device: torch.device, **named: Any) -> Any:
         assert (folder, device) == (Path("bundle"), torch.device("cpu"))
         asked.append(named)
         if len(asked) <= times:
             raise torch.OutOfMemoryError("full")
         return "parts"
 
-    monkeypatch.setattr(qwen_image, "open_bundle", opened)
     given = settings.read({"VERIFY": "full"})
-    place: Any = qwen_image._placed
+    place: Any = replace(qwen_image.OPENER, open_bundle=opened)._place
     with contextlib.suppress(InvalidSettings) if times == len(tried) else contextlib.nullcontext():
         assert place(Path("bundle"), torch.device("cpu"), given, offload=offload) == "parts"
-    assert [named["text_encoder_device"] for named in asked] == [
+    assert [named["waiting"] for named in asked] == [
         None if where is None else torch.device(where) for where in tried
     ]
     for named in asked:
         assert named["verify"] == given.verify
-        assert named["share"] is qwen_image._SHARED
+        assert named["share"] is opener.SHARED
 
 
 def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,7 +491,7 @@ def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.Monke
         facts={"b": 2},
         folder=Path("bundle"),
     )
-    monkeypatch.setattr(qwen_image, "obtain", lambda *_: obtained)
+    monkeypatch.setattr(opener, "obtain", lambda *_: obtained)
     given = settings.read({})
     for gpu, side in ((None, 1328), (Gpu("L4", (8, 9), 24 << 30, 23 << 30), 1536)):
         openable = qwen_image.ready(spec, given, gpu)

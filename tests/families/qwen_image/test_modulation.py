@@ -190,8 +190,8 @@ def test_the_transformer_sees_lightnings_eight_steps_in_bf16() -> None:
 def test_rows_are_gathered_for_each_step_in_its_own_order_and_format() -> None:
     table = table_of(small(), LIGHTNING)
     index = table.find(LIGHTNING[[3, 0, 3]])
-    told: list[torch.Tensor] = []
-    parts = tuple(replace(part, ahead=told.append) for part in table.parts)
+    calls: list[torch.Tensor] = []
+    parts = tuple(replace(part, ahead=calls.append) for part in table.parts)
     rows = RowTable(table.keys, parts).gather(index, 2, torch.device("cpu"))
     assert rows.dtype == torch.bfloat16
     assert rows.shape == (3, 2, 2, table.width)
@@ -199,4 +199,4 @@ def test_rows_are_gathered_for_each_step_in_its_own_order_and_format() -> None:
     assert not torch.equal(rows[0], rows[1])
     assert torch.equal(rows[1, 0], table.parts[0].rows[-1])
     assert torch.equal(rows[1, 1], table.parts[1].rows[-1])
-    assert [one.tolist() for one in told] == [index.tolist()] * 2
+    assert [one.tolist() for one in calls] == [index.tolist()] * 2

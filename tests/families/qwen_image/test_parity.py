@@ -19,8 +19,9 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_p
 from PIL import Image
 
 from worker.bundle.layout import name_adapter
+from worker.families.clock import Clock
 from worker.families.qwen_image.lightning import LIGHTNING
-from worker.families.qwen_image.model import _Clock, sized
+from worker.families.qwen_image.model import sized
 from worker.seam import Unheard
 from worker.tasks.picture import PictureWish
 from worlds.prepared import (
@@ -59,14 +60,14 @@ class Pair:
         self.base = self.stock.scheduler
         self._patch_encoder()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # peft warns of a second adapter beside the first
+            warnings.simplefilter("ignore")  # peft warns of a second adapter next to the first
             for adapter, file in lightning_files(name).items():
                 self.stock.load_lora_weights(file, adapter_name=adapter, use_safetensors=True)
         self.stock.disable_lora()
         self.ours = model(name, parts, kind.__name__)
 
     def _patch_encoder(self) -> None:
-        """Mend a known bug of the stock pipeline: no mm_token_type_ids (diffusers #14194)."""
+        """Fix a known bug of the stock pipeline: no mm_token_type_ids (diffusers #14194)."""
         encoder = self.stock.text_encoder
         forward = encoder.forward
         pad = self.stock.tokenizer.convert_tokens_to_ids("<|image_pad|>")
@@ -106,7 +107,7 @@ class Pair:
 
     def our_latents(self, *generations: PictureWish) -> torch.Tensor:
         """Run our sampler on a batch."""
-        return self.ours.latents(list(generations), Unheard(), _Clock(CPU, {}))
+        return self.ours.latents(list(generations), Unheard(), Clock(CPU))
 
 
 @pytest.fixture(autouse=True)

@@ -91,7 +91,7 @@ def words(count: int) -> str:
 @pytest.mark.parametrize(("template", "references"), TEMPLATES)
 @pytest.mark.parametrize("start", ["", "\n", "\n\n\n", " ", "\r\n"])
 @pytest.mark.parametrize("count", [1, 1000, *range(1019, 1030)])
-def test_a_caller_is_told_of_a_cut_exactly_when_there_is_one(
+def test_a_caller_is_warned_of_a_cut_exactly_when_there_is_one(
     template: Template, references: int, start: str, count: int
 ) -> None:
     """Whatever the prompt's first characters become together with the line before them."""
@@ -106,7 +106,7 @@ def test_a_caller_is_told_of_a_cut_exactly_when_there_is_one(
 
 
 def test_references_that_are_not_shown_do_not_change_where_a_prompt_is_cut() -> None:
-    """Without a processor an edit's prompt stands behind "user" and its line."""
+    """Without a processor an edit's prompt comes after "user" and its line."""
     prompt = "\n" + words(1024)
     alone = len(encoder().tokens(prompt, prompts.EDIT, [])) < len(
         TOKENIZER(stock_text(prompt, prompts.EDIT, 0))["input_ids"]

@@ -150,7 +150,7 @@ def test_the_text_of_a_special_token_is_plain_text_in_a_prompt(
 
 @pytest.mark.parametrize("word", ["red ", "\u732b", "\U0001f408", "antidisestablishmentarianism "])
 @pytest.mark.parametrize(("template", "references"), TEMPLATES)
-def test_a_prompt_is_cut_at_1024_tokens_and_its_frame_stays_whole(
+def test_a_prompt_is_cut_at_1024_tokens_and_its_frame_stays_complete(
     tokenizer: Any, encoder: PromptEncoder, template: Template, references: int, word: str
 ) -> None:
     frame = encoder.tokens("", template, [1] * references)

@@ -118,14 +118,14 @@ def test_keys_are_all_that_bf16_can_say_between_the_ends() -> None:
 def test_files_of_other_timesteps_are_not_mixed(tmp_path: Path) -> None:
     paths = []
     for number, keys in enumerate((torch.tensor([0.5]), torch.tensor([0.75]))):
-        held = {
+        content = {
             "keys": keys.bfloat16(),
             "rows": torch.zeros(1, 1, 6).bfloat16(),
             "slots": torch.tensor([number]),
             "zero": torch.zeros(0, 6).bfloat16(),
             "zero_blocks": torch.tensor([], dtype=torch.int64),
         }
-        paths.append(tmp_path / tensors.write(tmp_path, f"modulation-{number}", held)[0])
+        paths.append(tmp_path / tensors.write(tmp_path, f"modulation-{number}", content)[0])
     with pytest.raises(Internal, match="differ in their timesteps"):
         rows.table(paths)
     with pytest.raises(Internal, match="no modulation rows"):
@@ -134,15 +134,15 @@ def test_files_of_other_timesteps_are_not_mixed(tmp_path: Path) -> None:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Write rows of 7 timesteps of which each has its own number, and others behind them."""
-    held = {
+    """Write rows of 7 timesteps of which each has its own number, and others after them."""
+    content = {
         "keys": torch.linspace(0.1, 0.7, 7).bfloat16(),
         "rows": torch.arange(7).bfloat16().reshape(7, 1, 1).repeat(1, 3, 12),
         "slots": torch.tensor([4, 0, 2]),
         "zero": torch.full((2, 12), 50).bfloat16(),
         "zero_blocks": torch.tensor([1, 0]),
     }
-    return tmp_path / tensors.write(tmp_path, "modulation", held)[0]
+    return tmp_path / tensors.write(tmp_path, "modulation", content)[0]
 
 
 def descriptors() -> int:
@@ -161,8 +161,8 @@ def test_what_is_read_ahead_are_the_bytes_of_the_rows(
     (part,) = rows.table([file]).parts
     part.ahead(torch.tensor([5, 0, 6]))
     data = file.read_bytes()
-    wanted = [bytes(_raw(part.rows[row])) for row in (5, 0, 6)]
-    assert [data[start : start + size] for start, size, _ in asked] == wanted
+    expected = [bytes(_raw(part.rows[row])) for row in (5, 0, 6)]
+    assert [data[start : start + size] for start, size, _ in asked] == expected
     assert {advice for *_, advice in asked} == {os.POSIX_FADV_WILLNEED}
 
 

@@ -27,7 +27,7 @@ def read(given: Mapping[str, Any], settings: Settings, listener: Post | None = N
     except WorkerError as error:
         fault = error
     except Exception:  # noqa: BLE001 - whatever it is, the caller gets an answer
-        fault = reply.bug("bug")
+        fault = reply.log_bug("bug")
     return Job(
         str(given["id"]),
         given.get("input"),

@@ -1,4 +1,4 @@
-"""What must be right of published weights before a byte of them comes: small files and headers."""
+"""What is checked of published weights before they are downloaded: small files and headers."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -16,8 +16,8 @@ from worker.weights.spec import ModelSpec
 PATCH: Final = 2  # the pipelines fold 2x2 latents into a token
 RGB: Final = 3
 STATISTICS: Final = ("latents_mean", "latents_std")
-# component -> the classes of it that are opened as what they are; a tokenizer, whose class has
-# had many names, is judged by what it does
+# component -> the classes of it that can be opened; a tokenizer, whose class has had many
+# names, is checked by what it does
 CLASSES: Final[declared.Classes] = {
     "transformer": ("QwenImageTransformer2DModel",),
     "vae": ("AutoencoderKLQwenImage",),
@@ -35,7 +35,7 @@ REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def check(snapshot: Snapshot, spec: ModelSpec) -> Published:
-    """Read a model's small files and headers and judge all that can be told from them.
+    """Read a model's small files and headers and check everything that they show.
 
     Quantised weights come first, since other faults follow from them. Raises WeightsUnavailable
     naming the component and the file.
@@ -68,7 +68,7 @@ def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
         refuse.check_stored(part, shards[part.role], fits[part.role], spec)
     for part in WITH_WEIGHTS:
         fit.check(part, shards[part.role], fits[part.role])
-    filled = {role: held.config for role, held in fits.items()}
+    filled = {role: fits[role].config for role in fits}
     _check_together(filled)
     small = _small(snapshot, edits=edits)
     scheduler = declared.read_object(schedules.FILE, small["scheduler"]["scheduler_config.json"])
@@ -85,7 +85,7 @@ def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
 
 def _classes(*, edits: bool) -> declared.Classes:
     """Return the classes of the components that a pipeline has: only edits have a processor."""
-    return {role: held for role, held in CLASSES.items() if edits or role != "processor"}
+    return {role: names for role, names in CLASSES.items() if edits or role != "processor"}
 
 
 def _check_transformer(config: Mapping[str, Any]) -> None:
@@ -104,27 +104,27 @@ def _check_transformer(config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_together(held: Mapping[str, Mapping[str, Any]]) -> None:
+def _check_together(configs: Mapping[str, Mapping[str, Any]]) -> None:
     """Check the sizes that one component hands to the next."""
     for name in STATISTICS:
-        values = held["vae"][name]
+        values = configs["vae"][name]
         if not isinstance(values, list | tuple) or not all(type(v) in (int, float) for v in values):
             raise WeightsUnavailable(f"vae/{CONFIGURATION}: {name} is no list of numbers")
     try:
-        pairs = list(_pairs(held["transformer"], held["text_encoder"], held["vae"]))
+        pairs = list(_pairs(configs["transformer"], configs["text_encoder"], configs["vae"]))
     except TypeError as error:
         raise WeightsUnavailable(
             f"a {CONFIGURATION} has a field of a wrong kind ({error})"
         ) from None
-    for has, found, needs, wanted in pairs:
-        if found != wanted:
-            raise WeightsUnavailable(f"{has} {found}, and {needs} {wanted}")
+    for has, count, needs, required in pairs:
+        if count != required:
+            raise WeightsUnavailable(f"{has} {count}, and {needs} {required}")
 
 
 def _pairs(
     transformer: Mapping[str, Any], text: Mapping[str, Any], vae: Mapping[str, Any]
 ) -> Iterator[tuple[str, int, str, int]]:
-    """Yield what has how many of something, and who needs how many of it."""
+    """Yield what has how many of something, and what needs how many of it."""
     channels = vae["z_dim"]
     patches = channels * PATCH**2
     given = (transformer["out_channels"] or transformer["in_channels"]) * transformer[
@@ -150,7 +150,7 @@ def _pairs(
 
 
 def _check_flags(configs: Mapping[str, Mapping[str, Any]], scheduler: Mapping[str, Any]) -> None:
-    # imported here: whoever prepares has them by now, and whoever imports this room may not
+    # imported here: preparing has them loaded by now, and importing this room must not load them
     from diffusers import (  # noqa: PLC0415
         AutoencoderKLQwenImage,
         FlowMatchEulerDiscreteScheduler,
@@ -166,7 +166,7 @@ def _check_flags(configs: Mapping[str, Mapping[str, Any]], scheduler: Mapping[st
 
 
 def _small(snapshot: Snapshot, *, edits: bool) -> dict[str, dict[str, bytes]]:
-    """Read every component's small files; what cannot be opened without is there."""
+    """Read every component's small files, REQUIRED among them."""
     small: dict[str, dict[str, bytes]] = {}
     parts = (*WITH_WEIGHTS, *(part for part in COPIED if edits or not part.is_optional))
     roles = [part.role for part in parts]
@@ -177,7 +177,9 @@ def _small(snapshot: Snapshot, *, edits: bool) -> dict[str, dict[str, bytes]]:
             name = file.path.rpartition("/")[2]
             if name.endswith(".json"):
                 declared.read_json(file.path, data)
-            small[role][name] = tokenizing.mended(name, data) if role == "processor" else data
+            small[role][name] = (
+                tokenizing.rename_classes(name, data) if role == "processor" else data
+            )
     for role, names in REQUIRED.items():
         if role in roles and not any(name in small[role] for name in names):
             reason = (
@@ -188,7 +190,7 @@ def _small(snapshot: Snapshot, *, edits: bool) -> dict[str, dict[str, bytes]]:
 
 
 def _facts(snapshot: Snapshot) -> dict[str, Any]:
-    """Read what a model tells this worker of itself."""
+    """Read what a model declares for this worker."""
     if all(file.path != ABOUT for file in snapshot.files):
         return {}
     facts = refuse.read_object(snapshot, ABOUT)

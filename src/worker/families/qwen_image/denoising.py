@@ -40,11 +40,11 @@ def stack(prompts: Sequence[Conditioning]) -> Conditioning:
     return Conditioning(torch.cat(embeds), torch.cat(masks))
 
 
-def _guided(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+def _guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     """Return true CFG with the norm of the conditional prediction (diffusers' Qwen pipelines)."""
     combined = unconditional + scale * (conditional - unconditional)
-    wanted = torch.norm(conditional, dim=-1, keepdim=True)
-    guided: Tensor = combined * (wanted / torch.norm(combined, dim=-1, keepdim=True))
+    norm = torch.norm(conditional, dim=-1, keepdim=True)
+    guided: Tensor = combined * (norm / torch.norm(combined, dim=-1, keepdim=True))
     return guided
 
 
@@ -90,6 +90,6 @@ def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
         prediction = forward(shown, timestep, prompt)
         if negative is None:
             return prediction
-        return _guided(prediction, forward(shown, timestep, negative), true_cfg_scale)
+        return _guide(prediction, forward(shown, timestep, negative), true_cfg_scale)
 
     return sample(predict, scheduler, latents, on_step=on_step)

@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from worker.engine.schedule import make_schedule
 from worker.errors import LoraNotApplied
 
-# The twelve Linears of a block that the LoRAs reach (720 modules in 60 blocks); they hold
+# The twelve Linears of a block that the LoRAs reach (720 modules in 60 blocks); they contain
 # no img_mod or txt_mod, so modulation rows serve every adapter.
 LIGHTNING_MODULES: Final = (
     "attn.to_q",

@@ -1,4 +1,4 @@
-"""Qwen-Image's published models: one row a model, and what each pipeline class can do."""
+"""Qwen-Image's published models: one row per model, and what each pipeline class can do."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -35,8 +35,9 @@ TINY_SIZES: Final[Sizes] = {
     "2:3": (80, 112),
 }
 
-# What the publisher draws Qwen-Image-2512 with (README of QwenLM/Qwen-Image): low resolution, low
-# quality, deformed limbs and fingers, oversaturation, waxen faces, chaos, blurred or warped text.
+# The publisher's negative prompt for Qwen-Image-2512 (README of QwenLM/Qwen-Image): low resolution,
+# low quality, deformed limbs and fingers, oversaturation, waxen faces, chaos, blurred or warped
+# text.
 NEGATIVE_2512: Final = (
     "低分辨率，低画质，肢体畸形，手指畸形，画面过饱和，蜡像感，人脸无细节，过度光滑，画面具有AI感。"  # noqa: RUF001 - the publisher's own
     "构图混乱。文字模糊，扭曲。"  # noqa: RUF001 - the publisher's own
@@ -51,7 +52,7 @@ FORM: Final = "a diffusers checkpoint (transformer/, text_encoder/, vae/, tokeni
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a model draws with unless a job says otherwise, and what it takes.
+    """What a model uses unless a job says otherwise, and what it accepts.
 
     `area` is its native number of pixels, `sizes` maps an aspect ratio to (width, height) in
     pixels, `max_references` is how many reference pictures one job may give. Whether the
@@ -161,7 +162,7 @@ TABLE: Final = (
 )
 
 
-def _completed(pipeline: str, spec: ModelSpec, about: Mapping[str, Any]) -> ModelSpec:
+def _complete(pipeline: str, spec: ModelSpec, about: Mapping[str, Any]) -> ModelSpec:
     """Complete a model from outside the table by its class and its worker.json ("area", pixels)."""
     known, area = PIPELINES[pipeline], about.get("area")
     defaults = known.defaults
@@ -173,7 +174,7 @@ def _completed(pipeline: str, spec: ModelSpec, about: Mapping[str, Any]) -> Mode
 
 FAMILY: Final = Family(
     rows=TABLE,
-    classes={pipeline: partial(_completed, pipeline) for pipeline in PIPELINES},
+    classes={pipeline: partial(_complete, pipeline) for pipeline in PIPELINES},
     form=FORM,
     groups={EMBEDDED: ("tiny-image", "tiny-edit")},
 )

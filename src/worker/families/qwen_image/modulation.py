@@ -24,13 +24,13 @@ def seen(timesteps: torch.Tensor) -> torch.Tensor:
 
     Stock pipelines cast t to the latents' dtype before dividing and the transformer casts again.
     The division runs on the CPU and the result is there: CUDA multiplies by 1/1000 instead, which
-    rounds some values to the neighbour.
+    rounds some values to the neighbouring one.
     """
     return timesteps.detach().to("cpu", torch.float32).to(torch.bfloat16) / 1000
 
 
 class Modulation(Protocol):
-    """How the denoising loop tells the blocks which step comes."""
+    """How the denoising loop chooses the step that the blocks compute."""
 
     def load(self, timesteps: torch.Tensor) -> None:
         """Prepare a loop over `timesteps` (float32 [steps], 0..1000), or raise Internal."""
@@ -49,8 +49,8 @@ class WeightModulation:
         """Do nothing: the blocks compute their modulation from the timestep embedding."""
 
 
-def in_memory(_index: torch.Tensor) -> None:
-    """Read nothing ahead: the rows lie in memory."""
+def read_nothing(_index: torch.Tensor) -> None:
+    """Read nothing ahead: the rows are in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +59,15 @@ class RowPart:
 
     `rows` bf16 [T, n, 6 * dim]; `slots` int64 [n] says whose: stream * blocks + block, the image
     stream being 0. `zero` bf16 [m, 6 * dim] and `zero_blocks` int64 [m] are the image rows of t = 0
-    for a zero_cond_t transformer, else m is 0. All on the CPU. `ahead` is told which of the T rows
-    will be read, so that their disk can be asked for all at once.
+    for a zero_cond_t transformer, else m is 0. All on the CPU. `ahead` gets the
+    indices of the rows that will be read, so that the disk can be asked for all of them at once.
     """
 
     rows: torch.Tensor
     slots: torch.Tensor
     zero: torch.Tensor
     zero_blocks: torch.Tensor
-    ahead: Callable[[torch.Tensor], None] = in_memory
+    ahead: Callable[[torch.Tensor], None] = read_nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +87,9 @@ class RowTable:
 
         Raises Internal naming every timestep without a row of exactly its value.
         """
-        wanted = seen(timesteps)
-        index = torch.searchsorted(self.keys.float(), wanted.float()).clamp_(max=len(self.keys) - 1)
-        missing = self.keys[index] != wanted
+        values = seen(timesteps)
+        index = torch.searchsorted(self.keys.float(), values.float()).clamp_(max=len(self.keys) - 1)
+        missing = self.keys[index] != values
         if bool(missing.any()):
             raise Internal(
                 f"no modulation row for timesteps {timesteps.cpu()[missing].tolist()}: "
@@ -121,11 +121,11 @@ class RowTable:
 
 
 class _Rows(torch.nn.Module):
-    """Stand where a block had its modulation layer, and answer with the selected rows.
+    """Stand in for a block's modulation layer and return the selected rows.
 
     `current` [pair, 6 * dim] is a view that the selection writes to in place; its address never
-    changes, so a compiled block or a captured graph reads the rows of the step. It is no buffer:
-    moving the module would cut it from the selection without a word.
+    changes, so a compiled block or a captured graph reads the rows of the step. It is not a
+    buffer: moving the module would silently detach it from the selection.
     """
 
     def __init__(self, current: torch.Tensor) -> None:
@@ -177,7 +177,7 @@ class RowModulation:
         return Fixed(frozenset(layers), (TIME_EMBEDDING,), what)
 
     def _forget(self) -> None:
-        # A forward without a selection draws NaN, which is caught, never an earlier step's rows.
+        # A forward without a selection gives NaN, which is caught, never an earlier step's rows.
         self._image[:, 0].fill_(torch.nan)
         self._text.fill_(torch.nan)
 
@@ -185,7 +185,7 @@ class RowModulation:
         """Copy the rows of `timesteps` (float32 [steps], 0..1000) to the device.
 
         Raises Internal naming every timestep without a row of exactly its value. The rows of the
-        last schedule stay, so Lightning's, the same at every size, are read once.
+        last schedule stay loaded, so Lightning's, the same at every size, are read once.
         """
         self._forget()
         index = self._table.find(timesteps)

@@ -13,14 +13,14 @@ TEXT: Final = ("hidden_size", "vocab_size")
 
 
 class NoHead(nn.Module):
-    """Stand where the text encoder had its lm_head: nobody reads the logits of a prompt."""
+    """Stand in for the text encoder's lm_head: nothing reads the logits of a prompt."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return logits of no words, [..., 0]."""
+        """Return logits over no words, [..., 0]."""
         return hidden[..., :0]
 
 
-def transformer(config: Mapping[str, Any]) -> Any:
+def build_transformer(config: Mapping[str, Any]) -> Any:
     """Return the diffusion transformer of a configuration."""
     from diffusers import QwenImageTransformer2DModel  # noqa: PLC0415 - takes seconds to import
 
@@ -28,7 +28,7 @@ def transformer(config: Mapping[str, Any]) -> Any:
         return QwenImageTransformer2DModel.from_config(dict(config))
 
 
-def vae(config: Mapping[str, Any]) -> Any:
+def build_vae(config: Mapping[str, Any]) -> Any:
     """Return the VAE of a configuration."""
     from diffusers import AutoencoderKLQwenImage  # noqa: PLC0415 - takes seconds to import
 
@@ -36,7 +36,7 @@ def vae(config: Mapping[str, Any]) -> Any:
         return AutoencoderKLQwenImage.from_config(dict(config))
 
 
-def text_encoder(config: Mapping[str, Any]) -> Any:
+def build_text_encoder(config: Mapping[str, Any]) -> Any:
     """Return the text encoder of a configuration, with its lm_head."""
     from transformers import (  # noqa: PLC0415 - takes seconds to import
         Qwen2_5_VLConfig,
@@ -50,13 +50,13 @@ def text_encoder(config: Mapping[str, Any]) -> Any:
         )
 
 
-def without_head(encoder: Any) -> Any:
-    """Take the lm_head, 545 M parameters whose product nobody reads, off a text encoder."""
+def remove_head(encoder: Any) -> Any:
+    """Remove the lm_head, 545 M parameters whose output nothing reads, from a text encoder."""
     encoder.lm_head = NoHead()
     return encoder
 
 
-def text_encoder_config(encoder: Any) -> dict[str, Any]:
+def describe_text_encoder(encoder: Any) -> dict[str, Any]:
     """Return the configuration of a text encoder: its vision tower's and its TEXT fields."""
     of_text = {name: getattr(encoder.config.text_config, name) for name in TEXT}
     return {**encoder.config.vision_config.to_dict(), **of_text}

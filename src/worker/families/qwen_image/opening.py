@@ -19,26 +19,27 @@ def open_bundle(
     device: torch.device,
     *,
     verify: Literal["sizes", "full"] = "sizes",
-    text_encoder_device: torch.device | None = None,
+    waiting: torch.device | None = None,
     share: Shared | None = None,
     threads: int = READ_THREADS,
 ) -> Components:
     """Open a bundle with its Lightning LoRAs attached.
 
-    `text_encoder_device` keeps the text encoder elsewhere (offload); `share` lets models have one
-    text encoder and VAE. Raises Damaged, LoraNotApplied, FileNotFoundError.
+    `waiting` is the device of the text encoder where it is another one (offload); models that are
+    opened with one `share` have their text encoder and VAE in common. Raises Damaged,
+    LoraNotApplied, FileNotFoundError.
     """
     opening = Opening(
         folder,
         RECIPE,
         device,
         verify=verify,
-        waiting=text_encoder_device,
+        waiting=waiting,
         share=share,
         threads=threads,
     )
     with opening as parts:
-        # What is called here imports for seconds; the readers' threads work meanwhile.
+        # These calls import for seconds, while the readers' threads work.
         transformer = parts.build_bare("transformer")
         modulation = RowModulation(
             transformer, rows.table(parts.list_mapped("transformer")), device

@@ -12,11 +12,12 @@ from worker.families.qwen_image.modulation import MODULATION
 from worker.families.qwen_image.transform import Transformer
 
 
-def kept_of_text(name: str) -> str | None:
+def rename_text(name: str) -> str | None:
     """Return the name that a published tensor of the text encoder has in our modules.
 
-    It is published under the names of transformers 4 ("model.layers", "visual"), whose modules have
-    moved since. lm_head is run over every token by the stock model and never used: it is None.
+    It is published under the names of transformers 4 ("model.layers", "visual"), whose modules
+    have moved since. The stock model runs lm_head over every token and never uses the result: it
+    is dropped (None).
     """
     if name == "lm_head.weight":
         return None
@@ -27,9 +28,9 @@ def kept_of_text(name: str) -> str | None:
     return name
 
 
-def shown_of_text(published: Iterable[str]) -> Naming:
-    """Return what names our tensors as the publisher of these names does."""
-    if not any(kept_of_text(name) not in (name, None) for name in published):
+def restore_text(published: Iterable[str]) -> Naming:
+    """Return what gives our tensors the names that the publisher of `published` uses."""
+    if not any(rename_text(name) not in (name, None) for name in published):
         return lambda name: name
 
     def shown(name: str) -> str:
@@ -40,33 +41,33 @@ def shown_of_text(published: Iterable[str]) -> Naming:
     return shown
 
 
-def transformer_of(work: Work) -> Transform:
+def make_transform(work: Work) -> Transform:
     """Return what makes a transformer's files, with a row for every timestep of its schedule."""
     return Transformer(work, rows.keys(work.published.configs["scheduler"]))
 
 
-# What is quantised: img_in, txt_in, time_text_embed, norm_out, proj_out, norms and the vision tower
-# are sensitive and small, they stay bf16. The modulation becomes rows.
+# img_in, txt_in, time_text_embed, norm_out, proj_out, norms and the vision tower are sensitive and
+# small: they stay bf16. The modulation becomes rows.
 TRANSFORMER: Final = Part(
     "transformer",
-    Modules(modules.transformer),
+    Modules(modules.build_transformer),
     quantised=re.compile(
         rf"transformer_blocks\.\d+\.({'|'.join(map(re.escape, LIGHTNING_MODULES))})\.weight"
     ),
-    replaced=Replaced(MODULATION, rows.facts, rows.size, transformer_of),
+    replaced=Replaced(MODULATION, rows.facts, rows.size, make_transform),
 )
 TEXT_ENCODER: Final = Part(
     "text_encoder",
-    Modules(modules.text_encoder, modules.without_head, modules.text_encoder_config),
-    keep=kept_of_text,
-    shown=shown_of_text,
+    Modules(modules.build_text_encoder, modules.remove_head, modules.describe_text_encoder),
+    keep=rename_text,
+    shown=restore_text,
     quantised=re.compile(
         r"model\.language_model\.layers\.\d+\."
         r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight"
     ),
     is_shared=True,
 )
-VAE: Final = Part("vae", Modules(modules.vae), is_shared=True)
+VAE: Final = Part("vae", Modules(modules.build_vae), is_shared=True)
 WITH_WEIGHTS: Final = (TRANSFORMER, TEXT_ENCODER, VAE)
 COPIED: Final = (
     Part("tokenizer"),

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-# The templates that the published models were trained with (diffusers' pipelines hold the same).
+# The templates that the published models were trained with (diffusers' pipelines have the same).
 # Their first tokens, up to and including "user\n", are dropped from the embeddings.
 DESCRIBE: Final = (
     "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial"
@@ -55,19 +55,19 @@ class PromptEncoder:
         return ids
 
     def is_cut(self, prompt: str, *, references: bool = False) -> bool:
-        """Tell whether a prompt is longer than the 1024 tokens that are used of it."""
+        """Return whether a prompt is longer than the 1024 tokens that are used of it."""
         user, room = self._user(prompt, "" if references and self._processor else TURN)
         return len(user) > room
 
     def _user(self, prompt: str, before: str) -> tuple[list[int], int]:
         """Return the tokens of a prompt with what stands before it, and how many of them fit.
 
-        They are tokenised in one piece, in which a line end of each may become one token.
+        Both are tokenised in one piece: two line ends that meet may become one token.
         """
         return self._plain(before + prompt), MAX_TOKENS + len(self._plain(before))
 
     def tokens(self, prompt: str, template: Template, image_tokens: Sequence[int]) -> list[int]:
-        """Return the token ids of a whole prompt.
+        """Return the token ids of a complete prompt.
 
         `image_tokens` are the numbers of tokens of the references. The text between two special
         tokens is tokenised in one piece, so that a prompt without special tokens in it gives what
@@ -97,7 +97,7 @@ class PromptEncoder:
     ) -> Tensor:
         """Return the embeddings [1, tokens, dim] of one prompt with its references.
 
-        `references` are RGB, already at the size that the encoder shall see.
+        `references` are RGB, already at the size at which the encoder sees them.
         """
         device = self._encoder.device
         vision: dict[str, Tensor] = {}
@@ -116,7 +116,7 @@ class PromptEncoder:
             # diffusers 0.42.1 leaves these out; transformers 5 then silently gives image tokens
             # the positions of text (diffusers #14194)
             vision["mm_token_type_ids"] = (input_ids == self._image_pad).int()
-        # `.model` is the encoder without lm_head, whose logits over every token nobody reads
+        # `.model` is the encoder without lm_head, whose logits over every token nothing reads
         output = self._encoder.model(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),

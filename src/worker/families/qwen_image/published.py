@@ -1,4 +1,4 @@
-"""A published diffusers folder -> components as it is: the reference that bundles are held to."""
+"""A published diffusers folder -> components, unchanged: the reference for bundles."""
 
 import json
 from collections.abc import Mapping

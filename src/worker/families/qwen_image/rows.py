@@ -30,7 +30,7 @@ def keys(scheduler: Mapping[str, Any]) -> Tensor:
     """Return every value that the transformer can see (bf16 [T], ascending) under a schedule.
 
     They are all bf16 timesteps from the schedule's last to 1000, as `seen`: Lightning's steps end
-    at 300 and lie among them. `scheduler` is scheduler_config.json.
+    at 300 and are among them. `scheduler` is scheduler_config.json.
     """
     terminal = scheduler.get("shift_terminal")
     lowest = HIGHEST * terminal if terminal else LOWEST_WITHOUT_TERMINAL
@@ -69,7 +69,7 @@ class TimeEmbedding:
         self,
         weights: Mapping[str, Tensor],
         config: Mapping[str, Any],
-        wanted: Tensor,
+        keys: Tensor,
         device: torch.device,
     ) -> None:
         from diffusers.models.transformers import (  # noqa: PLC0415 - takes seconds to import
@@ -81,14 +81,14 @@ class TimeEmbedding:
         module = transformer_qwenimage.QwenTimestepProjEmbeddings(dim, flagged)
         module.load_state_dict({name.removeprefix(PREFIX): t for name, t in weights.items()})
         module = module.to(device, torch.bfloat16).eval()
-        self.keys = wanted
+        self.keys = keys
         self.is_pair = bool(config.get("zero_cond_t", False))
         like = torch.empty(0, dtype=torch.bfloat16, device=device)
         # The layered pipeline passes 0 for every picture it makes.
         flag = torch.zeros(1, dtype=torch.long, device=device) if flagged else None
         rows = []
         with torch.inference_mode():
-            for key in wanted.to(device):
+            for key in keys.to(device):
                 timestep = torch.stack([key, key * 0]) if self.is_pair else key[None]
                 rows.append(functional.silu(module(timestep, like, flag)))
         self.activated = torch.stack(rows)
@@ -150,18 +150,20 @@ class Collector:
 def table(paths: Sequence[Path]) -> RowTable:
     """Map the files of all shards; raises Internal when there are none or their timesteps differ.
 
-    A loop's rows are read when it asks for them: the kernel is told of all of them at once, where
-    faulting them in page by page would wait for the disk each time.
+    A loop's rows are read when it requests them, all at once: faulting them in page by page would
+    wait for the disk each time.
     """
     parts, keys = [], None
     for path in paths:
         with safe_open(path, framework="pt") as file:
-            held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if keys is not None and not torch.equal(held["keys"], keys):
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if keys is not None and not torch.equal(tensors["keys"], keys):
             raise Internal("the files of modulation rows differ in their timesteps")
-        keys = held["keys"]
+        keys = tensors["keys"]
         ahead = partial(_read_ahead, path, read_file_header(path)[ROWS])
-        parts.append(RowPart(held[ROWS], held["slots"], held["zero"], held["zero_blocks"], ahead))
+        parts.append(
+            RowPart(tensors[ROWS], tensors["slots"], tensors["zero"], tensors["zero_blocks"], ahead)
+        )
     if keys is None:
         raise Internal("the bundle has no modulation rows")
     return RowTable(keys, tuple(parts))

@@ -12,13 +12,13 @@ from worker.families.qwen_image import rows
 from worker.families.qwen_image.modulation import seen
 
 FILE: Final = "scheduler/scheduler_config.json"
-# What diffusers' scheduler does on request and no picture of ours may depend on.
+# Options of diffusers' scheduler on which no picture may depend.
 REFUSED: Final = {
     "invert_sigmas": "the schedule would run backwards",
-    "stochastic_sampling": "it draws noise that no seed repeats",
+    "stochastic_sampling": "it adds noise that no seed repeats",
 }
 # The counts that a job may ask for, and latent tokens from 64x64 to 2048x2048 pixels: timesteps
-# move one way with each, so that the ends tell of all between.
+# change monotonically with each, so that the ends cover everything between.
 STEPS: Final = (2, 100)
 TOKENS: Final = (16, 16384)
 
@@ -32,21 +32,21 @@ def check(config: Mapping[str, Any]) -> None:
         if config.get(option):
             raise WeightsUnavailable(f"{FILE}: {option} cannot be honoured: {reason}")
     try:
-        there = rows.keys(config).float()
+        available = rows.keys(config).float()
         with np.errstate(all="ignore"):  # what is divided by zero shows below
             found = [make_schedule(config, n, tokens).timesteps for n in STEPS for tokens in TOKENS]
     except Exception as error:
-        # whatever diffusers says of such a configuration, it says so every time
-        said = " ".join(str(error).split())[:200]
+        # whatever diffusers raises for such a configuration, it raises every time
+        message = " ".join(str(error).split())[:200]
         raise WeightsUnavailable(
-            f"{FILE} gives no schedule: {type(error).__name__}: {said}"
+            f"{FILE} gives no schedule: {type(error).__name__}: {message}"
         ) from error
     for timesteps in found:
         if not bool(timesteps.isfinite().all()) or not bool((timesteps.diff() < 0).all()):
             raise WeightsUnavailable(f"{FILE} gives timesteps that do not fall")
-        if not bool(torch.isin(seen(timesteps).float(), there).all()):
+        if not bool(torch.isin(seen(timesteps).float(), available).all()):
             raise WeightsUnavailable(
                 f"{FILE} gives timesteps from {float(timesteps[0]):g} to {float(timesteps[-1]):g};"
-                f" this worker computes its modulation from {float(there[-1]) * 1000:g} to"
-                f" {float(there[0]) * 1000:g}"
+                f" this worker computes its modulation from {float(available[-1]) * 1000:g} to"
+                f" {float(available[0]) * 1000:g}"
             )

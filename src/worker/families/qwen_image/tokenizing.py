@@ -12,7 +12,7 @@ from worker.errors import WeightsUnavailable
 from worker.families.qwen_image.prompts import EDIT, TEXT_TO_IMAGE, PromptEncoder, Template
 
 # Qwen2.5-VL's processors are Qwen2-VL's, whose classes transformers 5 knows by one name each: the
-# "Fast" of transformers 4 is what there is, and leads to no video processor.
+# "Fast" one of transformers 4 is the only one there is, and leads to no video processor.
 ALIAS: Final = re.compile(r"Qwen2(?:_5_)?VL((?:Image|Video)Processor)(?:Fast)?")
 TYPES: Final = ("image_processor_type", "video_processor_type")
 SPECIAL: Final = (
@@ -26,47 +26,47 @@ SPECIAL: Final = (
 T = TypeVar("T")
 
 
-def mended(name: str, data: bytes) -> bytes:
-    """Return a processor's small file with Qwen2-VL's classes under the name that they have."""
+def rename_classes(name: str, data: bytes) -> bytes:
+    """Return a processor's small file with Qwen2-VL's classes under the names that are known."""
     if not name.endswith(".json") or not ALIAS.search(data.decode(errors="replace")):
         return data
-    return json.dumps(_renamed(json.loads(data)), indent=2).encode()
+    return json.dumps(_rename(json.loads(data)), indent=2).encode()
 
 
-def _renamed(value: Any) -> Any:
+def _rename(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {
-        key: ALIAS.sub(r"Qwen2VL\1", held)
-        if key in TYPES and isinstance(held, str) and ALIAS.fullmatch(held)
-        else _renamed(held)
-        for key, held in value.items()
+        key: ALIAS.sub(r"Qwen2VL\1", entry)
+        if key in TYPES and isinstance(entry, str) and ALIAS.fullmatch(entry)
+        else _rename(entry)
+        for key, entry in value.items()
     }
 
 
 def check(
     small: Mapping[str, Mapping[str, bytes]], config: Mapping[str, Any], *, edits: bool
 ) -> None:
-    """Open the tokenizer and, for a model that edits, the processor; see that they fit the rest.
+    """Open the tokenizer and, for a model that edits, the processor; check that they fit the rest.
 
     `small` maps a component to its small files, `config` is the text encoder's with its defaults.
     Raises WeightsUnavailable.
     """
-    tokenizer = _tried("tokenizer", small["tokenizer"], open_tokenizer)
+    tokenizer = _try_opening("tokenizer", small["tokenizer"], open_tokenizer)
     _check_tokenizer(tokenizer, config, EDIT if edits else TEXT_TO_IMAGE)
     if edits:
-        processor = _tried("processor", small["processor"], open_processor)
+        processor = _try_opening("processor", small["processor"], open_processor)
         _check_processor(processor, config)
 
 
-def _tried(component: str, files: Mapping[str, bytes], opening: Callable[[Path], T]) -> T:
+def _try_opening(component: str, files: Mapping[str, bytes], opening: Callable[[Path], T]) -> T:
     with tempfile.TemporaryDirectory(prefix="worker-") as folder:
         for name, data in files.items():
             Path(folder, name).write_bytes(data)
         try:
             return opening(Path(folder))
         except Exception as error:
-            # whatever transformers says of such files, it says so every time
+            # whatever transformers raises for such files, it raises every time
             raise WeightsUnavailable(
                 f"{component}/ cannot be opened ({type(error).__name__}): its files are not those"
                 " of a Qwen2.5-VL"
@@ -74,7 +74,7 @@ def _tried(component: str, files: Mapping[str, bytes], opening: Callable[[Path],
 
 
 def _check_tokenizer(tokenizer: Any, config: Mapping[str, Any], template: Template) -> None:
-    """See that the tokens of the template are those that a Qwen-Image was trained to drop."""
+    """Check that the tokens of the template are those that a Qwen-Image was trained to drop."""
     known = tokenizer.get_vocab()
     unknown = [word for word in SPECIAL if word not in known]
     if unknown:
@@ -94,7 +94,7 @@ def _check_tokenizer(tokenizer: Any, config: Mapping[str, Any], template: Templa
 
 
 def _check_processor(processor: Any, config: Mapping[str, Any]) -> None:
-    """See that references come in the patches that the vision tower takes."""
+    """Check that references come in the patches that the vision tower takes."""
     images = getattr(processor, "image_processor", None)
     kind = type(images).__name__
     if not kind.startswith("Qwen2VLImageProcessor"):
@@ -106,7 +106,7 @@ def _check_processor(processor: Any, config: Mapping[str, Any]) -> None:
         ("merge_size", "spatial_merge_size"),
         ("temporal_patch_size", "temporal_patch_size"),
     ):
-        if (held := getattr(images, ours)) != (wanted := config[theirs]):
+        if (own := getattr(images, ours)) != (expected := config[theirs]):
             raise WeightsUnavailable(
-                f"processor/ has a {ours} of {held}, and text_encoder/ takes {wanted}"
+                f"processor/ has a {ours} of {own}, and text_encoder/ takes {expected}"
             )

@@ -21,7 +21,8 @@ class Transformer:
     """Make the two files of every shard: a LoRA is added in bf16 before anything is computed.
 
     The rows need the time embedding, and sometimes a bias, of other shards: those few MB are read
-    by range, and compared when their shard comes, proven. `keys` are the timesteps with a row.
+    by range, and compared with their shard when it comes, verified. `keys` are the
+    timesteps with a row.
     """
 
     def __init__(self, work: Work, keys: Tensor) -> None:
@@ -47,24 +48,24 @@ class Transformer:
             for name in shard.header
             if (match := MODULATION.fullmatch(name)) and match[3] == "weight"
         ]
-        found = rows.Collector(self._embedding, self._blocks, len(layers))
+        collector = rows.Collector(self._embedding, self._blocks, len(layers))
         for match in layers:
             name = match[0]
             bias_name = f"{name.removesuffix('weight')}bias"
             bias = read(bias_name) if bias_name in shard.header else self._early[bias_name]
             weight = self._weights.fuse(name, read(name))
-            found.add(
+            collector.add(
                 int(match[1]),
                 match[2],
                 cast_to_bf16(weight).to(self._device),
                 cast_to_bf16(bias).to(self._device),
             )
-        return {**self._weights(shard, read), MAPPED: found.tensors()}
+        return {**self._weights(shard, read), MAPPED: collector.tensors()}
 
 
 def _early(snapshot: Snapshot, shards: Sequence[Shard]) -> dict[str, Tensor]:
-    """Read by range what the rows of several shards need: the time embedding, parted biases."""
-    wanted = []
+    """Read by range what rows need of other shards: the time embedding, biases on their own."""
+    needed = []
     for shard in shards:
         for name in shard.header:
             match = MODULATION.fullmatch(name)
@@ -74,9 +75,9 @@ def _early(snapshot: Snapshot, shards: Sequence[Shard]) -> dict[str, Tensor]:
                 and f"{name.removesuffix('bias')}weight" not in shard.header
             )
             if parted or name.startswith(rows.PREFIX):
-                wanted.append((shard, name))
-    found = {}
-    for shard, name in wanted:
+                needed.append((shard, name))
+    early = {}
+    for shard, name in needed:
         entry = shard.header[name]
-        found[name] = tensors.decode(entry, snapshot.read_range(shard.file, entry.start, entry.end))
-    return found
+        early[name] = tensors.decode(entry, snapshot.read_range(shard.file, entry.start, entry.end))
+    return early

@@ -11,7 +11,7 @@ from worker.engine.sampler import pack, unpack
 
 
 class Vae:
-    """The VAE of a model with its normalisation of latents; `scale` is pixels a latent (8)."""
+    """The VAE of a model with its normalisation of latents; `scale` is pixels per latent (8)."""
 
     def __init__(self, vae: Any) -> None:
         self._vae = vae
@@ -46,7 +46,7 @@ class Vae:
         return pixels[:, :, 0]
 
     def tile(self, *, on: bool) -> None:
-        """Decode in tiles (less memory, faint seams) or whole."""
+        """Decode in tiles (less memory, faint seams) or at once."""
         if on:
             self._vae.enable_tiling()
         else:

@@ -1,4 +1,4 @@
-"""What callers may ask of a model, from the catalogue, the settings and the device's memory."""
+"""What callers may request of a model that makes pictures, from its row, settings and memory."""
 
 from typing import Final
 
@@ -7,8 +7,8 @@ from worker.settings import Settings
 from worker.tasks.picture import PictureOffer
 from worker.weights.spec import ModelSpec
 
-# The largest picture in pixels by device memory in bytes: what a picture takes beside the weights
-# grows with its tokens, about 3 GB for a 1024x1024 edit (est.).
+# The largest picture in pixels by device memory in bytes: what a picture takes in addition
+# to the weights grows with its tokens, about 3 GB for a 1024x1024 edit (est.).
 LARGEST: Final = ((40 << 30, 2048 * 2048), (22 << 30, 1536 * 1536), (0, 1328 * 1328))
 
 
@@ -21,7 +21,7 @@ def describe(
     lightning: tuple[int, ...],
     memory: int | None,
 ) -> Served:
-    """Say what callers may ask of a model; `memory` is the device's in bytes, None on a CPU."""
+    """Describe what callers may request; `memory` is the device's in bytes, None on a CPU."""
     defaults = spec.defaults
     largest = settings.max_pixels
     if largest is None:

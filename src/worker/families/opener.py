@@ -1,0 +1,161 @@
+"""From a model's row to the open model: obtain its bundle, offer it, open it, repair it once."""
+
+import time
+from collections.abc import Callable, Container
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Generic, Literal, Protocol, TypeVar
+
+import torch
+
+from worker import log
+from worker.bundle import repair
+from worker.bundle.layout import Bundle, Damaged
+from worker.bundle.making import Recipe
+from worker.bundle.obtain import Obtained, obtain
+from worker.bundle.open import Shared, make_shared
+from worker.driver import Gpu
+from worker.engine import device as devices
+from worker.errors import UnfitHost
+from worker.families import catalogue
+from worker.seam import Model, Openable, Served
+from worker.settings import Settings
+from worker.weights.spec import ModelSpec
+
+# parts that several open models have in common
+SHARED: Final = make_shared()
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class OpenBundle(Protocol[T_co]):
+    """How a family opens a bundle's folder."""
+
+    def __call__(
+        self,
+        folder: Path,
+        device: torch.device,
+        *,
+        verify: Literal["sizes", "full"],
+        waiting: torch.device | None,
+        share: Shared,
+    ) -> T_co:
+        """Return the open parts; the one that may wait is on `waiting`, else on `device`.
+
+        Raises Damaged, LoraNotApplied, torch.OutOfMemoryError.
+        """
+
+
+class Describe(Protocol):
+    """How a family describes what callers may ask of a model."""
+
+    def __call__(
+        self,
+        spec: ModelSpec,
+        settings: Settings,
+        *,
+        revision: str,
+        precision: str,
+        lightning: tuple[int, ...],
+        memory: int | None,
+    ) -> Served:
+        """Return what is served; `memory` is the device's in bytes, None on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opener(Generic[T]):
+    """How the models of one family come to this machine and are opened."""
+
+    recipe: Recipe
+    describe: Describe
+    open_bundle: OpenBundle[T]
+    build: Callable[[T, Served, Bundle], Model]
+
+    def ready(
+        self, spec: ModelSpec, settings: Settings, gpu: Gpu | None, *, taken: Container[str] = ()
+    ) -> Openable:
+        """Bring a model's bundle to this machine and return how to open it.
+
+        `gpu` is None on a CPU. A bundle that calls its model by one of the `taken` names keeps the
+        name that MODEL gave it. Raises WeightsUnavailable, VolumeFull, LoraNotApplied,
+        InvalidSettings.
+        """
+        obtained = self._obtain(spec, settings, gpu)
+        own = obtained.spec
+        served = self.describe(
+            replace(own, name=spec.name) if own.name in taken else own,
+            settings,
+            revision=obtained.bundle.revision,
+            precision=obtained.bundle.precision,
+            lightning=obtained.lightning,
+            memory=gpu.total if gpu else None,
+        )
+        return Openable(
+            served,
+            obtained.parts,
+            lambda: self._open(spec, obtained, served, settings, gpu),
+            obtained.facts,
+        )
+
+    def prepare(self, spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Path:
+        """Bring a model's bundle to this machine and return its folder; raises as `ready`."""
+        return self._obtain(spec, settings, gpu).folder
+
+    def _obtain(self, spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Obtained:
+        devices.limit_threads(device_of(gpu))
+        return obtain(spec, self.recipe, settings, gpu, catalogue.CATALOGUE)
+
+    def _open(
+        self,
+        spec: ModelSpec,
+        obtained: Obtained,
+        served: Served,
+        settings: Settings,
+        gpu: Gpu | None,
+    ) -> Model:
+        """Open a bundle; one that is damaged is repaired and opened again, once."""
+        start = time.monotonic()
+        device = device_of(gpu)
+        try:
+            parts = self._place(obtained.folder, device, settings, offload=obtained.offload)
+        except Damaged as damage:
+            repair.start(damage, settings.home)
+            obtained = obtain(spec, self.recipe, settings, gpu, catalogue.CATALOGUE, repair=True)
+            try:
+                parts = self._place(obtained.folder, device, settings, offload=obtained.offload)
+            except Damaged as still:
+                raise repair.make_error(still) from damage
+        repair.finish(obtained.folder, settings.home)
+        log.get().info(
+            "model open",
+            model=served.id,
+            precision=served.precision,
+            seconds=round(time.monotonic() - start, 2),
+        )
+        return self.build(parts, served, obtained.bundle)
+
+    def _place(self, folder: Path, device: torch.device, settings: Settings, *, offload: bool) -> T:
+        """Open a bundle on the device; out of memory, again with the waiting part on the host.
+
+        With `offload` it is there at once. Raises Damaged, LoraNotApplied, UnfitHost.
+        """
+        host = torch.device("cpu")
+        for waiting in (host,) if offload else (None, host):
+            try:
+                return self.open_bundle(
+                    folder, device, verify=settings.verify, waiting=waiting, share=SHARED
+                )
+            except torch.OutOfMemoryError:
+                devices.free_memory()
+                place = {self.recipe.waiting: "cpu" if waiting else "gpu"}
+                log.get().warning("out of memory while opening", **place)
+        raise UnfitHost(
+            f"the GPU has too little memory for the model even with its {self.recipe.waiting_word}"
+            " on the CPU: set PRECISION_MODE=4bit, or choose a pool with more memory"
+        )
+
+
+def device_of(gpu: Gpu | None) -> torch.device:
+    """Return the device that models run on: the GPU where there is one."""
+    return torch.device("cuda" if gpu else "cpu")
