@@ -22,7 +22,7 @@ from worker.errors import (
 )
 from worker.media import images
 from worker.media.inline import decode_base64
-from worker.media.url import check
+from worker.media.url import check_url
 from worker.tasks import registry
 from worker.tasks.request import parse
 from worlds.standin import SERVED
@@ -158,7 +158,7 @@ def addressing(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     for chosen in (PLAIN, OPEN):
         try:
-            url = check(f"https://{text}" if chosen is PLAIN else text, chosen)
+            url = check_url(f"https://{text}" if chosen is PLAIN else text, chosen)
         except ImageFetchRefused:
             continue
         if url.user or url.password or not url.raw_host or url.port not in {80, 443}:

@@ -34,7 +34,7 @@ def flat(mode: str = "RGB", colour: Any = ASKED) -> Image.Image:
 def read(data: bytes) -> tuple[tuple[int, ...], list[str]]:
     """Return a pixel of the picture, and the warnings."""
     warnings: list[str] = []
-    pixel = decode(data, tell=warnings.append).getpixel((40, 40))
+    pixel = decode(data, warn=warnings.append).getpixel((40, 40))
     assert isinstance(pixel, tuple)
     return pixel, warnings
 
@@ -91,7 +91,7 @@ def test_srgbs_own_profile_leaves_every_pixel_as_it_is(kind: str) -> None:
         warnings: list[str] = []
         tagged = saved(image, kind, icc_profile=own, **options)
         assert kind == "GIF" or b"acsp" in tagged or b"iCCP" in tagged
-        assert decode(tagged, tell=warnings.append).tobytes() == plain.tobytes()
+        assert decode(tagged, warn=warnings.append).tobytes() == plain.tobytes()
         assert warnings == []
 
 
@@ -103,7 +103,7 @@ def test_a_profile_of_another_colour_space_is_ignored_and_told(mode: str) -> Non
     plain = decode(saved(image, kind))
     for other in (wrong, printer(lambda _: (50, 0, 0)) if mode != "CMYK" else grey(1.0)):
         warnings: list[str] = []
-        decoded = decode(saved(image, kind, icc_profile=other), tell=warnings.append)
+        decoded = decode(saved(image, kind, icc_profile=other), warn=warnings.append)
         assert decoded.tobytes() == plain.tobytes()
         assert warnings == UNREAD
 
@@ -263,7 +263,7 @@ def test_a_broken_profile_leaves_the_colours_and_is_told(kind: str, name: str) -
         flags = bytes((data[20] | 0x20,))  # a profile is there
         tagged = data[:20] + flags + data[21:30] + tagged + data[30:]
     warnings: list[str] = []
-    assert decode(tagged, tell=warnings.append).tobytes() == decode(data).tobytes()
+    assert decode(tagged, warn=warnings.append).tobytes() == decode(data).tobytes()
     assert warnings == UNREAD
 
 

@@ -58,9 +58,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(autouse=True)
 def _trust(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SSL_CERT_FILE", str(site.authority))
-    dial.tls_context.cache_clear()
+    dial.make_tls_context.cache_clear()
     yield
-    dial.tls_context.cache_clear()
+    dial.make_tls_context.cache_clear()
     assert site.intruders == 0
 
 
@@ -99,7 +99,7 @@ def test_certifis_authorities_are_trusted_beside_the_systems() -> None:
     """An image without ca-certificates trusts them alone; here the system's is the site's."""
     only = ssl.create_default_context(cafile=certifi.where())
     known = {repr(one) for one in only.get_ca_certs()}
-    trusted = {repr(one) for one in dial.tls_context().get_ca_certs()}
+    trusted = {repr(one) for one in dial.make_tls_context().get_ca_certs()}
     assert known
     assert known < trusted
 
@@ -188,7 +188,7 @@ def test_a_certificate_of_an_unknown_authority_is_not_accepted(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
-    dial.tls_context.cache_clear()
+    dial.make_tls_context.cache_clear()
     with pytest.raises(ImageFetchFailed, match="certificate"):
         fetch(read(site), f"{site.https}/good.png")
 
@@ -411,8 +411,8 @@ def test_a_connection_that_was_cut_may_hold_the_next_time(
 ) -> None:
     key: Any = SimpleNamespace(host="h", port=443, ssl=True, is_ssl=True)
     for error in (aiohttp.ClientConnectorError(key, inner), inner):
-        why = dial.cause(error, "the site")
-        assert (why.passes, words in why.message) == (passes, True), why
+        why = dial.explain_failure(error, "the site")
+        assert (why.is_temporary, words in why.message) == (passes, True), why
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,7 @@ def test_decoding_takes_ten_bytes_a_pixel_at_most(
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_our_reading_of_a_canvas_is_the_decoders(mode: str, size: tuple[int, int]) -> None:
     for options in ({}, {"lossless": True}, {"exif": exif(3)}):
-        assert webp.canvas(saved(gradient(*size, mode=mode), "WEBP", **options)) == size
+        assert webp.read_canvas(saved(gradient(*size, mode=mode), "WEBP", **options)) == size
 
 
 @pytest.mark.parametrize("colour", ["red", "black", (1, 2, 3, 4)])
@@ -290,19 +290,19 @@ def test_a_webp_of_almost_no_bytes_is_read(colour: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "AVIF"])
 def test_a_format_is_told_by_content(kind: str) -> None:
-    assert header.kind(saved(PICTURE, kind)) == kind.lower()
+    assert header.detect_kind(saved(PICTURE, kind)) == kind.lower()
 
 
 @pytest.mark.parametrize("brand", sorted(header.HEVC))
 def test_a_heic_is_told_by_any_of_its_brands(brand: bytes) -> None:
-    assert header.kind(b"\0\0\0\x18ftyp" + brand + bytes(4) + b"mif1" + b"miaf") == "heic"
-    assert header.kind(b"\0\0\0\x18ftypmiaf" + bytes(4) + b"miaf" + brand) == "heic"
-    assert header.kind(b"\0\0\0\x10ftypmiaf" + bytes(4) + brand) is None  # behind the box
+    assert header.detect_kind(b"\0\0\0\x18ftyp" + brand + bytes(4) + b"mif1" + b"miaf") == "heic"
+    assert header.detect_kind(b"\0\0\0\x18ftypmiaf" + bytes(4) + b"miaf" + brand) == "heic"
+    assert header.detect_kind(b"\0\0\0\x10ftypmiaf" + bytes(4) + brand) is None  # behind the box
 
 
 def test_an_avif_among_other_brands_is_one() -> None:
     for brand in (b"avif", b"avis"):
-        assert header.kind(b"\0\0\0\x18ftypmif1" + bytes(4) + b"miaf" + brand) == "avif"
+        assert header.detect_kind(b"\0\0\0\x18ftypmif1" + bytes(4) + b"miaf" + brand) == "avif"
 
 
 def test_every_word_of_what_is_read_names_the_same_formats() -> None:
@@ -380,7 +380,7 @@ def test_a_gif_whose_frame_leaves_its_canvas_is_judged_by_both() -> None:
 @pytest.mark.parametrize("name", ["png", "jpeg", "webp"])
 def test_what_is_encoded_is_of_that_format_and_reads_back(name: header.Format) -> None:
     data = encode(PICTURE, name, 95)
-    assert (header.kind(data), decode(data).size) == (name, (64, 48))
+    assert (header.detect_kind(data), decode(data).size) == (name, (64, 48))
     difference = max(
         abs(a - b) for a, b in zip(decode(data).tobytes(), PICTURE.tobytes(), strict=True)
     )

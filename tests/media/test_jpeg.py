@@ -232,7 +232,7 @@ def test_a_file_that_is_cut_is_whole_or_refused(seed: int) -> None:
     data = picture(seed)
     for missing in (1, 2):
         warnings: list[str] = []
-        assert decode(data[:-missing], tell=warnings.append).tobytes() == pixels(data)
+        assert decode(data[:-missing], warn=warnings.append).tobytes() == pixels(data)
         assert warnings == [END]
     taken = 0
     for missing in range(3, min(80, len(data) // 3)):
@@ -247,7 +247,7 @@ def test_a_file_that_is_cut_is_whole_or_refused(seed: int) -> None:
 
 def test_a_whole_file_tells_nothing() -> None:
     warnings: list[str] = []
-    decode(BASELINE, tell=warnings.append)
+    decode(BASELINE, warn=warnings.append)
     assert warnings == []
 
 

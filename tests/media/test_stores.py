@@ -7,7 +7,7 @@ import botocore.loaders
 import pytest
 
 from worker.media.s3 import Bucket, region_of
-from worker.media.stores import store_of
+from worker.media.stores import identify_store
 from worlds.bucket import ACCESS, SECRET
 
 
@@ -32,8 +32,8 @@ def test_every_host_that_amazons_client_knows_is_signed_for_its_region(
     host: str, region: str
 ) -> None:
     assert region_of(host) == region
-    assert store_of(host).bucket is None
-    assert store_of(f"my.bucket.{host}").bucket == "my.bucket"
+    assert identify_store(host).bucket is None
+    assert identify_store(f"my.bucket.{host}").bucket == "my.bucket"
     assert Bucket(f"https://{host}", ACCESS, SECRET, "b").address("k") == f"https://b.{host}/k"
 
 
@@ -97,9 +97,9 @@ HOSTS = {
 @pytest.mark.parametrize("bucket", ["media", "s3-media", "nyc3", "a-b-1"])
 def test_a_stores_host_tells_the_style_and_the_region(host: str, bucket: str) -> None:
     style, region = HOSTS[host]
-    store = store_of(host)
+    store = identify_store(host)
     assert (store.style, store.region, store.bucket) == (style, region, None)
-    inside = store_of(f"{bucket}.{host}")
+    inside = identify_store(f"{bucket}.{host}")
     assert (inside.style, inside.region, inside.bucket) == (style, region, bucket)
     named = Bucket(f"https://{host}", ACCESS, SECRET, bucket).address("k")
     in_host = f"https://{bucket}.{host}/k"

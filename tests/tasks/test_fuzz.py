@@ -32,7 +32,7 @@ from worker.errors import (
 )
 from worker.jobs.serve import Worker
 from worker.media import colour, header, images, inline, jpeg, limits, orientation
-from worker.media.url import check
+from worker.media.url import check_url
 from worker.settings import Settings
 from worker.tasks.request import Query, Request, parse
 from worlds.standin import SERVED, StandIns, answered
@@ -94,7 +94,7 @@ def test_what_pillow_decodes_within_the_limits_we_decode_to_the_same_pixels(
     What is ours on purpose is left out: over 32 scans, colours that are told, and a colour made
     transparent twice or behind the picture.
     """
-    kind = header.kind(data)
+    kind = header.detect_kind(data)
     assume(kind in images.STRIP)
     assume(data.count(b"\xff\xda") <= jpeg.MAX_SCANS)
     assume(data.count(b"tRNS") < 2)
@@ -114,7 +114,7 @@ def _pillows(data: bytes, kind: str, most: int) -> Image.Image | None:
             limits.check_size(*opened.size, most)
             opened.load()
             told = _told(opened)
-            return orientation.upright(colour.to_rgb(opened, None, print), told)
+            return orientation.turn_upright(colour.to_rgb(opened, None, print), told)
     except Exception:  # noqa: BLE001 - it raises anything
         return None
 
@@ -155,7 +155,7 @@ def test_any_text_is_base64_within_budget_or_an_error_of_ours(text: str) -> None
 @given(private_urls(), st.sampled_from([PLAIN, STRICT]))
 def test_any_private_address_in_any_spelling_is_refused(url: str, chosen: Settings) -> None:
     with pytest.raises(ImageFetchRefused):
-        check(url, chosen)
+        check_url(url, chosen)
 
 
 @FUZZ
@@ -164,7 +164,7 @@ def test_any_private_address_in_any_spelling_is_refused(url: str, chosen: Settin
 )
 def test_any_text_is_an_ordinary_url_or_refused(text: str) -> None:
     try:
-        url = check(text, PLAIN)
+        url = check_url(text, PLAIN)
     except ImageFetchRefused:
         return
     assert url.scheme == "https"

@@ -19,10 +19,10 @@ from worker.errors import (
     InvalidInput,
     WorkerError,
 )
-from worker.media.dial import cause, may_pass, request, was_refused
+from worker.media.dial import explain_failure, is_refused, is_temporary_status, send_request
 from worker.media.piece import Encoded
 from worker.media.s3 import Bucket, CallersBucket, own_bucket
-from worker.media.url import check
+from worker.media.url import check_url
 from worker.settings import Settings
 
 ResponseFormat = Literal["base64", "data_url", "url"]
@@ -54,7 +54,7 @@ def check_upload_urls(urls: Sequence[str], settings: Settings) -> None:
     """
     for url in urls:
         try:
-            check(url, settings)
+            check_url(url, settings)
         except ImageFetchRefused as error:
             raise _refused("upload_url", error.message) from None
 
@@ -135,7 +135,7 @@ async def _upload(
 
 async def _to_presigned(url: str, piece: Encoded, settings: Settings) -> str:
     try:
-        target = check(url, settings)
+        target = check_url(url, settings)
         headers = AZURE_HEADERS if target.query.keys() >= AZURE_QUERY else {}
         await _put(target, piece, settings, headers)
     except ImageFetchRefused as error:
@@ -151,7 +151,7 @@ async def _to_bucket(
     key = f"{stem}.{EXTENSIONS.get(piece.mime_type, 'bin')}"
     put = await asyncio.to_thread(bucket.signed, "PUT", key, PUT_TTL_S, piece.mime_type)
     try:
-        target = URL(put, encoded=True) if trusted else check(put, settings)
+        target = URL(put, encoded=True) if trusted else check_url(put, settings)
         await _put(target, piece, settings, trusted=trusted)
     except ImageFetchRefused as error:
         raise (error if callers is None else _refused(callers, error.message)) from None
@@ -194,18 +194,18 @@ async def _put_once(
     try:
         async with (
             asyncio.timeout(UPLOAD_ATTEMPT_S),
-            request(
+            send_request(
                 "PUT", url, settings, body=piece.data, headers=sent, trusted=trusted
             ) as response,
         ):
             status = response.status
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        if was_refused(error):
+        if is_refused(error):
             raise ImageFetchRefused("a URL must lead to a public address") from None
-        why = cause(error, "the store")
-        raise (_TryAgainError if why.passes else _FinalError)(why.message) from None
+        why = explain_failure(error, "the store")
+        raise (_TryAgainError if why.is_temporary else _FinalError)(why.message) from None
     if status not in STORED:  # also of a redirect: its target would not match the signature
-        failure = _TryAgainError if may_pass(status) else _FinalError
+        failure = _TryAgainError if is_temporary_status(status) else _FinalError
         raise failure(f"the store answered with status {status}")
 
 

@@ -15,7 +15,7 @@ from worker.media import colour, gif, header, heif, jpeg, png, webp
 from worker.media.header import UNREADABLE, Format, Kind, Source
 from worker.media.jpeg_pixels import Reader
 from worker.media.limits import MAX_PIXELS, check_size
-from worker.media.orientation import orientation, upright
+from worker.media.orientation import read_orientation, turn_upright
 
 # Above this, pictures are decoded one at a time: a file of 40 bytes can ask for 200 MB.
 LARGE: Final = 4_000_000
@@ -46,13 +46,13 @@ def _nobody(_: str) -> None:
 
 
 def decode(
-    data: bytes, max_pixels: int = MAX_PIXELS, tell: Callable[[str], None] = _nobody
+    data: bytes, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] = _nobody
 ) -> Image.Image:
     """Decode a PNG, JPEG, WEBP, GIF, AVIF or HEIC into an upright RGB picture without metadata.
 
     Its colours in sRGB; the first frame of an animation; transparency over white; 16 bits a channel
     become 8; EXIF orientation is applied. Sizes are in pixels as stored. A JPEG over `max_pixels`,
-    up to 200 million, is read at 1/2, 1/4 or 1/8 of its size. `tell` takes what the caller should
+    up to 200 million, is read at 1/2, 1/4 or 1/8 of its size. `warn` takes what the caller should
     know of it, a sentence each.
 
     The picture takes 4 bytes a pixel, the decoding up to 12 (of a JPEG over the limit 600 MB more);
@@ -62,12 +62,12 @@ def decode(
     Raises ImageUnreadable, ImageTooLarge, or InvalidInput (a side under 16 pixels, or one 32 times
     the other).
     """
-    kind = header.kind(data)
+    kind = header.detect_kind(data)
     if kind is None:
         raise ImageUnreadable(UNREADABLE)
     with contextlib.ExitStack() as held:
         try:
-            picture = upright(*_decoded(data, kind, max_pixels, tell, held))
+            picture = turn_upright(*_decoded(data, kind, max_pixels, warn, held))
         except WorkerError:
             raise
         except Exception as error:  # Pillow's plugins raise anything on broken bytes
@@ -106,7 +106,7 @@ def _decoded(
     data: bytes,
     kind: Kind,
     max_pixels: int,
-    tell: Callable[[str], None],
+    warn: Callable[[str], None],
     held: contextlib.ExitStack,
 ) -> tuple[Image.Image, int]:
     """Return the picture as stored, in RGB, and its orientation; frees the decoder's own.
@@ -116,20 +116,20 @@ def _decoded(
     if kind not in STRIP:
         held.enter_context(_one_at_a_time)
         stored = heif.decode(data, kind, max_pixels)
-        return colour.to_rgb(stored.picture, stored.profile, tell), stored.orientation
+        return colour.to_rgb(stored.picture, stored.profile, warn), stored.orientation
     source = STRIP[kind](data)
     if kind == "webp":  # its decoder takes memory for the canvas at once
         max_pixels //= 2
-        _admit(webp.canvas(source.pixels), max_pixels, held)
+        _admit(webp.read_canvas(source.pixels), max_pixels, held)
     if isinstance(source, jpeg.Jpeg):
         reader = Reader(source, max_pixels)
         _admit(reader.size, max_pixels, held, large=reader.fraction > 1)
-        picture = reader.load(tell)
+        picture = reader.load(warn)
     else:
         picture = Image.open(io.BytesIO(source.pixels), formats=(kind.upper(),))
         _admit(picture.size, max_pixels, held)
         picture.load()
-    return colour.to_rgb(picture, source.profile, tell), orientation(source.exif, source.xmp)
+    return colour.to_rgb(picture, source.profile, warn), read_orientation(source.exif, source.xmp)
 
 
 def _admit(

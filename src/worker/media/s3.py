@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import quote, urlsplit
 
 from worker.errors import BucketUnusable, WorkerError
-from worker.media.stores import Store, store_of
+from worker.media.stores import Store, identify_store
 from worker.media.url import ascii_host
 from worker.settings import Settings
 
@@ -19,7 +19,7 @@ BUCKET_BEFORE_S3: Final = re.compile(r"[^.]+\.s3[.-].+")
 
 def region_of(host: str) -> str:
     """Return the region to sign for when none is set; us-east-1 is what most stores take."""
-    return store_of(host.partition(":")[0]).region
+    return identify_store(host.partition(":")[0]).region
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Bucket:
 
     @property
     def _store(self) -> Store:
-        return store_of(urlsplit(self.endpoint).hostname or "")
+        return identify_store(urlsplit(self.endpoint).hostname or "")
 
     def address(self, key: str) -> str:
         """Return the object's address, unsigned, in the style that the store wants."""

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from worker.errors import Detail, ImageFetchRefused, InvalidInput, WorkerError
 from worker.media.s3 import Bucket, CallersBucket
-from worker.media.url import check
+from worker.media.url import check_url
 from worker.settings import Settings
 
 NAME: Final = "s3Config"
@@ -65,7 +65,7 @@ def _read(given: Mapping[str, Any], unknown: list[Detail], settings: Settings) -
                 region=values.get("region"),
                 session_token=values.get("sessionToken"),
             )
-            check(bucket.address("probe"), settings)
+            check_url(bucket.address("probe"), settings)
         except ImageFetchRefused as error:
             detail = Detail(ENDPOINT, error.message)
             raise ImageFetchRefused(_text(detail), details=[detail]) from None
