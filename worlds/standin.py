@@ -186,7 +186,7 @@ async def answered(
 ) -> dict[str, Any]:
     """Return what RunPod's door answers to a job, without the SDK around it."""
     chosen = worker._settings  # noqa: SLF001 - the door has the same
-    return await wire.handler(worker.handle, chosen, announce)(dict(job))
+    return await wire.make_handler(worker.handle, chosen, announce)(dict(job))
 
 
 def boot(chosen: Settings) -> StandIns:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from fuzz.strategies import SEEDS
 
 from worker import settings
-from worker.doors.runpod.wire import output
+from worker.doors.runpod.wire import format_answer
 from worker.edge import reply
 from worker.errors import (
     ImageFetchRefused,
@@ -138,7 +138,7 @@ def parsing(data: bytes) -> None:
         fault: WorkerError = error
     else:
         return
-    told = output(reply.failure(fault))
+    told = format_answer(reply.failure(fault))
     if not told["details"] or reply.measure(told, 200_000) <= 0:
         raise AssertionError(told)
 

@@ -15,7 +15,7 @@ from botocore.config import Config
 
 from worker import preflight, settings
 from worker.doors.runpod.bucket import callers_bucket
-from worker.doors.runpod.wire import output
+from worker.doors.runpod.wire import format_answer
 from worker.edge import reply
 from worker.errors import DeliveryFailed, ImageFetchRefused, InvalidInput, WorkerError
 from worker.media import deliver as delivery
@@ -84,7 +84,7 @@ def check_targets(
     bucket = callers_bucket(s3_config, settings)
     if bucket is None:
         return ()
-    bucket.usable()
+    bucket.require()
     return bucket.warnings
 
 
@@ -222,7 +222,7 @@ def test_a_refusal_of_the_callers_store_is_the_callers_to_mend(site: Site, statu
         site.hits.clear()
         with pytest.raises(DeliveryFailed, match=f"status {status}$") as failure:
             send(settings.read(site.environ), pictures=PICTURES[:1], **target)
-        told = output(reply.failure(failure.value))
+        told = format_answer(reply.failure(failure.value))
         assert (told["error_code"], told["error_type"]) == ("DELIVERY_FAILED", "bad_request")
         assert told["retryable"] is False
         assert len(site.hits) == 1
@@ -236,7 +236,7 @@ def test_a_refusal_of_the_operators_bucket_is_the_operators_to_mend(
     site.hits.clear()
     with pytest.raises(DeliveryFailed, match=f"status {status}$") as failure:
         send(at(site), pictures=PICTURES[:1])
-    told = output(reply.failure(failure.value))
+    told = format_answer(reply.failure(failure.value))
     assert (told["error_code"], told["error_type"]) == ("DELIVERY_FAILED", "internal")
     assert told["retryable"] is False
     assert len(site.hits) == 1
@@ -252,7 +252,7 @@ def test_what_a_store_may_get_over_is_tried_again_and_may_be_later(
         urls = [] if given.bucket_endpoint_url else [f"{site.http}/x"]
         with pytest.raises(DeliveryFailed, match=f"status {status} ") as failure:
             send(given, pictures=PICTURES[:1], upload_urls=urls)
-        told = output(reply.failure(failure.value))
+        told = format_answer(reply.failure(failure.value))
         assert (told["retryable"], told["error_type"]) == (True, "transient")
         assert not site.put_statuses
 
@@ -340,7 +340,7 @@ def test_a_session_token_is_signed_as_amazons_own_client_signs_it(
         "get_object", Params={"Bucket": "pictures", "Key": "k"}, ExpiresIn=600
     )
     bucket = Bucket(endpoint, ACCESS, SECRET, "pictures", session_token="token/+=")
-    ours = bucket.signed("GET", "k", 600)
+    ours = bucket.sign("GET", "k", 600)
     assert urlsplit(ours)[:3] == urlsplit(expected)[:3]
     assert parse_qs(urlsplit(ours).query) == parse_qs(urlsplit(expected).query)
     assert "token" not in repr(bucket)
@@ -634,7 +634,7 @@ def test_signatures_are_those_of_the_published_example(monkeypatch: pytest.Monke
     moment = dt.datetime(2013, 5, 24, tzinfo=dt.UTC)
     monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *_, **__: moment)
     bucket = Bucket("https://examplebucket.s3.amazonaws.com", ACCESS, SECRET)
-    query = parse_qs(urlsplit(bucket.signed("GET", "test.txt", 86400)).query)
+    query = parse_qs(urlsplit(bucket.sign("GET", "test.txt", 86400)).query)
     assert query["X-Amz-Signature"] == [
         "aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"
     ]
@@ -666,16 +666,16 @@ def test_the_object_is_addressed_as_the_store_wants(
 @pytest.mark.parametrize("host", ["s3.eu-west-1.amazonaws.com", "minio:9000"])
 def test_a_region_that_is_given_goes_before_the_hosts(host: str) -> None:
     found = region_of(host)
-    signed = Bucket(f"https://{host}/b", ACCESS, SECRET).signed("GET", "k", 60)
+    signed = Bucket(f"https://{host}/b", ACCESS, SECRET).sign("GET", "k", 60)
     assert f"%2F{found}%2Fs3%2F" in signed
-    fixed = Bucket(f"https://{host}/b", ACCESS, SECRET, region="moon-1").signed("GET", "k", 60)
+    fixed = Bucket(f"https://{host}/b", ACCESS, SECRET, region="moon-1").sign("GET", "k", 60)
     assert "%2Fmoon-1%2Fs3%2F" in fixed
 
 
 def test_no_link_is_signed_for_longer_than_a_signature_may_hold() -> None:
     bucket = Bucket("https://store.test/b", ACCESS, SECRET)
     for asked, held in ((60, 60), (604_800, 604_800), (604_801, 604_800), (10**9, 604_800)):
-        query = parse_qs(urlsplit(bucket.signed("GET", "k", asked)).query)
+        query = parse_qs(urlsplit(bucket.sign("GET", "k", asked)).query)
         assert query["X-Amz-Expires"] == [str(held)]
 
 
@@ -724,6 +724,6 @@ def test_an_upload_is_signed_as_amazons_own_client_signs_it(
     )
     endpoint = host if style == "virtual" else f"{host}/pictures"
     bucket = Bucket(endpoint, ACCESS, SECRET, "pictures" if style == "virtual" else None)
-    ours = bucket.signed("PUT", "a b/ä~1.png", 600, "image/png")
+    ours = bucket.sign("PUT", "a b/ä~1.png", 600, "image/png")
     assert urlsplit(ours)[:3] == urlsplit(expected)[:3]
     assert parse_qs(urlsplit(ours).query) == parse_qs(urlsplit(expected).query)

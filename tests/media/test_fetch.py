@@ -22,7 +22,7 @@ import pytest
 from yarl import URL
 
 from worker import settings
-from worker.doors.runpod.wire import output
+from worker.doors.runpod.wire import format_answer
 from worker.edge import reply
 from worker.errors import (
     ImageFetchFailed,
@@ -356,7 +356,7 @@ PASSING = {
 def test_only_what_may_pass_is_worth_another_try(site: Site, scheme: str, path: str) -> None:
     with pytest.raises(ImageFetchFailed) as failure:
         fetch(read(site), getattr(site, scheme) + path)
-    answer = output(reply.failure(failure.value))
+    answer = format_answer(reply.failure(failure.value))
     assert answer["error_code"] == "IMAGE_FETCH_FAILED"
     assert answer["retryable"] is PASSING[path], answer
     assert answer["error_type"] == ("transient" if PASSING[path] else "bad_request")

@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from worker.doors.runpod import take
-from worker.doors.runpod.take import Job, Taker
+from worker.doors.runpod.take import TakenJob, Taker
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -44,7 +44,7 @@ def response(status: str, body: bytes) -> bytes:
     return head.encode() + b"\r\nConnection: close\r\n\r\n" + body
 
 
-async def left(answer: Answer) -> tuple[list[Job], float]:
+async def left(answer: Answer) -> tuple[list[TakenJob], float]:
     """Leave while a poll is open; return what it took and how long it took over that."""
     polled = asyncio.Event()
 
@@ -114,7 +114,7 @@ def test_jobs_come_alone_or_in_lists_and_need_an_id() -> None:
         writer.write(response("200 OK", json.dumps(next(answers)).encode()))
         await writer.drain()
 
-    async def taken() -> list[list[Job]]:
+    async def taken() -> list[list[TakenJob]]:
         async with platform(next_answer) as taker:
             return [await taker.take(1), await taker.take(5)]
 
@@ -135,7 +135,7 @@ class Hasty(Taker):
         self.pauses.append(seconds)
 
 
-def paused(*answers: bytes) -> tuple[list[list[Job]], list[float], list[str]]:
+def paused(*answers: bytes) -> tuple[list[list[TakenJob]], list[float], list[str]]:
     """Return the jobs of each take, the pauses after them, and why no job was taken."""
     left_over = list(answers)
 
@@ -147,7 +147,7 @@ def paused(*answers: bytes) -> tuple[list[list[Job]], list[float], list[str]]:
         writer.close()
         await writer.wait_closed()
 
-    async def case() -> tuple[list[list[Job]], list[float]]:
+    async def case() -> tuple[list[list[TakenJob]], list[float]]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         async with server, Hasty(lambda n: f"http://127.0.0.1:{port}/take?n={n}", {}) as taker:
@@ -227,7 +227,7 @@ def test_a_poll_that_the_platform_holds_too_long_is_no_trouble(
     async def hold(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
-    async def case() -> list[Job]:
+    async def case() -> list[TakenJob]:
         async with platform(hold) as taker:
             return await taker.take(1)
 

@@ -37,7 +37,7 @@ def test_a_job_is_what_runpods_dict_says() -> None:
 def test_a_jobs_own_bucket_is_read_before_the_job_is_handed_on() -> None:
     job = wire.read({"id": "a", "s3Config": {**BUCKET, "acl": "x"}}, settings.read({}))
     assert job.bucket is not None
-    assert job.bucket.usable().address("k") == "https://store.test/b/k"
+    assert job.bucket.require().address("k") == "https://store.test/b/k"
     assert job.bucket.endpoint_field == "s3Config.endpointUrl"
     assert job.bucket.warnings == ("s3Config.acl: is not a known key",)
 
@@ -85,10 +85,10 @@ def test_a_failure_without_warnings_has_no_such_key() -> None:
         "retryable": True,
         "details": [{"field": "a", "message": "b"}],
     }
-    assert wire.output(failure) == told
-    assert list(wire.output(failure)) == list(told)
+    assert wire.format_answer(failure) == told
+    assert list(wire.format_answer(failure)) == list(told)
     warned = Failure("X", "internal", True, "why", (), ("w",))
-    assert list(wire.output(warned))[-1] == "warnings"
+    assert list(wire.format_answer(warned))[-1] == "warnings"
 
 
 # A job of another door.
