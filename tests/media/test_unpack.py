@@ -34,7 +34,7 @@ PACKED: Final[dict[str, tuple[str, Callable[[bytes], bytes]]]] = {
     "gzip": ("gzip", gzip.compress),
     "old name of gzip": ("x-gzip", gzip.compress),
     "gzip in two members": ("gzip", lambda d: gzip.compress(d[:9]) + gzip.compress(d[9:])),
-    "gzip and zeros behind": ("gzip", lambda d: gzip.compress(d) + bytes(512)),
+    "gzip and zeros after it": ("gzip", lambda d: gzip.compress(d) + bytes(512)),
     "zlib": ("deflate", zlib.compress),
     "bare deflate": ("deflate", bare),
     "zlib called gzip": ("gzip", zlib.compress),
@@ -102,7 +102,7 @@ GZIPPED = gzip.compress(DATA, mtime=0)
         ("gzip, gzip, gzip, gzip", GZIPPED),
     ],
 )
-def test_what_cannot_be_undone_is_told_and_not_asked_for_again(header: str, packed: bytes) -> None:
+def test_what_cannot_be_undone_is_final_and_not_requested_again(header: str, packed: bytes) -> None:
     with pytest.raises(ImageUnavailable) as failure:
         unpack(packed, parse_codings(header), 1_000_000)
     assert not failure.value.retryable
@@ -117,7 +117,7 @@ def test_what_cannot_be_undone_is_told_and_not_asked_for_again(header: str, pack
     ],
 )
 def test_what_has_no_mark_and_does_not_end_is_taken_as_it_is(name: str, packed: bytes) -> None:
-    """Nothing tells a broken stream from a file of another kind under a wrong name."""
+    """Nothing distinguishes a broken stream from a file of another kind under a wrong name."""
     assert unpack(packed, (name,), len(DATA)) == packed
 
 

@@ -1,4 +1,4 @@
-"""A URL is judged by its host and sent percent-encoded; signed paths go out as they were made."""
+"""A URL is checked by its host and sent percent-encoded; signed paths go out as they were made."""
 
 import string
 from urllib.parse import urlsplit
@@ -222,7 +222,7 @@ def test_blanks_around_a_url_are_no_part_of_it() -> None:
     assert str(check_url("HTTPS://Example.com:443/X", PLAIN)) == "https://example.com/X"
 
 
-def test_a_dot_behind_a_name_changes_nothing_about_who_is_allowed() -> None:
+def test_a_dot_after_a_name_changes_nothing_about_what_is_allowed() -> None:
     given_ = settings.read({"ALLOWED_IMAGE_HOSTS": "site.test., *.other.test."})
     for host in ("site.test", "site.test.", "a.other.test", "a.b.other.test."):
         assert check_url(f"https://{host}/x.png", given_)
@@ -251,7 +251,7 @@ def test_a_refusal_says_what_is_wrong_with_the_url(url: str, message: str) -> No
         check_url(url, PLAIN)
 
 
-def test_a_refused_port_is_told_by_what_the_operator_allows() -> None:
+def test_a_refused_port_is_explained_by_what_the_operator_allows() -> None:
     open_ = settings.read({"ALLOW_HTTP_IMAGES": "1"})
     for port in (80, 8443, 65535, 65536, 99999):
         with pytest.raises(ImageFetchRefused, match="https://, and use port 443"):
@@ -271,7 +271,7 @@ def test_a_host_that_is_an_address_keeps_its_brackets_and_its_port() -> None:
 
 
 @given(st.text(), st.text(), st.text())
-def test_whatever_stands_behind_the_host_is_printable_ascii_or_refused(
+def test_whatever_follows_the_host_is_printable_ascii_or_refused(
     path: str, query: str, fragment: str
 ) -> None:
     try:

@@ -1,4 +1,4 @@
-"""README and docs/ say what the code does: tables, examples, commands and links are held to it."""
+"""README and docs/ say what the code does: tables, examples, commands and links match it."""
 
 import json
 import re

@@ -48,11 +48,11 @@ async def left(answer: Answer) -> tuple[list[TakenJob], float]:
     """Leave while a poll is open; return what it took and how long it took over that."""
     polled = asyncio.Event()
 
-    async def told(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         polled.set()
         await answer(reader, writer)
 
-    async with platform(told) as taker:
+    async with platform(serve_one) as taker:
         taking = asyncio.create_task(taker.take(1))
         asked = asyncio.create_task(polled.wait())
         await asyncio.wait({taking, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -89,7 +89,7 @@ def test_leaving_ends_at_once_when_the_platform_hangs_up() -> None:
     assert jobs == []
 
 
-def test_leaving_does_not_wait_for_ever_for_a_platform_that_does_not_hang_up(
+def test_leaving_does_not_wait_forever_for_a_platform_that_does_not_hang_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(take, "LEAVE_S", 0.3)
@@ -166,14 +166,14 @@ BROKEN = response("500 Internal Server Error", b"")
 BUSY = response("429 Too Many Requests", b"")
 
 
-def test_a_platform_in_trouble_is_asked_less_and_less_until_it_answers() -> None:
+def test_a_platform_in_trouble_is_polled_less_and_less_until_it_answers() -> None:
     jobs, pauses, reasons = paused(*[BROKEN] * 7, ONE, BROKEN, NOTHING, BROKEN)
     assert jobs[7] == [{"id": "a", "input": None}]
     assert pauses == [1, 2, 4, 8, 16, 30, 30, 1, 0.2, 1]
     assert reasons == ["status 500"] * 9
 
 
-def test_a_busy_platform_is_asked_again_after_five_seconds() -> None:
+def test_a_busy_platform_is_polled_again_after_five_seconds() -> None:
     _, pauses, reasons = paused(BUSY, BUSY, BROKEN, BUSY, BROKEN)
     assert pauses == [5, 5, 1, 5, 2]
     assert reasons == ["status 429", "status 429", "status 500", "status 429", "status 500"]
@@ -246,7 +246,7 @@ def test_trouble_while_leaving_is_not_waited_for() -> None:
     assert lines == []
 
 
-def test_as_many_jobs_are_asked_for_as_there_is_room_for() -> None:
+def test_as_many_jobs_are_requested_as_there_is_room_for() -> None:
     asked: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -42,7 +42,7 @@ def test_a_jobs_own_bucket_is_read_before_the_job_is_handed_on() -> None:
     assert job.bucket.warnings == ("s3Config.acl: is not a known key",)
 
 
-def test_what_is_wrong_with_a_bucket_is_told_after_what_is_wrong_with_the_input() -> None:
+def test_what_is_wrong_with_a_bucket_is_reported_after_what_is_wrong_with_the_input() -> None:
     given = {"id": "a", "input": {"prompt": "x"}, "s3Config": {}}
     job = wire.read(given, settings.read({}))
     assert failed(job).details[0].field == "s3Config.endpointUrl"
@@ -78,15 +78,15 @@ def test_progress_is_announced_by_the_id_as_text() -> None:
 
 def test_a_failure_without_warnings_has_no_such_key() -> None:
     failure = Failure("X", "internal", True, "why", (Detail("a", "b"),), ())
-    told = {
+    expected = {
         "error": "X: why",
         "error_code": "X",
         "error_type": "internal",
         "retryable": True,
         "details": [{"field": "a", "message": "b"}],
     }
-    assert wire.format_answer(failure) == told
-    assert list(wire.format_answer(failure)) == list(told)
+    assert wire.format_answer(failure) == expected
+    assert list(wire.format_answer(failure)) == list(expected)
     warned = Failure("X", "internal", True, "why", (), ("w",))
     assert list(wire.format_answer(warned))[-1] == "warnings"
 
