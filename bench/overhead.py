@@ -274,7 +274,7 @@ async def run(jobs: int, output_format: Format, port: int) -> dict[str, Any]:
     """Do `jobs` jobs of one format each way, in turns; return milliseconds."""
     chosen = settings.read({"ALLOWED_IMAGE_NETWORKS": f"127.0.0.1/32:{port}"})
     picture = noisy_picture(2)
-    handle = wire.handler(Worker(chosen, StandIns(picture)).handle, chosen)
+    handle = wire.make_handler(Worker(chosen, StandIns(picture)).handle, chosen)
     ours, theirs, whole, lags = Clock(), Clock(), Clock(), dict[str, float]()
     for index in range(jobs + 3):
         if index == 3:  # the first jobs import and connect

@@ -37,7 +37,7 @@ def tree(kind: type[WorkerError]) -> list[type[WorkerError]]:
 KINDS = [kind for kind in tree(WorkerError) if kind.__module__ == errors.__name__]
 # Kinds of a passing fault that do not pass, and who has to fix them.
 FINAL: dict[type[WorkerError], str] = {
-    errors.ImageNotThere: "bad_request",
+    errors.ImageUnavailable: "bad_request",
     errors.DeliveryRefused: "bad_request",
     errors.BucketUnusable: "internal",
 }

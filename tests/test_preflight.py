@@ -47,7 +47,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Machine:
                 raise OSError(name)
             return nvml.load(name)
 
-        monkeypatch.setattr(preflight, "ask", lambda: driver.ask(load))
+        monkeypatch.setattr(preflight, "query_driver", lambda: driver.query_driver(load))
         monkeypatch.setattr(preflight, "torch_cuda", lambda: (13, 0))
         given = {"MODEL": "qwen-image", **environ}
         return {f.check: f for f in preflight.check(settings.read(given))}
@@ -57,7 +57,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def test_the_driver_is_read_through_nvml_and_let_go() -> None:
     nvml = Nvml("580.95.05", 13000, [RTX_4090, T4])
-    answer = driver.ask(nvml.load)
+    answer = driver.query_driver(nvml.load)
     assert answer is not None
     assert answer == driver.Driver("580.95.05", (13, 0), (driver.Gpu(*RTX_4090), driver.Gpu(*T4)))
     assert answer.branch == 580
@@ -68,13 +68,13 @@ def test_a_machine_without_the_library_has_no_driver() -> None:
     def load(name: str) -> Nvml:
         raise OSError(name)
 
-    assert driver.ask(load) is None
+    assert driver.query_driver(load) is None
 
 
 def test_a_driver_that_does_not_answer_says_why_and_is_let_go() -> None:
     nvml = Nvml("580.95.05", 13000, [], fails="nvmlDeviceGetCount_v2")
     with pytest.raises(driver.DriverError, match="Driver/library version mismatch"):
-        driver.ask(nvml.load)
+        driver.query_driver(nvml.load)
     assert nvml.open == 0
 
 
@@ -211,7 +211,7 @@ def test_the_preflight_does_not_import_torch() -> None:
     ],
 )
 def test_known_bad_versions_are_refused(package: str, version: str) -> None:
-    assert versions.known_bad(package, Version(version)) is not None
+    assert versions.find_known_bad(package, Version(version)) is not None
 
 
 @pytest.mark.parametrize(
@@ -219,15 +219,15 @@ def test_known_bad_versions_are_refused(package: str, version: str) -> None:
     [("torch", "2.11.0"), ("transformers", "5.17.0"), ("bitsandbytes", "0.47.0")],
 )
 def test_other_versions_are_not(package: str, version: str) -> None:
-    assert versions.known_bad(package, Version(version)) is None
+    assert versions.find_known_bad(package, Version(version)) is None
 
 
 def test_a_bad_version_is_fatal_and_says_what_to_install(
     on: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = versions.installed
+    real = versions.find_version
     monkeypatch.setattr(
-        versions, "installed", lambda p: Version("0.46.0") if p == "bitsandbytes" else real(p)
+        versions, "find_version", lambda p: Version("0.46.0") if p == "bitsandbytes" else real(p)
     )
     found = on(None)["bitsandbytes"]
     assert (found.level, found.change) == ("fatal", "install 0.50.2")
@@ -243,9 +243,9 @@ def test_a_bad_version_is_fatal_and_says_what_to_install(
 def test_torch_and_torchvision_must_match(
     on: Machine, monkeypatch: pytest.MonkeyPatch, torch_version: str, vision: str, words: str
 ) -> None:
-    real = versions.installed
+    real = versions.find_version
     made = {"torch": Version(torch_version), "torchvision": Version(vision)}
-    monkeypatch.setattr(versions, "installed", lambda p: made.get(p) or real(p))
+    monkeypatch.setattr(versions, "find_version", lambda p: made.get(p) or real(p))
     found = on(None)["torch and torchvision"]
     assert found.level == "fatal"
     assert words in found.found
@@ -260,7 +260,7 @@ def test_the_lock_is_the_tested_set() -> None:
 
 def test_no_lock_holds_a_version_known_to_be_bad() -> None:
     found = [
-        versions.known_bad(name, Version(version))
+        versions.find_known_bad(name, Version(version))
         for lock in LOCKS
         for name, pins in locked(lock).items()
         for version in pins
@@ -279,7 +279,7 @@ def test_what_is_installed_is_what_the_locks_say() -> None:
                 pinned[requirement.name] = requirement.specifier
     assert len(pinned) > 100
     for name, specifier in pinned.items():
-        version = versions.installed(name)
+        version = versions.find_version(name)
         assert version is not None, name
         assert specifier.contains(version.public, prereleases=True), name
 
@@ -342,7 +342,7 @@ def test_only_fatal_findings_are_fatal() -> None:
 def test_the_newest_cuda_of_a_driver_is_a_major_and_a_minor(
     cuda: int, newest: tuple[int, int]
 ) -> None:
-    answer = driver.ask(Nvml("580.95.05", cuda, []).load)
+    answer = driver.query_driver(Nvml("580.95.05", cuda, []).load)
     assert answer is not None
     assert (answer.cuda, answer.gpus) == (newest, ())
 
@@ -350,7 +350,7 @@ def test_the_newest_cuda_of_a_driver_is_a_major_and_a_minor(
 def test_names_are_read_as_long_as_nvml_may_write_them() -> None:
     """nvml.h: 80 bytes for a version, 96 for a name, with the zero at the end."""
     nvml = Nvml("5" * 79, 13000, [("N" * 95, *RTX_4090[1:])])
-    answer = driver.ask(nvml.load)
+    answer = driver.query_driver(nvml.load)
     assert answer is not None
     assert (answer.version, answer.gpus[0].name) == ("5" * 79, "N" * 95)
 
@@ -525,9 +525,9 @@ def test_a_package_is_missing_bad_untested_or_right(
     found: str,
     change: str,
 ) -> None:
-    real = versions.installed
+    real = versions.find_version
     given = None if version is None else Version(version)
-    monkeypatch.setattr(versions, "installed", lambda p: given if p == package else real(p))
+    monkeypatch.setattr(versions, "find_version", lambda p: given if p == package else real(p))
     answer = on(None).get(package)
     if level is None:
         assert answer is None
@@ -554,19 +554,19 @@ def test_a_pair_of_torch_and_torchvision_is_checked_where_both_are_there(
     made: tuple[str | None, str | None],
     words: str | None,
 ) -> None:
-    real = versions.installed
+    real = versions.find_version
     given = {
         name: None if text is None else Version(text)
         for name, text in zip(("torch", "torchvision"), made, strict=True)
     }
-    monkeypatch.setattr(versions, "installed", lambda p: given[p] if p in given else real(p))
+    monkeypatch.setattr(versions, "find_version", lambda p: given[p] if p in given else real(p))
     answer = on(None).get("torch and torchvision")
     assert (answer and answer.change) == words
 
 
 def test_what_is_not_installed_has_no_version() -> None:
-    assert versions.installed("a-package-that-nobody-has") is None
-    assert str(versions.installed("packaging")).count(".") >= 1
+    assert versions.find_version("a-package-that-nobody-has") is None
+    assert str(versions.find_version("packaging")).count(".") >= 1
 
 
 # The first version that is right again, for every row that has one.
@@ -585,21 +585,21 @@ def test_what_is_not_installed_has_no_version() -> None:
     ],
 )
 def test_a_version_is_bad_up_to_the_one_that_fixes_it(package: str, bad: str, good: str) -> None:
-    assert versions.known_bad(package, Version(bad)) is not None
-    assert versions.known_bad(package, Version(good)) is None
-    assert versions.known_bad(f"not-{package}", Version(bad)) is None
+    assert versions.find_known_bad(package, Version(bad)) is not None
+    assert versions.find_known_bad(package, Version(good)) is None
+    assert versions.find_known_bad(f"not-{package}", Version(bad)) is None
 
 
 def test_a_bad_version_says_why_and_what_to_install() -> None:
     for row in versions.KNOWN_BAD:
         assert len(row.why.split()) >= 2
         assert row.instead
-    old = versions.known_bad("runpod", Version("1.10.0"))
-    newer = versions.known_bad("runpod", Version("1.10.1"))
+    old = versions.find_known_bad("runpod", Version("1.10.0"))
+    newer = versions.find_known_bad("runpod", Version("1.10.1"))
     assert old is not None
     assert newer is not None
     assert old.why != newer.why
-    assert versions.known_bad("torch", Version("2.5.0rc1+cu126")) is not None
+    assert versions.find_known_bad("torch", Version("2.5.0rc1+cu126")) is not None
 
 
 @pytest.mark.parametrize(("cuda", "branch"), [((12, 4), 525), ((13, 0), 580)])

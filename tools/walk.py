@@ -191,7 +191,7 @@ def _served(home: Path, given: Mapping[str, Any], *, cancelled: bool) -> list[st
     async def run() -> list[str]:
         reached, go = threading.Event(), threading.Event()
         worker = Worker(chosen, Held(models, reached, go) if cancelled else models)
-        handle = wire.handler(worker.handle, chosen)
+        handle = wire.make_handler(worker.handle, chosen)
         with followed() as entered:
             task = asyncio.ensure_future(handle({"id": "walk", "input": dict(given)}))
             if cancelled:

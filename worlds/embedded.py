@@ -8,7 +8,7 @@ from worker.weights.spec import list_lightning_steps
 
 
 def served(settings: Settings) -> list[Served]:
-    """Return what callers may ask of the models that MODEL names, on a CPU."""
+    """Return what callers may request of the models that MODEL names, on a CPU."""
     return [
         describe(
             spec,

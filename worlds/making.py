@@ -9,13 +9,13 @@ from worker.seam import Control, Made, Model, Unheard
 
 
 def made(model: Model, wish: Any, control: Control | None = None) -> Made:
-    """Let a model make one wish; raises what the model raises."""
+    """Return what a model makes of one wish; raises what the model raises."""
     (one,) = model.make([wish], [control or Unheard()])
     return one
 
 
 def drawn(model: Model, wish: Any, control: Control | None = None) -> Image.Image:
-    """Let a model make one picture and return it as it was drawn."""
+    """Return the picture that a model makes of one wish, at the size at which it was made."""
     piece = made(model, wish, control).piece
     assert isinstance(piece, Picture)
     return piece.image

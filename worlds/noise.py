@@ -1,7 +1,7 @@
-"""A second family of pictures, which draws coloured noise; run, it is served with the tone.
+"""A second family of pictures, which makes coloured noise; as a script, it serves it and the tone.
 
-`MODEL=tone,noise python -m worlds.noise` serves them as handler.py serves a model: two names in the
-catalogue and one in the tasks are all that it adds.
+`MODEL=tone,noise python -m worlds.noise` serves them as handler.py serves a model: all that it adds
+is two names in the catalogue and one in the tasks.
 """
 
 import random
@@ -39,20 +39,20 @@ OFFER = PictureOffer(
 
 
 class Noise:
-    """A model that draws noise around the colour that its prompt names."""
+    """A model that makes noise around the colour that its prompt names."""
 
     served = Served("noise", "a/noise", "1", "none", "", {FROM_TEXT: OFFER})
 
     def together(self, wish: PictureWish, other: PictureWish) -> bool:
-        """Share no forward."""
+        """Return False: no forward is shared."""
         del wish, other
         return False
 
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
-        """Draw one picture after another."""
-        return [self._drawn(*pair) for pair in zip(wishes, controls, strict=True)]
+        """Make one picture after another."""
+        return [self._make_one(*pair) for pair in zip(wishes, controls, strict=True)]
 
-    def _drawn(self, wish: PictureWish, control: Control) -> Made:
+    def _make_one(self, wish: PictureWish, control: Control) -> Made:
         size = (wish.width, wish.height)
         noise = Image.frombytes("L", size, random.Random(wish.seed).randbytes(size[0] * size[1]))
         for step in range(1, wish.steps + 1):
@@ -62,15 +62,15 @@ class Noise:
         return Made(Picture(image, wish.final), {"denoise": 3.0})
 
     def warm(self) -> None:
-        """Draw black."""
+        """Make a black picture."""
         self.make([replace(warm_up(self.served), prompt="black")], [Unheard()])
 
     def release(self) -> None:
-        """Free nothing."""
+        """Do nothing: there is nothing to free."""
 
 
 def ready(_: ModelSpec, __: Settings, ___: Gpu | None, *, taken: Container[str]) -> Openable:
-    """Return how to open it; nothing has to come from anywhere."""
+    """Return how to open it; there is nothing to download."""
     assert "noise" not in taken
     return Openable(Noise.served, {}, Noise)
 

@@ -42,7 +42,7 @@ def order_of(
     fused: int | None = None,
     variables: dict[str, str] | None = None,
 ) -> Order:
-    """Return what asks for an embedded model's bundle with both Lightning LoRAs."""
+    """Return the order for an embedded model's bundle with both Lightning LoRAs."""
     spec = SPECS[name]
     source = snapshot or LocalSnapshot(folder_of(name), spec.repository)
     return Order(
@@ -60,7 +60,7 @@ def order_of(
 
 
 def shards_of(order: Order) -> Mapping[str, Sequence[Shard]]:
-    """Return what a model is published as, once it is judged; raises WeightsUnavailable."""
+    """Return the shards of each published part, once checked; raises WeightsUnavailable."""
     return order.recipe.check(order.snapshot, order.spec).shards
 
 

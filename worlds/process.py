@@ -1,4 +1,4 @@
-"""A subprocess in a clean environment: its output goes to files, and nothing of it is left."""
+"""A subprocess in a clean environment: its output goes to files, and no child of it survives."""
 
 import contextlib
 import json

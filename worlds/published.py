@@ -1,4 +1,4 @@
-"""Two published models as callers see them, for requests to be judged against."""
+"""Two published models as callers see them, to check requests against."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,5 +41,5 @@ def offering(model: Served, **changes: Any) -> Served:
 
 
 def addable(task: str) -> Sequence[str]:
-    """Name the published models that MODEL may name for a task."""
+    """Return the names that MODEL may have for a task."""
     return [row.name for row in CATALOGUE.rows if task in row.tasks and row.embedded is None]

@@ -7,7 +7,7 @@ from worker.tasks.task import Asked, Span, Task
 
 
 class SpeechInput(fields.CommonInput):
-    """What a job's `input` may hold for speech."""
+    """What a job's `input` may have for speech."""
 
     prompt: str | None = fields.declare("a text", "required", "text", place=fields.WHAT)
 

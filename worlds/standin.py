@@ -1,6 +1,6 @@
 """A stand-in model behind the seam, and the script that serves it through the SDK.
 
-A prompt is a script of words, done in order; what is left makes a noisy picture at once:
+A prompt is a script of words, carried out in order; without any a noisy picture comes at once:
     steps=N         denoise in N steps (default 2)
     pause=S         S seconds before each step
     hold=PHASE[:K]  wait in that phase (text, denoise, lost, decode), before step K ends ...
@@ -69,23 +69,23 @@ class Gate:
         self._reached, self._open = folder / f"{name}.reached", folder / f"{name}.open"
 
     def wait(self) -> None:
-        """Tell that it is reached and wait until it is open."""
+        """Record that it is reached and wait until it is open."""
         self._reached.touch()
         while not self._open.exists():
             time.sleep(0.005)
 
     @property
     def is_reached(self) -> bool:
-        """Whether the stand-in waits there, or did."""
+        """Whether the stand-in waits there, or has waited."""
         return self._reached.exists()
 
     def open(self) -> None:
-        """Let the stand-in go on."""
+        """Make the stand-in continue."""
         self._open.touch()
 
 
 class Script:
-    """What a prompt asks for."""
+    """The script in a prompt."""
 
     def __init__(self, prompt: str) -> None:
         words = prompt.split()
@@ -106,29 +106,29 @@ class Script:
 
 
 class StandIn:
-    """A model that draws noise and fails as it is told."""
+    """A model that makes noise, and fails on request."""
 
     served = SERVED
 
     def together(self, wish: PictureWish, other: PictureWish) -> bool:
-        """Share no forward."""
+        """Return False: no forward is shared."""
         del wish, other
         return False
 
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
-        """Draw one picture after another."""
+        """Make one picture after another."""
         return [self.draw(*pair) for pair in zip(wishes, controls, strict=True)]
 
     def draw(self, wish: PictureWish, control: Control) -> Made:
-        """Draw noise of the wish's seed, or do what the prompt says."""
+        """Make noise from the wish's seed, or do what the prompt says."""
         script = Script(wish.prompt)
         log.get().info("standin begins", seed=wish.seed)
         try:
-            return self._drawn(wish, control, script)
+            return self._follow(wish, control, script)
         finally:
             log.get().info("standin ends", seed=wish.seed)
 
-    def _drawn(self, wish: PictureWish, control: Control, script: Script) -> Made:
+    def _follow(self, wish: PictureWish, control: Control, script: Script) -> Made:
         start = time.monotonic()
         for step in range(1, 1 + (200 if "slow-text" in script.words else 1)):
             script.reach("text", step, control, 200 if "slow-text" in script.words else 1)
@@ -152,10 +152,10 @@ class StandIn:
         return Made(Picture(image, wish.final), {"denoise": (time.monotonic() - start) * 1000})
 
     def warm(self) -> None:
-        """Have nothing to load."""
+        """Do nothing: there is nothing to load."""
 
     def release(self) -> None:
-        """Hold nothing, free nothing."""
+        """Do nothing: there is nothing to free."""
 
 
 class StandIns:
@@ -172,12 +172,12 @@ class StandIns:
         return self._model
 
     def addable(self, task: str) -> Sequence[str]:
-        """Know no other model."""
+        """Return no other model."""
         del task
         return ()
 
     def health(self) -> Mapping[str, object]:
-        """Tell that it is there."""
+        """Return that it is loaded."""
         return {"resident": [SERVED.id]}
 
 
@@ -186,7 +186,7 @@ async def answered(
 ) -> dict[str, Any]:
     """Return what RunPod's door answers to a job, without the SDK around it."""
     chosen = worker._settings  # noqa: SLF001 - the door has the same
-    return await wire.handler(worker.handle, chosen, announce)(dict(job))
+    return await wire.make_handler(worker.handle, chosen, announce)(dict(job))
 
 
 def boot(chosen: Settings) -> StandIns:

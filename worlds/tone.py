@@ -1,4 +1,4 @@
-"""A family that makes a tone, as a whole: its row, its model, what it makes."""
+"""A complete family that makes tones: its row, its model, and what that makes."""
 
 import io
 import math
@@ -28,7 +28,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Tone:
-    """0.1 s per character, at a pitch that is the seed's."""
+    """A tone of 0.1 s per character, at a pitch given by the seed."""
 
     wish: SpeechWish
 
@@ -48,7 +48,7 @@ class Fork:
     served = Served("tone", "a/tone", "1", "none", "", {"speech": Offer()})
 
     def together(self, _wish: SpeechWish, _other: SpeechWish) -> bool:
-        """Let them."""
+        """Return True: all wishes share a forward."""
         return True
 
     def make(self, wishes: Sequence[SpeechWish], controls: Sequence[Control]) -> list[Made]:

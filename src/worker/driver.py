@@ -53,7 +53,7 @@ class DriverError(Exception):
     """The driver is installed but does not answer; the message is NVML's own."""
 
 
-def ask(load: Callable[[str], Any] = ctypes.CDLL) -> Driver | None:
+def query_driver(load: Callable[[str], Any] = ctypes.CDLL) -> Driver | None:
     """Query the driver; None if this machine has none. Raises DriverError.
 
     Every structure and return code is NVML's (nvml.h); `load` opens a shared library by name.

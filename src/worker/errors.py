@@ -11,7 +11,7 @@ WorkerError
 |   `-- OutputTooLarge        OUTPUT_TOO_LARGE
 |-- Transient             the same input may work later or elsewhere
 |   |-- ImageFetchFailed      IMAGE_FETCH_FAILED
-|   |   `-- ImageNotThere         IMAGE_FETCH_FAILED    (final: for the caller to fix)
+|   |   `-- ImageUnavailable      IMAGE_FETCH_FAILED    (final: for the caller to fix)
 |   |-- DeliveryFailed        DELIVERY_FAILED
 |   |   |-- DeliveryRefused       DELIVERY_FAILED       (final: for the caller to fix)
 |   |   `-- BucketUnusable        DELIVERY_FAILED       (final: for the operator to fix)
@@ -134,7 +134,7 @@ class ImageFetchFailed(Transient):
     code = "IMAGE_FETCH_FAILED"
 
 
-class ImageNotThere(ImageFetchFailed):
+class ImageUnavailable(ImageFetchFailed):
     """The site of a reference picture will not deliver it, however often it is requested."""
 
     error_type = "bad_request"

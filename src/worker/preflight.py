@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from worker import versions
-from worker.driver import Driver, DriverError, Gpu, ask
+from worker.driver import Driver, DriverError, Gpu, query_driver
 from worker.errors import DeliveryFailed, WorkerError
 from worker.families import catalogue
 from worker.media.s3 import own_bucket
@@ -55,7 +55,7 @@ def check(settings: Settings) -> list[Finding]:
     findings = [*_python(), *_packages()]
     full = True
     try:
-        driver, problem = ask(), ""
+        driver, problem = query_driver(), ""
     except DriverError as error:
         driver, problem = None, str(error)
     try:
@@ -84,7 +84,7 @@ def check(settings: Settings) -> list[Finding]:
 def usable_gpu() -> Gpu | None:
     """Return the first GPU; None without one, or with a torch that cannot use it."""
     try:
-        driver = ask()
+        driver = query_driver()
     except DriverError:
         return None
     if driver is None or not driver.gpus or torch_cuda() is None:
@@ -119,13 +119,13 @@ def _python() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     for package in dict.fromkeys([*versions.TESTED, *(bad.package for bad in versions.KNOWN_BAD)]):
-        version = versions.installed(package)
+        version = versions.find_version(package)
         tested = versions.TESTED.get(package)
         if version is None:
             if tested:
                 yield Finding(package, "fatal", "not installed", f"install {package} {tested}")
             continue
-        bad = versions.known_bad(package, version)
+        bad = versions.find_known_bad(package, version)
         if bad:
             yield Finding(package, "fatal", f"{version}: {bad.why}", f"install {bad.instead}")
         elif tested and version.public != tested:
@@ -136,10 +136,10 @@ def _packages() -> Iterator[Finding]:
 
 
 def _pair() -> Iterator[Finding]:
-    torch, vision = versions.installed("torch"), versions.installed("torchvision")
+    torch, vision = versions.find_version("torch"), versions.find_version("torchvision")
     if torch is None or vision is None:
         return
-    expected = versions.torchvision_for(torch)
+    expected = versions.choose_torchvision(torch)
     if f"{vision.major}.{vision.minor}" != expected:
         yield Finding(
             "torch and torchvision",

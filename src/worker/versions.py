@@ -59,7 +59,7 @@ OLDEST_DRIVER: Final = {12: 525, 13: 580}
 OLDEST_CAPABILITY: Final = (8, 0)
 
 
-def installed(package: str) -> Version | None:
+def find_version(package: str) -> Version | None:
     """Return the installed version of a package, None if it is not installed."""
     try:
         return Version(importlib.metadata.version(package))
@@ -67,7 +67,7 @@ def installed(package: str) -> Version | None:
         return None
 
 
-def known_bad(package: str, version: Version) -> KnownBad | None:
+def find_known_bad(package: str, version: Version) -> KnownBad | None:
     """Return why a version of a package must not serve, None if nothing is known against it."""
     for row in KNOWN_BAD:
         if row.package == package and row.versions.contains(version.public):
@@ -75,7 +75,7 @@ def known_bad(package: str, version: Version) -> KnownBad | None:
     return None
 
 
-def torchvision_for(torch: Version) -> str:
+def choose_torchvision(torch: Version) -> str:
     """Return the release series of torchvision that is built for a torch, such as "0.28".
 
     torchvision 0.N is built against torch 2.(N-15); another pair fails at import with "operator

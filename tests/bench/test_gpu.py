@@ -55,7 +55,7 @@ def test_a_name_has_the_same_weights_in_every_build() -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in made.values())
 
 
-def test_no_job_repeats_a_prompt_or_a_reference_unless_asked_to() -> None:
+def test_no_job_repeats_a_prompt_or_a_reference_unless_requested() -> None:
     case = Case(96, 1, 4, batch=2)
     seen = [next(job.inputs(case)) for _ in range(2)]
     prompts = [g.prompt for generations in seen for g in generations]
@@ -83,7 +83,7 @@ def test_a_case_that_ran_out_of_memory_stays_in_the_table() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_whole_harness_runs_on_a_cpu(tmp_path: Path) -> None:
+def test_the_entire_harness_runs_on_a_cpu(tmp_path: Path) -> None:
     """Every part on the embedded sizes: both sides, all phases, the same pictures, a cold start."""
     out = tmp_path / "gpu.json"
     words = ["--tiny", "--device", "cpu", "--repeats", "1", "--warmups", "0", "--batch", "1"]
@@ -97,22 +97,22 @@ def test_the_whole_harness_runs_on_a_cpu(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    held = json.loads(out.read_text())
+    results = json.loads(out.read_text())
     names = {f"{p}/{t}/4/1" for p in ("bf16", "4bit") for t in ("edit-96-1ref", "image-96")}
-    assert held["cases"].keys() == names
-    for name, sides in held["cases"].items():
+    assert results["cases"].keys() == names
+    for name, sides in results["cases"].items():
         assert sides.keys() == {"ours", "fused", "stock"}
         for side in sides.values():
-            wanted = {"text", "denoise", "decode", "png"} | (
+            expected = {"text", "denoise", "decode", "png"} | (
                 {"reference"} if "edit" in name else set()
             )
-            assert {phase for phase, spent in side["phases_ms"].items() if spent > 0} == wanted
+            assert {phase for phase, spent in side["phases_ms"].items() if spent > 0} == expected
             assert side["tflops"] > 0
     # with the same weights, rows draw what weights draw, and adapters what peft's draw
-    assert held["same"] == {"bf16/image-96/4/1": {"relative_difference": 0.0, "finite": True}}
-    assert held["memory"].keys() == {"16gib-edit", "24gib-both"}
-    cold = held["cold"]["4bit"]
+    assert results["same"] == {"bf16/image-96/4/1": {"relative_difference": 0.0, "finite": True}}
+    assert results["memory"].keys() == {"16gib-edit", "24gib-both"}
+    cold = results["cold"]["4bit"]
     assert cold["cold"]["first_picture_s"] > 0
     assert cold["bundle_gb"] > 0
-    assert sum(told["ms"] for told in held["profile"].values()) > 0
+    assert sum(row["ms"] for row in results["profile"].values()) > 0
     assert "bf16/edit-96-1ref/4/1" in done.stdout

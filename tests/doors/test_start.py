@@ -129,7 +129,7 @@ def test_sigterm_ends_a_boot_well() -> None:
     assert "serves" not in door.events
 
 
-def test_a_start_that_fails_for_good_is_told_to_the_platforms_jobs_for_a_while(
+def test_a_start_that_fails_for_good_is_the_answer_to_the_platforms_jobs_for_a_while(
     ends: list[int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     door = Door()
@@ -148,7 +148,7 @@ def test_a_start_that_fails_for_good_is_told_to_the_platforms_jobs_for_a_while(
 def test_a_start_that_fails_for_this_machine_alone_sends_the_job_elsewhere(
     ends: list[int],
 ) -> None:
-    """It is refused for a while all the same: the next start here fails too."""
+    """It is refused for a while even so: the next start here fails too."""
     door = Door()
     start.run(door, failing(UnfitHost("the driver is too old")))
     ((error, _),) = door.refused
@@ -171,7 +171,7 @@ def test_a_start_that_fails_by_a_bug_says_no_more_than_where_to_look(ends: list[
     assert ends == [1]
 
 
-def test_a_start_that_another_try_may_mend_refuses_nobody(ends: list[int]) -> None:
+def test_a_start_that_a_retry_may_fix_refuses_no_job(ends: list[int]) -> None:
     door = Door()
     start.run(door, failing(HubUnreachable("the hub did not answer")))
     assert door.events[1:] == ["listens"]
@@ -193,7 +193,7 @@ def test_a_door_that_cannot_listen_is_a_start_that_failed() -> None:
     assert start.run(Shut(), lambda _: StandIns()) == 1
 
 
-def test_a_wrong_environment_is_told_to_the_platforms_jobs(
+def test_a_wrong_environment_is_the_answer_to_the_platforms_jobs(
     ends: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MAX_PIXELS", "many")

@@ -32,7 +32,7 @@ ANY = st.characters() | st.characters(categories=["Cs"])
 
 def failure(error: WorkerError, warnings: Iterable[str] = ()) -> dict[str, Any]:
     """Return a failure as RunPod's callers get it."""
-    return wire.output(replies.failure(error, warnings))
+    return wire.format_answer(replies.failure(error, warnings))
 
 
 def a_request(**given: Any) -> Request:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from fuzz.strategies import SEEDS
 
 from worker import settings
-from worker.doors.runpod.wire import output
+from worker.doors.runpod.wire import format_answer
 from worker.edge import reply
 from worker.errors import (
     ImageFetchRefused,
@@ -22,7 +22,7 @@ from worker.errors import (
 )
 from worker.media import images
 from worker.media.inline import decode_base64
-from worker.media.url import check
+from worker.media.url import check_url
 from worker.tasks import registry
 from worker.tasks.request import parse
 from worlds.standin import SERVED
@@ -138,7 +138,7 @@ def parsing(data: bytes) -> None:
         fault: WorkerError = error
     else:
         return
-    told = output(reply.failure(fault))
+    told = format_answer(reply.failure(fault))
     if not told["details"] or reply.measure(told, 200_000) <= 0:
         raise AssertionError(told)
 
@@ -158,7 +158,7 @@ def addressing(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     for chosen in (PLAIN, OPEN):
         try:
-            url = check(f"https://{text}" if chosen is PLAIN else text, chosen)
+            url = check_url(f"https://{text}" if chosen is PLAIN else text, chosen)
         except ImageFetchRefused:
             continue
         if url.user or url.password or not url.raw_host or url.port not in {80, 443}:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from worker import settings
 from worker.errors import ImageFetchRefused
 from worker.media.address import Gate, is_public
-from worker.media.url import check
+from worker.media.url import check_url
 
 PUBLIC = [
     "1.1.1.1",
@@ -152,7 +152,7 @@ def test_a_url_with_such_an_address_is_refused_before_it_is_dialled(text: str) -
     host = f"[{text}]" if ":" in text else text
     for url in (f"https://{host}/a.png", f"http://{host}/", f"https://{host}:443/"):
         with pytest.raises(ImageFetchRefused):
-            check(url, OPEN)
+            check_url(url, OPEN)
 
 
 @given(st.ip_addresses(v=4))
@@ -210,21 +210,21 @@ def _inet_aton_spellings(address: str) -> list[str]:
 @pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "10.1.2.3", "192.168.1.1"])
 def test_no_spelling_of_a_private_address_passes(address: str, index: int) -> None:
     with pytest.raises(ImageFetchRefused):
-        check(f"https://{_inet_aton_spellings(address)[index]}/x.png", OPEN)
+        check_url(f"https://{_inet_aton_spellings(address)[index]}/x.png", OPEN)
 
 
 def test_a_public_address_passes_on_the_port_of_its_scheme_alone() -> None:
-    assert check("https://8.8.8.8/x.png", OPEN).host == "8.8.8.8"
-    assert check("https://[2606:4700::1111]/x.png", OPEN).host == "2606:4700::1111"
+    assert check_url("https://8.8.8.8/x.png", OPEN).host == "8.8.8.8"
+    assert check_url("https://[2606:4700::1111]/x.png", OPEN).host == "2606:4700::1111"
     for url in ("https://8.8.8.8:8443/", "https://8.8.8.8:80/", "http://8.8.8.8:443/"):
         with pytest.raises(ImageFetchRefused):
-            check(url, OPEN)
+            check_url(url, OPEN)
 
 
 def test_http_is_refused_unless_the_operator_allows_it() -> None:
     with pytest.raises(ImageFetchRefused, match="https"):
-        check("http://8.8.8.8/x.png", settings.read({}))
-    assert check("http://8.8.8.8/x.png", OPEN).scheme == "http"
+        check_url("http://8.8.8.8/x.png", settings.read({}))
+    assert check_url("http://8.8.8.8/x.png", OPEN).scheme == "http"
 
 
 def test_allowed_networks_open_their_addresses_at_their_port_and_nothing_more() -> None:

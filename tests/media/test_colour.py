@@ -34,7 +34,7 @@ def flat(mode: str = "RGB", colour: Any = ASKED) -> Image.Image:
 def read(data: bytes) -> tuple[tuple[int, ...], list[str]]:
     """Return a pixel of the picture, and the warnings."""
     warnings: list[str] = []
-    pixel = decode(data, tell=warnings.append).getpixel((40, 40))
+    pixel = decode(data, warn=warnings.append).getpixel((40, 40))
     assert isinstance(pixel, tuple)
     return pixel, warnings
 
@@ -51,7 +51,7 @@ def rows(*pixel: int, bits: int = 8, count: int = 64) -> bytes:
 
 def numbered(*chunks: tuple[bytes, bytes], colour: tuple[int, ...] = ASKED) -> bytes:
     """Return a PNG of (40, 200, 60) with these chunks."""
-    extra = b"".join(chunk(name, held) for name, held in chunks)
+    extra = b"".join(chunk(name, content) for name, content in chunks)
     return png(64, 64, raw=rows(*colour), extra=extra)
 
 
@@ -91,19 +91,19 @@ def test_srgbs_own_profile_leaves_every_pixel_as_it_is(kind: str) -> None:
         warnings: list[str] = []
         tagged = saved(image, kind, icc_profile=own, **options)
         assert kind == "GIF" or b"acsp" in tagged or b"iCCP" in tagged
-        assert decode(tagged, tell=warnings.append).tobytes() == plain.tobytes()
+        assert decode(tagged, warn=warnings.append).tobytes() == plain.tobytes()
         assert warnings == []
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA", "1", "I;16", "CMYK"])
-def test_a_profile_of_another_colour_space_is_ignored_and_told(mode: str) -> None:
+def test_a_profile_of_another_colour_space_is_ignored_with_a_warning(mode: str) -> None:
     kind = "JPEG" if mode == "CMYK" else "PNG"
     image = gradient(mode="L").convert("I;16") if mode == "I;16" else gradient(mode=mode)
     wrong = matrix("Display P3") if mode in {"L", "LA", "1", "I;16", "CMYK"} else grey(1.0)
     plain = decode(saved(image, kind))
     for other in (wrong, printer(lambda _: (50, 0, 0)) if mode != "CMYK" else grey(1.0)):
         warnings: list[str] = []
-        decoded = decode(saved(image, kind, icc_profile=other), tell=warnings.append)
+        decoded = decode(saved(image, kind, icc_profile=other), warn=warnings.append)
         assert decoded.tobytes() == plain.tobytes()
         assert warnings == UNREAD
 
@@ -174,7 +174,7 @@ def test_a_transparent_grey_is_converted_and_laid_over_white() -> None:
 
 
 def ink(inks: Any) -> tuple[float, float, float]:
-    """Return L*a*b* of corners whose colours nobody would guess, black ink being a dark grey."""
+    """Return L*a*b* of corners whose colours could not be guessed, black ink being a dark grey."""
     cyan, magenta, yellow, black = inks
     if black:
         return 10, 0, 0
@@ -246,24 +246,24 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_a_broken_profile_leaves_the_colours_and_is_told(kind: str, name: str) -> None:
+def test_a_broken_profile_leaves_the_colours_and_gives_a_warning(kind: str, name: str) -> None:
     options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
     image = gradient()
     if kind == "PNG":
-        held = chunk(b"iCCP", b"k\0\0" + zlib.compress(BROKEN[name]))
+        content = chunk(b"iCCP", b"k\0\0" + zlib.compress(BROKEN[name]))
         data = saved(image, "PNG")
-        tagged = data[:33] + held + data[33:]
+        tagged = data[:33] + content + data[33:]
     elif kind == "JPEG":
         data = saved(image, "JPEG")
-        held = b"ICC_PROFILE\0\1\1" + BROKEN[name]
-        tagged = data[:2] + b"\xff\xe2" + (len(held) + 2).to_bytes(2) + held + data[2:]
+        content = b"ICC_PROFILE\0\1\1" + BROKEN[name]
+        tagged = data[:2] + b"\xff\xe2" + (len(content) + 2).to_bytes(2) + content + data[2:]
     else:
         data = saved(image, "WEBP", exif=exif(1), **options)
         tagged = riff((b"ICCP", BROKEN[name]))[12:]
         flags = bytes((data[20] | 0x20,))  # a profile is there
         tagged = data[:20] + flags + data[21:30] + tagged + data[30:]
     warnings: list[str] = []
-    assert decode(tagged, tell=warnings.append).tobytes() == decode(data).tobytes()
+    assert decode(tagged, warn=warnings.append).tobytes() == decode(data).tobytes()
     assert warnings == UNREAD
 
 
@@ -313,7 +313,7 @@ def test_numbers_of_colours_are_obeyed(numbers: tuple[int, int], right: tuple[in
     assert warnings == []
 
 
-def test_numbers_of_colours_that_have_no_place_in_8_bits_are_told() -> None:
+def test_numbers_of_colours_that_have_no_place_in_8_bits_give_a_warning() -> None:
     for numbers in ((9, 16), (9, 18), (22, 13), (3, 13), (1, 3)):
         assert read(numbered((b"cICP", bytes((*numbers, 0, 1))))) == (ASKED, UNREAD)
 

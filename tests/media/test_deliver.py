@@ -15,7 +15,7 @@ from botocore.config import Config
 
 from worker import preflight, settings
 from worker.doors.runpod.bucket import callers_bucket
-from worker.doors.runpod.wire import output
+from worker.doors.runpod.wire import format_answer
 from worker.edge import reply
 from worker.errors import DeliveryFailed, ImageFetchRefused, InvalidInput, WorkerError
 from worker.media import deliver as delivery
@@ -84,7 +84,7 @@ def check_targets(
     bucket = callers_bucket(s3_config, settings)
     if bucket is None:
         return ()
-    bucket.usable()
+    bucket.require()
     return bucket.warnings
 
 
@@ -117,11 +117,11 @@ def test_base64_and_data_urls_hold_the_bytes_and_the_facts() -> None:
     for index, (entry, url, picture) in enumerate(zip(plain, urls, PICTURES, strict=True)):
         assert base64.b64decode(entry["base64"], validate=True) == picture.data
         assert url["data_url"] == f"data:{picture.mime_type};base64,{entry['base64']}"
-        for told in (entry, url):
-            assert told["index"] == index
-            assert {name: told[name] for name in ("width", "height", "seed")} == picture.facts
-            assert told["mime_type"] == picture.mime_type
-            assert len({"base64", "data_url", "url"} & told.keys()) == 1
+        for one in (entry, url):
+            assert one["index"] == index
+            assert {name: one[name] for name in ("width", "height", "seed")} == picture.facts
+            assert one["mime_type"] == picture.mime_type
+            assert len({"base64", "data_url", "url"} & one.keys()) == 1
 
 
 def test_the_operators_bucket_takes_the_pictures_and_the_links_read_them(store: Store) -> None:
@@ -215,30 +215,28 @@ FINAL = [300, 301, 303, 307, 308, 400, 401, 403, 404, 405, 409, 410, 411, 412, 4
 
 
 @pytest.mark.parametrize("status", FINAL)
-def test_a_refusal_of_the_callers_store_is_the_callers_to_mend(site: Site, status: int) -> None:
+def test_a_refusal_of_the_callers_store_is_the_callers_to_fix(site: Site, status: int) -> None:
     own_config = {**CREDENTIALS, "endpointUrl": f"{site.http}/b"}
     for target in ({"upload_urls": [f"{site.http}/x"]}, {"s3_config": own_config}):
         site.put_statuses.append(status)
         site.hits.clear()
         with pytest.raises(DeliveryFailed, match=f"status {status}$") as failure:
             send(settings.read(site.environ), pictures=PICTURES[:1], **target)
-        told = output(reply.failure(failure.value))
-        assert (told["error_code"], told["error_type"]) == ("DELIVERY_FAILED", "bad_request")
-        assert told["retryable"] is False
+        answer = format_answer(reply.failure(failure.value))
+        assert (answer["error_code"], answer["error_type"]) == ("DELIVERY_FAILED", "bad_request")
+        assert answer["retryable"] is False
         assert len(site.hits) == 1
 
 
 @pytest.mark.parametrize("status", FINAL)
-def test_a_refusal_of_the_operators_bucket_is_the_operators_to_mend(
-    site: Site, status: int
-) -> None:
+def test_a_refusal_of_the_operators_bucket_is_the_operators_to_fix(site: Site, status: int) -> None:
     site.put_statuses.append(status)
     site.hits.clear()
     with pytest.raises(DeliveryFailed, match=f"status {status}$") as failure:
         send(at(site), pictures=PICTURES[:1])
-    told = output(reply.failure(failure.value))
-    assert (told["error_code"], told["error_type"]) == ("DELIVERY_FAILED", "internal")
-    assert told["retryable"] is False
+    answer = format_answer(reply.failure(failure.value))
+    assert (answer["error_code"], answer["error_type"]) == ("DELIVERY_FAILED", "internal")
+    assert answer["retryable"] is False
     assert len(site.hits) == 1
 
 
@@ -252,8 +250,8 @@ def test_what_a_store_may_get_over_is_tried_again_and_may_be_later(
         urls = [] if given.bucket_endpoint_url else [f"{site.http}/x"]
         with pytest.raises(DeliveryFailed, match=f"status {status} ") as failure:
             send(given, pictures=PICTURES[:1], upload_urls=urls)
-        told = output(reply.failure(failure.value))
-        assert (told["retryable"], told["error_type"]) == (True, "transient")
+        answer = format_answer(reply.failure(failure.value))
+        assert (answer["retryable"], answer["error_type"]) == (True, "transient")
         assert not site.put_statuses
 
 
@@ -278,7 +276,7 @@ def test_why_a_store_cannot_be_reached_decides_too(
     assert ("tried" in failure.value.message) is passes
 
 
-def test_an_azure_blob_is_told_its_kind_and_no_other_store_is(site: Site) -> None:
+def test_azure_gets_the_kind_of_its_blob_and_no_other_store_does(site: Site) -> None:
     given = settings.read(site.environ)
     sas = "sv=2024-11-04&se=2026-12-01T00%3A00%3A00Z&sr=b&sp=cw&sig=a%2Fb%2Bc%3D"
     site.put_statuses.append(201)
@@ -340,14 +338,14 @@ def test_a_session_token_is_signed_as_amazons_own_client_signs_it(
         "get_object", Params={"Bucket": "pictures", "Key": "k"}, ExpiresIn=600
     )
     bucket = Bucket(endpoint, ACCESS, SECRET, "pictures", session_token="token/+=")
-    ours = bucket.signed("GET", "k", 600)
+    ours = bucket.sign("GET", "k", 600)
     assert urlsplit(ours)[:3] == urlsplit(expected)[:3]
     assert parse_qs(urlsplit(ours).query) == parse_qs(urlsplit(expected).query)
     assert "token" not in repr(bucket)
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/cdn/", "/cdn"])
-def test_a_public_address_stands_in_the_reply_where_there_is_one(store: Store, ending: str) -> None:
+def test_a_public_address_is_in_the_reply_where_there_is_one(store: Store, ending: str) -> None:
     public = f"https://pictures.example.com{ending}"
     given = own(store, BUCKET_PUBLIC_URL=public, BUCKET_PREFIX="out put/\u00e4")
     entries = send(given, job_id="public")
@@ -382,7 +380,7 @@ def test_the_operators_public_address_is_not_that_of_a_callers_bucket(site: Site
         ("x" * 5000, None),
     ],
 )
-def test_an_unknown_key_of_a_jobs_bucket_is_told(key: str, meant: str | None) -> None:
+def test_an_unknown_key_of_a_jobs_bucket_is_reported(key: str, meant: str | None) -> None:
     given = settings.read({})
     good = {**CREDENTIALS, "endpointUrl": "https://store.test/b"}
     assert check_targets(upload_urls=[], s3_config=good, settings=given) == ()
@@ -407,11 +405,11 @@ def test_an_unknown_key_of_a_jobs_bucket_is_told(key: str, meant: str | None) ->
     assert "known key" in refused.value.details[1].message
 
 
-def test_many_unknown_keys_are_not_all_told() -> None:
+def test_many_unknown_keys_are_not_all_reported() -> None:
     config = {**CREDENTIALS, "endpointUrl": "https://store.test/b"}
     config |= {f"x{number}": "y" for number in range(1000)}
-    told = check_targets(upload_urls=[], s3_config=config, settings=settings.read({}))
-    assert len(told) == 10
+    warnings = check_targets(upload_urls=[], s3_config=config, settings=settings.read({}))
+    assert len(warnings) == 10
 
 
 def test_a_store_that_keeps_failing_is_a_failed_delivery(
@@ -421,7 +419,7 @@ def test_a_store_that_keeps_failing_is_a_failed_delivery(
     site.put_statuses.extend([500] * 9)
     with pytest.raises(DeliveryFailed, match="status 500"):
         send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
-    assert len(site.put_statuses) == 9 - 4  # the attempts that docs/security.md tells
+    assert len(site.put_statuses) == 9 - 4  # the attempts that docs/security.md states
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
@@ -579,7 +577,7 @@ def test_upload_targets_obey_the_policy_for_image_urls(site: Site, url: str) -> 
         {**CREDENTIALS, "accessSecret": None, "endpointUrl": "https://store.test/b"},
     ],
 )
-def test_a_jobs_bucket_that_is_not_whole_is_invalid(config: dict[str, Any]) -> None:
+def test_a_jobs_bucket_that_is_incomplete_is_invalid(config: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput) as failure:
         check_targets(upload_urls=[], s3_config=config, settings=settings.read({}))
     assert failure.value.details
@@ -607,7 +605,7 @@ def test_url_without_any_target_is_invalid() -> None:
         send(settings.read({}), upload_urls=["https://store.test/x"])
 
 
-def test_no_failure_tells_a_secret_an_address_or_a_host(
+def test_no_failure_contains_a_secret_an_address_or_a_host(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "WAIT_INITIAL_S", 0.01)
@@ -634,7 +632,7 @@ def test_signatures_are_those_of_the_published_example(monkeypatch: pytest.Monke
     moment = dt.datetime(2013, 5, 24, tzinfo=dt.UTC)
     monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *_, **__: moment)
     bucket = Bucket("https://examplebucket.s3.amazonaws.com", ACCESS, SECRET)
-    query = parse_qs(urlsplit(bucket.signed("GET", "test.txt", 86400)).query)
+    query = parse_qs(urlsplit(bucket.sign("GET", "test.txt", 86400)).query)
     assert query["X-Amz-Signature"] == [
         "aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404"
     ]
@@ -666,17 +664,17 @@ def test_the_object_is_addressed_as_the_store_wants(
 @pytest.mark.parametrize("host", ["s3.eu-west-1.amazonaws.com", "minio:9000"])
 def test_a_region_that_is_given_goes_before_the_hosts(host: str) -> None:
     found = region_of(host)
-    signed = Bucket(f"https://{host}/b", ACCESS, SECRET).signed("GET", "k", 60)
+    signed = Bucket(f"https://{host}/b", ACCESS, SECRET).sign("GET", "k", 60)
     assert f"%2F{found}%2Fs3%2F" in signed
-    fixed = Bucket(f"https://{host}/b", ACCESS, SECRET, region="moon-1").signed("GET", "k", 60)
+    fixed = Bucket(f"https://{host}/b", ACCESS, SECRET, region="moon-1").sign("GET", "k", 60)
     assert "%2Fmoon-1%2Fs3%2F" in fixed
 
 
 def test_no_link_is_signed_for_longer_than_a_signature_may_hold() -> None:
     bucket = Bucket("https://store.test/b", ACCESS, SECRET)
-    for asked, held in ((60, 60), (604_800, 604_800), (604_801, 604_800), (10**9, 604_800)):
-        query = parse_qs(urlsplit(bucket.signed("GET", "k", asked)).query)
-        assert query["X-Amz-Expires"] == [str(held)]
+    for asked, expected in ((60, 60), (604_800, 604_800), (604_801, 604_800), (10**9, 604_800)):
+        query = parse_qs(urlsplit(bucket.sign("GET", "k", asked)).query)
+        assert query["X-Amz-Expires"] == [str(expected)]
 
 
 def test_a_bucket_shows_no_secret() -> None:
@@ -724,6 +722,6 @@ def test_an_upload_is_signed_as_amazons_own_client_signs_it(
     )
     endpoint = host if style == "virtual" else f"{host}/pictures"
     bucket = Bucket(endpoint, ACCESS, SECRET, "pictures" if style == "virtual" else None)
-    ours = bucket.signed("PUT", "a b/ä~1.png", 600, "image/png")
+    ours = bucket.sign("PUT", "a b/ä~1.png", 600, "image/png")
     assert urlsplit(ours)[:3] == urlsplit(expected)[:3]
     assert parse_qs(urlsplit(ours).query) == parse_qs(urlsplit(expected).query)

@@ -22,7 +22,7 @@ import pytest
 from yarl import URL
 
 from worker import settings
-from worker.doors.runpod.wire import output
+from worker.doors.runpod.wire import format_answer
 from worker.edge import reply
 from worker.errors import (
     ImageFetchFailed,
@@ -58,13 +58,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(autouse=True)
 def _trust(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SSL_CERT_FILE", str(site.authority))
-    dial.tls_context.cache_clear()
+    dial.make_tls_context.cache_clear()
     yield
-    dial.tls_context.cache_clear()
+    dial.make_tls_context.cache_clear()
     assert site.intruders == 0
 
 
-# what has to be fast is held to half of what it would take; nothing else may run out of time
+# what has to be fast may take half of what a failure takes; nothing else may run out of time
 TOTAL_S = 60
 
 
@@ -86,7 +86,7 @@ def fetch(given: Settings, *urls: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_picture_arrives_whole(site: Site, scheme: str) -> None:
+def test_a_picture_arrives_complete(site: Site, scheme: str) -> None:
     assert fetch(read(site), f"{getattr(site, scheme)}/good.png") == [PICTURE]
     assert site.method == "GET"
     assert site.headers["accept-encoding"] == "identity"
@@ -95,11 +95,11 @@ def test_a_picture_arrives_whole(site: Site, scheme: str) -> None:
     assert "cookie" not in site.headers
 
 
-def test_certifis_authorities_are_trusted_beside_the_systems() -> None:
+def test_certifis_authorities_are_trusted_along_with_the_systems() -> None:
     """An image without ca-certificates trusts them alone; here the system's is the site's."""
     only = ssl.create_default_context(cafile=certifi.where())
     known = {repr(one) for one in only.get_ca_certs()}
-    trusted = {repr(one) for one in dial.tls_context().get_ca_certs()}
+    trusted = {repr(one) for one in dial.make_tls_context().get_ca_certs()}
     assert known
     assert known < trusted
 
@@ -150,7 +150,7 @@ def test_a_name_is_resolved_once_and_to_every_address(site: Site) -> None:
         asyncio.run(resolve("nosuch.test"))
 
 
-def test_only_callers_names_are_asked_of_the_operators_name_servers(
+def test_only_callers_names_go_to_the_operators_name_servers(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operator's own bucket may have a name that is known inside alone."""
@@ -188,7 +188,7 @@ def test_a_certificate_of_an_unknown_authority_is_not_accepted(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
-    dial.tls_context.cache_clear()
+    dial.make_tls_context.cache_clear()
     with pytest.raises(ImageFetchFailed, match="certificate"):
         fetch(read(site), f"{site.https}/good.png")
 
@@ -204,7 +204,7 @@ def test_a_name_with_any_address_inside_is_refused(site: Site, name: str, scheme
     assert f"{name}.test" in site.names.asked
 
 
-def test_the_address_that_was_judged_is_the_one_that_is_dialled(site: Site) -> None:
+def test_the_address_that_was_checked_is_the_one_that_is_dialled(site: Site) -> None:
     """A name that turns inward after its first answer gains nothing: there is one answer a hop."""
     rounds = itertools.chain(
         [[HOST], [HOST]], itertools.repeat([INSIDE])
@@ -216,7 +216,7 @@ def test_the_address_that_was_judged_is_the_one_that_is_dialled(site: Site) -> N
         fetch(read(site), url)
 
 
-def test_every_hop_is_judged_again(site: Site) -> None:
+def test_every_hop_is_checked_again(site: Site) -> None:
     rounds = itertools.chain([[HOST], [HOST]], itertools.repeat([INSIDE]))
     site.names.answers["second.test"] = lambda: next(rounds)
     there = f"http://second.test:{site.http_port}"
@@ -225,7 +225,7 @@ def test_every_hop_is_judged_again(site: Site) -> None:
     assert site.hits[-1].startswith("/to")
 
 
-def test_the_socket_is_judged_even_if_the_resolver_were_fooled(
+def test_the_socket_is_checked_even_if_the_resolver_is_fooled(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fooled(*_: object, **__: object) -> list[dict[str, object]]:
@@ -353,10 +353,10 @@ PASSING = {
 
 @pytest.mark.parametrize("path", PASSING, ids=str)
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_only_what_may_pass_is_worth_another_try(site: Site, scheme: str, path: str) -> None:
+def test_only_what_is_temporary_is_worth_a_retry(site: Site, scheme: str, path: str) -> None:
     with pytest.raises(ImageFetchFailed) as failure:
         fetch(read(site), getattr(site, scheme) + path)
-    answer = output(reply.failure(failure.value))
+    answer = format_answer(reply.failure(failure.value))
     assert answer["error_code"] == "IMAGE_FETCH_FAILED"
     assert answer["retryable"] is PASSING[path], answer
     assert answer["error_type"] == ("transient" if PASSING[path] else "bad_request")
@@ -377,9 +377,9 @@ def test_only_what_may_pass_is_worth_another_try(site: Site, scheme: str, path: 
         ("http://127.0.0.1:{port}/silent", True),
     ],
 )
-def test_why_a_site_cannot_be_asked_decides_too(site: Site, url: str, passes: bool) -> None:
+def test_why_a_site_cannot_be_reached_decides_too(site: Site, url: str, passes: bool) -> None:
     site.names.answers |= {"trouble.test": ["trouble"], "stranger.test": [HOST]}
-    with socket.socket() as closed:  # bound and not listening: whoever dials it is refused
+    with socket.socket() as closed:  # bound and not listening: a connection to it is refused
         closed.bind((HOST, 0))
         port = closed.getsockname()[1]
         opened = f"{site.environ['ALLOWED_IMAGE_NETWORKS']},{HOST}/32:{port}"
@@ -411,8 +411,8 @@ def test_a_connection_that_was_cut_may_hold_the_next_time(
 ) -> None:
     key: Any = SimpleNamespace(host="h", port=443, ssl=True, is_ssl=True)
     for error in (aiohttp.ClientConnectorError(key, inner), inner):
-        why = dial.cause(error, "the site")
-        assert (why.passes, words in why.message) == (passes, True), why
+        why = dial.explain_failure(error, "the site")
+        assert (why.is_temporary, words in why.message) == (passes, True), why
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,7 @@ def test_a_picture_is_unpacked_within_the_limit_of_bytes(site: Site) -> None:
     assert fetch(given, f"{site.http}/coded/dense?as=gzip") == [dense]
 
 
-def test_what_cannot_be_unpacked_is_not_asked_for_again(site: Site) -> None:
+def test_what_cannot_be_unpacked_is_not_requested_again(site: Site) -> None:
     site.files["/broken"] = gzip.compress(PICTURE)[:-9]
     with pytest.raises(ImageFetchFailed, match="broken") as failure:
         fetch(read(site), f"{site.http}/coded/broken?as=gzip")
@@ -488,7 +488,7 @@ def test_a_relative_redirect_leaves_the_signed_path_before_it_as_it_is(site: Sit
     assert str(_follow(url, "good.png", given)) == f"{site.http}/a%7Eb/good.png"
 
 
-def test_a_host_in_another_script_is_asked_for_as_punycode(site: Site) -> None:
+def test_a_host_in_another_script_is_requested_as_punycode(site: Site) -> None:
     site.names.answers["xn--ehq000d.example"] = [HOST]
     url = f"http://\u4e09\u661f.example:{site.http_port}"
     assert fetch(read(site), f"{url}/good.png") == [PICTURE]
@@ -599,17 +599,17 @@ def test_proxies_of_the_environment_are_not_used(
     assert fetch(read(site), f"{site.http}/good.png", f"{site.https}/good.png")
 
 
-def test_only_allowed_hosts_are_asked_when_there_is_a_list(site: Site) -> None:
+def test_only_allowed_hosts_are_contacted_when_there_is_a_list(site: Site) -> None:
     given = read(site, ALLOWED_IMAGE_HOSTS="site.test, *.site.test")
     assert fetch(given, f"{site.https}/good.png", f"https://a.site.test:{site.https_port}/good.png")
-    for host in ("other.test", "notsite.test", "site.test.other.test"):
+    for host in ("stranger.test", "notsite.test", "site.test.other.test"):
         with pytest.raises(ImageFetchRefused, match="host"):
             fetch(given, f"https://{host}:{site.https_port}/good.png")
     with pytest.raises(ImageFetchRefused, match="host"):
         fetch(given, f"{site.https}/to?url=https://other.test:{site.https_port}/good.png")
 
 
-def test_no_message_tells_an_address_or_a_host(site: Site) -> None:
+def test_no_message_contains_an_address_or_a_host(site: Site) -> None:
     messages = []
     for url in (
         f"http://{INSIDE}:{site.http_port}/",

@@ -105,7 +105,7 @@ def test_the_numbers_of_an_avifs_colours_are_obeyed() -> None:
 
 
 @pytest.mark.parametrize("data", [AVIF, heic.PLAIN], ids=["avif", "heic"])
-def test_a_file_whose_brand_names_the_other_kind_is_read_all_the_same(data: bytes) -> None:
+def test_a_file_whose_brand_names_the_other_kind_is_read_even_so(data: bytes) -> None:
     expected = decode(data)
     for brand in (b"avif", b"heic", b"mif1"):
         bent = data[:8] + brand + data[12:]
@@ -127,7 +127,7 @@ def test_a_broken_file_is_unreadable(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [AVIF, heic.PLAIN], ids=["avif", "heic"])
-def test_sizes_are_judged_before_pixels_are_decoded(data: bytes) -> None:
+def test_sizes_are_checked_before_pixels_are_decoded(data: bytes) -> None:
     assert decode(data, 64 * 48).size == (64, 48)
     with pytest.raises(ImageTooLarge, match=r"at most 3071 pixels \(got 64 x 48\)"):
         decode(data, 64 * 48 - 1)
@@ -193,7 +193,7 @@ def test_the_child_has_nothing_of_the_workers_environment(
 
 def test_the_child_cannot_take_more_than_its_share() -> None:
     """The limits hold in the child itself: of memory by the pixels asked for, of time, of files."""
-    told = (
+    script = (
         f"import sys; sys.path[:0] = [{str(heif.CHILD.parent)!r}]\n"
         "import resource, socket, heif_child\n"
         "heif_child.confine(1_000_000)\n"
@@ -214,7 +214,7 @@ def test_the_child_cannot_take_more_than_its_share() -> None:
         "except MemoryError:\n"
         "    print('bounded')\n"
     )
-    answer = subprocess.run([sys.executable, "-c", told], capture_output=True, check=True)
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert answer.stdout == b"bounded\n"
 
 
@@ -242,9 +242,9 @@ def test_pictures_are_decoded_from_many_threads_one_at_a_time() -> None:
 
 def test_a_profile_of_many_megabytes_is_left_out_of_the_answer() -> None:
     data = saved(gradient(), "AVIF", quality=90, icc_profile=bytes(heif_child.MOST_PROFILE + 1))
-    told: list[str] = []
-    assert decode(data, tell=told.append).tobytes() == decode(AVIF).tobytes()
-    assert told == []
+    warnings: list[str] = []
+    assert decode(data, warn=warnings.append).tobytes() == decode(AVIF).tobytes()
+    assert warnings == []
 
 
 def test_the_files_of_these_tests_are_heic() -> None:

@@ -1,4 +1,4 @@
-"""Files become upright RGB pictures, judged by content and size before decoding."""
+"""Files become upright RGB pictures, checked by content and size before decoding."""
 
 import functools
 import io
@@ -204,7 +204,7 @@ def _bombs() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", _bombs())
-def test_a_bomb_is_told_by_its_header(name: str) -> None:
+def test_a_bomb_is_recognised_by_its_header(name: str) -> None:
     data = _bombs()[name]
     tracemalloc.start()
     try:
@@ -278,7 +278,7 @@ def test_decoding_takes_ten_bytes_a_pixel_at_most(
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_our_reading_of_a_canvas_is_the_decoders(mode: str, size: tuple[int, int]) -> None:
     for options in ({}, {"lossless": True}, {"exif": exif(3)}):
-        assert webp.canvas(saved(gradient(*size, mode=mode), "WEBP", **options)) == size
+        assert webp.read_canvas(saved(gradient(*size, mode=mode), "WEBP", **options)) == size
 
 
 @pytest.mark.parametrize("colour", ["red", "black", (1, 2, 3, 4)])
@@ -289,20 +289,20 @@ def test_a_webp_of_almost_no_bytes_is_read(colour: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "AVIF"])
-def test_a_format_is_told_by_content(kind: str) -> None:
-    assert header.kind(saved(PICTURE, kind)) == kind.lower()
+def test_a_format_is_recognised_by_content(kind: str) -> None:
+    assert header.detect_kind(saved(PICTURE, kind)) == kind.lower()
 
 
 @pytest.mark.parametrize("brand", sorted(header.HEVC))
-def test_a_heic_is_told_by_any_of_its_brands(brand: bytes) -> None:
-    assert header.kind(b"\0\0\0\x18ftyp" + brand + bytes(4) + b"mif1" + b"miaf") == "heic"
-    assert header.kind(b"\0\0\0\x18ftypmiaf" + bytes(4) + b"miaf" + brand) == "heic"
-    assert header.kind(b"\0\0\0\x10ftypmiaf" + bytes(4) + brand) is None  # behind the box
+def test_a_heic_is_recognised_by_any_of_its_brands(brand: bytes) -> None:
+    assert header.detect_kind(b"\0\0\0\x18ftyp" + brand + bytes(4) + b"mif1" + b"miaf") == "heic"
+    assert header.detect_kind(b"\0\0\0\x18ftypmiaf" + bytes(4) + b"miaf" + brand) == "heic"
+    assert header.detect_kind(b"\0\0\0\x10ftypmiaf" + bytes(4) + brand) is None  # after the box
 
 
 def test_an_avif_among_other_brands_is_one() -> None:
     for brand in (b"avif", b"avis"):
-        assert header.kind(b"\0\0\0\x18ftypmif1" + bytes(4) + b"miaf" + brand) == "avif"
+        assert header.detect_kind(b"\0\0\0\x18ftypmif1" + bytes(4) + b"miaf" + brand) == "avif"
 
 
 def test_every_word_of_what_is_read_names_the_same_formats() -> None:
@@ -310,13 +310,13 @@ def test_every_word_of_what_is_read_names_the_same_formats() -> None:
     words = header.KINDS.replace(" or ", ", ").split(", ")
     assert tuple(word.lower() for word in words) == get_args(header.Kind)
     root = Path(__file__).parents[2]
-    for told in (
+    for text in (
         ImageUnreadable.__doc__ or "",
         decode.__doc__ or "",
         (root / "docs" / "security.md").read_text(encoding="utf-8"),
         (root / "docs" / "troubleshooting.md").read_text(encoding="utf-8"),
     ):
-        assert header.KINDS in " ".join(told.split())
+        assert header.KINDS in " ".join(text.split())
 
 
 def test_a_gif_gives_its_first_frame_with_transparency_over_white() -> None:
@@ -346,7 +346,7 @@ def test_a_gif_gives_its_first_frame_with_transparency_over_white() -> None:
     ],
     ids=range(9),
 )
-def test_what_stands_before_a_gifs_picture_does_not_matter(block: bytes) -> None:
+def test_what_precedes_a_gifs_picture_does_not_matter(block: bytes) -> None:
     data = saved(PICTURE, "GIF")
     at = 13 + 3 * 256
     assert data[10] & 0x87 == 0x87
@@ -367,7 +367,7 @@ def test_a_colour_once_made_transparent_stays_so() -> None:
         assert shown == (expected,) * 3
 
 
-def test_a_gif_whose_frame_leaves_its_canvas_is_judged_by_both() -> None:
+def test_a_gif_whose_frame_leaves_its_canvas_is_checked_by_both() -> None:
     data = bytearray(saved(PICTURE, "GIF"))
     at = data.index(b",\0\0\0\0")
     data[6:10] = struct.pack("<HH", 16, 16)
@@ -380,7 +380,7 @@ def test_a_gif_whose_frame_leaves_its_canvas_is_judged_by_both() -> None:
 @pytest.mark.parametrize("name", ["png", "jpeg", "webp"])
 def test_what_is_encoded_is_of_that_format_and_reads_back(name: header.Format) -> None:
     data = encode(PICTURE, name, 95)
-    assert (header.kind(data), decode(data).size) == (name, (64, 48))
+    assert (header.detect_kind(data), decode(data).size) == (name, (64, 48))
     difference = max(
         abs(a - b) for a, b in zip(decode(data).tobytes(), PICTURE.tobytes(), strict=True)
     )
@@ -394,11 +394,11 @@ def test_quality_buys_bytes(name: header.Format) -> None:
     assert sizes == sorted(set(sizes))
 
 
-def test_a_png_tells_how_it_was_made_and_only_when_asked() -> None:
-    told = {"prompt": "a cat, 猫, naïve", "seed": "42"}
-    with Image.open(io.BytesIO(encode(PICTURE, "png", metadata=told))) as image:
+def test_a_png_says_how_it_was_made_only_on_request() -> None:
+    metadata = {"prompt": "a cat, 猫, naïve", "seed": "42"}
+    with Image.open(io.BytesIO(encode(PICTURE, "png", metadata=metadata))) as image:
         image.load()
-        assert image.info == told
+        assert image.info == metadata
     plain = encode(PICTURE, "png")
     assert b"tEXt" not in plain
     assert b"iTXt" not in plain

@@ -103,7 +103,7 @@ def test_layout_is_taken_out_where_the_input_is_decoded(length: int, blank: str)
 
 
 @pytest.mark.parametrize("value", ["", " \n", {"data": "\t"}])
-def test_an_empty_picture_is_told_as_that(value: object) -> None:
+def test_an_empty_picture_is_reported_as_empty(value: object) -> None:
     with pytest.raises(ValueError, match=r"^is empty$"):
         reference.read_source(value)
 
@@ -219,8 +219,8 @@ def test_base64_is_measured_before_it_is_decoded() -> None:
             decode_base64(text, 75)
 
 
-def test_layout_may_take_three_characters_beside_each_of_base64() -> None:
-    """As text whose every character is percent-encoded, with a line break beside it."""
+def test_layout_may_take_three_characters_for_each_of_base64() -> None:
+    """As text whose every character is percent-encoded, with a line break next to it."""
     for limit, most in ((75, 400), (76, 416), (77, 416), (78, 416)):
         with pytest.raises(InvalidInput, match="empty"):
             decode_base64("\n" * most, limit)

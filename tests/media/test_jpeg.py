@@ -30,8 +30,8 @@ def pixels(data: bytes) -> bytes:
         return opened.convert("RGB").tobytes()
 
 
-def segment(marker: int, held: bytes) -> bytes:
-    return bytes((0xFF, marker)) + (len(held) + 2).to_bytes(2) + held
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(content) + 2).to_bytes(2) + content
 
 
 def more_scans(data: bytes, count: int, before: bytes = b"") -> bytes:
@@ -41,7 +41,7 @@ def more_scans(data: bytes, count: int, before: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("kind", ["JPEG", "MPO"])
 @pytest.mark.parametrize(
-    "behind",
+    "after",
     [
         os.urandom(5_000_000),
         b"\0\0\0\x18ftypmp42" + b"\xff\xda" * 100_000,
@@ -51,16 +51,16 @@ def more_scans(data: bytes, count: int, before: bytes = b"") -> bytes:
     ],
     ids=["a clip of noise", "a clip of scans", "a gain map", "a picture of 200 scans", "a trailer"],
 )
-def test_what_stands_behind_the_picture_does_not_count(kind: str, behind: bytes) -> None:
+def test_what_follows_the_picture_does_not_count(kind: str, after: bytes) -> None:
     data = saved(gradient(), kind)
-    assert decode(data + behind).tobytes() == pixels(data)
+    assert decode(data + after).tobytes() == pixels(data)
 
 
 def test_scans_inside_a_segment_do_not_count() -> None:
     """A thumbnail is a whole JPEG inside EXIF; a preview is one in any other segment."""
-    held = segment(0xE1, b"Exif\0\0" + PROGRESSIVE * 60) + segment(0xE2, b"\xff\xda" * 30_000)
-    held += segment(0xFE, b"\xff\xd9\xff\xda" * 15_000)
-    data = BASELINE[:2] + held + BASELINE[2:]
+    segments = segment(0xE1, b"Exif\0\0" + PROGRESSIVE * 60) + segment(0xE2, b"\xff\xda" * 30_000)
+    segments += segment(0xFE, b"\xff\xd9\xff\xda" * 15_000)
+    data = BASELINE[:2] + segments + BASELINE[2:]
     assert decode(data).tobytes() == pixels(data)
     between = more_scans(PROGRESSIVE, SCANS + 1, segment(0xE5, b"\xff\xda" * 100))
     assert decode(between).tobytes() == pixels(between)
@@ -86,7 +86,7 @@ def test_scans_inside_a_segment_do_not_count() -> None:
     ],
     ids=range(14),
 )
-def test_a_scan_too_many_is_refused_wherever_it_stands(before: bytes) -> None:
+def test_a_scan_too_many_is_refused_wherever_it_is(before: bytes) -> None:
     assert SCANS < jpeg.MAX_SCANS
     most = more_scans(PROGRESSIVE, jpeg.MAX_SCANS, before)
     assert decode(most).size == (64, 48)
@@ -227,12 +227,12 @@ def picture(seed: int) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_a_file_that_is_cut_is_whole_or_refused(seed: int) -> None:
-    """Without its end mark it is taken and told; no cut ever changes a pixel unsaid."""
+def test_a_file_that_is_cut_is_complete_or_refused(seed: int) -> None:
+    """Without its end mark it is accepted with a warning; no cut changes a pixel silently."""
     data = picture(seed)
     for missing in (1, 2):
         warnings: list[str] = []
-        assert decode(data[:-missing], tell=warnings.append).tobytes() == pixels(data)
+        assert decode(data[:-missing], warn=warnings.append).tobytes() == pixels(data)
         assert warnings == [END]
     taken = 0
     for missing in range(3, min(80, len(data) // 3)):
@@ -245,9 +245,9 @@ def test_a_file_that_is_cut_is_whole_or_refused(seed: int) -> None:
     assert taken < 3, "the last byte may hold nothing but padding"
 
 
-def test_a_whole_file_tells_nothing() -> None:
+def test_a_complete_file_gives_no_warning() -> None:
     warnings: list[str] = []
-    decode(BASELINE, tell=warnings.append)
+    decode(BASELINE, warn=warnings.append)
     assert warnings == []
 
 
@@ -263,7 +263,7 @@ def test_a_file_that_is_cut_before_any_of_its_restart_marks_is_refused(colour: s
                 decode(data[:end])
 
 
-def test_a_progressive_file_that_lacks_whole_scans_is_refused() -> None:
+def test_a_progressive_file_that_lacks_entire_scans_is_refused() -> None:
     at = len(PROGRESSIVE)
     for _ in range(SCANS):
         at = PROGRESSIVE.rindex(b"\xff\xda", 0, at)
@@ -356,24 +356,24 @@ def test_a_jpeg_that_no_fraction_brings_under_the_limit_is_too_large() -> None:
         decode(claims)
 
 
-def test_a_fraction_is_judged_by_its_own_sides() -> None:
+def test_a_fraction_is_checked_by_its_own_sides() -> None:
     with pytest.raises(InvalidInput, match="at least 16"):
         decode(saved(Image.new("RGB", (600, 30)), "JPEG"), 6000)
 
 
 @pytest.mark.parametrize(
-    ("options", "held"),
+    ("options", "size"),
     [({"progressive": True}, 230_400), ({"progressive": True, "subsampling": 0}, 460_800)],
 )
 def test_the_coefficients_that_a_progressive_file_holds_are_bounded(
-    options: dict[str, Any], held: int, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """2 bytes for each, so 3 a pixel with halved colours and 6 without; only over the limit."""
     data = saved(gradient(320, 240), "JPEG", **options)
-    monkeypatch.setattr(jpeg_pixels, "MAX_COEFFICIENT_BYTES", held)
+    monkeypatch.setattr(jpeg_pixels, "MAX_COEFFICIENT_BYTES", size)
     assert decode(data, 20_000).size == (160, 120)
-    monkeypatch.setattr(jpeg_pixels, "MAX_COEFFICIENT_BYTES", held - 1)
-    with pytest.raises(ImageTooLarge, match=f"progressive JPEG of 320 x 240 takes {held} bytes"):
+    monkeypatch.setattr(jpeg_pixels, "MAX_COEFFICIENT_BYTES", size - 1)
+    with pytest.raises(ImageTooLarge, match=f"progressive JPEG of 320 x 240 takes {size} bytes"):
         decode(data, 20_000)
     assert decode(data).size == (320, 240)
 

@@ -1,4 +1,4 @@
-"""What stands in a file beside its picture never decides whether the picture is read."""
+"""What a file has next to its picture never decides whether the picture is read."""
 
 import io
 import struct
@@ -24,7 +24,7 @@ NAMES = [b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"gAMA", b"cHRM", b"sRGB",
 NAMES += [b"tIME", b"bKGD", b"hIST", b"sPLT", b"sBIT", b"acTL", b"fcTL", b"caBX", b"prVt", b"tRNS"]
 
 
-def behind_head(*chunks: bytes, data: bytes = PNG) -> bytes:
+def after_head(*chunks: bytes, data: bytes = PNG) -> bytes:
     return data[:33] + b"".join(chunks) + data[33:]
 
 
@@ -32,9 +32,9 @@ def before_end(*chunks: bytes) -> bytes:
     return PNG[:-12] + b"".join(chunks) + PNG[-12:]
 
 
-def broken(name: bytes, held: bytes) -> bytes:
+def broken(name: bytes, content: bytes) -> bytes:
     """Return a chunk whose checksum is wrong."""
-    return chunk(name, held)[:-4] + b"\x12\x34\x56\x78"
+    return chunk(name, content)[:-4] + b"\x12\x34\x56\x78"
 
 
 def packed(size: int) -> bytes:
@@ -52,10 +52,10 @@ def packed(size: int) -> bytes:
         (b"iCCP", b"profile\0\0"),
     ],
 )
-def test_text_and_profiles_of_any_size_are_drawn_in_little_memory(
+def test_text_and_profiles_of_any_size_are_read_in_little_memory(
     name: bytes, head: bytes, size: int
 ) -> None:
-    data = behind_head(chunk(name, head + packed(size)))
+    data = after_head(chunk(name, head + packed(size)))
     tracemalloc.start()
     try:
         assert decode(data).tobytes() == PIXELS
@@ -65,50 +65,50 @@ def test_text_and_profiles_of_any_size_are_drawn_in_little_memory(
     assert decode(before_end(chunk(name, head + packed(size)))).tobytes() == PIXELS
 
 
-def test_plain_text_of_many_megabytes_is_drawn() -> None:
-    """More than 64 MB of text in all, where Pillow's own limit lies, before and behind pixels."""
+def test_plain_text_of_many_megabytes_is_read() -> None:
+    """Over 64 MB of text in all, more than Pillow allows, before and after pixels."""
     texts = chunk(b"tEXt", b"prompt\0" + b"a" * 7_000_000) * 10
-    assert decode(behind_head(texts)).tobytes() == PIXELS
+    assert decode(after_head(texts)).tobytes() == PIXELS
     assert decode(before_end(texts)).tobytes() == PIXELS
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("held", [b"", b"\0", b"k\0\0", b"k\0\7xx", b"\xff" * 40, bytes(26)])
-def test_an_ancillary_chunk_of_nonsense_is_as_none(name: bytes, held: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"\0", b"k\0\0", b"k\0\7xx", b"\xff" * 40, bytes(26)])
+def test_an_ancillary_chunk_of_nonsense_is_as_none(name: bytes, content: bytes) -> None:
     for bent in (
-        behind_head(broken(name, held)),
-        before_end(broken(name, held)),
-        before_end(chunk(name, held)),
+        after_head(broken(name, content)),
+        before_end(broken(name, content)),
+        before_end(chunk(name, content)),
     ):
         assert decode(bent).size == PICTURE.size
-        if name not in {b"tRNS", b"gAMA"} or bent == behind_head(broken(name, held)):
+        if name not in {b"tRNS", b"gAMA"} or bent == after_head(broken(name, content)):
             assert decode(bent).tobytes() == PIXELS
     if name not in {b"tRNS", b"gAMA"}:
-        assert decode(behind_head(chunk(name, held))).tobytes() == PIXELS
+        assert decode(after_head(chunk(name, content))).tobytes() == PIXELS
 
 
 @pytest.mark.parametrize("count", [5000, 200_000])
 @pytest.mark.parametrize("name", [b"tEXt", b"zTXt", b"iTXt", b"prVt", b"eXIf"])
-def test_thousands_of_chunks_are_drawn(name: bytes, count: int) -> None:
-    held = {b"zTXt": b"key\0\0" + packed(9)}.get(name, b"k\0value of it")
+def test_thousands_of_chunks_are_read(name: bytes, count: int) -> None:
+    content = {b"zTXt": b"key\0\0" + packed(9)}.get(name, b"k\0value of it")
     start = time.process_time()
-    assert decode(behind_head(chunk(name, held) * count)).tobytes() == PIXELS
+    assert decode(after_head(chunk(name, content) * count)).tobytes() == PIXELS
     assert time.process_time() - start < 20
 
 
 @pytest.mark.parametrize("clear", [b"", b"\0", b"\0\1\0\2\0"])
 def test_a_transparent_colour_that_is_cut_short_is_as_none(clear: bytes) -> None:
-    assert decode(behind_head(chunk(b"tRNS", clear))).tobytes() == PIXELS
+    assert decode(after_head(chunk(b"tRNS", clear))).tobytes() == PIXELS
     shade = saved(PICTURE.convert("L"), "PNG")
-    bent = behind_head(chunk(b"tRNS", clear[:1]), data=shade)
+    bent = after_head(chunk(b"tRNS", clear[:1]), data=shade)
     assert decode(bent).tobytes() == PICTURE.convert("L").convert("RGB").tobytes()
 
 
 def test_a_transparent_colour_counts_only_with_its_checksum() -> None:
     data = saved(Image.new("RGB", (32, 32), (1, 2, 3)), "PNG")
     clear = struct.pack(">3H", 1, 2, 3)
-    assert decode(behind_head(chunk(b"tRNS", clear), data=data)).getpixel((3, 3)) == (255,) * 3
-    assert decode(behind_head(broken(b"tRNS", clear), data=data)).getpixel((3, 3)) == (1, 2, 3)
+    assert decode(after_head(chunk(b"tRNS", clear), data=data)).getpixel((3, 3)) == (255,) * 3
+    assert decode(after_head(broken(b"tRNS", clear), data=data)).getpixel((3, 3)) == (1, 2, 3)
 
 
 @pytest.mark.parametrize("name", [b"IHDR", b"PLTE"])
@@ -121,7 +121,7 @@ def test_a_critical_chunk_with_a_wrong_checksum_is_unreadable(name: bytes) -> No
 
 
 @pytest.mark.parametrize("missing", [1, 4, 11, 12, 13, 16])
-def test_a_png_whose_pixels_are_whole_needs_no_end(missing: int) -> None:
+def test_a_png_whose_pixels_are_complete_needs_no_end(missing: int) -> None:
     assert decode(PNG[:-missing]).tobytes() == PIXELS
     with pytest.raises(ImageUnreadable):
         decode(PNG[: len(PNG) - 200])
@@ -137,31 +137,31 @@ def test_pixels_in_many_chunks_are_joined() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_place_of_the_orientation_in_a_png_is_read(orientation: int) -> None:
-    told = exif(orientation)[6:]
+    tagged = exif(orientation)[6:]
     xmp = f'<x xmlns:tiff="" tiff:Orientation="{orientation}"/>'.encode()
-    hexed = b"\nexif\n  99\n" + told.hex().encode() + b"\n"
+    hexed = b"\nexif\n  99\n" + tagged.hex().encode() + b"\n"
     expected = decode(saved(PICTURE, "PNG", exif=exif(orientation)))
-    for held in (
-        chunk(b"eXIf", told),
+    for content in (
+        chunk(b"eXIf", tagged),
         chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
         chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0key\0" + zlib.compress(xmp)),
         chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(hexed)),
         chunk(b"tEXt", b"Raw profile type exif\0" + hexed),
     ):
-        for data in (behind_head(held), before_end(held)):
+        for data in (after_head(content), before_end(content)):
             assert decode(data).tobytes() == expected.tobytes()
-    for held in (broken(b"eXIf", told), chunk(b"tEXt", b"XML:com.adobe.xmp\0" + xmp)):
-        assert decode(behind_head(held)).tobytes() == PIXELS
+    for content in (broken(b"eXIf", tagged), chunk(b"tEXt", b"XML:com.adobe.xmp\0" + xmp)):
+        assert decode(after_head(content)).tobytes() == PIXELS
 
 
 def test_the_chunk_of_exif_counts_before_its_hexadecimal_text() -> None:
     hexed = b"\nexif\n  99\n" + exif(3)[6:].hex().encode() + b"\n"
     text = chunk(b"tEXt", b"Raw profile type exif\0" + hexed)
-    data = behind_head(chunk(b"eXIf", exif(6)[6:]), text)
+    data = after_head(chunk(b"eXIf", exif(6)[6:]), text)
     assert decode(data).tobytes() == decode(saved(PICTURE, "PNG", exif=exif(6))).tobytes()
 
 
-def test_the_first_frame_of_a_moving_png_is_drawn_in_its_place() -> None:
+def test_the_first_frame_of_a_moving_png_is_placed_where_it_belongs() -> None:
     """As Pillow has it: what the frame leaves out is black."""
     small = saved(Image.new("RGB", (16, 16), "red"), "PNG")
     frame = struct.pack(">5I2H2B", 0, 16, 16, 8, 4, 1, 1, 0, 0)
@@ -186,7 +186,7 @@ def test_the_first_frame_of_a_moving_png_is_drawn_in_its_place() -> None:
     ids=range(6),
 )
 def test_a_frame_that_cannot_be_is_as_none(frame: bytes) -> None:
-    assert decode(behind_head(chunk(b"fcTL", frame))).tobytes() == PIXELS
+    assert decode(after_head(chunk(b"fcTL", frame))).tobytes() == PIXELS
 
 
 def test_a_moving_png_with_only_frames_gives_the_first() -> None:
@@ -197,24 +197,24 @@ def test_a_moving_png_with_only_frames_gives_the_first() -> None:
 
 
 @pytest.mark.parametrize("name", [b"EXIF", b"XMP ", b"ICCP", b"prVt"])
-@pytest.mark.parametrize("held", [b"", b"\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"<" * 999])
+@pytest.mark.parametrize("content", [b"", b"\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"<" * 999])
 @pytest.mark.parametrize("flags", [0, 0x2C])
-def test_a_webp_is_read_whatever_stands_beside_its_picture(
-    name: bytes, held: bytes, flags: int
+def test_a_webp_is_read_whatever_is_next_to_its_picture(
+    name: bytes, content: bytes, flags: int
 ) -> None:
     picture = (WEBP[12:16], WEBP[20 : 20 + int.from_bytes(WEBP[16:20], "little")])
     canvas = webp_canvas(64, 48, flags)
     for whole in (
-        riff(canvas, (name, held), picture),
-        riff(canvas, picture, (name, held)),
+        riff(canvas, (name, content), picture),
+        riff(canvas, picture, (name, content)),
         riff(canvas, picture),
-        riff(canvas, picture, *[(name, held)] * 3000),
+        riff(canvas, picture, *[(name, content)] * 3000),
     ):
         assert decode(whole).tobytes() == PIXELS
-    ends = riff(canvas, picture, (name, held + bytes(100)))
+    ends = riff(canvas, picture, (name, content + bytes(100)))
     for missing in (1, 50, 100, 104):
         assert decode(ends[:-missing]).tobytes() == PIXELS
-    lies = bytearray(riff(canvas, picture, (name, held)))
+    lies = bytearray(riff(canvas, picture, (name, content)))
     for size in (0, 12, 2**32 - 1):
         lies[4:8] = size.to_bytes(4, "little")
         assert decode(bytes(lies)).tobytes() == PIXELS
@@ -237,7 +237,7 @@ def test_the_orientation_of_a_webp_is_read_from_exif_or_xmp(orientation: int) ->
     for options in ({"exif": exif(orientation)}, {"xmp": xmp}):
         data = bytearray(saved(PICTURE, "WEBP", lossless=True, **options))
         assert decode(bytes(data)).tobytes() == expected
-        data[20] = 0  # the canvas says that nothing stands beside it
+        data[20] = 0  # the canvas says that there is nothing else
         assert decode(bytes(data)).tobytes() == PIXELS
 
 
@@ -275,7 +275,7 @@ def test_the_time_to_read_small_parts_grows_as_their_bytes(name: str) -> None:
 def test_small_parts_are_left_out_whatever_their_length(length: int) -> None:
     text = bytes(range(65, 65 + length))
     for name in (b"tEXt", b"prVt"):
-        data = behind_head(chunk(name, text) * 3)
+        data = after_head(chunk(name, text) * 3)
         assert pngs.strip(data) == pngs.strip(PNG)
     one = b"!\xfe" + bytes((max(1, length),)) + b"a" * max(1, length) + b"\0"
     still = saved(PICTURE, "GIF")
@@ -288,7 +288,7 @@ def test_small_parts_are_left_out_whatever_their_length(length: int) -> None:
 @pytest.mark.parametrize("length", range(9))
 def test_no_small_chunk_that_counts_is_left_out(name: bytes, length: int) -> None:
     """The pattern that skips small chunks must not skip these: the walk meets each of them."""
-    data = behind_head(chunk(name, bytes(length)))
+    data = after_head(chunk(name, bytes(length)))
     assert [found for found, _, _ in pngs._chunks(data)] == [b"IHDR", name, b"IDAT"]
 
 

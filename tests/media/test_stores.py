@@ -7,7 +7,7 @@ import botocore.loaders
 import pytest
 
 from worker.media.s3 import Bucket, region_of
-from worker.media.stores import store_of
+from worker.media.stores import identify_store
 from worlds.bucket import ACCESS, SECRET
 
 
@@ -32,8 +32,8 @@ def test_every_host_that_amazons_client_knows_is_signed_for_its_region(
     host: str, region: str
 ) -> None:
     assert region_of(host) == region
-    assert store_of(host).bucket is None
-    assert store_of(f"my.bucket.{host}").bucket == "my.bucket"
+    assert identify_store(host).bucket is None
+    assert identify_store(f"my.bucket.{host}").bucket == "my.bucket"
     assert Bucket(f"https://{host}", ACCESS, SECRET, "b").address("k") == f"https://b.{host}/k"
 
 
@@ -95,11 +95,11 @@ HOSTS = {
 
 @pytest.mark.parametrize("host", HOSTS, ids=str)
 @pytest.mark.parametrize("bucket", ["media", "s3-media", "nyc3", "a-b-1"])
-def test_a_stores_host_tells_the_style_and_the_region(host: str, bucket: str) -> None:
+def test_a_stores_host_implies_the_style_and_the_region(host: str, bucket: str) -> None:
     style, region = HOSTS[host]
-    store = store_of(host)
+    store = identify_store(host)
     assert (store.style, store.region, store.bucket) == (style, region, None)
-    inside = store_of(f"{bucket}.{host}")
+    inside = identify_store(f"{bucket}.{host}")
     assert (inside.style, inside.region, inside.bucket) == (style, region, bucket)
     named = Bucket(f"https://{host}", ACCESS, SECRET, bucket).address("k")
     in_host = f"https://{bucket}.{host}/k"
@@ -123,7 +123,7 @@ def test_a_stores_host_tells_the_style_and_the_region(host: str, bucket: str) ->
         ("ap-123456789012.s3-accesspoint-fips.dualstack.us-west-2.amazonaws.com", "us-west-2"),
     ],
 )
-def test_hosts_that_have_no_bucket_in_front_tell_their_region(host: str, region: str) -> None:
+def test_hosts_that_have_no_bucket_in_front_imply_their_region(host: str, region: str) -> None:
     assert region_of(host) == region
     assert region_of(f"{host}:443") == region
 
@@ -180,7 +180,7 @@ def test_an_unknown_store_has_the_bucket_in_the_path(host: str, port: str) -> No
         ("https://s3.eu-west-1.amazonaws.com/b", None, "https://s3.eu-west-1.amazonaws.com/b/k"),
         ("HTTPS://S3.EU-West-1.AmazonAWS.com", "b", "https://b.s3.eu-west-1.amazonaws.com/k"),
         ("https://b.s3.amazonaws.com/in", "b", "https://b.s3.amazonaws.com/in/k"),
-        # A name beside the one in the host begins the keys.
+        # The keys begin with a name that is given along with the one in the host.
         (
             "https://space.nyc3.digitaloceanspaces.com",
             "08-26",

@@ -12,8 +12,8 @@ from typing import Final
 import brotli
 import pytest
 
-from worker.errors import ImageNotThere, ImageTooLarge
-from worker.media.unpack import codings, most_packed, unpack
+from worker.errors import ImageTooLarge, ImageUnavailable
+from worker.media.unpack import compute_max_packed, parse_codings, unpack
 from worlds.files import gradient, saved
 
 if sys.version_info >= (3, 14):
@@ -34,7 +34,7 @@ PACKED: Final[dict[str, tuple[str, Callable[[bytes], bytes]]]] = {
     "gzip": ("gzip", gzip.compress),
     "old name of gzip": ("x-gzip", gzip.compress),
     "gzip in two members": ("gzip", lambda d: gzip.compress(d[:9]) + gzip.compress(d[9:])),
-    "gzip and zeros behind": ("gzip", lambda d: gzip.compress(d) + bytes(512)),
+    "gzip and zeros after it": ("gzip", lambda d: gzip.compress(d) + bytes(512)),
     "zlib": ("deflate", zlib.compress),
     "bare deflate": ("deflate", bare),
     "zlib called gzip": ("gzip", zlib.compress),
@@ -52,9 +52,9 @@ PACKED: Final[dict[str, tuple[str, Callable[[bytes], bytes]]]] = {
 def test_a_compression_is_undone_up_to_the_limit_and_no_further(form: str) -> None:
     header, pack = PACKED[form]
     packed = pack(DATA)
-    assert unpack(packed, codings(header), len(DATA)) == DATA
+    assert unpack(packed, parse_codings(header), len(DATA)) == DATA
     with pytest.raises(ImageTooLarge, match=f"at most {len(DATA) - 1} bytes"):
-        unpack(packed, codings(header), len(DATA) - 1)
+        unpack(packed, parse_codings(header), len(DATA) - 1)
 
 
 @pytest.mark.parametrize("form", PACKED, ids=str)
@@ -64,7 +64,7 @@ def test_a_bomb_takes_no_more_memory_than_the_limit(form: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ImageTooLarge):
-            unpack(packed, codings(header), 1_000_000)
+            unpack(packed, parse_codings(header), 1_000_000)
         assert tracemalloc.get_traced_memory()[1] < 6_000_000
     finally:
         tracemalloc.stop()
@@ -102,9 +102,9 @@ GZIPPED = gzip.compress(DATA, mtime=0)
         ("gzip, gzip, gzip, gzip", GZIPPED),
     ],
 )
-def test_what_cannot_be_undone_is_told_and_not_asked_for_again(header: str, packed: bytes) -> None:
-    with pytest.raises(ImageNotThere) as failure:
-        unpack(packed, codings(header), 1_000_000)
+def test_what_cannot_be_undone_is_final_and_not_requested_again(header: str, packed: bytes) -> None:
+    with pytest.raises(ImageUnavailable) as failure:
+        unpack(packed, parse_codings(header), 1_000_000)
     assert not failure.value.retryable
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_undone_is_told_and_not_asked_for_again(header: str, pack
     ],
 )
 def test_what_has_no_mark_and_does_not_end_is_taken_as_it_is(name: str, packed: bytes) -> None:
-    """Nothing tells a broken stream from a file of another kind under a wrong name."""
+    """Nothing distinguishes a broken stream from a file of another kind under a wrong name."""
     assert unpack(packed, (name,), len(DATA)) == packed
 
 
@@ -147,7 +147,7 @@ def test_a_frame_of_zstd_may_not_ask_for_a_large_window() -> None:
         return stream.compress(DATA) + stream.flush()
 
     assert unpack(framed(23), ("zstd",), len(DATA)) == DATA
-    with pytest.raises(ImageNotThere):
+    with pytest.raises(ImageUnavailable):
         unpack(framed(24), ("zstd",), len(DATA))
 
 
@@ -155,10 +155,10 @@ def test_a_frame_of_zstd_may_not_ask_for_a_large_window() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP", "TIFF"])
 def test_a_picture_that_is_not_compressed_stays_as_it_is(name: str, kind: str) -> None:
     data = saved(gradient(64, 48), kind)
-    assert unpack(data, codings(name), len(data)) == data
+    assert unpack(data, parse_codings(name), len(data)) == data
     with pytest.raises(ImageTooLarge):
-        unpack(data, codings(name), len(data) - 1)
-    assert unpack(b"", codings(name), 10) == b""
+        unpack(data, parse_codings(name), len(data) - 1)
+    assert unpack(b"", parse_codings(name), 10) == b""
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_a_picture_that_is_not_compressed_stays_as_it_is(name: str, kind: str) -
     ["", " ", ",", "identity", "none", "utf-8", "base64", "aws-chunked", "binary", "gzipped", "x-"],
 )
 def test_a_word_that_is_no_compression_is_none(header: str) -> None:
-    assert codings(header) == ()
+    assert parse_codings(header) == ()
 
 
 @pytest.mark.parametrize("count", [1, 1000, 100_000, 3_000_000])
 def test_nothing_grows_by_more_than_is_allowed_for(count: int) -> None:
     dense = os.urandom(count)
     for pack in (gzip.compress, zlib.compress, bare, zstd.compress, brotli.compress):
-        assert len(pack(dense)) <= most_packed(count)
+        assert len(pack(dense)) <= compute_max_packed(count)

@@ -1,4 +1,4 @@
-"""A URL is judged by its host and sent percent-encoded; signed paths go out as they were made."""
+"""A URL is checked by its host and sent percent-encoded; signed paths go out as they were made."""
 
 import string
 from urllib.parse import urlsplit
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from worker import settings
 from worker.errors import ImageFetchRefused
-from worker.media.url import MAX_URL_CHARACTERS, ascii_host, check
+from worker.media.url import MAX_URL_CHARACTERS, ascii_host, check_url
 
 PLAIN = settings.read({})
 
@@ -102,7 +102,7 @@ PLAIN = settings.read({})
 )
 def test_a_url_that_parsers_may_read_differently_is_refused(url: str) -> None:
     with pytest.raises(ImageFetchRefused):
-        check(url, settings.read({"ALLOW_HTTP_IMAGES": "1"}))
+        check_url(url, settings.read({"ALLOW_HTTP_IMAGES": "1"}))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_url_that_parsers_may_read_differently_is_refused(url: str) -> None:
     ],
 )
 def test_an_ordinary_url_passes_as_it_was_written(url: str) -> None:
-    checked = check(url, PLAIN)
+    checked = check_url(url, PLAIN)
     written = urlsplit(url)
     assert (checked.raw_path, checked.raw_query_string) == (written.path or "/", written.query)
     assert checked.raw_host == written.hostname
@@ -159,9 +159,9 @@ def test_an_ordinary_url_passes_as_it_was_written(url: str) -> None:
     ],
 )
 def test_the_rest_is_percent_encoded_as_browsers_do(written: str, sent: str) -> None:
-    checked = check(f"https://example.com{written}", PLAIN)
+    checked = check_url(f"https://example.com{written}", PLAIN)
     assert str(checked) == f"https://example.com{sent}"
-    assert check(str(checked), PLAIN) == checked
+    assert check_url(str(checked), PLAIN) == checked
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_the_rest_is_percent_encoded_as_browsers_do(written: str, sent: str) -> 
     ],
 )
 def test_a_host_in_another_script_is_its_punycode(host: str, name: str) -> None:
-    checked = check(f"https://{host}/x.png", PLAIN)
+    checked = check_url(f"https://{host}/x.png", PLAIN)
     assert checked.raw_host == name
     assert checked.raw_path == "/x.png"
 
@@ -199,36 +199,36 @@ def test_a_host_in_another_script_is_its_punycode(host: str, name: str) -> None:
 def test_a_url_may_be_as_long_as_a_request_line(letter: str) -> None:
     """Counted as it is sent: a letter of another script takes up to 12 characters."""
     start = "https://site.test/"
-    sent = len(check(start + letter + "x", PLAIN).raw_path) - 2
+    sent = len(check_url(start + letter + "x", PLAIN).raw_path) - 2
     count, rest = divmod(MAX_URL_CHARACTERS - len(start), sent)
     longest = start + letter * (count - 1) + "x" * (sent + rest)
-    assert len(str(check(longest, PLAIN))) == MAX_URL_CHARACTERS == 8190
+    assert len(str(check_url(longest, PLAIN))) == MAX_URL_CHARACTERS == 8190
     with pytest.raises(ImageFetchRefused, match="at most 8190 characters"):
-        check(longest + "x", PLAIN)
+        check_url(longest + "x", PLAIN)
 
 
 def test_allowed_hosts_may_be_written_in_their_own_script() -> None:
     names = "b\u00fccher.example, *.\u4e09\u661f.example, \u2460.example"
     given_ = settings.read({"ALLOWED_IMAGE_HOSTS": names})
     for host in ("b\u00fccher.example", "xn--bcher-kva.example", "cdn.\u4e09\u661f.example"):
-        assert check(f"https://{host}/x.png", given_)
+        assert check_url(f"https://{host}/x.png", given_)
     for host in ("\u4e09\u661f.example", "x.b\u00fccher.example", "1.example"):
         with pytest.raises(ImageFetchRefused, match="host"):
-            check(f"https://{host}/x.png", given_)
+            check_url(f"https://{host}/x.png", given_)
 
 
 def test_blanks_around_a_url_are_no_part_of_it() -> None:
-    assert str(check("  https://example.com/x.png ", PLAIN)) == "https://example.com/x.png"
-    assert str(check("HTTPS://Example.com:443/X", PLAIN)) == "https://example.com/X"
+    assert str(check_url("  https://example.com/x.png ", PLAIN)) == "https://example.com/x.png"
+    assert str(check_url("HTTPS://Example.com:443/X", PLAIN)) == "https://example.com/X"
 
 
-def test_a_dot_behind_a_name_changes_nothing_about_who_is_allowed() -> None:
+def test_a_dot_after_a_name_changes_nothing_about_what_is_allowed() -> None:
     given_ = settings.read({"ALLOWED_IMAGE_HOSTS": "site.test., *.other.test."})
     for host in ("site.test", "site.test.", "a.other.test", "a.b.other.test."):
-        assert check(f"https://{host}/x.png", given_)
+        assert check_url(f"https://{host}/x.png", given_)
     for host in ("other.test", "another.test", "a.site.test", "site.test.other"):
         with pytest.raises(ImageFetchRefused, match="allows"):
-            check(f"https://{host}/x.png", given_)
+            check_url(f"https://{host}/x.png", given_)
 
 
 @pytest.mark.parametrize(
@@ -248,34 +248,34 @@ def test_a_dot_behind_a_name_changes_nothing_about_who_is_allowed() -> None:
 )
 def test_a_refusal_says_what_is_wrong_with_the_url(url: str, message: str) -> None:
     with pytest.raises(ImageFetchRefused, match=message):
-        check(url, PLAIN)
+        check_url(url, PLAIN)
 
 
-def test_a_refused_port_is_told_by_what_the_operator_allows() -> None:
+def test_a_refused_port_is_explained_by_what_the_operator_allows() -> None:
     open_ = settings.read({"ALLOW_HTTP_IMAGES": "1"})
     for port in (80, 8443, 65535, 65536, 99999):
         with pytest.raises(ImageFetchRefused, match="https://, and use port 443"):
-            check(f"https://site.test:{port}/", PLAIN)
+            check_url(f"https://site.test:{port}/", PLAIN)
     for url in ("https://site.test:80/", "http://site.test:443/", "http://site.test:65536/"):
         with pytest.raises(ImageFetchRefused, match="port 443, or 80 for http"):
-            check(url, open_)
+            check_url(url, open_)
     for url in ("http://site.test:80/", "http://site.test/"):
-        assert check(url, open_).port == 80
+        assert check_url(url, open_).port == 80
 
 
 def test_a_host_that_is_an_address_keeps_its_brackets_and_its_port() -> None:
     given_ = settings.read({"ALLOWED_IMAGE_NETWORKS": "[fd00::]/8:8443"})
-    assert str(check("https://[fd00::1]:8443/x", given_)) == "https://[fd00::1]:8443/x"
+    assert str(check_url("https://[fd00::1]:8443/x", given_)) == "https://[fd00::1]:8443/x"
     with pytest.raises(ImageFetchRefused, match="public"):
-        check("https://[fe80::1]:8443/x", given_)
+        check_url("https://[fe80::1]:8443/x", given_)
 
 
 @given(st.text(), st.text(), st.text())
-def test_whatever_stands_behind_the_host_is_printable_ascii_or_refused(
+def test_whatever_follows_the_host_is_printable_ascii_or_refused(
     path: str, query: str, fragment: str
 ) -> None:
     try:
-        checked = check(f"https://example.com/{path}?{query}#{fragment}", PLAIN)
+        checked = check_url(f"https://example.com/{path}?{query}#{fragment}", PLAIN)
     except ImageFetchRefused:
         bad = {chr(point) for point in (*range(32), *range(0x7F, 0xA0), ord("\\"))}
         assert bad & set(path + query + fragment) or any(

@@ -93,7 +93,9 @@ def test_every_job_that_a_guide_shows_is_accepted() -> None:
 
 def test_the_sizes_are_those_that_the_code_computes() -> None:
     rows = re.findall(r"^\| (4bit|8bit|bf16) \| (.+) \|$", DOCS["deploy.md"], re.MULTILINE)
-    told = {precision: [float(cell) for cell in cells.split("|")] for precision, cells in rows}
+    documented = {
+        precision: [float(cell) for cell in cells.split("|")] for precision, cells in rows
+    }
     order = cold.order(shapes.full(), "4bit", torch.device("cpu"), Path("nowhere"))
     computed = {}
     for precision, size in compute_sizes(order).items():
@@ -104,7 +106,7 @@ def test_the_sizes_are_those_that_the_code_computes() -> None:
             *(size.memory, 2 * (size.memory - shared) + shared),
         )
         computed[precision] = [round(column / 1e9, 1) for column in columns]
-    assert told == computed
+    assert documented == computed
 
 
 def test_the_driver_and_the_sdk_s_versions_are_those_of_the_code() -> None:
@@ -122,7 +124,7 @@ def test_no_guide_boasts() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # a worker with a model has START_S to start
-def test_the_python_example_draws_and_edits(tmp_path: Path) -> None:
+def test_the_python_example_generates_and_edits(tmp_path: Path) -> None:
     """The script of docs/api.md, as it stands, against the real worker with the embedded models."""
     (script,) = blocks("api.md", "python")
     environ = {"MODEL": "tiny", "OMP_NUM_THREADS": "1", "MODEL_DIR": str(tmp_path / "models")}

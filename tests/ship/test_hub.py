@@ -79,7 +79,7 @@ def test_the_listing_has_what_the_hub_requires() -> None:
 
 
 def test_the_pools_are_runpod_s_own_and_large_enough() -> None:
-    """A model in 4bit fits every one of them with room to work in, its text encoder beside it."""
+    """A model in 4bit fits every one of them with room to work in, along with its text encoder."""
     chosen = CONFIG["gpuIds"].split(",")
     assert len(chosen) == len(set(chosen))
     assert set(chosen) <= set(POOLS)
@@ -130,8 +130,8 @@ def test_every_setting_that_a_user_may_want_is_offered() -> None:
 def test_the_defaults_offered_are_the_worker_s_own() -> None:
     offered = settings.read(defaults())
     assert offered.model == (CATALOGUE.default,)
-    (told,) = (row.default for row in settings.table() if "MODEL" in row.names)
-    assert told == f"`{CATALOGUE.default}`; off RunPod without a GPU `{CATALOGUE.embedded}`"
+    (default,) = (row.default for row in settings.table() if "MODEL" in row.names)
+    assert default == f"`{CATALOGUE.default}`; off RunPod without a GPU `{CATALOGUE.embedded}`"
     assert offered.model_copy(update={"model": ()}) == settings.read({})
 
 

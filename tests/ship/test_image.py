@@ -141,7 +141,7 @@ def test_the_baked_image_s_own_settings_are_settings() -> None:
     assert settings.read(baked).model == ("qwen-image-edit-2511",)
 
 
-def test_baking_leaves_each_model_whole_where_the_worker_looks_for_it(tmp_path: Path) -> None:
+def test_baking_leaves_each_model_complete_where_the_worker_looks_for_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [ROOT / "builder" / "bake.sh", "tiny", tmp_path],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -322,7 +322,7 @@ def test_setting_up_refuses_an_old_python(tmp_path: Path) -> None:
     assert "Python 3.10.9 is too old" in done.stderr
 
 
-def test_leaving_torch_out_of_the_lock_leaves_the_rest_whole() -> None:
+def test_leaving_torch_out_of_the_lock_leaves_the_rest_unchanged() -> None:
     lock = (ROOT / "builder" / "requirements.lock").read_text()
     rest = subprocess.run(
         [ROOT / "builder" / "lock_without_torch.sh"],

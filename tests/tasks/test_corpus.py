@@ -73,9 +73,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(autouse=True)
 def _trust(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("SSL_CERT_FILE", str(site.authority))
-    dial.tls_context.cache_clear()
+    dial.make_tls_context.cache_clear()
     yield
-    dial.tls_context.cache_clear()
+    dial.make_tls_context.cache_clear()
 
 
 @dataclass(frozen=True, slots=True)

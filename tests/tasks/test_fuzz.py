@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from worker import log, settings
-from worker.doors.runpod.wire import output
+from worker.doors.runpod.wire import format_answer
 from worker.edge import reply
 from worker.errors import (
     ImageFetchRefused,
@@ -33,7 +33,7 @@ from worker.errors import (
 )
 from worker.jobs.serve import Worker
 from worker.media import colour, header, images, inline, jpeg, limits, orientation
-from worker.media.url import check
+from worker.media.url import check_url
 from worker.settings import Settings
 from worker.tasks.request import Query, Request, parse
 from worlds.standin import SERVED, StandIns, answered
@@ -68,7 +68,7 @@ def test_any_json_is_a_request_or_a_fault_of_the_caller(given_: Any, chosen: Set
         assert isinstance(request, Request | Query)
     if fault is not None:
         assert fault.details
-        assert json.dumps(output(reply.failure(fault)), allow_nan=False)
+        assert json.dumps(format_answer(reply.failure(fault)), allow_nan=False)
 
 
 @FUZZ
@@ -95,7 +95,7 @@ def test_what_pillow_decodes_within_the_limits_we_decode_to_the_same_pixels(
     What is ours on purpose is left out: over 32 scans, colours that are reported, and a colour made
     transparent twice or after the picture.
     """
-    kind = header.kind(data)
+    kind = header.detect_kind(data)
     assume(kind in images.STRIP)
     assume(data.count(b"\xff\xda") <= jpeg.MAX_SCANS)
     assume(data.count(b"tRNS") < 2)
@@ -115,7 +115,7 @@ def _pillows(data: bytes, kind: str, most: int) -> Image.Image | None:
             limits.check_size(*opened.size, most)
             opened.load()
             turned = _orientation(opened)
-            return orientation.upright(colour.to_rgb(opened, None, print), turned)
+            return orientation.turn_upright(colour.to_rgb(opened, None, print), turned)
     except Exception:  # noqa: BLE001 - it raises anything
         return None
 
@@ -163,7 +163,7 @@ def test_any_text_is_base64_within_budget_or_an_error_of_ours(text: str) -> None
 @given(private_urls(), st.sampled_from([PLAIN, STRICT]))
 def test_any_private_address_in_any_spelling_is_refused(url: str, chosen: Settings) -> None:
     with pytest.raises(ImageFetchRefused):
-        check(url, chosen)
+        check_url(url, chosen)
 
 
 @FUZZ
@@ -172,7 +172,7 @@ def test_any_private_address_in_any_spelling_is_refused(url: str, chosen: Settin
 )
 def test_any_text_is_an_ordinary_url_or_refused(text: str) -> None:
     try:
-        url = check(text, PLAIN)
+        url = check_url(text, PLAIN)
     except ImageFetchRefused:
         return
     assert url.scheme == "https"
@@ -253,7 +253,7 @@ def test_redaction_removes_every_secret_wherever_it_stands(
     log.hide(*secrets)
     try:
         line = structlog.processors.JSONRenderer()(None, "info", log._redact(None, "info", event))
-        failed = output(reply.failure(InvalidInput(data.draw(texts))))
+        failed = format_answer(reply.failure(InvalidInput(data.draw(texts))))
     finally:
         log._secrets.clear()
         log._secrets.update(before)

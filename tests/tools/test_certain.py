@@ -62,10 +62,10 @@ def test_what_fails_is_named_and_its_output_is_kept(
     out = tmp_path / "out"
     (out / "run-09").mkdir(parents=True)  # of another day
     assert certain.main(["--times", "1", "--seed", "6", "--out", str(out), suite]) == 1
-    told = capsys.readouterr().out
-    assert "run 1 of 1, seed 7: 1 failed" in told
-    assert "0 of 1 runs passed" in told
-    assert told.rstrip().endswith("::test_bad")
+    text = capsys.readouterr().out
+    assert "run 1 of 1, seed 7: 1 failed" in text
+    assert "0 of 1 runs passed" in text
+    assert text.rstrip().endswith("::test_bad")
     kept = (out / "run-01" / "output.txt").read_text()
     assert "on purpose" in kept
     assert "--randomly-seed=7" in kept

@@ -210,7 +210,7 @@ def test_every_change_of_the_source_is_python_and_every_mark_keeps_its_lines(pat
     compile(told, path, "exec")
 
 
-def test_marks_tell_of_each_statement_and_change_nothing() -> None:
+def test_marks_record_each_statement_and_change_nothing() -> None:
     source = textwrap.dedent('''
         """A file."""
         def f(n):
@@ -395,7 +395,7 @@ def test_the_project_itself_is_never_touched(tried: Tried) -> None:
         assert (tried.project.root / name).read_text() == textwrap.dedent(text).lstrip()
 
 
-def test_a_recording_tells_results_and_lines(tried: Tried) -> None:
+def test_a_recording_has_results_and_lines(tried: Tried) -> None:
     tests = {t.name.split("::")[1]: t for r in tried.records.values() for t in r.tests}
     assert {name: test.result for name, test in tests.items()} == {
         "test_is_adult[17-False]": "passed",
@@ -446,16 +446,16 @@ def test_a_recording_is_kept_until_what_it_depends_on_changes(tried: Tried, tmp_
     assert record.read(project, file, path) is None
 
 
-def test_the_same_seed_draws_the_same_mutants_and_another_seed_others() -> None:
+def test_the_same_seed_chooses_the_same_mutants_and_another_seed_others() -> None:
     folder = ROOT / "src/worker"
 
-    def drawn(seed: int, count: int) -> list[tuple[str, ...]]:
+    def choose_some(seed: int, count: int) -> list[tuple[str, ...]]:
         return [mutant.key for mutant in pick_mutants(folder, "jobs", seed, count)]
 
-    assert drawn(1, 30) == drawn(1, 30)
-    assert drawn(1, 30)[:10] == drawn(1, 10)
-    assert drawn(1, 30) != drawn(2, 30)
-    assert len(set(drawn(1, 30))) == 30
+    assert choose_some(1, 30) == choose_some(1, 30)
+    assert choose_some(1, 30)[:10] == choose_some(1, 10)
+    assert choose_some(1, 30) != choose_some(2, 30)
+    assert len(set(choose_some(1, 30))) == 30
     kinds = {mutant.mutation.kind for mutant in pick_mutants(folder, "jobs", 1, 30)}
     assert kinds == {"operator", "constant", "branch", "statement", "argument"}
 
@@ -490,7 +490,7 @@ def test_an_equivalent_is_named_by_its_line_wherever_it_moves() -> None:
     assert not one.covers(mutant_of("def f(a):\n    return a < 3\n", "return a < 4"))
 
 
-def test_an_entry_that_matches_nothing_any_more_is_told(tmp_path: Path) -> None:
+def test_an_entry_that_no_longer_matches_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("def f(a):\n    return a < 3\n")
     right = Equivalent("a.py", "return a < 3", "a reason", "f")
     wrong = [

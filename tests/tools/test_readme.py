@@ -1,4 +1,4 @@
-"""README and docs/ say what the code does: tables, examples, commands and links are held to it."""
+"""README and docs/ say what the code does: tables, examples, commands and links match it."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 
 from tools import readme
 from worker import settings
-from worker.doors.runpod.wire import output
+from worker.doors.runpod.wire import format_answer
 from worker.edge import reply as replies
 from worker.edge.reply import failure, success
 from worker.errors import Detail, InvalidInput
@@ -86,7 +86,7 @@ def test_the_examples_of_the_errors_section_are_real() -> None:
     message = "must be at least 64 (got 3)"
     error = InvalidInput(f"width: {message}", details=[Detail("width", message)])
     shown = next(json.loads(block) for block in blocks("json") if '"error"' in block)
-    assert shown == output(failure(error))
+    assert shown == format_answer(failure(error))
 
 
 def test_the_reply_has_the_keys_that_are_shown() -> None:

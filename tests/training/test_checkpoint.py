@@ -91,16 +91,16 @@ def test_each_lightning_lora_changes_twelve_modules_a_block(variant: str) -> Non
     about = _json(ROOT / variant / "worker.json")
     assert set(about["lightning"]) == {"4", "8"}
     transformer = _shapes(ROOT / variant / "transformer" / "diffusion_pytorch_model.safetensors")
-    wanted = {f"transformer_blocks.{i}.{name}" for i in range(6) for name in LORA_MODULES}
+    expected = {f"transformer_blocks.{i}.{name}" for i in range(6) for name in LORA_MODULES}
     for file in about["lightning"].values():
         lora = _shapes(ROOT / variant / file)
-        assert {name.split(".lora_")[0].removesuffix(".alpha") for name in lora} == wanted
-        for module in wanted:
+        assert {name.split(".lora_")[0].removesuffix(".alpha") for name in lora} == expected
+        for module in expected:
             (out, inner), _ = transformer[f"{module}.weight"]
             rank, down = lora[f"{module}.lora_down.weight"][0]
             assert (down, lora[f"{module}.lora_up.weight"][0]) == (inner, [out, rank])
         with safe_open(ROOT / variant / file, "pt") as tensors:
-            still = {m for m in wanted if not tensors.get_tensor(f"{m}.lora_up.weight").any()}
+            still = {m for m in expected if not tensors.get_tensor(f"{m}.lora_up.weight").any()}
         assert still <= IDLE
 
 

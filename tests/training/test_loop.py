@@ -24,7 +24,7 @@ MISSES = 1
 
 @pytest.fixture(scope="module", params=["bf16", "4bit"])
 def pod(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod]:
-    """RunPod's API with a worker behind it that serves the embedded pair in one precision."""
+    """RunPod's API with a worker that serves the embedded pair in one precision."""
     environ = {
         "MODEL": "tiny",
         "MODEL_DIR": str(tmp_path_factory.mktemp("models")),
@@ -54,21 +54,21 @@ def data_uri(picture: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def drawn(pod: Pod, job: dict[str, Any]) -> Image.Image:
+def generate(pod: Pod, job: dict[str, Any]) -> Image.Image:
     """Run a job and return its picture."""
-    told = pod.answer(pod.submit(job), JOB_S).describe()
-    assert told["status"] == "COMPLETED", told
-    image = told["output"]["images"][0]
+    answer = pod.answer(pod.submit(job), JOB_S).describe()
+    assert answer["status"] == "COMPLETED", answer
+    image = answer["output"]["images"][0]
     return Image.open(io.BytesIO(base64.b64decode(image["base64"])))
 
 
 @pytest.mark.slow
-def test_prompts_and_edits_come_out_as_asked(pod: Pod) -> None:
+def test_prompts_and_edits_come_out_as_requested(pod: Pod) -> None:
     cases = [
         *evaluate.prompts(PROMPTS, 31),
         *evaluate.edits(EDITS, 32),
         *evaluate.exchanges(EXCHANGES, 33),
     ]
-    pictures = [drawn(pod, asked(case)) for case in cases]
+    pictures = [generate(pod, asked(case)) for case in cases]
     right = evaluate.rates(cases, pictures)["all five"] * len(cases)
     assert right >= len(cases) - MISSES

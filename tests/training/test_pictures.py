@@ -1,4 +1,4 @@
-"""The embedded pair draws and edits what it is told, by the pixels that the worker's engine makes.
+"""The embedded pair makes and edits what is requested, by the pixels from the worker's engine.
 
 The model card's figures are of hundreds of pictures (`make eval-tiny`); here a few of each, with
 room for one miss, so that a rounding elsewhere changes no verdict.
@@ -37,7 +37,7 @@ def test_a_prompt_gives_its_scene(models: dict[str, Model], way: str) -> None:
     assert evaluate.rates(cases, drawn)["all five"] >= 0.9
 
 
-def test_an_edit_does_what_it_was_asked_and_keeps_the_rest(models: dict[str, Model]) -> None:
+def test_an_edit_does_what_was_requested_and_keeps_the_rest(models: dict[str, Model]) -> None:
     cases = list(evaluate.edits(2 * CASES, 22))
     for case in cases:
         before = checker.read(case.references[0])

@@ -176,8 +176,8 @@ def test_the_teacher_ends_where_its_forty_steps_with_cfg_do(small_bank: bank.Ban
             train_model.condition(make, small_bank, some, torch.device("cpu"))
             for some in (group, blank)
         ]
-        wanted = euler(distil.TEACHER_STEPS)
-        ours = (distil.teacher(lean, noise, *conditions) - wanted).square().mean()
-        as_many = (euler(len(distil.VISITED) - 1) - wanted).square().mean()
+        expected = euler(distil.TEACHER_STEPS)
+        ours = (distil.teacher(lean, noise, *conditions) - expected).square().mean()
+        as_many = (euler(len(distil.VISITED) - 1) - expected).square().mean()
     assert ours < 0.0003
     assert ours < as_many / 2

@@ -109,6 +109,7 @@ FINAL: dict[str, BaseException] = {
     "httpx2: round and round": httpx2.TooManyRedirects("20"),
     "httpx2: a proxy wants a password": httpx2.ProxyError("407 Proxy Authentication Required"),
     "httpx2: a proxy forbids it": httpx2.ProxyError("403 Forbidden"),
+    "httpx2: a proxy does not know CONNECT": httpx2.ProxyError("501 Not Implemented"),
     "httpx2: a certificate": caused(
         httpx2.ConnectError("x"), tls("CERTIFICATE_VERIFY_FAILED", ssl.SSLCertVerificationError)
     ),
@@ -126,6 +127,7 @@ FINAL: dict[str, BaseException] = {
     "requests: a proxy's address that is none": requests.exceptions.InvalidProxyURL("x"),
     "requests: a proxy wants a password": tunnel(407),
     "requests: a proxy forbids it": tunnel(403),
+    "requests: a proxy does not know this HTTP": tunnel(505),
     "urllib3: no address": urllib3.exceptions.LocationParseError("x"),
     "no certificates to check by": OSError("Could not find a suitable TLS CA certificate bundle"),
     "the disk is full": OSError(errno.ENOSPC, "full"),
@@ -182,6 +184,13 @@ def test_a_refusal_is_final(status: int) -> None:
     error = classify_status(status, None, "x")
     assert isinstance(error, WeightsUnavailable)
     assert not error.retryable
+
+
+@pytest.mark.parametrize("status", range(400, 600))
+def test_a_proxy_s_status_is_tried_again_where_a_hub_s_is(status: int) -> None:
+    is_tried = isinstance(classify_status(status, None, "x"), AttemptFailed)
+    for error in (tunnel(status), httpx2.ProxyError(f"{status} said the proxy")):
+        assert is_transient(error, custom_host=True) == is_tried
 
 
 @pytest.fixture

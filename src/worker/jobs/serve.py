@@ -130,7 +130,7 @@ class Worker:
         job.warnings += request.warnings
         check_upload_urls(request.delivery.upload_urls, self._settings)
         if job.bucket is not None:
-            job.bucket.usable()
+            job.bucket.require()
             job.warnings += job.bucket.warnings
         asked = request.asked
         facts = {"prompt": asked.prompt} if self._settings.log_prompts else {}

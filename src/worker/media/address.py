@@ -7,7 +7,7 @@ from typing import Final
 
 from worker.settings import Network, Settings
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 # IANA IPv4 special-purpose registry, without its few globally reachable entries, plus
 # 168.63.129.16: a public address that on Azure is the host's own agent.
@@ -60,7 +60,7 @@ def find_embedded(address: ipaddress.IPv6Address) -> tuple[ipaddress.IPv4Address
     return None
 
 
-def is_public(address: Address) -> bool:
+def is_public(address: IpAddress) -> bool:
     """Return whether `address`, with any IPv4 address embedded in it, is on the public internet."""
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in NOT_PUBLIC_V4)
@@ -76,7 +76,7 @@ def is_public(address: Address) -> bool:
     return True
 
 
-def parse_address(text: str) -> Address | None:
+def parse_address(text: str) -> IpAddress | None:
     """Parse an address in its canonical spelling; None for a name or any other spelling."""
     try:
         return ipaddress.ip_address(text)

@@ -19,15 +19,15 @@ from worker.errors import (
     InvalidInput,
     WorkerError,
 )
-from worker.media.dial import cause, may_pass, request, was_refused
+from worker.media.dial import explain_failure, is_refused, is_temporary_status, send_request
 from worker.media.piece import Encoded
 from worker.media.s3 import Bucket, CallersBucket, own_bucket
-from worker.media.url import check
+from worker.media.url import check_url
 from worker.settings import Settings
 
 ResponseFormat = Literal["base64", "data_url", "url"]
 
-# Azure wants to be told what kind of blob its presigned PUT makes; these tell that it is Azure's.
+# These query keys identify Azure, whose presigned PUT needs a header that names the kind of blob.
 AZURE_QUERY: Final = frozenset({"sig", "sv"})
 AZURE_HEADERS: Final = {"x-ms-blob-type": "BlockBlob"}
 UPLOAD_ATTEMPTS: Final = 4
@@ -40,23 +40,23 @@ EXTENSIONS: Final = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "web
 
 
 class _TryAgainError(Exception):
-    """An upload failed in a way that may pass; the message may be shown to the caller."""
+    """An upload failed and a retry may succeed; the message may be shown to the caller."""
 
 
 class _FinalError(Exception):
-    """An upload failed in a way that another try would not mend; the message may be shown."""
+    """An upload failed and a retry would fail too; the message may be shown to the caller."""
 
 
 def check_upload_urls(urls: Sequence[str], settings: Settings) -> None:
-    """Judge the presigned URLs of a job, before anything is made for them.
+    """Check the presigned URLs of a job before anything is made for them.
 
-    Raises ImageFetchRefused; addresses behind names are judged when they are dialled.
+    Raises ImageFetchRefused; the addresses of their hosts are checked when they are dialled.
     """
     for url in urls:
         try:
-            check(url, settings)
+            check_url(url, settings)
         except ImageFetchRefused as error:
-            raise _refused("upload_url", error.message) from None
+            raise _refuse("upload_url", error.message) from None
 
 
 async def deliver(
@@ -70,18 +70,17 @@ async def deliver(
 ) -> list[dict[str, Any]]:
     """Return the reply's entry of each piece, with exactly one of `base64`, `data_url`, `url`.
 
-    `url` goes to `upload_urls` (one for each piece) if there are any, else to the `bucket` that
-    the job brings, else to the operator's. Uploads run side by side and are retried for what may
-    pass. A bucket's `url` is presigned for BUCKET_URL_TTL_S, or the public address where the
-    operator gave one (BUCKET_PUBLIC_URL); of an upload URL the address without its signature is
-    returned.
+    For `url` pieces go to `upload_urls` (one per piece) if there are any, else to the `bucket` that
+    the job brings, else to the operator's. Uploads run in parallel, and temporary failures are
+    retried. The `url` of a piece in a bucket is presigned for BUCKET_URL_TTL_S, or public if the
+    operator set BUCKET_PUBLIC_URL; that of an upload URL is the URL without its signature.
 
     Raises DeliveryFailed, ImageFetchRefused or InvalidInput.
     """
     if response_format == "url":
         values = await _upload(pieces, upload_urls, bucket, job_id, settings)
     else:
-        values = await asyncio.to_thread(_inline, pieces, response_format)
+        values = await asyncio.to_thread(_encode_inline, pieces, response_format)
     return [
         {
             "index": index,
@@ -93,7 +92,7 @@ async def deliver(
     ]
 
 
-def _inline(pieces: Sequence[Encoded], response_format: ResponseFormat) -> list[str]:
+def _encode_inline(pieces: Sequence[Encoded], response_format: ResponseFormat) -> list[str]:
     texts = [base64.b64encode(piece.data).decode("ascii") for piece in pieces]
     if response_format == "base64":
         return texts
@@ -112,17 +111,17 @@ async def _upload(
         if len(upload_urls) < len(pieces):
             raise InvalidInput("upload_url: one is needed for each picture")
         uploads = [
-            _to_presigned(url, piece, settings)
+            _upload_to_url(url, piece, settings)
             for url, piece in zip(upload_urls, pieces, strict=False)
         ]
     else:
-        store = own_bucket(settings) if bucket is None else bucket.usable()
+        store = own_bucket(settings) if bucket is None else bucket.require()
         if store is None:
             raise InvalidInput("response_format: url needs a bucket or upload_url")
         name = None if bucket is None else bucket.endpoint_field
         folder = re.sub(r"[^A-Za-z0-9_-]", "-", job_id)[:128] or "job"
         uploads = [
-            _to_bucket(store, f"{folder}/{index}", piece, settings, name)
+            _upload_to_bucket(store, f"{folder}/{index}", piece, settings, name)
             for index, piece in enumerate(pieces)
         ]
     try:
@@ -133,31 +132,31 @@ async def _upload(
     return [task.result() for task in tasks]
 
 
-async def _to_presigned(url: str, piece: Encoded, settings: Settings) -> str:
+async def _upload_to_url(url: str, piece: Encoded, settings: Settings) -> str:
     try:
-        target = check(url, settings)
+        target = check_url(url, settings)
         headers = AZURE_HEADERS if target.query.keys() >= AZURE_QUERY else {}
         await _put(target, piece, settings, headers)
     except ImageFetchRefused as error:
-        raise _refused("upload_url", error.message) from None
+        raise _refuse("upload_url", error.message) from None
     return str(target.with_query(None).with_fragment(None))
 
 
-async def _to_bucket(
+async def _upload_to_bucket(
     bucket: Bucket, stem: str, piece: Encoded, settings: Settings, callers: str | None
 ) -> str:
-    """Store one piece; `callers` names the endpoint of a caller's bucket, None: it is trusted."""
+    """Store one piece; `callers` is the field of a caller's endpoint, None for our trusted one."""
     trusted = callers is None
     key = f"{stem}.{EXTENSIONS.get(piece.mime_type, 'bin')}"
-    put = await asyncio.to_thread(bucket.signed, "PUT", key, PUT_TTL_S, piece.mime_type)
+    put = await asyncio.to_thread(bucket.sign, "PUT", key, PUT_TTL_S, piece.mime_type)
     try:
-        target = URL(put, encoded=True) if trusted else check(put, settings)
+        target = URL(put, encoded=True) if trusted else check_url(put, settings)
         await _put(target, piece, settings, trusted=trusted)
     except ImageFetchRefused as error:
-        raise (error if callers is None else _refused(callers, error.message)) from None
+        raise (error if callers is None else _refuse(callers, error.message)) from None
     if trusted and settings.bucket_public_url is not None:
         return f"{settings.bucket_public_url.rstrip('/')}/{bucket.path_of(key)}"
-    return await asyncio.to_thread(bucket.signed, "GET", key, settings.bucket_url_ttl_s)
+    return await asyncio.to_thread(bucket.sign, "GET", key, settings.bucket_url_ttl_s)
 
 
 async def _put(
@@ -194,20 +193,20 @@ async def _put_once(
     try:
         async with (
             asyncio.timeout(UPLOAD_ATTEMPT_S),
-            request(
+            send_request(
                 "PUT", url, settings, body=piece.data, headers=sent, trusted=trusted
             ) as response,
         ):
             status = response.status
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        if was_refused(error):
+        if is_refused(error):
             raise ImageFetchRefused("a URL must lead to a public address") from None
-        why = cause(error, "the store")
-        raise (_TryAgainError if why.passes else _FinalError)(why.message) from None
-    if status not in STORED:  # also of a redirect: its target would not match the signature
-        failure = _TryAgainError if may_pass(status) else _FinalError
+        why = explain_failure(error, "the store")
+        raise (_TryAgainError if why.is_temporary else _FinalError)(why.message) from None
+    if status not in STORED:  # a redirect too: its target would not match the signature
+        failure = _TryAgainError if is_temporary_status(status) else _FinalError
         raise failure(f"the store answered with status {status}")
 
 
-def _refused(field: str, message: str) -> WorkerError:
+def _refuse(field: str, message: str) -> WorkerError:
     return ImageFetchRefused(f"{field}: {message}", details=(Detail(field, message),))

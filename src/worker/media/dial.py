@@ -43,11 +43,11 @@ class Cause:
     """Why there was no answer, in words for the caller, and whether a retry may get one."""
 
     message: str
-    passes: bool
+    is_temporary: bool
 
 
 @cache
-def tls_context() -> ssl.SSLContext:
+def make_tls_context() -> ssl.SSLContext:
     """Return what verifies certificates, by the system's and certifi's authorities; takes 20 ms."""
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
@@ -134,7 +134,7 @@ class GuardedSockets:
 
 
 @contextlib.asynccontextmanager
-async def request(
+async def send_request(
     method: str,
     url: URL,
     settings: Settings,
@@ -160,7 +160,7 @@ async def request(
     connector = aiohttp.TCPConnector(
         resolver=resolver,
         socket_factory=sockets,
-        ssl=tls_context(),
+        ssl=make_tls_context(),
         use_dns_cache=False,
     )
     try:
@@ -187,28 +187,28 @@ async def request(
         await resolver.close()
 
 
-def was_refused(error: BaseException) -> bool:
+def is_refused(error: BaseException) -> bool:
     """Return whether `error`, or what it wraps, is a refused address."""
     return isinstance(_unwrap(error), AddressRefusedError)
 
 
-def cause(error: BaseException, peer: str) -> Cause:
-    """Classify an error of `request` other than a refused address; `peer` names the other side."""
+def explain_failure(error: BaseException, peer: str) -> Cause:
+    """Explain an error of `send_request` other than a refused address; `peer` is the other side."""
     match _unwrap(error):
         case NoAddressError():
-            return Cause(f"{peer}'s name has no address", passes=False)
+            return Cause(f"{peer}'s name has no address", is_temporary=False)
         case ssl.SSLCertVerificationError():
-            return Cause(f"{peer} has no valid certificate", passes=False)
+            return Cause(f"{peer} has no valid certificate", is_temporary=False)
         case ssl.SSLError() as inner if not isinstance(inner, CUT):
-            return Cause(f"{peer} does not speak TLS correctly", passes=False)
+            return Cause(f"{peer} does not speak TLS correctly", is_temporary=False)
         case aiohttp.ClientResponseError():
-            return Cause(f"{peer} does not speak HTTP correctly", passes=False)
+            return Cause(f"{peer} does not speak HTTP correctly", is_temporary=False)
         case OSError() as inner if not isinstance(inner, aiohttp.ClientOSError):
-            return Cause(f"{peer} could not be reached", passes=True)
-    return Cause(f"{peer} did not send a complete answer", passes=True)
+            return Cause(f"{peer} could not be reached", is_temporary=True)
+    return Cause(f"{peer} did not send a complete answer", is_temporary=True)
 
 
-def may_pass(status: int) -> bool:
+def is_temporary_status(status: int) -> bool:
     """Return whether the same request may later get a different answer from this `status`."""
     return status in LATER or status >= SERVER_ERROR
 

@@ -1,4 +1,4 @@
-"""A reference picture, URL or base64 -> bytes, all of a job's side by side within one budget."""
+"""Reference pictures, by URL or base64 -> bytes: all of a job in parallel, within one budget."""
 
 import asyncio
 import re
@@ -14,14 +14,14 @@ from worker.errors import (
     Detail,
     ImageFetchFailed,
     ImageFetchRefused,
-    ImageNotThere,
     ImageTooLarge,
+    ImageUnavailable,
     WorkerError,
 )
-from worker.media.dial import cause, may_pass, request, was_refused
+from worker.media.dial import explain_failure, is_refused, is_temporary_status, send_request
 from worker.media.inline import decode_base64
-from worker.media.unpack import codings, most_packed, unpack
-from worker.media.url import check, refuse_characters
+from worker.media.unpack import compute_max_packed, parse_codings, unpack
+from worker.media.url import check_url, refuse_characters
 from worker.settings import Settings
 
 MAX_REDIRECTS: Final = 3
@@ -32,9 +32,9 @@ CHUNK: Final = 1 << 16
 ABSOLUTE: Final = re.compile(r"[a-z][a-z0-9+.-]{0,31}:", re.IGNORECASE)
 LONE_BYTE: Final = 0xDC00  # where PEP 383 puts a byte that cannot be decoded
 NO_UTF8: Final = re.compile("[\udc80-\udcff]")
-# Sites that choose a format by what is asked would else send AVIF.
-# What is decoded in this process comes first: a site that can choose spares a child process.
-ASKED: Final = {
+# A site that chooses a format by Accept would otherwise send AVIF, which takes a child process to
+# decode: what this process decodes comes first.
+REQUEST_HEADERS: Final = {
     "Accept": "image/png, image/jpeg, image/webp, image/*;q=0.5",
     "User-Agent": "image-worker",
 }
@@ -84,34 +84,34 @@ async def _fetch_one(index: int, source: ImageSource, settings: Settings) -> byt
 
 
 async def fetch_url(text: str, settings: Settings) -> bytes:
-    """Return what a URL holds, following at most three redirects, each judged like the first.
+    """Return what a URL holds, following at most three redirects, each checked like the first.
 
     Reading stops at MAX_IMAGE_BYTES. Raises ImageFetchRefused, ImageFetchFailed or ImageTooLarge.
     """
-    url = check(text, settings)
+    url = check_url(text, settings)
     for _ in range(MAX_REDIRECTS + 1):
         try:
-            async with request("GET", url, settings, headers=ASKED) as response:
+            async with send_request("GET", url, settings, headers=REQUEST_HEADERS) as response:
                 if response.status not in REDIRECTS:
                     return await _read(response, settings.max_image_bytes)
                 location = response.headers.get("Location", "")
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise _translated(error) from None
+            raise _translate(error) from None
         url = _follow(url, location, settings)
-    raise ImageNotThere(f"the site redirected more than {MAX_REDIRECTS} times")
+    raise ImageUnavailable(f"the site redirected more than {MAX_REDIRECTS} times")
 
 
 def _follow(url: URL, location: str, settings: Settings) -> URL:
-    # A byte that is no UTF-8 comes as a surrogate; it is a byte of the path all the same.
-    location = NO_UTF8.sub(lambda found: f"%{ord(found[0]) - LONE_BYTE:02X}", location)
+    # A byte that is not UTF-8 arrives as a surrogate; it is still a byte of the path.
+    location = NO_UTF8.sub(lambda match: f"%{ord(match[0]) - LONE_BYTE:02X}", location)
     if not location:
-        raise ImageNotThere("the site redirected to nowhere")
+        raise ImageUnavailable("the site redirected to nowhere")
     refuse_characters(location)  # before the standard library's parser drops some of them
     try:
         target = location if ABSOLUTE.match(location) else urljoin(str(url), location)
     except ValueError:
         raise ImageFetchRefused("the site redirected to a malformed URL") from None
-    following = check(target, settings)
+    following = check_url(target, settings)
     if url.scheme == "https" and following.scheme != "https":
         raise ImageFetchRefused("the site redirected from https to http")
     return following
@@ -120,10 +120,11 @@ def _follow(url: URL, location: str, settings: Settings) -> URL:
 async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     status = response.status
     if status != OK:
-        failure = ImageFetchFailed if may_pass(status) or status == ACCEPTED else ImageNotThere
+        is_temporary = is_temporary_status(status) or status == ACCEPTED
+        failure = ImageFetchFailed if is_temporary else ImageUnavailable
         raise failure(f"the site answered with status {status}")
-    compressed = codings(",".join(response.headers.getall("Content-Encoding", ())))
-    most = most_packed(max_bytes) if compressed else max_bytes
+    compressed = parse_codings(",".join(response.headers.getall("Content-Encoding", ())))
+    most = compute_max_packed(max_bytes) if compressed else max_bytes
     too_large = ImageTooLarge(f"a picture must have at most {max_bytes} bytes")
     if (response.content_length or 0) > most:
         raise too_large
@@ -137,8 +138,8 @@ async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     return bytes(data)
 
 
-def _translated(error: Exception) -> WorkerError:
-    if was_refused(error):
+def _translate(error: Exception) -> WorkerError:
+    if is_refused(error):
         return ImageFetchRefused("a URL must lead to a public address")
-    why = cause(error, "the site")
-    return (ImageFetchFailed if why.passes else ImageNotThere)(why.message)
+    why = explain_failure(error, "the site")
+    return (ImageFetchFailed if why.is_temporary else ImageUnavailable)(why.message)

@@ -33,7 +33,7 @@ class Source:
     xmp: bytes | None = None
 
 
-def kind(data: bytes) -> Kind | None:  # noqa: PLR0911 - one for each kind
+def detect_kind(data: bytes) -> Kind | None:  # noqa: PLR0911 - one for each kind
     """Return a file's format by its first bytes; None if it is not one of those that are read."""
     if data.startswith(PNG_SIGNATURE):
         return "png"

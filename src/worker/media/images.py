@@ -1,4 +1,4 @@
-"""Bytes <-> RGB picture, within a pixel budget; formats are told by content alone."""
+"""Bytes <-> RGB picture, within a pixel budget; formats are recognised by content alone."""
 
 import contextlib
 import io
@@ -15,9 +15,9 @@ from worker.media import colour, gif, header, heif, jpeg, png, webp
 from worker.media.header import UNREADABLE, Format, Kind, Source
 from worker.media.jpeg_pixels import Reader
 from worker.media.limits import MAX_PIXELS, check_size
-from worker.media.orientation import orientation, upright
+from worker.media.orientation import read_orientation, turn_upright
 
-# Above this, pictures are decoded one at a time: a file of 40 bytes can ask for 200 MB.
+# Pictures of more pixels are decoded one after another: a file of 40 bytes can take 200 MB.
 LARGE: Final = 4_000_000
 STRIP: Final[Mapping[Kind, Callable[[bytes], Source]]] = {
     "png": png.strip,
@@ -32,42 +32,42 @@ MIME_TYPES: Final[Mapping[Format, str]] = {
 }
 FULL_CHROMA_QUALITY: Final = 90  # below it JPEG halves the colour planes, as is customary
 
-# Memory is one picture's at a time; the lock is taken again where the size is known in two steps.
+# Only one large picture is decoded at a time; reentrant, as some sizes are checked in two steps.
 _one_at_a_time = threading.RLock()
 
-# Sizes are judged here, before a decoder takes memory for them.
+# Sizes are checked here, before a decoder takes memory for them.
 Image.MAX_IMAGE_PIXELS = None
-# Pillow tells of broken EXIF and the like as warnings; a caller's file is not worth a log line.
+# Pillow warns of broken EXIF and the like; a caller's file is not worth a log line.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def _nobody(_: str) -> None:
-    """Tell nobody."""
+def _ignore(_: str) -> None:
+    """Ignore a warning."""
 
 
 def decode(
-    data: bytes, max_pixels: int = MAX_PIXELS, tell: Callable[[str], None] = _nobody
+    data: bytes, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] = _ignore
 ) -> Image.Image:
     """Decode a PNG, JPEG, WEBP, GIF, AVIF or HEIC into an upright RGB picture without metadata.
 
-    Its colours in sRGB; the first frame of an animation; transparency over white; 16 bits a channel
-    become 8; EXIF orientation is applied. Sizes are in pixels as stored. A JPEG over `max_pixels`,
-    up to 200 million, is read at 1/2, 1/4 or 1/8 of its size. `tell` takes what the caller should
-    know of it, a sentence each.
+    Colours become sRGB with 8 bits per channel, transparency is laid over white, EXIF orientation
+    is applied, and only the first frame of an animation is read. Sizes are in pixels as stored. A
+    JPEG over `max_pixels`, up to 200 million, is read at 1/2, 1/4 or 1/8 of its size. `warn` gets
+    what the caller should know about the picture, one sentence per call.
 
-    The picture takes 4 bytes a pixel, the decoding up to 12 (of a JPEG over the limit 600 MB more);
-    a WEBP's, which may be an animation, takes 16, so that it may have half of `max_pixels`. Use it
-    off the event loop: Pillow's decoders free the GIL.
+    The picture takes 4 bytes per pixel, decoding up to 12 (600 MB more for a JPEG over the limit);
+    a WEBP, which may be an animation, takes 16, so it may have only half of `max_pixels`. Call it
+    off the event loop: Pillow's decoders release the GIL.
 
     Raises ImageUnreadable, ImageTooLarge, or InvalidInput (a side under 16 pixels, or one 32 times
     the other).
     """
-    kind = header.kind(data)
+    kind = header.detect_kind(data)
     if kind is None:
         raise ImageUnreadable(UNREADABLE)
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         try:
-            picture = upright(*_decoded(data, kind, max_pixels, tell, held))
+            picture = turn_upright(*_decode(data, kind, max_pixels, warn, stack))
         except WorkerError:
             raise
         except Exception as error:  # Pillow's plugins raise anything on broken bytes
@@ -85,8 +85,8 @@ def encode(
     """Encode an RGB picture; `quality` is 1-100 for jpeg and webp, `metadata` PNG text chunks.
 
     PNG uses zlib's run-length strategy: on a 1024 x 1024 photograph 82 ms and 1.07 MB, where level
-    6 takes 539 ms and 1.17 MB; drawings come out larger (255 KB for 95 KB). WEBP uses effort 2:
-    35 ms for 75, at the same size. Use it off the event loop: the encoders free the GIL.
+    6 takes 539 ms and 1.17 MB; drawings grow (255 KB, not 95 KB). WEBP uses effort 2:
+    35 ms instead of 75, at the same size. Call it off the event loop: encoders release the GIL.
     """
     buffer = io.BytesIO()
     if format == "png":
@@ -102,46 +102,46 @@ def encode(
     return buffer.getvalue()
 
 
-def _decoded(
+def _decode(
     data: bytes,
     kind: Kind,
     max_pixels: int,
-    tell: Callable[[str], None],
-    held: contextlib.ExitStack,
+    warn: Callable[[str], None],
+    stack: contextlib.ExitStack,
 ) -> tuple[Image.Image, int]:
-    """Return the picture as stored, in RGB, and its orientation; frees the decoder's own.
+    """Return the picture as stored, in RGB, and its orientation; the decoder's memory is freed.
 
-    `held` keeps other large pictures out until the caller is done with this one.
+    `stack` keeps other large pictures waiting until the caller closes it.
     """
     if kind not in STRIP:
-        held.enter_context(_one_at_a_time)
+        stack.enter_context(_one_at_a_time)
         stored = heif.decode(data, kind, max_pixels)
-        return colour.to_rgb(stored.picture, stored.profile, tell), stored.orientation
+        return colour.to_rgb(stored.picture, stored.profile, warn), stored.orientation
     source = STRIP[kind](data)
     if kind == "webp":  # its decoder takes memory for the canvas at once
         max_pixels //= 2
-        _admit(webp.canvas(source.pixels), max_pixels, held)
+        _admit(webp.read_canvas(source.pixels), max_pixels, stack)
     if isinstance(source, jpeg.Jpeg):
         reader = Reader(source, max_pixels)
-        _admit(reader.size, max_pixels, held, large=reader.fraction > 1)
-        picture = reader.load(tell)
+        _admit(reader.size, max_pixels, stack, large=reader.fraction > 1)
+        picture = reader.load(warn)
     else:
         picture = Image.open(io.BytesIO(source.pixels), formats=(kind.upper(),))
-        _admit(picture.size, max_pixels, held)
+        _admit(picture.size, max_pixels, stack)
         picture.load()
-    return colour.to_rgb(picture, source.profile, tell), orientation(source.exif, source.xmp)
+    return colour.to_rgb(picture, source.profile, warn), read_orientation(source.exif, source.xmp)
 
 
 def _admit(
     size: tuple[int, int] | None,
     max_pixels: int,
-    held: contextlib.ExitStack,
+    stack: contextlib.ExitStack,
     *,
     large: bool = False,
 ) -> None:
-    """Judge a size before memory is taken for it, and have large pictures wait for each other."""
+    """Check a size before memory is taken for it; make large pictures wait for each other."""
     if size is None:
         raise ImageUnreadable(UNREADABLE)
     check_size(*size, max_pixels)
     if large or size[0] * size[1] > LARGE:
-        held.enter_context(_one_at_a_time)
+        stack.enter_context(_one_at_a_time)

@@ -27,7 +27,7 @@ def is_base64_uri(head: str) -> bool:
     return bool(semicolon) and last.strip(" ").lower() == "base64"
 
 
-def is_whole(digits: int, padding: int) -> bool:
+def is_complete(digits: int, padding: int) -> bool:
     """Return whether base64 with this many digits and "=" signs, or no "=" at all, is complete.
 
     One digit in the last group holds no byte; padding that does not fit means a lost character.
@@ -102,7 +102,7 @@ def _normalise(text: str, max_bytes: int) -> str:
 def _decode_line(line: str, max_bytes: int) -> bytes | None:
     """Decode one line; None if it is not in the standard alphabet, incomplete or too long."""
     digits = _count_digits(line)
-    if digits * 3 // GROUP > max_bytes or not is_whole(digits, len(line) - digits):
+    if digits * 3 // GROUP > max_bytes or not is_complete(digits, len(line) - digits):
         return None
     try:
         plain = line.encode("ascii") + b"=" * (-len(line) % GROUP)

@@ -16,7 +16,7 @@ UPRIGHT: Final = {
 }
 
 
-def orientation(exif: bytes | None, xmp: bytes | None) -> int:
+def read_orientation(exif: bytes | None, xmp: bytes | None) -> int:
     """Return the EXIF orientation, 1 (upright) if there is none or it cannot be read."""
     bare = Image.new("1", (1, 1))
     bare.info = {"exif": exif, "xmp": xmp}
@@ -27,6 +27,6 @@ def orientation(exif: bytes | None, xmp: bytes | None) -> int:
     return value if isinstance(value, int) else 1
 
 
-def upright(picture: Image.Image, stored: int) -> Image.Image:
+def turn_upright(picture: Image.Image, stored: int) -> Image.Image:
     """Turn upright a picture that is stored in this orientation."""
     return picture.transpose(UPRIGHT[stored]) if stored in UPRIGHT else picture

@@ -1,4 +1,4 @@
-"""A picture as a piece: encoded in the format that was asked, at the size that was asked."""
+"""A picture as a piece: encoded in the requested format, at the requested size."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from worker.media import images
 from worker.media.header import Format
 from worker.media.piece import Encoded
 
-KINDS: Final[Mapping[str, Format]] = {kind: kind for kind in images.MIME_TYPES}
+FORMATS: Final[Mapping[str, Format]] = {kind: kind for kind in images.MIME_TYPES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Picture:
         image = self.image
         if self.final is not None:
             image = image.resize(self.final, Image.Resampling.LANCZOS)
-        kind = KINDS[form]
+        kind = FORMATS[form]
         data = images.encode(image, kind, quality, text)
         facts = {"width": image.width, "height": image.height}
         return Encoded(data, images.MIME_TYPES[kind], facts)

@@ -6,29 +6,29 @@ from typing import Final
 from urllib.parse import quote, urlsplit
 
 from worker.errors import BucketUnusable, WorkerError
-from worker.media.stores import Store, store_of
+from worker.media.stores import Store, identify_store
 from worker.media.url import ascii_host
 from worker.settings import Settings
 
 SAFE: Final = "/-_.~"
 MAX_TTL_S: Final = 7 * 24 * 3600  # the longest that signature version 4 allows
-# A store of one's own that is called s3.DOMAIN, with a label in front: that is the bucket, where
-# nothing else is.
+# A private store called s3.DOMAIN, with a label before it: the bucket, unless one is given
+# otherwise.
 BUCKET_BEFORE_S3: Final = re.compile(r"[^.]+\.s3[.-].+")
 
 
 def region_of(host: str) -> str:
     """Return the region to sign for when none is set; us-east-1 is what most stores take."""
-    return store_of(host.partition(":")[0]).region
+    return identify_store(host.partition(":")[0]).region
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
     """Where objects go; `endpoint` is the address of the store, or of the bucket itself.
 
-    The bucket may be given by name, in front of the endpoint's host where its store is known to
-    take it there, or as the endpoint's path. Raises ValueError when it is given nowhere, or the
-    endpoint is no http address.
+    The bucket may be given by name, before the endpoint's host if its store is known to accept it
+    there, or as the endpoint's path. Raises ValueError if it is given nowhere, or the endpoint is
+    not an http address.
     """
 
     endpoint: str = field(repr=False)
@@ -51,14 +51,14 @@ class Bucket:
 
     @property
     def _store(self) -> Store:
-        return store_of(urlsplit(self.endpoint).hostname or "")
+        return identify_store(urlsplit(self.endpoint).hostname or "")
 
     def address(self, key: str) -> str:
-        """Return the object's address, unsigned, in the style that the store wants."""
+        """Return the object's address, unsigned, in the style that the store expects."""
         split, style, name = urlsplit(self.endpoint), self._store.style, self.name or ""
-        host, path = _as_asked(split.netloc), split.path.strip("/")
+        host, path = _as_requested(split.netloc), split.path.strip("/")
         if self._store.bucket is not None:
-            # Another name beside it begins the keys, as with RunPod's SDK.
+            # If another name is given too, the keys begin with it, as with RunPod's SDK.
             style, name = "path", "" if name.lower() == self._store.bucket else name
         elif style == "host only" and not name:
             name, _, path = path.partition("/")
@@ -73,12 +73,12 @@ class Bucket:
         """Return an object's path within the bucket: the prefix and `key`, percent-encoded."""
         return quote("/".join(filter(None, (self.prefix.strip("/"), key))), safe=SAFE)
 
-    def signed(self, method: str, key: str, ttl_s: int, content_type: str | None = None) -> str:
+    def sign(self, method: str, key: str, ttl_s: int, content_type: str | None = None) -> str:
         """Return an address that allows `method` on the object for `ttl_s` seconds.
 
-        Signature version 4 in the query, payload unsigned and without checksums: every store takes
-        that. A `content_type` is signed too and must then be sent; a session token goes into the
-        query. The first call imports botocore (0.2 s): call it off the event loop.
+        Signature version 4 in the query, payload unsigned and without checksums: every store
+        accepts that. A `content_type` is signed too and must then be sent; a session token goes
+        into the query. The first call imports botocore (0.2 s): call it off the event loop.
         """
         from botocore.auth import S3SigV4QueryAuth  # noqa: PLC0415 - only workers with a bucket pay
         from botocore.awsrequest import AWSRequest  # noqa: PLC0415 - the same
@@ -100,22 +100,22 @@ class Bucket:
 class CallersBucket:
     """The bucket that a job brings, as its door read it; never trusted.
 
-    `bucket` is where objects go, or what is wrong with what was given. `endpoint_field` is what the
-    caller calls its address; `warnings` are about what was given beside it.
+    `bucket` is where objects go, or what is wrong with what was given. `endpoint_field` is the
+    caller's name for its address; `warnings` are about the keys that have no meaning.
     """
 
     bucket: Bucket | WorkerError
     endpoint_field: str
     warnings: tuple[str, ...] = ()
 
-    def usable(self) -> Bucket:
+    def require(self) -> Bucket:
         """Return the bucket; raise what is wrong with it."""
         if isinstance(self.bucket, WorkerError):
             raise self.bucket
         return self.bucket
 
 
-def _as_asked(authority: str) -> str:
+def _as_requested(authority: str) -> str:
     """Return the host and port that a request will name, since the signature covers them."""
     try:
         return ascii_host(authority)
@@ -126,7 +126,7 @@ def _as_asked(authority: str) -> str:
 def own_bucket(settings: Settings) -> Bucket | None:
     """Return the operator's bucket (BUCKET_*), None when there is none.
 
-    Raises BucketUnusable when it is not whole.
+    Raises BucketUnusable when it is incomplete.
     """
     endpoint = settings.bucket_endpoint_url
     access, secret = settings.bucket_access_key_id, settings.bucket_secret_access_key

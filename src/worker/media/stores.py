@@ -125,7 +125,7 @@ IN_CAPITALS: Final = re.compile(r"s3api-.*\.runpod\.io")
 UNKNOWN_STORE: Final = Store("path", US, None, "")
 
 
-def store_of(host: str) -> Store:
+def identify_store(host: str) -> Store:
     """Return what an endpoint's host implies; `host` is in lower case and without a port."""
     for row in STORES:
         if match := row.host.fullmatch(host):

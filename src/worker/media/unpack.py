@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import brotli
 
-from worker.errors import ImageNotThere, ImageTooLarge
+from worker.errors import ImageTooLarge, ImageUnavailable
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -36,7 +36,7 @@ class _TooLongError(Exception):
     """The stream holds more than allowed."""
 
 
-def codings(header: str) -> tuple[str, ...]:
+def parse_codings(header: str) -> tuple[str, ...]:
     """Return the compressions that a Content-Encoding names, in the order they were applied.
 
     Everything else that sites write there (identity, base64, aws-chunked, none, utf-8, nothing)
@@ -46,7 +46,7 @@ def codings(header: str) -> tuple[str, ...]:
     return tuple(word for word in words if word in CODINGS)
 
 
-def most_packed(max_bytes: int) -> int:
+def compute_max_packed(max_bytes: int) -> int:
     """Return how long a file of `max_bytes` can become if its compression gains nothing.
 
     zlib, brotli and zstd store what they cannot compress, with at most 5 bytes per 16 KB.
@@ -55,23 +55,23 @@ def most_packed(max_bytes: int) -> int:
 
 
 def unpack(data: bytes, names: tuple[str, ...], max_bytes: int) -> bytes:
-    """Undo the `names` of `codings`, the last first, at no time to more than `max_bytes`.
+    """Undo the `names` of `parse_codings`, the last first, at no time to more than `max_bytes`.
 
     What does not begin as its coding does is left as it is: stores label plain pictures wrongly,
     and only content identifies a format. Call it off the event loop.
 
-    Raises ImageTooLarge, or ImageNotThere for what cannot be unpacked: HTTP would have reported a
-    transfer that was cut off, so this is what the site has.
+    Raises ImageTooLarge, or ImageUnavailable for what cannot be unpacked: HTTP would have reported
+    a transfer that was cut off, so this is what the site has.
     """
     if len(names) > MOST_CODINGS:
-        raise ImageNotThere(f"the site compressed the picture more than {MOST_CODINGS} times")
+        raise ImageUnavailable(f"the site compressed the picture more than {MOST_CODINGS} times")
     try:
         for name in reversed(names):
-            data = CODINGS[name](data, most_packed(max_bytes))
+            data = CODINGS[name](data, compute_max_packed(max_bytes))
     except _TooLongError:
         too_long = True
     except (_BrokenError, zlib.error, zstd.ZstdError):
-        raise ImageNotThere("the site sent compressed bytes that are broken") from None
+        raise ImageUnavailable("the site sent compressed bytes that are broken") from None
     else:
         too_long = len(data) > max_bytes
     if too_long:
@@ -114,7 +114,7 @@ def _undo_brotli(data: bytes, max_bytes: int) -> bytes:
 def _refuse_compress(data: bytes, _: int) -> bytes:
     """Refuse the output of Unix compress: no browser undoes it either."""
     if data.startswith(COMPRESS):
-        raise ImageNotThere("the site sent the picture compressed by Unix compress")
+        raise ImageUnavailable("the site sent the picture compressed by Unix compress")
     return data
 
 

@@ -87,7 +87,7 @@ def _is_allowed(host: str, allowed: str) -> bool:
     return host.endswith(f".{allowed}") if stars else host == allowed
 
 
-def check(text: str, settings: Settings) -> URL:
+def check_url(text: str, settings: Settings) -> URL:
     """Return the URL if its scheme, host and port may be dialled at all, ready to be sent.
 
     Other scripts in the host become punycode; in the rest, what a request may not contain is

@@ -16,7 +16,7 @@ TINY: Final = re.compile(
 STILL: Final = frozenset({b"VP8 ", b"VP8L"})
 
 
-def canvas(data: bytes) -> tuple[int, int] | None:
+def read_canvas(data: bytes) -> tuple[int, int] | None:
     """Return (width, height) in pixels as given by the first chunk; None if it gives none.
 
     The decoder allocates memory for it as soon as it sees the file

@@ -11,7 +11,7 @@ from PIL import Image
 from worker.errors import Detail, WorkerError
 from worker.media import images
 from worker.media.fetch import ImageSource
-from worker.media.inline import in_one_line, is_base64_uri, is_whole
+from worker.media.inline import in_one_line, is_base64_uri, is_complete
 
 KEYS: Final = ("image", "url", "data", "base64")
 FORMS: Final = 'an https URL, a data URI, base64, or {"image"|"url"|"data"|"base64": ...}'
@@ -78,11 +78,13 @@ def _base64(text: str) -> str:
     ends = start.rstrip(b"=") + end.rstrip(b"=")
     if ends.translate(None, ALPHABET + BLANKS) or padding > 2:  # noqa: PLR2004 - base64's own
         raise ValueError(f"must be {FORMS}")
-    if len(ends.translate(None, BLANKS)) < len(ends) or not is_whole(len(text) - padding, padding):
+    if len(ends.translate(None, BLANKS)) < len(ends) or not is_complete(
+        len(text) - padding, padding
+    ):
         text = in_one_line(text)
     if len(text) < SHORTEST:
         raise ValueError(f"must be {FORMS}: this is too short for a picture")
-    if not is_whole(len(text) - padding, padding):
+    if not is_complete(len(text) - padding, padding):
         raise ValueError("is incomplete: its base64 lacks a character, or has one too many")
     return text
 

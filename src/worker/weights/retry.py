@@ -1,8 +1,10 @@
 """What is retried of the hub's answers and downloads, how often and after what wait.
 
-Others decide as well: `download` (an attempt that made progress does not count), `parallel` (a
-range, inside hf_transfer), `push` (huggingface_hub's own retries), bundle (a copy that another
-worker deleted, a damaged part), media.deliver (an upload), and the door (a poll, a result).
+What else is retried is decided elsewhere: in weights by `download` (an attempt that made progress
+does not count), `parallel` (a range, inside hf_transfer) and `push` (huggingface_hub's retries); in
+bundle by `stream` and `prepare` (a download that another worker deleted); in families (a damaged
+part, what ran out of memory); in media by `deliver` (an upload); in doors.runpod by `take` (a poll)
+and `post` (a result).
 """
 
 from collections.abc import Callable, Iterator
@@ -17,8 +19,15 @@ import stamina
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.settings import Settings
 
-# A server that does not know the method or the version of HTTP will not learn it by waiting.
+# A server, or a proxy asked for CONNECT, that does not know the method or the version of HTTP will
+# not learn it by waiting.
 PERMANENT: Final = (HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
+# Requests come too soon, or there is no way on for the moment.
+BUSY: Final = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.TOO_EARLY,
+    HTTPStatus.TOO_MANY_REQUESTS,
+)
 ADVICE: Final = {
     401: "the hub needs a token: set HF_TOKEN (and check that MODEL names an existing repository)",
     403: "the hub refuses this account: accept the model's licence on its page, and set HF_TOKEN to"
@@ -113,16 +122,18 @@ class Patience:
         )
 
 
+def is_transient_status(status: int) -> bool:
+    """Return whether a hub, or a proxy on the way to it, may answer otherwise after a wait."""
+    return status in BUSY or (
+        status >= HTTPStatus.INTERNAL_SERVER_ERROR and status not in PERMANENT
+    )
+
+
 def classify_status(
     status: int, retry_after: str | None, what: str
 ) -> AttemptFailed | WeightsUnavailable:
     """Return the error for an HTTP status of 400 or more about `what` (a repository or a file)."""
-    is_busy = status in (
-        HTTPStatus.REQUEST_TIMEOUT,
-        HTTPStatus.TOO_EARLY,
-        HTTPStatus.TOO_MANY_REQUESTS,
-    )
-    if is_busy or (status >= HTTPStatus.INTERNAL_SERVER_ERROR and status not in PERMANENT):
+    if is_transient_status(status):
         return AttemptFailed(f"the hub answered {status}", _seconds(retry_after))
     kind = Missing if status == HTTPStatus.NOT_FOUND else WeightsUnavailable
     return kind(f"{what}: {ADVICE.get(status, 'the hub refuses the request')} (status {status})")

@@ -5,7 +5,6 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator
-from http import HTTPStatus
 from json import JSONDecodeError
 from typing import Final
 
@@ -13,7 +12,7 @@ import requests
 import urllib3
 
 from worker.errors import WeightsUnavailable
-from worker.weights.retry import AttemptFailed
+from worker.weights.retry import AttemptFailed, is_transient_status
 
 # httpx's own errors (huggingface_hub 1 uses httpx, 2 uses httpx2; neither is imported here), by
 # class name: those of the network, and among them those that are the request's own fault.
@@ -66,12 +65,6 @@ PERMANENT_WORDS: Final = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")
 OFFLINE: Final = (
     "HF_HUB_OFFLINE is set, and this is not on the machine: unset it (and TRANSFORMERS_OFFLINE), or"
     " prepare the bundle where the hub can be reached"
-)
-# What a proxy answers when requests come too soon, or when it has no way on for now.
-PROXY_BUSY: Final = (
-    HTTPStatus.REQUEST_TIMEOUT,
-    HTTPStatus.TOO_EARLY,
-    HTTPStatus.TOO_MANY_REQUESTS,
 )
 
 
@@ -134,10 +127,7 @@ def _classify_proxy(error: BaseException) -> bool | None:
     if "ProxyError" not in _httpx_kinds(error) and not isinstance(error, PROXY):
         return None
     match = STATUS.search(str(error))
-    if match is None:
-        return True
-    status = int(match[1])
-    return status in PROXY_BUSY or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return match is None or is_transient_status(int(match[1]))
 
 
 def _classify_httpx(error: BaseException) -> bool | None:

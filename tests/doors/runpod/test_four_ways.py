@@ -72,9 +72,9 @@ def test_way_3_the_sdks_own_api_server() -> None:
         assert sync["status"] == "COMPLETED"
         picture = sync["output"]["images"][0]["base64"]
         queued = post(f"{base}/run", job)
-        told = post(f"{base}/status/{queued['id']}", {})
-        assert told["status"] == "COMPLETED"
-        assert told["output"]["images"][0]["base64"] == picture
+        status = post(f"{base}/status/{queued['id']}", {})
+        assert status["status"] == "COMPLETED"
+        assert status["output"]["images"][0]["base64"] == picture
         wrong = post(f"{base}/runsync", {"input": {"prompt": 7}})
         assert wrong["status"] == "FAILED"
         assert wrong["error"].startswith("INVALID_INPUT: prompt")
@@ -85,8 +85,8 @@ def served_at(process: Process) -> str:
     """Return the address that the server says it has, once it listens."""
     end = time.monotonic() + START_S
     while time.monotonic() < end and process.running:
-        if told := re.search(r"running on (http://127\.0\.0\.1:\d+)", process.stderr):
-            return told[1]
+        if match := re.search(r"running on (http://127\.0\.0\.1:\d+)", process.stderr):
+            return match[1]
         time.sleep(0.1)
     raise AssertionError(process.stderr)
 
@@ -96,8 +96,8 @@ def post(url: str, body: Any) -> dict[str, Any]:
         url, json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=JOB_S) as response:  # noqa: S310
-        told: dict[str, Any] = json.load(response)
-        return told
+        answer: dict[str, Any] = json.load(response)
+        return answer
 
 
 # Way 4, the real loop: one worker for all of these.
@@ -157,7 +157,7 @@ def worker(pod: Pod, site: int) -> Iterator[Process]:
         assert not worker.relatives()
 
 
-def drawn(pod: Pod, **job_input: Any) -> dict[str, Any]:
+def generate(pod: Pod, **job_input: Any) -> dict[str, Any]:
     """Return the output of a job that must succeed."""
     job = pod.answer(pod.submit({"prompt": "a red fox in fresh snow", **job_input}), JOB_S)
     assert job.status == "COMPLETED", job.error
@@ -186,7 +186,7 @@ def opened(output: dict[str, Any]) -> Image.Image:
 
 @pytest.mark.slow
 def test_text_to_image(pod: Pod, worker: Process) -> None:
-    output = drawn(pod, seed=42)
+    output = generate(pod, seed=42)
     assert output["task"] == "text-to-image"
     assert output["lightning_enabled"] is True
     assert output["true_cfg_scale"] == 1.0
@@ -204,7 +204,7 @@ def test_edit_by_base64_data_uri_and_url_is_the_same_edit(
     text = base64.b64encode(photo).decode()
     uri = f"data:image/png;base64,{text}"
     ways = (text, uri, f"http://127.0.0.1:{site}/photo.png")
-    outputs = [drawn(pod, image=way, seed=1) for way in ways]
+    outputs = [generate(pod, image=way, seed=1) for way in ways]
     assert {output["task"] for output in outputs} == {"edit"}
     assert len({picture(output) for output in outputs}) == 1
     image = outputs[0]["images"][0]
@@ -216,45 +216,45 @@ def test_edit_by_base64_data_uri_and_url_is_the_same_edit(
 def test_the_second_job_loads_nothing_again(pod: Pod, worker: Process, photo: bytes) -> None:
     opened_before = len(worker.log("model warm"))
     assert opened_before == 2
-    drawn(pod)
-    drawn(pod, image=base64.b64encode(photo).decode())
+    generate(pod)
+    generate(pod, image=base64.b64encode(photo).decode())
     assert len(worker.log("model warm")) == opened_before
 
 
 @pytest.mark.slow
 def test_two_jobs_share_nothing(pod: Pod, worker: Process, photo: bytes) -> None:
-    first = drawn(pod, seed=3)
-    drawn(pod, image=base64.b64encode(photo).decode(), seed=4, num_inference_steps=4)
-    drawn(pod, prompt="a hare", lightning=False, steps=2, true_cfg_scale=3.0, seed=5)
-    assert picture(drawn(pod, seed=3)) == picture(first)
+    first = generate(pod, seed=3)
+    generate(pod, image=base64.b64encode(photo).decode(), seed=4, num_inference_steps=4)
+    generate(pod, prompt="a hare", lightning=False, steps=2, true_cfg_scale=3.0, seed=5)
+    assert picture(generate(pod, seed=3)) == picture(first)
     assert worker.running
 
 
 @pytest.mark.slow
 def test_the_seed_makes_the_picture(pod: Pod, worker: Process) -> None:
-    zero = drawn(pod, seed=0)
+    zero = generate(pod, seed=0)
     assert zero["seed"] == 0
-    assert picture(drawn(pod, seed=0)) == picture(zero)
-    assert picture(drawn(pod, seed=1)) != picture(zero)
-    chance = drawn(pod)
-    assert picture(drawn(pod, seed=chance["seed"])) == picture(chance)
-    assert drawn(pod, seed=-1)["seed"] >= 0
+    assert picture(generate(pod, seed=0)) == picture(zero)
+    assert picture(generate(pod, seed=1)) != picture(zero)
+    chance = generate(pod)
+    assert picture(generate(pod, seed=chance["seed"])) == picture(chance)
+    assert generate(pod, seed=-1)["seed"] >= 0
     assert worker.running
 
 
 @pytest.mark.slow
 def test_picture_i_of_several_is_the_picture_of_its_own_seed(pod: Pod, worker: Process) -> None:
-    output = drawn(pod, seed=10, num_images=3)
+    output = generate(pod, seed=10, num_images=3)
     assert [image["seed"] for image in output["images"]] == [10, 11, 12]
     assert len({picture(output, i) for i in range(3)}) == 3
-    assert picture(drawn(pod, seed=12)) == picture(output, 2)
+    assert picture(generate(pod, seed=12)) == picture(output, 2)
     assert worker.running
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["png", "jpeg", "jpg", "webp"])
 def test_every_format(pod: Pod, worker: Process, name: str) -> None:
-    output = drawn(pod, output_format=name, seed=2)
+    output = generate(pod, output_format=name, seed=2)
     known = "jpeg" if name == "jpg" else name
     assert output["images"][0]["mime_type"] == f"image/{known}"
     assert (opened(output).format or "").lower() == known
@@ -263,15 +263,15 @@ def test_every_format(pod: Pod, worker: Process, name: str) -> None:
 
 @pytest.mark.slow
 def test_a_data_url_instead_of_base64(pod: Pod, worker: Process) -> None:
-    output = drawn(pod, response_format="data_url", seed=2)
+    output = generate(pod, response_format="data_url", seed=2)
     head, _, text = output["images"][0]["data_url"].partition(",")
     assert head == "data:image/png;base64"
-    assert text == picture(drawn(pod, seed=2))
+    assert text == picture(generate(pod, seed=2))
     assert worker.running
 
 
 @pytest.mark.slow
-def test_what_is_wrong_is_told(pod: Pod, worker: Process) -> None:
+def test_what_is_wrong_is_reported(pod: Pod, worker: Process) -> None:
     invalid = refused(pod, prompt="", width=3)
     assert {detail["field"] for detail in invalid["details"]} == {"prompt", "width"}
     assert refused(pod, prompt="x", model="dall-e")["error_code"] == "MODEL_NOT_SERVED"
@@ -285,7 +285,7 @@ def test_what_is_wrong_is_told(pod: Pod, worker: Process) -> None:
 
 @pytest.mark.slow
 def test_capabilities_and_health(pod: Pod, worker: Process) -> None:
-    drawn(pod)
+    generate(pod)
     able = pod.answer(pod.submit({"op": "capabilities"}), JOB_S).output
     assert {task for model in able["models"] for task in model["tasks"]} == {
         "text-to-image",
@@ -299,7 +299,7 @@ def test_capabilities_and_health(pod: Pod, worker: Process) -> None:
 
 
 @pytest.mark.slow
-def test_progress_is_told_while_it_draws(pod: Pod, worker: Process) -> None:
+def test_progress_is_reported_while_it_runs(pod: Pod, worker: Process) -> None:
     job_id = pod.submit({"prompt": "slow", "lightning": False, "steps": 100, "true_cfg_scale": 4})
     job = pod.answer(job_id, JOB_S)
     assert job.status == "COMPLETED"
@@ -311,11 +311,11 @@ def test_progress_is_told_while_it_draws(pod: Pod, worker: Process) -> None:
 
 @pytest.mark.slow
 def test_a_cancel_stops_the_sampler_and_the_next_job_is_right(pod: Pod, worker: Process) -> None:
-    before = drawn(pod, seed=6)
+    before = generate(pod, seed=6)
     job_id = pod.submit({"prompt": "slow", "lightning": False, "steps": 100, "true_cfg_scale": 4})
     pod.until(lambda: pod.jobs[job_id].progress)
     pod.cancel(job_id)
-    assert picture(drawn(pod, seed=6)) == picture(before)
+    assert picture(generate(pod, seed=6)) == picture(before)
     assert pod.jobs[job_id].answers == 0
     (entry,) = [e for e in worker.log("job cancelled") if e["job_id"] == job_id]
     assert entry["total_ms"] < 20_000
@@ -340,11 +340,11 @@ def test_the_official_client_works_against_it(
     slow = endpoint.run({"prompt": "slow", "lightning": False, "steps": 100})
     slow.cancel()
     assert slow.status() == "CANCELLED"
-    stranger = runpod.Endpoint(pod.endpoint, api_key="not the key")
+    unknown = runpod.Endpoint(pod.endpoint, api_key="not the key")
     with pytest.raises(RuntimeError, match="401"):
-        stranger.health()
+        unknown.health()
     endpoint.rp_client.rp_session.close()
-    stranger.rp_client.rp_session.close()
+    unknown.rp_client.rp_session.close()
     assert worker.running
 
 

@@ -74,8 +74,8 @@ def is_right(pod: Pod, job_id: str) -> bool:
 def failed(job: Job, code: str) -> bool:
     """Whether the job has one answer: this failure."""
     assert job.error is not None
-    told = job.output["error_code"], job.error.split(":")[0], job.status, job.answers
-    return told == (code, code, "FAILED", 1)
+    found = job.output["error_code"], job.error.split(":")[0], job.status, job.answers
+    return found == (code, code, "FAILED", 1)
 
 
 def test_a_job_is_answered_with_its_picture(pod: Pod, worker: Process) -> None:
@@ -109,15 +109,15 @@ def test_an_input_that_is_no_wish_is_answered(pod: Pod, worker: Process, given: 
     assert worker.running
 
 
-def test_a_bug_tells_the_caller_a_reference_and_the_log_the_rest(pod: Pod, worker: Process) -> None:
+def test_a_bug_gives_the_caller_a_reference_and_the_log_the_rest(pod: Pod, worker: Process) -> None:
     job = pod.answer(pod.submit({"prompt": "bug"}))
     assert failed(job, "INTERNAL")
     assert job.error is not None
     reference = job.error.split()[-1]
     (entry,) = [e for e in worker.log("bug") if e["reference"] == reference]
     assert "secret/place" in entry["exception"]
-    told = json.dumps(job.describe())
-    assert not any(word in told for word in ("secret", "Traceback", "/root", ".py", "internal."))
+    text = json.dumps(job.describe())
+    assert not any(word in text for word in ("secret", "Traceback", "/root", ".py", "internal."))
 
 
 def test_a_reply_over_budget_becomes_a_smaller_format_if_that_was_left_open(
@@ -251,7 +251,7 @@ def test_progress_stays_in_order_when_the_platform_is_slow_or_fails(
 
 
 @pytest.mark.parametrize("fault", [500, 502, "garbage", "html", "drop"], ids=str)
-def test_a_platform_in_trouble_is_asked_again(pod: Pod, worker: Process, fault: int | str) -> None:
+def test_a_platform_in_trouble_is_polled_again(pod: Pod, worker: Process, fault: int | str) -> None:
     faults = len(pod.seen("fault"))
     pod.misbehave("job-take", fault)
     assert is_right(pod, pod.submit({"prompt": "a fox"}))
@@ -260,7 +260,7 @@ def test_a_platform_in_trouble_is_asked_again(pod: Pod, worker: Process, fault: 
     assert worker.running
 
 
-def test_a_busy_platform_is_asked_again_after_five_seconds(pod: Pod, worker: Process) -> None:
+def test_a_busy_platform_is_polled_again_after_five_seconds(pod: Pod, worker: Process) -> None:
     pod.misbehave("job-take", 429)
     assert is_right(pod, pod.submit({"prompt": "a fox"}))
     (fault,) = pod.until(lambda: [e for e in pod.seen("fault") if e.data == ("job-take", 429)])

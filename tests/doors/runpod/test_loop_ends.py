@@ -1,4 +1,4 @@
-"""However a worker ends, no job is lost and nothing of it stays behind."""
+"""However a worker ends, no job is lost and nothing of it is left."""
 
 import itertools
 import os
@@ -150,9 +150,9 @@ def test_a_lost_device_ends_the_worker_and_a_job_that_waits_here_is_answered_too
         third = pod.submit({"prompt": "for another worker"})
         gate.open()
         assert pod.answer(lost).output["error_code"] == "DEVICE_LOST"
-        told = pod.answer(waiting)
-        assert told.output["error_code"] == "WORKER_NOT_READY"
-        assert told.output["retryable"] is True
+        answer = pod.answer(waiting)
+        assert answer.output["error_code"] == "WORKER_NOT_READY"
+        assert answer.output["retryable"] is True
         assert ended(worker) == 1
         assert [pod.jobs[i].answers for i in (lost, waiting, third)] == [1, 1, 0]
         assert pod.jobs[third].status == "IN_QUEUE"
@@ -185,7 +185,9 @@ def test_a_killed_worker_leaves_no_heartbeat(pod: Pod, start: Start) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a process namespace needs root")
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_as_process_1_of_a_container_it_ends_whole(pod: Pod, start: Start, signum: int) -> None:
+def test_as_process_1_of_a_container_it_ends_completely(
+    pod: Pod, start: Start, signum: int
+) -> None:
     """The kernel ignores a signal to process 1 that it has no handler for."""
     prefix = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
     with start(prefix=prefix) as worker:
@@ -252,7 +254,7 @@ def test_sigterm_during_a_cold_start_ends_it(pod: Pod, start: Start) -> None:
     ],
     ids=["gated", "full", "settings", "bug"],
 )
-def test_a_start_that_failed_for_good_tells_callers_why(
+def test_a_start_that_failed_for_good_answers_callers_with_why(
     pod: Pod, start: Start, environ: dict[str, str], reason: str
 ) -> None:
     with start(STANDIN_REFUSE_S="3600", **environ) as worker:
@@ -266,7 +268,7 @@ def test_a_start_that_failed_for_good_tells_callers_why(
         assert ended(worker) == 1
 
 
-def test_a_start_that_failed_for_good_is_told_for_a_while_and_then_the_worker_exits(
+def test_a_start_that_failed_for_good_is_reported_for_a_while_and_then_the_worker_exits(
     pod: Pod, start: Start
 ) -> None:
     with start(STANDIN_BOOT="gated", STANDIN_REFUSE_S="0.5") as worker:
@@ -275,9 +277,7 @@ def test_a_start_that_failed_for_good_is_told_for_a_while_and_then_the_worker_ex
         assert pod.seen("poll")
 
 
-def test_a_start_that_another_try_may_mend_exits_without_taking_a_job(
-    pod: Pod, start: Start
-) -> None:
+def test_a_start_that_a_retry_may_fix_exits_without_taking_a_job(pod: Pod, start: Start) -> None:
     with start(STANDIN_BOOT="hub") as worker:
         assert worker.wait() == 1
         assert gone(worker)
@@ -285,7 +285,7 @@ def test_a_start_that_another_try_may_mend_exits_without_taking_a_job(
         assert worker.log("start failed")
 
 
-def test_prefetch_takes_the_next_job_while_one_runs_but_draws_it_after(
+def test_prefetch_takes_the_next_job_while_one_runs_but_runs_it_after(
     pod: Pod, start: Start, gate: Gate
 ) -> None:
     with start(PREFETCH="true") as worker:

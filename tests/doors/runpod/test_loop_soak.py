@@ -38,7 +38,7 @@ def noise(seed: int, size: float) -> Callable[[], float]:
     [
         lambda _: 100.0,
         lambda n: min(119.0, 100 + n / 4),  # grows while it warms up
-        lambda n: 100 + 12 * (n % 20 < 6),  # a third of the time something large is held
+        lambda n: 100 + 12 * (n % 20 < 6),  # a third of the time something large is loaded
         lambda n: 100 + 3 * (n > 120),  # once, for good
         lambda n: 120 - n / 50,
         # what was measured with a heap a thread, by tenths of the run
@@ -62,15 +62,15 @@ def test_what_does_not_go_on_growing_is_no_leak(memory: Callable[[int], float], 
     ],
     ids=["steady", "late", "on and off", "steps"],
 )
-def test_what_goes_on_growing_is_told(memory: Callable[[int], float], seed: int) -> None:
+def test_what_keeps_growing_is_reported(memory: Callable[[int], float], seed: int) -> None:
     some = noise(seed, 2.0)
-    (told,) = soak.find_leaks(samples(lambda n: memory(n) + some(), lambda _: 9))
-    assert told.startswith("memory grew by ")
+    (finding,) = soak.find_leaks(samples(lambda n: memory(n) + some(), lambda _: 9))
+    assert finding.startswith("memory grew by ")
 
 
-def test_a_thread_in_twenty_samples_is_told() -> None:
-    (told,) = soak.find_leaks(samples(lambda _: 100.0, lambda n: 9 + n // 20))
-    assert told.startswith("threads grew by ")
+def test_a_thread_in_twenty_samples_is_reported() -> None:
+    (finding,) = soak.find_leaks(samples(lambda _: 100.0, lambda n: 9 + n // 20))
+    assert finding.startswith("threads grew by ")
 
 
 def test_a_run_too_short_to_be_judged_has_grown_by_nothing() -> None:

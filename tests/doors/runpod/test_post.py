@@ -75,14 +75,14 @@ def test_a_result_is_not_given_up_for_a_dozen_failures() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404, 410, 499])
-def test_a_result_that_is_refused_is_not_posted_again_and_that_is_told(status: int) -> None:
+def test_a_result_that_is_refused_is_not_posted_again_and_that_is_logged(status: int) -> None:
     got, (line,) = posted(status, body="12345")
     assert len(got) == 1
     assert (line["event"], line["status"], line["bytes"]) == ("answer refused", status, 5)
     assert line["log_level"] == "error"
 
 
-def test_a_result_that_is_never_taken_is_given_up_and_that_is_told(
+def test_a_result_that_is_never_taken_is_given_up_and_that_is_logged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(post, "TOTAL_S", 0.3)
@@ -92,7 +92,9 @@ def test_a_result_that_is_never_taken_is_given_up_and_that_is_told(
     assert line["log_level"] == "error"
 
 
-def test_a_platform_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_platform_that_does_not_answer_gets_the_result_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(post, "ATTEMPT_S", 0.3)
     got, lines = posted(HANG, 200)
     assert len(got) == 2

@@ -165,7 +165,7 @@ def test_the_guard_needs_the_place_where_results_are_sent(monkeypatch: pytest.Mo
 
 def test_only_long_texts_of_a_local_tests_reply_are_left_out() -> None:
     reply = {"images": [{"base64": "x" * 10_001, "n": 1}], "prompt": "y" * 10_000, "z": None}
-    assert local.without_pictures(reply) == {
+    assert local.omit_pictures(reply) == {
         "images": [{"base64": "<10001 characters>", "n": 1}],
         "prompt": "y" * 10_000,
         "z": None,

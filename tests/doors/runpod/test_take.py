@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from worker.doors.runpod import take
-from worker.doors.runpod.take import Job, Taker
+from worker.doors.runpod.take import TakenJob, Taker
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -44,15 +44,15 @@ def response(status: str, body: bytes) -> bytes:
     return head.encode() + b"\r\nConnection: close\r\n\r\n" + body
 
 
-async def left(answer: Answer) -> tuple[list[Job], float]:
+async def left(answer: Answer) -> tuple[list[TakenJob], float]:
     """Leave while a poll is open; return what it took and how long it took over that."""
     polled = asyncio.Event()
 
-    async def told(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         polled.set()
         await answer(reader, writer)
 
-    async with platform(told) as taker:
+    async with platform(serve_one) as taker:
         taking = asyncio.create_task(taker.take(1))
         asked = asyncio.create_task(polled.wait())
         await asyncio.wait({taking, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -89,7 +89,7 @@ def test_leaving_ends_at_once_when_the_platform_hangs_up() -> None:
     assert jobs == []
 
 
-def test_leaving_does_not_wait_for_ever_for_a_platform_that_does_not_hang_up(
+def test_leaving_does_not_wait_forever_for_a_platform_that_does_not_hang_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(take, "LEAVE_S", 0.3)
@@ -114,7 +114,7 @@ def test_jobs_come_alone_or_in_lists_and_need_an_id() -> None:
         writer.write(response("200 OK", json.dumps(next(answers)).encode()))
         await writer.drain()
 
-    async def taken() -> list[list[Job]]:
+    async def taken() -> list[list[TakenJob]]:
         async with platform(next_answer) as taker:
             return [await taker.take(1), await taker.take(5)]
 
@@ -135,7 +135,7 @@ class Hasty(Taker):
         self.pauses.append(seconds)
 
 
-def paused(*answers: bytes) -> tuple[list[list[Job]], list[float], list[str]]:
+def paused(*answers: bytes) -> tuple[list[list[TakenJob]], list[float], list[str]]:
     """Return the jobs of each take, the pauses after them, and why no job was taken."""
     left_over = list(answers)
 
@@ -147,7 +147,7 @@ def paused(*answers: bytes) -> tuple[list[list[Job]], list[float], list[str]]:
         writer.close()
         await writer.wait_closed()
 
-    async def case() -> tuple[list[list[Job]], list[float]]:
+    async def case() -> tuple[list[list[TakenJob]], list[float]]:
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         async with server, Hasty(lambda n: f"http://127.0.0.1:{port}/take?n={n}", {}) as taker:
@@ -166,14 +166,14 @@ BROKEN = response("500 Internal Server Error", b"")
 BUSY = response("429 Too Many Requests", b"")
 
 
-def test_a_platform_in_trouble_is_asked_less_and_less_until_it_answers() -> None:
+def test_a_platform_in_trouble_is_polled_less_and_less_until_it_answers() -> None:
     jobs, pauses, reasons = paused(*[BROKEN] * 7, ONE, BROKEN, NOTHING, BROKEN)
     assert jobs[7] == [{"id": "a", "input": None}]
     assert pauses == [1, 2, 4, 8, 16, 30, 30, 1, 0.2, 1]
     assert reasons == ["status 500"] * 9
 
 
-def test_a_busy_platform_is_asked_again_after_five_seconds() -> None:
+def test_a_busy_platform_is_polled_again_after_five_seconds() -> None:
     _, pauses, reasons = paused(BUSY, BUSY, BROKEN, BUSY, BROKEN)
     assert pauses == [5, 5, 1, 5, 2]
     assert reasons == ["status 429", "status 429", "status 500", "status 429", "status 500"]
@@ -227,7 +227,7 @@ def test_a_poll_that_the_platform_holds_too_long_is_no_trouble(
     async def hold(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
-    async def case() -> list[Job]:
+    async def case() -> list[TakenJob]:
         async with platform(hold) as taker:
             return await taker.take(1)
 
@@ -246,7 +246,7 @@ def test_trouble_while_leaving_is_not_waited_for() -> None:
     assert lines == []
 
 
-def test_as_many_jobs_are_asked_for_as_there_is_room_for() -> None:
+def test_as_many_jobs_are_requested_as_there_is_room_for() -> None:
     asked: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

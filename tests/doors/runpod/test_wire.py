@@ -37,12 +37,12 @@ def test_a_job_is_what_runpods_dict_says() -> None:
 def test_a_jobs_own_bucket_is_read_before_the_job_is_handed_on() -> None:
     job = wire.read({"id": "a", "s3Config": {**BUCKET, "acl": "x"}}, settings.read({}))
     assert job.bucket is not None
-    assert job.bucket.usable().address("k") == "https://store.test/b/k"
+    assert job.bucket.require().address("k") == "https://store.test/b/k"
     assert job.bucket.endpoint_field == "s3Config.endpointUrl"
     assert job.bucket.warnings == ("s3Config.acl: is not a known key",)
 
 
-def test_what_is_wrong_with_a_bucket_is_told_after_what_is_wrong_with_the_input() -> None:
+def test_what_is_wrong_with_a_bucket_is_reported_after_what_is_wrong_with_the_input() -> None:
     given = {"id": "a", "input": {"prompt": "x"}, "s3Config": {}}
     job = wire.read(given, settings.read({}))
     assert failed(job).details[0].field == "s3Config.endpointUrl"
@@ -78,17 +78,17 @@ def test_progress_is_announced_by_the_id_as_text() -> None:
 
 def test_a_failure_without_warnings_has_no_such_key() -> None:
     failure = Failure("X", "internal", True, "why", (Detail("a", "b"),), ())
-    told = {
+    expected = {
         "error": "X: why",
         "error_code": "X",
         "error_type": "internal",
         "retryable": True,
         "details": [{"field": "a", "message": "b"}],
     }
-    assert wire.output(failure) == told
-    assert list(wire.output(failure)) == list(told)
+    assert wire.format_answer(failure) == expected
+    assert list(wire.format_answer(failure)) == list(expected)
     warned = Failure("X", "internal", True, "why", (), ("w",))
-    assert list(wire.output(warned))[-1] == "warnings"
+    assert list(wire.format_answer(warned))[-1] == "warnings"
 
 
 # A job of another door.

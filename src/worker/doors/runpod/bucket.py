@@ -1,4 +1,4 @@
-"""A job's own bucket as RunPod's callers write it: the object `s3Config` beside the input."""
+"""A job's own bucket as RunPod's callers write it: the object `s3Config` next to the input."""
 
 import difflib
 from collections.abc import Mapping
@@ -6,11 +6,11 @@ from typing import Any, Final
 
 from worker.errors import Detail, ImageFetchRefused, InvalidInput, WorkerError
 from worker.media.s3 import Bucket, CallersBucket
-from worker.media.url import check
+from worker.media.url import check_url
 from worker.settings import Settings
 
-NAME: Final = "s3Config"
-ENDPOINT: Final = f"{NAME}.endpointUrl"
+S3_CONFIG: Final = "s3Config"
+ENDPOINT: Final = f"{S3_CONFIG}.endpointUrl"
 # The keys of a job's own bucket, and whether it must have them.
 BUCKET_KEYS: Final[Mapping[str, bool]] = {
     "endpointUrl": True,
@@ -26,21 +26,21 @@ MOST_UNKNOWN: Final = 10
 
 
 def callers_bucket(given: Any, settings: Settings) -> CallersBucket | None:
-    """Return the bucket that a job brings, with what is wrong with it; None where there is none.
+    """Return the bucket that a job brings, or what is wrong with it; None if it brings none.
 
-    Its endpoint obeys the policy for image URLs. Raises InvalidInput when it is no object.
+    The policy for image URLs applies to its endpoint. Raises InvalidInput if it is not an object.
     """
     if given is None:
         return None
     if not isinstance(given, dict):
         message = "must be an object"
-        raise InvalidInput(f"{NAME}: {message}", details=[Detail(NAME, message)])
+        raise InvalidInput(f"{S3_CONFIG}: {message}", details=[Detail(S3_CONFIG, message)])
     unknown = _unknown_keys(given)
     try:
         bucket: Bucket | WorkerError = _read(given, unknown, settings)
     except (InvalidInput, ImageFetchRefused) as error:
         bucket = error
-    return CallersBucket(bucket, ENDPOINT, tuple(map(_text, unknown)))
+    return CallersBucket(bucket, ENDPOINT, tuple(map(_format, unknown)))
 
 
 def _read(given: Mapping[str, Any], unknown: list[Detail], settings: Settings) -> Bucket:
@@ -52,7 +52,7 @@ def _read(given: Mapping[str, Any], unknown: list[Detail], settings: Settings) -
         if value is None and not is_required:
             continue
         if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_VALUE:
-            details.append(Detail(f"{NAME}.{key}", "must be a string that is not empty"))
+            details.append(Detail(f"{S3_CONFIG}.{key}", "must be a string that is not empty"))
         else:
             values[key] = value.strip()
     if not details:
@@ -65,21 +65,21 @@ def _read(given: Mapping[str, Any], unknown: list[Detail], settings: Settings) -
                 region=values.get("region"),
                 session_token=values.get("sessionToken"),
             )
-            check(bucket.address("probe"), settings)
+            check_url(bucket.address("probe"), settings)
         except ImageFetchRefused as error:
             detail = Detail(ENDPOINT, error.message)
-            raise ImageFetchRefused(_text(detail), details=[detail]) from None
+            raise ImageFetchRefused(_format(detail), details=[detail]) from None
         except ValueError as error:
-            details.append(Detail(NAME, str(error)))
+            details.append(Detail(S3_CONFIG, str(error)))
         else:
             if not (unknown and settings.strict_input):
                 return bucket
     details += unknown
-    raise InvalidInput("; ".join(map(_text, details)), details=details)
+    raise InvalidInput("; ".join(map(_format, details)), details=details)
 
 
 def _unknown_keys(given: Mapping[str, Any]) -> list[Detail]:
-    """Return the keys that mean nothing here, with what they may be meant for."""
+    """Return a fault for each unknown key, with the known one that was probably meant."""
     names = {name.lower(): name for name in BUCKET_KEYS}
     details = []
     for key in [key for key in given if key not in BUCKET_KEYS][:MOST_UNKNOWN]:
@@ -90,9 +90,9 @@ def _unknown_keys(given: Mapping[str, Any]) -> list[Detail]:
             if close
             else "is not a known key"
         )
-        details.append(Detail(f"{NAME}.{shown[:LONGEST_NAME]}", message))
+        details.append(Detail(f"{S3_CONFIG}.{shown[:LONGEST_NAME]}", message))
     return details
 
 
-def _text(detail: Detail) -> str:
+def _format(detail: Detail) -> str:
     return f"{detail.field}: {detail.message}"

@@ -16,7 +16,8 @@ class RunPod:
     """One run of the SDK's loop, and the ways to end it.
 
     It serves in the SDK's four ways: the platform's jobs, `--rp_serve_api`, `--test_input` and
-    test_input.json. 0 after SIGTERM, SIGINT or REFRESH_WORKER; not 0 after a failed local test.
+    test_input.json. The exit code is 0 after SIGTERM, SIGINT or REFRESH_WORKER, and not 0 after a
+    failed local test.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -24,35 +25,35 @@ class RunPod:
         self._scaler: Any = None
 
     def listen(self) -> None:
-        """Do nothing: nobody looks for a worker of a queue before it takes a job."""
+        """Do nothing: a worker of a queue is not visible before it takes a job."""
 
     def serve(self, handle: Handle, until: Callable[[], bool]) -> int:
         """Serve the SDK's jobs; see Door."""
         announce = self._announce if self._settings.on_platform else None
-        answer = wire.handler(handle, self._settings, announce)
+        answer = wire.make_handler(handle, self._settings, announce)
 
-        async def served(given: dict[str, Any]) -> dict[str, Any]:
+        async def serve_one(given: dict[str, Any]) -> dict[str, Any]:
             try:
                 return await answer(given)
             finally:
                 if until():
                     self._leave()
 
-        return self._loop(served)
+        return self._run(serve_one)
 
     def refuse(self, error: WorkerError, seconds: float) -> None:
-        """Answer the platform's jobs with why there is nobody to do them; see Door."""
+        """Answer the platform's jobs with why they cannot be done; see Door."""
 
-        async def refused(given: dict[str, Any]) -> dict[str, Any]:
+        async def refuse_one(given: dict[str, Any]) -> dict[str, Any]:
             log.get().warning("job refused", job_id=given["id"], error_code=error.code)
-            return wire.output(reply.failure(error))
+            return wire.format_answer(reply.failure(error))
 
-        self._loop(refused, seconds)
+        self._run(refuse_one, seconds)
 
-    def _loop(self, handle: Handler, seconds: float | None = None) -> int:
-        """Run the SDK's start() to its end, of itself after `seconds`; return the exit code."""
+    def _run(self, handle: Handler, seconds: float | None = None) -> int:
+        """Run the SDK's start() to its end, or for `seconds`; return the exit code."""
 
-        def made(scaler: Any) -> None:
+        def adopt(scaler: Any) -> None:
             self._scaler = scaler
             log.get().info("ready")
             if seconds is not None:
@@ -60,15 +61,15 @@ class RunPod:
 
         settings = self._settings
         serverless = sdk.load()
-        sdk.patch(settings.log_level, made)
-        # A second job taken beside the first would be lost with the pod that the first one's
-        # answer stops.
-        two = settings.prefetch and not settings.refresh_worker
+        sdk.patch(settings.log_level, adopt)
+        # A second job taken along with the first would be lost with the pod, which stops at the
+        # first one's answer.
+        takes_two = settings.prefetch and not settings.refresh_worker
         config: dict[str, Any] = {
             "refresh_worker": settings.refresh_worker,
-            "concurrency_modifier": lambda _: 2 if two else 1,
+            "concurrency_modifier": lambda _: 2 if takes_two else 1,
         }
-        config["handler"] = handle if settings.on_platform else local.printed(handle, config)
+        config["handler"] = handle if settings.on_platform else local.add_printing(handle, config)
         try:
             serverless.start(config)
         except SystemExit as end:
@@ -79,7 +80,7 @@ class RunPod:
         return 0
 
     def _leave(self) -> None:
-        """Take no further job, and end after the answers to those that were taken."""
+        """Take no further job, and end once those that were taken have their answers."""
         if self._scaler is not None:
             self._scaler.leave()
 

@@ -12,18 +12,18 @@ from worker import log
 TOTAL_S: Final = 120.0
 ATTEMPT_S: Final = 60.0  # 20 MB at 3 Mbit/s
 LONGEST_WAIT_S: Final = 10.0
-AGAIN: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
+RETRIED: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
 
 
 class _TryAgainError(Exception):
-    """The platform did not take the result, and may take it later."""
+    """The platform did not accept the result, and may accept it later."""
 
 
 async def transmit(session: aiohttp.ClientSession, url: str, body: str) -> None:
-    """Post a result, again and again for TOTAL_S where that may help; never raises but cancelled.
+    """Post a result, retrying for TOTAL_S where that may help; raises nothing but CancelledError.
 
-    The SDK's own (rp_http._transmit of runpod 1.12) tries three times after a 5xx, but gives a
-    result up at the first dropped connection, timeout or 429.
+    The SDK's own function (rp_http._transmit of runpod 1.12) tries three times after a 5xx, but
+    gives up a result at the first dropped connection, timeout or 429.
     """
     try:
         async for attempt in stamina.retry_context(
@@ -35,22 +35,22 @@ async def transmit(session: aiohttp.ClientSession, url: str, body: str) -> None:
             wait_jitter=0.5,
         ):
             with attempt:
-                await _once(session, url, body.encode())
+                await _post_once(session, url, body.encode())
     except _TryAgainError as error:
         log.get().error("answer lost", reason=str(error))
 
 
-async def _once(session: aiohttp.ClientSession, url: str, body: bytes) -> None:
+async def _post_once(session: aiohttp.ClientSession, url: str, body: bytes) -> None:
     timeout = aiohttp.ClientTimeout(total=ATTEMPT_S)
     headers = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded"}
     try:
-        # a file, not bytes: aiohttp sends those in one go, which holds up the event loop
+        # a file, not bytes: aiohttp sends bytes in one go, which blocks the event loop
         data = io.BytesIO(body)
         async with session.post(url, data=data, headers=headers, timeout=timeout) as response:
             status = response.status
     except (aiohttp.ClientError, OSError) as error:
         raise _TryAgainError(type(error).__name__) from error
-    if status in AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status in RETRIED or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise _TryAgainError(f"status {status}")
     if status >= HTTPStatus.BAD_REQUEST:
         log.get().error("answer refused", status=status, bytes=len(body))

@@ -1,16 +1,16 @@
-"""The SDK's worker loop, made to lose no job: its class with the parts that do replaced.
+"""The SDK's worker loop, with the parts of its class that lose jobs replaced.
 
-What is wrong in runpod 1.12 (rp_scale.JobScaler) and is mended here:
+What is wrong in runpod 1.12 (rp_scale.JobScaler) and fixed here:
 - On SIGTERM, refresh_worker and a fatal error the job long-poll stays open for up to 90 s after
-  the runner has ended, and a job handed out in that time is lost. Here taking ends first, then the
+  the runner has ended, and a job handed out in that time is lost. Here polling ends first, then the
   jobs that were taken, then the rest.
-- A cancel is not heard any more while the last jobs finish, and is lost for a job that was taken
-  but has not started; a task cancelled before its first step counts as in progress for ever.
-- A slot that is full is looked at once a second, and the queue ten times a second: each job costs
-  more than an idle second. Here a job starts when it is taken, and the next is taken when it ends.
+- Cancels are not received while the last jobs finish, and a cancel of a job that was taken but has
+  not started is lost; a task cancelled before its first step counts as in progress forever.
+- A full slot is checked once per second, and the queue ten times per second: each job costs more
+  than an idle second. Here a job starts when it is taken, and the next is taken when it ends.
 - A result is given up at the first dropped connection (worker.doors.runpod.post).
 - A malformed entry in a batch ends the process; one without an input is dropped without an answer;
-  and a platform that answers 500 is asked again without a pause.
+  and a platform that answers 500 is polled again without a pause.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from runpod.http_client import AsyncClientSession, get_auth_header
 from runpod.serverless.modules import rp_http, rp_job, rp_scale
 
 from worker import log
-from worker.doors.runpod.take import Job, Taker
+from worker.doors.runpod.take import TakenJob, Taker
 
 # How long the cancel of a job that has not started is remembered; the same id may come back later.
 STOP_S: Final = 10.0
@@ -53,7 +53,7 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
             self._taker.leave()
 
     def leave_after(self, seconds: float) -> None:
-        """Let a run that has not begun end by itself after this many seconds."""
+        """Make a run that has not begun leave after this many seconds."""
         self._seconds = seconds
 
     def kill_worker(self) -> None:
@@ -61,7 +61,7 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
         self.leave()
 
     def handle_shutdown(self, signum: int, frame: object) -> None:
-        """Leave on SIGTERM or SIGINT; called between two bytecodes of whatever runs."""
+        """Leave on SIGTERM or SIGINT; called between any two bytecodes."""
         del frame
         log.get().info("leaving", signal=signal.Signals(signum).name)
         self._leaving = True
@@ -69,7 +69,7 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
             self._loop.call_soon_threadsafe(self.leave)
 
     async def run(self) -> None:
-        """Take jobs and run them until told to leave; then finish what was taken."""
+        """Take and run jobs until asked to leave; then finish those that were taken."""
         self._loop = asyncio.get_running_loop()
         if self._seconds is not None:
             self._loop.call_later(self._seconds, self.leave)
@@ -86,18 +86,18 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
                     await self.get_jobs(session)
                 finally:
                     while self.job_progress.get_job_count():
-                        await self._change()
+                        await self._wait_for_change()
                     self._shutdown_event.set()
                     stops.cancel()
 
     async def get_jobs(self, session: aiohttp.ClientSession) -> None:
-        """Take a job whenever a slot is free and start it, until told to leave."""
+        """Take a job whenever a slot is free and start it, until asked to leave."""
         assert self._taker is not None  # noqa: S101 - run() made it
         await self.set_scale()
         while not self._leaving:
             free = self.current_concurrency - self.job_progress.get_job_count()
             if free <= 0:
-                await self._change()
+                await self._wait_for_change()
                 continue
             for job in await self._taker.take(free):
                 if self.job_progress.get(job["id"]) is not None:
@@ -105,16 +105,16 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
                     continue
                 self._start(session, job)
 
-    def _start(self, session: aiohttp.ClientSession, job: Job) -> None:
+    def _start(self, session: aiohttp.ClientSession, job: TakenJob) -> None:
         self.job_progress.add(job["id"])
-        # handle_job counts the job off the SDK's queue, which is not used for more than that
+        # handle_job marks a job of the SDK's queue as done; the queue has no other use here
         self.jobs_queue.put_nowait(job)
         self.jobs_queue.get_nowait()
         task = asyncio.create_task(self.handle_job(session, job))
         self.jobs_tasks[job["id"]] = task
-        task.add_done_callback(_told)
+        task.add_done_callback(_log_failure)
 
-    async def handle_job(self, session: aiohttp.ClientSession, job: Job) -> None:
+    async def handle_job(self, session: aiohttp.ClientSession, job: TakenJob) -> None:
         """Run one job and post its result, unless it was cancelled before it could start."""
         self._started.add(job["id"])
         try:
@@ -138,7 +138,7 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
         return True
 
     async def progress(self, job_id: str, update: Mapping[str, Any]) -> None:
-        """Post one update of a running job; no second try, since a newer one is on its way."""
+        """Post one update of a running job, without a retry: a newer one follows."""
         assert self._session is not None  # noqa: S101 - a job runs, so run() made it
         url = rp_http.JOB_DONE_URL.replace("$ID", job_id) + "&isStream=false"
         body = json.dumps({"status": "IN_PROGRESS", "output": dict(update)})
@@ -146,14 +146,14 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
         async with self._session.post(url, data=body, headers=headers) as response:
             response.raise_for_status()
 
-    async def _change(self) -> None:
-        """Wait until a job has ended or we shall leave."""
+    async def _wait_for_change(self) -> None:
+        """Wait until a job has ended or `leave` is called."""
         await self._changed.wait()
         self._changed.clear()
 
 
-def _told(task: asyncio.Task[None]) -> None:
-    """Log what the SDK itself failed with; a cancel is no failure."""
+def _log_failure(task: asyncio.Task[None]) -> None:
+    """Log an error of the SDK itself; a cancel is not a failure."""
     error = None if task.cancelled() else task.exception()
     if error is not None:
         log.get().error("answer lost", reason=type(error).__name__)

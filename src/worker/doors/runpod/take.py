@@ -1,4 +1,4 @@
-"""Take jobs from the platform's long poll, so that none is handed to a worker that leaves."""
+"""Take jobs from the platform's long poll, so that none goes to a worker that is leaving."""
 
 import asyncio
 import contextlib
@@ -13,19 +13,19 @@ import aiohttp
 
 from worker import log
 
-HOLD_S: Final = 90.0  # what the SDK allows a poll
-LEAVE_S: Final = 2.0  # how long a platform that was told that we leave may still answer
+HOLD_S: Final = 90.0  # the SDK's own limit of a poll
+LEAVE_S: Final = 2.0  # how long the platform may still answer once our half is closed
 FIRST_WAIT_S: Final = 1.0
 LONGEST_WAIT_S: Final = 30.0
 BUSY_WAIT_S: Final = 5.0  # the SDK's own wait after 429
-# A platform that answers "no job" at once instead of holding the poll is not asked without a pause.
+# The pause after a platform answers "no job" at once instead of holding the poll.
 PAUSE_S: Final = 0.2
 
-Job = dict[str, Any]
+TakenJob = dict[str, Any]
 
 
 class TakeFailed(Exception):
-    """The platform did not answer a poll as it should; ask again after `wait_s` seconds, if set."""
+    """The platform did not answer a poll properly; poll again after `wait_s` seconds, if set."""
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
@@ -36,8 +36,8 @@ class Taker:
     """The worker's side of job-take; an async context manager.
 
     A poll that is simply dropped loses the job that is on its way. So `leave` closes only our half
-    of the connection: the platform sees that nobody will ask again and hangs up, and a job that it
-    had sent by then is still read and returned.
+    of the connection: the platform sees that no more requests follow and hangs up, and a job that
+    it has sent by then is still read and returned.
     """
 
     def __init__(self, url: Callable[[int], str], headers: Mapping[str, str]) -> None:
@@ -49,7 +49,7 @@ class Taker:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, socket_factory=self._socket),
+            connector=aiohttp.TCPConnector(limit=0, socket_factory=self._open_socket),
             headers=self._headers,
             timeout=aiohttp.ClientTimeout(total=HOLD_S),
         )
@@ -62,14 +62,14 @@ class Taker:
         """Take no further job; a poll under way returns within LEAVE_S."""
         self._leaving.set()
 
-    async def take(self, wanted: int) -> list[Job]:
-        """Return up to `wanted` jobs, each with a string `id` and an `input`; none after a while.
+    async def take(self, count: int) -> list[TakenJob]:
+        """Return up to `count` jobs, each with a string `id` and an `input`; [] if none came.
 
-        A platform in trouble is asked again after 1, 2, 4 ... 30 seconds.
+        A platform in trouble is polled again after 1, 2, 4 ... 30 seconds.
         """
         started = asyncio.get_running_loop().time()
         try:
-            jobs = await self._poll(wanted)
+            jobs = await self._poll(count)
         except TakeFailed as failure:
             if self._leaving.is_set():
                 return []
@@ -84,13 +84,13 @@ class Taker:
             await self._pause(PAUSE_S)
         return jobs
 
-    async def _poll(self, wanted: int) -> list[Job]:
-        poll = asyncio.create_task(self._ask(wanted))
+    async def _poll(self, count: int) -> list[TakenJob]:
+        poll = asyncio.create_task(self._request(count))
         leaving = asyncio.create_task(self._leaving.wait())
         try:
             await asyncio.wait({poll, leaving}, return_when=asyncio.FIRST_COMPLETED)
             end = asyncio.get_running_loop().time() + LEAVE_S
-            # More than once: aiohttp may just be connecting, or ask again on a new connection.
+            # More than once: aiohttp may still be connecting, or retry on a new connection.
             while not poll.done() and asyncio.get_running_loop().time() < end:
                 for connection in list(self._sockets):
                     with contextlib.suppress(OSError):
@@ -102,9 +102,9 @@ class Taker:
                 task.cancel()
             await asyncio.wait({poll, leaving})
 
-    async def _ask(self, wanted: int) -> list[Job]:
+    async def _request(self, count: int) -> list[TakenJob]:
         try:
-            async with self._session.get(self._url(wanted)) as response:
+            async with self._session.get(self._url(count)) as response:
                 if response.status in (HTTPStatus.NO_CONTENT, HTTPStatus.BAD_REQUEST):
                     return []  # 400: nothing yet, while FlashBoot restores the worker
                 if response.status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -122,18 +122,18 @@ class Taker:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._leaving.wait(), seconds)
 
-    def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+    def _open_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
         family, kind, protocol, _, _ = address
-        made = socket.socket(family, kind, protocol)
-        self._sockets.add(made)
-        return made
+        opened = socket.socket(family, kind, protocol)
+        self._sockets.add(opened)
+        return opened
 
 
-def _read(body: bytes) -> list[Job]:
+def _read(body: bytes) -> list[TakenJob]:
     """Return the jobs in an answer: one object, or a list of them.
 
-    A job without an input is kept, so that its caller gets an answer; one without an id has nowhere
-    to send it.
+    A job without an input is kept, so that its caller gets an answer; without an id none can be
+    sent.
     """
     if not body.strip():
         return []

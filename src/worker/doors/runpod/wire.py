@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from worker.doors.runpod.bucket import NAME, callers_bucket
+from worker.doors.runpod.bucket import S3_CONFIG, callers_bucket
 from worker.edge import reply
 from worker.edge.reply import Failure
 from worker.errors import WorkerError
@@ -17,13 +17,13 @@ Announce = Callable[[str, Mapping[str, Any]], Awaitable[None]]
 
 
 def read(given: Mapping[str, Any], settings: Settings, listener: Post | None = None) -> Job:
-    """Return the job that RunPod's dict says; what is wrong with it is the job's own fault.
+    """Return the job in RunPod's dict; what is wrong with its bucket becomes its `fault`.
 
     Its reply may have MAX_REPLY_BYTES, since RunPod drops a result of more than 20 MB.
     """
     bucket, fault = None, None
     try:
-        bucket = callers_bucket(given.get(NAME), settings)
+        bucket = callers_bucket(given.get(S3_CONFIG), settings)
     except WorkerError as error:
         fault = error
     except Exception:  # noqa: BLE001 - whatever it is, the caller gets an answer
@@ -33,17 +33,17 @@ def read(given: Mapping[str, Any], settings: Settings, listener: Post | None = N
         given.get("input"),
         settings.max_reply_bytes,
         bucket=bucket,
-        bucket_name=NAME,
+        bucket_name=S3_CONFIG,
         fault=fault,
         listener=listener,
     )
 
 
-def output(answer: Answer) -> dict[str, Any]:
+def format_answer(answer: Answer) -> dict[str, Any]:
     """Return an answer as the output of a job.
 
     The SDK takes `error` out and reports the job as failed with it; the rest becomes its output.
-    `warnings` of a failure are there only when there are any.
+    A failure has `warnings` only if there are any.
     """
     if not isinstance(answer, Failure):
         return dict(answer)
@@ -61,7 +61,7 @@ def output(answer: Answer) -> dict[str, Any]:
     return failed
 
 
-def handler(
+def make_handler(
     handle: Handle,
     settings: Settings,
     announce: Announce | None = None,
@@ -70,6 +70,6 @@ def handler(
 
     async def answer(given: dict[str, Any]) -> dict[str, Any]:
         listener = None if announce is None else partial(announce, str(given["id"]))
-        return output(await handle(read(given, settings, listener)))
+        return format_answer(await handle(read(given, settings, listener)))
 
     return answer
