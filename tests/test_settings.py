@@ -589,6 +589,12 @@ def test_the_secrets_are_known_by_their_type() -> None:
     } == settings.SECRETS
 
 
+def test_what_is_no_secret_is_not_kept_out_of_the_log() -> None:
+    """Such as a model's name, which messages need."""
+    settings.read({"MODEL": "org/name", "HF_TOKEN": "hf_secret"})
+    assert log.redact("org/name with hf_secret") == "org/name with [hidden]"
+
+
 def test_a_token_of_a_file_is_kept_out_of_the_log(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("hf_fromTheFile\n")
     settings.read({"HF_TOKEN_PATH": str(tmp_path / "token")})

@@ -138,6 +138,8 @@ def test_two_owners_models_of_one_name_are_two(
     for who in OWNERS:
         (alone,) = offline(environ, f"{who}/foo")
         assert is_made_of(alone, published[who])
+        # a manifest has the model's plain name: which others MODEL names is no matter of a bundle
+        assert layout.read_bundle(alone).model == "foo"
 
 
 def test_the_case_of_a_name_parts_no_models(environ: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from worker.errors import LoraNotApplied, VolumeFull, WeightsUnavailable
 from worker.families.qwen_image.opening import open_bundle
 from worker.weights import metadata
 from worker.weights.snapshot import LocalSnapshot
+from worker.weights.spec import LoraFile
 from worlds import prepared
 from worlds.hub import running
 from worlds.repository import Copying, in_shards
@@ -61,6 +63,16 @@ def rows_of(bundle: Path) -> dict[int, torch.Tensor]:
             file = load_file(folder / name)
             found |= dict(zip(file["slots"].tolist(), file["rows"].unbind(1), strict=True))
     return found
+
+
+def test_a_bundle_records_the_loras_among_the_models_own_files(whole: Path, tmp_path: Path) -> None:
+    """Which a later start may want; those of other repositories are the catalogue's to know."""
+    order = prepared.order_of("tiny-edit", tmp_path)
+    own = {steps: lora.filename for steps, lora in order.spec.lightning.items()}
+    assert layout.read_bundle(whole).offered == own
+    others = {steps: LoraFile("org/loras", name) for steps, name in own.items()}
+    elsewhere = prepare(replace(order, spec=replace(order.spec, lightning=others)))
+    assert layout.read_bundle(elsewhere).offered == {}
 
 
 def test_five_shards_give_what_one_gives(sharded: Path, whole: Path, tmp_path: Path) -> None:

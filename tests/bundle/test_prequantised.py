@@ -124,6 +124,21 @@ WIDTHS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [("I8", "int8 (I8)"), ("U8", "packed bytes (U8)"), ("F8_E5M2", "fp8 (F8_E5M2)")],
+)
+def test_the_common_formats_have_the_publishers_words(
+    written: str, words: str, folder: Path, tmp_path: Path
+) -> None:
+    def change(tensors: dict[str, Raw]) -> None:
+        _, shape, data = tensors[LAYER]
+        tensors[LAYER] = (written, shape, bytes(len(data) // 2))
+
+    altered.alter(altered.weights_of(folder, "transformer"), change)
+    assert f"{words}, as {LAYER}" in refused(folder, tmp_path / "home")
+
+
 @pytest.mark.parametrize("written", WIDTHS)
 def test_a_number_format_is_refused_by_its_name(written: str, folder: Path, tmp_path: Path) -> None:
     """One tensor among bf16 ones is enough, with scales beside it or without."""
