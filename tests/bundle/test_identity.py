@@ -320,7 +320,7 @@ class TestFolder:
             read.append(path)
             return proof.digest_file(path, **options)
 
-        monkeypatch.setattr("worker.weights.snapshot.digests", counted)
+        monkeypatch.setattr("worker.weights.snapshot.digest_file", counted)
         assert offline(given, str(mine)) == [folder]
         assert read == []
         moved = volume.rename(volume.with_name("mounted elsewhere"))

@@ -37,8 +37,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Lose:
     written: list[str] = []
     state = {"loses": True}
 
-    def write(folder: Path, stem: str, state: Any) -> Any:
-        name, record = original(folder, stem, state)
+    def write(folder: Path, stem: str, values: Any) -> Any:
+        name, record = original(folder, stem, values)
         if folder.name.startswith("transformer"):
             written.append(name)
             if state["loses"]:
@@ -121,7 +121,7 @@ def test_a_part_that_cannot_be_quarantined_is_reported_as_damaged(
         raise OSError(30, "Read-only file system")
 
     damage = layout.Damaged(tmp_path / "vae-1", "x has 1 byte instead of 2")
-    monkeypatch.setattr(repair, "set_aside", refuse)
+    monkeypatch.setattr(repair, "quarantine", refuse)
     with pytest.raises(WeightsUnavailable, match=r"vae-1 is damaged.*Read-only file system"):
         repair.start(damage, tmp_path)
 
