@@ -602,7 +602,7 @@ def test_proxies_of_the_environment_are_not_used(
 def test_only_allowed_hosts_are_contacted_when_there_is_a_list(site: Site) -> None:
     given = read(site, ALLOWED_IMAGE_HOSTS="site.test, *.site.test")
     assert fetch(given, f"{site.https}/good.png", f"https://a.site.test:{site.https_port}/good.png")
-    for host in ("stranger.test", "notsite.test", "site.test.other.test"):
+    for host in ("other.test", "notsite.test", "site.test.other.test"):
         with pytest.raises(ImageFetchRefused, match="host"):
             fetch(given, f"https://{host}:{site.https_port}/good.png")
     with pytest.raises(ImageFetchRefused, match="host"):
