@@ -27,7 +27,6 @@ START = textwrap.dedent(
     from worker.errors import WorkerError
     from worker.families.catalogue import CATALOGUE
     from worker.families.qwen_image.recipe import RECIPE
-    from worker.weights import catalog
 
     log.configure("ERROR")
     for case in json.load(sys.stdin):
