@@ -294,7 +294,7 @@ def test_a_bare_alpha_that_is_no_number_is_refused(text: str, tmp_path: Path) ->
 def test_a_configuration_that_is_no_text_is_refused(tmp_path: Path) -> None:
     file = plain(tmp_path, None)
     (tmp_path / "adapter_config.json").write_bytes(b"\xff\xfe\x00\xd8")
-    with pytest.raises(LoraNotApplied, match="no JSON"):
+    with pytest.raises(LoraNotApplied, match="not JSON"):
         scale_of(file)
 
 
