@@ -18,7 +18,7 @@ CHATTY: Final = ("bitsandbytes", "diffusers", "transformers", "py.warnings")
 # Loggers to which their libraries attach a handler and a level at import.
 HANDLED: Final = ("diffusers", "huggingface_hub", "torch", "transformers")
 
-LONGEST: Final = 20_000  # characters; tracebacks are shorter, pictures in base64 are not
+LONGEST_TEXT: Final = 20_000  # characters; tracebacks are shorter, pictures in base64 are not
 
 _secrets: set[str] = set()
 
@@ -51,7 +51,9 @@ def redact(value: Any, key: str = "") -> Any:
     text = value if isinstance(value, str) else repr(value)
     for secret in sorted(_secrets, key=len, reverse=True):  # one may be part of another
         text = text.replace(secret, "[hidden]")
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
+    return (
+        text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}... ({len(text)} characters)"
+    )
 
 
 def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

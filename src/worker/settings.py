@@ -147,7 +147,7 @@ Address = Annotated[str, AfterValidator(_address)]
 PublicAddress = Annotated[str, AfterValidator(_public)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
 Offline = Annotated[bool, BeforeValidator(_offline)]
-Precision = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_lower)]
+PrecisionMode = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_lower)]
 
 
 def _setting(
@@ -216,7 +216,7 @@ class Settings(BaseModel):
         "contact no hub: what is not on this machine is refused at once",
         names=("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
     )
-    precision_mode: Precision = _setting(
+    precision_mode: PrecisionMode = _setting(
         "auto", "`auto` (by the device and its free memory), `bf16`, `8bit`, `4bit`"
     )
     use_lightning_lora: bool = _setting(True, "load the Lightning LoRA and use it by default")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 # A longer word is no typo for one of ours, and comparing takes time quadratic in the length.
-LONGEST: Final = 60
+LONGEST_GUESS: Final = 60
 # Of SequenceMatcher.ratio. One letter too many, too few or wrong in five gives 0.8 and more; one
 # wrong in four (mask for task) 0.75, which is more often another word than a typo.
 CUTOFF: Final = 0.8
@@ -20,7 +20,7 @@ def guess(word: Any, known: Iterable[str]) -> str | None:
     Only letters and digits count: `numInferenceSteps` and `NUM-INFERENCE-STEPS` are
     `num_inference_steps`.
     """
-    if not isinstance(word, str) or len(word) > LONGEST:
+    if not isinstance(word, str) or len(word) > LONGEST_GUESS:
         return None
     given = _letters(word)
     names = {_letters(name): name for name in known}
@@ -41,4 +41,4 @@ def guess(word: Any, known: Iterable[str]) -> str | None:
 def _letters(word: str) -> str:
     """Fold a word: one case, no accents, one form, and nothing between its letters and digits."""
     folded = unicodedata.normalize("NFKD", word.casefold())
-    return "".join(character for character in folded if character.isalnum())[:LONGEST]
+    return "".join(character for character in folded if character.isalnum())[:LONGEST_GUESS]

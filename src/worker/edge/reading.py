@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from worker.edge import fields
 from worker.edge.fields import CommonInput, Listed, shown
-from worker.edge.guess import LONGEST, guess
+from worker.edge.guess import LONGEST_GUESS, guess
 from worker.errors import Detail
 
 Entry = tuple[str, Any]  # the caller's name for a field, and its value
@@ -149,7 +149,7 @@ def _describe(
     where: str, word: Any, known: Mapping[str, str], elsewhere: Mapping[str, str]
 ) -> Detail:
     plain = isinstance(word, str) and word.isascii() and word.isprintable()
-    name = where + (word if plain and len(word) <= LONGEST else shown(word))
+    name = where + (word if plain and len(word) <= LONGEST_GUESS else shown(word))
     hint = f"; {elsewhere[word]}" if not where and word in elsewhere else suggest(word, known)
     return Detail(name, "is not a known field" + hint)
 

@@ -9,7 +9,7 @@ from worker.weights.spec import ModelSpec
 
 # The largest picture in pixels by device memory in bytes: what a picture takes in addition
 # to the weights grows with its tokens, about 3 GB for a 1024x1024 edit (est.).
-LARGEST: Final = ((40 << 30, 2048 * 2048), (22 << 30, 1536 * 1536), (0, 1328 * 1328))
+LARGEST_AREAS: Final = ((40 << 30, 2048 * 2048), (22 << 30, 1536 * 1536), (0, 1328 * 1328))
 
 
 def describe(
@@ -25,7 +25,7 @@ def describe(
     defaults = spec.defaults
     largest = settings.max_pixels
     if largest is None:
-        room = next(pixels for floor, pixels in LARGEST if (memory or 0) >= floor)
+        room = next(pixels for floor, pixels in LARGEST_AREAS if (memory or 0) >= floor)
         largest = min(room, 4 * defaults.area)
     offer = PictureOffer(
         steps=defaults.steps,

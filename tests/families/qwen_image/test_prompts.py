@@ -32,10 +32,10 @@ def stock_text(prompt: str, template: Template, references: int) -> str:
 
 
 TEMPLATES = [
-    (prompts.TEXT_TO_IMAGE, 0),
-    (prompts.EDIT, 1),
-    (prompts.EDIT_PLUS, 1),
-    (prompts.EDIT_PLUS, 3),
+    (prompts.TEXT_TEMPLATE, 0),
+    (prompts.EDIT_TEMPLATE, 1),
+    (prompts.EDIT_PLUS_TEMPLATE, 1),
+    (prompts.EDIT_PLUS_TEMPLATE, 3),
 ]
 
 
@@ -108,15 +108,15 @@ def test_a_caller_is_warned_of_a_cut_exactly_when_there_is_one(
 def test_references_that_are_not_shown_do_not_change_where_a_prompt_is_cut() -> None:
     """Without a processor an edit's prompt comes after "user" and its line."""
     prompt = "\n" + words(1024)
-    alone = len(encoder().tokens(prompt, prompts.EDIT, [])) < len(
-        TOKENIZER(stock_text(prompt, prompts.EDIT, 0))["input_ids"]
+    alone = len(encoder().tokens(prompt, prompts.EDIT_TEMPLATE, [])) < len(
+        TOKENIZER(stock_text(prompt, prompts.EDIT_TEMPLATE, 0))["input_ids"]
     )
     assert encoder().is_cut(prompt, references=True) == alone
 
 
 def test_text_to_image_equals_the_stock_pipeline_up_to_1019_tokens() -> None:
     """The stock pipeline cuts prompt and frame together at 1024 (max_sequence_length=1024)."""
-    template = prompts.TEXT_TO_IMAGE
+    template = prompts.TEXT_TEMPLATE
 
     def stock(count: int) -> list[int]:
         ids: list[int] = TOKENIZER(

@@ -31,10 +31,10 @@ FIRST_SPECIAL = 151_643
 VISION_START, VISION_END, IMAGE, VIDEO = 151_652, 151_653, 151_655, 151_656
 
 TEMPLATES = [
-    pytest.param(prompts.TEXT_TO_IMAGE, 0, id="text to image"),
-    pytest.param(prompts.EDIT, 1, id="first edition"),
-    pytest.param(prompts.EDIT_PLUS, 1, id="one reference"),
-    pytest.param(prompts.EDIT_PLUS, 3, id="three references"),
+    pytest.param(prompts.TEXT_TEMPLATE, 0, id="text to image"),
+    pytest.param(prompts.EDIT_TEMPLATE, 1, id="first edition"),
+    pytest.param(prompts.EDIT_PLUS_TEMPLATE, 1, id="one reference"),
+    pytest.param(prompts.EDIT_PLUS_TEMPLATE, 3, id="three references"),
 ]
 PROMPTS = [
     "a red circle",
@@ -103,8 +103,10 @@ def test_the_prefixes_of_the_stock_templates_have_the_tokens_that_are_dropped(
         task: len(tokenizer(template.split("{}")[0])["input_ids"])
         for task, template in templates().items()
     }
-    assert counts["text-to-image"] == prompts.TEXT_TO_IMAGE.dropped == 34
-    assert counts["edit"] == prompts.EDIT.dropped == prompts.EDIT_PLUS.dropped == 64
+    assert counts["text-to-image"] == prompts.TEXT_TEMPLATE.dropped == 34
+    assert (
+        counts["edit"] == prompts.EDIT_TEMPLATE.dropped == prompts.EDIT_PLUS_TEMPLATE.dropped == 64
+    )
 
 
 @pytest.mark.parametrize(("template", "references"), TEMPLATES)
@@ -129,7 +131,7 @@ def test_tokens_equal_the_stock_template(
 
 @pytest.mark.parametrize("count", [1, 49, 196])
 def test_a_reference_takes_its_tokens_between_its_marks(encoder: PromptEncoder, count: int) -> None:
-    ids = encoder.tokens("red", prompts.EDIT_PLUS, [count, 1])
+    ids = encoder.tokens("red", prompts.EDIT_PLUS_TEMPLATE, [count, 1])
     first = ids.index(VISION_START)
     assert ids[first : first + count + 2] == [VISION_START, *[IMAGE] * count, VISION_END]
     assert [ids.count(mark) for mark in (VISION_START, VISION_END, IMAGE)] == [2, 2, count + 1]

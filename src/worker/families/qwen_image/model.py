@@ -36,9 +36,9 @@ from worker.tasks.picture import PictureWish, offer_of, warm_up
 FIRST_EDIT: Final = "QwenImageEditPipeline"
 # by diffusers' name of the pipeline class that the checkpoint was published for
 TEMPLATES: Final[dict[str, Template]] = {
-    "QwenImagePipeline": prompts.TEXT_TO_IMAGE,
-    FIRST_EDIT: prompts.EDIT,
-    "QwenImageEditPlusPipeline": prompts.EDIT_PLUS,
+    "QwenImagePipeline": prompts.TEXT_TEMPLATE,
+    FIRST_EDIT: prompts.EDIT_TEMPLATE,
+    "QwenImageEditPlusPipeline": prompts.EDIT_PLUS_TEMPLATE,
 }
 # pixels of a reference as the text encoder sees it (CONDITION_IMAGE_SIZE of diffusers' EditPlus)
 CONDITION_AREA: Final = 384 * 384

@@ -33,9 +33,9 @@ class Template:
     reference: str = ""
 
 
-TEXT_TO_IMAGE: Final = Template(DESCRIBE, dropped=34)
-EDIT: Final = Template(ALTER, dropped=64)
-EDIT_PLUS: Final = Template(ALTER, dropped=64, reference="Picture {}: ")
+TEXT_TEMPLATE: Final = Template(DESCRIBE, dropped=34)
+EDIT_TEMPLATE: Final = Template(ALTER, dropped=64)
+EDIT_PLUS_TEMPLATE: Final = Template(ALTER, dropped=64, reference="Picture {}: ")
 
 
 class PromptEncoder:

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from worker.bundle.plain import open_processor, open_tokenizer
 from worker.errors import WeightsUnavailable
-from worker.families.qwen_image.prompts import EDIT, TEXT_TO_IMAGE, PromptEncoder, Template
+from worker.families.qwen_image.prompts import EDIT_TEMPLATE, TEXT_TEMPLATE, PromptEncoder, Template
 
 # Qwen2.5-VL's processors are Qwen2-VL's, whose classes transformers 5 knows by one name each: the
 # "Fast" one of transformers 4 is the only one there is, and leads to no video processor.
@@ -53,7 +53,7 @@ def check(
     Raises WeightsUnavailable.
     """
     tokenizer = _try_opening("tokenizer", small["tokenizer"], open_tokenizer)
-    _check_tokenizer(tokenizer, config, EDIT if edits else TEXT_TO_IMAGE)
+    _check_tokenizer(tokenizer, config, EDIT_TEMPLATE if edits else TEXT_TEMPLATE)
     if edits:
         processor = _try_opening("processor", small["processor"], open_processor)
         _check_processor(processor, config)
