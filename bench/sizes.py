@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench.real_shapes import shapes
 from worker.bundle.headers import Shard
-from worker.bundle.making import Published
+from worker.bundle.recipe import Published
 from worker.bundle.sizes import compute_sizes_at
 from worker.bundle.tensors import Header, TensorEntry
 from worker.engine.quantise import PRECISIONS

@@ -14,6 +14,7 @@ TREES = {
 # Modules whose folder says the difference.
 MODULES = {
     "picture": "tasks: what a caller asks for; media: what was made, on its way into a reply",
+    "recipe": "bundle: what a recipe is; a family's: its own one",
 }
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from worker import settings
 from worker.bundle import layout
-from worker.bundle.making import Work
 from worker.bundle.obtain import obtain
 from worker.bundle.prepare import prepare
+from worker.bundle.recipe import Work
 from worker.engine import lora
 from worker.errors import LoraNotApplied, WeightsUnavailable
 from worker.families.catalogue import CATALOGUE

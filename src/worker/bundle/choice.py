@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from worker import log
 from worker.bundle import layout, match, needs
-from worker.bundle.making import Recipe
+from worker.bundle.recipe import Recipe
 from worker.bundle.sizes import WeightSizes
 from worker.driver import Gpu
 from worker.engine import precision

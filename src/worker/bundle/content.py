@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from worker.bundle import headers, layout
 from worker.bundle.layout import METHOD, Verified
-from worker.bundle.making import Recipe
+from worker.bundle.recipe import Recipe
 from worker.errors import WeightsUnavailable
 from worker.weights.checkpoint import ABOUT
 from worker.weights.proof import RemoteFile

@@ -8,7 +8,7 @@ from torch import Tensor
 from worker.bundle import headers
 from worker.bundle.headers import Shard
 from worker.bundle.layout import WEIGHTS
-from worker.bundle.making import Work
+from worker.bundle.recipe import Work
 from worker.bundle.stream import ReadTensor, Transform
 from worker.engine import lora
 from worker.engine.quantise import is_quantised, quantise

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from worker.bundle.making import Configuration, Part
+from worker.bundle.recipe import Configuration, Part
 from worker.errors import WeightsUnavailable
 
 CONFIGURATION: Final = "config.json"

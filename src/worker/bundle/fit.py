@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from worker.bundle.expected import Expected
 from worker.bundle.headers import Shard
-from worker.bundle.making import Part
+from worker.bundle.recipe import Part
 from worker.errors import WeightsUnavailable
 
 # A published name and the file that it is in.

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from worker.bundle import layout
 from worker.bundle.layout import Bundle, Component, Verified
-from worker.bundle.making import Recipe
+from worker.bundle.recipe import Recipe
 from worker.bundle.sizes import WeightSizes
 from worker.engine.precision import Need
 from worker.engine.quantise import PRECISIONS, Precision

@@ -12,9 +12,9 @@ import torch
 from worker import log
 from worker.bundle import choice, layout, match, needs
 from worker.bundle.content import Content
-from worker.bundle.making import Published, Recipe
 from worker.bundle.plan import Order
 from worker.bundle.prepare import compute_sizes, prepare
+from worker.bundle.recipe import Published, Recipe
 from worker.bundle.sizes import WeightSizes
 from worker.driver import Gpu
 from worker.engine.precision import Choice, Need

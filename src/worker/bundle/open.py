@@ -15,8 +15,8 @@ from worker.bundle import layout
 from worker.bundle.expected import CONFIGURATION
 from worker.bundle.fill import fill
 from worker.bundle.layout import Damaged, Verified
-from worker.bundle.making import Recipe
 from worker.bundle.read import READ_THREADS, FileReader
+from worker.bundle.recipe import Recipe
 from worker.engine.lora import NOTHING, Adapters, Fixed
 from worker.errors import LoraNotApplied
 

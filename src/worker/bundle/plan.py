@@ -11,7 +11,7 @@ import torch
 from worker.bundle import headers, layout
 from worker.bundle.content import digest_meaning
 from worker.bundle.layout import METHOD
-from worker.bundle.making import Part, Published, Recipe
+from worker.bundle.recipe import Part, Published, Recipe
 from worker.bundle.sizes import count_mapped, count_stored
 from worker.bundle.stated import digest_scale
 from worker.engine.quantise import Precision

@@ -12,8 +12,8 @@ from worker import log
 from worker.bundle import headers, layout, lock, tensors
 from worker.bundle.convert import cast_to_bf16, check_lora, make_transform
 from worker.bundle.layout import Bundle, Component, Damaged, FileRecord, LoraRecord
-from worker.bundle.making import Part, Published, Work
 from worker.bundle.plan import Order, Plan, Planned, plan
+from worker.bundle.recipe import Part, Published, Work
 from worker.bundle.sizes import WeightSizes, compute_sizes_at
 from worker.bundle.stated import find_config
 from worker.bundle.stream import OPEN_TRIES, Route, forget_receipts, stream

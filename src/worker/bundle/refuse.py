@@ -6,7 +6,7 @@ from typing import Any
 from worker.bundle import declared, headers, prequantised
 from worker.bundle.expected import CONFIGURATION, Expected
 from worker.bundle.headers import Shard
-from worker.bundle.making import Part
+from worker.bundle.recipe import Part
 from worker.bundle.tensors import Header, UnknownFormat
 from worker.weights.checkpoint import INDEX
 from worker.weights.snapshot import Snapshot, find_file

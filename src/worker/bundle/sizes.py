@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from worker.bundle import headers
-from worker.bundle.making import Part, Published, Recipe
+from worker.bundle.recipe import Part, Published, Recipe
 from worker.bundle.tensors import Header
 from worker.engine.quantise import Precision, count_stored_bytes, is_quantised
 

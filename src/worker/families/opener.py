@@ -11,9 +11,9 @@ import torch
 from worker import log
 from worker.bundle import repair
 from worker.bundle.layout import Bundle, Damaged
-from worker.bundle.making import Recipe
 from worker.bundle.obtain import Obtained, obtain
 from worker.bundle.open import Shared, make_shared
+from worker.bundle.recipe import Recipe
 from worker.driver import Gpu
 from worker.engine import device as devices
 from worker.errors import UnfitHost

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from worker.bundle import declared, fit, headers, refuse
 from worker.bundle.expected import CONFIGURATION, build_expected
-from worker.bundle.making import Published
+from worker.bundle.recipe import Published
 from worker.errors import WeightsUnavailable
 from worker.families.qwen_image import schedules, tokenizing
 from worker.families.qwen_image.parts import COPIED, WITH_WEIGHTS

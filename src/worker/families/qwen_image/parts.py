@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from worker.bundle.making import Modules, Naming, Part, Replaced, Work
+from worker.bundle.recipe import Modules, Naming, Part, Replaced, Work
 from worker.bundle.stream import Transform
 from worker.families.qwen_image import modules, rows
 from worker.families.qwen_image.lightning import LIGHTNING_MODULES

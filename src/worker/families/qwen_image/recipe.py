@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from worker.bundle.making import Configuration, Recipe
+from worker.bundle.recipe import Configuration, Recipe
 from worker.families.qwen_image.check import check
 from worker.families.qwen_image.lightning import lightning_modules
 from worker.families.qwen_image.parts import COPIED, TEXT_ENCODER, TRANSFORMER, VAE

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from worker.bundle import headers
-from worker.bundle.making import Published
+from worker.bundle.recipe import Published
 from worker.bundle.tensors import TensorEntry, read_file_header
 from worker.errors import Internal
 from worker.families.qwen_image.modulation import MODULATION, STREAMS, RowPart, RowTable, seen

@@ -9,7 +9,7 @@ from worker.bundle import tensors
 from worker.bundle.convert import Weights, cast_to_bf16
 from worker.bundle.headers import Shard
 from worker.bundle.layout import MAPPED
-from worker.bundle.making import Work
+from worker.bundle.recipe import Work
 from worker.bundle.stream import ReadTensor
 from worker.errors import WeightsUnavailable
 from worker.families.qwen_image import rows

@@ -16,10 +16,10 @@ from worker import settings
 from worker.bundle import headers, layout, needs, refuse
 from worker.bundle.fill import make_empty
 from worker.bundle.layout import Damaged
-from worker.bundle.making import SMALL_FILES, Modules, Part, Published, Recipe
 from worker.bundle.open import Opening, make_shared
 from worker.bundle.plan import Order, plan
 from worker.bundle.prepare import compute_sizes, prepare
+from worker.bundle.recipe import SMALL_FILES, Modules, Part, Published, Recipe
 from worker.engine.precision import Need
 from worker.engine.quantise import PRECISIONS, Precision, count_stored_bytes
 from worker.weights.snapshot import LocalSnapshot, Snapshot
