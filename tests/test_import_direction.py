@@ -35,6 +35,7 @@ ROOMS = {
         *("doors", "start"),
     },
 }
+LIMITS = "worker.tasks.capabilities"  # the name by which any door's limit is reported
 FLOOR = {"errors", "log", "settings", "driver", "versions"}  # they know nothing of ours
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes"}
 LISTED = {"catalogue", "family", "models"}  # what families say of themselves before any is imported
@@ -129,9 +130,11 @@ def test_only_settings_reads_the_environment(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in FILES if not n.startswith("worker.doors.runpod")])
 def test_what_is_runpods_stays_behind_its_door(name: str) -> None:
-    """Neither its SDK nor its name of a caller's bucket: another door has none of them."""
+    """Neither its SDK, its name of a caller's bucket, nor the bytes that its replies may have."""
+    text = FILES[name].read_text()
     assert "runpod" not in {other.split(".")[0] for other in IMPORTS[name]}
-    assert "s3Config" not in FILES[name].read_text()
+    assert "s3Config" not in text
+    assert "max_reply_bytes" not in text or name in {"worker.settings", LIMITS}
 
 
 def test_doors_do_not_know_each_other_and_what_they_share_knows_none() -> None:

@@ -5,15 +5,14 @@ import json
 from worker import settings
 from worker.edge.reply import measure, worker_version
 from worker.tasks import registry
-from worker.tasks.capabilities import capabilities
+from worker.tasks.capabilities import list_capabilities
 from worker.tasks.picture import offer_of
 from worlds.published import EDIT, IMAGE, offering
 
 
 def test_every_model_is_reported_with_its_limits() -> None:
-    answer = capabilities(
-        (IMAGE, offering(EDIT, sizes={})), settings.read({"MAX_INPUT_IMAGES": "2"})
-    )
+    chosen = settings.read({"MAX_INPUT_IMAGES": "2"})
+    answer = list_capabilities((IMAGE, offering(EDIT, sizes={})), chosen, 1000)
     first, second = answer["models"]
     assert (first["id"], first["tasks"], first["max_images"]) == (IMAGE.id, ["text-to-image"], 0)
     assert first["sizes"]["16:9"] == [1664, 928]
@@ -26,14 +25,14 @@ def test_every_model_is_reported_with_its_limits() -> None:
 
 
 def test_every_field_and_alias_is_reported() -> None:
-    answer = capabilities((IMAGE,), settings.read({}))["input"]
+    answer = list_capabilities((IMAGE,), settings.read({}), 1000)["input"]
     names = {name for row in answer for name in (row["field"], *row["aliases"])}
     assert names == set(registry.map_words())
 
 
 def test_the_answer_is_plain_json_without_the_operators_secrets() -> None:
-    environ = {"HF_TOKEN": "hf_topsecret", "MODEL_DIR": "/data/models", "MAX_REPLY_BYTES": "5 MB"}
-    answer = capabilities((IMAGE, EDIT), settings.read(environ))
+    environ = {"HF_TOKEN": "hf_topsecret", "MODEL_DIR": "/data/models"}
+    answer = list_capabilities((IMAGE, EDIT), settings.read(environ), 5_000_000)
     assert measure(answer, 100_000)
     assert answer["limits"]["max_reply_bytes"] == 5_000_000
     assert "topsecret" not in json.dumps(answer)
@@ -42,7 +41,7 @@ def test_the_answer_is_plain_json_without_the_operators_secrets() -> None:
 
 def test_a_model_is_reported_as_it_is() -> None:
     chosen = settings.read({"MAX_IMAGES_PER_REQUEST": "3", "MAX_IMAGE_BYTES": "7 MB"})
-    answer = capabilities((EDIT,), chosen)
+    answer = list_capabilities((EDIT,), chosen, 18_000_000)
     assert answer["models"] == [
         {
             "id": EDIT.id,

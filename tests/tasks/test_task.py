@@ -28,7 +28,7 @@ from worker.media.picture import Picture
 from worker.seam import Control, Made, Served
 from worker.settings import Settings
 from worker.tasks import picture
-from worker.tasks.capabilities import capabilities
+from worker.tasks.capabilities import list_capabilities
 from worker.tasks.picture import EDIT, PictureInput, PictureOffer, PictureWish, offer_of
 from worker.tasks.registry import TASKS
 from worker.tasks.request import Request, parse
@@ -98,7 +98,9 @@ def test_a_field_that_a_task_adds_is_in_the_reply_and_in_the_png() -> None:
 
 @pytest.mark.usefixtures("strength")
 def test_a_field_that_a_task_adds_is_in_capabilities_and_in_the_reference() -> None:
-    rows = {row["field"]: row for row in capabilities((SERVED,), settings.read({}))["input"]}
+    rows = {
+        row["field"]: row for row in list_capabilities((SERVED,), settings.read({}), 1000)["input"]
+    }
     assert rows["strength"] == {
         "field": "strength",
         "aliases": ["denoise"],
@@ -279,7 +281,7 @@ def test_messages_name_every_task_that_is_known() -> None:
 
 @pytest.mark.usefixtures("say")
 def test_capabilities_have_the_fields_and_the_offers_of_every_task() -> None:
-    answer = capabilities((SERVED, SPEAKER), settings.read({}))
+    answer = list_capabilities((SERVED, SPEAKER), settings.read({}), 1000)
     first, second = answer["models"]
     assert "voices" not in first
     assert (second["tasks"], second["voices"]) == (["say"], ["a"])

@@ -27,7 +27,7 @@ from worker.media.deliver import check_upload_urls
 from worker.media.fetch import fetch_all
 from worker.seam import Made, Model, Models, Wish
 from worker.settings import Settings
-from worker.tasks.capabilities import capabilities
+from worker.tasks.capabilities import list_capabilities
 from worker.tasks.request import Query, Request, parse
 from worker.tasks.task import Settled
 
@@ -124,8 +124,10 @@ class Worker:
             addable=self._models.addable,
         )
         if isinstance(request, Query):
-            health = request.op == "health"
-            answer = self.health() if health else capabilities(served, self._settings)
+            if request.op == "health":
+                answer = self.health()
+            else:
+                answer = list_capabilities(served, self._settings, job.most_bytes)
             return {**answer, "warnings": list(request.warnings)}
         job.warnings += request.warnings
         check_upload_urls(request.delivery.upload_urls, self._settings)

@@ -9,10 +9,13 @@ from worker.settings import Settings
 from worker.tasks import registry
 
 
-def capabilities(served: Sequence[Served], settings: Settings) -> dict[str, Any]:
+def list_capabilities(
+    served: Sequence[Served], settings: Settings, most_bytes: int
+) -> dict[str, Any]:
     """Return what callers may request of this worker: plain JSON, the same as long as it runs.
 
-    A field that not every task has names those that have it.
+    A field that not every task has names those that have it. `most_bytes` is what a reply may have
+    at the door that asks.
     """
     return {
         "models": [_model(model, settings) for model in served],
@@ -29,7 +32,7 @@ def capabilities(served: Sequence[Served], settings: Settings) -> dict[str, Any]
         "limits": {
             "max_images_per_request": settings.max_images_per_request,
             "max_image_bytes": settings.max_image_bytes,
-            "max_reply_bytes": settings.max_reply_bytes,
+            "max_reply_bytes": most_bytes,
         },
         "worker_version": worker_version(),
     }

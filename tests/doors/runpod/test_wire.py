@@ -104,6 +104,13 @@ def test_a_reply_may_have_as_many_bytes_as_its_door_can_carry() -> None:
     assert not isinstance(answer, Failure)
 
 
+def test_capabilities_report_the_bytes_that_the_door_can_carry() -> None:
+    """Whatever RunPod's own limit is."""
+    answer = handled(Job("a", {"op": "capabilities"}, 123_456), MAX_REPLY_BYTES="2000")
+    assert not isinstance(answer, Failure)
+    assert answer["limits"]["max_reply_bytes"] == 123_456
+
+
 def test_a_door_names_a_bucket_of_its_callers_or_none() -> None:
     wish = {"prompt": "x", "response_format": "url"}
     ways = "url needs upload_url or the worker's bucket (BUCKET_ENDPOINT_URL)"
