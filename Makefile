@@ -49,7 +49,7 @@ QUICK := tests/edge tests/jobs tests/tools/test_readme.py tests/families/test_wo
   $(addprefix tests/doors/,test_start.py runpod/test_wire.py) \
   $(addprefix tests/media/test_,address.py url.py inline.py stores.py jpeg.py) \
   $(addprefix tests/weights/test_,proof.py temporary.py space.py retry.py) \
-  $(addprefix tests/test_,errors.py import_direction.py log.py preflight.py residency.py \
+  $(addprefix tests/test_,verbs.py errors.py import_direction.py log.py preflight.py residency.py \
     settings.py unique_names.py words.py)
 quick: setup ## the tests that load no model, in under a minute
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(QUICK)

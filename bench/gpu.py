@@ -227,7 +227,7 @@ def _compare(run: Run, case: Case, side: str, model: Any, kept: dict[str, torch.
     """Compare ours with the stock pipeline: same weights, so same latents except rounding."""
     if side == "fused":
         return
-    latents = model.latents(next(job.inputs(case, itertools.count(1)))).float().cpu()
+    latents = model.make_latents(next(job.inputs(case, itertools.count(1)))).float().cpu()
     if side == "ours":
         kept[case.name] = latents
     elif case.name in kept:

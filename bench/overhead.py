@@ -90,7 +90,7 @@ class StandIn:
     def __init__(self, picture: Image.Image) -> None:
         self._picture = picture
 
-    def together(self, wish: PictureWish, other: PictureWish) -> bool:
+    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
         """Share no forward."""
         del wish, other
         return False
@@ -121,12 +121,12 @@ class StandIns:
         assert model_id == SERVED.id
         return self._model
 
-    def addable(self, task: str) -> Sequence[str]:
+    def list_addable(self, task: str) -> Sequence[str]:
         """Know no other model."""
         del task
         return ()
 
-    def health(self) -> Mapping[str, object]:
+    def report_health(self) -> Mapping[str, object]:
         """Report nothing."""
         return {}
 
@@ -208,7 +208,7 @@ async def by_phase(
         fetched = await fetch_all(request.asked.sources, chosen)
     with clock.phase("decode"):
         settled = await task.settle(request.asked, fetched, chosen, print)
-    (wish,) = request.wishes(settled.wish)
+    (wish,) = request.make_wishes(settled.wish)
     assert isinstance(wish, PictureWish)
     assert (wish.width, wish.height) == (SIDE, SIDE)
     with clock.phase(f"encode {delivery.form}"):
@@ -225,7 +225,7 @@ async def by_phase(
             settings=chosen,
         )
     with clock.phase(f"reply {delivery.form}"):
-        output = reply.success(
+        output = reply.make_success(
             task.key,
             [{**entry, "seed": wish.seed} for entry in entries],
             wish,

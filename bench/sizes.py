@@ -17,7 +17,7 @@ from worker.bundle.recipe import Published
 from worker.bundle.sizes import compute_sizes_at
 from worker.bundle.tensors import Header, TensorEntry
 from worker.engine.quantise import PRECISIONS
-from worker.families.qwen_image.lightning import lightning_modules
+from worker.families.qwen_image.lightning import list_lightning_modules
 from worker.families.qwen_image.recipe import RECIPE
 from worker.weights.proof import RemoteFile
 
@@ -40,7 +40,7 @@ def count_adapter_bytes(transformer: Any) -> int:
     """Return the bytes of one Lightning LoRA in bf16."""
     shapes_of = (
         transformer.get_submodule(name).weight.shape
-        for name in lightning_modules(len(transformer.transformer_blocks))
+        for name in list_lightning_modules(len(transformer.transformer_blocks))
     )
     return int(BF16_BYTES * RANK * sum(out + into for out, into in shapes_of))
 

@@ -118,7 +118,7 @@ class Recording:
         self.served = served
         self.wishes: list[PictureWish] = []
 
-    def together(self, wish: PictureWish, other: PictureWish) -> bool:
+    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
         """Share no forward."""
         del wish, other
         return False
@@ -176,7 +176,7 @@ def test_a_warm_up_is_of_the_kind_that_jobs_will_be() -> None:
 def machine(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
     """A machine without a GPU, with these findings, on which nothing is opened."""
     found: list[Finding] = []
-    monkeypatch.setattr(preflight, "usable_gpu", lambda: None)
+    monkeypatch.setattr(preflight, "find_usable_gpu", lambda: None)
     monkeypatch.setattr(preflight, "check", lambda _: found)
     opened = SimpleNamespace(
         ready=lambda spec, *_, **__: openable(spec.name),
@@ -263,11 +263,11 @@ def test_what_pictures_take_is_left_free_of_models(
     assert machine == []
     for free, resident in ((4_000_000_002, 2), (4_000_000_001, 1)):
         gpu = Gpu("a card", (8, 9), 24_000_000_000, free)
-        monkeypatch.setattr(preflight, "usable_gpu", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(preflight, "find_usable_gpu", lambda gpu=gpu: gpu)
         models = boot.boot(
             settings.read({"MODEL": "tiny-image,tiny-edit", "MODEL_DIR": str(tmp_path)})
         )
-        facts: Any = models.health()["models"]
+        facts: Any = models.report_health()["models"]
         assert sum(fact["resident"] for fact in facts.values()) == resident
 
 

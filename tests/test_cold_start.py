@@ -59,7 +59,7 @@ def environ(tmp_path: Path, hub: Hub) -> dict[str, str]:
 
 def started(environ: Mapping[str, str]) -> dict[str, Any]:
     """Start a worker and return what op=health reports about its one model."""
-    facts: Any = boot.boot(settings.read(environ)).health()["models"]
+    facts: Any = boot.boot(settings.read(environ)).report_health()["models"]
     (only,) = facts.values()
     return dict(only)
 

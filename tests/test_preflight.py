@@ -48,7 +48,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Machine:
             return nvml.load(name)
 
         monkeypatch.setattr(preflight, "query_driver", lambda: driver.query_driver(load))
-        monkeypatch.setattr(preflight, "torch_cuda", lambda: (13, 0))
+        monkeypatch.setattr(preflight, "read_torch_cuda", lambda: (13, 0))
         given = {"MODEL": "qwen-image", **environ}
         return {f.check: f for f in preflight.check(settings.read(given))}
 
@@ -101,7 +101,7 @@ def test_an_older_minor_version_of_the_same_major_is_enough(
 ) -> None:
     nvml = Nvml("580.65.06", 13000, [RTX_4090])
     on(nvml)
-    monkeypatch.setattr(preflight, "torch_cuda", lambda: (13, 2))
+    monkeypatch.setattr(preflight, "read_torch_cuda", lambda: (13, 2))
     found = {f.check: f for f in preflight.check(settings.read({}))}["driver"]
     assert found.level == "ok"
 
@@ -121,13 +121,13 @@ def test_what_another_machine_of_the_endpoint_may_have_otherwise_is_marked(on: M
         Nvml("580.95.05", 13000, [T4]),
         Nvml("580.95.05", 13000, [], fails="nvmlDeviceGetCount_v2"),
     ):
-        broken = preflight.fatal(list(on(nvml, **platform).values()))
+        broken = preflight.pick_fatal(list(on(nvml, **platform).values()))
         assert broken
         assert all(finding.of_host for finding in broken)
         assert not any("of_host" in finding.as_json() for finding in broken)
     for environ in ({}, {"MODEL": "no-such-model"}):
         findings = list(on(None, **platform, **environ).values())
-        assert any(not finding.of_host for finding in preflight.fatal(findings))
+        assert any(not finding.of_host for finding in preflight.pick_fatal(findings))
 
 
 def test_a_card_too_small_for_a_full_model_is_advised_against_but_serves_the_embedded(
@@ -162,13 +162,13 @@ def test_an_unknown_model_is_fatal(on: Machine) -> None:
 
 
 def test_the_oldest_driver_is_known_for_the_locked_torch() -> None:
-    cuda = preflight.torch_cuda()
+    cuda = preflight.read_torch_cuda()
     assert cuda is None or cuda[0] in versions.OLDEST_DRIVER
 
 
 def test_what_torch_is_built_for_is_what_torch_says() -> None:
     said = torch.version.cuda
-    assert preflight.torch_cuda() == (said and tuple(map(int, said.split(".")[:2])))
+    assert preflight.read_torch_cuda() == (said and tuple(map(int, said.split(".")[:2])))
 
 
 def test_a_disk_below_the_reserve_is_named(on: Machine, tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_a_finding_without_advice_has_none() -> None:
 def test_only_fatal_findings_are_fatal() -> None:
     levels: list[preflight.Level] = ["ok", "advice", "fatal", "fatal"]
     found = [Finding(str(n), level, "") for n, level in enumerate(levels)]
-    assert [finding.check for finding in preflight.fatal(found)] == ["2", "3"]
+    assert [finding.check for finding in preflight.pick_fatal(found)] == ["2", "3"]
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_a_torch_fits_a_driver_by_the_major_version_of_cuda(
     words: str,
 ) -> None:
     on(Nvml("580.95.05", 13000, [RTX_4090]))
-    monkeypatch.setattr(preflight, "torch_cuda", lambda: built)
+    monkeypatch.setattr(preflight, "read_torch_cuda", lambda: built)
     found = {f.check: f for f in preflight.check(settings.read({"MODEL": "qwen-image"}))}
     assert found["driver"].level == level
     assert words in found["driver"].change
@@ -421,12 +421,12 @@ def test_a_gpu_is_used_where_driver_and_torch_have_one(
     on: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on(Nvml("580.95.05", 13000, [RTX_4090, T4]))
-    assert preflight.usable_gpu() == driver.Gpu(*RTX_4090)
-    monkeypatch.setattr(preflight, "torch_cuda", lambda: None)
-    assert preflight.usable_gpu() is None
+    assert preflight.find_usable_gpu() == driver.Gpu(*RTX_4090)
+    monkeypatch.setattr(preflight, "read_torch_cuda", lambda: None)
+    assert preflight.find_usable_gpu() is None
     for nvml in (None, Nvml("580.95.05", 13000, []), Nvml("5", 1, [], fails="nvmlInit_v2")):
         on(nvml)
-        assert preflight.usable_gpu() is None
+        assert preflight.find_usable_gpu() is None
 
 
 def machine_of(monkeypatch: pytest.MonkeyPatch, *, pages: int, limit: int | None) -> None:
@@ -607,7 +607,7 @@ def test_the_driver_that_a_build_needs_is_named(
     on: Machine, monkeypatch: pytest.MonkeyPatch, cuda: tuple[int, int], branch: int
 ) -> None:
     on(Nvml("470.1", 11040, [RTX_4090]))
-    monkeypatch.setattr(preflight, "torch_cuda", lambda: cuda)
+    monkeypatch.setattr(preflight, "read_torch_cuda", lambda: cuda)
     found = {f.check: f for f in preflight.check(settings.read({"MODEL": "qwen-image"}))}
     assert f"driver {branch} or newer" in found["driver"].change
 

@@ -43,7 +43,7 @@ class Recorded:
     served: Served
     shelf: Shelf
 
-    def together(self, wish: PictureWish, other: PictureWish) -> bool:
+    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
         """Share no forward."""
         del wish, other
         return False
@@ -79,7 +79,7 @@ def test_the_least_recently_used_is_evicted() -> None:
     for name in ("a", "b", "a", "c", "a"):
         models.take(name)
     assert shelf.events == ["open a", "open b", "release b", "open c"]
-    facts: Any = models.health()["models"]
+    facts: Any = models.report_health()["models"]
     assert [name for name, fact in facts.items() if fact["resident"]] == ["a", "c"]
 
 
@@ -120,7 +120,7 @@ def test_models_are_reported_in_their_order_with_where_they_came_from() -> None:
     models = Residency(pair, budget=5)
     assert [model.id for model in models.served] == ["b", "a"]
     models.take("a")
-    assert models.health() == {
+    assert models.report_health() == {
         "models": {
             "b": {"resident": False, "source": "bb"},
             "a": {"resident": True, "source": "aa"},

@@ -84,7 +84,7 @@ def test_a_variable_is_read_as_its_type(name: str) -> None:
     assert getattr(settings.read({name: given}), name.lower()) == expected
 
 
-@pytest.mark.parametrize("names", [n for n in settings.variables() if len(n) > 1])
+@pytest.mark.parametrize("names", [n for n in settings.list_variables() if len(n) > 1])
 def test_the_first_name_of_a_variable_wins_over_its_aliases(names: tuple[str, ...]) -> None:
     first, *others = names
     alone = settings.read({first: "WARNING"})
@@ -359,7 +359,7 @@ def test_the_home_of_weights_is_where_the_operator_says() -> None:
 
 
 def test_every_variable_is_read_by_its_own_name() -> None:
-    names = [name for names in settings.variables() for name in names]
+    names = [name for names in settings.list_variables() for name in names]
     assert len(names) == len(set(names))
     assert all(name == name.upper() for name in names)
 
@@ -403,7 +403,7 @@ def test_the_validity_of_a_pictures_url_is_a_minute_to_a_week() -> None:
 def test_every_default_is_what_readme_says() -> None:
     """As a value where nothing is set, next to the words of the table."""
     read = settings.read({})
-    words = {row.names[0]: row.default for row in settings.table()}
+    words = {row.names[0]: row.default for row in settings.list_settings()}
     for name, value, word in (
         ("MODEL_REVISION", None, "the newest"),
         ("MODEL_PATH", None, "none"),
@@ -470,7 +470,7 @@ def test_every_choice_of_a_word_is_taken() -> None:
     ],
 )
 def test_a_variable_goes_by_its_old_name_too(names: tuple[str, str], value: str) -> None:
-    assert names in settings.variables()
+    assert names in settings.list_variables()
     by_name, by_alias = (settings.read({name: value}) for name in names)
     assert by_name == by_alias != settings.read({})
 
@@ -556,10 +556,10 @@ def test_a_command_line_goes_before_the_environment(monkeypatch: pytest.MonkeyPa
 def test_where_we_run_is_known_in_a_wrong_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAX_PIXELS", "many")
     monkeypatch.delenv("RUNPOD_WEBHOOK_GET_JOB", raising=False)
-    assert not settings.where_we_run().on_platform
+    assert not settings.read_platform().on_platform
     monkeypatch.setenv("RUNPOD_WEBHOOK_GET_JOB", "https://x/job-take/1")
-    assert settings.where_we_run().on_platform
-    assert settings.where_we_run().max_pixels is None
+    assert settings.read_platform().on_platform
+    assert settings.read_platform().max_pixels is None
 
 
 def test_half_a_bucket_is_reported_by_the_first_that_is_there() -> None:

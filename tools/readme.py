@@ -83,7 +83,7 @@ def join_distinct(words: Iterable[str]) -> str:
 
 def settings_table() -> str:
     """Return the environment's variables."""
-    rows = ((named(*row.names), row.meaning, row.default) for row in settings.table())
+    rows = ((named(*row.names), row.meaning, row.default) for row in settings.list_settings())
     return markdown(("variable", "meaning", "default"), rows)
 
 

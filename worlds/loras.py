@@ -7,7 +7,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 from torch import Tensor
 
-from worker.families.qwen_image.lightning import lightning_modules
+from worker.families.qwen_image.lightning import list_lightning_modules
 
 BLOCKS, DIM, RANK = 2, 64, 4
 MODULATION = [
@@ -18,7 +18,7 @@ MODULATION = [
 TIME = [f"time_text_embed.timestep_embedder.linear_{n}" for n in (1, 2)]
 # every Linear of the model that any public LoRA reaches
 REACHED = [
-    *lightning_modules(BLOCKS),
+    *list_lightning_modules(BLOCKS),
     *MODULATION,
     *TIME,
     "img_in",
@@ -48,7 +48,7 @@ def published_lora(
     """Make a LoRA with the published keys for the given modules, by default all of Lightning."""
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
-    for name in modules or lightning_modules(BLOCKS):
+    for name in modules or list_lightning_modules(BLOCKS):
         linear = transformer.get_submodule(name)
         state[f"{name}.lora_down.weight"] = torch.randn(
             RANK, linear.in_features, generator=generator

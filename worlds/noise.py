@@ -43,7 +43,7 @@ class Noise:
 
     served = Served("noise", "a/noise", "1", "none", "", {FROM_TEXT: OFFER})
 
-    def together(self, wish: PictureWish, other: PictureWish) -> bool:
+    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
         """Return False: no forward is shared."""
         del wish, other
         return False
@@ -69,7 +69,7 @@ class Noise:
         """Do nothing: there is nothing to free."""
 
 
-def ready(_: ModelSpec, __: Settings, ___: Gpu | None, *, taken: Container[str]) -> Openable:
+def make_ready(_: ModelSpec, __: Settings, ___: Gpu | None, *, taken: Container[str]) -> Openable:
     """Return how to open it; there is nothing to download."""
     assert "noise" not in taken
     return Openable(Noise.served, {}, Noise)

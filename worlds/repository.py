@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from worker.weights import temporary
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import LocalSnapshot, Proven, ReportProgress, quiet
+from worker.weights.snapshot import LocalSnapshot, Proven, ReportProgress, ignore_progress
 
 
 def in_shards(folder: Path, out: Path, count: int) -> Path:
@@ -66,7 +66,9 @@ class Copying:
         """Return "sha256:..."."""
         return self._local.digest(file)
 
-    def fetch_file(self, file: RemoteFile, into: Path, progress: ReportProgress = quiet) -> Proven:
+    def fetch_file(
+        self, file: RemoteFile, into: Path, progress: ReportProgress = ignore_progress
+    ) -> Proven:
         """Copy the file below `into`; the caller may delete it."""
         self.before(file.path)
         found = self._local.fetch_file(file, into, progress)

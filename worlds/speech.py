@@ -16,9 +16,9 @@ class SpeechInput(fields.CommonInput):
 class SpeechWish:
     """A text to say."""
 
-    prompt: str = echo.public()
-    task: str = echo.public(text="")
-    seed: int = echo.public()
+    prompt: str = echo.declare_public()
+    task: str = echo.declare_public(text="")
+    seed: int = echo.declare_public()
 
 
 SPEECH = Task(

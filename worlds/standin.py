@@ -110,7 +110,7 @@ class StandIn:
 
     served = SERVED
 
-    def together(self, wish: PictureWish, other: PictureWish) -> bool:
+    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
         """Return False: no forward is shared."""
         del wish, other
         return False
@@ -171,12 +171,12 @@ class StandIns:
         assert model_id == SERVED.id
         return self._model
 
-    def addable(self, task: str) -> Sequence[str]:
+    def list_addable(self, task: str) -> Sequence[str]:
         """Return no other model."""
         del task
         return ()
 
-    def health(self) -> Mapping[str, object]:
+    def report_health(self) -> Mapping[str, object]:
         """Return that it is loaded."""
         return {"resident": [SERVED.id]}
 

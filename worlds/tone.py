@@ -21,7 +21,7 @@ RATE = 24_000  # samples per second
 class Offer:
     """What a tone offers for speech."""
 
-    def facts(self, _settings: Settings) -> Mapping[str, int]:
+    def describe(self, _settings: Settings) -> Mapping[str, int]:
         """Return the rate of its samples."""
         return {"sample_rate": RATE}
 
@@ -47,7 +47,7 @@ class Fork:
 
     served = Served("tone", "a/tone", "1", "none", "", {"speech": Offer()})
 
-    def together(self, _wish: SpeechWish, _other: SpeechWish) -> bool:
+    def can_share(self, _wish: SpeechWish, _other: SpeechWish) -> bool:
         """Return True: all wishes share a forward."""
         return True
 
@@ -63,7 +63,7 @@ class Fork:
     release = warm
 
 
-def ready(_: ModelSpec, __: Settings, ___: Gpu | None, *, taken: Container[str]) -> Openable:
+def make_ready(_: ModelSpec, __: Settings, ___: Gpu | None, *, taken: Container[str]) -> Openable:
     """Return how to open it; nothing has to come from anywhere."""
     assert "tone" not in taken
     return Openable(Fork.served, {}, Fork)

@@ -33,7 +33,7 @@ from worker.engine.quantise import Precision
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.recipe import RECIPE
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import Proven, ReportProgress, quiet
+from worker.weights.snapshot import Proven, ReportProgress, ignore_progress
 from worker.weights.spec import ModelSpec
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -150,7 +150,9 @@ class RandomSnapshot:
         """Return what stands for the bytes: they follow from the name and the architecture."""
         return f"sha256:{hashlib.sha256((self.architecture.name + file.path).encode()).hexdigest()}"
 
-    def fetch_file(self, file: RemoteFile, into: Path, progress: ReportProgress = quiet) -> Proven:
+    def fetch_file(
+        self, file: RemoteFile, into: Path, progress: ReportProgress = ignore_progress
+    ) -> Proven:
         """Make a shard on the device and write it."""
         began = time.monotonic()
         shard, path = self._shards[file.path], into / file.path

@@ -21,9 +21,15 @@ from worker.engine.quantise import Precision
 from worker.families.clock import Clock
 from worker.families.qwen_image import rows
 from worker.families.qwen_image.components import Components
-from worker.families.qwen_image.lightning import lightning, lightning_modules
+from worker.families.qwen_image.lightning import list_lightning_modules, make_lightning_schedule
 from worker.families.qwen_image.model import QwenImage
-from worker.families.qwen_image.modulation import STREAMS, RowModulation, RowPart, RowTable, seen
+from worker.families.qwen_image.modulation import (
+    STREAMS,
+    RowModulation,
+    RowPart,
+    RowTable,
+    round_timesteps,
+)
 from worker.families.qwen_image.modules import NoHead
 from worker.media.images import encode
 from worker.seam import Served, Unheard
@@ -46,8 +52,8 @@ def row_table(transformer: Any, config: dict[str, Any], device: torch.device) ->
 
     One layer's weights exist at a time, and none when it returns; the blocks lose theirs.
     """
-    steps = torch.cat([lightning(count, 4096).timesteps for count in STEPS])
-    wanted = torch.unique(seen(steps).float()).to(torch.bfloat16)
+    steps = torch.cat([make_lightning_schedule(count, 4096).timesteps for count in STEPS])
+    wanted = torch.unique(round_timesteps(steps).float()).to(torch.bfloat16)
     time_embedding = weights.made(transformer, device, {}, below=rows.PREFIX)
     blocks = transformer.transformer_blocks
     embedding = rows.TimeEmbedding(time_embedding, config, wanted, device)
@@ -58,7 +64,7 @@ def row_table(transformer: Any, config: dict[str, Any], device: torch.device) ->
         bias = weights.value(layer, f"{name}.bias", layer.bias, device)
         collector.add(index, stream, weight, bias)
         setattr(block, stream, nn.Identity())
-    held = collector.tensors()
+    held = collector.collect_tensors()
     part = RowPart(held[rows.ROWS], held["slots"], held["zero"], held["zero_blocks"])
     return RowTable(held["keys"], (part,))
 
@@ -104,7 +110,7 @@ def components(
         adapters = FusedAdapter(transformer, name_adapter(fused), modulation.fixed)
     else:
         adapters = Adapters(transformer, modulation.fixed)
-        expected = lightning_modules(len(transformer.transformer_blocks))
+        expected = list_lightning_modules(len(transformer.transformer_blocks))
         for steps in STEPS:
             state = weights.lightning(transformer, steps, device)
             adapters.attach(name_adapter(steps), state, expected=expected)
@@ -163,16 +169,16 @@ class Ours:
         """What another model may have of this one."""
         return Lent(self._parts.text_encoder, self._parts.vae)
 
-    def latents(self, generations: list[PictureWish]) -> torch.Tensor:
+    def make_latents(self, wishes: list[PictureWish]) -> torch.Tensor:
         """Return the final latents of a batch."""
-        return self._model.latents(generations, Unheard(), Clock(self._parts.device))
+        return self._model.make_latents(wishes, Unheard(), Clock(self._parts.device))
 
-    def job(self, case: Case, generations: list[PictureWish]) -> dict[str, float]:
+    def job(self, case: Case, wishes: list[PictureWish]) -> dict[str, float]:
         """Make the pictures of a job, PNGs and all; return milliseconds by phase."""
         clock = Clock(self._parts.device)
         with gpu.translate_errors():
-            latents = self._model.latents(generations, Unheard(), clock)
-            with clock.phase("decode"):
+            latents = self._model.make_latents(wishes, Unheard(), clock)
+            with clock.measure_phase("decode"):
                 pixels = self._model._vae.decode(latents, case.side, case.side)  # noqa: SLF001 - make() makes one picture, a batch is timed here
                 images = [make_picture(each) for each in pixels]
         start = time.perf_counter()

@@ -103,40 +103,40 @@ class Stock:
         )
         return self._timed("decode", self._decode)(*arguments, **named)
 
-    def _call(self, generations: list[PictureWish], **more: Any) -> Any:
-        first = generations[0]
+    def _call(self, wishes: list[PictureWish], **more: Any) -> Any:
+        first = wishes[0]
         vae = self.pipeline.vae
         vae.encode, vae.decode = self._timed("reference", self._encode), self._decoded
         try:
             return self.pipeline(
-                prompt=[g.prompt for g in generations],
+                prompt=[g.prompt for g in wishes],
                 **({"image": list(first.references)} if self._edit else {}),
                 width=first.width,
                 height=first.height,
                 num_inference_steps=first.steps,
                 true_cfg_scale=1.0,
-                generator=[torch.Generator("cpu").manual_seed(g.seed) for g in generations],
+                generator=[torch.Generator("cpu").manual_seed(g.seed) for g in wishes],
                 **more,
             ).images
         finally:
             # the VAE may be shared: leave it as it was
             del vae.encode, vae.decode
 
-    def latents(self, generations: list[PictureWish]) -> torch.Tensor:
+    def make_latents(self, wishes: list[PictureWish]) -> torch.Tensor:
         """Return the final latents of a batch."""
-        made: torch.Tensor = self._call(generations, output_type="latent")
+        made: torch.Tensor = self._call(wishes, output_type="latent")
         self._marks.clear()
         self._spent.clear()
         return made
 
-    def job(self, case: Case, generations: list[PictureWish]) -> dict[str, float]:
+    def job(self, case: Case, wishes: list[PictureWish]) -> dict[str, float]:
         """Make the pictures of a job, PNGs and all; return milliseconds by phase.
 
         The stock edit pipeline takes one prompt, so a batch of edits runs one after the other.
         """
         del case
         self._marks, self._spent = {}, {}
-        groups = [[g] for g in generations] if self._edit else [generations]
+        groups = [[g] for g in wishes] if self._edit else [wishes]
         images = [image for group in groups for image in self._call(group)]
         start = time.perf_counter()
         for image in images:

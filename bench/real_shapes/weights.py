@@ -89,7 +89,7 @@ def build(
     stock pipeline do.
     """
     chosen: dict[str, Precision] = {}
-    names = RECIPE.part(role).quantised
+    names = RECIPE.find_part(role).quantised
     if precision != "bf16" and names is not None:
         for name, _ in model.named_parameters():
             if names.fullmatch(name) or (every_linear and MODULATION.fullmatch(name)):

@@ -10,7 +10,7 @@ from worker import log, preflight, settings
 from worker.errors import WeightsUnavailable, WorkerError
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the complete command line."""
     top = argparse.ArgumentParser(prog="python -m worker", description="The worker's own commands.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 def doctor(*, as_json: bool) -> int:
     """Print every finding of the preflight; return 1 when one is fatal."""
     findings = preflight.check(settings.read())
-    broken = preflight.fatal(findings)
+    broken = preflight.pick_fatal(findings)
     if as_json:
         listed = [finding.as_json() for finding in findings]
         print(json.dumps({"ok": not broken, "findings": listed}, indent=2))  # noqa: T201 - its output
@@ -78,7 +78,7 @@ def push(bundle: Path, repository: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    given = parser().parse_args(arguments)
+    given = make_parser().parse_args(arguments)
     log.configure()
     try:
         if given.command == "doctor":

@@ -32,10 +32,10 @@ def boot(settings: Settings) -> Models:
     Raises WorkerError: what is wrong and what to do about it.
     """
     start = time.monotonic()
-    gpu = preflight.usable_gpu()
+    gpu = preflight.find_usable_gpu()
     specs = catalogue.CATALOGUE.resolve(settings.model, settings, has_gpu=gpu is not None)
     _warn(specs, settings)
-    _preflight(settings)
+    _check_machine(settings)
     bundle.read_ahead_of([spec.word for spec in specs], settings.home)
     openables: list[Openable] = []
     for given in specs:
@@ -43,11 +43,11 @@ def boot(settings: Settings) -> Models:
         taken = {other.name for other in specs if other is not given}
         taken |= {openable.served.id for openable in openables}
         spec = recognise(given, settings, catalogue.CATALOGUE)
-        openables.append(import_family(spec.family).ready(spec, settings, gpu, taken=taken))
+        openables.append(import_family(spec.family).make_ready(spec, settings, gpu, taken=taken))
     models = Residency(
         openables,
         budget=gpu.free - WORKING_BYTES if gpu else None,
-        published=_published(),
+        published=_list_published(),
     )
     for model in models.fill():
         begun = time.monotonic()
@@ -63,13 +63,13 @@ def prepare(settings: Settings) -> list[Path]:
 
     Raises WorkerError.
     """
-    gpu = preflight.usable_gpu()
+    gpu = preflight.find_usable_gpu()
     specs = catalogue.CATALOGUE.resolve(settings.model, settings, has_gpu=gpu is not None)
     known = (recognise(spec, settings, catalogue.CATALOGUE) for spec in specs)
     return [import_family(spec.family).prepare(spec, settings, gpu) for spec in known]
 
 
-def _published() -> dict[str, list[str]]:
+def _list_published() -> dict[str, list[str]]:
     """Return the models of the catalogue that MODEL may name, by the tasks that they can do."""
     tasks = dict.fromkeys(task for row in catalogue.CATALOGUE.rows for task in row.tasks)
     rows = [row for row in catalogue.CATALOGUE.rows if row.embedded is None]
@@ -87,7 +87,7 @@ def _warn(specs: Sequence[ModelSpec], settings: Settings) -> None:
         log.get().warning("images may be fetched from non-public addresses", networks=networks)
 
 
-def _preflight(settings: Settings) -> None:
+def _check_machine(settings: Settings) -> None:
     """Log what needs attention; raise InvalidSettings where no start can succeed.
 
     UnfitHost, when only this machine is in the way.
@@ -96,7 +96,7 @@ def _preflight(settings: Settings) -> None:
     for finding in findings:
         if finding.level != "ok":
             log.get().warning("preflight", **finding.as_json())
-    broken = preflight.fatal(findings)
+    broken = preflight.pick_fatal(findings)
     if broken:
         kind = UnfitHost if all(finding.of_host for finding in broken) else InvalidSettings
         raise kind("; ".join(f"{f.check}: {f.found}; {f.change}" for f in broken))

@@ -17,7 +17,7 @@ from worker import versions
 from worker.driver import Driver, DriverError, Gpu, query_driver
 from worker.errors import DeliveryFailed, WorkerError
 from worker.families import catalogue
-from worker.media.s3 import own_bucket
+from worker.media.s3 import read_own_bucket
 from worker.settings import Settings
 from worker.weights import space
 
@@ -52,7 +52,7 @@ class Finding:
 
 def check(settings: Settings) -> list[Finding]:
     """Check everything that can be known before anything is loaded; never raises."""
-    findings = [*_python(), *_packages()]
+    findings = [*_check_python(), *_check_packages()]
     full = True
     try:
         driver, problem = query_driver(), ""
@@ -76,28 +76,30 @@ def check(settings: Settings) -> list[Finding]:
             )
         )
     else:
-        findings += _gpu(driver, torch_cuda(), full=full, on_platform=settings.on_platform)
-    findings += [*_memory(full=full), *_disk(settings), *_bucket(settings)]
+        findings += _check_gpu(
+            driver, read_torch_cuda(), full=full, on_platform=settings.on_platform
+        )
+    findings += [*_check_memory(full=full), *_check_disk(settings), *_check_bucket(settings)]
     return findings
 
 
-def usable_gpu() -> Gpu | None:
+def find_usable_gpu() -> Gpu | None:
     """Return the first GPU; None without one, or with a torch that cannot use it."""
     try:
         driver = query_driver()
     except DriverError:
         return None
-    if driver is None or not driver.gpus or torch_cuda() is None:
+    if driver is None or not driver.gpus or read_torch_cuda() is None:
         return None
     return driver.gpus[0]
 
 
-def fatal(findings: list[Finding]) -> list[Finding]:
+def pick_fatal(findings: list[Finding]) -> list[Finding]:
     """Return the findings with which no start can succeed."""
     return [finding for finding in findings if finding.level == "fatal"]
 
 
-def torch_cuda() -> tuple[int, int] | None:
+def read_torch_cuda() -> tuple[int, int] | None:
     """Return the CUDA that the installed torch is built for, None for a CPU build or no torch.
 
     Read from torch/version.py alone: importing torch takes seconds.
@@ -113,11 +115,11 @@ def torch_cuda() -> tuple[int, int] | None:
     return int(major), int(minor)
 
 
-def _python() -> Iterator[Finding]:
+def _check_python() -> Iterator[Finding]:
     yield Finding("python", "ok", ".".join(map(str, sys.version_info[:3])))
 
 
-def _packages() -> Iterator[Finding]:
+def _check_packages() -> Iterator[Finding]:
     for package in dict.fromkeys([*versions.TESTED, *(bad.package for bad in versions.KNOWN_BAD)]):
         version = versions.find_version(package)
         tested = versions.TESTED.get(package)
@@ -132,10 +134,10 @@ def _packages() -> Iterator[Finding]:
             yield Finding(package, "advice", f"{version}, untested", f"tested is {tested}")
         else:
             yield Finding(package, "ok", str(version))
-    yield from _pair()
+    yield from _check_pair()
 
 
-def _pair() -> Iterator[Finding]:
+def _check_pair() -> Iterator[Finding]:
     torch, vision = versions.find_version("torch"), versions.find_version("torchvision")
     if torch is None or vision is None:
         return
@@ -156,7 +158,7 @@ def _pair() -> Iterator[Finding]:
         )
 
 
-def _gpu(
+def _check_gpu(
     driver: Driver | None, torch_cuda: tuple[int, int] | None, *, full: bool, on_platform: bool
 ) -> Iterator[Finding]:
     """Check the driver and its first GPU; `full` is whether a model needs a GPU."""
@@ -192,10 +194,10 @@ def _gpu(
         )
     else:
         yield Finding("driver", "ok", found)
-    yield from _device(driver.gpus[0], full=full)
+    yield from _check_device(driver.gpus[0], full=full)
 
 
-def _device(gpu: Gpu, *, full: bool) -> Iterator[Finding]:
+def _check_device(gpu: Gpu, *, full: bool) -> Iterator[Finding]:
     capability = ".".join(map(str, gpu.capability))
     found = f"{gpu.name}, compute capability {capability}"
     if gpu.capability < versions.OLDEST_CAPABILITY:
@@ -220,7 +222,7 @@ def _limit() -> int | None:
         return None
 
 
-def _memory(*, full: bool) -> Iterator[Finding]:
+def _check_memory(*, full: bool) -> Iterator[Finding]:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     total = min(total, _limit() or total)
     if full and total < LEAST_MEMORY:
@@ -234,7 +236,7 @@ def _memory(*, full: bool) -> Iterator[Finding]:
         yield Finding("memory", "ok", f"{total / GB:.1f} GB")
 
 
-def _disk(settings: Settings) -> Iterator[Finding]:
+def _check_disk(settings: Settings) -> Iterator[Finding]:
     if not space.is_writable(settings.home):
         yield Finding(
             "disk",
@@ -256,9 +258,9 @@ def _disk(settings: Settings) -> Iterator[Finding]:
         yield Finding("disk", "ok", found)
 
 
-def _bucket(settings: Settings) -> Iterator[Finding]:
+def _check_bucket(settings: Settings) -> Iterator[Finding]:
     try:
-        bucket = own_bucket(settings)
+        bucket = read_own_bucket(settings)
     except DeliveryFailed as error:
         yield Finding("bucket", "fatal", error.message, "fix BUCKET_NAME or BUCKET_ENDPOINT_URL")
     else:

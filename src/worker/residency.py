@@ -54,11 +54,11 @@ class Residency:
                 continue
             yield self.take(model_id)
 
-    def addable(self, task: str) -> Sequence[str]:
+    def list_addable(self, task: str) -> Sequence[str]:
         """Name the models that MODEL may name for a task."""
         return self._published.get(task, ())
 
-    def health(self) -> Mapping[str, object]:
+    def report_health(self) -> Mapping[str, object]:
         """Return which models are resident and where each came from."""
         models = {
             model_id: {"resident": model_id in self._resident, **model.facts}

@@ -30,7 +30,7 @@ class Wish(Protocol):
 class Offer(Protocol):
     """What one model offers for one task: the task's own plain data, readable without torch."""
 
-    def facts(self, settings: Settings) -> Mapping[str, Any]:
+    def describe(self, settings: Settings) -> Mapping[str, Any]:
         """Return what op=capabilities reports about it: plain JSON, by public names."""
 
 
@@ -82,7 +82,7 @@ class Model(Protocol):
     def served(self) -> Served:
         """What callers may request of it."""
 
-    def together(self, wish: Any, other: Any) -> bool:
+    def can_share(self, wish: Any, other: Any) -> bool:
         """Return whether two wishes may share a forward."""
 
     def make(self, wishes: Sequence[Any], controls: Sequence[Control]) -> Sequence[Made]:
@@ -125,8 +125,8 @@ class Models(Protocol):
     def take(self, model_id: str) -> Model:
         """Return that model, warm; called only in the lane to the device."""
 
-    def addable(self, task: str) -> Sequence[str]:
+    def list_addable(self, task: str) -> Sequence[str]:
         """Name the models that MODEL may name for a task that none of these can do."""
 
-    def health(self) -> Mapping[str, object]:
+    def report_health(self) -> Mapping[str, object]:
         """Return what op=health reports: plain JSON, without paths, hosts or secrets."""

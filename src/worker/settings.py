@@ -38,7 +38,7 @@ LONGEST_TOKEN: Final = 4096
 Network = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, int]
 
 
-def _unquoted(text: str) -> str:
+def _unquote(text: str) -> str:
     """Return a value without blanks around it, and without one pair of quotes around it.
 
     Docker's --env-file keeps those of `NAME="value"`. Quotes inside stay, and so does one without a
@@ -50,16 +50,16 @@ def _unquoted(text: str) -> str:
     return text
 
 
-def _words(value: Any) -> Any:
+def _split_words(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    return tuple(word for part in value.split(",") if (word := _unquoted(part)))
+    return tuple(word for part in value.split(",") if (word := _unquote(part)))
 
 
-def _networks(value: Any) -> Any:
+def _read_networks(value: Any) -> Any:
     """Read "127.0.0.0/8:8080,[::1]/128:80" as (network, port) pairs."""
     networks: list[Network] = []
-    for word in _words(value):
+    for word in _split_words(value):
         if not isinstance(word, str):
             return value
         cidr, _, port = word.rpartition(":")
@@ -73,29 +73,29 @@ def _networks(value: Any) -> Any:
     return tuple(networks)
 
 
-def _bytes(value: Any) -> Any:
+def _read_bytes(value: Any) -> Any:
     """Read "20MB" as 20,000,000."""
     match = BYTES.fullmatch(value) if isinstance(value, str) else None
     return int(match[1]) * UNITS[match[2].upper()] if match else value
 
 
-def _steps(value: tuple[int, ...]) -> tuple[int, ...]:
+def _read_steps(value: tuple[int, ...]) -> tuple[int, ...]:
     if not value or len(set(value)) < len(value) or not all(2 <= n <= 100 for n in value):  # noqa: PLR2004 - the input's own limits
         raise ValueError("must be one or more different counts of 2 to 100, as in 8,4")
     return value
 
 
-def _address(value: str) -> str:
+def _read_address(value: str) -> str:
     if not re.fullmatch(r"https?://[^\s/@]+[^\s@]*", value, re.IGNORECASE):
         raise ValueError("must be an https:// address without a user name")
     return value
 
 
-def _token(value: Any) -> Any:
+def _read_token(value: Any) -> Any:
     """Take a token out of "Bearer TOKEN"; only one word of ASCII can be a header's value."""
     if not isinstance(value, str):
         return value
-    token = _unquoted(BEARER.sub("", _unquoted(value), count=1))
+    token = _unquote(BEARER.sub("", _unquote(value), count=1))
     if not re.fullmatch(r"[!#-&(-~]+", token) or token.lower() == "bearer":
         raise ValueError("must be a token alone, as in hf_...: no blanks, no quotes, ASCII only")
     return token
@@ -108,17 +108,17 @@ def _place(value: Path) -> Path:
         raise ValueError("must be a path; ~ stands for no home here") from None
 
 
-def _public(value: str) -> str:
+def _check_public(value: str) -> str:
     if "?" in value or "#" in value:
         raise ValueError("must be an https:// address that a key can follow")
-    return _address(value)
+    return _read_address(value)
 
 
-def _lower(value: Any) -> Any:
+def _to_lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-def _offline(value: Any) -> Any:
+def _read_offline(value: Any) -> Any:
     """Read a switch that other programs read too, in which no value is wrong.
 
     Anything but a no means no network.
@@ -130,7 +130,7 @@ def _offline(value: Any) -> Any:
     )
 
 
-def _level(value: Any) -> Any:
+def _read_level(value: Any) -> Any:
     """Read our names of levels and, for RUNPOD_LOG_LEVEL, the SDK's."""
     if not isinstance(value, str):
         return value
@@ -138,19 +138,19 @@ def _level(value: Any) -> Any:
     return theirs.get(value.upper(), value.upper())
 
 
-Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
-Counts = Annotated[tuple[int, ...], BeforeValidator(_words), AfterValidator(_steps)]
-Bytes = Annotated[int, BeforeValidator(_bytes)]
-Token = Annotated[SecretStr, BeforeValidator(_token)]
+Words = Annotated[tuple[str, ...], BeforeValidator(_split_words)]
+Counts = Annotated[tuple[int, ...], BeforeValidator(_split_words), AfterValidator(_read_steps)]
+Bytes = Annotated[int, BeforeValidator(_read_bytes)]
+Token = Annotated[SecretStr, BeforeValidator(_read_token)]
 Place = Annotated[Path, AfterValidator(_place)]
-Address = Annotated[str, AfterValidator(_address)]
-PublicAddress = Annotated[str, AfterValidator(_public)]
-Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
-Offline = Annotated[bool, BeforeValidator(_offline)]
-PrecisionMode = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_lower)]
+Address = Annotated[str, AfterValidator(_read_address)]
+PublicAddress = Annotated[str, AfterValidator(_check_public)]
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_read_networks)]
+Offline = Annotated[bool, BeforeValidator(_read_offline)]
+PrecisionMode = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_to_lower)]
 
 
-def _setting(
+def _declare(
     default: Any,
     meaning: str,
     *,
@@ -180,140 +180,140 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
-    model: Words = _setting(
+    model: Words = _declare(
         (),
         "models to serve, comma-separated: names of the catalogue, repositories (org/name or"
         " org/name@revision), or a folder",
         names=("MODEL", "MODEL_ID"),
         shown="`qwen-image-edit-2511`; off RunPod without a GPU `tiny`",
     )
-    model_revision: str | None = _setting(
+    model_revision: str | None = _declare(
         None, "the revision of that one model", shown="the newest"
     )
-    model_path: Place | None = _setting(None, "a folder with the model's weights")
-    model_dir: Place | None = _setting(
+    model_path: Place | None = _declare(None, "a folder with the model's weights")
+    model_dir: Place | None = _declare(
         None,
         "where bundles and weights are kept",
         names=("MODEL_DIR", "QWEN_HOME"),
         shown="`/runpod-volume/models` with a volume, else a temporary folder",
     )
-    hf_token: Token | None = _setting(
+    hf_token: Token | None = _declare(
         None,
         "token for gated or private repositories",
         names=("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"),
     )
-    hf_token_path: Place | None = _setting(None, "a file with the token, if `HF_TOKEN` is not set")
-    hf_endpoint: Address | None = _setting(None, "another hub", shown="the public hub")
-    hf_home: Place | None = _setting(None, "Hugging Face's folder; its cache is `hub` in it")
-    hf_hub_cache: Place | None = _setting(
+    hf_token_path: Place | None = _declare(None, "a file with the token, if `HF_TOKEN` is not set")
+    hf_endpoint: Address | None = _declare(None, "another hub", shown="the public hub")
+    hf_home: Place | None = _declare(None, "Hugging Face's folder; its cache is `hub` in it")
+    hf_hub_cache: Place | None = _declare(
         None,
         "Hugging Face's cache, searched for weights; nothing is written there",
         names=("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"),
         shown="`hub` in `HF_HOME`",
     )
-    hf_hub_offline: Offline = _setting(
+    hf_hub_offline: Offline = _declare(
         False,
         "contact no hub: what is not on this machine is refused at once",
         names=("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"),
     )
-    precision_mode: PrecisionMode = _setting(
+    precision_mode: PrecisionMode = _declare(
         "auto", "`auto` (by the device and its free memory), `bf16`, `8bit`, `4bit`"
     )
-    use_lightning_lora: bool = _setting(True, "load the Lightning LoRA and use it by default")
-    lightning_steps: Counts = _setting(
+    use_lightning_lora: bool = _declare(True, "load the Lightning LoRA and use it by default")
+    lightning_steps: Counts = _declare(
         (8,),
         "`8`, `4` or `8,4`: the counts kept warm, the first is the default",
         shown="`8`; tiny `8,4`",
     )
-    lightning_fused: bool = _setting(
+    lightning_fused: bool = _declare(
         False, "bake that one LoRA into the weights: faster, serves nothing else"
     )
 
-    download_workers: int = _setting(8, "parallel ranges of a download", ge=1, le=64)
-    download_retries: int = _setting(5, "attempts after the first", ge=0, le=100)
-    download_stall_s: float = _setting(60, "seconds without a byte that count as a failure", gt=0)
-    min_storage_free_gb: float = _setting(2, "GB that stay free on the disk", ge=0)
-    volume_size_gb: float | None = _setting(
+    download_workers: int = _declare(8, "parallel ranges of a download", ge=1, le=64)
+    download_retries: int = _declare(5, "attempts after the first", ge=0, le=100)
+    download_stall_s: float = _declare(60, "seconds without a byte that count as a failure", gt=0)
+    min_storage_free_gb: float = _declare(2, "GB that stay free on the disk", ge=0)
+    volume_size_gb: float | None = _declare(
         None, "the volume's quota in GB, if the file system does not report it", gt=0
     )
-    runpod_cache_dir: Place = _setting(
+    runpod_cache_dir: Place = _declare(
         VOLUME / "huggingface-cache" / "hub", "where RunPod's model cache is"
     )
-    verify: Literal["sizes", "full"] = _setting(
+    verify: Literal["sizes", "full"] = _declare(
         "sizes", "how a bundle is checked at each start: `sizes`, `full` (every byte)"
     )
-    keep_source_weights: bool = _setting(False, "keep the published weights after preparation")
+    keep_source_weights: bool = _declare(False, "keep the published weights after preparation")
 
-    max_pixels: int | None = _setting(
+    max_pixels: int | None = _declare(
         None, "maximum pixels per picture", shown="by the device's memory", ge=64 * 64
     )
-    max_input_images: int = _setting(3, "maximum references per job", ge=1, le=3)
-    max_image_bytes: Bytes = _setting(20 * MB, "maximum bytes per reference", ge=1024)
-    max_image_pixels: int = _setting(
+    max_input_images: int = _declare(3, "maximum references per job", ge=1, le=3)
+    max_image_bytes: Bytes = _declare(20 * MB, "maximum bytes per reference", ge=1024)
+    max_image_pixels: int = _declare(
         25_000_000,
         "maximum pixels per reference; half of it for a WEBP; a larger JPEG is read at a fraction",
         ge=256 * 256,
     )
-    max_images_per_request: int = _setting(4, "maximum pictures per job", ge=1, le=4)
-    max_reply_bytes: Bytes = _setting(18 * MB, "maximum bytes per reply", ge=1024)
-    allowed_image_hosts: Words = _setting(
+    max_images_per_request: int = _declare(4, "maximum pictures per job", ge=1, le=4)
+    max_reply_bytes: Bytes = _declare(18 * MB, "maximum bytes per reply", ge=1024)
+    allowed_image_hosts: Words = _declare(
         (), "hosts that image URLs may name, also as `*.example.com`", shown="any public host"
     )
-    allow_http_images: bool = _setting(False, "allow image URLs without TLS")
-    allowed_image_networks: Networks = _setting(
+    allow_http_images: bool = _declare(False, "allow image URLs without TLS")
+    allowed_image_networks: Networks = _declare(
         (), "`CIDR:port` list, the only non-public addresses allowed; logged at the start"
     )
-    fetch_nameservers: Words = _setting(
+    fetch_nameservers: Words = _declare(
         (), "name servers (`address:port`) for image URLs", shown="the system's"
     )
-    fetch_connect_s: float = _setting(5, "seconds to connect to an image's site", gt=0)
-    fetch_total_s: float = _setting(20, "seconds for all references of a job", gt=0)
-    job_deadline_s: float = _setting(
+    fetch_connect_s: float = _declare(5, "seconds to connect to an image's site", gt=0)
+    fetch_total_s: float = _declare(20, "seconds for all references of a job", gt=0)
+    job_deadline_s: float = _declare(
         0, "stop a job between two steps after these seconds; 0: never", ge=0
     )
 
-    bucket_endpoint_url: Address | None = _setting(None, "the bucket that pictures go to")
-    bucket_access_key_id: SecretStr | None = _setting(None, "its access key")
-    bucket_secret_access_key: SecretStr | None = _setting(None, "its secret key")
-    bucket_session_token: SecretStr | None = _setting(
+    bucket_endpoint_url: Address | None = _declare(None, "the bucket that pictures go to")
+    bucket_access_key_id: SecretStr | None = _declare(None, "its access key")
+    bucket_secret_access_key: SecretStr | None = _declare(None, "its secret key")
+    bucket_session_token: SecretStr | None = _declare(
         None, "the session token of temporary keys; the pictures' URLs expire with it"
     )
-    bucket_name: str | None = _setting(None, "its name, if the endpoint does not contain it")
-    bucket_prefix: str = _setting("", "what the keys of its objects begin with")
-    bucket_region: str | None = _setting(
+    bucket_name: str | None = _declare(None, "its name, if the endpoint does not contain it")
+    bucket_prefix: str = _declare("", "what the keys of its objects begin with")
+    bucket_region: str | None = _declare(
         None, "its region", shown="by the endpoint's host, else `us-east-1`"
     )
-    bucket_public_url: PublicAddress | None = _setting(
+    bucket_public_url: PublicAddress | None = _declare(
         None, "where its objects are public: replies carry that address, unsigned"
     )
-    bucket_url_ttl_s: int = _setting(
+    bucket_url_ttl_s: int = _declare(
         7 * 24 * 3600, "seconds that a picture's URL is valid", ge=60, le=7 * 24 * 3600
     )
 
-    prefetch: bool = _setting(
+    prefetch: bool = _declare(
         False,
         "take the next job while one runs: no idle second between them, but it waits here with"
         " its clock running",
     )
-    png_metadata: bool = _setting(True, "write the generation's parameters into PNGs")
+    png_metadata: bool = _declare(True, "write the generation's parameters into PNGs")
     response_compat: Literal["output_image_base64", "image", "image_base64", "image_url"] | None = (
-        _setting(
+        _declare(
             None,
             "`output_image_base64`, `image`, `image_base64` or `image_url`: the top-level key that"
             " takes the first picture, for old callers",
         )
     )
-    strict_input: bool = _setting(False, "refuse unknown fields instead of warning")
-    refresh_worker: bool = _setting(False, "replace the worker after each job")
-    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_level)] = (
-        _setting(
-            "INFO",
-            "`DEBUG`, `INFO`, `WARNING`, `ERROR`",
-            names=("LOG_LEVEL", "RUNPOD_LOG_LEVEL"),
-        )
+    strict_input: bool = _declare(False, "refuse unknown fields instead of warning")
+    refresh_worker: bool = _declare(False, "replace the worker after each job")
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_read_level)
+    ] = _declare(
+        "INFO",
+        "`DEBUG`, `INFO`, `WARNING`, `ERROR`",
+        names=("LOG_LEVEL", "RUNPOD_LOG_LEVEL"),
     )
-    log_prompts: bool = _setting(False, "write prompts into the log")
-    runpod_webhook_get_job: str | None = _setting(
+    log_prompts: bool = _declare(False, "write prompts into the log")
+    runpod_webhook_get_job: str | None = _declare(
         None, "set by RunPod; shows the worker that it runs there"
     )
 
@@ -348,7 +348,7 @@ SECRETS: Final = frozenset(
 )
 
 
-def where_we_run() -> Settings:
+def read_platform() -> Settings:
     """Read only what shows whether this is the platform: for a start whose environment is wrong."""
     return read({name: os.environ.get(name, "") for name in ("RUNPOD_WEBHOOK_GET_JOB",)})
 
@@ -362,17 +362,17 @@ class Variable:
     default: str
 
 
-def table() -> tuple[Variable, ...]:
+def list_settings() -> tuple[Variable, ...]:
     """Return every variable with its aliases, meaning and default, in the order of the fields."""
     return tuple(
         Variable(
-            names, info.description or "", _default(name, info.default, info.json_schema_extra)
+            names, info.description or "", _show_default(name, info.default, info.json_schema_extra)
         )
-        for names, (name, info) in zip(variables(), Settings.model_fields.items(), strict=True)
+        for names, (name, info) in zip(list_variables(), Settings.model_fields.items(), strict=True)
     )
 
 
-def _default(name: str, value: Any, extra: Any) -> str:
+def _show_default(name: str, value: Any, extra: Any) -> str:
     if extra:
         return str(extra["shown"])
     if value is None or value in ((), ""):
@@ -384,7 +384,7 @@ def _default(name: str, value: Any, extra: Any) -> str:
     return f"`{value}`"
 
 
-def variables() -> tuple[tuple[str, ...], ...]:
+def list_variables() -> tuple[tuple[str, ...], ...]:
     """Return every variable's name and its aliases, in the order of the fields."""
     names: list[tuple[str, ...]] = []
     for name, field in Settings.model_fields.items():
@@ -409,9 +409,9 @@ def read(
     given = {**(os.environ if environ is None else environ), **(instead or {})}
     known: dict[str, str] = {}
     written: dict[str, str] = {}  # the variable that was set, by the name pydantic reports
-    for name, names in zip(Settings.model_fields, variables(), strict=True):
+    for name, names in zip(Settings.model_fields, list_variables(), strict=True):
         key = names[0] if len(names) > 1 else name
-        entries = [(each, text) for each in names if (text := _unquoted(given.get(each, "")))]
+        entries = [(each, text) for each in names if (text := _unquote(given.get(each, "")))]
         if name in SECRETS:
             log.hide(*(BEARER.sub("", text) for _, text in entries))
         if entries:
@@ -423,11 +423,11 @@ def read(
         for fault in error.errors(include_url=False, include_input=False, include_context=False):
             key = str(fault["loc"][0])
             known.pop(key, None)
-            details.append(Detail(written[key], _reason(fault["msg"])))
+            details.append(Detail(written[key], _find_reason(fault["msg"])))
         settings = Settings.model_validate(known)
     values = (getattr(settings, name) for name in SECRETS)
     log.hide(*(value.get_secret_value() for value in values if value is not None))
-    details += _contradictions(settings)
+    details += _find_contradictions(settings)
     if details:
         message = "; ".join(f"{detail.field}: {detail.message}" for detail in details)
         raise InvalidSettings(message, details=details)
@@ -439,14 +439,14 @@ def _read_token_file(known: dict[str, str], written: dict[str, str]) -> list[Det
     place = known.get("hf_token_path")
     if place is None or "HF_TOKEN" in known:
         return []
-    token = _text_of(place)
+    token = _show_text(place)
     if token is None:
         return [Detail("HF_TOKEN_PATH", "must be a file that can be read, with a token in it")]
     known["HF_TOKEN"], written["HF_TOKEN"] = token, "HF_TOKEN_PATH"
     return []
 
 
-def _text_of(place: str) -> str | None:
+def _show_text(place: str) -> str | None:
     """Return the text of a small file; None when it cannot be read: a pipe could block."""
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         file = Path(place).expanduser()
@@ -455,12 +455,12 @@ def _text_of(place: str) -> str | None:
     return None
 
 
-def _reason(message: str) -> str:
+def _find_reason(message: str) -> str:
     """Put pydantic's message into the words of our other messages."""
     return message.removeprefix("Value error, ").replace("Input should be", "must be")
 
 
-def _contradictions(settings: Settings) -> list[Detail]:
+def _find_contradictions(settings: Settings) -> list[Detail]:
     """Return what is wrong with settings that only make sense together."""
     bucket = {
         "BUCKET_ENDPOINT_URL": settings.bucket_endpoint_url,

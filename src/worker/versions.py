@@ -34,22 +34,28 @@ class KnownBad:
     instead: str
 
 
-def _bad(package: str, versions: str, why: str, instead: str) -> KnownBad:
+def _make_known_bad(package: str, versions: str, why: str, instead: str) -> KnownBad:
     return KnownBad(package, SpecifierSet(versions, prereleases=True), why, instead)
 
 
 KNOWN_BAD: Final = (
-    _bad("torch", "<2.6", "loading a checkpoint can run code (CVE-2025-32434)", "2.11 or newer"),
-    _bad("transformers", "<5.3", "CVE-2026-4372; several 4.5x break Qwen2.5-VL", "5.17 or newer"),
-    _bad("diffusers", "<0.40", "its Qwen-Image classes differ from ours", "0.42.1"),
-    _bad("bitsandbytes", "==0.46.0", "broken release", "0.50.2"),
-    _bad("bitsandbytes", "==0.48.0", "broken release", "0.50.2"),
-    _bad("runpod", "<1.10.1", "jobs funnel to one worker", "1.12.0"),
-    _bad("runpod", ">=1.10.1,<1.12", "no guard against internal addresses", "1.12.0"),
-    _bad("pillow", "<12.3", "older than the fixes of its decoders", "12.3 or newer"),
-    _bad("urllib3", "<2.7", "older than its security fixes", "2.7 or newer"),
-    _bad("filelock", "<3.20.3", "older than its security fixes", "3.20.3 or newer"),
-    _bad("kernels", ">=0", "fetches code from a hub when it is imported", "nothing: uninstall it"),
+    _make_known_bad(
+        "torch", "<2.6", "loading a checkpoint can run code (CVE-2025-32434)", "2.11 or newer"
+    ),
+    _make_known_bad(
+        "transformers", "<5.3", "CVE-2026-4372; several 4.5x break Qwen2.5-VL", "5.17 or newer"
+    ),
+    _make_known_bad("diffusers", "<0.40", "its Qwen-Image classes differ from ours", "0.42.1"),
+    _make_known_bad("bitsandbytes", "==0.46.0", "broken release", "0.50.2"),
+    _make_known_bad("bitsandbytes", "==0.48.0", "broken release", "0.50.2"),
+    _make_known_bad("runpod", "<1.10.1", "jobs funnel to one worker", "1.12.0"),
+    _make_known_bad("runpod", ">=1.10.1,<1.12", "no guard against internal addresses", "1.12.0"),
+    _make_known_bad("pillow", "<12.3", "older than the fixes of its decoders", "12.3 or newer"),
+    _make_known_bad("urllib3", "<2.7", "older than its security fixes", "2.7 or newer"),
+    _make_known_bad("filelock", "<3.20.3", "older than its security fixes", "3.20.3 or newer"),
+    _make_known_bad(
+        "kernels", ">=0", "fetches code from a hub when it is imported", "nothing: uninstall it"
+    ),
 )
 
 # The oldest driver branch for each major version of CUDA that a torch build is made for (NVIDIA's

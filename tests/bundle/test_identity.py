@@ -262,7 +262,7 @@ def test_what_a_revision_meant_is_not_taken_for_another(hub: Hub, environ: dict[
         assert metadata.resolve("bob/foo", "feat_x", read).commit == line
     assert len(hub.requests("info")) == 2
     records_as_before(environ, {"bob/foo@feat/x": "bob--foo_feat_x.json"})
-    assert metadata.known_commit("bob/foo", "feat_x", read) is None
+    assert metadata.find_known_commit("bob/foo", "feat_x", read) is None
     assert metadata.resolve("bob/foo", "feat_x", read).commit == line
 
 

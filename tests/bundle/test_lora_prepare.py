@@ -375,7 +375,7 @@ def _made(source: Path, fused: dict[str, Tensor] | None) -> dict[str, dict[str, 
     published = RECIPE.check(asked.snapshot, asked.spec)
     (shard,) = published.shards["transformer"]
     work = Work(TRANSFORMER, published, asked.snapshot, "bf16", CPU, fused)
-    keys = rows.keys(published.configs["scheduler"])
+    keys = rows.compute_keys(published.configs["scheduler"])
     transform = Transformer(work, keys[:5])
     state = load_file(source / shard.file.path)
     return transform(shard, state.__getitem__)

@@ -181,7 +181,7 @@ def test_only_an_optional_part_may_be_missing(role: str, folder: Path) -> None:
 
 
 def test_a_part_of_small_files_alone_has_no_modules() -> None:
-    assert not RECIPE.part("words").has_weights
+    assert not RECIPE.find_part("words").has_weights
     assert (RECIPE.with_weights, RECIPE.copied) == (("matrix", "bare"), ("words",))
     with pytest.raises(ValueError, match="small files alone"):
         SMALL_FILES.stock({})

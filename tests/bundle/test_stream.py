@@ -15,7 +15,7 @@ from worker.bundle.headers import Shard
 from worker.bundle.layout import FileRecord
 from worker.bundle.stream import ReadTensor, Route, forget_receipts
 from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import Proven, ReportProgress, quiet
+from worker.weights.snapshot import Proven, ReportProgress, ignore_progress
 from worlds.repository import Copying
 
 COUNT = 4
@@ -39,7 +39,7 @@ class World:
     source: Copying
     shards: list[Shard]
     keep: bool = False
-    progress: ReportProgress = quiet
+    progress: ReportProgress = ignore_progress
     made: list[str] = field(default_factory=list)
 
     @property
@@ -186,7 +186,7 @@ def test_downloaded_shards_are_dropped_unless_they_are_to_be_kept(
 
 
 def test_what_is_not_ours_to_delete_stays(world: World) -> None:
-    place = Route(world.source._local, world.home / "into", world.folder, False, quiet)
+    place = Route(world.source._local, world.home / "into", world.folder, False, ignore_progress)
     world.assert_whole(stream.stream(place, world.shards, doubled_and_halved))
     assert len(list(world.source.folder.iterdir())) == COUNT
 
@@ -199,7 +199,7 @@ def test_the_next_shard_is_fetched_while_this_one_is_made(world: World) -> None:
         started[paths(world, *range(COUNT)).index(path)].set()
 
     world.source.before = before
-    place = Route(world.source, world.home / "into", world.folder, False, quiet)
+    place = Route(world.source, world.home / "into", world.folder, False, ignore_progress)
 
     def transform(shard: Shard, read: ReadTensor) -> dict[str, dict[str, torch.Tensor]]:
         index = world.shards.index(shard)
@@ -218,7 +218,7 @@ def test_a_shard_dropped_by_another_worker_before_it_is_opened_is_fetched_again(
 
     class Dropping(Copying):
         def fetch_file(
-            self, file: RemoteFile, into: Path, progress: ReportProgress = quiet
+            self, file: RemoteFile, into: Path, progress: ReportProgress = ignore_progress
         ) -> Proven:
             nonlocal dropped
             found = super().fetch_file(file, into, progress)
@@ -235,7 +235,7 @@ def test_a_shard_dropped_by_another_worker_before_it_is_opened_is_fetched_again(
 def test_a_shard_that_is_dropped_every_time_is_not_fetched_for_ever(world: World) -> None:
     class Dropping(Copying):
         def fetch_file(
-            self, file: RemoteFile, into: Path, progress: ReportProgress = quiet
+            self, file: RemoteFile, into: Path, progress: ReportProgress = ignore_progress
         ) -> Proven:
             found = super().fetch_file(file, into, progress)
             found.path.unlink()
@@ -254,7 +254,7 @@ def test_a_file_that_a_transform_misses_is_not_a_shard_that_was_dropped(world: W
         calls.append(1)
         raise FileNotFoundError("of the transform's own")
 
-    place = Route(world.source, world.home / "into", world.folder, False, quiet)
+    place = Route(world.source, world.home / "into", world.folder, False, ignore_progress)
     with pytest.raises(FileNotFoundError, match="own"):
         stream.stream(place, world.shards, transform)
     assert len(calls) == 1
@@ -284,7 +284,7 @@ def test_a_component_that_fails_does_not_wait_for_the_download_ahead_of_it(
             self,
             file: RemoteFile,
             into: Path,
-            progress: ReportProgress = quiet,
+            progress: ReportProgress = ignore_progress,
         ) -> Proven:
             if file.path == paths(world, 1)[0]:
                 begun.set()
@@ -299,7 +299,9 @@ def test_a_component_that_fails_does_not_wait_for_the_download_ahead_of_it(
         assert begun.wait(60)
         raise Failure
 
-    place = Route(Slow(world.source.folder), world.home / "into", world.folder, False, quiet)
+    place = Route(
+        Slow(world.source.folder), world.home / "into", world.folder, False, ignore_progress
+    )
     with pytest.raises(Failure):
         stream.stream(place, world.shards, transform)
     assert len(steps) < 600, "it went on to its end"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from worker import log, settings
 from worker.doors.runpod import wire
 from worker.edge import reply as replies
-from worker.edge.reply import measure, success, worker_version
+from worker.edge.reply import make_success, measure, read_worker_version
 from worker.errors import (
     Detail,
     DeviceLost,
@@ -32,7 +32,7 @@ ANY = st.characters() | st.characters(categories=["Cs"])
 
 def failure(error: WorkerError, warnings: Iterable[str] = ()) -> dict[str, Any]:
     """Return a failure as RunPod's callers get it."""
-    return wire.format_answer(replies.failure(error, warnings))
+    return wire.format_answer(replies.make_failure(error, warnings))
 
 
 def a_request(**given: Any) -> Request:
@@ -50,13 +50,13 @@ def a_success(
 ) -> dict[str, Any]:
     request, compat = request or a_request(), more.pop("compat", None)
     spent, warnings = more.pop("timings_ms", {}), more.pop("warnings", ())
-    (wish,) = request.wishes(request.asked.draft)
-    output = success(
+    (wish,) = request.make_wishes(request.asked.draft)
+    output = make_success(
         request.task.key,
         images or (an_image(),),
         wish,
         request.model,
-        timings_ms=replies.timings(spent, request.task.timings),
+        timings_ms=replies.sum_timings(spent, request.task.timings),
         warnings=(*request.warnings, *warnings),
         **{"peak_vram_mb": 0, "adjusted": {}, **more},
     )
@@ -98,7 +98,7 @@ def test_a_success_has_exactly_the_contracts_keys() -> None:
             "total": 9,
         },
         "peak_vram_mb": 7,
-        "worker_version": worker_version(),
+        "worker_version": read_worker_version(),
     }
 
 
@@ -112,7 +112,7 @@ def test_the_requests_warnings_come_first_and_each_once() -> None:
 
 
 def test_the_version_is_that_of_the_installed_package() -> None:
-    assert worker_version().split(".")[0].isdigit()
+    assert read_worker_version().split(".")[0].isdigit()
 
 
 @pytest.mark.parametrize("key", ["output_image_base64", "image", "image_base64", "image_url"])

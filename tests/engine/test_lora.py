@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worker.engine.lora import Adapters, LoraLinear, fuse, make_canonical
 from worker.errors import LoraNotApplied
-from worker.families.qwen_image.lightning import lightning_modules
+from worker.families.qwen_image.lightning import list_lightning_modules
 from worker.families.qwen_image.modulation import RowModulation, RowPart, RowTable
 from worlds.loras import (
     BLOCKS,
@@ -55,9 +55,9 @@ def test_every_module_of_lightning_is_counted() -> None:
     """Twelve modules a block, so 720 in the published 60 blocks."""
     transformer = small_transformer()
     state = make_canonical(published_lora(transformer, 3))
-    expected = lightning_modules(BLOCKS)
+    expected = list_lightning_modules(BLOCKS)
     assert Adapters(transformer).attach("a", state, expected=expected) == 24
-    assert len(lightning_modules(60)) == 720
+    assert len(list_lightning_modules(60)) == 720
 
 
 def test_keys_under_a_prefix_are_the_same_lora() -> None:
@@ -99,7 +99,7 @@ def test_any_miss_is_an_error_and_attaches_nothing(broken: Any) -> None:
         adapters.attach(
             "a",
             make_canonical(broken(published_lora(transformer, 3))),
-            expected=lightning_modules(BLOCKS),
+            expected=list_lightning_modules(BLOCKS),
         )
     assert adapters.attached == ()
     assert torch.equal(predict(transformer), before)
@@ -237,9 +237,9 @@ def test_what_is_not_held_changes_nothing_about_what_is_used() -> None:
 
 def test_how_far_a_lora_misses_its_modules_is_told() -> None:
     ours = small_transformer()
-    state = published_lora(ours, 1, modules=[*lightning_modules(BLOCKS)[3:], "img_in"])
+    state = published_lora(ours, 1, modules=[*list_lightning_modules(BLOCKS)[3:], "img_in"])
     with pytest.raises(LoraNotApplied, match=r"reaches 22 modules: 3 of .* missing and 1 are not"):
-        Adapters(ours).attach("a", state, expected=lightning_modules(BLOCKS))
+        Adapters(ours).attach("a", state, expected=list_lightning_modules(BLOCKS))
 
 
 def test_a_lora_beside_what_is_no_linear_or_has_another_shape_is_told() -> None:

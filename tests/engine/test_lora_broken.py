@@ -19,7 +19,7 @@ from worker.engine import lora_file
 from worker.engine.lora import Adapters, make_canonical
 from worker.engine.lora_scale import read_stated
 from worker.errors import LoraNotApplied
-from worker.families.qwen_image.lightning import lightning_modules
+from worker.families.qwen_image.lightning import list_lightning_modules
 from worlds.loras import BLOCKS, REACHED, predict, published_lora, small_transformer
 
 TO_Q = "transformer_blocks.0.attn.to_q"
@@ -357,5 +357,5 @@ def test_whatever_a_file_holds_it_is_refused_or_sound(
 def test_the_published_lora_is_sound() -> None:
     """The property above would hold for a reader that refuses everything."""
     model = small_transformer()
-    expected = lightning_modules(BLOCKS)
+    expected = list_lightning_modules(BLOCKS)
     assert Adapters(model).attach("a", STATE, expected=expected) == len(expected)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worker.engine.sampler import _Pace, make_noise, pack, unpack
 from worker.families.qwen_image.denoising import Conditioning, denoise, stack
-from worker.families.qwen_image.lightning import lightning
+from worker.families.qwen_image.lightning import make_lightning_schedule
 from worker.families.qwen_image.modulation import WeightModulation
 
 
@@ -107,7 +107,7 @@ def test_each_step_is_the_stock_loops(scale: float | None, *, has_references: bo
     found = denoise(
         transformer,
         modulation,
-        lightning(4, 6),
+        make_lightning_schedule(4, 6),
         start,
         Conditioning(prompt),
         [(1, 2, 3), (1, 1, 3)],
@@ -116,7 +116,7 @@ def test_each_step_is_the_stock_loops(scale: float | None, *, has_references: bo
         references=references,
         on_step=lambda done, of: reports.append((done, of)),
     )
-    scheduler, expected = lightning(4, 6), start
+    scheduler, expected = make_lightning_schedule(4, 6), start
     for t in scheduler.timesteps:
         predicted = expected * 0.5 + prompt.mean(dim=(1, 2), keepdim=True)
         if scale is not None:
@@ -150,7 +150,7 @@ def test_a_report_may_stop_the_loop_and_none_is_needed() -> None:
         return denoise(
             transformer,
             WeightModulation(),
-            lightning(4, 6),
+            make_lightning_schedule(4, 6),
             torch.randn(1, 6, 4),
             Conditioning(torch.randn(1, 5, 3)),
             [(1, 2, 3)],

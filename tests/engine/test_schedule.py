@@ -35,14 +35,14 @@ def test_lightning_timesteps_are_the_distilled_ones(
     steps: int, timesteps: list[float], tokens: int
 ) -> None:
     """They do not depend on the resolution."""
-    got = lightning.lightning(steps, tokens).timesteps
+    got = lightning.make_lightning_schedule(steps, tokens).timesteps
     assert torch.allclose(got, torch.tensor(timesteps), atol=1e-3)
 
 
 def test_lightning_has_no_other_step_counts() -> None:
     """A LoRA distilled on 8 steps has no schedule for 6."""
     with pytest.raises(LoraNotApplied):
-        lightning.lightning(6, 4096)
+        lightning.make_lightning_schedule(6, 4096)
 
 
 def test_the_base_schedule_depends_on_the_resolution() -> None:
@@ -55,7 +55,7 @@ def test_the_base_schedule_depends_on_the_resolution() -> None:
 
 def test_every_picture_gets_a_scheduler_of_its_own() -> None:
     """A scheduler keeps its place in the loop; two pictures share none."""
-    assert lightning.lightning(4, 36) is not lightning.lightning(4, 36)
+    assert lightning.make_lightning_schedule(4, 36) is not lightning.make_lightning_schedule(4, 36)
 
 
 @pytest.mark.parametrize("tokens", [36, 256, 4096, 6889])
@@ -100,7 +100,7 @@ def test_lightnings_scheduler_is_set_as_its_script_sets_it() -> None:
         "use_exponential_sigmas": False,
         "use_karras_sigmas": False,
     }
-    config = lightning.lightning(8, 4096).config
+    config = lightning.make_lightning_schedule(8, 4096).config
     assert {name: config[name] for name in script} == script
     assert script.keys() == lightning.LIGHTNING.keys()
 
@@ -111,5 +111,5 @@ def test_a_lightning_schedule_that_is_not_the_distilled_one_is_refused(
     """A tenth of a step off is another schedule."""
     monkeypatch.setitem(lightning.LIGHTNING_TIMESTEPS, 4, (1000.0, 900.1, 750.0, 500.0))
     with pytest.raises(LoraNotApplied, match="4 steps"):
-        lightning.lightning(4, 4096)
-    assert len(lightning.lightning(8, 4096).timesteps) == 8
+        lightning.make_lightning_schedule(4, 4096)
+    assert len(lightning.make_lightning_schedule(8, 4096).timesteps) == 8

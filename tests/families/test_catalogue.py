@@ -140,7 +140,7 @@ def test_a_row_s_module_is_asked_to_prepare_it(
     both: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert both is None
-    monkeypatch.setattr(preflight, "usable_gpu", lambda: None)
+    monkeypatch.setattr(preflight, "find_usable_gpu", lambda: None)
     assert boot.prepare(configured(tmp_path, MODEL="a-440")) == [tmp_path / "home/a-440"]
 
 

@@ -138,7 +138,7 @@ def parsing(data: bytes) -> None:
         fault: WorkerError = error
     else:
         return
-    told = format_answer(reply.failure(fault))
+    told = format_answer(reply.make_failure(fault))
     if not told["details"] or reply.measure(told, 200_000) <= 0:
         raise AssertionError(told)
 

@@ -23,7 +23,7 @@ def updates_of(reports: list[list[Report]], steps: int | None = None) -> list[di
     for picture, made in enumerate(reports):
         control.start(picture)
         for report in made:
-            control.of(picture).report(*report)
+            control.follow(picture).report(*report)
     return updates
 
 
@@ -73,7 +73,7 @@ def test_a_decoded_picture_has_all_its_steps_behind_it() -> None:
 
 def test_what_is_reported_before_the_first_start_is_the_first_picture() -> None:
     updates: list[Any] = []
-    JobControl(updates.append, SPANS, 2).of(0).report("denoise", 1, 4)
+    JobControl(updates.append, SPANS, 2).follow(0).report("denoise", 1, 4)
     assert updates == [{"step": 1, "steps": 8, "phase": "denoise", "percent": 15}]
 
 
@@ -149,7 +149,7 @@ def test_a_report_after_a_stop_publishes_nothing_and_ends_the_work(phase: Phase)
     control = JobControl(updates.append, SPANS, 1)
     control.stop()
     with pytest.raises(Stopped):
-        control.of(0).report(phase, 1, 1)
+        control.follow(0).report(phase, 1, 1)
     with pytest.raises(Stopped):
         control.start(0)
     assert updates == []

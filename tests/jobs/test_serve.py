@@ -19,7 +19,7 @@ import structlog
 from PIL import Image
 
 from worker.doors.runpod.wire import Announce
-from worker.edge.reply import worker_version
+from worker.edge.reply import read_worker_version
 from worker.errors import CudaOutOfMemory, DeviceLost
 from worker.jobs import progress
 from worker.jobs.control import Stopped
@@ -187,7 +187,7 @@ def test_only_two_jobs_out_of_memory_in_a_row_are_fatal(
     for _ in range(3):
         served({"prompt": "a fox"}, worker)
     assert (worker.fatal is not None) is fatal
-    assert worker.health()["status"] == ("failing" if fatal else "ready")
+    assert worker.report_health()["status"] == ("failing" if fatal else "ready")
 
 
 def test_a_job_that_is_invalid_does_not_count_between_two_out_of_memory() -> None:
@@ -677,12 +677,12 @@ def test_the_time_of_a_job_and_its_phases_is_in_milliseconds(
         "worker.jobs.job.time", SimpleNamespace(monotonic=lambda: next(ticks, 14.0))
     )
     job = Job("job-1", {}, 1000, start=8.0)
-    with job.phase("fetch"):
+    with job.measure_phase("fetch"):
         pass
-    with contextlib.suppress(KeyError), job.phase("encode"):
+    with contextlib.suppress(KeyError), job.measure_phase("encode"):
         raise KeyError
     assert job.timings == {"fetch": 2500.0, "encode": 1000.0}
-    assert job.elapsed_ms() == 6000.0
+    assert job.measure_elapsed_ms() == 6000.0
 
 
 class Recording(StandIn):
@@ -757,7 +757,7 @@ def test_a_png_holds_what_makes_it_again() -> None:
         "model": "standin",
         "revision": "local",
         "precision": "bf16",
-        "software": f"worker {worker_version()}",
+        "software": f"worker {read_worker_version()}",
     }
     assert Image.open(io.BytesIO(base64.b64decode(image["base64"]))).info == facts
     (image,) = served({"prompt": "a fox"})["images"]
@@ -905,19 +905,19 @@ def test_a_job_that_was_cancelled_before_its_start_is_not_begun() -> None:
             await asyncio.create_task(run())
         return worker
 
-    assert asyncio.run(case()).health()["jobs"] == {"done": 0, "failed": 0, "cancelled": 1}
+    assert asyncio.run(case()).report_health()["jobs"] == {"done": 0, "failed": 0, "cancelled": 1}
 
 
 def test_health_reports_what_the_worker_is(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([5.0, 66.26])
     monkeypatch.setattr("worker.jobs.serve.time", SimpleNamespace(monotonic=lambda: next(ticks)))
-    health = with_settings().health()
+    health = with_settings().report_health()
     assert health == {
         "status": "ready",
         "uptime_s": 61.3,
         "jobs": {"done": 0, "failed": 0, "cancelled": 0},
         "resident": [SERVED.id],
-        "worker_version": worker_version(),
+        "worker_version": read_worker_version(),
     }
 
 

@@ -230,7 +230,7 @@ def test_http_is_refused_unless_the_operator_allows_it() -> None:
 def test_allowed_networks_open_their_addresses_at_their_port_and_nothing_more() -> None:
     opened = settings.read({"ALLOWED_IMAGE_NETWORKS": "127.0.0.0/8:8080, [fd00::]/8:443"})
     for scheme in ("http", "https"):
-        gate = Gate.of(scheme, opened)
+        gate = Gate.from_settings(scheme, opened)
         assert gate.can_reach("127.0.0.1", 8080)
         assert gate.can_reach("::ffff:127.0.0.1", 8080)
         assert gate.can_reach("fd12::1", 443)
@@ -240,21 +240,21 @@ def test_allowed_networks_open_their_addresses_at_their_port_and_nothing_more() 
         assert not gate.can_reach("fe80::1", 443)
         assert not gate.can_reach("127.0.0.1", 443)
         assert not gate.can_reach("site.test", 8080)
-    assert not Gate.of("http", opened).can_reach("8.8.8.8", 443)
-    assert Gate.of("https", opened).can_reach("8.8.8.8", 443)
+    assert not Gate.from_settings("http", opened).can_reach("8.8.8.8", 443)
+    assert Gate.from_settings("https", opened).can_reach("8.8.8.8", 443)
 
 
 def test_no_other_scheme_opens_a_port() -> None:
     for scheme in ("ftp", "HTTPS", "", "ws"):
-        gate = Gate.of(scheme, OPEN)
+        gate = Gate.from_settings(scheme, OPEN)
         assert not any(gate.has_port(port) for port in (80, 443, 21))
         assert not any(gate.can_reach("8.8.8.8", port) for port in (80, 443, 21))
-    assert not Gate.of("http", settings.read({})).has_port(80)
+    assert not Gate.from_settings("http", settings.read({})).has_port(80)
 
 
 def test_a_port_is_open_if_any_address_may_be_dialled_at_it() -> None:
     opened = settings.read({"ALLOWED_IMAGE_NETWORKS": "10.0.0.0/8:8080"})
-    gate = Gate.of("https", opened)
+    gate = Gate.from_settings("https", opened)
     assert (gate.has_port(443), gate.has_port(8080)) == (True, True)
     assert (gate.has_port(80), gate.has_port(8081)) == (False, False)
     assert not gate.can_reach("::a00:1", 8080)

@@ -14,14 +14,14 @@ import pytest
 from botocore.config import Config
 
 from worker import preflight, settings
-from worker.doors.runpod.bucket import callers_bucket
+from worker.doors.runpod.bucket import read_bucket
 from worker.doors.runpod.wire import format_answer
 from worker.edge import reply
 from worker.errors import DeliveryFailed, ImageFetchRefused, InvalidInput, WorkerError
 from worker.media import deliver as delivery
 from worker.media.deliver import ResponseFormat, check_upload_urls, deliver
 from worker.media.piece import Encoded
-from worker.media.s3 import Bucket, own_bucket, region_of
+from worker.media.s3 import Bucket, find_region, read_own_bucket
 from worker.settings import Settings
 from worlds.bucket import ACCESS, SECRET, Store
 from worlds.site import HOST, INSIDE, Site, tapped
@@ -69,7 +69,7 @@ def send(
             pictures,
             response_format,
             upload_urls=upload_urls,
-            bucket=callers_bucket(s3_config, given),
+            bucket=read_bucket(s3_config, given),
             job_id=job_id,
             settings=given,
         )
@@ -81,7 +81,7 @@ def check_targets(
 ) -> tuple[str, ...]:
     """Judge where a job wants its pictures, as `serve` does; return what to warn of."""
     check_upload_urls(upload_urls, settings)
-    bucket = callers_bucket(s3_config, settings)
+    bucket = read_bucket(s3_config, settings)
     if bucket is None:
         return ()
     bucket.require()
@@ -222,7 +222,7 @@ def test_a_refusal_of_the_callers_store_is_the_callers_to_fix(site: Site, status
         site.hits.clear()
         with pytest.raises(DeliveryFailed, match=f"status {status}$") as failure:
             send(settings.read(site.environ), pictures=PICTURES[:1], **target)
-        answer = format_answer(reply.failure(failure.value))
+        answer = format_answer(reply.make_failure(failure.value))
         assert (answer["error_code"], answer["error_type"]) == ("DELIVERY_FAILED", "bad_request")
         assert answer["retryable"] is False
         assert len(site.hits) == 1
@@ -234,7 +234,7 @@ def test_a_refusal_of_the_operators_bucket_is_the_operators_to_fix(site: Site, s
     site.hits.clear()
     with pytest.raises(DeliveryFailed, match=f"status {status}$") as failure:
         send(at(site), pictures=PICTURES[:1])
-    answer = format_answer(reply.failure(failure.value))
+    answer = format_answer(reply.make_failure(failure.value))
     assert (answer["error_code"], answer["error_type"]) == ("DELIVERY_FAILED", "internal")
     assert answer["retryable"] is False
     assert len(site.hits) == 1
@@ -250,7 +250,7 @@ def test_what_a_store_may_get_over_is_tried_again_and_may_be_later(
         urls = [] if given.bucket_endpoint_url else [f"{site.http}/x"]
         with pytest.raises(DeliveryFailed, match=f"status {status} ") as failure:
             send(given, pictures=PICTURES[:1], upload_urls=urls)
-        answer = format_answer(reply.failure(failure.value))
+        answer = format_answer(reply.make_failure(failure.value))
         assert (answer["retryable"], answer["error_type"]) == (True, "transient")
         assert not site.put_statuses
 
@@ -498,7 +498,7 @@ def test_an_unknown_key_is_shown_up_to_sixty_characters() -> None:
 
 
 def test_the_operators_bucket_has_what_the_settings_say(site: Site) -> None:
-    bucket = own_bucket(
+    bucket = read_own_bucket(
         at(
             site,
             BUCKET_NAME="b",
@@ -510,7 +510,7 @@ def test_the_operators_bucket_has_what_the_settings_say(site: Site) -> None:
     assert bucket is not None
     assert (bucket.access_key_id, bucket.secret_access_key) == (ACCESS, SECRET)
     assert (bucket.name, bucket.region, bucket.session_token) == ("b", "moon-1", "token")
-    assert bucket.address("k") == f"{site.http}/pictures/b/in/k"
+    assert bucket.make_address("k") == f"{site.http}/pictures/b/in/k"
 
 
 def test_a_store_that_never_answers_ends_with_the_budget(
@@ -658,12 +658,12 @@ def test_signatures_are_those_of_the_published_example(monkeypatch: pytest.Monke
 def test_the_object_is_addressed_as_the_store_wants(
     endpoint: str, name: str | None, expected: str
 ) -> None:
-    assert Bucket(endpoint, ACCESS, SECRET, name).address("k") == expected
+    assert Bucket(endpoint, ACCESS, SECRET, name).make_address("k") == expected
 
 
 @pytest.mark.parametrize("host", ["s3.eu-west-1.amazonaws.com", "minio:9000"])
 def test_a_region_that_is_given_goes_before_the_hosts(host: str) -> None:
-    found = region_of(host)
+    found = find_region(host)
     signed = Bucket(f"https://{host}/b", ACCESS, SECRET).sign("GET", "k", 60)
     assert f"%2F{found}%2Fs3%2F" in signed
     fixed = Bucket(f"https://{host}/b", ACCESS, SECRET, region="moon-1").sign("GET", "k", 60)

@@ -133,7 +133,7 @@ def test_what_the_site_did_wrong_is_said(site: Site, path: str, message: str) ->
 
 
 def test_a_name_is_resolved_once_and_to_every_address(site: Site) -> None:
-    gate = Gate.of("http", read(site, ALLOWED_IMAGE_NETWORKS="127.0.0.0/8:80"))
+    gate = Gate.from_settings("http", read(site, ALLOWED_IMAGE_NETWORKS="127.0.0.0/8:80"))
     site.names.answers["two.test"] = [HOST, "127.0.0.9"]
 
     async def resolve(name: str) -> list[tuple[str, str, int]]:
@@ -171,10 +171,10 @@ def test_only_callers_names_go_to_the_operators_name_servers(
             await resolver.close()
 
     given = read(site)
-    asyncio.run(resolve(Gate.of("http", given)))
+    asyncio.run(resolve(Gate.from_settings("http", given)))
     asyncio.run(resolve(None))
     given = read(site, FETCH_NAMESERVERS="")
-    asyncio.run(resolve(Gate.of("http", given)))
+    asyncio.run(resolve(Gate.from_settings("http", given)))
     assert asked == [(f"{HOST}:{site.dns_port}",), None, None]
 
 
@@ -356,7 +356,7 @@ PASSING = {
 def test_only_what_is_temporary_is_worth_a_retry(site: Site, scheme: str, path: str) -> None:
     with pytest.raises(ImageFetchFailed) as failure:
         fetch(read(site), getattr(site, scheme) + path)
-    answer = format_answer(reply.failure(failure.value))
+    answer = format_answer(reply.make_failure(failure.value))
     assert answer["error_code"] == "IMAGE_FETCH_FAILED"
     assert answer["retryable"] is PASSING[path], answer
     assert answer["error_type"] == ("transient" if PASSING[path] else "bad_request")

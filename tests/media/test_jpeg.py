@@ -125,7 +125,9 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _segment_ends(data: bytes) -> list[int]:
-    return [after for marker, _, after in jpeg._segments(data) if marker not in {0xDA, 0xD9}]
+    return [
+        after for marker, _, after in jpeg._iterate_segments(data) if marker not in {0xDA, 0xD9}
+    ]
 
 
 @pytest.mark.parametrize("data", [BASELINE, PROGRESSIVE], ids=["baseline", "progressive"])

@@ -289,7 +289,7 @@ def test_small_parts_are_left_out_whatever_their_length(length: int) -> None:
 def test_no_small_chunk_that_counts_is_left_out(name: bytes, length: int) -> None:
     """The pattern that skips small chunks must not skip these: the walk meets each of them."""
     data = after_head(chunk(name, bytes(length)))
-    assert [found for found, _, _ in pngs._chunks(data)] == [b"IHDR", name, b"IDAT"]
+    assert [found for found, _, _ in pngs._iterate_chunks(data)] == [b"IHDR", name, b"IDAT"]
 
 
 def test_a_png_of_only_small_chunks_is_unreadable_at_once() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import botocore.loaders
 import pytest
 
-from worker.media.s3 import Bucket, region_of
+from worker.media.s3 import Bucket, find_region
 from worker.media.stores import identify_store
 from worlds.bucket import ACCESS, SECRET
 
@@ -31,10 +31,10 @@ def amazons_hosts() -> Iterator[tuple[str, str]]:
 def test_every_host_that_amazons_client_knows_is_signed_for_its_region(
     host: str, region: str
 ) -> None:
-    assert region_of(host) == region
+    assert find_region(host) == region
     assert identify_store(host).bucket is None
     assert identify_store(f"my.bucket.{host}").bucket == "my.bucket"
-    assert Bucket(f"https://{host}", ACCESS, SECRET, "b").address("k") == f"https://b.{host}/k"
+    assert Bucket(f"https://{host}", ACCESS, SECRET, "b").make_address("k") == f"https://b.{host}/k"
 
 
 VPC = "bucket.vpce-1a2b3c4d-5e6f.s3.eu-west-1.vpce.amazonaws.com"
@@ -101,11 +101,11 @@ def test_a_stores_host_implies_the_style_and_the_region(host: str, bucket: str) 
     assert (store.style, store.region, store.bucket) == (style, region, None)
     inside = identify_store(f"{bucket}.{host}")
     assert (inside.style, inside.region, inside.bucket) == (style, region, bucket)
-    named = Bucket(f"https://{host}", ACCESS, SECRET, bucket).address("k")
+    named = Bucket(f"https://{host}", ACCESS, SECRET, bucket).make_address("k")
     in_host = f"https://{bucket}.{host}/k"
     assert named == (f"https://{host}/{bucket}/k" if style == "path" else in_host)
     for name in (None, bucket):
-        assert Bucket(f"https://{bucket}.{host}", ACCESS, SECRET, name).address("k") == in_host
+        assert Bucket(f"https://{bucket}.{host}", ACCESS, SECRET, name).make_address("k") == in_host
     with pytest.raises(ValueError, match="no name"):
         Bucket(f"https://{host}", ACCESS, SECRET)
 
@@ -124,8 +124,8 @@ def test_a_stores_host_implies_the_style_and_the_region(host: str, bucket: str) 
     ],
 )
 def test_hosts_that_have_no_bucket_in_front_imply_their_region(host: str, region: str) -> None:
-    assert region_of(host) == region
-    assert region_of(f"{host}:443") == region
+    assert find_region(host) == region
+    assert find_region(f"{host}:443") == region
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_an_unknown_store_has_the_bucket_in_the_path(host: str, port: str) -> No
     for name in ("media", "s3", "minio", "localhost", host.partition(".")[0].strip("[]:")):
         for path in ("", "/", f"/{name}"):
             bucket = Bucket(f"https://{host}{port}{path}", ACCESS, SECRET, name)
-            assert bucket.address("0.png") == f"https://{host}{port}/{name}/0.png"
-    assert region_of(host) == "us-east-1"
+            assert bucket.make_address("0.png") == f"https://{host}{port}/{name}/0.png"
+    assert find_region(host) == "us-east-1"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_an_unknown_store_has_the_bucket_in_the_path(host: str, port: str) -> No
     ],
 )
 def test_where_else_a_bucket_may_stand(endpoint: str, name: str | None, expected: str) -> None:
-    assert Bucket(endpoint, ACCESS, SECRET, name).address("k") == expected
+    assert Bucket(endpoint, ACCESS, SECRET, name).make_address("k") == expected
 
 
 @pytest.mark.parametrize(

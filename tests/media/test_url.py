@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from worker import settings
 from worker.errors import ImageFetchRefused
-from worker.media.url import MAX_URL_CHARACTERS, ascii_host, check_url
+from worker.media.url import MAX_URL_CHARACTERS, check_url, encode_host
 
 PLAIN = settings.read({})
 
@@ -293,7 +293,7 @@ def test_no_host_becomes_another_ascii_name(host: str, last: bool) -> None:
     """What is dialled is punycode or what was written, never letters out of look-alikes."""
     name = f"www.{host}" if last else f"{host}.example"
     try:
-        asked = ascii_host(name)
+        asked = encode_host(name)
     except UnicodeError:
         return
     kept = asked.removeprefix("www.") if last else asked.removesuffix(".example")

@@ -56,7 +56,9 @@ def test_every_failure_code_has_its_section_in_the_order_of_the_tree() -> None:
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_every_variable_that_a_guide_names_exists(name: str) -> None:
-    known = {variable for group in settings.variables() for variable in group} | codes() | OTHERS
+    known = (
+        {variable for group in settings.list_variables() for variable in group} | codes() | OTHERS
+    )
     words = re.findall(r"`\$?([A-Z][A-Z_]{2,})(?:=[^`]*)?`", DOCS[name])
     assert words
     assert set(words) <= known

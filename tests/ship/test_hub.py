@@ -96,7 +96,7 @@ def test_the_container_disk_holds_the_image_and_one_prepared_bf16_model_without_
 
 @pytest.mark.parametrize("file", [HUB, TESTS], ids=["hub", "tests"])
 def test_the_cuda_versions_are_those_that_this_torch_runs_on(file: dict[str, Any]) -> None:
-    built = preflight.torch_cuda()
+    built = preflight.read_torch_cuda()
     assert built is not None
     allowed = [tuple(map(int, v.split("."))) for v in file["config"]["allowedCudaVersions"]]
     assert built in allowed
@@ -123,14 +123,14 @@ def test_every_input_is_of_a_form_that_the_hub_knows() -> None:
 
 
 def test_every_setting_that_a_user_may_want_is_offered() -> None:
-    names = {group[0] for group in settings.variables()}
+    names = {group[0] for group in settings.list_variables()}
     assert set(INPUTS) == names - NOT_FOR_USERS
 
 
 def test_the_defaults_offered_are_the_worker_s_own() -> None:
     offered = settings.read(defaults())
     assert offered.model == (CATALOGUE.default,)
-    (default,) = (row.default for row in settings.table() if "MODEL" in row.names)
+    (default,) = (row.default for row in settings.list_settings() if "MODEL" in row.names)
     assert default == f"`{CATALOGUE.default}`; off RunPod without a GPU `{CATALOGUE.embedded}`"
     assert offered.model_copy(update={"model": ()}) == settings.read({})
 

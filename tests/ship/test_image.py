@@ -135,7 +135,7 @@ def test_the_baked_image_s_own_settings_are_settings() -> None:
     arguments = {
         k: v for step in steps("baked") if step.keyword == "ARG" for k, v in step.pairs.items()
     }
-    known = {name for group in settings.variables() for name in group}
+    known = {name for group in settings.list_variables() for name in group}
     baked = {k: dockerfile.expand(v, arguments) for k, v in given.items() if k in known}
     assert set(baked) >= {"MODEL", "PRECISION_MODE", "LIGHTNING_STEPS"}
     assert settings.read(baked).model == ("qwen-image-edit-2511",)
@@ -201,7 +201,7 @@ def test_compose_serves_the_same_command_on_the_local_api_with_a_gpu() -> None:
     assert "--rp_serve_api" in service["command"]
     assert service["build"]["target"] in TARGETS
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-    known = {name for group in settings.variables() for name in group}
+    known = {name for group in settings.list_variables() for name in group}
     assert set(service["environment"]) <= known
     devices = service["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]

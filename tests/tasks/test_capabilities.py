@@ -3,7 +3,7 @@
 import json
 
 from worker import settings
-from worker.edge.reply import measure, worker_version
+from worker.edge.reply import measure, read_worker_version
 from worker.tasks import registry
 from worker.tasks.capabilities import list_capabilities
 from worker.tasks.picture import offer_of
@@ -65,7 +65,7 @@ def test_a_model_is_reported_as_it_is() -> None:
         "max_image_bytes": 7_000_000,
         "max_reply_bytes": 18_000_000,
     }
-    assert answer["worker_version"] == worker_version()
+    assert answer["worker_version"] == read_worker_version()
     assert set(answer) == {"models", "input", "limits", "worker_version"}
     row = next(row for row in answer["input"] if row["field"] == "num_images")
     assert row == {

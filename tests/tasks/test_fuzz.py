@@ -68,7 +68,7 @@ def test_any_json_is_a_request_or_a_fault_of_the_caller(given_: Any, chosen: Set
         assert isinstance(request, Request | Query)
     if fault is not None:
         assert fault.details
-        assert json.dumps(format_answer(reply.failure(fault)), allow_nan=False)
+        assert json.dumps(format_answer(reply.make_failure(fault)), allow_nan=False)
 
 
 @FUZZ
@@ -253,7 +253,7 @@ def test_redaction_removes_every_secret_wherever_it_stands(
     log.hide(*secrets)
     try:
         line = structlog.processors.JSONRenderer()(None, "info", log._redact(None, "info", event))
-        failed = format_answer(reply.failure(InvalidInput(data.draw(texts))))
+        failed = format_answer(reply.make_failure(InvalidInput(data.draw(texts))))
     finally:
         log._secrets.clear()
         log._secrets.update(before)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from worker.errors import InvalidInput
 from worker.tasks.picture import PictureOffer, offer_of
-from worker.tasks.size import LARGEST, RATIOS, Dimensions, Size, at_area, choose
+from worker.tasks.size import LARGEST, RATIOS, Dimensions, Size, choose, fit_to_area
 from worlds import published
 
 IMAGE, EDIT = offer_of(published.IMAGE), offer_of(published.EDIT)
@@ -75,7 +75,7 @@ def test_an_edit_takes_the_last_pictures_aspect_at_the_models_area() -> None:
 def test_moderate_aspects_give_exactly_the_stock_pipelines_size(width: int, height: int) -> None:
     """Below 64 pixels a side the stock formula's result is refused by our limits, so we differ."""
     stock = calculate_dimensions(1024 * 1024, width / height)
-    found = at_area(1024 * 1024, width / height)
+    found = fit_to_area(1024 * 1024, width / height)
     if min(stock) >= 64:
         assert found == stock
     else:
@@ -197,8 +197,8 @@ def test_a_published_size_is_floored_to_multiples_of_16() -> None:
     ("area", "long"), [(1024 * 1024, 16384), (1_000_000, 15616), (96 * 96, 128), (32 * 32, 64)]
 )
 def test_the_long_side_of_an_extreme_aspect_keeps_the_area(area: int, long: int) -> None:
-    assert at_area(area, 1e6) == (long, 64)
-    assert at_area(area, 1e-6) == (64, long)
+    assert fit_to_area(area, 1e6) == (long, 64)
+    assert fit_to_area(area, 1e-6) == (64, long)
 
 
 def test_exactly_the_limit_can_be_generated() -> None:

@@ -17,7 +17,7 @@ from pydantic import Field
 from tools import readme
 from worker import settings
 from worker.edge import echo, fields
-from worker.edge.echo import public
+from worker.edge.echo import declare_public
 from worker.edge.fields import CommonInput, Number
 from worker.edge.verdict import Verdict
 from worker.errors import InvalidInput, UnsupportedTask
@@ -61,7 +61,7 @@ class StrengthInput(PictureInput):
 class StrengthWish(PictureWish):
     """An edit with how much of the picture may change."""
 
-    strength: float = public(default=0.75)
+    strength: float = declare_public(default=0.75)
 
 
 def judge(values: StrengthInput, model: Served, verdict: Verdict, given: Settings) -> Asked:
@@ -129,11 +129,11 @@ def test_a_field_that_a_task_adds_is_checked_in_it_and_unknown_to_the_others() -
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_every_field_of_a_wish_is_public_everywhere_or_private(task: Task) -> None:
     """And for each that is public there is a field of the input that asks for it."""
-    asked_for = fields.names(task.input)
+    asked_for = fields.map_names(task.input)
     names = {"reply": set[str](), "text": set[str]()}
     wish: Any = task.wish
     for field in dataclasses.fields(wish):
-        in_reply, in_file = echo.names(field)
+        in_reply, in_file = echo.get_names(field)
         if not in_reply:
             assert not in_file, f"{field.name} is private in the reply alone"
             continue
@@ -152,7 +152,7 @@ def test_a_field_that_says_nothing_of_itself_is_a_bug() -> None:
         seed: int
 
     with pytest.raises(KeyError):
-        echo.in_reply(Mute("x", 1))
+        echo.show_in_reply(Mute("x", 1))
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -184,16 +184,16 @@ class LineInput(CommonInput):
 class LineWish:
     """One line to say."""
 
-    line: str = public()
-    task: str = public(text="")
-    seed: int = public()
+    line: str = declare_public()
+    task: str = declare_public(text="")
+    seed: int = declare_public()
 
 
 @dataclass(frozen=True)
 class LineOffer:
     """Nothing to choose."""
 
-    def facts(self, given: Settings) -> dict[str, Any]:
+    def describe(self, given: Settings) -> dict[str, Any]:
         """Have one fact."""
         del given
         return {"voices": ["a"]}
@@ -303,8 +303,8 @@ def test_capabilities_have_the_fields_and_the_offers_of_every_task() -> None:
 
 def test_a_task_has_no_more_steps_than_it_counts() -> None:
     wish = picture.warm_up(published.IMAGE)
-    assert EDIT.steps(wish) == wish.steps == 8
-    assert SAY.steps(LineWish("x", "say", 0)) == 1
+    assert EDIT.count_steps(wish) == wish.steps == 8
+    assert SAY.count_steps(LineWish("x", "say", 0)) == 1
 
 
 def test_an_offer_for_pictures_is_found_among_others() -> None:
@@ -325,7 +325,7 @@ class Batching:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
 
-    def together(self, wish: PictureWish, other: PictureWish) -> bool:
+    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
         """Return whether the prompts agree."""
         return wish.prompt == other.prompt
 

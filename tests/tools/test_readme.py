@@ -11,7 +11,7 @@ from tools import readme
 from worker import settings
 from worker.doors.runpod.wire import format_answer
 from worker.edge import reply as replies
-from worker.edge.reply import failure, success
+from worker.edge.reply import make_failure, make_success
 from worker.errors import Detail, InvalidInput
 from worker.families.catalogue import CATALOGUE
 from worker.tasks import registry
@@ -72,7 +72,7 @@ def test_the_input_table_has_every_field_and_alias() -> None:
 
 def test_the_settings_table_has_every_variable_with_its_default() -> None:
     table = {tuple(words(row[0])): row[2] for row in rows("settings")}
-    assert set(table) == set(settings.variables())
+    assert set(table) == set(settings.list_variables())
     defaults = settings.read({})
     for names, default in table.items():
         value = getattr(defaults, names[0].lower())
@@ -86,7 +86,7 @@ def test_the_examples_of_the_errors_section_are_real() -> None:
     message = "must be at least 64 (got 3)"
     error = InvalidInput(f"width: {message}", details=[Detail("width", message)])
     shown = next(json.loads(block) for block in blocks("json") if '"error"' in block)
-    assert shown == format_answer(failure(error))
+    assert shown == format_answer(make_failure(error))
 
 
 def test_the_reply_has_the_keys_that_are_shown() -> None:
@@ -98,13 +98,13 @@ def test_the_reply_has_the_keys_that_are_shown() -> None:
     )
     assert isinstance(request, Request)
     entry = {"base64": "", "mime_type": "image/png", "width": 1008, "height": 1024, "seed": 42}
-    (wish,) = request.wishes(request.asked.draft)
-    reply = success(
+    (wish,) = request.make_wishes(request.asked.draft)
+    reply = make_success(
         request.task.key,
         [entry],
         wish,
         request.model,
-        timings_ms=replies.timings({}, request.task.timings),
+        timings_ms=replies.sum_timings({}, request.task.timings),
         peak_vram_mb=0,
         adjusted={"width": (1023, 1008)},
     )

@@ -14,7 +14,7 @@ from training.tiny.flat_vae import FlatVae, initialise
 from training.tiny.lean import Conditions, Lean
 from training.tiny.train import load_start
 from worker.engine.lora import Adapters, make_canonical
-from worker.families.qwen_image.lightning import lightning_modules
+from worker.families.qwen_image.lightning import list_lightning_modules
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "tiny"
 
@@ -134,7 +134,7 @@ def test_the_worker_applies_a_lora_as_it_was_trained(small_bank: bank.Bank) -> N
         distil.detach(transformer, attached)
         torch.testing.assert_close(lean(x, t, given), plain)
         adapters = Adapters(transformer)
-        expected = lightning_modules(architecture.LAYERS)
+        expected = list_lightning_modules(architecture.LAYERS)
         adapters.attach("lightning_4", make_canonical(state), expected=expected)
         adapters.use("lightning_4")
         served = lean(x, t, given)

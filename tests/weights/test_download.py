@@ -278,11 +278,11 @@ def test_room_is_asked_for_with_the_reserve(tmp_path: Path) -> None:
 def test_the_quota_counts_all_that_the_home_holds_and_links_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(space, "_volume", lambda _folder: Path("/"))
+    monkeypatch.setattr(space, "_find_volume", lambda _folder: Path("/"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").write_bytes(bytes(3_000_000))
     (tmp_path / "link").hardlink_to(tmp_path / "other/file")
-    used = space.used_bytes(tmp_path)
+    used = space.count_used_bytes(tmp_path)
     assert 3_000_000 <= used < 3_100_000
     read = settings.read({"VOLUME_SIZE_GB": "0.01", "MODEL_DIR": str(tmp_path)})
     assert space.free_bytes(tmp_path, read) == 10_000_000 - used

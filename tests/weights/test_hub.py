@@ -30,7 +30,7 @@ def hub(world: Hub) -> client.Hub:
 
 
 def url(world: Hub, hub: client.Hub, path: str) -> str:
-    return hub.address("org/name", world.branches["org/name"]["main"], path)
+    return hub.make_address("org/name", world.branches["org/name"]["main"], path)
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,15 @@ def url(world: Hub, hub: client.Hub, path: str) -> str:
     ],
 )
 def test_the_token_goes_to_the_hubs_own_origin_alone(endpoint: str, asked: str, gets: bool) -> None:
-    headers = client.Hub(endpoint, "hf_secret").headers(asked)
+    headers = client.Hub(endpoint, "hf_secret").make_headers(asked)
     assert headers.get("Authorization") == ("Bearer hf_secret" if gets else None)
     assert headers["Accept-Encoding"] == "identity"
 
 
 def test_without_a_token_nothing_is_sent() -> None:
-    assert "Authorization" not in client.Hub("https://a.example", None).headers("https://a.example")
+    assert "Authorization" not in client.Hub("https://a.example", None).make_headers(
+        "https://a.example"
+    )
 
 
 def test_the_hub_is_the_operators_or_the_public_one() -> None:
@@ -67,7 +69,9 @@ def test_the_hub_is_the_operators_or_the_public_one() -> None:
     variables = {"HF_ENDPOINT": "https://mirror.example/hf/", "HF_TOKEN": "hf_secret"}
     made = client.Hub.from_settings(settings.read(variables))
     assert made == client.Hub("https://mirror.example/hf", "hf_secret")
-    assert made.address("o/n", "c", "a b/ü.json").endswith("/hf/o/n/resolve/c/a%20b/%C3%BC.json")
+    assert made.make_address("o/n", "c", "a b/ü.json").endswith(
+        "/hf/o/n/resolve/c/a%20b/%C3%BC.json"
+    )
 
 
 @pytest.mark.parametrize("path", FILES)

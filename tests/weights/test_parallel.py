@@ -18,7 +18,7 @@ from worker.weights import parallel
 from worker.weights.download import HubSnapshot
 from worker.weights.proof import RemoteFile
 from worker.weights.retry import AttemptFailed
-from worker.weights.snapshot import ReportProgress, find_file, quiet
+from worker.weights.snapshot import ReportProgress, find_file, ignore_progress
 from worlds.hub import Fault
 
 # nothing here is to end because the time of a stall has passed
@@ -74,7 +74,7 @@ def spans(made: Room, path: str = SHARD) -> list[str | None]:
 
 
 def fetch(
-    made: Room, snapshot: HubSnapshot | None = None, progress: ReportProgress = quiet
+    made: Room, snapshot: HubSnapshot | None = None, progress: ReportProgress = ignore_progress
 ) -> None:
     """Fetch the first shard alone, and find it whole, with nothing left beside it."""
     snapshot = snapshot or made.snapshot()
@@ -166,7 +166,7 @@ def transfer(made: Room, part: Path) -> None:
     shard = find_file(snapshot, SHARD)
     parallel.download(
         snapshot.hub,
-        snapshot.hub.address(snapshot.repository, snapshot.commit, shard.path),
+        snapshot.hub.make_address(snapshot.repository, snapshot.commit, shard.path),
         shard,
         part,
         made.patience,

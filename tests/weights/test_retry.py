@@ -98,7 +98,7 @@ def _cut() -> None:
 
 def test_the_operators_patience_is_taken() -> None:
     read = settings.read({"DOWNLOAD_RETRIES": "3", "DOWNLOAD_STALL_S": "17"})
-    patience = Patience.of(read)
+    patience = Patience.from_settings(read)
     assert (patience.attempts, patience.stall_s) == (4, 17)
 
 

@@ -89,7 +89,7 @@ def find(home: Path, spec: ModelSpec = SPEC, **environ: str) -> WeightSource:
 def test_with_nothing_anywhere_the_hub_is_asked_and_every_place_says_why_not(home: Path) -> None:
     source = find(home)
     assert (source.kind, source.folder, source.bundle) == ("hub", None, False)
-    assert source.facts()["not_used"] == {
+    assert source.describe()["not_used"] == {
         "MODEL_DIR": "no bundle yet",
         "MODEL_PATH": "not set",
         "RunPod cache": "not there",
@@ -125,7 +125,7 @@ def test_the_cache_of_another_revision_is_not_used(home: Path) -> None:
     publish(cache(home / "cache"))
     source = find(home, replace(SPEC, revision="v9"))
     assert source.kind == "hub"
-    assert "v9" in source.facts()["not_used"]["RunPod cache"]
+    assert "v9" in source.describe()["not_used"]["RunPod cache"]
 
 
 def test_a_cache_without_refs_is_used_when_it_holds_one_snapshot(home: Path) -> None:
@@ -149,7 +149,7 @@ def test_hugging_faces_own_cache_is_looked_into_behind_runpods(
     given: Any = {name: str(home / value) for name, value in environ.items()}
     publish(home / "baked/qwen-image")
     assert find(home, **given).kind == "image"
-    assert find(home, **given).facts()["not_used"]["HF cache"] == "not there"
+    assert find(home, **given).describe()["not_used"]["HF cache"] == "not there"
     folder = publish(cache(home / place))
     source = find(home, **given)
     assert (source.kind, source.folder, source.commit) == ("HF cache", folder, COMMIT)
@@ -159,8 +159,8 @@ def test_hugging_faces_own_cache_is_looked_into_behind_runpods(
 
 
 def test_hugging_faces_cache_is_not_looked_into_unless_it_is_named(home: Path) -> None:
-    assert "HF cache" not in find(home).facts()["not_used"]
-    same = find(home, HF_HUB_CACHE=str(home / "cache")).facts()["not_used"]
+    assert "HF cache" not in find(home).describe()["not_used"]
+    same = find(home, HF_HUB_CACHE=str(home / "cache")).describe()["not_used"]
     assert ("HF cache" in same, "RunPod cache" in same) == (False, True)
 
 
@@ -192,7 +192,7 @@ def test_a_bundle_may_lie_in_every_place(home: Path, place: str) -> None:
 
 def test_a_bundle_that_is_not_whole_is_passed_over_with_its_reason(home: Path) -> None:
     (home / "models/qwen-image-4bit").mkdir(parents=True)
-    assert find(home).facts()["not_used"]["MODEL_DIR"] == "has no manifest"
+    assert find(home).describe()["not_used"]["MODEL_DIR"] == "has no manifest"
 
 
 def damage(folder: Path, how: str) -> None:
@@ -226,12 +226,12 @@ def test_an_incomplete_cache_is_passed_over_with_its_reason(
     damage(publish(cache(home / "cache")), how)
     source = find(home)
     assert source.kind == "hub"
-    assert reason in source.facts()["not_used"]["RunPod cache"]
+    assert reason in source.describe()["not_used"]["RunPod cache"]
 
 
 def test_another_pipeline_in_model_path_is_passed_over(home: Path) -> None:
     publish(home / "mine", "QwenImageEditPlusPipeline")
-    reason = find(home, MODEL_PATH=str(home / "mine")).facts()["not_used"]["MODEL_PATH"]
+    reason = find(home, MODEL_PATH=str(home / "mine")).describe()["not_used"]["MODEL_PATH"]
     assert reason == "holds a QwenImageEditPlusPipeline, not a QwenImagePipeline"
 
 
@@ -267,7 +267,7 @@ def of_path(home: Path, spec: ModelSpec, path: str = "mine") -> str:
     source = find(home, spec, MODEL_PATH=str(home / path))
     if source.folder is not None:
         return source.folder.relative_to(home).as_posix()
-    return str(source.facts()["not_used"]["MODEL_PATH"])
+    return str(source.describe()["not_used"]["MODEL_PATH"])
 
 
 def test_published_weights_are_taken_where_their_place_shows_whose_they_are(home: Path) -> None:

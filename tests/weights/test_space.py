@@ -49,8 +49,8 @@ def test_other_disks_below_the_home_do_not_count(
     written(home / "other/file", 3 * MB)
     written(home / "other/folder/file", 3 * MB)
     written(home / "own/deeper/other/file", 3 * MB)
-    assert 2 * MB <= space.used_bytes(home) < 2.1 * MB
-    assert 3 * MB <= space.used_bytes(home / "own/deeper/other") < 3.1 * MB
+    assert 2 * MB <= space.count_used_bytes(home) < 2.1 * MB
+    assert 3 * MB <= space.count_used_bytes(home / "own/deeper/other") < 3.1 * MB
 
 
 def test_the_quota_is_of_the_volume_that_the_home_is_on(
@@ -89,7 +89,7 @@ def test_a_sparse_file_takes_what_is_in_it(tmp_path: Path) -> None:
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(50 * MB)
     written(tmp_path / "small", 1)
-    assert 0 < space.used_bytes(tmp_path) < MB
+    assert 0 < space.count_used_bytes(tmp_path) < MB
 
 
 def test_links_to_files_elsewhere_do_not_count(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_links_to_files_elsewhere_do_not_count(tmp_path: Path) -> None:
     (home / "gone").symlink_to(tmp_path / "nothing")
     written(tmp_path / "folder/file", 3 * MB)
     (home / "folder").symlink_to(tmp_path / "folder")
-    assert space.used_bytes(home) < MB
+    assert space.count_used_bytes(home) < MB
 
 
 def test_room_for_exactly_what_is_needed_is_room_enough(
@@ -117,7 +117,7 @@ def test_room_for_exactly_what_is_needed_is_room_enough(
 @pytest.mark.parametrize(("size", "said"), [(9_999_999, "10.000 MB"), (10_000_000, "0.01 GB")])
 def test_small_sizes_are_told_in_mb(tmp_path: Path, size: int, said: str) -> None:
     read = settings.read({"MODEL_DIR": str(tmp_path)})
-    error = space.disk_failure(errno.ENOSPC, size, tmp_path, read)
+    error = space.explain_disk_failure(errno.ENOSPC, size, tmp_path, read)
     assert isinstance(error, VolumeFull)
     assert f"while {said} were written" in error.message
 
@@ -128,7 +128,7 @@ def test_a_full_disk_says_how_much_is_missing(
     mount(tmp_path / "volume")
     read = settings.read({"MODEL_DIR": str(tmp_path / "volume")})
     free = space.free_bytes(tmp_path / "volume", read)
-    error = space.disk_failure(errno.ENOSPC, free + 3 * MB, tmp_path / "volume", read)
+    error = space.explain_disk_failure(errno.ENOSPC, free + 3 * MB, tmp_path / "volume", read)
     assert isinstance(error, VolumeFull)
     assert "at least 3.000 MB more is needed" in error.message
     assert "quota" not in error.message
@@ -143,7 +143,7 @@ def test_a_quota_that_the_disk_does_not_show_is_named(tmp_path: Path) -> None:
         (errno.EDQUOT, free + 10_000 * MB, False),
         (errno.ENOSPC, 1, False),
     ):
-        error = space.disk_failure(number, needed, tmp_path, read)
+        error = space.explain_disk_failure(number, needed, tmp_path, read)
         assert isinstance(error, VolumeFull)
         assert ("its quota is used up" in error.message) == named
         assert "-" not in error.message.split("at least")[1].split("more")[0]

@@ -28,7 +28,7 @@ from training.tiny.lean import Conditions, Lean
 from training.tiny.pixels import picture
 from training.tiny.train_model import Sample, Tasks, condition, targets, weights
 from worker.engine.schedule import make_schedule
-from worker.families.qwen_image.lightning import lightning as distilled
+from worker.families.qwen_image.lightning import make_lightning_schedule as distilled
 
 GROUP = 64
 TEACHER_CFG = 4.0

@@ -50,7 +50,7 @@ class Content:
         They identify it; empty when the folder has no component of that role.
         """
         if role not in self._digests:
-            has_weights = self.recipe.part(role).has_weights
+            has_weights = self.recipe.find_part(role).has_weights
             weights = headers.list_weight_files(self.snapshot, role) if has_weights else []
             small = headers.list_configuration_files(self.snapshot, role)
             self._digests[role] = sorted(

@@ -25,7 +25,7 @@ class Weights:
 
     def __init__(self, work: Work) -> None:
         self._part = work.part
-        self._precision = work.part.precision(work.precision)
+        self._precision = work.part.choose_precision(work.precision)
         self._device = work.device
         self._lora = work.lora or {}
 

@@ -36,7 +36,7 @@ def check_index(index: Mapping[str, Any], pipeline: str, expected: Classes) -> N
     A component that it does not name is checked by its own files. Raises WeightsUnavailable.
     """
     if (found := index.get("_class_name")) != pipeline:
-        raise WeightsUnavailable(f"{INDEX} is of a {_word(found)}, not of a {pipeline}")
+        raise WeightsUnavailable(f"{INDEX} is of a {_show_name(found)}, not of a {pipeline}")
     for component, classes in expected.items():
         if component not in index:
             continue
@@ -46,8 +46,8 @@ def check_index(index: Mapping[str, Any], pipeline: str, expected: Classes) -> N
             raise WeightsUnavailable(f"{INDEX} names no {component}, which a {pipeline} needs")
         if kind not in classes or library not in CLASS_LIBRARIES:
             raise WeightsUnavailable(
-                f"{INDEX} names {_word(library)}'s {_word(kind)} for {component}; this worker opens"
-                f" {' or '.join(classes)} alone"
+                f"{INDEX} names {_show_name(library)}'s {_show_name(kind)} for {component};"
+                f" this worker opens {' or '.join(classes)} alone"
             )
 
 
@@ -57,7 +57,7 @@ def check_class(path: str, config: Mapping[str, Any], classes: tuple[str, ...]) 
     for kind in named if isinstance(named, list) else [named]:
         if kind is not None and kind not in classes:
             raise WeightsUnavailable(
-                f"{path} is of a {_word(kind)}; this worker opens {' or '.join(classes)} alone"
+                f"{path} is of a {_show_name(kind)}; this worker opens {' or '.join(classes)} alone"
             )
 
 
@@ -68,7 +68,7 @@ def check_type(path: str, config: Mapping[str, Any], expected: str) -> None:
     """
     if config.get("model_type", expected) != expected:
         raise WeightsUnavailable(
-            f"{path} is of the type {_word(config['model_type'])}, not {expected}"
+            f"{path} is of the type {_show_name(config['model_type'])}, not {expected}"
         )
 
 
@@ -86,5 +86,5 @@ def check_flags(path: str, config: Mapping[str, Any], made: Callable[..., Any]) 
             )
 
 
-def _word(name: Any) -> str:
+def _show_name(name: Any) -> str:
     return str(name)[:60] if isinstance(name, str) and name else "nothing"

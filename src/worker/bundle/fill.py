@@ -80,18 +80,18 @@ def _put(model: nn.Module, name: str, value: nn.Module | nn.Parameter) -> None:
 def find_on_meta(model: nn.Module) -> Iterator[str]:
     """Name every tensor of a model that is on meta: parameters, buffers and plain attributes."""
     for path, module in model.named_modules():
-        for name, tensor in _tensors("", vars(module)):
+        for name, tensor in _find_tensors("", vars(module)):
             if tensor.is_meta:
                 yield f"{path}{name}"
 
 
-def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+def _find_tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     """Find the tensors in a value and in the dicts and sequences in it."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _tensors(f"{name}.{key}", item)
+            yield from _find_tensors(f"{name}.{key}", item)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _tensors(f"{name}.{index}", item)
+            yield from _find_tensors(f"{name}.{index}", item)

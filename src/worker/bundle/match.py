@@ -112,13 +112,13 @@ def find_missing_lora(bundle: Bundle, required: Required) -> str | None:
         if (
             recorded.scale is None
             and requested.repository is None
-            and not _states_none(requested, required)
+            and not _has_no_scale(requested, required)
         ):
             return f"may hold the LoRA for {count} steps in another scale than its file states"
     return None
 
 
-def _states_none(lora: LoraFile, required: Required) -> bool:
+def _has_no_scale(lora: LoraFile, required: Required) -> bool:
     """Return whether a LoRA of the model's own folder surely states no scale besides its tensors.
 
     0.1.0 did not read such a scale; the LoRAs of the catalogue's repositories state none.

@@ -26,7 +26,7 @@ from worker.weights.download import fetch_snapshot
 from worker.weights.meaning import Catalogue
 from worker.weights.meter import Meter
 from worker.weights.names import MAIN, make_commit_name, make_file_name
-from worker.weights.snapshot import Snapshot, find_file, quiet
+from worker.weights.snapshot import Snapshot, find_file, ignore_progress
 from worker.weights.sources import WeightSource
 from worker.weights.spec import LoraFile, ModelSpec, list_default_steps, list_lightning_steps
 
@@ -158,7 +158,7 @@ class _Search:
         is_named = source.kind == "MODEL_PATH" or spec.folder is not None
         commits = {source.commit}
         if not is_named:
-            commits.add(metadata.known_commit(spec.repository, spec.revision, self._settings))
+            commits.add(metadata.find_known_commit(spec.repository, spec.revision, self._settings))
         return match.Required(
             spec,
             self._fused,
@@ -233,7 +233,9 @@ class _Search:
             self._checked = self._recipe.check(self._open_snapshot(source), self._spec)
         return self._checked
 
-    def _make_order(self, source: WeightSource, chosen: Precision, progress: Any = quiet) -> Order:
+    def _make_order(
+        self, source: WeightSource, chosen: Precision, progress: Any = ignore_progress
+    ) -> Order:
         """Describe what to prepare."""
         spec, settings = self._spec, self._settings
         snapshot = self._open_snapshot(source)
@@ -264,10 +266,12 @@ class _Search:
         home = self._settings.home
         if not self._is_writable:
             raise space.make_unwritable(f" and the bundle of {self._spec.name} must be made again")
-        log.get().info("preparing", model=self._spec.name, **source.facts())
+        log.get().info("preparing", model=self._spec.name, **source.describe())
         temporary.sweep(home / DOWNLOADS)
         total = sum(_list_weight_sizes(self._open_snapshot(source)))
-        meter = Meter(total, self._spec.name) if source.kind == "hub" else nullcontext(quiet)
+        meter = (
+            Meter(total, self._spec.name) if source.kind == "hub" else nullcontext(ignore_progress)
+        )
         with meter as progress:
             order = self._make_order(source, chosen, progress)
             published = self._check(source)
@@ -278,7 +282,7 @@ class _Search:
     def _find_downloaded(self) -> Path | None:
         """Return a published bundle that was downloaded completely, and learn what it is."""
         spec = self._spec
-        commit = metadata.known_commit(spec.repository, spec.revision, self._settings)
+        commit = metadata.find_known_commit(spec.repository, spec.revision, self._settings)
         if commit is None:
             return None
         folder = self._settings.home / layout.BUNDLES / make_commit_name(spec.repository, commit)
@@ -320,7 +324,7 @@ class _Search:
             lightning=tuple(n for n in steps if n in bundle.lightning),
             parts=parts,
             offload=chosen.offload if chosen else False,
-            facts={**source.facts(), "precision": bundle.precision, "reason": reason},
+            facts={**source.describe(), "precision": bundle.precision, "reason": reason},
         )
 
 

@@ -93,17 +93,17 @@ class Opening:
     def open_module(self, role: str) -> Any:
         """Return a part's modules with their tensors, or those of an open model that shares it."""
         key = self._make_key(role)
-        found = self._shared.get(key) if self._recipe.part(role).is_shared else None
+        found = self._shared.get(key) if self._recipe.find_part(role).is_shared else None
         if found is None:
             found = self.build_bare(role)
             self.fill(role, found)
-            if self._recipe.part(role).is_shared:
+            if self._recipe.find_part(role).is_shared:
                 self._shared[key] = found
         return found
 
     def build_bare(self, role: str) -> Any:
         """Build the modules that a part's configuration describes, without memory for weights."""
-        modules, config = self._recipe.part(role).modules, self.read_json(role)
+        modules, config = self._recipe.find_part(role).modules, self.read_json(role)
         try:
             return modules.bare(modules.stock(config))
         except Exception as error:
@@ -114,7 +114,7 @@ class Opening:
 
     def fill(self, role: str, model: nn.Module) -> None:
         """Give bare modules the tensors of their part."""
-        precision = self._recipe.part(role).precision(self._found.bundle.precision)
+        precision = self._recipe.find_part(role).choose_precision(self._found.bundle.precision)
         try:
             fill(model, self._take(role), precision, self._pick_device(role))
         except (KeyError, ValueError) as error:

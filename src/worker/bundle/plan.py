@@ -16,7 +16,7 @@ from worker.bundle.sizes import count_mapped, count_stored
 from worker.bundle.stated import digest_scale
 from worker.engine.quantise import Precision
 from worker.settings import Settings
-from worker.weights.snapshot import ReportProgress, Snapshot, find_file, quiet
+from worker.weights.snapshot import ReportProgress, Snapshot, find_file, ignore_progress
 from worker.weights.spec import ModelSpec
 
 
@@ -40,7 +40,7 @@ class Order:
     into: Path
     lightning: Mapping[int, tuple[Snapshot, str]] = field(default_factory=dict)
     fused: int | None = None
-    progress: ReportProgress = quiet
+    progress: ReportProgress = ignore_progress
     name: str | None = None
 
     @property
@@ -113,7 +113,7 @@ def _plan_part(
     facts = {"recipe": METHOD, **_list_facts(order, published, part, scales)}
     size = sum(map(len, small.values()))
     if part.has_weights:
-        size += count_stored(part, headers.merge(shards), part.precision(order.precision))
+        size += count_stored(part, headers.merge(shards), part.choose_precision(order.precision))
         size += count_mapped(part, published)
     return Planned(
         part.role, layout.compute_identity(part.role, digests, facts), facts, sources, size
@@ -126,7 +126,7 @@ def _list_facts(
     """Return what is done to a part with weights; a part of small files is only copied."""
     if not part.has_weights:
         return {}
-    facts: dict[str, Any] = {"precision": part.precision(order.precision)}
+    facts: dict[str, Any] = {"precision": part.choose_precision(order.precision)}
     if part.replaced is not None:
         facts |= part.replaced.facts(published)
     if order.fused and part.role == order.recipe.adapted:

@@ -98,7 +98,7 @@ def _make(planned: Plan, component: Planned) -> None:
     """Make one component and publish it, unless it is there or another worker makes it."""
     order, folder = planned.order, _find_folder(planned.order, component)
 
-    def published() -> bool:
+    def is_published() -> bool:
         try:
             layout.verify_component(folder, layout.read_component(folder), "sizes")
         except FileNotFoundError:
@@ -109,11 +109,11 @@ def _make(planned: Plan, component: Planned) -> None:
             return False
         return True
 
-    if published():
+    if is_published():
         return
     locked = order.home / LOCKS / f"{component.identity}.lock"
-    with lock.take_turn(locked, published, (folder, order.into)):
-        if published():
+    with lock.take_turn(locked, is_published, (folder, order.into)):
+        if is_published():
             return
         folder.mkdir(parents=True, exist_ok=True)
         records = _write_files(planned, component, folder)
@@ -139,7 +139,7 @@ def _write_files(planned: Plan, component: Planned, folder: Path) -> dict[str, F
     """Write a component's files and return their records."""
     if component.steps is not None:
         return dict([tensors.write(folder, layout.ADAPTER, _read_lora(planned, component.steps))])
-    part = planned.order.recipe.part(component.role)
+    part = planned.order.recipe.find_part(component.role)
     records = _write_weights(planned, part, folder) if part.has_weights else {}
     small = planned.published.small[part.role]
     return {**records, **{name: _write(folder, name, data) for name, data in small.items()}}

@@ -91,7 +91,8 @@ def find_stored(header: Header, kept: Iterable[str], beside: Sequence[str]) -> s
     `kept` are the tensors that a bundle keeps, `beside` those that no module has.
     """
     label = next(
-        (word for word, pattern in BESIDE if any(_ends(pattern, name) for name in beside)), None
+        (word for word, pattern in BESIDE if any(_is_at_end(pattern, name) for name in beside)),
+        None,
     )
     formats: dict[str, str] = {}
     for name in (*kept, *beside):
@@ -104,7 +105,7 @@ def find_stored(header: Header, kept: Iterable[str], beside: Sequence[str]) -> s
     return f"{label}: {first}" if label else first
 
 
-def _ends(pattern: re.Pattern[str], name: str) -> bool:
+def _is_at_end(pattern: re.Pattern[str], name: str) -> bool:
     match = pattern.search(name)
     return match is not None and match.end() == len(name)
 

@@ -132,9 +132,9 @@ class FileReader:
         if piece.device.type == "cpu":
             _fill(path, piece, offset)
             return None
-        return self._through_pinned(path, piece, offset)
+        return self._copy_through_pinned(path, piece, offset)
 
-    def _through_pinned(self, path: Path, piece: Tensor, offset: int) -> Any:
+    def _copy_through_pinned(self, path: Path, piece: Tensor, offset: int) -> Any:
         """Read into one of this thread's two pinned buffers and copy from it on its own stream."""
         own = self._own
         if not hasattr(own, "stream"):

@@ -125,7 +125,7 @@ class Part:
         """Return whether the part has more than small files."""
         return self.modules is not SMALL_FILES
 
-    def precision(self, chosen: Precision) -> Precision:
+    def choose_precision(self, chosen: Precision) -> Precision:
         """Return the precision that the part is stored in when `chosen` is the model's."""
         return "bf16" if self.quantised is None else chosen
 
@@ -152,7 +152,7 @@ class Recipe:
     waiting: str
     waiting_word: str
 
-    def part(self, role: str) -> Part:
+    def find_part(self, role: str) -> Part:
         """Return the part of a role; raises KeyError when there is none."""
         return {part.role: part for part in self.parts}[role]
 

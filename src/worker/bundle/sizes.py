@@ -51,7 +51,7 @@ def compute_sizes_at(
     recipe: Recipe, published: Published, precision: Precision, *, adapters: int
 ) -> WeightSizes:
     """Compute what a model takes; `adapters` bytes of LoRAs stay beside the weights."""
-    parts = [recipe.part(role) for role in recipe.with_weights]
+    parts = [recipe.find_part(role) for role in recipe.with_weights]
     memory = {
         part.role: count_stored(part, headers.merge(published.shards[part.role]), precision)
         for part in parts

@@ -128,20 +128,20 @@ def _fetch_ahead(
     """Yield a function that fetches a shard and then starts on the next one."""
     stopped = threading.Event()
 
-    def progress(file: RemoteFile, done: int) -> None:
+    def note_progress(file: RemoteFile, done: int) -> None:
         if stopped.is_set():
             raise _Stopped
         route.progress(file, done)
 
     def fetch(file: RemoteFile) -> Proven:
-        return route.snapshot.fetch_file(file, route.into, progress)
+        return route.snapshot.fetch_file(file, route.into, note_progress)
 
     order = [shard.file for shard in pending]
     after = {file.path: following for file, following in itertools.pairwise(order)}
     waiting: dict[str, Future[Proven]] = {}
     pool = ThreadPoolExecutor(1, thread_name_prefix="fetch-ahead")
 
-    def fetched(file: RemoteFile) -> Proven:
+    def fetch_one(file: RemoteFile) -> Proven:
         future = waiting.pop(file.path, None) or pool.submit(fetch, file)
         proven = future.result()
         following = after.get(file.path)
@@ -150,7 +150,7 @@ def _fetch_ahead(
         return proven
 
     try:
-        yield fetched
+        yield fetch_one
     finally:
         stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)

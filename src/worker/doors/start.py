@@ -52,7 +52,7 @@ def run(
         chosen = settings.read()
     except InvalidSettings as error:
         log.configure()
-        chosen = settings.where_we_run()
+        chosen = settings.read_platform()
         code = _report_failed_start(error, open_door(chosen), chosen, refuse_s)
     else:
         log.configure(chosen.log_level)

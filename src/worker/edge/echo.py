@@ -10,7 +10,7 @@ _TEXT: Final = "text"
 _LOG: Final = "log"
 
 
-def public(reply: str | None = None, *, text: str | None = None, **more: Any) -> Any:
+def declare_public(reply: str | None = None, *, text: str | None = None, **more: Any) -> Any:
     """Declare a wish's field that callers see, under its own name unless another is given.
 
     `reply` is its key in the reply, `text` the one inside the file; "" leaves it out there. `more`
@@ -19,12 +19,12 @@ def public(reply: str | None = None, *, text: str | None = None, **more: Any) ->
     return dataclasses.field(metadata={_REPLY: reply, _TEXT: text}, **more)
 
 
-def private(*, log: bool = False, **more: Any) -> Any:
+def declare_private(*, log: bool = False, **more: Any) -> Any:
     """Declare a wish's field that no caller sees; with `log`, the log line of its job has it."""
     return dataclasses.field(metadata={_REPLY: "", _TEXT: "", _LOG: log}, **more)
 
 
-def names(field: "dataclasses.Field[Any]") -> tuple[str, str]:
+def get_names(field: "dataclasses.Field[Any]") -> tuple[str, str]:
     """Return a field's names in the reply and inside the file, "" where it is left out.
 
     Raises KeyError for a field that was declared otherwise.
@@ -33,28 +33,34 @@ def names(field: "dataclasses.Field[Any]") -> tuple[str, str]:
     return field.name if reply is None else reply, field.name if text is None else text
 
 
-def in_reply(wish: Wish) -> dict[str, Any]:
+def show_in_reply(wish: Wish) -> dict[str, Any]:
     """Return what a reply echoes of a wish, in the order of its fields."""
-    return {name: getattr(wish, field.name) for field in _fields(wish) if (name := names(field)[0])}
+    return {
+        name: getattr(wish, field.name)
+        for field in _get_fields(wish)
+        if (name := get_names(field)[0])
+    }
 
 
-def in_file(wish: Wish) -> dict[str, str]:
+def show_in_file(wish: Wish) -> dict[str, str]:
     """Return what a file of the piece records of its wish: what makes the same again."""
     return {
         name: _write(value)
-        for field in _fields(wish)
-        if (name := names(field)[1]) and (value := getattr(wish, field.name)) is not None
+        for field in _get_fields(wish)
+        if (name := get_names(field)[1]) and (value := getattr(wish, field.name)) is not None
     }
 
 
-def in_log(wish: Wish) -> dict[str, Any]:
+def show_in_log(wish: Wish) -> dict[str, Any]:
     """Return what the log records of a wish whose piece was made."""
     return {
-        field.name: getattr(wish, field.name) for field in _fields(wish) if field.metadata.get(_LOG)
+        field.name: getattr(wish, field.name)
+        for field in _get_fields(wish)
+        if field.metadata.get(_LOG)
     }
 
 
-def _fields(wish: Any) -> "tuple[dataclasses.Field[Any], ...]":
+def _get_fields(wish: Any) -> "tuple[dataclasses.Field[Any], ...]":
     return dataclasses.fields(wish)
 
 

@@ -44,7 +44,7 @@ class Listed:
     keys: tuple[str, ...]
 
 
-def shown(value: Any) -> str:
+def show(value: Any) -> str:
     """Return a short, printable form of any JSON value, for a message."""
     if isinstance(value, str):
         short = value if len(value) <= 40 else value[:40] + "..."  # noqa: PLR2004 - a glance
@@ -58,19 +58,19 @@ def shown(value: Any) -> str:
     return {"list": "a list", "dict": "an object"}.get(type(value).__name__, "no JSON value")
 
 
-def _integer(value: Any) -> Any:
+def _read_integer(value: Any) -> Any:
     return int(value) if isinstance(value, str) and INTEGER.fullmatch(value) else value
 
 
-def _decimal(value: Any) -> Any:
+def _read_decimal(value: Any) -> Any:
     return float(value) if isinstance(value, str) and DECIMAL.fullmatch(value) else value
 
 
-def _lower(value: Any) -> Any:
+def _to_lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-def _unicode(text: str) -> str:
+def _check_unicode(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -78,65 +78,65 @@ def _unicode(text: str) -> str:
     return text
 
 
-def _plain(text: str) -> str:
+def _check_plain(text: str) -> str:
     if "\0" in text:
         raise ValueError("must not contain NUL")
-    return _unicode(text)
+    return _check_unicode(text)
 
 
-def _visible(text: str) -> str:
+def _check_visible(text: str) -> str:
     if is_blank(text):
         raise ValueError("must have a visible character (got blanks alone)")
     return text
 
 
-def _seed(value: int) -> int:
+def _check_seed(value: int) -> int:
     if not -1 <= value <= MAX_SEED:
-        raise ValueError(f"must be 0 to 2^63-1, or -1 for a random one (got {shown(value)})")
+        raise ValueError(f"must be 0 to 2^63-1, or -1 for a random one (got {show(value)})")
     return value
 
 
-def up_to(most: int) -> BeforeValidator:
+def limit_length(most: int) -> BeforeValidator:
     """Accept one item or a list; the length is checked first, so that a long list costs nothing."""
 
-    def listed(value: Any) -> Any:
+    def check_length(value: Any) -> Any:
         items = value if isinstance(value, list) else [value]
         if not 1 <= len(items) <= most:
             raise ValueError(f"must be 1 to {most} (got {len(items)}); leave it out for none")
         return items
 
-    return BeforeValidator(listed)
+    return BeforeValidator(check_length)
 
 
-def _https(value: str) -> str:
+def _check_https(value: str) -> str:
     if not value.lower().startswith(("https://", "http://")):
         raise ValueError("must be an https URL")
     return value
 
 
-def _one_of(choices: str) -> BeforeValidator:
+def _make_choice(choices: str) -> BeforeValidator:
     """Accept one of the words that the validation's context has under this name, in any case."""
 
-    def one_of(value: Any, info: ValidationInfo) -> Any:
+    def choose(value: Any, info: ValidationInfo) -> Any:
         context: Any = info.context
         meanings: Mapping[str, str] = context[choices]
-        if isinstance(value, str) and (word := _unicode(value).lower()) in meanings:
+        if isinstance(value, str) and (word := _check_unicode(value).lower()) in meanings:
             return meanings[word]
         *others, last = map(repr, dict.fromkeys(meanings.values()))
         expected = f"{', '.join(others)} or {last}" if others else last
         raise PydanticCustomError("literal_error", "must be {expected}", {"expected": expected})
 
-    return BeforeValidator(one_of)
+    return BeforeValidator(choose)
 
 
-Plain: Final = AfterValidator(_plain)
-Visible: Final = AfterValidator(_visible)
-Whole: Final = BeforeValidator(_integer)
-Number: Final = BeforeValidator(_decimal)
-Word: Final = BeforeValidator(_lower)
+Plain: Final = AfterValidator(_check_plain)
+Visible: Final = AfterValidator(_check_visible)
+Whole: Final = BeforeValidator(_read_integer)
+Number: Final = BeforeValidator(_read_decimal)
+Word: Final = BeforeValidator(_to_lower)
 Addresses = Annotated[
-    list[Annotated[str, Field(max_length=8190), AfterValidator(_https)]],
-    up_to(MOST_PIECES),
+    list[Annotated[str, Field(max_length=8190), AfterValidator(_check_https)]],
+    limit_length(MOST_PIECES),
 ]
 
 
@@ -166,7 +166,7 @@ class CommonInput(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, validate_by_name=True)
 
-    task: Annotated[str, _one_of("tasks")] | None = declare(
+    task: Annotated[str, _make_choice("tasks")] | None = declare(
         "{tasks}", "{inferred}", "mode", "workflow", place=WHO
     )
     model: Annotated[str, Field(min_length=1, max_length=200), Plain] | None = declare(
@@ -174,7 +174,7 @@ class CommonInput(BaseModel):
         "the first that can do the task",
         place=WHO,
     )
-    seed: Annotated[int, Whole, AfterValidator(_seed)] | None = declare(
+    seed: Annotated[int, Whole, AfterValidator(_check_seed)] | None = declare(
         "integer, 0 to 2^63-1; -1 or null: random; 0 is a seed",
         "random, always echoed",
         place=ALWAYS,
@@ -187,7 +187,7 @@ class CommonInput(BaseModel):
         "num_images_per_prompt",
         place=ALWAYS,
     )
-    output_format: Annotated[str, _one_of("formats")] | None = declare(
+    output_format: Annotated[str, _make_choice("formats")] | None = declare(
         "{formats}", "{format}", "image_format", place=ALWAYS
     )
     output_quality: Annotated[int, Whole, Field(ge=1, le=100)] | None = declare(
@@ -218,42 +218,42 @@ class FieldFacts:
 
 
 @functools.cache
-def rows(kind: type[CommonInput]) -> tuple[FieldFacts, ...]:
+def list_rows(kind: type[CommonInput]) -> tuple[FieldFacts, ...]:
     """Return every field of an input, in the order of the documentation."""
-    placed = sorted(kind.model_fields, key=lambda name: int(_extra(kind, name)["place"]))
+    placed = sorted(kind.model_fields, key=lambda name: int(_read_extra(kind, name)["place"]))
     return tuple(
         FieldFacts(
             name,
-            _aliases(kind, name),
+            _list_aliases(kind, name),
             kind.model_fields[name].description or "",
-            str(_extra(kind, name)["default"]),
+            str(_read_extra(kind, name)["default"]),
         )
         for name in placed
     )
 
 
 @functools.cache
-def names(kind: type[CommonInput]) -> Mapping[str, str]:
+def map_names(kind: type[CommonInput]) -> Mapping[str, str]:
     """Return the field that each word of an input means: its own name and its aliases."""
-    return {word: row.name for row in rows(kind) for word in (row.name, *row.aliases)}
+    return {word: row.name for row in list_rows(kind) for word in (row.name, *row.aliases)}
 
 
-def required(kind: type[CommonInput]) -> tuple[str, ...]:
+def list_required(kind: type[CommonInput]) -> tuple[str, ...]:
     """Name the fields that must be given."""
-    return tuple(row.name for row in rows(kind) if row.default == "required")
+    return tuple(row.name for row in list_rows(kind) if row.default == "required")
 
 
-def listed(kind: type[CommonInput], name: str) -> Listed | None:
+def find_listed(kind: type[CommonInput], name: str) -> Listed | None:
     """Return how a field that accepts a list may be written; None for any other."""
-    found: Listed | None = _extra(kind, name)["listed"]
+    found: Listed | None = _read_extra(kind, name)["listed"]
     return found
 
 
-def _aliases(kind: type[CommonInput], name: str) -> tuple[str, ...]:
+def _list_aliases(kind: type[CommonInput], name: str) -> tuple[str, ...]:
     choices = kind.model_fields[name].validation_alias
     return tuple(map(str, choices.choices)) if isinstance(choices, AliasChoices) else ()
 
 
-def _extra(kind: type[CommonInput], name: str) -> Mapping[str, Any]:
+def _read_extra(kind: type[CommonInput], name: str) -> Mapping[str, Any]:
     extra: Any = kind.model_fields[name].json_schema_extra
     return dict(extra)

@@ -22,8 +22,8 @@ def guess(word: Any, known: Iterable[str]) -> str | None:
     """
     if not isinstance(word, str) or len(word) > LONGEST_GUESS:
         return None
-    given = _letters(word)
-    names = {_letters(name): name for name in known}
+    given = _extract_letters(word)
+    names = {_extract_letters(name): name for name in known}
     if given in names:
         return names[given]
     matcher = difflib.SequenceMatcher(autojunk=False)
@@ -38,7 +38,7 @@ def guess(word: Any, known: Iterable[str]) -> str | None:
     return max(near, key=near.__getitem__, default=None)
 
 
-def _letters(word: str) -> str:
+def _extract_letters(word: str) -> str:
     """Fold a word: one case, no accents, one form, and nothing between its letters and digits."""
     folded = unicodedata.normalize("NFKD", word.casefold())
     return "".join(character for character in folded if character.isalnum())[:LONGEST_GUESS]

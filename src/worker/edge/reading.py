@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from worker.edge import fields
-from worker.edge.fields import CommonInput, Listed, shown
+from worker.edge.fields import CommonInput, Listed, show
 from worker.edge.guess import LONGEST_GUESS, guess
 from worker.errors import Detail
 
@@ -49,7 +49,7 @@ class Read:
 
 def read(given: Mapping[Any, Any], kind: type[CommonInput], vocabulary: Vocabulary) -> Read:
     """Read every field of a job's input on its own, then its aliases together; never raises."""
-    names = fields.names(kind)
+    names = fields.map_names(kind)
     found: dict[str, list[Entry]] = {}
     faults: list[Detail] = []
     broken: set[str] = set()
@@ -64,12 +64,12 @@ def read(given: Mapping[Any, Any], kind: type[CommonInput], vocabulary: Vocabula
             faults += wrong
             if wrong:
                 broken.add(name)
-            if (listed := fields.listed(kind, name)) is not None:
-                unknown += _extra_keys(word, value, listed)
+            if (listed := fields.find_listed(kind, name)) is not None:
+                unknown += _list_extra_keys(word, value, listed)
     values: dict[str, Any] = {}
     for name, entries in found.items():
         if name not in broken:
-            values[name], clashes = _agree(entries, fields.listed(kind, name))
+            values[name], clashes = _agree(entries, fields.find_listed(kind, name))
             faults += clashes
             if clashes:
                 broken.add(name)
@@ -90,7 +90,7 @@ def _parse(
     try:
         read = kind.model_validate({name: value}, context=vocabulary.choices)
     except ValidationError as error:
-        return None, [_fault(word, value, e) for e in error.errors(include_url=False)]
+        return None, [_make_fault(word, value, e) for e in error.errors(include_url=False)]
     return getattr(read, name), []
 
 
@@ -128,7 +128,9 @@ def _place(
     return placed, faults
 
 
-def _extra_keys(word: str, value: Any, listed: Listed) -> list[tuple[str, Any, Mapping[str, str]]]:
+def _list_extra_keys(
+    word: str, value: Any, listed: Listed
+) -> list[tuple[str, Any, Mapping[str, str]]]:
     """Return the unknown keys of items that were given as objects, with their field."""
     items = value[: listed.most] if isinstance(value, list) else [value]
     objects = [item for item in items if isinstance(item, dict)]
@@ -149,7 +151,7 @@ def _describe(
     where: str, word: Any, known: Mapping[str, str], elsewhere: Mapping[str, str]
 ) -> Detail:
     plain = isinstance(word, str) and word.isascii() and word.isprintable()
-    name = where + (word if plain and len(word) <= LONGEST_GUESS else shown(word))
+    name = where + (word if plain and len(word) <= LONGEST_GUESS else show(word))
     hint = f"; {elsewhere[word]}" if not where and word in elsewhere else suggest(word, known)
     return Detail(name, "is not a known field" + hint)
 
@@ -178,13 +180,13 @@ MESSAGES: Final[Mapping[str, str]] = {
 }
 
 
-def _fault(word: str, value: Any, error: ErrorDetails) -> Detail:
+def _make_fault(word: str, value: Any, error: ErrorDetails) -> Detail:
     """Report what pydantic found, by the caller's own word for the field and their own value."""
     is_word = error["type"] == "literal_error"  # pydantic saw it in lower case
     given = value if is_word else error["input"]
     indices = [part for part in error["loc"][1:] if isinstance(part, int)]
     message = MESSAGES.get(error["type"], "is not valid (got {got})").format(
-        got=shown(given),
+        got=show(given),
         length=len(given) if isinstance(given, str) else 0,
         **error.get("ctx", {}),
     )

@@ -42,12 +42,12 @@ class Failure:
 
 
 @functools.cache
-def worker_version() -> str:
+def read_worker_version() -> str:
     """Return this package's version, as its metadata has it."""
     return importlib.metadata.version("worker")
 
 
-def success(
+def make_success(
     key: str,
     entries: Sequence[Mapping[str, Any]],
     wish: Wish,
@@ -65,13 +65,13 @@ def success(
     """
     return {
         key: [{"index": index, **entry} for index, entry in enumerate(entries)],
-        **echo.in_reply(wish),
+        **echo.show_in_reply(wish),
         "model": {"id": model.id, "revision": model.revision, "precision": model.precision},
         "adjusted": {name: list(pair) for name, pair in adjusted.items()},
         "warnings": list(dict.fromkeys(warnings)),
         "timings_ms": dict(timings_ms),
         "peak_vram_mb": peak_vram_mb,
-        "worker_version": worker_version(),
+        "worker_version": read_worker_version(),
     }
 
 
@@ -82,7 +82,7 @@ def serve_old_callers(output: dict[str, Any], key: str, top: str) -> None:
     output[top] = first.pop(carrier)
 
 
-def timings(spent_ms: Mapping[str, float], keys: Mapping[str, str]) -> dict[str, int]:
+def sum_timings(spent_ms: Mapping[str, float], keys: Mapping[str, str]) -> dict[str, int]:
     """Return a reply's timings in milliseconds of what a job's phases took, 0 for those missing.
 
     `keys` maps the phases of making to the reply's keys, each of which may sum up several.
@@ -94,19 +94,19 @@ def timings(spent_ms: Mapping[str, float], keys: Mapping[str, str]) -> dict[str,
     return {key: round(spent) for key, spent in sums.items()}
 
 
-def inside(wish: Wish, model: Served) -> dict[str, str]:
+def describe_output(wish: Wish, model: Served) -> dict[str, str]:
     """Return what makes the same output again, as text inside its file."""
     return {
-        **echo.in_file(wish),
+        **echo.show_in_file(wish),
         "task": wish.task,
         "model": model.id,
         "revision": model.revision,
         "precision": model.precision,
-        "software": f"worker {worker_version()}",
+        "software": f"worker {read_worker_version()}",
     }
 
 
-def failure(error: WorkerError, warnings: Iterable[str] = ()) -> Failure:
+def make_failure(error: WorkerError, warnings: Iterable[str] = ()) -> Failure:
     """Return why a job has no reply.
 
     `warnings` are those that the job had before; with the error's own they are reported
@@ -117,12 +117,12 @@ def failure(error: WorkerError, warnings: Iterable[str] = ()) -> Failure:
         code=error.code,
         error_type=error.error_type,
         retryable=error.retryable,
-        message=_safe(error.message),
+        message=_make_safe(error.message),
         details=tuple(
-            Detail(_safe(detail.field), _safe(detail.message))
+            Detail(_make_safe(detail.field), _make_safe(detail.message))
             for detail in error.details[:MOST_DETAILS]
         ),
-        warnings=tuple(_safe(warning) for warning in itertools.islice(every, MOST_DETAILS)),
+        warnings=tuple(_make_safe(warning) for warning in itertools.islice(every, MOST_DETAILS)),
     )
 
 
@@ -151,7 +151,7 @@ def measure(reply: Mapping[str, Any], budget: int, advice: str = "less") -> int:
     )
 
 
-def _safe(message: str) -> str:
+def _make_safe(message: str) -> str:
     text = str(log.redact(message)).encode(errors="replace").decode()
     text = ADDRESS.sub("[address]", PATH.sub("[path]", text))
     return text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + "..."

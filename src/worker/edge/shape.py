@@ -3,12 +3,12 @@
 from collections.abc import Container
 from typing import Any, Final
 
-from worker.edge.fields import shown
+from worker.edge.fields import show
 
 EXAMPLE: Final = '{"input": {"prompt": "a cat"}}'
 
 
-def fault(job_input: Any, words: Container[str]) -> str | None:
+def find_fault(job_input: Any, words: Container[str]) -> str | None:
     """Return why this is not an object of fields, None when it is one.
 
     `words` are those of which one must be given. An object with none of them that has
@@ -20,7 +20,7 @@ def fault(job_input: Any, words: Container[str]) -> str | None:
     if isinstance(job_input, list):
         return f"must be an object, not a list; send one job for each, as in {EXAMPLE}"
     if not isinstance(job_input, dict):
-        return f"must be an object, as in {EXAMPLE} (got {shown(job_input)})"
+        return f"must be an object, as in {EXAMPLE} (got {show(job_input)})"
     inner = job_input.get("input")
     if (isinstance(inner, dict | list) or _is_written(inner)) and not _is_request(job_input, words):
         return f"is doubled: the job's input contains another `input`; send {EXAMPLE}"

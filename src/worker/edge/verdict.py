@@ -15,17 +15,17 @@ class Verdict:
         ]
         self._unknown: tuple[Detail, ...] = ()
 
-    def word(self, name: str) -> str:
+    def find_word(self, name: str) -> str:
         """Return the caller's name for a field."""
         return self.given.words.get(name, name)
 
-    def fault(self, name: str, message: str, kind: type[WorkerError] = InvalidInput) -> None:
+    def add_fault(self, name: str, message: str, kind: type[WorkerError] = InvalidInput) -> None:
         """Add what is wrong with a field."""
-        self._faults.append((kind, Detail(self.word(name), message)))
+        self._faults.append((kind, Detail(self.find_word(name), message)))
 
     def warn(self, name: str, message: str) -> None:
         """Add what the caller should know about a field."""
-        self.warnings.append(f"{self.word(name)}: {message}")
+        self.warnings.append(f"{self.find_word(name)}: {message}")
 
     def add_unknown(self, *, strict: bool) -> None:
         """Add the unknown fields as faults, or as warnings."""

@@ -51,7 +51,7 @@ class Stated:
     ranks: tuple[Pattern, ...]
     alphas: tuple[Pattern, ...]
 
-    def scale(self, module: str, rank: int, until: float) -> float:
+    def compute_scale(self, module: str, rank: int, until: float) -> float:
         """Return the scale of a module whose A has `rank` rows.
 
         Raises LoraNotApplied when another rank is stated (peft cannot load such a file either),
@@ -124,7 +124,7 @@ def compute_scales(modules: Mapping[str, Own], sources: Sequence[Stated] = ()) -
     found = {}
     for module, own in modules.items():
         known = {} if own.alpha is None else {"its own alpha": own.alpha / own.rank}
-        known |= {source.name: source.scale(module, own.rank, until) for source in sources}
+        known |= {source.name: source.compute_scale(module, own.rank, until) for source in sources}
         first = next(iter(known), None)
         scale = 1.0 if first is None else known[first]
         for name, other in known.items():

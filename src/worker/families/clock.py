@@ -19,7 +19,7 @@ class Clock:
     spent: dict[Phase, float] = field(default_factory=dict)
 
     @contextmanager
-    def phase(self, name: Phase) -> Iterator[None]:
+    def measure_phase(self, name: Phase) -> Iterator[None]:
         """Add what runs inside to a phase."""
         start = time.perf_counter()
         try:

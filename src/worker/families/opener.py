@@ -72,7 +72,7 @@ class Opener(Generic[T]):
     open_bundle: OpenBundle[T]
     build: Callable[[T, Served, Bundle], Model]
 
-    def ready(
+    def make_ready(
         self, spec: ModelSpec, settings: Settings, gpu: Gpu | None, *, taken: Container[str] = ()
     ) -> Openable:
         """Bring a model's bundle to this machine and return how to open it.
@@ -99,11 +99,11 @@ class Opener(Generic[T]):
         )
 
     def prepare(self, spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Path:
-        """Bring a model's bundle to this machine and return its folder; raises as `ready`."""
+        """Bring a model's bundle to this machine and return its folder; raises as `make_ready`."""
         return self._obtain(spec, settings, gpu).folder
 
     def _obtain(self, spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Obtained:
-        devices.limit_threads(device_of(gpu))
+        devices.limit_threads(choose_device(gpu))
         return obtain(spec, self.recipe, settings, gpu, catalogue.CATALOGUE)
 
     def _open(
@@ -116,7 +116,7 @@ class Opener(Generic[T]):
     ) -> Model:
         """Open a bundle; one that is damaged is repaired and opened again, once."""
         start = time.monotonic()
-        device = device_of(gpu)
+        device = choose_device(gpu)
         try:
             parts = self._place(obtained.folder, device, settings, offload=obtained.offload)
         except Damaged as damage:
@@ -156,6 +156,6 @@ class Opener(Generic[T]):
         )
 
 
-def device_of(gpu: Gpu | None) -> torch.device:
+def choose_device(gpu: Gpu | None) -> torch.device:
     """Return the device that models run on: the GPU where there is one."""
     return torch.device("cuda" if gpu else "cpu")

@@ -26,7 +26,7 @@ def recognise(spec: ModelSpec, settings: Settings, catalogue: Catalogue) -> Mode
         return spec
     if len(catalogue.families) == 1:
         return replace(spec, family=catalogue.families[0])
-    if (bundle := _bundle(spec, settings)) is not None:
+    if (bundle := _find_bundle(spec, settings)) is not None:
         known = catalogue.complete_by_manifest(spec, bundle.model_dump())
         return replace(spec, family=known.family)
     source = sources.find(spec, settings, bundle=NOWHERE, bundle_fault=layout.find_fault)
@@ -34,9 +34,9 @@ def recognise(spec: ModelSpec, settings: Settings, catalogue: Catalogue) -> Mode
     return replace(spec, family=sources.complete(spec, snapshot, catalogue).family)
 
 
-def _bundle(spec: ModelSpec, settings: Settings) -> Bundle | None:
+def _find_bundle(spec: ModelSpec, settings: Settings) -> Bundle | None:
     """Return a bundle of the repository on MODEL_DIR: one downloaded, or one prepared there."""
-    commit = metadata.known_commit(spec.repository, spec.revision, settings)
+    commit = metadata.find_known_commit(spec.repository, spec.revision, settings)
     if commit is not None:
         folder = settings.home / layout.BUNDLES / make_commit_name(spec.repository, commit)
         if layout.find_fault(folder) is None:

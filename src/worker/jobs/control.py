@@ -57,7 +57,7 @@ class JobControl:
         self._counts.clear()
         self._check()
 
-    def of(self, wish: int) -> Control:
+    def follow(self, wish: int) -> Control:
         """Return the control of one wish, from 0."""
         return _WishControl(self, wish)
 

@@ -10,7 +10,7 @@ from worker.errors import OutputTooLarge
 from worker.jobs.job import Job
 from worker.media.deliver import ResponseFormat, deliver
 from worker.media.piece import Encoded
-from worker.media.s3 import own_bucket
+from worker.media.s3 import read_own_bucket
 from worker.seam import Made, Wish
 from worker.settings import Settings
 from worker.tasks.request import Request
@@ -32,9 +32,9 @@ async def fit(
     task, delivery = request.task, request.delivery
     refused: OutputTooLarge | None = None
     for form, response_format in _list_ways(job, request, settings):
-        with job.phase("encode"):
+        with job.measure_phase("encode"):
             pieces = await _encode_all(request, wishes, made, form, settings)
-        with job.phase("deliver"):
+        with job.measure_phase("deliver"):
             entries = await deliver(
                 pieces,
                 response_format,
@@ -43,13 +43,13 @@ async def fit(
                 job_id=job.id,
                 settings=settings,
             )
-        job.timings["total"] = job.elapsed_ms()
-        output = reply.success(
+        job.timings["total"] = job.measure_elapsed_ms()
+        output = reply.make_success(
             task.key,
             [{**e, "seed": wish.seed} for e, wish in zip(entries, wishes, strict=True)],
             wishes[0],
             request.model,
-            timings_ms=reply.timings(job.timings, task.timings),
+            timings_ms=reply.sum_timings(job.timings, task.timings),
             peak_vram_mb=max(one.peak_vram_mb for one in made),
             adjusted=adjusted,
             warnings=job.warnings,
@@ -69,7 +69,7 @@ async def fit(
             "job done",
             task=task.name,
             model=request.model.id,
-            **echo.in_log(wishes[0]),
+            **echo.show_in_log(wishes[0]),
             **{
                 f"{task.noun}s": len(pieces),
                 f"{task.noun}_bytes": sum(len(piece.data) for piece in pieces),
@@ -87,7 +87,7 @@ def _list_ways(job: Job, request: Request, settings: Settings) -> list[tuple[str
     asked = request.delivery
     ways = [(asked.form, asked.response_format)]
     if asked.response_format != "url":
-        if job.bucket is not None or own_bucket(settings) is not None:
+        if job.bucket is not None or read_own_bucket(settings) is not None:
             ways.append((asked.form, "url"))
         elif asked.is_open:
             ways += [(smaller, asked.response_format) for smaller in request.task.smaller]
@@ -104,7 +104,7 @@ async def _encode_all(
     """Encode the pieces in parallel, off the event loop."""
 
     def encode(wish: Wish, one: Made) -> Encoded:
-        text = reply.inside(wish, request.model) if settings.png_metadata else {}
+        text = reply.describe_output(wish, request.model) if settings.png_metadata else {}
         return one.piece.encode(form, request.delivery.quality, text)
 
     pairs = zip(wishes, made, strict=True)

@@ -32,12 +32,12 @@ class Job:
     timings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
-    def elapsed_ms(self) -> float:
+    def measure_elapsed_ms(self) -> float:
         """Return the milliseconds since the job arrived."""
         return (time.monotonic() - self.start) * 1000
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def measure_phase(self, name: str) -> Iterator[None]:
         """Measure one phase."""
         start = time.monotonic()
         try:

@@ -28,17 +28,17 @@ class Lane:
         the model and `take` raise, and CancelledError as `run`.
         """
 
-        def work() -> list[Made]:
+        def make_all() -> list[Made]:
             control.start(0)
             model = take()
             made: list[Made] = []
             for batch in _split(model, wishes):
                 control.start(len(made))
-                controls = [control.of(len(made) + place) for place in range(len(batch))]
+                controls = [control.follow(len(made) + place) for place in range(len(batch))]
                 made += model.make(batch, controls)
             return made
 
-        return await self.run(work, control.stop)
+        return await self.run(make_all, control.stop)
 
     async def run(self, work: Callable[[], T], stop: Callable[[], None]) -> T:
         """Run `work` and return what it returns.
@@ -73,7 +73,7 @@ def _split(model: Model, wishes: Sequence[Wish]) -> Iterator[list[Wish]]:
     """Yield the wishes in their order, in runs in which each may share a forward with the first."""
     batch: list[Wish] = []
     for wish in wishes:
-        if batch and not model.together(batch[0], wish):
+        if batch and not model.can_share(batch[0], wish):
             yield batch
             batch = []
         batch.append(wish)

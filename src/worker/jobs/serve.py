@@ -55,11 +55,11 @@ class Worker:
         """Return the reply to one job, or why it has none; raises nothing but CancelledError."""
         with structlog.contextvars.bound_contextvars(job_id=job.id):
             try:
-                async with self._deadline(job):
+                async with self._limit_time(job):
                     answer: Answer = await self._answer(job)
             except asyncio.CancelledError:
                 self._counts["cancelled"] += 1
-                log.get().info("job cancelled", total_ms=round(job.elapsed_ms()))
+                log.get().info("job cancelled", total_ms=round(job.measure_elapsed_ms()))
                 raise
             except WorkerError as error:
                 answer = self._fail(error, job)
@@ -69,14 +69,14 @@ class Worker:
                 self._counts["done"] += 1
         return answer
 
-    def health(self) -> dict[str, Any]:
+    def report_health(self) -> dict[str, Any]:
         """Return what op=health reports."""
         return {
             "status": "ready" if self.fatal is None else "failing",
             "uptime_s": round(time.monotonic() - self._started, 1),
             "jobs": dict(self._counts),
-            **self._models.health(),
-            "worker_version": reply.worker_version(),
+            **self._models.report_health(),
+            "worker_version": reply.read_worker_version(),
         }
 
     def _fail(self, error: WorkerError, job: Job) -> Failure:
@@ -90,12 +90,12 @@ class Worker:
             "job failed",
             error_code=error.code,
             reason=reason,
-            total_ms=round(job.elapsed_ms()),
+            total_ms=round(job.measure_elapsed_ms()),
         )
-        return reply.failure(error, job.warnings)
+        return reply.make_failure(error, job.warnings)
 
     @asynccontextmanager
-    async def _deadline(self, job: Job) -> AsyncIterator[None]:
+    async def _limit_time(self, job: Job) -> AsyncIterator[None]:
         """Stop the job as a cancel would when it runs past JOB_DEADLINE_S, and say so."""
         seconds = self._settings.job_deadline_s
         try:
@@ -121,11 +121,11 @@ class Worker:
             self._settings,
             callers_bucket=job.bucket is not None,
             bucket_name=job.bucket_name,
-            addable=self._models.addable,
+            addable=self._models.list_addable,
         )
         if isinstance(request, Query):
             if request.op == "health":
-                answer = self.health()
+                answer = self.report_health()
             else:
                 answer = list_capabilities(served, self._settings, job.most_bytes)
             return {**answer, "warnings": list(request.warnings)}
@@ -140,20 +140,20 @@ class Worker:
             "job started",
             task=request.task.name,
             model=request.model.id,
-            steps=request.task.steps(asked.draft),
+            steps=request.task.count_steps(asked.draft),
             **{f"{request.task.noun}s": request.count},
             references=len(asked.sources),
             **facts,
         )
         settled = await self._settle(job, request)
-        wishes = request.wishes(settled.wish)
+        wishes = request.make_wishes(settled.wish)
         made = await self._make(job, request, wishes)
         return await fit(job, request, wishes, made, settled.adjusted, self._settings)
 
     async def _settle(self, job: Job, request: Request) -> Settled:
         """Fetch what the wish needs and settle it; its warnings become the job's."""
         sources = request.asked.sources
-        with job.phase("fetch"):
+        with job.measure_phase("fetch"):
             fetched = await fetch_all(sources, self._settings) if sources else []
             return await request.task.settle(
                 request.asked, fetched, self._settings, job.warnings.append
@@ -163,7 +163,7 @@ class Worker:
         """Make the wishes in the lane, and note from that how the device is."""
         task = request.task
         async with Progress(job.listener) as progress:
-            steps = task.steps(wishes[0])
+            steps = task.count_steps(wishes[0])
             control = JobControl(progress.publish, task.spans, len(wishes), steps)
             try:
                 made = await self._lane.make(lambda: self._take(request), wishes, control)

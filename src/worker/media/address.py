@@ -92,7 +92,7 @@ class Gate:
     networks: Sequence[Network]
 
     @classmethod
-    def of(cls, scheme: str, settings: Settings) -> "Gate":
+    def from_settings(cls, scheme: str, settings: Settings) -> "Gate":
         """Open port 443 for https, 80 for http if allowed, and ALLOWED_IMAGE_NETWORKS for both."""
         allowed = {"https": True, "http": settings.allow_http_images}.get(scheme, False)
         port = 443 if scheme == "https" else 80

@@ -21,7 +21,7 @@ from worker.errors import (
 )
 from worker.media.dial import explain_failure, is_refused, is_temporary_status, send_request
 from worker.media.piece import Encoded
-from worker.media.s3 import Bucket, CallersBucket, own_bucket
+from worker.media.s3 import Bucket, CallersBucket, read_own_bucket
 from worker.media.url import check_url
 from worker.settings import Settings
 
@@ -115,7 +115,7 @@ async def _upload(
             for url, piece in zip(upload_urls, pieces, strict=False)
         ]
     else:
-        store = own_bucket(settings) if bucket is None else bucket.require()
+        store = read_own_bucket(settings) if bucket is None else bucket.require()
         if store is None:
             raise InvalidInput("response_format: url needs a bucket or upload_url")
         name = None if bucket is None else bucket.endpoint_field
@@ -155,7 +155,7 @@ async def _upload_to_bucket(
     except ImageFetchRefused as error:
         raise (error if callers is None else _refuse(callers, error.message)) from None
     if trusted and settings.bucket_public_url is not None:
-        return f"{settings.bucket_public_url.rstrip('/')}/{bucket.path_of(key)}"
+        return f"{settings.bucket_public_url.rstrip('/')}/{bucket.make_path(key)}"
     return await asyncio.to_thread(bucket.sign, "GET", key, settings.bucket_url_ttl_s)
 
 

@@ -154,7 +154,7 @@ async def send_request(
     Raises AddressRefusedError (possibly as the `os_error` of a ClientConnectorError), and otherwise
     aiohttp.ClientError, OSError, TimeoutError or ValueError when there is no answer.
     """
-    gate = None if trusted else Gate.of(url.scheme, settings)
+    gate = None if trusted else Gate.from_settings(url.scheme, settings)
     resolver = GuardedResolver(gate, settings)
     sockets = GuardedSockets(gate)
     connector = aiohttp.TCPConnector(

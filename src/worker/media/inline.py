@@ -36,7 +36,7 @@ def is_complete(digits: int, padding: int) -> bool:
     return due < GROUP - 1 and padding in {0, due}
 
 
-def in_one_line(text: str) -> str:
+def join_lines(text: str) -> str:
     """Remove white space from base64 where it can only be layout.
 
     A form that was decoded once too often turns plus signs into spaces, anywhere. A document's
@@ -75,7 +75,7 @@ def decode_base64(text: str, max_bytes: int) -> bytes:
         if not comma or not is_base64_uri(head):
             raise InvalidInput('a data URI must be "data:image/...;base64,..."')
     if len(text) > LONGEST_FORM * ((max_bytes + 2) // 3 * GROUP):
-        raise _too_large(max_bytes)
+        raise _make_too_large(max_bytes)
     if is_uri and "%" in text:
         text = unquote(text, errors="replace").translate(LAYOUT)
     data = _decode_line(text, max_bytes)  # first as it is: looking for other forms takes 20 ms
@@ -91,11 +91,11 @@ def decode_base64(text: str, max_bytes: int) -> bytes:
 def _normalise(text: str, max_bytes: int) -> str:
     """Convert base64 to one line of the standard alphabet, and check its length."""
     try:
-        line = in_one_line(text)
+        line = join_lines(text)
     except ValueError as error:
         raise InvalidInput(f"a picture {error}") from None
     if _count_digits(line) * 3 // GROUP > max_bytes:
-        raise _too_large(max_bytes)
+        raise _make_too_large(max_bytes)
     return line.translate(URL_SAFE)
 
 
@@ -115,5 +115,5 @@ def _count_digits(line: str) -> int:
     return len(line.rstrip("="))
 
 
-def _too_large(max_bytes: int) -> ImageTooLarge:
+def _make_too_large(max_bytes: int) -> ImageTooLarge:
     return ImageTooLarge(f"a picture must have at most {max_bytes} bytes")

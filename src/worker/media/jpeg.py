@@ -61,7 +61,7 @@ def strip(data: bytes) -> Jpeg:
     kept, metadata = [b"\xff\xd8"], _JpegMetadata()
     scans, begin, end = 0, None, None
     components, known, buffered = 0, set[tuple[int, int]](), False
-    for marker, start, after in _segments(data):
+    for marker, start, after in _iterate_segments(data):
         if marker == END_OF_IMAGE:
             if begin is not None:
                 end = after
@@ -111,7 +111,7 @@ class _JpegMetadata:
             self.profile.append(content[len(ICC) :])
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def _iterate_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield each segment's marker, where it starts, and where what follows it starts."""
     at = 2
     while match := MARKER.search(data, at):

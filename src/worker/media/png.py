@@ -36,7 +36,7 @@ def strip(data: bytes) -> Source:
     otherwise, as libpng does. Texts are read only where they may hold the orientation.
     """
     view, parts, metadata = memoryview(data), _Parts(), _PngMetadata()
-    for name, start, end in _chunks(data):
+    for name, start, end in _iterate_chunks(data):
         if name in PICTURES:
             parts.add_pixels(name, view[start + PICTURES[name] : end])
         elif name in CRITICAL or name in KNOWN:
@@ -64,7 +64,7 @@ class _Parts:
 
     def add(self, name: bytes, chunk: bytes) -> None:
         if name == b"tRNS":
-            if _is_valid(chunk) and len(chunk) - 12 >= _min_transparency(self._head):
+            if _is_valid(chunk) and len(chunk) - 12 >= _find_min_transparency(self._head):
                 self._head.append(chunk)
         elif any(self._pixels.values()):
             return
@@ -123,7 +123,7 @@ def _inflate(packed: bytes) -> bytes | None:
     return None if stream.unconsumed_tail else plain
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def _iterate_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield each chunk's name, and where its content starts and ends; the last may be cut off."""
     at = len(PNG_SIGNATURE)
     while True:
@@ -158,7 +158,7 @@ def _is_frame(chunk: bytes, head: Sequence[bytes]) -> bool:
     return _is_valid(chunk) and len(chunk) >= FRAME_LENGTH and number == due and inside
 
 
-def _min_transparency(head: Sequence[bytes]) -> int:
+def _find_min_transparency(head: Sequence[bytes]) -> int:
     """Return how many bytes a tRNS needs to hold one colour, by the IHDR."""
     colour = head[1][17:18] if len(head) > 1 else b""
     return {b"\0": 2, b"\2": 6}.get(colour, 0)

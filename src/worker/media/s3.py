@@ -7,7 +7,7 @@ from urllib.parse import quote, urlsplit
 
 from worker.errors import BucketUnusable, WorkerError
 from worker.media.stores import Store, identify_store
-from worker.media.url import ascii_host
+from worker.media.url import encode_host
 from worker.settings import Settings
 
 SAFE: Final = "/-_.~"
@@ -17,7 +17,7 @@ MAX_TTL_S: Final = 7 * 24 * 3600  # the longest that signature version 4 allows
 BUCKET_BEFORE_S3: Final = re.compile(r"[^.]+\.s3[.-].+")
 
 
-def region_of(host: str) -> str:
+def find_region(host: str) -> str:
     """Return the region to sign for when none is set; us-east-1 is what most stores take."""
     return identify_store(host.partition(":")[0]).region
 
@@ -53,10 +53,10 @@ class Bucket:
     def _store(self) -> Store:
         return identify_store(urlsplit(self.endpoint).hostname or "")
 
-    def address(self, key: str) -> str:
+    def make_address(self, key: str) -> str:
         """Return the object's address, unsigned, in the style that the store expects."""
         split, style, name = urlsplit(self.endpoint), self._store.style, self.name or ""
-        host, path = _as_requested(split.netloc), split.path.strip("/")
+        host, path = _format_like_request(split.netloc), split.path.strip("/")
         if self._store.bucket is not None:
             # If another name is given too, the keys begin with it, as with RunPod's SDK.
             style, name = "path", "" if name.lower() == self._store.bucket else name
@@ -67,9 +67,9 @@ class Bucket:
         if name and (style == "host only" or (style == "host" and "." not in name)):
             host, name = f"{name}.{host}", ""
         inside = quote("/".join(filter(None, (path, name))), safe=SAFE)
-        return f"{split.scheme}://" + "/".join(filter(None, (host, inside, self.path_of(key))))
+        return f"{split.scheme}://" + "/".join(filter(None, (host, inside, self.make_path(key))))
 
-    def path_of(self, key: str) -> str:
+    def make_path(self, key: str) -> str:
         """Return an object's path within the bucket: the prefix and `key`, percent-encoded."""
         return quote("/".join(filter(None, (self.prefix.strip("/"), key))), safe=SAFE)
 
@@ -84,7 +84,7 @@ class Bucket:
         from botocore.awsrequest import AWSRequest  # noqa: PLC0415 - the same
         from botocore.credentials import Credentials  # noqa: PLC0415 - the same
 
-        request = AWSRequest(method=method, url=self.address(key))
+        request = AWSRequest(method=method, url=self.make_address(key))
         if content_type:
             request.headers["Content-Type"] = content_type
         S3SigV4QueryAuth(
@@ -115,15 +115,15 @@ class CallersBucket:
         return self.bucket
 
 
-def _as_requested(authority: str) -> str:
+def _format_like_request(authority: str) -> str:
     """Return the host and port that a request will name, since the signature covers them."""
     try:
-        return ascii_host(authority)
+        return encode_host(authority)
     except UnicodeError:
         return authority
 
 
-def own_bucket(settings: Settings) -> Bucket | None:
+def read_own_bucket(settings: Settings) -> Bucket | None:
     """Return the operator's bucket (BUCKET_*), None when there is none.
 
     Raises BucketUnusable when it is incomplete.

@@ -44,7 +44,7 @@ def refuse_characters(text: str) -> None:
         raise ImageFetchRefused("a URL must not contain control characters")
 
 
-def ascii_host(host: str) -> str:
+def encode_host(host: str) -> str:
     """Return a host's name as name servers know it: lower case, other scripts as punycode.
 
     Refuses every character that IDNA (UTS 46) turns into a digit, a dot, a letter or nothing: the
@@ -81,7 +81,7 @@ def _is_allowed(host: str, allowed: str) -> bool:
     """Return whether `host` is `allowed`, or under it if that is written "*.example.com"."""
     stars = "*." if allowed.startswith("*.") else ""
     try:
-        allowed = ascii_host(allowed.removeprefix(stars).rstrip("."))
+        allowed = encode_host(allowed.removeprefix(stars).rstrip("."))
     except UnicodeError:
         return False
     return host.endswith(f".{allowed}") if stars else host == allowed
@@ -106,13 +106,13 @@ def check_url(text: str, settings: Settings) -> URL:
         raise ImageFetchRefused("a URL must name a host, and a port only in digits")
     scheme = shape["scheme"].lower()
     try:
-        host = ascii_host(shape["host"])
+        host = encode_host(shape["host"])
     except UnicodeError:
         raise ImageFetchRefused(
             "a URL's host must not contain look-alikes of digits, dots or letters"
         ) from None
     default = 443 if scheme == "https" else 80
-    _check_host(host.strip("[]"), port or default, Gate.of(scheme, settings), settings)
+    _check_host(host.strip("[]"), port or default, Gate.from_settings(scheme, settings), settings)
     url = f"{scheme}://{host}{f':{port}' if port else ''}{_encode_rest(shape)}"
     if len(url) > MAX_URL_CHARACTERS:
         raise ImageFetchRefused(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from worker.edge.reply import worker_version
+from worker.edge.reply import read_worker_version
 from worker.seam import Served
 from worker.settings import Settings
 from worker.tasks import registry
@@ -18,7 +18,7 @@ def list_capabilities(
     at the door that asks.
     """
     return {
-        "models": [_model(model, settings) for model in served],
+        "models": [_describe_model(model, settings) for model in served],
         "input": [
             {
                 "field": row.name,
@@ -34,11 +34,11 @@ def list_capabilities(
             "max_image_bytes": settings.max_image_bytes,
             "max_reply_bytes": most_bytes,
         },
-        "worker_version": worker_version(),
+        "worker_version": read_worker_version(),
     }
 
 
-def _model(model: Served, settings: Settings) -> dict[str, Any]:
+def _describe_model(model: Served, settings: Settings) -> dict[str, Any]:
     facts = {
         "id": model.id,
         "repository": model.repository,
@@ -48,5 +48,5 @@ def _model(model: Served, settings: Settings) -> dict[str, Any]:
         "tasks": list(model.tasks),
     }
     for offer in model.offers.values():
-        facts |= offer.facts(settings)
+        facts |= offer.describe(settings)
     return facts

@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field, PlainValidator
 
 from worker.edge import fields
 from worker.edge.blank import is_blank
-from worker.edge.echo import private, public
-from worker.edge.fields import CommonInput, Listed, Number, Plain, Visible, Whole, shown
+from worker.edge.echo import declare_private, declare_public
+from worker.edge.fields import CommonInput, Listed, Number, Plain, Visible, Whole, show
 from worker.edge.verdict import Verdict
 from worker.errors import InvalidInput
 from worker.media.fetch import ImageSource
@@ -36,7 +36,7 @@ class Pixels(NamedTuple):
     height: int
 
 
-def _size_word(value: Any) -> Pixels | Literal["auto", "input"]:
+def _read_size_word(value: Any) -> Pixels | Literal["auto", "input"]:
     if isinstance(value, str):
         if value.lower() == "auto":
             return "auto"
@@ -45,15 +45,15 @@ def _size_word(value: Any) -> Pixels | Literal["auto", "input"]:
         if match := WIDTH_X_HEIGHT.fullmatch(value):
             pixels, least, most = Pixels(int(match[1]), int(match[2])), SMALLEST, LARGEST
             if min(pixels) < least or max(pixels) > most:
-                raise ValueError(f"each side must be {least} to {most} (got {shown(value)})")
+                raise ValueError(f"each side must be {least} to {most} (got {show(value)})")
             return pixels
-    raise ValueError(f'must be "WxH", "W*H", "auto" or "input" (got {shown(value)})')
+    raise ValueError(f'must be "WxH", "W*H", "auto" or "input" (got {show(value)})')
 
 
 Side = Annotated[int, Whole, Field(ge=SMALLEST, le=LARGEST)]
 References = Annotated[
     list[Annotated[ImageSource, BeforeValidator(reference.read_source)]],
-    fields.up_to(REFERENCES.most),
+    fields.limit_length(REFERENCES.most),
 ]
 
 
@@ -94,7 +94,7 @@ class PictureInput(CommonInput):
         "see [Sizes](#sizes)",
     )
     height: Side | None = fields.declare("as `width`", "see [Sizes](#sizes)")
-    size: Annotated[Pixels | Literal["auto", "input"], PlainValidator(_size_word)] | None = (
+    size: Annotated[Pixels | Literal["auto", "input"], PlainValidator(_read_size_word)] | None = (
         fields.declare(
             '"WxH", "W*H", "auto", or "input" (edit: exactly the last image\'s size)',
             "auto",
@@ -145,7 +145,7 @@ class PictureOffer:
     max_references: int
     sizes: Mapping[str, tuple[int, int]]
 
-    def facts(self, settings: Settings) -> Mapping[str, Any]:
+    def describe(self, settings: Settings) -> Mapping[str, Any]:
         """Return what op=capabilities reports about it.
 
         Sizes are pixels; `steps` are the base schedule's default, `lightning_steps` the counts
@@ -172,18 +172,18 @@ class PictureWish:
     generated; `final` is the (width, height) at which it is delivered, None for the same.
     """
 
-    prompt: str = public()
-    negative_prompt: str | None = public()
-    task: str = public(text="")  # a file has it next to the model, as in every task
-    seed: int = public()
-    steps: int = public("num_inference_steps", text="steps")
-    true_cfg_scale: float = public()
+    prompt: str = declare_public()
+    negative_prompt: str | None = declare_public()
+    task: str = declare_public(text="")  # a file has it next to the model, as in every task
+    seed: int = declare_public()
+    steps: int = declare_public("num_inference_steps", text="steps")
+    true_cfg_scale: float = declare_public()
     # True only if all of the LoRA was applied and its schedule was used: else nothing is made.
-    lightning: bool = public("lightning_enabled", text="lightning")
-    references: tuple[Image.Image, ...] = private()
-    width: int = private(log=True)
-    height: int = private(log=True)
-    final: tuple[int, int] | None = private(default=None)
+    lightning: bool = declare_public("lightning_enabled", text="lightning")
+    references: tuple[Image.Image, ...] = declare_private()
+    width: int = declare_private(log=True)
+    height: int = declare_private(log=True)
+    final: tuple[int, int] | None = declare_private(default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,18 +207,18 @@ def compare(values: PictureInput, verdict: Verdict, *, edit: bool) -> None:
     if isinstance(values.size, Pixels):
         for name, one in (("width", width), ("height", height)):
             if one is not None and one != getattr(values.size, name):
-                verdict.fault("size", f"differs from {name}")
+                verdict.add_fault("size", f"differs from {name}")
         width, height = values.size
     elif as_input and named is not None:
-        verdict.fault("size", f"input cannot be combined with {named}")
+        verdict.add_fault("size", f"input cannot be combined with {named}")
     if as_input and not edit:
-        verdict.fault("size", "input is for edit: there is no input picture")
+        verdict.add_fault("size", "input is for edit: there is no input picture")
     if aspect is not None and width is not None and height is not None:
         verdict.warn("aspect_ratio", "has no effect with width and height")
     if aspect == "match_input_image" and not edit:
-        verdict.fault("aspect_ratio", "match_input_image is for edit")
+        verdict.add_fault("aspect_ratio", "match_input_image is for edit")
     elif aspect not in (None, "match_input_image") and as_input:
-        verdict.fault("aspect_ratio", "differs from size input")
+        verdict.add_fault("aspect_ratio", "differs from size input")
 
 
 def judge(
@@ -227,11 +227,11 @@ def judge(
     """Check the fields against what a model offers."""
     task = FROM_PICTURES if edit else FROM_TEXT
     offer = cast("PictureOffer", model.offers[task])
-    _references(values, model, offer, settings, verdict, edit=edit)
-    lightning, steps = _steps(values, model, offer, settings, verdict)
-    scale, negative_prompt = _guidance(values, offer, lightning=lightning, verdict=verdict)
-    size = _size(values, verdict)
-    _limits(size, offer, verdict, edit=edit)
+    _check_references(values, model, offer, settings, verdict, edit=edit)
+    lightning, steps = _choose_steps(values, model, offer, settings, verdict)
+    scale, negative_prompt = _choose_guidance(values, offer, lightning=lightning, verdict=verdict)
+    size = _read_size(values, verdict)
+    _check_limits(size, offer, verdict, edit=edit)
     draft = PictureWish(
         prompt=values.prompt or "",
         negative_prompt=negative_prompt,
@@ -269,7 +269,7 @@ async def settle(
     return Settled(wish, chosen.adjusted)
 
 
-def _references(
+def _check_references(
     values: PictureInput,
     model: Served,
     offer: PictureOffer,
@@ -282,14 +282,14 @@ def _references(
         return
     count = len(values.images or ())
     if edit and not count:
-        verdict.fault("images", "is required for edit")
+        verdict.add_fault("images", "is required for edit")
     elif not edit and count:
-        verdict.fault("images", "text-to-image takes none; leave it out or ask for task edit")
+        verdict.add_fault("images", "text-to-image takes none; leave it out or ask for task edit")
     elif edit and count > (most := min(offer.max_references, settings.max_input_images)):
-        verdict.fault("images", f"must be at most {most} for {model.id} (got {count})")
+        verdict.add_fault("images", f"must be at most {most} for {model.id} (got {count})")
 
 
-def _steps(
+def _choose_steps(
     values: PictureInput, model: Served, offer: PictureOffer, settings: Settings, verdict: Verdict
 ) -> tuple[bool, int]:
     """Choose Lightning or not, and the number of steps."""
@@ -297,23 +297,23 @@ def _steps(
     lightning = settings.use_lightning_lora if values.lightning is None else values.lightning
     if lightning and not loaded:
         if values.lightning:
-            verdict.fault("lightning", f"no Lightning LoRA is loaded for {model.id}")
+            verdict.add_fault("lightning", f"no Lightning LoRA is loaded for {model.id}")
         lightning = False
     if loaded and not lightning and settings.lightning_fused:
-        verdict.fault("lightning", f"cannot be turned off: {model.id} has it baked in here")
+        verdict.add_fault("lightning", f"cannot be turned off: {model.id} has it baked in here")
         lightning = True
     if not lightning:
         return False, steps or offer.steps
     if steps is not None and steps not in loaded:
         counts = " or ".join(map(str, loaded))
         others = "" if settings.lightning_fused else ", or lightning must be false"
-        verdict.fault(
+        verdict.add_fault(
             "num_inference_steps", f"must be {counts} with Lightning{others} (got {steps})"
         )
     return True, steps or loaded[0]
 
 
-def _guidance(
+def _choose_guidance(
     values: PictureInput, offer: PictureOffer, *, lightning: bool, verdict: Verdict
 ) -> tuple[float, str | None]:
     """Choose the CFG scale and, where CFG runs, the negative prompt."""
@@ -332,17 +332,17 @@ def _guidance(
     return scale, None
 
 
-def _size(values: PictureInput, verdict: Verdict) -> Size:
+def _read_size(values: PictureInput, verdict: Verdict) -> Size:
     """Combine width, height, size and aspect_ratio."""
     aspect = None if values.aspect_ratio == "match_input_image" else values.aspect_ratio
     if isinstance(values.size, Pixels):
-        return Size(*values.size, aspect, field=verdict.word("size"))
+        return Size(*values.size, aspect, field=verdict.find_word("size"))
     named = next((name for name in ("width", "height") if getattr(values, name)), None)
-    word = verdict.word(named or ("size" if values.size else "aspect_ratio"))
+    word = verdict.find_word(named or ("size" if values.size else "aspect_ratio"))
     return Size(values.width, values.height, aspect, values.size == "input", word)
 
 
-def _limits(size: Size, offer: PictureOffer, verdict: Verdict, *, edit: bool) -> None:
+def _check_limits(size: Size, offer: PictureOffer, verdict: Verdict, *, edit: bool) -> None:
     """Check a size that is known before the references are, with the other faults."""
     needs_reference = size.as_input or (edit and size.aspect_ratio is None)
     if needs_reference and (size.width is None or size.height is None):
@@ -353,7 +353,7 @@ def _limits(size: Size, offer: PictureOffer, verdict: Verdict, *, edit: bool) ->
         choose(size, offer, None)
     except InvalidInput as error:
         for detail in error.details:
-            verdict.fault(detail.field, detail.message)
+            verdict.add_fault(detail.field, detail.message)
 
 
 def warm_up(model: Served) -> PictureWish:
@@ -380,7 +380,7 @@ def warm_up(model: Served) -> PictureWish:
     )
 
 
-def _task(name: str, *, edit: bool) -> Task:
+def _make_task(name: str, *, edit: bool) -> Task:
     return Task(
         name=name,
         input=PictureInput,
@@ -405,5 +405,5 @@ def _task(name: str, *, edit: bool) -> Task:
     )
 
 
-TEXT_TO_IMAGE: Final = _task(FROM_TEXT, edit=False)
-EDIT: Final = _task(FROM_PICTURES, edit=True)
+TEXT_TO_IMAGE: Final = _make_task(FROM_TEXT, edit=False)
+EDIT: Final = _make_task(FROM_PICTURES, edit=True)

@@ -11,7 +11,7 @@ from PIL import Image
 from worker.errors import Detail, WorkerError
 from worker.media import images
 from worker.media.fetch import ImageSource
-from worker.media.inline import in_one_line, is_base64_uri, is_complete
+from worker.media.inline import is_base64_uri, is_complete, join_lines
 
 KEYS: Final = ("image", "url", "data", "base64")
 FORMS: Final = 'an https URL, a data URI, base64, or {"image"|"url"|"data"|"base64": ...}'
@@ -58,21 +58,21 @@ def read_source(value: Any) -> ImageSource:
     if text[:7].lower() == "data%3a":
         text = unquote(text)
     if text[:5].lower() == "data:":
-        return ImageSource("base64", _data_uri(text))
+        return ImageSource("base64", _read_data_uri(text))
     if PATH.match(text) and not text.startswith(JPEG):
         raise ValueError("a file path is never read; send an https URL, a data URI or base64")
-    return ImageSource("base64", _base64(text))
+    return ImageSource("base64", _read_base64(text))
 
 
-def _data_uri(text: str) -> str:
+def _read_data_uri(text: str) -> str:
     header, comma, _ = text[:DATA_HEADER].partition(",")
     if not comma or not is_base64_uri(header):
         raise ValueError('a data URI must start "data:image/...;base64,"')
     body = text[len(header) + 1 :]
-    return f"data:;base64,{in_one_line(body)}" if "%" in body else _base64(body)
+    return f"data:;base64,{join_lines(body)}" if "%" in body else _read_base64(body)
 
 
-def _base64(text: str) -> str:
+def _read_base64(text: str) -> str:
     start, end = (part.encode(errors="replace") for part in (text[:END], text[-END:]))
     padding = len(end) - len(end.rstrip(b"="))
     ends = start.rstrip(b"=") + end.rstrip(b"=")
@@ -81,7 +81,7 @@ def _base64(text: str) -> str:
     if len(ends.translate(None, BLANKS)) < len(ends) or not is_complete(
         len(text) - padding, padding
     ):
-        text = in_one_line(text)
+        text = join_lines(text)
     if len(text) < SHORTEST:
         raise ValueError(f"must be {FORMS}: this is too short for a picture")
     if not is_complete(len(text) - padding, padding):

@@ -16,17 +16,17 @@ TASKS: Final[dict[str, Task]] = {task.name: task for task in (picture.TEXT_TO_IM
 LATER: Final = ("img2img", "inpaint", "layered", "speech")
 
 
-def usual_task() -> Task:
+def find_usual_task() -> Task:
     """Return the task that is meant where nothing requests another."""
     return next(task for task in TASKS.values() if task.sign is None)
 
 
 def build_vocabulary(task: Task) -> Vocabulary:
     """Return the words of a task that are not in its own fields."""
-    own = fields.names(task.input)
+    own = fields.map_names(task.input)
     having: dict[str, list[str]] = {}
     for other in TASKS.values():
-        for word in fields.names(other.input):
+        for word in fields.map_names(other.input):
             if word not in own:
                 having.setdefault(word, []).append(other.name)
     return Vocabulary(
@@ -47,7 +47,7 @@ def map_words() -> Mapping[str, str]:
     """Return the field that each word of any task's input means, in the first task that has it."""
     meanings: dict[str, str] = {}
     for task in TASKS.values():
-        for word, name in fields.names(task.input).items():
+        for word, name in fields.map_names(task.input).items():
             meanings.setdefault(word, name)
     return meanings
 
@@ -57,8 +57,8 @@ def list_request_words() -> frozenset[str]:
     return frozenset(
         word
         for task in TASKS.values()
-        for word, name in fields.names(task.input).items()
-        if name == "op" or name in fields.required(task.input)
+        for word, name in fields.map_names(task.input).items()
+        if name == "op" or name in fields.list_required(task.input)
     )
 
 
@@ -75,12 +75,12 @@ def list_fields() -> tuple[FieldFacts, ...]:
             "{format}": task.default_format,
             "{lossy}": " and ".join(lossy) or "none",
         }
-        for row in fields.rows(task.input):
+        for row in fields.list_rows(task.input):
             having.setdefault(_fill(row, own), []).append(task)
     signs = [f"{task.sign}: {task.name}" for task in TASKS.values() if task.sign is not None]
     common = {
         "{tasks}": ", ".join(f"`{name}`" for name in TASKS),
-        "{inferred}": ", ".join((*signs, f"else {usual_task().name}")),
+        "{inferred}": ", ".join((*signs, f"else {find_usual_task().name}")),
     }
     return tuple(
         replace(

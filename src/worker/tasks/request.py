@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from worker.edge import fields, shape
-from worker.edge.fields import MAX_SEED, CommonInput, shown
+from worker.edge.fields import MAX_SEED, CommonInput, show
 from worker.edge.verdict import Verdict
 from worker.errors import Detail, InvalidInput, ModelNotServed, UnsupportedTask
 from worker.media.deliver import ResponseFormat
@@ -60,7 +60,7 @@ class Request:
     delivery: Delivery
     warnings: tuple[str, ...]
 
-    def wishes(self, settled: Any) -> tuple[Wish, ...]:
+    def make_wishes(self, settled: Any) -> tuple[Wish, ...]:
         """Return one wish per output, with its seed."""
         seeds = range(self.seed, self.seed + self.count)
         return tuple(replace(settled, seed=seed) for seed in seeds)
@@ -88,7 +88,7 @@ def parse(
     task. Raises InvalidInput, ModelNotServed or UnsupportedTask, with every fault in `details` and
     the `warnings` so far, and nothing else whatever the input.
     """
-    if (message := shape.fault(job_input, registry.list_request_words())) is not None:
+    if (message := shape.find_fault(job_input, registry.list_request_words())) is not None:
         raise InvalidInput(f"input: {message}", details=[Detail("input", message)])
     name, task = _choose_task(job_input, served)
     given = registry.read_input(job_input, task)
@@ -98,9 +98,9 @@ def parse(
         verdict.raise_faults()
         return Query(values.op, tuple(verdict.warnings))
 
-    for field in fields.required(task.input):
+    for field in fields.list_required(task.input):
         if getattr(values, field) is None and not verdict.is_broken(field):
-            verdict.fault(field, "is required")
+            verdict.add_fault(field, "is required")
     model = _choose_model(name, values, served, addable, verdict)
     task.compare(values, verdict)
     seed, count = _choose_seeds(values, settings, verdict)
@@ -118,7 +118,7 @@ def parse(
 
 def _choose_task(job_input: Mapping[Any, Any], served: Sequence[Served]) -> tuple[str, Task]:
     """Choose the task: its name as requested or inferred, and the one to read the input as."""
-    common, usual = fields.names(CommonInput), registry.usual_task()
+    common, usual = fields.map_names(CommonInput), registry.find_usual_task()
     own = {w: v for w, v in job_input.items() if common.get(w) in ("task", "model")}
     choice = registry.read_input(own, usual)
     signed = [
@@ -141,7 +141,7 @@ def _choose_task(job_input: Mapping[Any, Any], served: Sequence[Served]) -> tupl
 
 
 def _is_given(job_input: Mapping[Any, Any], task: Task, field: str) -> bool:
-    names = fields.names(task.input)
+    names = fields.map_names(task.input)
     return any(
         value is not None and names.get(word) == field
         for word, value in job_input.items()
@@ -174,8 +174,8 @@ def _choose_model(
         named = _find_named(values.model, served)
         if not named:
             names = ", ".join(model.id for model in served)
-            message = f"this worker serves {names}, not {shown(values.model)}"
-            verdict.fault("model", message, ModelNotServed)
+            message = f"this worker serves {names}, not {show(values.model)}"
+            verdict.add_fault("model", message, ModelNotServed)
             return None
         others, able = able, [model for model in named if task in model.offers]
         if not able:
@@ -184,16 +184,16 @@ def _choose_model(
             if values.task is None:
                 message += _advise_sign(first, task)
             message += f"; {others[0].id} does" if others else f"; {_advise_adding(task, addable)}"
-            verdict.fault("model", message, UnsupportedTask)
+            verdict.add_fault("model", message, UnsupportedTask)
     elif not able:
         message = f"no model of this worker can do {task}; {_advise_adding(task, addable)}"
-        verdict.fault("task", message, UnsupportedTask)
+        verdict.add_fault("task", message, UnsupportedTask)
     return able[0] if able else None
 
 
 def _advise_sign(model: Served, inferred: str) -> str:
     """Say what to give for a task that a model can do, where the usual one was inferred."""
-    if inferred != registry.usual_task().name:
+    if inferred != registry.find_usual_task().name:
         return ""
     tasks = (registry.TASKS[name] for name in model.tasks if name in registry.TASKS)
     return next((f"; give {t.sign} to {t.name}" for t in tasks if t.sign is not None), "")
@@ -212,11 +212,11 @@ def _choose_seeds(values: CommonInput, settings: Settings, verdict: Verdict) -> 
     count = values.num_images or 1
     if count > settings.max_images_per_request:
         message = f"must be at most {settings.max_images_per_request} (got {count})"
-        verdict.fault("num_images", message)
+        verdict.add_fault("num_images", message)
     if values.seed is None or values.seed == -1:
         return secrets.randbelow(RANDOM_SEEDS), count
     if values.seed + count - 1 > MAX_SEED:
-        verdict.fault("seed", f"seed + {count - 1} must be at most 2^63-1")
+        verdict.add_fault("seed", f"seed + {count - 1} must be at most 2^63-1")
     return values.seed, count
 
 
@@ -232,14 +232,14 @@ def _choose_delivery(
     urls = tuple(values.upload_url or ())
     asked = values.response_format
     if urls and not verdict.is_broken("num_images") and len(urls) != count:
-        verdict.fault("upload_url", f"must be one for each of {count} (got {len(urls)})")
+        verdict.add_fault("upload_url", f"must be one for each of {count} (got {len(urls)})")
     if urls and asked in ("base64", "data_url"):
-        verdict.fault("upload_url", f"needs response_format url, not {asked}")
+        verdict.add_fault("upload_url", f"needs response_format url, not {asked}")
     if asked == "url" and not (urls or has_bucket or verdict.is_broken("upload_url")):
         ways = ["upload_url", "the worker's bucket (BUCKET_ENDPOINT_URL)"]
         if bucket_name is not None:
             ways.append(f"the job's {bucket_name}")
-        verdict.fault("response_format", f"url needs {', '.join(ways[:-1])} or {ways[-1]}")
+        verdict.add_fault("response_format", f"url needs {', '.join(ways[:-1])} or {ways[-1]}")
     return Delivery(
         form=values.output_format or task.default_format,
         quality=values.output_quality or QUALITY,

@@ -89,34 +89,34 @@ def choose(size: Size, canvas: Canvas, last: tuple[int, int] | None) -> Dimensio
     """
     if size.as_input:
         if last is None:
-            raise _refused(size, "there is no input picture to take the size from")
+            raise _make_refusal(size, "there is no input picture to take the size from")
         most = max(MOST_DELIVERED, canvas.max_pixels)
         if last[0] * last[1] > most:
             message = f"the input has {last[0]}x{last[1]} pixels, at most {most} can be delivered"
-            raise _refused(size, message)
-        return _like(last, canvas)
+            raise _make_refusal(size, message)
+        return _choose_like(last, canvas)
     width, height = size.width, size.height
     if height is None:
         if width is None:
-            return _limited(*_default(size, canvas, last), canvas)
-        height = _nearest(width / _ratio(size, last))
+            return _choose_limited(*_choose_default(size, canvas, last), canvas)
+        height = _round_side(width / _compute_ratio(size, last))
     elif width is None:
-        width = _nearest(height * _ratio(size, last))
-    return _exact(size, width, height, canvas)
+        width = _round_side(height * _compute_ratio(size, last))
+    return _choose_exact(size, width, height, canvas)
 
 
-def _default(size: Size, canvas: Canvas, last: tuple[int, int] | None) -> tuple[int, int]:
+def _choose_default(size: Size, canvas: Canvas, last: tuple[int, int] | None) -> tuple[int, int]:
     """Return the model's own size for an aspect ratio, for the last reference's, or for neither."""
     if size.aspect_ratio is not None and size.aspect_ratio in canvas.sizes:
         width, height = canvas.sizes[size.aspect_ratio]
         return width // MULTIPLE * MULTIPLE, height // MULTIPLE * MULTIPLE
     if size.aspect_ratio is None and last is None:
-        side = _nearest(math.sqrt(canvas.area))
+        side = _round_side(math.sqrt(canvas.area))
         return side, side
-    return at_area(canvas.area, _ratio(size, last))
+    return fit_to_area(canvas.area, _compute_ratio(size, last))
 
 
-def at_area(area: int, ratio: float) -> tuple[int, int]:
+def fit_to_area(area: int, ratio: float) -> tuple[int, int]:
     """Return (width, height) of about `area` pixels at width/height `ratio`, multiples of 32.
 
     The formula is diffusers' calculate_dimensions; where that would give a side under 64 pixels
@@ -133,25 +133,25 @@ def at_area(area: int, ratio: float) -> tuple[int, int]:
     return wide, high
 
 
-def _ratio(size: Size, last: tuple[int, int] | None) -> float:
+def _compute_ratio(size: Size, last: tuple[int, int] | None) -> float:
     width, height = RATIOS[size.aspect_ratio] if size.aspect_ratio is not None else last or (1, 1)
     return width / height
 
 
-def _nearest(side: float) -> int:
+def _round_side(side: float) -> int:
     return max(SMALLEST, round(side / MULTIPLE) * MULTIPLE)
 
 
-def _refused(size: Size, message: str) -> InvalidInput:
+def _make_refusal(size: Size, message: str) -> InvalidInput:
     return InvalidInput(f"{size.field}: {message}", details=[Detail(size.field, message)])
 
 
-def _exact(size: Size, width: int, height: int, canvas: Canvas) -> Dimensions:
+def _choose_exact(size: Size, width: int, height: int, canvas: Canvas) -> Dimensions:
     """Return the requested size, floored to multiples of 16."""
     wide, high = width // MULTIPLE * MULTIPLE, height // MULTIPLE * MULTIPLE
     if wide * high > canvas.max_pixels:
         got = f"(got {width}x{height} = {width * height})"
-        raise _refused(size, f"must have at most {canvas.max_pixels} pixels {got}")
+        raise _make_refusal(size, f"must have at most {canvas.max_pixels} pixels {got}")
     adjusted = {
         name: (asked, side)
         for name, asked, side in (("width", width, wide), ("height", height, high))
@@ -160,7 +160,7 @@ def _exact(size: Size, width: int, height: int, canvas: Canvas) -> Dimensions:
     return Dimensions(wide, high, adjusted=adjusted)
 
 
-def _limited(width: int, height: int, canvas: Canvas) -> Dimensions:
+def _choose_limited(width: int, height: int, canvas: Canvas) -> Dimensions:
     """Return a size that the caller left open, smaller and with a warning over the limit."""
     wide, high = width, height
     if wide * high > canvas.max_pixels:
@@ -175,7 +175,7 @@ def _limited(width: int, height: int, canvas: Canvas) -> Dimensions:
     return Dimensions(wide, high)
 
 
-def _like(last: tuple[int, int], canvas: Canvas) -> Dimensions:
+def _choose_like(last: tuple[int, int], canvas: Canvas) -> Dimensions:
     """Deliver exactly the last reference's size, generated at it or at the model's own area.
 
     From a quarter of the model's area up to the limit the picture is generated at the input's size
@@ -183,9 +183,9 @@ def _like(last: tuple[int, int], canvas: Canvas) -> Dimensions:
     are generated at the model's area. Any other size is resampled at the end, with a warning.
     """
     width, height = last
-    wide, high = _nearest(width), _nearest(height)
+    wide, high = _round_side(width), _round_side(height)
     if not canvas.area // 4 <= wide * high <= canvas.max_pixels:
-        near = _limited(*at_area(canvas.area, width / height), canvas)
+        near = _choose_limited(*fit_to_area(canvas.area, width / height), canvas)
         wide, high = near.width, near.height
     if (wide, high) == last:
         return Dimensions(wide, high)

@@ -101,7 +101,7 @@ class Task:
         """The reply's key for the time that each phase took."""
         return {span.phase: span.timing for span in self.spans}
 
-    def steps(self, wish: Wish) -> int:
+    def count_steps(self, wish: Wish) -> int:
         """Return how many steps a wish takes as callers count them, 1 where none are counted."""
         counted = next((span.steps for span in self.spans if span.steps), None)
         return 1 if counted is None else int(getattr(wish, counted))

@@ -40,7 +40,7 @@ class DigestCache:
         digest = hashlib.sha256(self._place.encode(errors="surrogateescape")).hexdigest()
         self._record = home / DIGESTS_FOLDER / f"{digest[:NAME_DIGITS]}.json"
 
-    def sha256(self, path: str, state: State) -> str | None:
+    def read_sha256(self, path: str, state: State) -> str | None:
         """Return the sha256 of a file in that state; None when the file must be read."""
         entry = self._read_files().get(path)
         if not isinstance(entry, dict) or entry.get("state") != list(state):

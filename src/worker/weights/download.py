@@ -16,7 +16,7 @@ from worker.weights import parallel, sequential, space, temporary
 from worker.weights.hub import Hub
 from worker.weights.proof import RemoteFile, digest_bytes, digest_file, find_difference
 from worker.weights.retry import AttemptFailed, Missing, Patience, WrongBytes
-from worker.weights.snapshot import Proven, ReportProgress, Snapshot, quiet
+from worker.weights.snapshot import Proven, ReportProgress, Snapshot, ignore_progress
 
 # Below this hf_transfer has nothing to split; one request is faster than a process.
 PARALLEL_FROM_BYTES: Final = 16 * 1024 * 1024
@@ -59,7 +59,9 @@ class HubSnapshot:
         """Return "sha256:..." or "git:..." as the hub recorded it."""
         return f"sha256:{file.sha256}" if file.sha256 else f"git:{file.blob_id}"
 
-    def fetch_file(self, file: RemoteFile, into: Path, progress: ReportProgress = quiet) -> Proven:
+    def fetch_file(
+        self, file: RemoteFile, into: Path, progress: ReportProgress = ignore_progress
+    ) -> Proven:
         """Return `into`/path, verified: downloaded, or found there and read again.
 
         Two processes that need the same file take turns where locks work. Where they do not, both
@@ -104,10 +106,12 @@ class HubSnapshot:
         return self._retry(file, read)
 
     def _read_range(self, file: RemoteFile, start: int, end: int) -> bytes:
-        return sequential.read_range(self.hub, self._url(file), file, start, end, self.patience)
+        return sequential.read_range(
+            self.hub, self._make_url(file), file, start, end, self.patience
+        )
 
-    def _url(self, file: RemoteFile) -> str:
-        return self.hub.address(self.repository, self.commit, file.path)
+    def _make_url(self, file: RemoteFile) -> str:
+        return self.hub.make_address(self.repository, self.commit, file.path)
 
     def _verify_present(self, file: RemoteFile, target: Path) -> str | None:
         """Return our sha256 of a file that is there and intact; a damaged one is deleted."""
@@ -155,7 +159,7 @@ class HubSnapshot:
         try:
             parallel.download(
                 self.hub,
-                self._url(file),
+                self._make_url(file),
                 file,
                 part,
                 self.patience,
@@ -179,7 +183,7 @@ class HubSnapshot:
             try:
                 sequential.download(
                     self.hub,
-                    self._url(file),
+                    self._make_url(file),
                     file,
                     part,
                     self.patience,
@@ -219,7 +223,7 @@ def fetch_snapshot(
     files: Sequence[RemoteFile],
     into: Path,
     settings: Settings,
-    progress: ReportProgress = quiet,
+    progress: ReportProgress = ignore_progress,
 ) -> dict[str, Proven]:
     """Fetch several files, the small ones first and in parallel; return them by path.
 

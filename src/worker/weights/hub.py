@@ -47,14 +47,14 @@ class Hub:
         """Whether the operator set the hub's address."""
         return self.endpoint != HUB
 
-    def address(self, repository: str, commit: str, path: str) -> str:
+    def make_address(self, repository: str, commit: str, path: str) -> str:
         """Return the URL of a file at a commit."""
         return f"{self.endpoint}/{repository}/resolve/{commit}/{quote(path)}"
 
-    def headers(self, url: str) -> dict[str, str]:
+    def make_headers(self, url: str) -> dict[str, str]:
         """Return the headers for a URL: no compression, and the token for the hub only."""
         headers = {"Accept-Encoding": "identity", "User-Agent": "worker"}
-        if self.token and _origin(url) == _origin(self.endpoint):
+        if self.token and _read_origin(url) == _read_origin(self.endpoint):
             headers["Authorization"] = f"Bearer {self.token}"
         return headers
 
@@ -76,7 +76,7 @@ class Hub:
         session = _get_session()
         for _ in range(MOST_REDIRECTS + 1):
             try:
-                headers = self.headers(url) | ({"Range": span} if span else {})
+                headers = self.make_headers(url) | ({"Range": span} if span else {})
                 response = session.request(
                     method,
                     url,
@@ -97,7 +97,7 @@ class Hub:
                 return response
             response.close()
             if response.status_code >= HTTPStatus.BAD_REQUEST:
-                if _origin(url) != _origin(self.endpoint):  # an expired signature, say
+                if _read_origin(url) != _read_origin(self.endpoint):  # an expired signature, say
                     raise AttemptFailed(f"the hub's storage answered {response.status_code}")
                 retry_after = response.headers.get("Retry-After")
                 raise classify_status(response.status_code, retry_after, what)
@@ -124,7 +124,7 @@ def _release(response: requests.Response) -> None:
     response.close()
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
+def _read_origin(url: str) -> tuple[str, str | None, int | None]:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
@@ -133,7 +133,7 @@ def _resolve_redirect(url: str, location: str, what: str) -> str:
     """Return where a redirect leads; raises WeightsUnavailable for a place no hub redirects to."""
     try:
         target = urljoin(url, location)
-        scheme, _, _ = _origin(target)
+        scheme, _, _ = _read_origin(target)
     except ValueError:
         scheme = ""
     if scheme not in ("http", "https"):

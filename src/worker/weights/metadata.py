@@ -43,7 +43,7 @@ def resolve(
     """
     if settings.hf_hub_offline:
         raise WeightsUnavailable(f"{repository}: {OFFLINE}")
-    patience = patience or Patience.of(settings)
+    patience = patience or Patience.from_settings(settings)
     hub = Hub.from_settings(settings)
     log.hide(hub.token)
     path, known = _find_record(repository, revision or MAIN, settings)
@@ -54,7 +54,7 @@ def resolve(
     return HubSnapshot(repository, commit, files, settings, hub, patience, record=path)
 
 
-def known_commit(repository: str, revision: str | None, settings: Settings) -> str | None:
+def find_known_commit(repository: str, revision: str | None, settings: Settings) -> str | None:
     """Return the commit recorded in MODEL_DIR for a revision (default: main); asks no hub."""
     _, known = _find_record(repository, revision or MAIN, settings)
     return known[0] if known else None
@@ -84,7 +84,7 @@ def _ask(
     except Exception as error:
         # huggingface_hub 1 and 2 raise the errors of httpx and httpx2, of json, and their own
         raise classify_error(error, repository, custom_host=hub.is_custom) from error
-    files = tuple(_file(sibling, repository) for sibling in info.siblings or ())
+    files = tuple(_read_file(sibling, repository) for sibling in info.siblings or ())
     if not info.sha or not files:
         raise WeightsUnavailable(
             f"{repository}: the hub names no commit, or no files in it: the repository is empty, or"
@@ -93,7 +93,7 @@ def _ask(
     return info.sha, files
 
 
-def _file(sibling: Any, repository: str) -> RemoteFile:
+def _read_file(sibling: Any, repository: str) -> RemoteFile:
     path = str(sibling.rfilename)
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path:

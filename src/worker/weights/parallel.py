@@ -15,7 +15,7 @@ from typing import Any, Final
 from worker.weights.hub import Hub
 from worker.weights.proof import RemoteFile
 from worker.weights.retry import AttemptFailed, Patience
-from worker.weights.sequential import span_of
+from worker.weights.sequential import read_span
 from worker.weights.space import FULL, UNUSABLE_DISK, UNWRITABLE
 
 # hf_transfer reports complete ranges only. 8 of 8 MiB within the 60 s of a stall need 1.1 MB/s; on
@@ -49,7 +49,7 @@ def download(
     with closing(
         hub.open(url, patience, what=file.path, span="bytes=0-0", accept=accept)
     ) as response:
-        if response.status_code != HTTPStatus.PARTIAL_CONTENT or span_of(response) != (
+        if response.status_code != HTTPStatus.PARTIAL_CONTENT or read_span(response) != (
             0,
             0,
             file.size,
@@ -64,7 +64,7 @@ def download(
         "chunk_size": range_bytes,
         "parallel_failures": min(RANGE_FAILURES, workers - 1),
         "max_retries": RANGE_RETRIES if workers > 1 else 0,
-        "headers": hub.headers(url),
+        "headers": hub.make_headers(url),
     }
     # -I would drop PYTHONPATH, by which an uninstalled source tree finds the package
     try:

@@ -41,7 +41,7 @@ def push(
     except HfHubHTTPError as error:
         status = error.response.status_code
         if isinstance(classify_status(status, None, repository), AttemptFailed):
-            raise _unreachable(repository, f"the hub answered {status}") from None
+            raise _make_unreachable(repository, f"the hub answered {status}") from None
         raise WeightsUnavailable(
             f"{repository}: the hub refuses the push (status {status}): HF_TOKEN must be one that"
             " may write to it"
@@ -50,10 +50,10 @@ def push(
         failure = classify_error(error, repository, custom_host=hub.is_custom)
         if isinstance(failure, AttemptFailed):
             reason = f"the upload broke off ({type(error).__name__})"
-            raise _unreachable(repository, reason) from error
+            raise _make_unreachable(repository, reason) from error
         raise failure from error
     return commit.oid
 
 
-def _unreachable(repository: str, reason: str) -> HubUnreachable:
+def _make_unreachable(repository: str, reason: str) -> HubUnreachable:
     return HubUnreachable(f"{repository}: {reason}; push again, and it goes on where it stopped")

@@ -76,7 +76,7 @@ class Patience:
     slowest: int = 16 * 1024
 
     @classmethod
-    def of(cls, settings: Settings) -> "Patience":
+    def from_settings(cls, settings: Settings) -> "Patience":
         """Return the operator's patience: DOWNLOAD_RETRIES and DOWNLOAD_STALL_S."""
         return cls(attempts=settings.download_retries + 1, stall_s=settings.download_stall_s)
 
@@ -134,12 +134,12 @@ def classify_status(
 ) -> AttemptFailed | WeightsUnavailable:
     """Return the error for an HTTP status of 400 or more about `what` (a repository or a file)."""
     if is_transient_status(status):
-        return AttemptFailed(f"the hub answered {status}", _seconds(retry_after))
+        return AttemptFailed(f"the hub answered {status}", _read_seconds(retry_after))
     kind = Missing if status == HTTPStatus.NOT_FOUND else WeightsUnavailable
     return kind(f"{what}: {ADVICE.get(status, 'the hub refuses the request')} (status {status})")
 
 
-def _seconds(retry_after: str | None) -> float | None:
+def _read_seconds(retry_after: str | None) -> float | None:
     """Read Retry-After: seconds, or an HTTP date (RFC 9110, section 10.2.3)."""
     if retry_after is None:
         return None

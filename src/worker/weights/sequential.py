@@ -65,11 +65,11 @@ def read_range(
         is_partial = response.status_code == HTTPStatus.PARTIAL_CONTENT
         if not is_partial and (start, end) != (0, file.size):
             raise AttemptFailed("the hub ignores Range")
-        if is_partial and span_of(response) != (start, end - 1, file.size):
+        if is_partial and read_span(response) != (start, end - 1, file.size):
             raise AttemptFailed("the hub answered with another range")
         _check_plain(response)
         data = bytearray()
-        for chunk in _chunks(response, patience):
+        for chunk in _iterate_chunks(response, patience):
             data += chunk
             if len(data) > end - start:
                 raise AttemptFailed("the hub sent more than was requested")
@@ -89,7 +89,7 @@ def _find_start(response: requests.Response, file: RemoteFile, have: int, opened
             )
         return 0
     is_partial = response.status_code == HTTPStatus.PARTIAL_CONTENT
-    if is_partial and span_of(response) == (have, file.size - 1, file.size):
+    if is_partial and read_span(response) == (have, file.size - 1, file.size):
         return have
     opened.truncate(0)  # the next attempt requests the complete file
     raise AttemptFailed("the hub answered with another range")
@@ -100,7 +100,7 @@ def _check_plain(response: requests.Response) -> None:
         raise AttemptFailed("the hub sent an encoded body")
 
 
-def span_of(response: requests.Response) -> tuple[int, int, int] | None:
+def read_span(response: requests.Response) -> tuple[int, int, int] | None:
     """Return Content-Range's first byte, last byte and size; None unless it has all three."""
     match = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
     if match is None or match[3] == "*":
@@ -116,7 +116,7 @@ def _append(
     report: Callable[[int], None],
 ) -> int:
     have = opened.tell()
-    for chunk in _chunks(response, patience):
+    for chunk in _iterate_chunks(response, patience):
         if have + len(chunk) > file.size:
             opened.truncate(0)
             raise AttemptFailed("the hub sent more bytes than the file has")
@@ -126,7 +126,7 @@ def _append(
     return have
 
 
-def _chunks(response: requests.Response, patience: Patience) -> Iterator[bytes]:
+def _iterate_chunks(response: requests.Response, patience: Patience) -> Iterator[bytes]:
     """Yield the body as it arrives; raises AttemptFailed when it breaks off or stalls.
 
     `read1` returns what one receive gave, so that a drip is noticed: `read` would wait for a full

@@ -30,7 +30,7 @@ BLOB_ID: Final = re.compile(r"[0-9a-f]{40}")
 LOCAL: Final = "local"
 
 
-def quiet(_file: RemoteFile, _done: int) -> None:
+def ignore_progress(_file: RemoteFile, _done: int) -> None:
     """Ignore a report of progress."""
 
 
@@ -65,7 +65,9 @@ class Snapshot(Protocol):
     def digest(self, file: RemoteFile) -> str:
         """Return "sha256:..." or "git:...": equal digests mean equal bytes."""
 
-    def fetch_file(self, file: RemoteFile, into: Path, progress: ReportProgress = quiet) -> Proven:
+    def fetch_file(
+        self, file: RemoteFile, into: Path, progress: ReportProgress = ignore_progress
+    ) -> Proven:
         """Return the file, verified; `into` is the folder for copies, if the snapshot makes any.
 
         Raises WeightsUnavailable (HubUnreachable when trying later may help) and VolumeFull.
@@ -110,13 +112,13 @@ class LocalSnapshot:
         Raises WeightsUnavailable when the folder cannot be read.
         """
         try:
-            return tuple(self._listed())
+            return tuple(self._list_files())
         except OSError as error:
             raise WeightsUnavailable(
                 f"{self.repository}: the local folder cannot be read ({error.strerror})"
             ) from None
 
-    def _listed(self) -> Iterator[RemoteFile]:
+    def _list_files(self) -> Iterator[RemoteFile]:
         for path in sorted(self.folder.rglob("*")):
             relative = path.relative_to(self.folder)
             if not path.is_file() or any(part.startswith(".") for part in relative.parts):
@@ -140,58 +142,60 @@ class LocalSnapshot:
             return f"git:{file.blob_id}"
         return f"sha256:{self._measure(file).sha256}"
 
-    def fetch_file(self, file: RemoteFile, into: Path, progress: ReportProgress = quiet) -> Proven:
+    def fetch_file(
+        self, file: RemoteFile, into: Path, progress: ReportProgress = ignore_progress
+    ) -> Proven:
         """Return the file in its place, once its bytes agree with what is known of it.
 
         Raises WeightsUnavailable when the file is damaged; `into` is not used.
         """
         del into
         path = self.folder / file.path
-        with self._readable(file):
+        with self._require_readable(file):
             reason = find_fault(path) if file.path.endswith(".safetensors") else None
         if reason:
-            raise self._damaged(file, reason)
+            raise self._make_damaged(file, reason)
         measured = self._measure(file)
         if reason := find_difference(measured, file):
-            raise self._damaged(file, reason)
+            raise self._make_damaged(file, reason)
         progress(file, file.size)
         return Proven(path, measured.sha256, disposable=False)
 
     def read_range(self, file: RemoteFile, start: int, end: int) -> bytes:
         """Return bytes `start` up to `end`; raises WeightsUnavailable when the file is shorter."""
-        with self._readable(file), (self.folder / file.path).open("rb") as opened:
+        with self._require_readable(file), (self.folder / file.path).open("rb") as opened:
             opened.seek(start)
             data = opened.read(end - start)
         if len(data) != end - start:
-            raise self._damaged(file, f"no bytes {start} to {end}")
+            raise self._make_damaged(file, f"no bytes {start} to {end}")
         return data
 
     def read_file(self, file: RemoteFile) -> bytes:
         """Return a small file's bytes; raises WeightsUnavailable when it is damaged."""
-        with self._readable(file):
+        with self._require_readable(file):
             data = (self.folder / file.path).read_bytes()
         if reason := find_difference(digest_bytes(data), file):
-            raise self._damaged(file, reason)
+            raise self._make_damaged(file, reason)
         return data
 
     def _measure(self, file: RemoteFile) -> Digests:
         """Return a file's digests, taken once; raises WeightsUnavailable if it changed since."""
         path = self.folder / file.path
-        with self._readable(file):
+        with self._require_readable(file):
             state = digest_cache.read_state(path)
             if file.path not in self._read:
                 self._read[file.path] = state, self._recall_or_read(file, path, state)
             first, measured = self._read[file.path]
             changed = first != state or digest_cache.read_state(path) != state
         if changed:
-            raise self._damaged(file, "changed while it was read")
+            raise self._make_damaged(file, "changed while it was read")
         return measured
 
     def _recall_or_read(self, file: RemoteFile, path: Path, state: State) -> Digests:
         records = self.remembered
         if records is None or file.sha256 is not None or file.blob_id is not None:
             return digest_file(path, blob_id=file.blob_id is not None)
-        sha256 = records.sha256(file.path, state)
+        sha256 = records.read_sha256(file.path, state)
         if sha256 is not None:
             return Digests(state[0], sha256, None)
         measured = digest_file(path, blob_id=False)
@@ -200,7 +204,7 @@ class LocalSnapshot:
         return measured
 
     @contextmanager
-    def _readable(self, file: RemoteFile) -> Iterator[None]:
+    def _require_readable(self, file: RemoteFile) -> Iterator[None]:
         """Turn a disk error while a file is read into WeightsUnavailable."""
         try:
             yield
@@ -209,7 +213,7 @@ class LocalSnapshot:
                 f"{self.repository}: the local {file.path} cannot be read ({error.strerror})"
             ) from None
 
-    def _damaged(self, file: RemoteFile, reason: str) -> WeightsUnavailable:
+    def _make_damaged(self, file: RemoteFile, reason: str) -> WeightsUnavailable:
         return WeightsUnavailable(
             f"{self.repository}: the local {file.path} has {reason}; replace that file, or take the"
             " folder away so that the weights are downloaded"

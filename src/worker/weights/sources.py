@@ -40,7 +40,7 @@ class WeightSource:
     commit: str | None
     passed_over: tuple[tuple[SourceKind, str], ...]
 
-    def facts(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Return what the log and op=health show of it."""
         return {
             "source": self.kind,

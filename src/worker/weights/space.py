@@ -48,20 +48,20 @@ def free_bytes(folder: Path, settings: Settings) -> int:
     state = os.statvfs(folder)
     free = state.f_bavail * state.f_frsize
     if settings.volume_size_gb is not None:
-        volume = _volume(folder)
+        volume = _find_volume(folder)
         # a home on no volume: the quota is meant for it, not for the container
         root = find_existing(settings.home) if volume == Path(volume.anchor) else volume
-        free = min(free, int(settings.volume_size_gb * GB_BYTES) - used_bytes(root))
+        free = min(free, int(settings.volume_size_gb * GB_BYTES) - count_used_bytes(root))
     return max(free, 0)
 
 
-def used_bytes(root: Path) -> int:
+def count_used_bytes(root: Path) -> int:
     """Return the bytes that a tree takes on its disk, other disks mounted in it excluded."""
     device = root.stat().st_dev
     total = 0
     counted: set[int] = set()
     for folder, folders, files in os.walk(root):
-        folders[:] = [f for f in folders if _device(Path(folder, f)) == device]
+        folders[:] = [f for f in folders if _read_device(Path(folder, f)) == device]
         for name in files:
             try:
                 state = Path(folder, name).lstat()
@@ -82,9 +82,9 @@ def require_space(needed: int, folder: Path, settings: Settings) -> None:
     reserve = int(settings.min_storage_free_gb * GB_BYTES)
     if (missing := needed + reserve - free) > 0:
         raise VolumeFull(
-            f"{_gb(missing)} more disk space is needed: {_gb(needed)} to write and"
-            f" {_gb(reserve)} to leave free (MIN_STORAGE_FREE_GB), and {_gb(free)} is free;"
-            " take a larger volume, or delete what it no longer needs"
+            f"{_show_gb(missing)} more disk space is needed: {_show_gb(needed)} to write and"
+            f" {_show_gb(reserve)} to leave free (MIN_STORAGE_FREE_GB), and {_show_gb(free)} is"
+            " free; take a larger volume, or delete what it no longer needs"
         )
 
 
@@ -100,12 +100,12 @@ def translate_errors(needed: int, folder: Path, settings: Settings) -> Iterator[
     except WorkerError:
         raise
     except OSError as error:
-        if failure := disk_failure(error.errno, needed, folder, settings):
+        if failure := explain_disk_failure(error.errno, needed, folder, settings):
             raise failure from error
         raise
 
 
-def disk_failure(
+def explain_disk_failure(
     number: int | None, needed: int, folder: Path, settings: Settings
 ) -> WorkerError | None:
     """Return the WorkerError for an errno; None for one that is not about the disk.
@@ -118,9 +118,9 @@ def disk_failure(
         free = free_bytes(folder, settings)
         quota = "" if free < needed or number == errno.ENOSPC else " (its quota is used up)"
         return VolumeFull(
-            f"the disk was full while {_gb(needed)} were written{quota}: at least"
-            f" {_gb(max(needed - free, 0))} more is needed; take a larger volume, or delete what it"
-            " no longer needs"
+            f"the disk was full while {_show_gb(needed)} were written{quota}: at least"
+            f" {_show_gb(max(needed - free, 0))} more is needed; take a larger volume, or delete"
+            " what it no longer needs"
         )
     if number in UNWRITABLE:
         return make_unwritable()
@@ -151,7 +151,7 @@ def make_unwritable(why: str = "") -> WeightsUnavailable:
     )
 
 
-def _volume(folder: Path) -> Path:
+def _find_volume(folder: Path) -> Path:
     """Return the mount point above a folder."""
     folder = folder.resolve()
     while not folder.is_mount():
@@ -159,14 +159,14 @@ def _volume(folder: Path) -> Path:
     return folder
 
 
-def _device(folder: Path) -> int | None:
+def _read_device(folder: Path) -> int | None:
     try:
         return folder.lstat().st_dev
     except OSError:
         return None
 
 
-def _gb(count: int) -> str:
+def _show_gb(count: int) -> str:
     return (
         f"{count / GB_BYTES:.2f} GB" if count >= GB_BYTES // 100 else f"{count / 1_000_000:.3f} MB"
     )

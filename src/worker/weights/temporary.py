@@ -31,13 +31,13 @@ def make_path(target: Path, *, resumable: bool = False) -> Path:
     A resumable part is written in order, so that its size says how much is there.
     """
     tail = RESUMABLE if resumable else SUFFIX
-    owner = f"h{_machine()}-{os.getpid()}-{_started(os.getpid())}"
+    owner = f"h{_identify_machine()}-{os.getpid()}-{_read_start(os.getpid())}"
     return target.with_name(f".{target.name}.{owner}-{next(_serial)}{tail}")
 
 
 def list_parts(target: Path) -> list[Path]:
     """Return every part of `target`, whichever process wrote it."""
-    return sorted(target.parent.glob(f".{_literal(target.name)}.h*{SUFFIX}"))
+    return sorted(target.parent.glob(f".{_escape_literal(target.name)}.h*{SUFFIX}"))
 
 
 def adopt(target: Path) -> Path | None:
@@ -46,7 +46,7 @@ def adopt(target: Path) -> Path | None:
     Returns None when there is none.
     """
     adopted = None
-    for orphan in sorted(filter(is_orphan, list_parts(target)), key=_size, reverse=True):
+    for orphan in sorted(filter(is_orphan, list_parts(target)), key=_read_size, reverse=True):
         with suppress(OSError):  # another process was faster
             if adopted is None and orphan.name.endswith(RESUMABLE):
                 adopted = orphan.rename(make_path(target, resumable=True))
@@ -61,8 +61,8 @@ def is_orphan(part: Path) -> bool:
     if match is None:
         return False
     machine, process, started = match[1], int(match[2]), match[3]
-    if machine == _machine():
-        return _started(process) != started
+    if machine == _identify_machine():
+        return _read_start(process) != started
     try:
         return time.time() - part.stat().st_mtime > FOREIGN_ORPHAN_S
     except OSError:
@@ -74,7 +74,7 @@ def sweep(root: Path) -> int:
     freed = 0
     for part in root.rglob(f".*{SUFFIX}"):
         if is_orphan(part):
-            size = _size(part)
+            size = _read_size(part)
             with suppress(OSError):
                 part.unlink()
                 freed += size
@@ -94,14 +94,14 @@ def publish(part: Path, target: Path) -> None:
 
 
 @cache
-def _machine() -> str:
+def _identify_machine() -> str:
     """Return an id for this container among those that share a volume."""
     namespace = Path("/proc/self/ns/pid")
     identity = f"{socket.gethostname()}|{namespace.readlink() if namespace.exists() else ''}"
     return hashlib.sha256(identity.encode()).hexdigest()[:8]
 
 
-def _started(process: int) -> str:
+def _read_start(process: int) -> str:
     """Return when a process started, in clock ticks after boot; "0" when there is none.
 
     A process id alone does not identify a process: ids are reused. Field 22 of /proc/PID/stat, see
@@ -110,12 +110,12 @@ def _started(process: int) -> str:
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
-        return "0" if Path("/proc/self/stat").exists() else _alive(process)
+        return "0" if Path("/proc/self/stat").exists() else _is_alive(process)
     after_name = stat.rpartition(")")[2].split()
     return "0" if after_name[0] == "Z" else after_name[19]
 
 
-def _alive(process: int) -> str:
+def _is_alive(process: int) -> str:
     """Return "1" for a process that exists, "0" for none, where there is no /proc."""
     try:
         os.kill(process, 0)
@@ -126,11 +126,11 @@ def _alive(process: int) -> str:
     return "1"
 
 
-def _literal(name: str) -> str:
+def _escape_literal(name: str) -> str:
     return re.sub(r"([\[\]*?])", r"[\1]", name)
 
 
-def _size(path: Path) -> int:
+def _read_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:

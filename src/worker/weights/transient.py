@@ -76,7 +76,7 @@ def is_transient(error: BaseException, *, custom_host: bool) -> bool:
     wrote the host's name: it may be wrong, whereas the public hub's can only be unknown to name
     servers for a while.
     """
-    first, *causes = (_classify(one, custom_host=custom_host) for one in _chain(error))
+    first, *causes = (_classify(one, custom_host=custom_host) for one in _iterate_chain(error))
     if first is None and not isinstance(error, WRAPPERS):
         return False
     return True in (first, *causes) and False not in (first, *causes)
@@ -94,7 +94,7 @@ def classify_error(
     return WeightsUnavailable(f"{what}: {_describe_permanent(error)}")
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _iterate_chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and its causes, wherever Python, requests and urllib3 keep them."""
     waiting, seen = [error], set[int]()
     while waiting:
@@ -124,14 +124,14 @@ def _classify_tls(error: BaseException) -> bool | None:
 
 
 def _classify_proxy(error: BaseException) -> bool | None:
-    if "ProxyError" not in _httpx_kinds(error) and not isinstance(error, PROXY):
+    if "ProxyError" not in _list_httpx_kinds(error) and not isinstance(error, PROXY):
         return None
     match = STATUS.search(str(error))
     return match is None or is_transient_status(int(match[1]))
 
 
 def _classify_httpx(error: BaseException) -> bool | None:
-    kinds = _httpx_kinds(error)
+    kinds = _list_httpx_kinds(error)
     if not kinds:
         return None
     known = bool(kinds & NETWORK) and not kinds & OWN_FAULT
@@ -154,7 +154,7 @@ def _classify_os(error: BaseException) -> bool | None:
     return isinstance(error, TimeoutError) or error.errno in ERRNOS
 
 
-def _httpx_kinds(error: BaseException) -> set[str]:
+def _list_httpx_kinds(error: BaseException) -> set[str]:
     """Return the names of the httpx classes that an error is an instance of."""
     return {
         kind.__name__ for kind in type(error).__mro__ if kind.__module__.partition(".")[0] in HTTPX
@@ -173,7 +173,7 @@ def _describe_transient(error: BaseException) -> str:
 
 def _describe_permanent(error: BaseException) -> str:
     """Describe a permanent error, and what to change."""
-    chain = list(_chain(error))
+    chain = list(_iterate_chain(error))
     if any(type(one).__name__ == "OfflineModeIsEnabled" for one in chain):
         return OFFLINE
     if any(isinstance(one, ssl.SSLError | requests.exceptions.SSLError) for one in chain):

@@ -37,7 +37,7 @@ def test_a_job_is_what_runpods_dict_says() -> None:
 def test_a_jobs_own_bucket_is_read_before_the_job_is_handed_on() -> None:
     job = wire.read({"id": "a", "s3Config": {**BUCKET, "acl": "x"}}, settings.read({}))
     assert job.bucket is not None
-    assert job.bucket.require().address("k") == "https://store.test/b/k"
+    assert job.bucket.require().make_address("k") == "https://store.test/b/k"
     assert job.bucket.endpoint_field == "s3Config.endpointUrl"
     assert job.bucket.warnings == ("s3Config.acl: is not a known key",)
 
@@ -56,7 +56,7 @@ def test_a_bucket_that_cannot_be_read_for_a_bug_of_ours_is_an_answer_too(
     def broken(*_: object) -> None:
         raise KeyError("/root/secret")
 
-    monkeypatch.setattr(wire, "callers_bucket", broken)
+    monkeypatch.setattr(wire, "read_bucket", broken)
     worker = Worker(settings.read({}), StandIns())
     job = {"id": "a", "input": {"prompt": "x"}, "s3Config": BUCKET}
     answer = asyncio.run(answered(worker, job))

@@ -17,7 +17,7 @@ from worker.bundle.prepare import compute_sizes, prepare
 from worker.engine.schedule import make_schedule
 from worker.errors import WeightsUnavailable
 from worker.families.qwen_image import rows, schedules
-from worker.families.qwen_image.modulation import seen
+from worker.families.qwen_image.modulation import round_timesteps
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.parts import TRANSFORMER, VAE
 from worlds import altered, prepared
@@ -472,10 +472,10 @@ def test_what_diffusers_own_scheduler_does_is_honoured_to_every_step(
     altered.configure(path, **changes)
     accepted(folder, tmp_path)
     config = json.loads(path.read_bytes())
-    there = rows.keys(config).float()
+    there = rows.compute_keys(config).float()
     for steps in range(2, 101):
         for tokens in (*schedules.TOKENS, 4096):
-            found = seen(make_schedule(config, steps, tokens).timesteps).float()
+            found = round_timesteps(make_schedule(config, steps, tokens).timesteps).float()
             assert bool(torch.isin(found, there).all()), (steps, tokens)
 
 

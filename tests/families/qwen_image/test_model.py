@@ -250,21 +250,24 @@ def test_references_are_encoded_aligned_with_the_output(
 ) -> None:
     """A reference of the output's aspect has the output's size to the pixel."""
     generation = replace(EDIT, width=output[0], height=output[1])
-    assert models["tiny-edit"].reference_size(Image.new("RGB", reference), generation) == encoded
+    assert (
+        models["tiny-edit"].choose_reference_size(Image.new("RGB", reference), generation)
+        == encoded
+    )
 
 
 @pytest.mark.parametrize("area", [96 * 96, 384 * 384, 1024 * 1024])
 @pytest.mark.parametrize("ratio", [0.4, 9 / 16, 1.0, 1.031, 4 / 3, 16 / 9, 2.5])
 def test_a_reference_has_the_size_that_the_stock_pipeline_gives_it(area: int, ratio: float) -> None:
-    assert qwen_image.sized(area, ratio) == calculate_dimensions(area, ratio)[:2]
+    assert qwen_image.fit_area(area, ratio) == calculate_dimensions(area, ratio)[:2]
     assert qwen_image.CONDITION_AREA == CONDITION_IMAGE_SIZE
 
 
 def test_a_reference_has_a_size_whatever_its_aspect() -> None:
     """Where the stock pipeline would make a side of nothing."""
-    assert qwen_image.sized(100, 1.0) == (32, 32)
-    assert qwen_image.sized(96 * 96, 1000.0) == (3040, 32)
-    assert qwen_image.sized(96 * 96, 1 / 1000) == (32, 3040)
+    assert qwen_image.fit_area(100, 1.0) == (32, 32)
+    assert qwen_image.fit_area(96 * 96, 1000.0) == (3040, 32)
+    assert qwen_image.fit_area(96 * 96, 1 / 1000) == (32, 3040)
 
 
 def test_references_of_the_same_bytes_and_other_shapes_are_distinguished(
@@ -367,8 +370,8 @@ def test_the_second_try_has_all_the_memory_and_decodes_in_tiles(
 
 
 def test_a_model_runs_where_the_gpu_is_if_there_is_one() -> None:
-    assert opener.device_of(None) == torch.device("cpu")
-    assert opener.device_of(Gpu("H100", (9, 0), 80 << 30, 79 << 30)) == torch.device("cuda")
+    assert opener.choose_device(None) == torch.device("cpu")
+    assert opener.choose_device(Gpu("H100", (9, 0), 80 << 30, 79 << 30)) == torch.device("cuda")
 
 
 def test_a_released_model_is_gone(tmp_path: Path) -> None:
@@ -394,14 +397,14 @@ def test_two_models_that_do_not_fit_together_take_turns(tmp_path: Path) -> None:
     """Each comes back as it was, and its memory was free meanwhile, after a stopped one too."""
     given = settings.read({"MODEL": "tiny", "MODEL_DIR": str(tmp_path)})
     specs = CATALOGUE.resolve(given.model, given, has_gpu=False)
-    turns = residency.Residency([qwen_image.ready(s, given, None) for s in specs], budget=1)
+    turns = residency.Residency([qwen_image.make_ready(s, given, None) for s in specs], budget=1)
     pictures = []
     for name, asked in (("tiny-image", TEXT), ("tiny-edit", EDIT)) * 2:
         model: Any = turns.take(name)
         with contextlib.suppress(InterruptedError):
             made(model, asked, Listener(stop_at=("denoise", 1)))
         pictures.append(drawn(model, asked))
-        health: Any = turns.health()["models"]
+        health: Any = turns.report_health()["models"]
         assert [one for one in health if health[one]["resident"]] == [name]
     assert pictures[:2] == pictures[2:]
 
@@ -418,7 +421,7 @@ def opening(monkeypatch: pytest.MonkeyPatch, times: int) -> list[torch.device | 
         return real(*given, waiting=waiting, **named)
 
     changed = replace(qwen_image.OPENER, open_bundle=opened)
-    monkeypatch.setattr(qwen_image, "ready", changed.ready)
+    monkeypatch.setattr(qwen_image, "make_ready", changed.make_ready)
     return tried
 
 
@@ -494,7 +497,7 @@ def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.Monke
     monkeypatch.setattr(opener, "obtain", lambda *_: obtained)
     given = settings.read({})
     for gpu, side in ((None, 1328), (Gpu("L4", (8, 9), 24 << 30, 23 << 30), 1536)):
-        openable = qwen_image.ready(spec, given, gpu)
+        openable = qwen_image.make_ready(spec, given, gpu)
         assert (openable.parts, openable.facts) == ({"a": 1}, {"b": 2})
         served = openable.served
         offer = offer_of(served)
@@ -502,5 +505,5 @@ def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.Monke
         assert (served.revision, served.precision) == ("abc", "8bit")
         assert offer.lightning_steps == (4, 8)
         assert qwen_image.prepare(spec, given, gpu) == Path("bundle")
-    assert qwen_image.ready(spec, given, None, taken={"found"}).served.id == "qwen-image"
-    assert qwen_image.ready(spec, given, None, taken={"qwen-image"}).served.id == "found"
+    assert qwen_image.make_ready(spec, given, None, taken={"found"}).served.id == "qwen-image"
+    assert qwen_image.make_ready(spec, given, None, taken={"qwen-image"}).served.id == "found"

@@ -13,7 +13,7 @@ from worker.families.qwen_image.modulation import (
     RowPart,
     RowTable,
     WeightModulation,
-    seen,
+    round_timesteps,
 )
 
 LIGHTNING = torch.tensor([1000.0, 954.5455, 900.0, 833.3333, 750.0, 642.8572, 500.0, 300.0])
@@ -39,7 +39,7 @@ def small(*, seed: int = 0, **config: Any) -> Any:
 
 def table_of(model: Any, timesteps: torch.Tensor) -> RowTable:
     """Ask the model's own modules for its rows, one timestep at a time, as a forward would."""
-    keys = torch.unique(seen(timesteps).float()).to(torch.bfloat16)
+    keys = torch.unique(round_timesteps(timesteps).float()).to(torch.bfloat16)
     hidden = torch.empty(0, dtype=torch.bfloat16)
     flag = torch.zeros(1, dtype=torch.long) if model.config.use_additional_t_cond else None
     rows, zero = [], torch.empty(0, 6 * model.inner_dim, dtype=torch.bfloat16)
@@ -69,7 +69,7 @@ def forward(model: Any, timestep: torch.Tensor, *, batch: int = 1, side: int = 4
         out: torch.Tensor = model(
             hidden_states=torch.randn(batch, tokens, 16, dtype=torch.bfloat16),
             encoder_hidden_states=torch.randn(batch, 5, 64, dtype=torch.bfloat16),
-            timestep=seen(timestep).expand(batch),
+            timestep=round_timesteps(timestep).expand(batch),
             img_shapes=shapes,
             additional_t_cond=flag,
             return_dict=False,
@@ -180,11 +180,11 @@ def test_weights_serve_every_timestep() -> None:
 
 
 def test_the_transformer_sees_lightnings_eight_steps_in_bf16() -> None:
-    assert (seen(LIGHTNING) * 1000).float().tolist() == pytest.approx(
+    assert (round_timesteps(LIGHTNING) * 1000).float().tolist() == pytest.approx(
         [1000, 956, 900, 832, 752, 644, 500, 300], rel=1 / 256
     )
     expected = torch.tensor([1000.0, 956, 900, 832, 752, 644, 500, 300]).bfloat16() / 1000
-    assert torch.equal(seen(LIGHTNING), expected)
+    assert torch.equal(round_timesteps(LIGHTNING), expected)
 
 
 def test_rows_are_gathered_for_each_step_in_its_own_order_and_format() -> None:

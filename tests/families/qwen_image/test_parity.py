@@ -21,7 +21,7 @@ from PIL import Image
 from worker.bundle.layout import name_adapter
 from worker.families.clock import Clock
 from worker.families.qwen_image.lightning import LIGHTNING
-from worker.families.qwen_image.model import sized
+from worker.families.qwen_image.model import fit_area
 from worker.seam import Unheard
 from worker.tasks.picture import PictureWish
 from worlds.prepared import (
@@ -107,7 +107,7 @@ class Pair:
 
     def our_latents(self, *generations: PictureWish) -> torch.Tensor:
         """Run our sampler on a batch."""
-        return self.ours.latents(list(generations), Unheard(), Clock(CPU))
+        return self.ours.make_latents(list(generations), Unheard(), Clock(CPU))
 
 
 @pytest.fixture(autouse=True)
@@ -193,7 +193,7 @@ def references(count: int) -> tuple[Image.Image, ...]:
 def test_edits_equal_the_stock_pipeline(edit_pair: Pair, count: int, changes: Any) -> None:
     """The final latents are those of QwenImageEditPlusPipeline with 1-3 references, bit for bit."""
     given = references(count)
-    width, height = sized(SPECS["tiny-edit"].defaults.area, given[-1].width / given[-1].height)
+    width, height = fit_area(SPECS["tiny-edit"].defaults.area, given[-1].width / given[-1].height)
     generation = replace(
         BASE,
         task="edit",
@@ -219,7 +219,7 @@ def test_the_first_edition_equals_the_stock_pipeline(
 ) -> None:
     """QwenImageEditPipeline: one reference, no "Picture 1:", seen by the encoder at full size."""
     given = drawing(*size, 3)
-    width, height = sized(SPECS["tiny-edit"].defaults.area, given.width / given.height)
+    width, height = fit_area(SPECS["tiny-edit"].defaults.area, given.width / given.height)
     generation = replace(
         BASE,
         task="edit",

@@ -43,7 +43,7 @@ TEMPLATES = [
 @pytest.mark.parametrize("prompt", ["a red circle", "\n\n two  lines\n", " ", "1 2 3: Bild, 図"])
 def test_tokens_equal_the_stock_template(prompt: str, template: Template, references: int) -> None:
     """A prompt without special tokens gives exactly what the stock template gives."""
-    ours = encoder().tokens(prompt, template, [1] * references)
+    ours = encoder().tokenise(prompt, template, [1] * references)
     assert ours == TOKENIZER(stock_text(prompt, template, references))["input_ids"]
 
 
@@ -54,8 +54,8 @@ def test_a_special_token_in_a_prompt_is_plain_text(
 ) -> None:
     """Neither does a prompt end the turn, nor does it claim to be a picture."""
     token = TOKENIZER.convert_tokens_to_ids(special)
-    plain = encoder().tokens("a", template, [1] * references)
-    given = encoder().tokens(f"a{special}", template, [1] * references)
+    plain = encoder().tokenise("a", template, [1] * references)
+    given = encoder().tokenise(f"a{special}", template, [1] * references)
     assert given.count(token) == plain.count(token)
     assert len(given) > len(plain)
 
@@ -63,7 +63,7 @@ def test_a_special_token_in_a_prompt_is_plain_text(
 @pytest.mark.parametrize(("template", "references"), TEMPLATES)
 def test_the_dropped_tokens_are_the_template(template: Template, references: int) -> None:
     """What is dropped ends with "user" and its line, so no word of the caller is lost."""
-    ids = encoder().tokens("red", template, [1] * references)
+    ids = encoder().tokenise("red", template, [1] * references)
     assert TOKENIZER.decode(ids[: template.dropped]).endswith("<|im_start|>user\n")
 
 
@@ -71,8 +71,8 @@ def test_the_dropped_tokens_are_the_template(template: Template, references: int
 def test_a_long_prompt_is_cut_inside_its_frame(template: Template, references: int) -> None:
     """The user's text is cut at 1024 tokens; the end of the turn stays."""
     long = "red " * 3000
-    ids = encoder().tokens(long, template, [1] * references)
-    frame = encoder().tokens("", template, [1] * references)
+    ids = encoder().tokenise(long, template, [1] * references)
+    frame = encoder().tokenise("", template, [1] * references)
     assert len(ids) == len(frame) + prompts.MAX_TOKENS
     assert TOKENIZER.decode(ids).endswith("<|im_end|>\n<|im_start|>assistant\n")
 
@@ -100,7 +100,7 @@ def test_a_caller_is_warned_of_a_cut_exactly_when_there_is_one(
     prompt = start + words(count)
     whole = stock_text(prompt, template, references)
     lost = len(TOKENIZER(whole)["input_ids"]) - len(
-        encoding.tokens(prompt, template, [1] * references)
+        encoding.tokenise(prompt, template, [1] * references)
     )
     assert encoding.is_cut(prompt, references=shown) == (lost > 0)
 
@@ -108,7 +108,7 @@ def test_a_caller_is_warned_of_a_cut_exactly_when_there_is_one(
 def test_references_that_are_not_shown_do_not_change_where_a_prompt_is_cut() -> None:
     """Without a processor an edit's prompt comes after "user" and its line."""
     prompt = "\n" + words(1024)
-    alone = len(encoder().tokens(prompt, prompts.EDIT_TEMPLATE, [])) < len(
+    alone = len(encoder().tokenise(prompt, prompts.EDIT_TEMPLATE, [])) < len(
         TOKENIZER(stock_text(prompt, prompts.EDIT_TEMPLATE, 0))["input_ids"]
     )
     assert encoder().is_cut(prompt, references=True) == alone
@@ -127,8 +127,8 @@ def test_text_to_image_equals_the_stock_pipeline_up_to_1019_tokens() -> None:
         return ids
 
     for count in (1, 512, 1019):
-        assert encoder().tokens(words(count), template, []) == stock(count)
-    assert len(encoder().tokens(words(1020), template, [])) == len(stock(1020)) + 1
+        assert encoder().tokenise(words(count), template, []) == stock(count)
+    assert len(encoder().tokenise(words(1020), template, [])) == len(stock(1020)) + 1
 
 
 @pytest.mark.parametrize(("template", "references"), TEMPLATES[1:])
@@ -137,6 +137,6 @@ def test_an_edit_equals_the_stock_pipeline_up_to_1024_tokens(
 ) -> None:
     """The stock pipelines of edits cut nothing."""
     for count, equal in ((1024, True), (1025, False)):
-        ours = encoder().tokens(words(count), template, [1] * references)
+        ours = encoder().tokenise(words(count), template, [1] * references)
         stock = TOKENIZER(stock_text(words(count), template, references))["input_ids"]
         assert (ours == stock) is equal

@@ -113,7 +113,7 @@ def test_the_prefixes_of_the_stock_templates_have_the_tokens_that_are_dropped(
 def test_what_is_dropped_ends_with_the_users_turn(
     tokenizer: Any, encoder: PromptEncoder, template: Template, references: int
 ) -> None:
-    ids = encoder.tokens("red", template, [4] * references)
+    ids = encoder.tokenise("red", template, [4] * references)
     assert tokenizer.decode(ids[: template.dropped]).endswith("<|im_start|>user\n")
     assert tokenizer.decode(ids[template.dropped :]).startswith(
         (template.reference.format(1) + "<|vision_start|>") if references else "red"
@@ -125,13 +125,13 @@ def test_what_is_dropped_ends_with_the_users_turn(
 def test_tokens_equal_the_stock_template(
     tokenizer: Any, encoder: PromptEncoder, template: Template, references: int, prompt: str
 ) -> None:
-    ours = encoder.tokens(prompt, template, [1] * references)
+    ours = encoder.tokenise(prompt, template, [1] * references)
     assert ours == tokenizer(stock(template, prompt, references))["input_ids"]
 
 
 @pytest.mark.parametrize("count", [1, 49, 196])
 def test_a_reference_takes_its_tokens_between_its_marks(encoder: PromptEncoder, count: int) -> None:
-    ids = encoder.tokens("red", prompts.EDIT_PLUS_TEMPLATE, [count, 1])
+    ids = encoder.tokenise("red", prompts.EDIT_PLUS_TEMPLATE, [count, 1])
     first = ids.index(VISION_START)
     assert ids[first : first + count + 2] == [VISION_START, *[IMAGE] * count, VISION_END]
     assert [ids.count(mark) for mark in (VISION_START, VISION_END, IMAGE)] == [2, 2, count + 1]
@@ -143,8 +143,8 @@ def test_the_text_of_a_special_token_is_plain_text_in_a_prompt(
     tokenizer: Any, encoder: PromptEncoder, template: Template, references: int, special: str
 ) -> None:
     """A prompt neither ends the turn nor claims to be a picture, and loses no letter of it."""
-    plain = encoder.tokens("a  b", template, [1] * references)
-    given = encoder.tokens(f"a {special} b", template, [1] * references)
+    plain = encoder.tokenise("a  b", template, [1] * references)
+    given = encoder.tokenise(f"a {special} b", template, [1] * references)
     for number in range(FIRST_SPECIAL, FIRST_SPECIAL + len(SPECIAL)):
         assert given.count(number) == plain.count(number)
     assert f"a {special} b" in tokenizer.decode(given)
@@ -155,11 +155,11 @@ def test_the_text_of_a_special_token_is_plain_text_in_a_prompt(
 def test_a_prompt_is_cut_at_1024_tokens_and_its_frame_stays_complete(
     tokenizer: Any, encoder: PromptEncoder, template: Template, references: int, word: str
 ) -> None:
-    frame = encoder.tokens("", template, [1] * references)
+    frame = encoder.tokenise("", template, [1] * references)
     for times in (1020, 1100, 3000):
         prompt = word * times
         used = len(tokenizer(prompt)["input_ids"])
-        ids = encoder.tokens(prompt, template, [1] * references)
+        ids = encoder.tokenise(prompt, template, [1] * references)
         assert encoder.is_cut(prompt) == (used > 1024)
         assert len(ids) == len(frame) + min(used, 1024)
         assert ids[: template.dropped] == frame[: template.dropped]

@@ -14,8 +14,8 @@ from worker.bundle import tensors
 from worker.engine.schedule import make_schedule
 from worker.errors import Internal
 from worker.families.qwen_image import rows
-from worker.families.qwen_image.lightning import lightning
-from worker.families.qwen_image.modulation import RowModulation, RowTable, seen
+from worker.families.qwen_image.lightning import make_lightning_schedule
+from worker.families.qwen_image.modulation import RowModulation, RowTable, round_timesteps
 from worlds import prepared
 
 CPU = torch.device("cpu")
@@ -49,16 +49,16 @@ def table(model: Any, folder: Path) -> RowTable:
     """Compute a model's rows, a file a block as if each block were a shard, and map them."""
     state = model.state_dict()
     weights = {name: t for name, t in state.items() if name.startswith(rows.PREFIX)}
-    embedding = rows.TimeEmbedding(weights, model.config, rows.keys(SCHEDULER), CPU)
+    embedding = rows.TimeEmbedding(weights, model.config, rows.compute_keys(SCHEDULER), CPU)
     paths = []
     for block in range(model.config.num_layers):
         found = rows.Collector(embedding, model.config.num_layers, layers=2)
         for stream in ("img_mod", "txt_mod"):
             name = f"transformer_blocks.{block}.{stream}.1."
             found.add(block, stream, state[f"{name}weight"], state[f"{name}bias"])
-        name, _ = tensors.write(folder, f"modulation-{block}", found.tensors())
+        name, _ = tensors.write(folder, f"modulation-{block}", found.collect_tensors())
         paths.append(folder / name)
-    return rows.table(paths)
+    return rows.map_table(paths)
 
 
 def forward(model: Any, timestep: torch.Tensor, side: int) -> torch.Tensor:
@@ -68,7 +68,7 @@ def forward(model: Any, timestep: torch.Tensor, side: int) -> torch.Tensor:
         out: torch.Tensor = model(
             hidden_states=torch.randn(1, side * side + 16, 16, dtype=torch.bfloat16),
             encoder_hidden_states=torch.randn(1, 5, 64, dtype=torch.bfloat16),
-            timestep=seen(timestep).expand(1),
+            timestep=round_timesteps(timestep).expand(1),
             img_shapes=[[(1, side, side), (1, 4, 4)]],
             additional_t_cond=torch.zeros(1, dtype=torch.long) if layered else None,
             return_dict=False,
@@ -85,7 +85,7 @@ def test_forwards_with_prepared_rows_equal_those_with_weights_to_the_last_bit(
     weights, mine = small(VARIANTS[variant]), small(VARIANTS[variant])
     modulation = RowModulation(mine, table(weights, tmp_path), CPU)
     loop = (
-        lightning(steps, side * side)
+        make_lightning_schedule(steps, side * side)
         if steps in (4, 8)
         else make_schedule(SCHEDULER, steps, side * side)
     )
@@ -97,22 +97,22 @@ def test_forwards_with_prepared_rows_equal_those_with_weights_to_the_last_bit(
 
 
 def test_every_step_of_every_schedule_has_its_row() -> None:
-    found = RowTable(rows.keys(SCHEDULER), ())
+    found = RowTable(rows.compute_keys(SCHEDULER), ())
     for tokens in (256, 1024, 4096, 6889, 8192):
         for steps in range(2, 101):
             found.find(make_schedule(SCHEDULER, steps, tokens).timesteps)
         for steps in (4, 8):
-            found.find(lightning(steps, tokens).timesteps)
+            found.find(make_lightning_schedule(steps, tokens).timesteps)
     with pytest.raises(Internal):
         found.find(torch.tensor([19.0]))
 
 
 def test_keys_are_all_that_bf16_can_say_between_the_ends() -> None:
-    keys = rows.keys(SCHEDULER)
+    keys = rows.compute_keys(SCHEDULER)
     assert len(keys) == 716
     every = torch.linspace(20, 1000, 100_000)
-    assert torch.equal(torch.unique(seen(every).float()), keys.float())
-    assert len(rows.keys({})) > len(keys)  # without shift_terminal a schedule ends lower
+    assert torch.equal(torch.unique(round_timesteps(every).float()), keys.float())
+    assert len(rows.compute_keys({})) > len(keys)  # without shift_terminal a schedule ends lower
 
 
 def test_files_of_other_timesteps_are_not_mixed(tmp_path: Path) -> None:
@@ -127,9 +127,9 @@ def test_files_of_other_timesteps_are_not_mixed(tmp_path: Path) -> None:
         }
         paths.append(tmp_path / tensors.write(tmp_path, f"modulation-{number}", content)[0])
     with pytest.raises(Internal, match="differ in their timesteps"):
-        rows.table(paths)
+        rows.map_table(paths)
     with pytest.raises(Internal, match="no modulation rows"):
-        rows.table([])
+        rows.map_table([])
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_what_is_read_ahead_are_the_bytes_of_the_rows(
         asked.append((start, size, advice))
 
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    (part,) = rows.table([file]).parts
+    (part,) = rows.map_table([file]).parts
     part.ahead(torch.tensor([5, 0, 6]))
     data = file.read_bytes()
     expected = [bytes(_raw(part.rows[row])) for row in (5, 0, 6)]
@@ -180,7 +180,7 @@ def test_a_read_ahead_that_fails_does_not_fail_the_job(
     file: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """It is a wish to the kernel: the rows are mapped, and read without it."""
-    table = rows.table([file])
+    table = rows.map_table([file])
     if fault == "gone":
         file.unlink()
     elif fault == "no descriptors":
@@ -196,7 +196,7 @@ def test_a_read_ahead_that_fails_does_not_fail_the_job(
 
 
 def test_a_table_holds_what_its_files_hold(file: Path) -> None:
-    table = rows.table([file, file])
+    table = rows.map_table([file, file])
     assert len(table.parts) == 2
     assert table.keys.tolist() == torch.linspace(0.1, 0.7, 7).bfloat16().tolist()
     for part in table.parts:
@@ -210,11 +210,11 @@ def test_rows_of_a_device_that_rounds_a_pair_otherwise_are_refused() -> None:
     model = small({"zero_cond_t": True})
     state = model.state_dict()
     weights = {name: t for name, t in state.items() if name.startswith(rows.PREFIX)}
-    embedding = rows.TimeEmbedding(weights, model.config, rows.keys(SCHEDULER)[:5], CPU)
+    embedding = rows.TimeEmbedding(weights, model.config, rows.compute_keys(SCHEDULER)[:5], CPU)
     layer = "transformer_blocks.0.img_mod.1."
     weight, bias = state[f"{layer}weight"], state[f"{layer}bias"]
-    embedding.rows("img_mod", weight, bias)
+    embedding.compute_rows("img_mod", weight, bias)
     embedding.activated[3, 1] += 1
     with pytest.raises(Internal, match="differs between timesteps"):
-        embedding.rows("img_mod", weight, bias)
-    assert embedding.rows("txt_mod", weight, bias)[1] is None, "text sees t alone"
+        embedding.compute_rows("img_mod", weight, bias)
+    assert embedding.compute_rows("txt_mod", weight, bias)[1] is None, "text sees t alone"

@@ -25,7 +25,7 @@ LONGEST_NAME: Final = 60
 MOST_UNKNOWN: Final = 10
 
 
-def callers_bucket(given: Any, settings: Settings) -> CallersBucket | None:
+def read_bucket(given: Any, settings: Settings) -> CallersBucket | None:
     """Return the bucket that a job brings, or what is wrong with it; None if it brings none.
 
     The policy for image URLs applies to its endpoint. Raises InvalidInput if it is not an object.
@@ -35,7 +35,7 @@ def callers_bucket(given: Any, settings: Settings) -> CallersBucket | None:
     if not isinstance(given, dict):
         message = "must be an object"
         raise InvalidInput(f"{S3_CONFIG}: {message}", details=[Detail(S3_CONFIG, message)])
-    unknown = _unknown_keys(given)
+    unknown = _list_unknown_keys(given)
     try:
         bucket: Bucket | WorkerError = _read(given, unknown, settings)
     except (InvalidInput, ImageFetchRefused) as error:
@@ -65,7 +65,7 @@ def _read(given: Mapping[str, Any], unknown: list[Detail], settings: Settings) -
                 region=values.get("region"),
                 session_token=values.get("sessionToken"),
             )
-            check_url(bucket.address("probe"), settings)
+            check_url(bucket.make_address("probe"), settings)
         except ImageFetchRefused as error:
             detail = Detail(ENDPOINT, error.message)
             raise ImageFetchRefused(_format(detail), details=[detail]) from None
@@ -78,7 +78,7 @@ def _read(given: Mapping[str, Any], unknown: list[Detail], settings: Settings) -
     raise InvalidInput("; ".join(map(_format, details)), details=details)
 
 
-def _unknown_keys(given: Mapping[str, Any]) -> list[Detail]:
+def _list_unknown_keys(given: Mapping[str, Any]) -> list[Detail]:
     """Return a fault for each unknown key, with the known one that was probably meant."""
     names = {name.lower(): name for name in BUCKET_KEYS}
     details = []

@@ -46,7 +46,7 @@ class RunPod:
 
         async def refuse_one(given: dict[str, Any]) -> dict[str, Any]:
             log.get().warning("job refused", job_id=given["id"], error_code=error.code)
-            return wire.format_answer(reply.failure(error))
+            return wire.format_answer(reply.make_failure(error))
 
         self._run(refuse_one, seconds)
 
@@ -87,4 +87,4 @@ class RunPod:
     async def _announce(self, job_id: str, update: Mapping[str, Any]) -> None:
         """Post one update of a job."""
         if self._scaler is not None:
-            await self._scaler.progress(job_id, update)
+            await self._scaler.post_progress(job_id, update)

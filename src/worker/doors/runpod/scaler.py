@@ -137,7 +137,7 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
         self._stopped[job_id] = now
         return True
 
-    async def progress(self, job_id: str, update: Mapping[str, Any]) -> None:
+    async def post_progress(self, job_id: str, update: Mapping[str, Any]) -> None:
         """Post one update of a running job, without a retry: a newer one follows."""
         assert self._session is not None  # noqa: S101 - a job runs, so run() made it
         url = rp_http.JOB_DONE_URL.replace("$ID", job_id) + "&isStream=false"

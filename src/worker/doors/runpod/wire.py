@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from worker.doors.runpod.bucket import S3_CONFIG, callers_bucket
+from worker.doors.runpod.bucket import S3_CONFIG, read_bucket
 from worker.edge import reply
 from worker.edge.reply import Failure
 from worker.errors import WorkerError
@@ -23,7 +23,7 @@ def read(given: Mapping[str, Any], settings: Settings, listener: Post | None = N
     """
     bucket, fault = None, None
     try:
-        bucket = callers_bucket(given.get(S3_CONFIG), settings)
+        bucket = read_bucket(given.get(S3_CONFIG), settings)
     except WorkerError as error:
         fault = error
     except Exception:  # noqa: BLE001 - whatever it is, the caller gets an answer

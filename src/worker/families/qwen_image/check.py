@@ -57,7 +57,7 @@ def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
     refuse.check_configured(index, configs, spec)
     shards = {part.role: refuse.read_shards(snapshot, part.role, spec) for part in WITH_WEIGHTS}
     edits = "edit" in spec.tasks
-    declared.check_index(index, spec.pipeline, _classes(edits=edits))
+    declared.check_index(index, spec.pipeline, _list_classes(edits=edits))
     for role, config in configs.items():
         declared.check_class(f"{role}/{CONFIGURATION}", config, CLASSES[role])
         if role == "text_encoder":
@@ -70,7 +70,7 @@ def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
         fit.check(part, shards[part.role], fits[part.role])
     filled = {role: fits[role].config for role in fits}
     _check_together(filled)
-    small = _small(snapshot, edits=edits)
+    small = _read_small(snapshot, edits=edits)
     scheduler = declared.read_object(schedules.FILE, small["scheduler"]["scheduler_config.json"])
     declared.check_class(schedules.FILE, scheduler, CLASSES["scheduler"])
     _check_flags(configs, scheduler)
@@ -80,10 +80,10 @@ def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
         part.role: fit.drop_unkept(part, shards[part.role], fits[part.role])
         for part in WITH_WEIGHTS
     }
-    return Published(small, kept, {**filled, "scheduler": scheduler}, _facts(snapshot))
+    return Published(small, kept, {**filled, "scheduler": scheduler}, _read_facts(snapshot))
 
 
-def _classes(*, edits: bool) -> declared.Classes:
+def _list_classes(*, edits: bool) -> declared.Classes:
     """Return the classes of the components that a pipeline has: only edits have a processor."""
     return {role: names for role, names in CLASSES.items() if edits or role != "processor"}
 
@@ -111,7 +111,7 @@ def _check_together(configs: Mapping[str, Mapping[str, Any]]) -> None:
         if not isinstance(values, list | tuple) or not all(type(v) in (int, float) for v in values):
             raise WeightsUnavailable(f"vae/{CONFIGURATION}: {name} is no list of numbers")
     try:
-        pairs = list(_pairs(configs["transformer"], configs["text_encoder"], configs["vae"]))
+        pairs = list(_pair_sizes(configs["transformer"], configs["text_encoder"], configs["vae"]))
     except TypeError as error:
         raise WeightsUnavailable(
             f"a {CONFIGURATION} has a field of a wrong kind ({error})"
@@ -121,7 +121,7 @@ def _check_together(configs: Mapping[str, Mapping[str, Any]]) -> None:
             raise WeightsUnavailable(f"{has} {count}, and {needs} {required}")
 
 
-def _pairs(
+def _pair_sizes(
     transformer: Mapping[str, Any], text: Mapping[str, Any], vae: Mapping[str, Any]
 ) -> Iterator[tuple[str, int, str, int]]:
     """Yield what has how many of something, and what needs how many of it."""
@@ -165,7 +165,7 @@ def _check_flags(configs: Mapping[str, Mapping[str, Any]], scheduler: Mapping[st
         declared.check_flags(path, config, made)
 
 
-def _small(snapshot: Snapshot, *, edits: bool) -> dict[str, dict[str, bytes]]:
+def _read_small(snapshot: Snapshot, *, edits: bool) -> dict[str, dict[str, bytes]]:
     """Read every component's small files, REQUIRED among them."""
     small: dict[str, dict[str, bytes]] = {}
     parts = (*WITH_WEIGHTS, *(part for part in COPIED if edits or not part.is_optional))
@@ -189,7 +189,7 @@ def _small(snapshot: Snapshot, *, edits: bool) -> dict[str, dict[str, bytes]]:
     return small
 
 
-def _facts(snapshot: Snapshot) -> dict[str, Any]:
+def _read_facts(snapshot: Snapshot) -> dict[str, Any]:
     """Read what a model declares for this worker."""
     if all(file.path != ABOUT for file in snapshot.files):
         return {}

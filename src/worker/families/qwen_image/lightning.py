@@ -50,7 +50,7 @@ LIGHTNING_TIMESTEPS: Final[Mapping[int, tuple[float, ...]]] = {
 }
 
 
-def lightning_modules(blocks: int) -> list[str]:
+def list_lightning_modules(blocks: int) -> list[str]:
     """Name every module that a Lightning LoRA must reach in a transformer of `blocks` blocks."""
     return [
         f"transformer_blocks.{block}.{module}"
@@ -59,7 +59,7 @@ def lightning_modules(blocks: int) -> list[str]:
     ]
 
 
-def lightning(steps: int, tokens: int) -> FlowMatchEulerDiscreteScheduler:
+def make_lightning_schedule(steps: int, tokens: int) -> FlowMatchEulerDiscreteScheduler:
     """Return Lightning's scheduler for 4 or 8 steps.
 
     Raises LoraNotApplied when its timesteps are not those that the LoRA was distilled on: a wrong

@@ -24,7 +24,7 @@ from worker.families.pictures import describe
 from worker.families.qwen_image import prompts
 from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.denoising import Conditioning, LatentShape, denoise, stack
-from worker.families.qwen_image.lightning import lightning
+from worker.families.qwen_image.lightning import make_lightning_schedule
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.prompts import PromptEncoder, Template
 from worker.families.qwen_image.recipe import RECIPE
@@ -49,7 +49,7 @@ CACHE_BYTES: Final = 64 << 20
 SAME_ASPECT: Final = 0.03
 
 
-def sized(area: int, ratio: float) -> tuple[int, int]:
+def fit_area(area: int, ratio: float) -> tuple[int, int]:
     """Return (width, height) of about `area` pixels at an aspect, in multiples of 32.
 
     The formula of diffusers' calculate_dimensions, at least one multiple each way.
@@ -90,7 +90,7 @@ class QwenImage:
         self._vae = Vae(components.vae)
         self._cache = TensorCache(CACHE_BYTES)
 
-    def together(self, wish: PictureWish, other: PictureWish) -> bool:
+    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
         """Return False: each picture has its own forwards."""
         del wish, other
         return False
@@ -123,7 +123,7 @@ class QwenImage:
         del self._parts, self._prompts, self._vae
         check_freed(transformer)
 
-    def reference_size(self, image: Image.Image, wish: PictureWish) -> tuple[int, int]:
+    def choose_reference_size(self, image: Image.Image, wish: PictureWish) -> tuple[int, int]:
         """Return the (width, height) at which a reference is encoded.
 
         The output's own where the aspects agree; else the reference's aspect at the model's area,
@@ -132,9 +132,9 @@ class QwenImage:
         ratio = image.width / image.height
         if abs(math.log(wish.width / wish.height / ratio)) < SAME_ASPECT:
             return wish.width, wish.height
-        return sized(self._area, ratio)
+        return fit_area(self._area, ratio)
 
-    def latents(self, wishes: Sequence[PictureWish], control: Control, clock: Clock) -> Tensor:
+    def make_latents(self, wishes: Sequence[PictureWish], control: Control, clock: Clock) -> Tensor:
         """Return the final packed latents [batch, tokens, channels] of a batch of wishes.
 
         They must agree in everything but prompt, references' pixels and seed.
@@ -152,7 +152,7 @@ class QwenImage:
             negative = stack([self._embed(w, text, clock) for w in wishes])
         control.report("text", 1, 1)
 
-        references, shapes = self._references(wishes, control, clock)
+        references, shapes = self._encode_references(wishes, control, clock)
         step = self._vae.scale
         height, width = first.height // step, first.width // step
         start = make_noise(
@@ -160,11 +160,11 @@ class QwenImage:
         ).to(parts.device)
         tokens = start.shape[1]
         steps = (
-            lightning(first.steps, tokens)
+            make_lightning_schedule(first.steps, tokens)
             if first.lightning
             else make_schedule(parts.scheduler, first.steps, tokens)
         )
-        with clock.phase("denoise"):
+        with clock.measure_phase("denoise"):
             return denoise(
                 parts.transformer,
                 parts.modulation,
@@ -182,18 +182,18 @@ class QwenImage:
         clock = Clock(self._parts.device)
         devices.reset_peak(self._parts.device)
         with devices.translate_errors():
-            latents = self.latents([wish], control, clock)
-            with clock.phase("decode"):
+            latents = self.make_latents([wish], control, clock)
+            with clock.measure_phase("decode"):
                 pixels = self._vae.decode(latents, wish.width, wish.height)
                 image = make_picture(pixels[0])
         return Made(
             Picture(image, wish.final),
             clock.spent,
             peak_vram_mb=devices.read_peak_mb(self._parts.device),
-            warnings=self._warnings(wish),
+            warnings=self._list_warnings(wish),
         )
 
-    def _warnings(self, wish: PictureWish) -> tuple[str, ...]:
+    def _list_warnings(self, wish: PictureWish) -> tuple[str, ...]:
         """Return a warning for each text that was used and cut."""
         texts = {"prompt": wish.prompt}
         if wish.negative_prompt is not None and wish.true_cfg_scale > 1:
@@ -207,7 +207,7 @@ class QwenImage:
     def _embed(self, wish: PictureWish, text: str, clock: Clock) -> Conditioning:
         shown = self._resize(wish.references)
         key: Hashable = ("text", text, _digest(shown))
-        with clock.phase("text"):
+        with clock.measure_phase("text"):
             embeds = self._cache.get(
                 key, lambda: self._prompts.encode(text, TEMPLATES[self._pipeline], shown)
             )
@@ -217,28 +217,28 @@ class QwenImage:
         """Resize references to what the text encoder sees."""
         area = self._area if self._pipeline == FIRST_EDIT else self._condition_area
         return [
-            image.resize(sized(area, image.width / image.height), Image.Resampling.LANCZOS)
+            image.resize(fit_area(area, image.width / image.height), Image.Resampling.LANCZOS)
             for image in references
         ]
 
-    def _references(
+    def _encode_references(
         self, wishes: Sequence[PictureWish], control: Control, clock: Clock
     ) -> tuple[Tensor | None, list[LatentShape]]:
         """Return all references' packed latents [batch, tokens, channels] and their shapes."""
         first = wishes[0]
         if not first.references:
             return None, []
-        sizes = [self.reference_size(image, first) for image in first.references]
+        sizes = [self.choose_reference_size(image, first) for image in first.references]
 
-        def encoded(image: Image.Image, size: tuple[int, int]) -> Tensor:
+        def encode(image: Image.Image, size: tuple[int, int]) -> Tensor:
             key = ("reference", _digest([image]), size)
             return self._cache.get(key, lambda: self._vae.encode(image, *size))
 
         rows = []
-        with clock.phase("reference"):
+        with clock.measure_phase("reference"):
             for wish in wishes:
                 pairs = zip(wish.references, sizes, strict=True)
-                rows.append(torch.cat([encoded(*pair) for pair in pairs], dim=1))
+                rows.append(torch.cat([encode(*pair) for pair in pairs], dim=1))
         control.report("reference", 1, 1)
         unit = self._vae.scale * 2
         return torch.cat(rows), [(1, height // unit, width // unit) for width, height in sizes]
@@ -251,5 +251,5 @@ def build(parts: Components, served: Served, bundle: Bundle) -> QwenImage:
 
 
 OPENER: Final = Opener(RECIPE, describe, open_bundle, build)
-ready = OPENER.ready
+make_ready = OPENER.make_ready
 prepare = OPENER.prepare

@@ -85,7 +85,7 @@ PIPELINES: Final[Mapping[str, Pipeline]] = {
 }
 
 
-def _row(
+def _make_row(
     name: str, repository: str, pipeline: str, lightning: tuple[str | None, str], **own: Any
 ) -> ModelSpec:
     """Return a row; `lightning` is its LoRAs' repository and file names, `own` its own defaults."""
@@ -103,15 +103,15 @@ def _row(
     )
 
 
-def _embedded(name: str, folder: str, pipeline: str) -> ModelSpec:
+def _make_embedded(name: str, folder: str, pipeline: str) -> ModelSpec:
     """Return the row of a model that ships in checkpoints/."""
     lightning = (None, "lightning/tiny-Lightning-{n}steps.safetensors")
-    row = _row(name, folder, pipeline, lightning, steps=40, area=TINY_AREA, sizes=TINY_SIZES)
+    row = _make_row(name, folder, pipeline, lightning, steps=40, area=TINY_AREA, sizes=TINY_SIZES)
     return replace(row, embedded=folder, needs_gpu=False)
 
 
 TABLE: Final = (
-    _row(
+    _make_row(
         "qwen-image",
         "Qwen/Qwen-Image",
         "QwenImagePipeline",
@@ -120,7 +120,7 @@ TABLE: Final = (
             "Qwen-Image-Lightning-{n}steps-V2.0-bf16.safetensors",
         ),
     ),
-    _row(
+    _make_row(
         "qwen-image-2512",
         "Qwen/Qwen-Image-2512",
         "QwenImagePipeline",
@@ -130,7 +130,7 @@ TABLE: Final = (
         ),
         negative_prompt=NEGATIVE_2512,
     ),
-    _row(
+    _make_row(
         "qwen-image-edit",
         "Qwen/Qwen-Image-Edit",
         "QwenImageEditPipeline",
@@ -139,7 +139,7 @@ TABLE: Final = (
             "Qwen-Image-Edit-Lightning-{n}steps-V1.0-bf16.safetensors",
         ),
     ),
-    _row(
+    _make_row(
         "qwen-image-edit-2509",
         "Qwen/Qwen-Image-Edit-2509",
         "QwenImageEditPlusPipeline",
@@ -148,7 +148,7 @@ TABLE: Final = (
             "Qwen-Image-Edit-2509/Qwen-Image-Edit-2509-Lightning-{n}steps-V1.0-bf16.safetensors",
         ),
     ),
-    _row(
+    _make_row(
         "qwen-image-edit-2511",
         "Qwen/Qwen-Image-Edit-2511",
         "QwenImageEditPlusPipeline",
@@ -157,8 +157,8 @@ TABLE: Final = (
             "Qwen-Image-Edit-2511-Lightning-{n}steps-V1.0-bf16.safetensors",
         ),
     ),
-    _embedded("tiny-image", "tiny/image", "QwenImagePipeline"),
-    _embedded("tiny-edit", "tiny/edit", "QwenImageEditPlusPipeline"),
+    _make_embedded("tiny-image", "tiny/image", "QwenImagePipeline"),
+    _make_embedded("tiny-edit", "tiny/edit", "QwenImageEditPlusPipeline"),
 )
 
 

@@ -19,7 +19,7 @@ MODULATION: Final = re.compile(
 TIME_EMBEDDING: Final = "time_text_embed."
 
 
-def seen(timesteps: torch.Tensor) -> torch.Tensor:
+def round_timesteps(timesteps: torch.Tensor) -> torch.Tensor:
     """Return what the transformer sees of `timesteps` (float32, 0..1000): bf16(bf16(t) / 1000).
 
     Stock pipelines cast t to the latents' dtype before dividing and the transformer casts again.
@@ -87,7 +87,7 @@ class RowTable:
 
         Raises Internal naming every timestep without a row of exactly its value.
         """
-        values = seen(timesteps)
+        values = round_timesteps(timesteps)
         index = torch.searchsorted(self.keys.float(), values.float()).clamp_(max=len(self.keys) - 1)
         missing = self.keys[index] != values
         if bool(missing.any()):

@@ -42,7 +42,7 @@ def open_bundle(
         # These calls import for seconds, while the readers' threads work.
         transformer = parts.build_bare("transformer")
         modulation = RowModulation(
-            transformer, rows.table(parts.list_mapped("transformer")), device
+            transformer, rows.map_table(parts.list_mapped("transformer")), device
         )
         parts.fill("transformer", transformer)
         tokenizer = parts.open_files("tokenizer", open_tokenizer)

@@ -33,17 +33,17 @@ def restore_text(published: Iterable[str]) -> Naming:
     if not any(rename_text(name) not in (name, None) for name in published):
         return lambda name: name
 
-    def shown(name: str) -> str:
+    def show(name: str) -> str:
         if name.startswith("model.language_model."):
             return f"model.{name.removeprefix('model.language_model.')}"
         return name.removeprefix("model.") if name.startswith("model.visual.") else name
 
-    return shown
+    return show
 
 
 def make_transform(work: Work) -> Transform:
     """Return what makes a transformer's files, with a row for every timestep of its schedule."""
-    return Transformer(work, rows.keys(work.published.configs["scheduler"]))
+    return Transformer(work, rows.compute_keys(work.published.configs["scheduler"]))
 
 
 # img_in, txt_in, time_text_embed, norm_out, proj_out, norms and the vision tower are sensitive and
@@ -54,7 +54,7 @@ TRANSFORMER: Final = Part(
     quantised=re.compile(
         rf"transformer_blocks\.\d+\.({'|'.join(map(re.escape, LIGHTNING_MODULES))})\.weight"
     ),
-    replaced=Replaced(MODULATION, rows.facts, rows.size, make_transform),
+    replaced=Replaced(MODULATION, rows.describe_rows, rows.count_row_bytes, make_transform),
 )
 TEXT_ENCODER: Final = Part(
     "text_encoder",

@@ -47,7 +47,7 @@ class PromptEncoder:
         self._encoder = text_encoder
         self._image_pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
 
-    def _plain(self, text: str) -> list[int]:
+    def _tokenise_plain(self, text: str) -> list[int]:
         """Tokenise text in which nothing is a special token."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
             "input_ids"
@@ -56,17 +56,17 @@ class PromptEncoder:
 
     def is_cut(self, prompt: str, *, references: bool = False) -> bool:
         """Return whether a prompt is longer than the 1024 tokens that are used of it."""
-        user, room = self._user(prompt, "" if references and self._processor else TURN)
+        user, room = self._tokenise_user(prompt, "" if references and self._processor else TURN)
         return len(user) > room
 
-    def _user(self, prompt: str, before: str) -> tuple[list[int], int]:
+    def _tokenise_user(self, prompt: str, before: str) -> tuple[list[int], int]:
         """Return the tokens of a prompt with what stands before it, and how many of them fit.
 
         Both are tokenised in one piece: two line ends that meet may become one token.
         """
-        return self._plain(before + prompt), MAX_TOKENS + len(self._plain(before))
+        return self._tokenise_plain(before + prompt), MAX_TOKENS + len(self._tokenise_plain(before))
 
-    def tokens(self, prompt: str, template: Template, image_tokens: Sequence[int]) -> list[int]:
+    def tokenise(self, prompt: str, template: Template, image_tokens: Sequence[int]) -> list[int]:
         """Return the token ids of a complete prompt.
 
         `image_tokens` are the numbers of tokens of the references. The text between two special
@@ -76,20 +76,20 @@ class PromptEncoder:
         special = self._tokenizer.convert_tokens_to_ids
         ids = [
             special("<|im_start|>"),
-            *self._plain("system\n" + template.system),
+            *self._tokenise_plain("system\n" + template.system),
             special("<|im_end|>"),
-            *self._plain("\n"),
+            *self._tokenise_plain("\n"),
             special("<|im_start|>"),
         ]
         text = TURN
         for number, count in enumerate(image_tokens, 1):
-            ids += self._plain(text + template.reference.format(number))
+            ids += self._tokenise_plain(text + template.reference.format(number))
             ids += [special("<|vision_start|>"), *[self._image_pad] * count]
             ids += [special("<|vision_end|>")]
             text = ""
-        user, room = self._user(prompt, text)
-        ids += [*user[:room], special("<|im_end|>"), *self._plain("\n")]
-        return [*ids, special("<|im_start|>"), *self._plain("assistant\n")]
+        user, room = self._tokenise_user(prompt, text)
+        ids += [*user[:room], special("<|im_end|>"), *self._tokenise_plain("\n")]
+        return [*ids, special("<|im_start|>"), *self._tokenise_plain("assistant\n")]
 
     @torch.inference_mode()
     def encode(
@@ -110,7 +110,7 @@ class PromptEncoder:
                 "pixel_values": images["pixel_values"].to(device),
                 "image_grid_thw": images["image_grid_thw"].to(device),
             }
-        ids = self.tokens(prompt, template, counts)
+        ids = self.tokenise(prompt, template, counts)
         input_ids = torch.tensor([ids], device=device)
         if vision:
             # diffusers 0.42.1 leaves these out; transformers 5 then silently gives image tokens

@@ -12,7 +12,7 @@ from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalG
 from worker.engine import lora_file
 from worker.engine.lora import Adapters
 from worker.families.qwen_image.components import Components
-from worker.families.qwen_image.lightning import lightning_modules
+from worker.families.qwen_image.lightning import list_lightning_modules
 from worker.families.qwen_image.modulation import WeightModulation
 
 
@@ -30,7 +30,7 @@ def attach_lightning(
                 file, adapters.modules, lora_file.read_config(file)
             ).items()
         }
-        adapters.attach(name, state, expected=lightning_modules(blocks))
+        adapters.attach(name, state, expected=list_lightning_modules(blocks))
 
 
 def open_published(
@@ -45,18 +45,18 @@ def open_published(
     `lightning` maps adapter names to LoRA files. Raises LoraNotApplied.
     """
 
-    def module(kind: Any, part: str) -> Any:
+    def build_module(kind: Any, part: str) -> Any:
         opened = kind.from_pretrained(folder / part, dtype=dtype, local_files_only=True)
         return opened.to(device).eval()
 
-    transformer = module(QwenImageTransformer2DModel, "transformer")
+    transformer = build_module(QwenImageTransformer2DModel, "transformer")
     processor = None
     if (folder / "processor").is_dir():
         processor = AutoProcessor.from_pretrained(folder / "processor", local_files_only=True)
     parts = Components(
         transformer=transformer,
-        text_encoder=module(Qwen2_5_VLForConditionalGeneration, "text_encoder"),
-        vae=module(AutoencoderKLQwenImage, "vae"),
+        text_encoder=build_module(Qwen2_5_VLForConditionalGeneration, "text_encoder"),
+        vae=build_module(AutoencoderKLQwenImage, "vae"),
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         processor=processor,
         scheduler=json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),

@@ -4,20 +4,20 @@ from typing import Final
 
 from worker.bundle.recipe import Configuration, Recipe
 from worker.families.qwen_image.check import check
-from worker.families.qwen_image.lightning import lightning_modules
+from worker.families.qwen_image.lightning import list_lightning_modules
 from worker.families.qwen_image.parts import COPIED, TEXT_ENCODER, TRANSFORMER, VAE
 
 
-def reached(config: Configuration) -> list[str]:
+def list_reached(config: Configuration) -> list[str]:
     """Name the modules of a transformer that a Lightning LoRA must reach."""
-    return lightning_modules(int(config["num_layers"]))
+    return list_lightning_modules(int(config["num_layers"]))
 
 
 RECIPE: Final = Recipe(
     parts=(*COPIED, VAE, TEXT_ENCODER, TRANSFORMER),
     check=check,
     adapted=TRANSFORMER.role,
-    reached=reached,
+    reached=list_reached,
     waiting=TEXT_ENCODER.role,
     waiting_word="text encoder",
 )

@@ -16,7 +16,13 @@ from worker.bundle import headers
 from worker.bundle.recipe import Published
 from worker.bundle.tensors import TensorEntry, read_file_header
 from worker.errors import Internal
-from worker.families.qwen_image.modulation import MODULATION, STREAMS, RowPart, RowTable, seen
+from worker.families.qwen_image.modulation import (
+    MODULATION,
+    STREAMS,
+    RowPart,
+    RowTable,
+    round_timesteps,
+)
 
 HIGHEST: Final = 1000.0
 # The base schedule ends at shift_terminal (0.02 -> 20); without one, 100 steps of any of the
@@ -26,7 +32,7 @@ PREFIX: Final = "time_text_embed."
 ROWS: Final = "rows"
 
 
-def keys(scheduler: Mapping[str, Any]) -> Tensor:
+def compute_keys(scheduler: Mapping[str, Any]) -> Tensor:
     """Return every value that the transformer can see (bf16 [T], ascending) under a schedule.
 
     They are all bf16 timesteps from the schedule's last to 1000, as `seen`: Lightning's steps end
@@ -37,24 +43,24 @@ def keys(scheduler: Mapping[str, Any]) -> Tensor:
     # The bits of positive bf16 numbers count up with them.
     bits = torch.tensor([lowest, HIGHEST]).to(torch.bfloat16).view(torch.int16).tolist()
     every = torch.arange(bits[0], bits[1] + 1, dtype=torch.int16).view(torch.bfloat16)
-    found: Tensor = torch.unique(seen(every.float()).float())
+    found: Tensor = torch.unique(round_timesteps(every.float()).float())
     return found.to(torch.bfloat16)
 
 
-def facts(published: Published) -> dict[str, Any]:
+def describe_rows(published: Published) -> dict[str, Any]:
     """Return what the rows add to the identity of a transformer: how many keys, and their ends."""
-    found = keys(published.configs["scheduler"])
+    found = compute_keys(published.configs["scheduler"])
     return {"rows": [len(found), float(found[0]), float(found[-1])]}
 
 
-def size(published: Published) -> int:
+def count_row_bytes(published: Published) -> int:
     """Return the bytes of a transformer's rows."""
     widths = [
         entry.shape[0]
         for name, entry in headers.merge(published.shards["transformer"]).items()
         if (match := MODULATION.fullmatch(name)) and match[3] == "bias"
     ]
-    return 2 * len(keys(published.configs["scheduler"])) * sum(widths)
+    return 2 * len(compute_keys(published.configs["scheduler"])) * sum(widths)
 
 
 class TimeEmbedding:
@@ -93,7 +99,9 @@ class TimeEmbedding:
                 rows.append(functional.silu(module(timestep, like, flag)))
         self.activated = torch.stack(rows)
 
-    def rows(self, stream: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
+    def compute_rows(
+        self, stream: str, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Return one layer's rows bf16 [T, 6 * dim] on the CPU, and its row of t = 0 [6 * dim].
 
         The latter is None unless it is the image stream of a zero_cond_t transformer; the text
@@ -125,7 +133,7 @@ class Collector:
 
     def add(self, block: int, stream: str, weight: Tensor, bias: Tensor) -> None:
         """Compute one layer's rows; `weight` and `bias` are bf16 on the device."""
-        rows, zero = self._embedding.rows(stream, weight, bias)
+        rows, zero = self._embedding.compute_rows(stream, weight, bias)
         if not self._slots:
             self._rows = torch.empty(len(rows), self._layers, rows.shape[1], dtype=rows.dtype)
         self._rows[:, len(self._slots)] = rows
@@ -133,7 +141,7 @@ class Collector:
         if zero is not None:
             self._zero[block] = zero
 
-    def tensors(self) -> dict[str, Tensor]:
+    def collect_tensors(self) -> dict[str, Tensor]:
         """Return what the file holds, timestep-major; nothing when the shard has no such layer."""
         if not self._slots:
             return {}
@@ -147,7 +155,7 @@ class Collector:
         }
 
 
-def table(paths: Sequence[Path]) -> RowTable:
+def map_table(paths: Sequence[Path]) -> RowTable:
     """Map the files of all shards; raises Internal when there are none or their timesteps differ.
 
     A loop's rows are read when it requests them, all at once: faulting them in page by page would

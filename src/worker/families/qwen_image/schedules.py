@@ -9,7 +9,7 @@ import torch
 from worker.engine.schedule import make_schedule
 from worker.errors import WeightsUnavailable
 from worker.families.qwen_image import rows
-from worker.families.qwen_image.modulation import seen
+from worker.families.qwen_image.modulation import round_timesteps
 
 FILE: Final = "scheduler/scheduler_config.json"
 # Options of diffusers' scheduler on which no picture may depend.
@@ -32,7 +32,7 @@ def check(config: Mapping[str, Any]) -> None:
         if config.get(option):
             raise WeightsUnavailable(f"{FILE}: {option} cannot be honoured: {reason}")
     try:
-        available = rows.keys(config).float()
+        available = rows.compute_keys(config).float()
         with np.errstate(all="ignore"):  # what is divided by zero shows below
             found = [make_schedule(config, n, tokens).timesteps for n in STEPS for tokens in TOKENS]
     except Exception as error:
@@ -44,7 +44,7 @@ def check(config: Mapping[str, Any]) -> None:
     for timesteps in found:
         if not bool(timesteps.isfinite().all()) or not bool((timesteps.diff() < 0).all()):
             raise WeightsUnavailable(f"{FILE} gives timesteps that do not fall")
-        if not bool(torch.isin(seen(timesteps).float(), available).all()):
+        if not bool(torch.isin(round_timesteps(timesteps).float(), available).all()):
             raise WeightsUnavailable(
                 f"{FILE} gives timesteps from {float(timesteps[0]):g} to {float(timesteps[-1]):g};"
                 f" this worker computes its modulation from {float(available[-1]) * 1000:g} to"

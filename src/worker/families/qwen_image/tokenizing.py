@@ -79,7 +79,7 @@ def _check_tokenizer(tokenizer: Any, config: Mapping[str, Any], template: Templa
     unknown = [word for word in SPECIAL if word not in known]
     if unknown:
         raise WeightsUnavailable(f"tokenizer/ does not know {unknown[0]}: it is of another model")
-    tokens = PromptEncoder(tokenizer, None, None).tokens("", template, ())
+    tokens = PromptEncoder(tokenizer, None, None).tokenise("", template, ())
     found = len(tokens) - 1 - tokens[::-1].index(known["<|im_end|>"])  # what ends the user's turn
     if found != template.dropped:
         raise WeightsUnavailable(

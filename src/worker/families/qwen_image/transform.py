@@ -30,7 +30,7 @@ class Transformer:
         self._weights = Weights(work)
         self._device = work.device
         self._blocks = int(config["num_layers"])
-        self._early = _early(work.snapshot, work.published.shards["transformer"])
+        self._early = _read_early(work.snapshot, work.published.shards["transformer"])
         embedding = {
             name: self._weights.fuse(name, tensor)
             for name, tensor in self._early.items()
@@ -60,10 +60,10 @@ class Transformer:
                 cast_to_bf16(weight).to(self._device),
                 cast_to_bf16(bias).to(self._device),
             )
-        return {**self._weights(shard, read), MAPPED: collector.tensors()}
+        return {**self._weights(shard, read), MAPPED: collector.collect_tensors()}
 
 
-def _early(snapshot: Snapshot, shards: Sequence[Shard]) -> dict[str, Tensor]:
+def _read_early(snapshot: Snapshot, shards: Sequence[Shard]) -> dict[str, Tensor]:
     """Read by range what rows need of other shards: the time embedding, biases on their own."""
     needed = []
     for shard in shards:

@@ -19,7 +19,7 @@ class Vae:
         self.channels: int = vae.config.z_dim
         self._processor = VaeImageProcessor(vae_scale_factor=self.scale * 2)
 
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _make_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         shape = (1, self.channels, 1, 1, 1)
         mean = torch.tensor(self._vae.config.latents_mean).view(shape).to(like.device, like.dtype)
         std = torch.tensor(self._vae.config.latents_std).view(shape)
@@ -31,7 +31,7 @@ class Vae:
         pixels = self._processor.preprocess(image, height, width).unsqueeze(2)
         pixels = pixels.to(self._vae.device, self._vae.dtype)
         latents = self._vae.encode(pixels).latent_dist.mode()
-        mean, std = self._statistics(latents)
+        mean, std = self._make_statistics(latents)
         latents = (latents - mean) / std.to(latents.device, latents.dtype)
         return pack(latents[:, :, 0])
 
@@ -39,7 +39,7 @@ class Vae:
     def decode(self, tokens: Tensor, width: int, height: int) -> Tensor:
         """Return the pixels [batch, 3, height, width] in [-1, 1] of packed latents."""
         latents = unpack(tokens, height // self.scale, width // self.scale).to(self._vae.dtype)
-        mean, std = self._statistics(latents)
+        mean, std = self._make_statistics(latents)
         # by the reciprocal, rounded where the stock pipelines round: equal to the last bit
         latents = latents / (1.0 / std.to(latents.device, latents.dtype)) + mean
         pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
