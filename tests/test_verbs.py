@@ -16,8 +16,8 @@ WORDS = """
     find finish fit flatten follow forget format forward free fuse gather get guard guess guide
     handle has hash hide identify ignore import inflate invert is iterate join judge keep kill learn
     leave limit list listen load log look make map match measure merge multiply name normalise note
-    obtain offer omit open pack pair parse patch pause pick ping place plan poll post predict prepare
-    propagate publish push put quantise quarantine query raise read recall recognise redact reduce
+    obtain offer omit open pack pair parse patch pause pick ping place plan poll post predict
+    prepare propagate publish push put quantise quarantine query raise read recall recognise redact reduce
     refuse release remove rename report request require reset resize resolve restore retry round
     route run sample select send serve settle show sign simplify skip sort split stack start step
     stop stream strip suggest sum sweep synchronize take tie tile tokenise translate transmit try
