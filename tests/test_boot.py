@@ -179,7 +179,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
     monkeypatch.setattr(preflight, "find_usable_gpu", lambda: None)
     monkeypatch.setattr(preflight, "check", lambda _: found)
     opened = SimpleNamespace(
-        ready=lambda spec, *_, **__: openable(spec.name),
+        make_ready=lambda spec, *_, **__: openable(spec.name),
         prepare=lambda spec, chosen, _: chosen.home / spec.name,
     )
     monkeypatch.setattr(boot, "import_family", lambda _: opened)

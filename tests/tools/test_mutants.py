@@ -258,6 +258,13 @@ FILES = {
         def fields() -> dict[str, object]:
             """Return every field."""
             return {k: v for k, v in vars(Shape).items() if not k.startswith("_")}
+        def doubled(sides: int) -> int:
+            """Double."""
+            return sides * 2
+        OCTAGON = doubled(4)
+        def octagon() -> int:
+            """Return what was made when this was loaded."""
+            return OCTAGON
     ''',
     "src/sums/shop/__init__.py": "",
     "src/sums/shop/names.py": '''
@@ -302,9 +309,13 @@ FILES = {
             assert is_adult(99)
     """,
     "tests/test_shape.py": """
-        from sums.shape import fields
+        from sums.shape import doubled, fields, octagon
         def test_fields():
             assert list(fields().values()) == [4]
+        def test_doubled():
+            assert doubled(0) == 0
+        def test_octagon():
+            assert octagon() == 8
     """,
     "tests/test_prices.py": """
         import subprocess, sys
@@ -347,6 +358,8 @@ EXPECTED = {
     ("count -= 1", "count += 1"): "hangs",
     # named by what a test imports
     ("OPEN = 9", "OPEN = 10"): "killed",
+    # noticed by a test that does not run it: it ran when the file was loaded
+    ("return sides * 2", "return sides / 2"): "killed",
     # reached by no name, but by the tests of the file
     ("sides = 4", "sides = 5"): "killed",
     # run by another process alone
@@ -408,6 +421,8 @@ def test_a_recording_has_results_and_lines(tried: Tried) -> None:
         "test_another_process": "passed",
         "test_open": "passed",
         "test_fields": "passed",
+        "test_doubled": "passed",
+        "test_octagon": "passed",
     }
     assert tests["test_total"].lines == {("shop/prices.py", 4), ("shop/prices.py", 6)}
     assert ("shop/prices.py", 10) in tests["test_down"].lines, "run by a shared fixture"

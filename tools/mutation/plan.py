@@ -76,9 +76,11 @@ class Atlas:
             names = self._defined(file, mutation.first)
             found |= {test.name: test for test in self._find_naming(names)}
             found |= {test.name: test for test in self._find_namesakes(file)}
-        if not found:  # it runs while a file is loaded, if at all
-            maps = (self._by_line, self._loading)
-            found = {t.name: t for line in own for tests in maps for t in tests.get(line, ())}
+        if not found and not inside:
+            found = {test.name: test for line in own for test in self._by_line.get(line, ())}
+        # what ran while a file was loaded may have made what any of its tests uses
+        if inside or not found:
+            found |= {test.name: test for line in own for test in self._loading.get(line, ())}
         return sorted(found.values(), key=lambda test: (self._worth(test, file), test.name))
 
     @cached_property

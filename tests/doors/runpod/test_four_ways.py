@@ -336,13 +336,13 @@ def test_the_official_client_works_against_it(
     assert job.status() == "COMPLETED"
     assert output["images"][0]["seed"] == 8
     assert endpoint.run_sync(wish)["images"] == output["images"]
-    assert endpoint.report_health()["jobs"]["completed"] >= 2
+    assert endpoint.health()["jobs"]["completed"] >= 2
     slow = endpoint.run({"prompt": "slow", "lightning": False, "steps": 100})
     slow.cancel()
     assert slow.status() == "CANCELLED"
     unknown = runpod.Endpoint(pod.endpoint, api_key="not the key")
     with pytest.raises(RuntimeError, match="401"):
-        unknown.report_health()
+        unknown.health()
     endpoint.rp_client.rp_session.close()
     unknown.rp_client.rp_session.close()
     assert worker.running

@@ -35,8 +35,8 @@ ROWS: Final = "rows"
 def compute_keys(scheduler: Mapping[str, Any]) -> Tensor:
     """Return every value that the transformer can see (bf16 [T], ascending) under a schedule.
 
-    They are all bf16 timesteps from the schedule's last to 1000, as `seen`: Lightning's steps end
-    at 300 and are among them. `scheduler` is scheduler_config.json.
+    They are all bf16 timesteps from the schedule's last to 1000, as `round_timesteps` gives them:
+    Lightning's steps end at 300 and are among them. `scheduler` is scheduler_config.json.
     """
     terminal = scheduler.get("shift_terminal")
     lowest = HIGHEST * terminal if terminal else LOWEST_WITHOUT_TERMINAL
