@@ -62,7 +62,7 @@ def _make_known_bad(package: str, versions: str, why: str, instead: str) -> Know
 
 KNOWN_BAD: Final = (
     _make_known_bad(
-        "torch", "<2.6", "loading a checkpoint can run code (CVE-2025-32434)", "2.11 or newer"
+        "torch", "<2.6", "loading a checkpoint can run code (CVE-2025-32434)", "2.10 or newer"
     ),
     _make_known_bad(
         "transformers", "<5.3", "CVE-2026-4372; several 4.5x break Qwen2.5-VL", "5.17 or newer"
