@@ -37,6 +37,14 @@ def locked(lock: Path) -> dict[str, set[str]]:
     return pins
 
 
+def find_installed_build() -> versions.TorchBuild:
+    torch_version = versions.find_version("torch")
+    assert torch_version is not None
+    build = versions.find_build(torch_version)
+    assert build is not None, f"no image has torch {torch_version}"
+    return build
+
+
 @pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Machine:
     """Run the preflight on a machine with this driver, and return its findings by check."""
@@ -207,10 +215,7 @@ def test_an_image_s_driver_is_no_older_than_the_first_of_its_major_version() -> 
 
 
 def test_the_installed_torch_is_built_for_the_cuda_of_its_image() -> None:
-    torch_version = versions.find_version("torch")
-    assert torch_version is not None
-    (build,) = (b for b in versions.TORCH_BUILDS if b.torch == torch_version.public)
-    assert preflight.read_torch_cuda() == build.cuda
+    assert preflight.read_torch_cuda() == find_installed_build().cuda
 
 
 def test_what_torch_is_built_for_is_what_torch_says() -> None:
@@ -310,6 +315,24 @@ def test_each_image_s_lock_has_its_own_torch_and_the_tested_versions(
     assert build.torchvision in versions.TESTED["torchvision"]
 
 
+@pytest.mark.parametrize(
+    ("torch_version", "name"),
+    [
+        ("2.10.0", "+cu128"),
+        ("2.10.0+cu128", "+cu128"),
+        ("2.13.0", "+cu130"),
+        ("2.13.0+cpu", "+torch2.13.0.cpu"),
+        ("2.13.0+cu128", "+torch2.13.0.cu128"),
+        ("2.11.0", "+torch2.11.0"),
+        (None, ""),
+    ],
+)
+def test_a_torch_is_named_by_its_image_or_by_itself(torch_version: str | None, name: str) -> None:
+    given = None if torch_version is None else Version(torch_version)
+    assert versions.name_build(given) == name
+    assert Version(f"0.2.0{name}").public == "0.2.0"
+
+
 def test_no_lock_holds_a_version_known_to_be_bad() -> None:
     found = [
         versions.find_known_bad(name, Version(version))
@@ -323,11 +346,8 @@ def test_no_lock_holds_a_version_known_to_be_bad() -> None:
 
 def test_what_is_installed_is_what_the_locks_of_one_image_say() -> None:
     """The locks resolve for this Python and platform, which are the image's own."""
-    installed = versions.find_version("torch")
-    assert installed is not None
-    (lock,) = (b.name for b in versions.TORCH_BUILDS if b.torch == installed.public)
     pinned = {}
-    for text in (LOCKS[lock].read_text(), LOCKS["dev"].read_text()):
+    for text in (LOCKS[find_installed_build().name].read_text(), LOCKS["dev"].read_text()):
         for line in re.findall(r"^([a-z0-9][^\\\n]*==[^\\\n]*)", text, re.MULTILINE):
             requirement = Requirement(line)
             if requirement.marker is None or requirement.marker.evaluate():

@@ -108,6 +108,25 @@ def list_runnable_builds(driver_cuda: tuple[int, int]) -> list[TorchBuild]:
     return [build for build in TORCH_BUILDS if build.cuda <= driver_cuda]
 
 
+def find_build(torch: Version) -> TorchBuild | None:
+    """Return the image's build that this torch is, None if it is another version or CUDA.
+
+    The registry's builds have no local version, those of other indexes have one such as "+cpu".
+    """
+    for build in TORCH_BUILDS:
+        if torch.public == build.torch and torch.local in (None, build.name):
+            return build
+    return None
+
+
+def name_build(torch: Version | None) -> str:
+    """Name a torch as the local part of a version: "+cu128" of an image, "+torch2.11.0", or ""."""
+    if torch is None:
+        return ""
+    build = find_build(torch)
+    return f"+{build.name if build else f'torch{torch}'.replace('+', '.')}"
+
+
 def find_version(package: str) -> Version | None:
     """Return the installed version of a package, None if it is not installed."""
     try:
