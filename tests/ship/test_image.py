@@ -147,7 +147,7 @@ def test_the_baked_image_s_own_settings_are_settings() -> None:
 def test_baking_leaves_each_model_complete_where_the_worker_looks_for_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [ROOT / "builder" / "bake.sh", "tiny", tmp_path],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "VENV": sys.prefix},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
