@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from worker import log, preflight, settings
+from worker import log, preflight, settings, trial
 from worker.errors import WeightsUnavailable, WorkerError
 
 
@@ -28,8 +28,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def doctor(*, as_json: bool) -> int:
-    """Print every finding of the preflight; return 1 when one is fatal."""
-    findings = preflight.check(settings.read())
+    """Print every finding of the preflight and the trials; return 1 when one is fatal."""
+    given = settings.read()
+    findings = [*preflight.check(given), *trial.try_bucket(given)]
     broken = preflight.pick_fatal(findings)
     if as_json:
         listed = [finding.as_json() for finding in findings]

@@ -262,6 +262,8 @@ def _check_bucket(settings: Settings) -> Iterator[Finding]:
     try:
         bucket = read_own_bucket(settings)
     except DeliveryFailed as error:
-        yield Finding("bucket", "fatal", error.message, "fix BUCKET_NAME or BUCKET_ENDPOINT_URL")
+        yield Finding(
+            "bucket", "fatal", error.message, "fix BUCKET_NAME, _PREFIX, _STYLE or _ENDPOINT_URL"
+        )
     else:
         yield Finding("bucket", "ok", "pictures go to it" if bucket else "none")
