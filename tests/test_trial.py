@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from worker import settings, trial
+from worker.finding import Finding
 from worker.media import objects, regions
-from worker.preflight import Finding
 from worlds.bucket import ACCESS, SECRET, Store
 from worlds.site import Site, make_refusal
 

@@ -26,7 +26,7 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "checkpoints/tiny/": "the embedded models: a few megabytes, the classes of the real ones",
     "builder/": "the locks, and what the image build runs",
     "tools/": "the demo, and the project's own checks: mutants, certainty, the image, these tables",
-    "Dockerfile": "the image; build.sh builds it",
+    "Dockerfile": "the image; build.sh, or builder/image.py on any system, builds it",
     ".runpod/": "what RunPod's Hub shows and tests",
     "bench/": "the programs behind the numbers",
     "tests/": "mirrors src/worker; the campaigns of faults/ and fuzz/",

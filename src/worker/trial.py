@@ -7,9 +7,9 @@ from typing import Final
 from yarl import URL
 
 from worker.errors import DeliveryFailed
+from worker.finding import Finding
 from worker.media.objects import REQUEST_TTL_S, RefusedError, put_object, send_object
 from worker.media.s3 import Bucket, read_own_bucket
-from worker.preflight import Finding
 from worker.settings import Settings
 
 CONTENT: Final = b"The worker's doctor has put this here; it may be deleted.\n"

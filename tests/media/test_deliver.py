@@ -18,6 +18,7 @@ from worker.doors.runpod.bucket import read_bucket
 from worker.doors.runpod.wire import format_answer
 from worker.edge import reply
 from worker.errors import DeliveryFailed, ImageFetchRefused, InvalidInput, WorkerError
+from worker.finding import Finding
 from worker.media import objects, regions
 from worker.media.deliver import ResponseFormat, check_upload_urls, deliver
 from worker.media.piece import Encoded
@@ -853,7 +854,7 @@ def test_a_bucket_that_cannot_work_stops_the_start() -> None:
         "BUCKET_SECRET_ACCESS_KEY": SECRET,
     }
 
-    def found(**more: str) -> preflight.Finding:
+    def found(**more: str) -> Finding:
         findings = preflight.check(settings.read({**given, **more}))
         return next(finding for finding in findings if finding.check == "bucket")
 
