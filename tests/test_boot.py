@@ -15,8 +15,8 @@ from worker.driver import Gpu
 from worker.errors import InvalidSettings, UnfitHost
 from worker.families.catalogue import CATALOGUE
 from worker.families.pictures import describe
+from worker.finding import Finding
 from worker.media.picture import Picture
-from worker.preflight import Finding
 from worker.seam import Control, Made, Openable, Served, Unheard
 from worker.tasks.picture import PictureWish, offer_of, warm_up
 from worker.weights.spec import list_lightning_steps

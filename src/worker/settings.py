@@ -147,6 +147,7 @@ Address = Annotated[str, AfterValidator(_read_address)]
 PublicAddress = Annotated[str, AfterValidator(_check_public)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_read_networks)]
 Offline = Annotated[bool, BeforeValidator(_read_offline)]
+BucketStyle = Literal["auto", "path", "virtual"]
 PrecisionMode = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_to_lower)]
 
 
@@ -279,7 +280,14 @@ class Settings(BaseModel):
         None, "the session token of temporary keys; the pictures' URLs expire with it"
     )
     bucket_name: str | None = _declare(None, "its name, if the endpoint does not contain it")
-    bucket_prefix: str = _declare("", "what the keys of its objects begin with")
+    bucket_style: Annotated[BucketStyle, BeforeValidator(_to_lower)] = _declare(
+        "auto",
+        "where its name goes in addresses: `path` (after the host), `virtual` (in front of it),"
+        " `auto` (by the host: as its store is known to accept it, else `path`)",
+    )
+    bucket_prefix: str = _declare(
+        "", "what the keys of its objects begin with; several slashes in a row count as one"
+    )
     bucket_region: str | None = _declare(
         None, "its region", shown="by the endpoint's host, else `us-east-1`"
     )
