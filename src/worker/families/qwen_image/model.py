@@ -89,6 +89,7 @@ class QwenImage:
         )
         self._vae = Vae(components.vae)
         self._cache = TensorCache(CACHE_BYTES)
+        self._tiled = False
 
     def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
         """Return False: each picture has its own forwards."""
@@ -109,8 +110,11 @@ class QwenImage:
     def _make_one(self, wish: PictureWish, control: Control) -> Made:
         """Make one picture, if need be a second time and with less memory."""
         return make_or_retry(
-            lambda: self._attempt(wish, control), forget=self._cache.clear, tile=self._vae.tile
+            lambda: self._attempt(wish, control), forget=self._cache.clear, tile=self._tile
         )
+
+    def _tile(self, *, on: bool) -> None:
+        self._tiled = on
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.
@@ -184,7 +188,7 @@ class QwenImage:
         with devices.translate_errors():
             latents = self.make_latents([wish], control, clock)
             with clock.measure_phase("decode"):
-                pixels = self._vae.decode(latents, wish.width, wish.height)
+                pixels = self._vae.decode(latents, wish.width, wish.height, tiled=self._tiled)
                 image = make_picture(pixels[0])
         return Made(
             Picture(image, wish.final),
@@ -232,7 +236,7 @@ class QwenImage:
 
         def encode(image: Image.Image, size: tuple[int, int]) -> Tensor:
             key = ("reference", _digest([image]), size)
-            return self._cache.get(key, lambda: self._vae.encode(image, *size))
+            return self._cache.get(key, lambda: self._vae.encode(image, *size, tiled=self._tiled))
 
         rows = []
         with clock.measure_phase("reference"):
