@@ -30,7 +30,7 @@ from worker.families.qwen_image.modulation import (
     RowTable,
     round_timesteps,
 )
-from worker.families.qwen_image.modules import NoHead
+from worker.families.qwen_image.modules import NoHead, keep_frames
 from worker.media.images import encode
 from worker.seam import Served, Unheard
 from worker.tasks.picture import PictureOffer, PictureWish
@@ -77,7 +77,7 @@ def text_encoder(architecture: Architecture, precision: Precision, device: torch
 
 
 def vae(architecture: Architecture, device: torch.device) -> Any:
-    """Return the VAE in bf16."""
+    """Return the VAE in bf16, as it is published."""
     made = shapes.vae(architecture)
     fill(made, weights.made(made, device, {}), "bf16", device)
     return made
@@ -99,7 +99,7 @@ def components(
     """
     if lent is None:
         encoder = text_encoder(architecture, precision, device)
-        lent = Lent(encoder, vae(architecture, device))
+        lent = Lent(encoder, keep_frames(vae(architecture, device)))
     transformer = shapes.transformer(architecture, edit=edit)
     table = row_table(transformer, architecture.transformer_config(edit=edit), device)
     lora = weights.lightning(transformer, fused, device) if fused else None

@@ -99,6 +99,7 @@ class QwenImage:
         )
         self._vae = Vae(components.vae)
         self._cache = TensorCache(CACHE_BYTES)
+        self._tiled = False
 
     def make_key(self, wish: PictureWish) -> PictureKey:
         """Return what other pictures must have too to share forwards with this one."""
@@ -133,13 +134,16 @@ class QwenImage:
         yield from make_or_retry(
             lambda: list(self._attempt(wishes, sharing)),
             forget=self._cache.clear,
-            tile=self._vae.tile,
+            tile=self._tile,
         )
 
     def warm(self) -> None:
         """Make one picture of the kind that jobs will request; raises as `make`."""
         for outcome in self.make([warm_up(self.served)], [Unheard()]):
             take_made(outcome)
+
+    def _tile(self, *, on: bool) -> None:
+        self._tiled = on
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.
@@ -242,7 +246,8 @@ class QwenImage:
 
     def _decode(self, latents: Tensor, wish: PictureWish) -> Image.Image | BadPicture:
         try:
-            return make_picture(self._vae.decode(latents, wish.width, wish.height)[0])
+            pixels = self._vae.decode(latents, wish.width, wish.height, tiled=self._tiled)
+            return make_picture(pixels[0])
         except BadPicture as error:
             return error.with_traceback(None)
 
@@ -286,7 +291,7 @@ class QwenImage:
 
         def encode(image: Image.Image, size: tuple[int, int]) -> Tensor:
             key = ("reference", _digest([image]), size)
-            return self._cache.get(key, lambda: self._vae.encode(image, *size))
+            return self._cache.get(key, lambda: self._vae.encode(image, *size, tiled=self._tiled))
 
         rows = []
         with clock.measure_phase("reference"):
