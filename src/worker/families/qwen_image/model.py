@@ -3,7 +3,7 @@
 import hashlib
 import math
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Final
 
 import torch
@@ -167,16 +167,10 @@ class QwenImage:
             return wish.width, wish.height
         return fit_area(self._area, ratio)
 
-    def make_latents(
-        self,
-        wishes: Sequence[PictureWish],
-        control: Control,
-        clock: Clock,
-        narrow: Callable[[], Sequence[int] | None] = lambda: None,
-    ) -> Tensor:
-        """Return the final packed latents [batch, tokens, channels] of wishes with equal keys.
+    def make_latents(self, wishes: Sequence[PictureWish], sharing: Sharing, clock: Clock) -> Tensor:
+        """Return the final packed latents [rows, tokens, channels] of wishes with equal keys.
 
-        `narrow()` is called after each step and names the rows to go on with, None for all.
+        `sharing` says in which row a wish is, and which have none: those that ended.
         """
         first, parts = wishes[0], self._parts
         name = name_adapter(first.steps) if first.lightning else None
@@ -188,9 +182,9 @@ class QwenImage:
         negative = None
         if "negative prompt" in _list_texts(first):
             negative = stack([self._embed(w, w.negative_prompt or "", clock) for w in wishes])
-        control.report("text", 1, 1)
+        sharing.report("text", 1, 1)
 
-        references, shapes = self._encode_references(wishes, control, clock)
+        references, shapes = self._encode_references(wishes, sharing, clock)
         step = self._vae.scale
         height, width = first.height // step, first.width // step
         start = make_noise(
@@ -204,9 +198,10 @@ class QwenImage:
         )
 
         def finish_step(step: int, steps: int) -> Sequence[int] | None:
-            control.report("denoise", step, steps)
-            return narrow()
+            sharing.report("denoise", step, steps)
+            return sharing.drop_ended()
 
+        sharing.reset()
         with clock.measure_phase("denoise"):
             return denoise(
                 parts.forward,
@@ -226,7 +221,7 @@ class QwenImage:
         device, clock = self._parts.device, Clock(self._parts.device)
         devices.reset_peak(device)
         with devices.translate_errors():
-            latents = self.make_latents(wishes, sharing, clock, sharing.drop_ended)
+            latents = self.make_latents(wishes, sharing, clock)
         for place, wish in enumerate(wishes):
             if (ended := sharing.find_end(place)) is not None:
                 yield ended
