@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test certain mutants faults fuzz soak quick check readme lint format train-tiny eval-tiny lock image-check clean
+.PHONY: help setup demo test certain mutants faults fuzz soak storm quick check readme lint format train-tiny eval-tiny lock image-check clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -35,6 +35,11 @@ fuzz: setup ## the properties on FUZZ_EXAMPLES inputs each, then FUZZ_S seconds 
 
 soak: setup ## ten thousand jobs through the real loop, with bad, slow and cancelled ones among them
 	$(BIN)/python bench/soak.py
+
+JOBS ?= 1000
+PRECISION ?= bf16
+storm: setup ## JOBS mixed jobs that share steps, some cancelled: every picture equal to the one made alone
+	$(BIN)/python bench/storm.py --jobs $(JOBS) --precision $(PRECISION)
 
 SEED ?= 1
 ROOM ?= all

@@ -31,6 +31,7 @@ from worker.families.qwen_image.modulation import (
     round_timesteps,
 )
 from worker.families.qwen_image.modules import NoHead, keep_frames
+from worker.families.sharing import Sharing
 from worker.media.images import encode
 from worker.seam import Served, Unheard
 from worker.tasks.picture import PictureOffer, PictureWish
@@ -150,6 +151,11 @@ def served(architecture: Architecture, *, edit: bool, precision: Precision) -> S
     )
 
 
+def unheard(wishes: list[PictureWish]) -> Sharing:
+    """Return the control of wishes that nothing follows."""
+    return Sharing([Unheard()] * len(wishes), drops=False)
+
+
 class Ours:
     """One warm model of ours, a job at a time."""
 
@@ -171,13 +177,13 @@ class Ours:
 
     def make_latents(self, wishes: list[PictureWish]) -> torch.Tensor:
         """Return the final latents of a batch."""
-        return self._model.make_latents(wishes, Unheard(), Clock(self._parts.device))
+        return self._model.make_latents(wishes, unheard(wishes), Clock(self._parts.device))
 
     def job(self, case: Case, wishes: list[PictureWish]) -> dict[str, float]:
         """Make the pictures of a job, PNGs and all; return milliseconds by phase."""
         clock = Clock(self._parts.device)
         with gpu.translate_errors():
-            latents = self._model.make_latents(wishes, Unheard(), clock)
+            latents = self._model.make_latents(wishes, unheard(wishes), clock)
             with clock.measure_phase("decode"):
                 pixels = self._model._vae.decode(latents, case.side, case.side)  # noqa: SLF001 - make() makes one picture, a batch is timed here
                 images = [make_picture(each) for each in pixels]
