@@ -195,17 +195,17 @@ def test_out_of_memory_is_tried_once_again(
     """Once is survived; twice is CUDA_OUT_OF_MEMORY; and the next job is right."""
     model = models["tiny-image"]
     expected = drawn(model, TEXT)
-    real = model._parts.transformer
+    real = model._parts.forward
     for times in (1, 2):
         failing = Failing(real, torch.OutOfMemoryError("full"), times)
-        monkeypatch.setattr(model._parts, "transformer", failing)
+        monkeypatch.setattr(model._parts, "forward", failing)
         if times == 1:
             # 96x96 is smaller than a tile: the second try gives the very same picture
             assert drawn(model, TEXT) == expected
         else:
             with pytest.raises(CudaOutOfMemory):
                 made(model, TEXT, Listener())
-    monkeypatch.setattr(model._parts, "transformer", real)
+    monkeypatch.setattr(model._parts, "forward", real)
     assert drawn(model, TEXT) == expected
 
 
@@ -214,8 +214,8 @@ def test_a_lost_device_is_fatal(
 ) -> None:
     """The CUDA context cannot be repaired in this process."""
     model = models["tiny-image"]
-    failing = Failing(model._parts.transformer, torch.AcceleratorError("lost"), 9)
-    monkeypatch.setattr(model._parts, "transformer", failing)
+    failing = Failing(model._parts.forward, torch.AcceleratorError("lost"), 9)
+    monkeypatch.setattr(model._parts, "forward", failing)
     with pytest.raises(DeviceLost) as caught:
         made(model, TEXT, Listener())
     assert caught.value.fatal
@@ -305,10 +305,10 @@ class Counting:
     def __init__(self, real: Any) -> None:
         self._real, self.forwards = real, 0
 
-    def __call__(self, **given: Any) -> Any:
+    def __call__(self, *given: Any) -> Any:
         """Count, and run the real one."""
         self.forwards += 1
-        return self._real(**given)
+        return self._real(*given)
 
 
 @pytest.mark.parametrize(
@@ -328,8 +328,8 @@ def test_a_step_runs_twice_only_where_cfg_does_something(
     forwards: int,
 ) -> None:
     model = models["tiny-image"]
-    counting = Counting(model._parts.transformer)
-    monkeypatch.setattr(model._parts, "transformer", counting)
+    counting = Counting(model._parts.forward)
+    monkeypatch.setattr(model._parts, "forward", counting)
     made(model, replace(TEXT, **{**BASE, **changes}), Listener())
     assert counting.forwards == forwards
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,19 @@ class Conditioning:
 
     embeds: Tensor
     mask: Tensor | None = None
+
+
+class Predictor(Protocol):
+    """The transformer, as the loop calls it."""
+
+    def __call__(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        condition: Conditioning,
+        shapes: Sequence[LatentShape],
+    ) -> Tensor:
+        """Return the prediction for `latents` [batch, tokens, channels], in their shape."""
 
 
 def stack(prompts: Sequence[Conditioning]) -> Conditioning:
@@ -50,7 +63,7 @@ def _guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
 
 @torch.inference_mode()
 def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
-    transformer: Any,
+    forward: Predictor,
     modulation: Modulation,
     scheduler: Any,
     latents: Tensor,
@@ -69,27 +82,16 @@ def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
     every step runs two forwards (true CFG), as the stock pipelines do. `on_step(step, steps)` is
     called after each step and may raise to stop there.
     """
-    batch, tokens = latents.shape[:2]
-    img_shapes = [list(shapes)] * batch
+    tokens = latents.shape[1]
     modulation.load(scheduler.timesteps)
-
-    def forward(shown: Tensor, timestep: Tensor, condition: Conditioning) -> Tensor:
-        prediction: Tensor = transformer(
-            hidden_states=shown,
-            timestep=timestep,
-            encoder_hidden_states=condition.embeds,
-            encoder_hidden_states_mask=condition.mask,
-            img_shapes=img_shapes,
-            return_dict=False,
-        )[0]
-        return prediction[:, :tokens]
 
     def predict(given: Tensor, timestep: Tensor, step: int) -> Tensor:
         modulation.select(step)
         shown = given if references is None else torch.cat([given, references], dim=1)
-        prediction = forward(shown, timestep, prompt)
+        prediction = forward(shown, timestep, prompt, shapes)[:, :tokens]
         if negative is None:
             return prediction
-        return _guide(prediction, forward(shown, timestep, negative), true_cfg_scale)
+        unconditional = forward(shown, timestep, negative, shapes)[:, :tokens]
+        return _guide(prediction, unconditional, true_cfg_scale)
 
     return sample(predict, scheduler, latents, on_step=on_step)

@@ -170,7 +170,7 @@ class QwenImage:
         )
         with clock.measure_phase("denoise"):
             return denoise(
-                parts.transformer,
+                parts.forward,
                 parts.modulation,
                 steps,
                 start,
