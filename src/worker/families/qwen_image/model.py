@@ -18,7 +18,7 @@ from worker.engine.sampler import make_noise
 from worker.engine.schedule import make_schedule
 from worker.errors import LoraNotApplied
 from worker.families.clock import Clock
-from worker.families.memory import check_freed, make_or_retry
+from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
 from worker.families.pictures import describe
 from worker.families.qwen_image import prompts
@@ -89,7 +89,7 @@ class QwenImage:
         )
         self._vae = Vae(components.vae)
         self._cache = TensorCache(CACHE_BYTES)
-        self._tiled = False
+        self._phases = Phases(self._cache.clear)
 
     def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
         """Return False: each picture has its own forwards."""
@@ -101,20 +101,11 @@ class QwenImage:
 
         Raises BadPicture, CudaOutOfMemory, DeviceLost, LoraNotApplied, or what a control raises.
         """
-        return [self._make_one(*pair) for pair in zip(wishes, controls, strict=True)]
+        return [self._attempt(*pair) for pair in zip(wishes, controls, strict=True)]
 
     def warm(self) -> None:
         """Make one picture of the kind that jobs will request; raises as `make`."""
         self.make([warm_up(self.served)], [Unheard()])
-
-    def _make_one(self, wish: PictureWish, control: Control) -> Made:
-        """Make one picture, if need be a second time and with less memory."""
-        return make_or_retry(
-            lambda: self._attempt(wish, control), forget=self._cache.clear, tile=self._tile
-        )
-
-    def _tile(self, *, on: bool) -> None:
-        self._tiled = on
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.
@@ -149,11 +140,9 @@ class QwenImage:
             raise LoraNotApplied(f"no Lightning LoRA for {first.steps} steps is loaded")
         parts.adapters.use(name)
 
-        prompt = stack([self._embed(w, w.prompt, clock) for w in wishes])
-        negative = None
-        if first.negative_prompt is not None and first.true_cfg_scale > 1:
-            text = first.negative_prompt
-            negative = stack([self._embed(w, text, clock) for w in wishes])
+        prompt, negative = self._phases.run(
+            "text", len(first.references), lambda _: self._embed_all(wishes, clock)
+        )
         control.report("text", 1, 1)
 
         references, shapes = self._encode_references(wishes, control, clock)
@@ -163,39 +152,54 @@ class QwenImage:
             [w.seed for w in wishes], self._vae.channels, height, width, parts.dtype
         ).to(parts.device)
         tokens = start.shape[1]
-        steps = (
-            make_lightning_schedule(first.steps, tokens)
-            if first.lightning
-            else make_schedule(parts.scheduler, first.steps, tokens)
-        )
-        with clock.measure_phase("denoise"):
-            return denoise(
-                parts.forward,
-                parts.modulation,
-                steps,
-                start,
-                prompt,
-                [(1, height // 2, width // 2), *shapes],
-                negative=negative,
-                true_cfg_scale=first.true_cfg_scale,
-                references=references,
-                on_step=lambda done, of: control.report("denoise", done, of),
+
+        def run_steps(_frugal: bool) -> Tensor:
+            # a scheduler counts its steps: one that was stopped half-way cannot start again
+            steps = (
+                make_lightning_schedule(first.steps, tokens)
+                if first.lightning
+                else make_schedule(parts.scheduler, first.steps, tokens)
             )
+            with clock.measure_phase("denoise"):
+                return denoise(
+                    parts.forward,
+                    parts.modulation,
+                    steps,
+                    start,
+                    prompt,
+                    [(1, height // 2, width // 2), *shapes],
+                    negative=negative,
+                    true_cfg_scale=first.true_cfg_scale,
+                    references=references,
+                    on_step=lambda done, of: control.report("denoise", done, of),
+                )
+
+        kind = (first.width * first.height, len(shapes), len(wishes))
+        return self._phases.run("denoise", kind, run_steps)
 
     def _attempt(self, wish: PictureWish, control: Control) -> Made:
         clock = Clock(self._parts.device)
         devices.reset_peak(self._parts.device)
         with devices.translate_errors():
             latents = self.make_latents([wish], control, clock)
-            with clock.measure_phase("decode"):
-                pixels = self._vae.decode(latents, wish.width, wish.height, tiled=self._tiled)
-                image = make_picture(pixels[0])
+            image = self._decode(latents, wish, clock)
         return Made(
             Picture(image, wish.final),
             clock.spent,
             peak_vram_mb=devices.read_peak_mb(self._parts.device),
             warnings=self._list_warnings(wish),
         )
+
+    def _decode(self, latents: Tensor, wish: PictureWish, clock: Clock) -> Image.Image:
+        """Return the picture of one wish's latents."""
+        pixels = wish.width * wish.height
+
+        def run(tiled: bool) -> Image.Image:
+            with clock.measure_phase("decode"):
+                decoded = self._vae.decode(latents, wish.width, wish.height, tiled=tiled)
+                return make_picture(decoded[0])
+
+        return self._phases.run("decode", pixels, run, has_room=self._vae.has_room(pixels))
 
     def _list_warnings(self, wish: PictureWish) -> tuple[str, ...]:
         """Return a warning for each text that was used and cut."""
@@ -207,6 +211,17 @@ class QwenImage:
             for name, text in texts.items()
             if self._prompts.is_cut(text, references=bool(wish.references))
         )
+
+    def _embed_all(
+        self, wishes: Sequence[PictureWish], clock: Clock
+    ) -> tuple[Conditioning, Conditioning | None]:
+        """Return the prompts of wishes and, where CFG runs, their negative prompts."""
+        first = wishes[0]
+        prompt = stack([self._embed(w, w.prompt, clock) for w in wishes])
+        if first.negative_prompt is None or first.true_cfg_scale <= 1:
+            return prompt, None
+        text = first.negative_prompt
+        return prompt, stack([self._embed(w, text, clock) for w in wishes])
 
     def _embed(self, wish: PictureWish, text: str, clock: Clock) -> Conditioning:
         shown = self._resize(wish.references)
@@ -236,13 +251,18 @@ class QwenImage:
 
         def encode(image: Image.Image, size: tuple[int, int]) -> Tensor:
             key = ("reference", _digest([image]), size)
-            return self._cache.get(key, lambda: self._vae.encode(image, *size, tiled=self._tiled))
+            pixels = size[0] * size[1]
+
+            def run(tiled: bool) -> Tensor:
+                with clock.measure_phase("reference"):
+                    return self._cache.get(key, lambda: self._vae.encode(image, *size, tiled=tiled))
+
+            return self._phases.run("reference", pixels, run, has_room=self._vae.has_room(pixels))
 
         rows = []
-        with clock.measure_phase("reference"):
-            for wish in wishes:
-                pairs = zip(wish.references, sizes, strict=True)
-                rows.append(torch.cat([encode(*pair) for pair in pairs], dim=1))
+        for wish in wishes:
+            pairs = zip(wish.references, sizes, strict=True)
+            rows.append(torch.cat([encode(*pair) for pair in pairs], dim=1))
         control.report("reference", 1, 1)
         unit = self._vae.scale * 2
         return torch.cat(rows), [(1, height // unit, width // unit) for width, height in sizes]
