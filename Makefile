@@ -5,7 +5,7 @@ TORCH ?= cu128
 VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test certain mutants faults fuzz soak stores quick check readme lint format train-tiny eval-tiny lock image-check clean
+.PHONY: help setup demo test certain mutants faults fuzz soak storm stores quick check readme lint format train-tiny eval-tiny lock image-check clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -43,6 +43,11 @@ stores: setup ## uploads to a real S3 server (rclone), and to yours with STORE_E
 
 soak: setup ## ten thousand jobs through the real loop, with bad, slow and cancelled ones among them
 	$(BIN)/python bench/soak.py
+
+JOBS ?= 1000
+PRECISION ?= bf16
+storm: setup ## JOBS mixed jobs that share steps, some cancelled: every picture equal to the one made alone
+	$(BIN)/python bench/storm.py --jobs $(JOBS) --precision $(PRECISION)
 
 SEED ?= 1
 ROOM ?= all

@@ -118,10 +118,9 @@ class Recording:
         self.served = served
         self.wishes: list[PictureWish] = []
 
-    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
+    def make_key(self, wish: PictureWish) -> None:
         """Share no forward."""
-        del wish, other
-        return False
+        del wish
 
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
         """Draw next to nothing."""

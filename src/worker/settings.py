@@ -303,6 +303,21 @@ class Settings(BaseModel):
         "take the next job while one runs: no idle second between them, but it waits here with"
         " its clock running",
     )
+    batch_size: int = _declare(
+        1,
+        "1-8: how many pictures of equal jobs share each step; 1: every picture alone",
+        ge=1,
+        le=8,
+    )
+    batch_timeout_ms: int = _declare(
+        0, "milliseconds that a batch waits for more jobs; 0: it takes what waits", ge=0, le=60_000
+    )
+    batch_max_pixels: int = _declare(
+        4 * 512 * 512,
+        "maximum pixels of all pictures of a batch: larger ones share with fewer, or are alone",
+        shown="`1048576`: 4 of 512 x 512",
+        ge=64 * 64,
+    )
     png_metadata: bool = _declare(True, "write the generation's parameters into PNGs")
     response_compat: Literal["output_image_base64", "image", "image_base64", "image_url"] | None = (
         _declare(
@@ -329,6 +344,20 @@ class Settings(BaseModel):
     def on_platform(self) -> bool:
         """Whether this process was started by RunPod (the SDK's own test: a job-take address)."""
         return self.runpod_webhook_get_job is not None
+
+    @property
+    def most_in_batch(self) -> int:
+        """How many pictures may share a step: one where the pod ends with its first job."""
+        return 1 if self.refresh_worker else self.batch_size
+
+    @property
+    def jobs_at_once(self) -> int:
+        """How many jobs are taken at once.
+
+        With REFRESH_WORKER it is one: another would be lost with the pod, which stops at the first
+        one's answer.
+        """
+        return 1 if self.refresh_worker else self.batch_size + self.prefetch
 
     @property
     def hub_cache(self) -> Path | None:
