@@ -83,7 +83,7 @@ lock: setup ## resolve the dependencies again, with hashes
 	  UV_CUSTOM_COMPILE_COMMAND="make lock" ../$(BIN)/uv pip compile -q --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url -o requirements-$$name.lock requirements-$$name.in || exit 1; done
 
-image-check: setup ## carry out the Dockerfile in a fresh Debian root, without Docker (as root; 8 GB of disk)
+image-check: setup ## build every image with buildah and use its worker (as root; 20 minutes, 20 GB of disk)
 	$(BIN)/python -m tools.image_check
 
 clean: ## remove what set-up and the demo made

@@ -20,11 +20,12 @@ from typing import Any, Final
 from tools.debian import Buildah
 from tools.downloads import install
 from tools.image_worker import say
+from worker.versions import TORCH_BUILDS
 
 HERE: Final = Path(__file__).resolve().parent.parent
 FOLDER: Final = HERE / "out" / "image-check"
 RESULTS: Final = HERE / "bench" / "results" / "image.json"
-VARIANTS: Final = ("cu128", "cu130")
+VARIANTS: Final = tuple(build.name for build in TORCH_BUILDS)
 # target -> its build arguments, and where a worker that starts again finds its weights
 TARGETS: Final = {"slim": ({}, "MODEL_DIR"), "baked": ({"MODEL": "tiny"}, "image")}
 
@@ -46,8 +47,8 @@ def check_config(buildah: Buildah, config: dict[str, Any]) -> None:
         raise SystemExit(f"image-check: the image keeps {', '.join(sorted(left))}")
 
 
-def check(buildah: Buildah, cuda: str, target: str) -> dict[str, float]:
-    """Build an image and use its worker; return the image's GB and the seconds of its build."""
+def check(buildah: Buildah, cuda: str, target: str) -> float:
+    """Build an image and use its worker; return the image's GB, unpacked."""
     arguments, source = TARGETS[target]
     name = f"worker:{cuda}-{target}"
     begin = time.monotonic()
@@ -65,7 +66,7 @@ def check(buildah: Buildah, cuda: str, target: str) -> dict[str, float]:
     if done.returncode:
         raise SystemExit(done.returncode)
     buildah.call("rm", "--all")
-    return {"size_gb": round(size, 2), "build_s": round(seconds)}
+    return round(size, 2)
 
 
 def main() -> None:
@@ -78,18 +79,20 @@ def main() -> None:
     if os.geteuid():
         raise SystemExit("image-check: run this as root: chroot and mounts need it")
     install({"ip": "iproute2", "unshare": "util-linux"})
-    results: dict[str, dict[str, float]] = {}
+    sizes: dict[str, dict[str, float]] = {cuda: {} for cuda in given.cuda}
     suite = find_suite((HERE / "Dockerfile").read_text())
     with Buildah(FOLDER, keep=given.keep) as buildah:
         say(f"{buildah.make_debian(suite)}, by debootstrap")
         for cuda in given.cuda:
             for target in given.target:
-                results[f"{target}, {cuda}"] = check(buildah, cuda, target)
+                sizes[cuda][target] = check(buildah, cuda, target)
             if not given.keep:
                 buildah.call("rmi", "--force", *(f"worker:{cuda}-{t}" for t in given.target))
-    if len(results) == len(VARIANTS) * len(TARGETS):
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    say(", ".join(f"{name}: {found['size_gb']} GB" for name, found in results.items()))
+    say(f"GB, unpacked: {sizes}")
+    if sizes.keys() == set(VARIANTS) and all(
+        found.keys() == set(TARGETS) for found in sizes.values()
+    ):
+        RESULTS.write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
