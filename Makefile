@@ -5,7 +5,7 @@ TORCH ?= cu128
 VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test certain mutants faults fuzz soak quick check readme lint format train-tiny eval-tiny lock image-check clean
+.PHONY: help setup demo test certain mutants faults fuzz soak quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -36,6 +36,9 @@ fuzz: setup ## the properties on FUZZ_EXAMPLES inputs each, then FUZZ_S seconds 
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -m hypothesis --timeout=0
 	for target in parsing decoding addressing; do \
 	  PYTHONPATH=tests $(BIN)/python -m fuzz.campaign $$target $(FUZZ_S) out/fuzz || exit 1; done
+
+first-hour: setup ## run every command of README and docs in a fresh Debian (as root; 30 minutes, 20 GB of disk)
+	$(BIN)/python -m tools.first_hour
 
 soak: setup ## ten thousand jobs through the real loop, with bad, slow and cancelled ones among them
 	$(BIN)/python bench/soak.py

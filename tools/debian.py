@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from subprocess import DEVNULL, Popen
 from typing import Any, Final, Self
 
 from tools.downloads import Downloads, find_downloads, find_mirror, install
@@ -29,7 +30,9 @@ class Buildah:
         self.folder = folder.resolve()
         self._keep = keep
         self._store = self.folder / "store"
-        (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / "tmp"
+        temporary.mkdir(parents=True, exist_ok=True)
+        self._environ = {**os.environ, "TMPDIR": str(temporary)}
         self._volumes = self.downloads.make_volumes(self.folder / "shown")
 
     def __enter__(self) -> Self:
@@ -42,16 +45,25 @@ class Buildah:
 
     def call(self, *words: str, show: bool = False) -> str:
         """Run a command of buildah; return what it printed, or print it if `show`."""
-        driver = os.environ.get("STORAGE_DRIVER", "overlay")
-        storage = ("--root", str(self._store), "--runroot", str(self.folder / "run"))
         done = subprocess.run(
-            ["buildah", *storage, "--storage-driver", driver, *words],
-            env={**os.environ, "TMPDIR": str(self.folder / "tmp")},
+            self._command(*words),
+            env=self._environ,
             stdout=None if show else subprocess.PIPE,
             text=True,
             check=True,
         )
         return (done.stdout or "").strip()
+
+    def start(self, container: str, folder: str, *words: str, **options: Any) -> Popen[bytes]:
+        """Start a command in a folder of a container; `options` are those of subprocess.Popen."""
+        inside = ("run", "--isolation", "chroot", "--network", "host", *self._volumes)
+        full = self._command(*inside, "--workingdir", folder, container, "--", *words)
+        return Popen(full, env=self._environ, stdin=DEVNULL, **options)
+
+    def _command(self, *words: str) -> list[str]:
+        driver = os.environ.get("STORAGE_DRIVER", "overlay")
+        places = ("--root", str(self._store), "--runroot", str(self.folder / "run"))
+        return ["buildah", *places, "--storage-driver", driver, *words]
 
     def make_debian(self, suite: str) -> str:
         """Make debian:SUITE-slim by debootstrap unless the storage has it; return its name.

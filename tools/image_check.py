@@ -56,7 +56,7 @@ def check(buildah: Buildah, cuda: str, target: str) -> float:
     seconds = time.monotonic() - begin
     found = buildah.inspect(name)
     check_config(buildah, found["config"])
-    size = sum(layer["size"] for layer in found["layers"]) / 1e9
+    size: float = sum(layer["size"] for layer in found["layers"]) / 1e9
     say(f"{name}: built in {seconds:.0f} s, {size:.2f} GB")
     root = buildah.mount(name)
     alone = ("unshare", "--net", "--mount", "--propagation", "private")

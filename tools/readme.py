@@ -122,7 +122,7 @@ def files_table() -> str:
         *modules(ROOT / "src" / "worker"),
     ]
     lines += [f"{name:<22}{meaning}" for name, meaning in ELSEWHERE.items()]
-    return "\n".join(["```", *lines, "```"])
+    return "\n".join(["```text", *lines, "```"])
 
 
 def modules(folder: Path, indent: int = 2) -> list[str]:
