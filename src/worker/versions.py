@@ -23,7 +23,8 @@ class TorchBuild:
     driver: int
 
 
-# The first is the default image's: every pool has hosts for CUDA 12.8, and Blackwell needs it.
+# The first is the default image's: the oldest CUDA that Blackwell runs on, and every host that runs
+# the second runs it too.
 TORCH_BUILDS: Final = (
     TorchBuild("cu128", (12, 8), "2.10.0", "0.25.0", 570),
     TorchBuild("cu130", (13, 0), "2.13.0", "0.28.0", 580),
