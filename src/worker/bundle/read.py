@@ -76,8 +76,8 @@ class FileReader:
             rings.pop().wait()
         # torch keeps pinned memory that is no longer used, 256 MiB of it for a bundle;
         # torch.accelerator.empty_host_cache is newer than torch 2.11
-        internals: Any = torch._C  # 2.10 leaves the function untyped
-        internals._host_emptyCache()  # noqa: SLF001 - see above
+        empty: Any = vars(torch._C)["_host_emptyCache"]  # noqa: SLF001 - see above
+        empty()
 
     def start(self, path: Path) -> None:
         """Start reading a file."""

@@ -207,7 +207,7 @@ def test_what_a_row_of_its_own_has_is_not_in_the_key(bf16: Any) -> None:
         {"references": (picture(0).resize((64, 96)),)},
         {"references": ()},
     ],
-    ids=str,
+    ids=", ".join,
 )
 def test_whatever_changes_a_forward_is_in_the_key(bf16: Any, more: dict[str, Any]) -> None:
     model: QwenImage = bf16.take("tiny-edit")
