@@ -1,4 +1,4 @@
-"""The presets of RunPod's listing: what each serves, its memory, the pools that have it."""
+"""The presets of RunPod's listing: what each serves, and the memory and pools that it needs."""
 
 from collections.abc import Mapping
 from typing import Any, Final
