@@ -108,7 +108,10 @@ class Newcomer:
         self._finish(folder, "bash", "-euo", "pipefail", "-c", script)
 
     def call(self, block: Block) -> None:
-        """Run a block as a caller of the worker; every picture that it writes must be one."""
+        """Run a block as a caller; its jobs must complete, and its pictures must be pictures.
+
+        Raises SubprocessError or ValueError.
+        """
         if self._api is None:
             self._api = self._serve()
         trust = f"{CERTIFICATES}/{TRUST}"
@@ -126,6 +129,8 @@ class Newcomer:
         else:
             words = ["bash", "-euo", "pipefail", "-c", block.text]
         self._finish(CALLS, "env", *environ, *words)
+        if failed := [job.error for job in self._api.jobs.values() if job.status != "COMPLETED"]:
+            raise ValueError(f"jobs failed: {failed}")
         for picture in calls.glob("*.png"):
             if not picture.read_bytes().startswith(PNG):
                 raise ValueError(f"{picture.name} is not a picture: {picture.read_bytes()[:80]!r}")
