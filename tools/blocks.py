@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 MARK: Final = re.compile(r"<!-- not run: (.+?) -->\s*")
 REASONS: Final = (
     "needs Docker",
+    "needs Windows",
     "needs a hub with the weights",
     "names a picture that is an example",
 )

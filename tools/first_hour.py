@@ -120,8 +120,6 @@ class Newcomer:
         environ += [f"ENDPOINT_ID={self._api.endpoint}", f"RUNPOD_API_KEY={KEY}"]
         environ += [f"PATH={PROJECT}/.venv/bin:/usr/bin:/bin"]
         calls = self._root / CALLS.removeprefix("/")
-        for picture in calls.glob("*.png"):
-            picture.unlink()
         if block.language in CALLERS:
             script = f"block.{CALLERS[block.language]}"
             (calls / script).write_text(block.text)

@@ -1,5 +1,6 @@
 """The loop packs, guides and steps as the stock pipelines do, and a batch is its members."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ from diffusers import QwenImagePipeline
 from torch import Tensor
 
 from worker.engine.sampler import _Pace, make_noise, pack, unpack
-from worker.families.qwen_image.denoising import Conditioning, denoise, stack
+from worker.families.qwen_image.denoising import Conditioning, LatentShape, denoise, stack
 from worker.families.qwen_image.lightning import make_lightning_schedule
 from worker.families.qwen_image.modulation import WeightModulation
 
@@ -66,17 +67,25 @@ def test_a_mask_that_is_there_is_kept() -> None:
         assert mask[1].all()
 
 
+Call = tuple[Tensor, Tensor, Conditioning, Sequence[LatentShape]]
+
+
 @dataclass
 class Predicting:
     """A transformer that predicts a mean of what it is shown, and keeps what it was given."""
 
-    calls: list[dict[str, Any]] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
 
-    def __call__(self, **given: Any) -> tuple[Tensor]:
+    def __call__(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        condition: Conditioning,
+        shapes: Sequence[LatentShape],
+    ) -> Tensor:
         """Return a prediction for every token, references' too."""
-        self.calls.append(given)
-        shown = given["encoder_hidden_states"].mean(dim=(1, 2), keepdim=True)
-        return (given["hidden_states"] * 0.5 + shown,)
+        self.calls.append((latents, timestep, condition, shapes))
+        return latents * 0.5 + condition.embeds.mean(dim=(1, 2), keepdim=True)
 
 
 class Selected(WeightModulation):
@@ -128,14 +137,14 @@ def test_each_step_is_the_stock_loops(scale: float | None, *, has_references: bo
     assert reports == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert modulation.steps == [0, 1, 2, 3]
     assert len(transformer.calls) == (4 if scale is None else 8)
-    for call in transformer.calls:
-        assert call["img_shapes"] == [[(1, 2, 3), (1, 1, 3)]] * 2
-        assert call["encoder_hidden_states_mask"] is None
-        assert call["timestep"].shape == (2,)
-        assert call["hidden_states"].shape[1] == (9 if has_references else 6)
+    for latents, timestep, condition, shapes in transformer.calls:
+        assert shapes == [(1, 2, 3), (1, 1, 3)]
+        assert condition.mask is None
+        assert timestep.shape == (2,)
+        assert latents.shape[1] == (9 if has_references else 6)
         if references is not None:
-            assert torch.equal(call["hidden_states"][:, 6:], references)
-    shown = [float(call["timestep"][0]) for call in transformer.calls]
+            assert torch.equal(latents[:, 6:], references)
+    shown = [float(timestep[0]) for _, timestep, _, _ in transformer.calls]
     assert shown[:: 1 if scale is None else 2] == pytest.approx([1.0, 0.9, 0.75, 0.5])
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from builder import image
 from tools.image_worker import find_reply
 from worker import settings
 from worker.bundle import layout
@@ -177,7 +178,7 @@ def build(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
 def test_build_explains_itself() -> None:
     done = build("--help")
     assert done.returncode == 0
-    for option in re.findall(r"^ {6}(--[a-z-]+)(?: \|[^)]*)?\)", (ROOT / "build.sh").read_text()):
+    for option in (*image.OPTIONS, *image.SWITCHES):
         assert option in done.stdout
 
 

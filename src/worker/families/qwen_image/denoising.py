@@ -1,13 +1,13 @@
 """What the transformer predicts at each step: its prompts, its references, true CFG."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from worker.engine.sampler import sample
+from worker.engine.sampler import OnStep, keep_all, sample
 from worker.families.qwen_image.modulation import Modulation
 
 LatentShape = tuple[int, int, int]
@@ -19,6 +19,24 @@ class Conditioning:
 
     embeds: Tensor
     mask: Tensor | None = None
+
+    def keep(self, rows: Sequence[int]) -> "Conditioning":
+        """Return these rows of the batch."""
+        kept = list(rows)
+        return Conditioning(self.embeds[kept], None if self.mask is None else self.mask[kept])
+
+
+class Predictor(Protocol):
+    """The transformer, as the loop calls it."""
+
+    def __call__(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        condition: Conditioning,
+        shapes: Sequence[LatentShape],
+    ) -> Tensor:
+        """Return the prediction for `latents` [batch, tokens, channels], in their shape."""
 
 
 def stack(prompts: Sequence[Conditioning]) -> Conditioning:
@@ -50,7 +68,7 @@ def _guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
 
 @torch.inference_mode()
 def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
-    transformer: Any,
+    forward: Predictor,
     modulation: Modulation,
     scheduler: Any,
     latents: Tensor,
@@ -60,36 +78,34 @@ def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
     negative: Conditioning | None = None,
     true_cfg_scale: float = 1.0,
     references: Tensor | None = None,
-    on_step: Callable[[int, int], None] = lambda _step, _steps: None,
+    on_step: OnStep = keep_all,
 ) -> Tensor:
     """Denoise packed latents [batch, tokens, channels] and return them, same shape and dtype.
 
     `shapes` are the (frames, height, width) in tokens of the output and then of every reference;
     `references` are their packed latents [batch, reference tokens, channels]. With `negative`,
     every step runs two forwards (true CFG), as the stock pipelines do. `on_step(step, steps)` is
-    called after each step and may raise to stop there.
+    called after each step; it may raise to stop there, or name the rows to go on with.
     """
-    batch, tokens = latents.shape[:2]
-    img_shapes = [list(shapes)] * batch
+    tokens = latents.shape[1]
     modulation.load(scheduler.timesteps)
-
-    def forward(shown: Tensor, timestep: Tensor, condition: Conditioning) -> Tensor:
-        prediction: Tensor = transformer(
-            hidden_states=shown,
-            timestep=timestep,
-            encoder_hidden_states=condition.embeds,
-            encoder_hidden_states_mask=condition.mask,
-            img_shapes=img_shapes,
-            return_dict=False,
-        )[0]
-        return prediction[:, :tokens]
 
     def predict(given: Tensor, timestep: Tensor, step: int) -> Tensor:
         modulation.select(step)
         shown = given if references is None else torch.cat([given, references], dim=1)
-        prediction = forward(shown, timestep, prompt)
+        prediction = forward(shown, timestep, prompt, shapes)[:, :tokens]
         if negative is None:
             return prediction
-        return _guide(prediction, forward(shown, timestep, negative), true_cfg_scale)
+        unconditional = forward(shown, timestep, negative, shapes)[:, :tokens]
+        return _guide(prediction, unconditional, true_cfg_scale)
 
-    return sample(predict, scheduler, latents, on_step=on_step)
+    def finish_step(step: int, steps: int) -> Sequence[int] | None:
+        nonlocal prompt, negative, references
+        rows = on_step(step, steps)
+        if rows is not None:
+            prompt = prompt.keep(rows)
+            negative = None if negative is None else negative.keep(rows)
+            references = None if references is None else references[list(rows)]
+        return rows
+
+    return sample(predict, scheduler, latents, on_step=finish_step)
