@@ -37,12 +37,12 @@ fuzz: setup ## the properties on FUZZ_EXAMPLES inputs each, then FUZZ_S seconds 
 	for target in parsing decoding addressing; do \
 	  PYTHONPATH=tests $(BIN)/python -m fuzz.campaign $$target $(FUZZ_S) out/fuzz || exit 1; done
 
+first-hour: setup ## run every command of README and docs in a fresh Debian (as root; 30 minutes, 25 GB of disk)
+	$(BIN)/python -m tools.first_hour
+
 stores: setup ## uploads to a real S3 server (rclone), and to yours with STORE_ENDPOINT and its keys
 	$(BIN)/uv pip install -q --require-hashes -r builder/requirements-stores.lock
 	$(BIN)/python -m pytest -q tests/stores/real_stores.py
-
-first-hour: setup ## run every command of README and docs in a fresh Debian (as root; 30 minutes, 20 GB of disk)
-	$(BIN)/python -m tools.first_hour
 
 soak: setup ## ten thousand jobs through the real loop, with bad, slow and cancelled ones among them
 	$(BIN)/python bench/soak.py
@@ -95,7 +95,7 @@ lock: setup ## resolve the dependencies again, with hashes
 	  UV_CUSTOM_COMPILE_COMMAND="make lock" ../$(BIN)/uv pip compile -q --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url -o requirements-$$name.lock requirements-$$name.in || exit 1; done
 
-image-check: setup ## build every image with buildah and use its worker (as root; 20 minutes, 20 GB of disk)
+image-check: setup ## build every image with buildah and use its worker (as root; 20 minutes, 25 GB of disk)
 	$(BIN)/python -m tools.image_check
 
 clean: ## remove what set-up and the demo made

@@ -15,6 +15,8 @@ from markdown_it import MarkdownIt
 MARK: Final = re.compile(r"<!-- not run: (.+?) -->\s*")
 REASONS: Final = (
     "needs Docker",
+    "needs the image, where make image-check runs it",
+    "needs Windows",
     "needs a hub with the weights",
     "names a picture that is an example",
 )

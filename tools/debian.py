@@ -36,6 +36,7 @@ class Buildah:
         self._volumes = self.downloads.make_volumes(self.folder / "shown")
 
     def __enter__(self) -> Self:
+        self.call("rm", "--all")  # what an interrupted run left
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -37,6 +37,7 @@ TRUST: Final = "trust.pem"
 SYSTEM_TRUST: Final = "/etc/ssl/certs/ca-certificates.crt"
 PNG: Final = b"\x89PNG\r\n\x1a\n"
 START_S: Final = 300.0
+BLOCK_S: Final = 3600.0  # a command that has not ended by then never will
 
 
 def say(text: str) -> None:
@@ -52,6 +53,13 @@ def read_pages() -> list[Block]:
         for page in pages
         for block in list_blocks(page.relative_to(HERE).as_posix(), page.read_text("utf-8"))
     ]
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and what it started, and wait for it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 class Newcomer:
@@ -79,21 +87,31 @@ class Newcomer:
 
     def __exit__(self, *_: object) -> None:
         for process in self._started:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end_group(process)
         self._open.close()
 
     def _start(self, folder: str, *words: str) -> subprocess.Popen[bytes]:
         return self._buildah.start(self._container, folder, *words, start_new_session=True)
 
+    def _finish(self, folder: str, *words: str) -> None:
+        """Wait for a command; raises SubprocessError if it fails or does not end."""
+        process = self._start(folder, *words)
+        try:
+            code = process.wait(BLOCK_S)
+        finally:
+            end_group(process)
+        if code:
+            raise subprocess.CalledProcessError(code, words[-1])
+
     def run(self, script: str, folder: str = PROJECT) -> None:
-        """Run a script as a newcomer would; raises CalledProcessError if a command fails."""
-        process = self._start(folder, "bash", "-euo", "pipefail", "-c", script)
-        if code := process.wait():
-            raise subprocess.CalledProcessError(code, script)
+        """Run a script as a newcomer would; raises SubprocessError if a command fails."""
+        self._finish(folder, "bash", "-euo", "pipefail", "-c", script)
 
     def call(self, block: Block) -> None:
-        """Run a block as a caller of the worker; every picture that it writes must be one."""
+        """Run a block as a caller; its jobs must complete, and its pictures must be pictures.
+
+        Raises SubprocessError or ValueError.
+        """
         if self._api is None:
             self._api = self._serve()
         trust = f"{CERTIFICATES}/{TRUST}"
@@ -102,16 +120,15 @@ class Newcomer:
         environ += [f"ENDPOINT_ID={self._api.endpoint}", f"RUNPOD_API_KEY={KEY}"]
         environ += [f"PATH={PROJECT}/.venv/bin:/usr/bin:/bin"]
         calls = self._root / CALLS.removeprefix("/")
-        for picture in calls.glob("*.png"):
-            picture.unlink()
         if block.language in CALLERS:
             script = f"block.{CALLERS[block.language]}"
             (calls / script).write_text(block.text)
             words = ["python" if block.language == "python" else "node", script]
         else:
             words = ["bash", "-euo", "pipefail", "-c", block.text]
-        if code := self._start(CALLS, "env", *environ, *words).wait():
-            raise subprocess.CalledProcessError(code, block.text)
+        self._finish(CALLS, "env", *environ, *words)
+        if failed := [job.error for job in self._api.jobs.values() if job.status != "COMPLETED"]:
+            raise ValueError(f"jobs failed: {failed}")
         for picture in calls.glob("*.png"):
             if not picture.read_bytes().startswith(PNG):
                 raise ValueError(f"{picture.name} is not a picture: {picture.read_bytes()[:80]!r}")
@@ -124,12 +141,15 @@ class Newcomer:
         pod = self._open.enter_context(Pod())
         environ = [f"{k}={v}" for k, v in {**pod.environment(), "MODEL": "tiny"}.items()]
         worker = (f"{PROJECT}/.venv/bin/python", "handler.py")
-        self._started.append(self._start(PROJECT, "env", *environ, *worker))
+        process = self._start(PROJECT, "env", *environ, *worker)
+        self._started.append(process)
         port = pod.base.rpartition(":")[2].partition("/")[0]
         listen = f"OPENSSL-LISTEN:443,bind=127.0.0.1,reuseaddr,fork,verify=0,cert={CERTIFICATES}"
         tls = ("socat", f"{listen}/{pem.name}", f"TCP:127.0.0.1:{port}")
         self._started.append(self._start("/", *tls))
-        pod.until(lambda: pod.seen("poll"), START_S)
+        pod.until(lambda: pod.seen("poll") or process.poll() is not None, START_S)
+        if not pod.seen("poll"):
+            raise subprocess.CalledProcessError(process.wait(), worker)
         return pod
 
 
@@ -137,7 +157,6 @@ def main() -> int:
     """Run or skip every block, and return 1 if one failed."""
     parser = argparse.ArgumentParser(description="Run README and docs in a fresh Debian.")
     parser.add_argument("--keep", action="store_true", help="keep the root in out/first-hour")
-    parser.add_argument("--skip", nargs="*", default=[], help="blocks to leave out, as PAGE:LINE")
     given = parser.parse_args()
     uses = [(block, block.choose_use()) for block in read_pages()]
     failed = []
@@ -146,14 +165,14 @@ def main() -> int:
         say(f"a fresh Debian after {time.monotonic() - begin:.0f} s")
         for block, use in uses:
             line = block.text.partition("\n")[0][:80]
-            if use == "skip" or block.place in given.skip:
+            if use == "skip":
                 say(f"{block.place}: skipped, {block.reason}: {line}")
             elif use in {"run", "call"}:
                 say(f"{block.place}: {line}")
                 start = time.monotonic()
                 try:
                     newcomer.run(block.text) if use == "run" else newcomer.call(block)
-                except (subprocess.CalledProcessError, ValueError) as error:
+                except (subprocess.SubprocessError, ValueError) as error:
                     failed.append(block.place)
                     say(f"{block.place}: FAILED: {error}")
                 say(f"{block.place}: {time.monotonic() - start:.1f} s")

@@ -111,6 +111,13 @@ def describe(output: Mapping[str, Any]) -> str:
     return ", ".join(f"{image['width']}x{image['height']}" for image in images)
 
 
+def check_doctor(root: Path, config: Mapping[str, Any]) -> None:
+    """Ask the doctor in the image, as docs/deploy.md does; it must find nothing that is fatal."""
+    with Worker(root, {**config, "Cmd": ["python", "-m", "worker", "doctor"]}, {}) as doctor:
+        doctor.wait(START_S)
+        say(f"the doctor: {len(doctor.printed.splitlines())} lines, ended with 0")
+
+
 def check_test_input(root: Path, config: Mapping[str, Any]) -> None:
     """Start it as a user of the image would: it answers test_input.json and ends with 0."""
     begin = time.monotonic()
@@ -153,6 +160,7 @@ def main() -> None:
     root, config, source = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["mount", "--rbind", "/dev", str(root / "dev")], check=True)
+    check_doctor(root, config)
     check_test_input(root, config)
     check_jobs(root, config, source)
 
