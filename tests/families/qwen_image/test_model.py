@@ -27,7 +27,9 @@ from worker.errors import (
 )
 from worker.families import opener
 from worker.families.catalogue import CATALOGUE
+from worker.families.memory import Phases
 from worker.families.qwen_image import model as qwen_image
+from worker.families.qwen_image import vae
 from worker.families.qwen_image.model import QwenImage
 from worker.seam import Phase
 from worker.tasks.picture import PictureWish, offer_of
@@ -347,25 +349,100 @@ def test_the_scale_and_the_negative_prompt_change_the_picture(
     assert len(pictures) == len(changes)
 
 
-def test_the_second_try_has_all_the_memory_and_decodes_in_tiles(
+class Scarce:
+    """What a phase calls, out of memory for the first `times`; records with what it was called."""
+
+    def __init__(self, real: Any, times: int) -> None:
+        self._real, self._left = real, times
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """Record, and fail or run the real one."""
+        self.calls.append(named)
+        if self._left > 0:
+            self._left -= 1
+            raise torch.OutOfMemoryError("full")
+        return self._real(*given, **named)
+
+
+PLACES: dict[Phase, tuple[Any, str]] = {
+    "text": (lambda model: model._prompts, "encode"),
+    "reference": (lambda model: model._vae, "encode"),
+    "denoise": (lambda model: model._parts, "transformer"),
+    "decode": (lambda model: model._vae, "decode"),
+}
+
+
+def make_scarce(
+    model: QwenImage, monkeypatch: pytest.MonkeyPatch, times: dict[Phase, int]
+) -> dict[Phase, Scarce]:
+    """Let phases run out of memory so many times, with nothing remembered of earlier ones."""
+    monkeypatch.setattr(model, "_phases", Phases(model._cache.clear))
+    model._cache.clear()
+    placed = {}
+    for phase, (find, name) in PLACES.items():
+        placed[phase] = Scarce(getattr(find(model), name), times.get(phase, 0))
+        monkeypatch.setattr(find(model), name, placed[phase])
+    return placed
+
+
+@pytest.mark.parametrize("short", ["text", "reference", "denoise", "decode"])
+def test_only_the_phase_that_ran_out_of_memory_runs_again(
+    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch, short: Phase
+) -> None:
+    """What the phases before it made is kept; of one tile, the picture is the very same."""
+    model = models["tiny-edit"]
+    expected = drawn(model, EDIT)
+    runs: dict[Phase, int] = {"text": 1, "reference": 1, "denoise": EDIT.steps, "decode": 1}
+    placed = make_scarce(model, monkeypatch, {short: 1})
+    assert drawn(model, EDIT) == expected
+    assert {phase: len(each.calls) for phase, each in placed.items()} == {
+        phase: count + (phase == short) for phase, count in runs.items()
+    }
+
+
+@pytest.mark.parametrize("short", ["text", "reference", "denoise", "decode"])
+def test_a_phase_that_runs_out_of_memory_twice_fails(
+    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch, short: Phase
+) -> None:
+    model = models["tiny-edit"]
+    placed = make_scarce(model, monkeypatch, {short: 2})
+    with pytest.raises(CudaOutOfMemory):
+        made(model, EDIT, Listener())
+    assert len(placed[short].calls) == 2
+    assert drawn(model, EDIT)
+
+
+def test_the_second_job_of_a_size_decodes_in_tiles_at_once(
     models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was kept of earlier pictures is given up before it."""
-    model = models["tiny-image"]
-    drawn(model, TEXT)
-    seen: list[tuple[bool, int]] = []
-    real = model._vae.decode
+    """And one of another size in one piece; so do references of each size."""
+    model = models["tiny-edit"]
+    other = replace(EDIT, width=128, height=64)
+    placed = make_scarce(model, monkeypatch, {"reference": 1, "decode": 1})
+    for asked in (EDIT, EDIT, other):
+        model._cache.clear()
+        drawn(model, asked)
+    for phase in ("decode", "reference"):
+        tiled = [named["tiled"] for named in placed[phase].calls]
+        assert tiled[:3] == [False, True, True]
+        # the other size's reference has the model's own area, as the first's has
+        assert tiled[3:] == [phase == "reference"]
 
-    def decode(*given: Any, tiled: bool) -> Any:
-        seen.append((tiled, model._cache.misses))
-        if len(seen) == 1:
-            raise torch.OutOfMemoryError("full")
-        return real(*given, tiled=tiled)
 
-    monkeypatch.setattr(model._vae, "decode", decode)
-    misses = model._cache.misses
-    made(model, TEXT, Listener())
-    assert seen == [(False, misses), (True, misses + 1)]
+def test_tiling_is_decided_before_decoding_where_memory_is_short(
+    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No failure is needed where what is free is known: a picture's need is 8 bytes a channel."""
+    model = models["tiny-edit"]
+    need = 96 * 96 * 8 * model._parts.vae.config.base_dim
+    for free, tiled in ((need - 1, True), (need, False), (None, False)):
+        monkeypatch.setattr(vae, "count_free_bytes", lambda _device, free=free: free)
+        with monkeypatch.context() as patch:
+            placed = make_scarce(model, patch, {})
+            drawn(model, EDIT)
+        for phase in ("decode", "reference"):
+            assert [named["tiled"] for named in placed[phase].calls] == [tiled]
 
 
 def test_a_model_runs_where_the_gpu_is_if_there_is_one() -> None:

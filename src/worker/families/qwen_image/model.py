@@ -18,7 +18,7 @@ from worker.engine.sampler import make_noise
 from worker.engine.schedule import make_schedule
 from worker.errors import BadPicture, LoraNotApplied
 from worker.families.clock import Clock
-from worker.families.memory import check_freed, make_or_retry
+from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
 from worker.families.pictures import describe
 from worker.families.qwen_image import prompts
@@ -99,7 +99,7 @@ class QwenImage:
         )
         self._vae = Vae(components.vae)
         self._cache = TensorCache(CACHE_BYTES)
-        self._tiled = False
+        self._phases = Phases(self._cache.clear)
 
     def make_key(self, wish: PictureWish) -> PictureKey:
         """Return what other pictures must have too to share forwards with this one."""
@@ -127,23 +127,12 @@ class QwenImage:
         One that is made alone is made again with less memory when memory runs out. Raises
         CudaOutOfMemory, DeviceLost, LoraNotApplied, or what the last control raised.
         """
-        sharing = Sharing(controls, drops=self._parts.device.type == "cpu")
-        if len(wishes) > 1:
-            yield from self._attempt(wishes, sharing)
-            return
-        yield from make_or_retry(
-            lambda: list(self._attempt(wishes, sharing)),
-            forget=self._cache.clear,
-            tile=self._tile,
-        )
+        yield from self._attempt(wishes, Sharing(controls, drops=self._parts.device.type == "cpu"))
 
     def warm(self) -> None:
         """Make one picture of the kind that jobs will request; raises as `make`."""
         for outcome in self.make([warm_up(self.served)], [Unheard()]):
             take_made(outcome)
-
-    def _tile(self, *, on: bool) -> None:
-        self._tiled = on
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.
@@ -178,10 +167,9 @@ class QwenImage:
             raise LoraNotApplied(f"no Lightning LoRA for {first.steps} steps is loaded")
         parts.adapters.use(name)
 
-        prompt = stack([self._embed(w, w.prompt, clock) for w in wishes])
-        negative = None
-        if "negative prompt" in _list_texts(first):
-            negative = stack([self._embed(w, w.negative_prompt or "", clock) for w in wishes])
+        prompt, negative = self._phases.run(
+            "text", len(first.references), lambda _: self._embed_all(wishes, clock)
+        )
         sharing.report("text", 1, 1)
 
         references, shapes = self._encode_references(wishes, sharing, clock)
@@ -191,30 +179,37 @@ class QwenImage:
             [w.seed for w in wishes], self._vae.channels, height, width, parts.dtype
         ).to(parts.device)
         tokens = start.shape[1]
-        steps = (
-            make_lightning_schedule(first.steps, tokens)
-            if first.lightning
-            else make_schedule(parts.scheduler, first.steps, tokens)
-        )
 
         def finish_step(step: int, steps: int) -> Sequence[int] | None:
             sharing.report("denoise", step, steps)
             return sharing.drop_ended()
 
-        sharing.reset()
-        with clock.measure_phase("denoise"):
-            return denoise(
-                parts.forward,
-                parts.modulation,
-                steps,
-                start,
-                prompt,
-                [(1, height // 2, width // 2), *shapes],
-                negative=negative,
-                true_cfg_scale=first.true_cfg_scale,
-                references=references,
-                on_step=finish_step,
+        def run_steps(_frugal: bool) -> Tensor:
+            # a scheduler counts its steps: one that was stopped half-way cannot start again
+            steps = (
+                make_lightning_schedule(first.steps, tokens)
+                if first.lightning
+                else make_schedule(parts.scheduler, first.steps, tokens)
             )
+            sharing.reset()
+            with clock.measure_phase("denoise"):
+                return denoise(
+                    parts.forward,
+                    parts.modulation,
+                    steps,
+                    start,
+                    prompt,
+                    [(1, height // 2, width // 2), *shapes],
+                    negative=negative,
+                    true_cfg_scale=first.true_cfg_scale,
+                    references=references,
+                    on_step=finish_step,
+                )
+
+        if len(wishes) > 1:
+            return run_steps(False)  # what does not fit is made again in halves, not at once
+        kind = (first.width * first.height, len(shapes))
+        return self._phases.run("denoise", kind, run_steps)
 
     def _attempt(self, wishes: Sequence[PictureWish], sharing: Sharing) -> Iterator[Outcome]:
         """Denoise pictures together, then decode one after another: in the memory of one."""
@@ -227,10 +222,10 @@ class QwenImage:
                 yield ended
                 continue
             row = sharing.find_row(place)
-            with devices.translate_errors(), clock.measure_phase("decode"):
-                image = self._decode(latents[row : row + 1], wish)
-            if isinstance(image, BadPicture):
-                yield image
+            try:
+                image = self._decode(latents[row : row + 1], wish, clock)
+            except BadPicture as error:
+                yield error.with_traceback(None)
                 continue
             yield Made(
                 Picture(image, wish.final),
@@ -239,12 +234,16 @@ class QwenImage:
                 warnings=self._list_warnings(wish),
             )
 
-    def _decode(self, latents: Tensor, wish: PictureWish) -> Image.Image | BadPicture:
-        try:
-            pixels = self._vae.decode(latents, wish.width, wish.height, tiled=self._tiled)
-            return make_picture(pixels[0])
-        except BadPicture as error:
-            return error.with_traceback(None)
+    def _decode(self, latents: Tensor, wish: PictureWish, clock: Clock) -> Image.Image:
+        """Return the picture of one wish's latents."""
+        pixels = wish.width * wish.height
+
+        def run(tiled: bool) -> Image.Image:
+            with clock.measure_phase("decode"):
+                decoded = self._vae.decode(latents, wish.width, wish.height, tiled=tiled)
+                return make_picture(decoded[0])
+
+        return self._phases.run("decode", pixels, run, has_room=self._vae.has_room(pixels))
 
     def _list_warnings(self, wish: PictureWish) -> tuple[str, ...]:
         """Return a warning for each text that was used and cut."""
@@ -253,6 +252,15 @@ class QwenImage:
             for name, text in _list_texts(wish).items()
             if self._prompts.is_cut(text, references=bool(wish.references))
         )
+
+    def _embed_all(
+        self, wishes: Sequence[PictureWish], clock: Clock
+    ) -> tuple[Conditioning, Conditioning | None]:
+        """Return the prompts of wishes and, where CFG runs, their negative prompts."""
+        prompt = stack([self._embed(w, w.prompt, clock) for w in wishes])
+        if "negative prompt" not in _list_texts(wishes[0]):
+            return prompt, None
+        return prompt, stack([self._embed(w, w.negative_prompt or "", clock) for w in wishes])
 
     def _embed(self, wish: PictureWish, text: str, clock: Clock) -> Conditioning:
         shown = self._resize(wish.references)
@@ -286,13 +294,18 @@ class QwenImage:
 
         def encode(image: Image.Image, size: tuple[int, int]) -> Tensor:
             key = ("reference", _digest([image]), size)
-            return self._cache.get(key, lambda: self._vae.encode(image, *size, tiled=self._tiled))
+            pixels = size[0] * size[1]
+
+            def run(tiled: bool) -> Tensor:
+                with clock.measure_phase("reference"):
+                    return self._cache.get(key, lambda: self._vae.encode(image, *size, tiled=tiled))
+
+            return self._phases.run("reference", pixels, run, has_room=self._vae.has_room(pixels))
 
         rows = []
-        with clock.measure_phase("reference"):
-            for wish in wishes:
-                pairs = zip(wish.references, sizes, strict=True)
-                rows.append(torch.cat([encode(*pair) for pair in pairs], dim=1))
+        for wish in wishes:
+            pairs = zip(wish.references, sizes, strict=True)
+            rows.append(torch.cat([encode(*pair) for pair in pairs], dim=1))
         control.report("reference", 1, 1)
         unit = self._vae.scale * 2
         return torch.cat(rows), [(1, height // unit, width // unit) for width, height in sizes]

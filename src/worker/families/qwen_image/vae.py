@@ -7,6 +7,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
+from worker.engine.device import count_free_bytes
 from worker.engine.sampler import pack, unpack
 
 
@@ -34,6 +35,14 @@ class Frames(Protocol):
         """Return the pixels of latents."""
 
 
+def count_bytes(base_dim: int, pixels: int) -> int:
+    """Return the device memory in bytes that encoding or decoding a picture takes at its peak.
+
+    That is the norm of `base_dim` channels at the picture's size: bf16 in and out, fp32 between.
+    """
+    return 8 * base_dim * pixels
+
+
 class Vae:
     """The VAE of a model with its normalisation of latents; `scale` is pixels per latent (8)."""
 
@@ -50,6 +59,11 @@ class Vae:
     def _place(self, values: list[float]) -> Tensor:
         shaped = torch.tensor(values).view(1, self.channels, 1, 1)
         return shaped.to(self._vae.device, self._vae.dtype)
+
+    def has_room(self, pixels: int) -> bool:
+        """Return whether a picture can be encoded or decoded in one piece, as far as is known."""
+        free = count_free_bytes(self._vae.device)
+        return free is None or count_bytes(self._vae.config.base_dim, pixels) <= free
 
     @torch.inference_mode()
     def encode(self, image: Image.Image, width: int, height: int, *, tiled: bool = False) -> Tensor:
