@@ -183,12 +183,12 @@ class Failing:
     def __init__(self, real: Any, error: Exception, times: int) -> None:
         self._real, self._error, self._left = real, error, times
 
-    def __call__(self, **given: Any) -> Any:
+    def __call__(self, *given: Any) -> Any:
         """Fail, or run the real one."""
         if self._left > 0:
             self._left -= 1
             raise self._error
-        return self._real(**given)
+        return self._real(*given)
 
 
 def test_out_of_memory_is_tried_once_again(
@@ -368,7 +368,7 @@ class Scarce:
 PLACES: dict[Phase, tuple[Any, str]] = {
     "text": (lambda model: model._prompts, "encode"),
     "reference": (lambda model: model._vae, "encode"),
-    "denoise": (lambda model: model._parts, "transformer"),
+    "denoise": (lambda model: model._parts, "forward"),
     "decode": (lambda model: model._vae, "decode"),
 }
 
