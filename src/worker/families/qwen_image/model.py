@@ -16,7 +16,7 @@ from worker.engine.cache import TensorCache
 from worker.engine.decoded import make_picture
 from worker.engine.sampler import make_noise
 from worker.engine.schedule import make_schedule
-from worker.errors import BadPicture, LoraNotApplied
+from worker.errors import BadPicture, Internal, LoraNotApplied
 from worker.families.clock import Clock
 from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
@@ -125,8 +125,11 @@ class QwenImage:
         """Make pictures that have equal keys, and give each as soon as it is decoded.
 
         One that is made alone is made again with less memory when memory runs out. Raises
-        CudaOutOfMemory, DeviceLost, LoraNotApplied, or what the last control raised.
+        CudaOutOfMemory, DeviceLost, LoraNotApplied, or what the last control raised; Internal when
+        the keys differ: the pictures would be wrong.
         """
+        if len({self.make_key(wish) for wish in wishes}) > 1:
+            raise Internal("pictures of different keys cannot share forwards")
         yield from self._attempt(wishes, Sharing(controls, drops=self._parts.device.type == "cpu"))
 
     def warm(self) -> None:
