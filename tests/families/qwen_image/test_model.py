@@ -1,6 +1,7 @@
 """One warm model serves every schedule in any order, and no picture depends on the one before."""
 
 import contextlib
+import copy
 import itertools
 import time
 from collections.abc import Iterator
@@ -177,52 +178,6 @@ def test_nan_latents_are_a_bad_picture(models: dict[str, QwenImage]) -> None:
     assert drawn(model, TEXT) == expected
 
 
-class Failing:
-    """A transformer that raises the device's errors for the first `times` forwards."""
-
-    def __init__(self, real: Any, error: Exception, times: int) -> None:
-        self._real, self._error, self._left = real, error, times
-
-    def __call__(self, *given: Any) -> Any:
-        """Fail, or run the real one."""
-        if self._left > 0:
-            self._left -= 1
-            raise self._error
-        return self._real(*given)
-
-
-def test_out_of_memory_is_tried_once_again(
-    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once is survived; twice is CUDA_OUT_OF_MEMORY; and the next job is right."""
-    model = models["tiny-image"]
-    expected = drawn(model, TEXT)
-    real = model._parts.forward
-    for times in (1, 2):
-        failing = Failing(real, torch.OutOfMemoryError("full"), times)
-        monkeypatch.setattr(model._parts, "forward", failing)
-        if times == 1:
-            # 96x96 is smaller than a tile: the second try gives the very same picture
-            assert drawn(model, TEXT) == expected
-        else:
-            with pytest.raises(CudaOutOfMemory):
-                made(model, TEXT, Listener())
-    monkeypatch.setattr(model._parts, "forward", real)
-    assert drawn(model, TEXT) == expected
-
-
-def test_a_lost_device_is_fatal(
-    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The CUDA context cannot be repaired in this process."""
-    model = models["tiny-image"]
-    failing = Failing(model._parts.forward, torch.AcceleratorError("lost"), 9)
-    monkeypatch.setattr(model._parts, "forward", failing)
-    with pytest.raises(DeviceLost) as caught:
-        made(model, TEXT, Listener())
-    assert caught.value.fatal
-
-
 def test_lightning_without_its_lora_is_an_error(models: dict[str, QwenImage]) -> None:
     """Never a silent base picture."""
     with pytest.raises(LoraNotApplied):
@@ -350,10 +305,10 @@ def test_the_scale_and_the_negative_prompt_change_the_picture(
 
 
 class Scarce:
-    """What a phase calls, out of memory for the first `times`; records with what it was called."""
+    """What a phase calls, which fails the first `times`; records with what it was called."""
 
-    def __init__(self, real: Any, times: int) -> None:
-        self._real, self._left = real, times
+    def __init__(self, real: Any, times: int, error: Exception) -> None:
+        self._real, self._left, self._error = real, times, error
         self.calls: list[dict[str, Any]] = []
 
     def __call__(self, *given: Any, **named: Any) -> Any:
@@ -361,7 +316,7 @@ class Scarce:
         self.calls.append(named)
         if self._left > 0:
             self._left -= 1
-            raise torch.OutOfMemoryError("full")
+            raise copy.copy(self._error)
         return self._real(*given, **named)
 
 
@@ -374,14 +329,17 @@ PLACES: dict[Phase, tuple[Any, str]] = {
 
 
 def make_scarce(
-    model: QwenImage, monkeypatch: pytest.MonkeyPatch, times: dict[Phase, int]
+    model: QwenImage,
+    monkeypatch: pytest.MonkeyPatch,
+    times: dict[Phase, int],
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory."),  # noqa: B008 - copied
 ) -> dict[Phase, Scarce]:
-    """Let phases run out of memory so many times, with nothing remembered of earlier ones."""
+    """Let phases fail so many times, with nothing remembered of earlier ones."""
     monkeypatch.setattr(model, "_phases", Phases(model._cache.clear))
     model._cache.clear()
     placed = {}
     for phase, (find, name) in PLACES.items():
-        placed[phase] = Scarce(getattr(find(model), name), times.get(phase, 0))
+        placed[phase] = Scarce(getattr(find(model), name), times.get(phase, 0), error)
         monkeypatch.setattr(find(model), name, placed[phase])
     return placed
 
@@ -411,6 +369,19 @@ def test_a_phase_that_runs_out_of_memory_twice_fails(
         made(model, EDIT, Listener())
     assert len(placed[short].calls) == 2
     assert drawn(model, EDIT)
+
+
+@pytest.mark.parametrize("short", ["text", "reference", "denoise", "decode"])
+def test_a_lost_device_is_fatal(
+    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch, short: Phase
+) -> None:
+    """The CUDA context cannot be repaired in this process: nothing is tried again."""
+    lost = torch.AcceleratorError("CUDA error: unspecified launch failure")
+    placed = make_scarce(models["tiny-edit"], monkeypatch, {short: 1}, lost)
+    with pytest.raises(DeviceLost) as caught:
+        made(models["tiny-edit"], EDIT, Listener())
+    assert caught.value.fatal
+    assert len(placed[short].calls) == 1
 
 
 def test_the_second_job_of_a_size_decodes_in_tiles_at_once(

@@ -124,13 +124,34 @@ class QwenImage:
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> Iterator[Outcome]:
         """Make pictures that have equal keys, and give each as soon as it is decoded.
 
-        One that is made alone is made again with less memory when memory runs out. Raises
+        They are denoised together and decoded one after another, in the memory of one. A phase
+        that runs out of memory runs again with less, but for the steps of several pictures. Raises
         CudaOutOfMemory, DeviceLost, LoraNotApplied, or what the last control raised; Internal when
         the keys differ: the pictures would be wrong.
         """
         if len({self.make_key(wish) for wish in wishes}) > 1:
             raise Internal("pictures of different keys cannot share forwards")
-        yield from self._attempt(wishes, Sharing(controls, drops=self._parts.device.type == "cpu"))
+        device, clock = self._parts.device, Clock(self._parts.device)
+        sharing = Sharing(controls, drops=device.type == "cpu")
+        with devices.translate_errors():
+            devices.reset_peak(device)
+            latents = self.make_latents(wishes, sharing, clock)
+        for place, wish in enumerate(wishes):
+            if (ended := sharing.find_end(place)) is not None:
+                yield ended
+                continue
+            row = sharing.find_row(place)
+            with devices.translate_errors():
+                image = self._decode(latents[row : row + 1], wish, clock)
+            if isinstance(image, BadPicture):
+                yield image
+                continue
+            yield Made(
+                Picture(image, wish.final),
+                dict(clock.spent),
+                peak_vram_mb=devices.read_peak_mb(device),
+                warnings=self._list_warnings(wish),
+            )
 
     def warm(self) -> None:
         """Make one picture of the kind that jobs will request; raises as `make`."""
@@ -210,35 +231,12 @@ class QwenImage:
                 )
 
         if len(wishes) > 1:
-            return run_steps(False)  # what does not fit is made again in halves, not at once
+            return run_steps(False)  # they are made again in halves: not at once a second time
         kind = (first.width * first.height, len(shapes))
         return self._phases.run("denoise", kind, run_steps)
 
-    def _attempt(self, wishes: Sequence[PictureWish], sharing: Sharing) -> Iterator[Outcome]:
-        """Denoise pictures together, then decode one after another: in the memory of one."""
-        device, clock = self._parts.device, Clock(self._parts.device)
-        devices.reset_peak(device)
-        with devices.translate_errors():
-            latents = self.make_latents(wishes, sharing, clock)
-        for place, wish in enumerate(wishes):
-            if (ended := sharing.find_end(place)) is not None:
-                yield ended
-                continue
-            row = sharing.find_row(place)
-            try:
-                image = self._decode(latents[row : row + 1], wish, clock)
-            except BadPicture as error:
-                yield error.with_traceback(None)
-                continue
-            yield Made(
-                Picture(image, wish.final),
-                dict(clock.spent),
-                peak_vram_mb=devices.read_peak_mb(device),
-                warnings=self._list_warnings(wish),
-            )
-
-    def _decode(self, latents: Tensor, wish: PictureWish, clock: Clock) -> Image.Image:
-        """Return the picture of one wish's latents."""
+    def _decode(self, latents: Tensor, wish: PictureWish, clock: Clock) -> Image.Image | BadPicture:
+        """Return the picture of one wish's latents, or why it is none."""
         pixels = wish.width * wish.height
 
         def run(tiled: bool) -> Image.Image:
@@ -246,7 +244,10 @@ class QwenImage:
                 decoded = self._vae.decode(latents, wish.width, wish.height, tiled=tiled)
                 return make_picture(decoded[0])
 
-        return self._phases.run("decode", pixels, run, has_room=self._vae.has_room(pixels))
+        try:
+            return self._phases.run("decode", pixels, run, has_room=self._vae.has_room(pixels))
+        except BadPicture as error:
+            return error.with_traceback(None)
 
     def _list_warnings(self, wish: PictureWish) -> tuple[str, ...]:
         """Return a warning for each text that was used and cut."""
