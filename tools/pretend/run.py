@@ -15,10 +15,9 @@ from tools.pretend.cases import Case, Opened
 from tools.pretend.cuda import pretend
 from tools.pretend.device import PretendDevice
 from tools.pretend.ledger import Ledger
-from worker.engine.decoded import make_picture
 from worker.families.clock import Clock
 from worker.families.qwen_image.model import QwenImage
-from worker.seam import Control, Phase
+from worker.seam import Control, Phase, take_made
 from worker.tasks.picture import PictureWish
 
 
@@ -88,14 +87,8 @@ def run(device: PretendDevice, model: QwenImage, case: Case) -> Seen:
 
 def make(model: QwenImage, wishes: list[PictureWish], control: Control) -> None:
     """Make pictures: one as a job does, several in one batch."""
-    if len(wishes) == 1:
-        model.make(wishes, [control])
-        return
-    first, clock = wishes[0], Clock(model._parts.device)  # noqa: SLF001 - `make` makes one by one
-    latents = model.make_latents(wishes, control, clock)
-    with clock.measure_phase("decode"):
-        for pixels in model._vae.decode(latents, first.width, first.height):  # noqa: SLF001 - the same
-            make_picture(pixels)
+    for outcome in model.make(wishes, [control] * len(wishes)):
+        take_made(outcome)
 
 
 @contextmanager
