@@ -231,7 +231,7 @@ class QwenImage:
                 )
 
         if len(wishes) > 1:
-            return run_steps(False)  # they are made again in halves: not at once a second time
+            return run_steps(False)  # a batch that does not fit is halved where it was formed
         kind = (first.width * first.height, len(shapes))
         return self._phases.run("denoise", kind, run_steps)
 
