@@ -83,7 +83,8 @@ def list_cases() -> list[Case]:
         Case(opened=edit, references=1, guided=True, steps=4),
         Case(opened=edit, references=1, words=LONG),
     ]
-    for precision in ("bf16", "8bit"):
+    exact: tuple[Precision, ...] = ("bf16", "8bit")
+    for precision in exact:
         image, edit = (
             Opened(precision=precision),
             Opened(pipeline=EDIT_PLUS, precision=precision),
@@ -93,7 +94,8 @@ def list_cases() -> list[Case]:
             cases += [Case(opened=image, batch=batch) for batch in (2, 4)]
             cases += [Case(opened=edit, references=1, batch=batch) for batch in (2, 4)]
             cases += [Case(opened=image, room=SCARCE)]
-    for precision in ("bf16", "4bit"):
+    fused_in: tuple[Precision, ...] = ("bf16", "4bit")
+    for precision in fused_in:
         fused = Opened(pipeline=EDIT_PLUS, precision=precision, is_fused=True)
         cases += [Case(opened=fused, references=1)]
     cases += [Case(opened=Opened(pipeline=FIRST_EDIT), references=1)]

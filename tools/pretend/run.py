@@ -86,7 +86,7 @@ def run(device: PretendDevice, model: QwenImage, case: Case) -> Seen:
 
 
 def make(model: QwenImage, wishes: list[PictureWish], control: Control) -> None:
-    """Make pictures: one as a job does, several in one batch."""
+    """Make pictures, several of them in one batch."""
     for outcome in model.make(wishes, [control] * len(wishes)):
         take_made(outcome)
 

@@ -18,7 +18,7 @@ def note_allocated(device: torch.device) -> Any:
     """
     if device.type != "cuda":
         return None
-    event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     event.record(torch.cuda.current_stream(device))
     return event
 
@@ -27,7 +27,7 @@ class PinnedRing:
     """Two pinned buffers that one thread fills and copies from in turn, on its own stream."""
 
     def __init__(self, device: torch.device, size: int) -> None:
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._buffers = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
         self._copied: list[Any] = [None, None]
         self._turn = 0
@@ -46,7 +46,7 @@ class PinnedRing:
         self._stream.wait_event(allocated)
         with torch.cuda.stream(self._stream):
             place.copy_(pinned, non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
         self._copied[self._turn] = event
         return event
