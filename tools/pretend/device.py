@@ -24,11 +24,11 @@ from tools.pretend.values import MOST, Values
 CUDA: Final = torch.device("cuda:0")
 
 
-class PretendDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+class PretendDevice(TorchDispatchMode):
     """Enter it to let "cuda" be this device; `room` is its memory in bytes (None: no limit)."""
 
     def __init__(self, room: int | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=False)
         self.memory = Memory(room)
         self.ledger = Ledger()
