@@ -71,6 +71,7 @@ def open_model(device: PretendDevice, architecture: Architecture, opened: Opened
 def run(device: PretendDevice, model: QwenImage, case: Case) -> Seen:
     """Make the pictures of a case with an open model."""
     start = time.monotonic()
+    models.forget(model)
     weights = device.memory.live
     ledger = device.ledger = Ledger()
     device.memory.reset()
