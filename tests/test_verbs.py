@@ -13,7 +13,7 @@ WORDS = """
     block boot build
     cache call can cast check choose claim classify clear close collect combine compare compile
     complete compute configure confine convert copy count declare decide decode deliver denoise
-    describe detect die digest download drop embed encode end escape examine explain extract
+    describe detect die digest download drop embed encode end escape estimate examine explain extract
     fail fetch fill find finish fit flatten follow forget format forward free fuse gather get
     guard guess guide handle has hash hide identify ignore import inflate invert is iterate
     join judge keep kill learn leave limit list listen load log look make map match measure
