@@ -201,7 +201,7 @@ class QwenImage:
         height, width = first.height // step, first.width // step
         start = make_noise(
             [w.seed for w in wishes], self._vae.channels, height, width, parts.dtype
-        ).to(parts.device)
+        ).to(parts.device, non_blocking=True)
         tokens = start.shape[1]
 
         def finish_step(step: int, steps: int) -> Sequence[int] | None:
