@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from worker import log, preflight
+from worker import settings as environment
 from worker.bundle import layout as bundle
 from worker.errors import InvalidSettings, UnfitHost
 from worker.families import catalogue
@@ -22,6 +23,7 @@ WORKING_BYTES: Final = 4_000_000_000
 
 def import_family(module: str) -> Any:
     """Import one family's module, and torch with it."""
+    environment.fill_environment()
     importlib.import_module("worker.engine")  # first: it makes the imports of all others faster
     return importlib.import_module(module)
 
