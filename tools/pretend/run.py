@@ -23,11 +23,15 @@ from worker.tasks.picture import PictureWish
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a case did: bytes of the weights, the peak of each phase beside them, and its ledger."""
+    """What a case did: bytes of the weights, the peak of each phase beside them, and its ledger.
+
+    `places` are the lines of code that reached the peaks.
+    """
 
     case: Case
     weights: int
     peaks: dict[str, int]
+    places: dict[str, str]
     ledger: Ledger
     forwards: int
     seconds: float
@@ -71,6 +75,7 @@ def open_model(device: PretendDevice, architecture: Architecture, opened: Opened
 def run(device: PretendDevice, model: QwenImage, case: Case) -> Seen:
     """Make the pictures of a case with an open model."""
     start = time.monotonic()
+    models.forget(model)
     weights = device.memory.live
     ledger = device.ledger = Ledger()
     device.memory.reset()
@@ -82,7 +87,8 @@ def run(device: PretendDevice, model: QwenImage, case: Case) -> Seen:
     device.memory.room = None
     peaks = {phase: peak - weights for phase, peak in device.memory.peaks.items()}
     forwards = case.steps * (2 if case.guided else 1)
-    return Seen(case, weights, peaks, ledger, forwards, time.monotonic() - start)
+    places = dict(device.memory.places)
+    return Seen(case, weights, peaks, places, ledger, forwards, time.monotonic() - start)
 
 
 def make(model: QwenImage, wishes: list[PictureWish], control: Control) -> None:
@@ -115,7 +121,7 @@ def make_wish(case: Case, number: int) -> PictureWish:
     colours = [tuple(digest[at : at + 3]) for at in range(case.references)]
     return PictureWish(
         task=case.task,
-        prompt=f"{int.from_bytes(digest[:4]):010d}" + " a red circle" * (case.words // 3),
+        prompt=f"{int.from_bytes(digest[:4]):010d}" + " word" * case.words,
         negative_prompt=" " if case.guided else None,
         references=tuple(Image.new("RGB", (case.side, case.side), colour) for colour in colours),
         width=case.side,
