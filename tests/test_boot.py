@@ -1,10 +1,13 @@
 """What a worker says of its models follows from the catalogue, the settings and the device."""
 
+import importlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import structlog
@@ -292,3 +295,24 @@ def test_what_pictures_take_is_left_free_of_models(
 def test_every_word_of_a_command_is_prepared(tmp_path: Path) -> None:
     chosen = settings.read({"MODEL": "tiny-image,tiny-edit", "MODEL_DIR": str(tmp_path)})
     assert boot.prepare(chosen) == [tmp_path / "tiny-image", tmp_path / "tiny-edit"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        ({"PYTORCH_ALLOC_CONF": "x"}, {"PYTORCH_ALLOC_CONF": "x"}),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "y"}, {"PYTORCH_CUDA_ALLOC_CONF": "y"}),
+        ({"TORCH_CUDNN_SDPA_AVOID_RECOMPILE": "0"}, {"PYTORCH_ALLOC_CONF": mock.ANY}),
+    ],
+)
+def test_torch_is_set_up_before_it_is_imported_where_the_operator_has_not(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: dict[str, str]
+) -> None:
+    """Wherever the worker runs, not only in its image."""
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr(os, "environ", dict(given))
+    monkeypatch.setattr(importlib, "import_module", lambda _name: seen.append(dict(os.environ)))
+    boot.import_family("any")
+    recompile = given.get("TORCH_CUDNN_SDPA_AVOID_RECOMPILE", "1")
+    assert seen[0] == {**expected, "TORCH_CUDNN_SDPA_AVOID_RECOMPILE": recompile}

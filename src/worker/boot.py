@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from worker import log, preflight
+from worker import settings as environment
 from worker.bundle import layout as bundle
 from worker.errors import InvalidSettings, UnfitHost
 from worker.families import catalogue
@@ -19,6 +20,7 @@ from worker.weights.spec import ModelSpec
 
 def import_family(module: str) -> Any:
     """Import one family's module, and torch with it."""
+    environment.fill_environment()
     importlib.import_module("worker.engine")  # first: it makes the imports of all others faster
     return importlib.import_module(module)
 

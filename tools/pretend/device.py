@@ -24,11 +24,11 @@ from tools.pretend.values import MOST, Values
 CUDA: Final = torch.device("cuda:0")
 
 
-class PretendDevice(TorchDispatchMode):
+class PretendDevice(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]  # mypy is of two minds about torch
     """Enter it to let "cuda" be this device; `room` is its memory in bytes (None: no limit)."""
 
     def __init__(self, room: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]  # mypy is of two minds about torch
         self.fake = FakeTensorMode(allow_non_fake_inputs=False)
         self.memory = Memory(room)
         self.ledger = Ledger()
@@ -92,7 +92,7 @@ class PretendDevice(TorchDispatchMode):
         if name in INDEXED:
             args = self._send_indices(args)
         self._check_devices(name, tree_leaves((args, given)))
-        args, given = tree_map_only(Tensor, self._place_scalar, (tuple(args), given))
+        args, given = tree_map_only(Tensor, self._place, (tuple(args), given))
         found = self._run(func, name, args, given)
         self._follow(func, name, args, given, found)
         return found
@@ -215,10 +215,15 @@ class PretendDevice(TorchDispatchMode):
                 indices.append(index)
         return (args[0], indices, *args[2:])
 
-    def _place_scalar(self, tensor: Tensor) -> Tensor:
-        """Return a tensor as FakeTensorMode takes it: one on the CPU loses its values."""
+    def _place(self, tensor: Tensor) -> Tensor:
+        """Return an operand as FakeTensorMode takes it: a number on the CPU loses its value.
+
+        What should have been on the device, which was counted, goes on as if it were.
+        """
         if isinstance(tensor, FakeTensor):
             return tensor
+        if tensor.dim():
+            return self._send(tensor)
         with self.fake:
             return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
 

@@ -13,6 +13,7 @@ from worker import boot, settings
 from worker.errors import BadPicture, CudaOutOfMemory, Internal
 from worker.families.clock import Clock
 from worker.families.qwen_image.model import QwenImage
+from worker.families.qwen_image.references import ReferencePictures
 from worker.families.sharing import Sharing
 from worker.media.picture import Picture
 from worker.seam import Control, Outcome, Phase, Unheard, take_made
@@ -292,7 +293,7 @@ def test_the_tokens_of_the_key_are_those_of_the_embeddings(bf16: Any, name: str)
     lengths = []
     for prompt in ("a", "a red circle", "a red circle " * 600, "\n\nx"):
         one = wish(prompt, references=references)
-        embeds = model._embed(one, prompt, Clock(model._parts.device)).embeds
+        embeds = model._embed(one, prompt, ReferencePictures(), Clock(model._parts.device)).embeds
         lengths.append((embeds.shape[1], model.make_key(one).tokens[0]))
     assert len({tokens - counted for tokens, counted in lengths}) == 1
     assert len({counted for _, counted in lengths}) > 2

@@ -1,9 +1,9 @@
 """Qwen-Image 1.x: text-to-image and instruction edits with references, in the order it runs."""
 
-import hashlib
 import math
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -29,6 +29,7 @@ from worker.families.qwen_image.lightning import make_lightning_schedule
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.prompts import PromptEncoder, Template
 from worker.families.qwen_image.recipe import RECIPE
+from worker.families.qwen_image.references import ReferencePictures
 from worker.families.qwen_image.vae import Vae
 from worker.families.sharing import Sharing
 from worker.media.picture import Picture
@@ -46,6 +47,8 @@ TEMPLATES: Final[dict[str, Template]] = {
 CONDITION_AREA: Final = 384 * 384
 # prompt embeddings are 7 MB at most (1024 tokens x 3584 x bf16), reference latents 0.5 MB each
 CACHE_BYTES: Final = 64 << 20
+# how often the longer prompt of a warm-up repeats the shorter: about 80 tokens
+WARM_LENGTH: Final = 16
 # an output whose aspect is this close to a reference's (natural logarithm of the ratio) shares its
 # size, so that an edit neither shifts nor zooms; rounding to 16 pixels alone moves 1024 by 0.016
 SAME_ASPECT: Final = 0.03
@@ -61,21 +64,29 @@ def fit_area(area: int, ratio: float) -> tuple[int, int]:
     return max(32, round(width / 32) * 32), max(32, round(height / 32) * 32)
 
 
-def _digest(images: Sequence[Image.Image]) -> str:
-    """Identify references by their pixels."""
-    digest = hashlib.blake2b()
-    for image in images:
-        digest.update(f"{image.mode}{image.size}".encode())
-        digest.update(image.tobytes())
-    return digest.hexdigest()
-
-
 def _list_texts(wish: PictureWish) -> dict[str, str]:
     """Return the texts that a picture is made of, by what they are called."""
     texts = {"prompt": wish.prompt}
     if wish.negative_prompt is not None and wish.true_cfg_scale > 1:
         texts["negative prompt"] = wish.negative_prompt
     return texts
+
+
+def list_warm_ups(served: Served, *, has_gpu: bool) -> list[PictureWish]:
+    """Return what a model makes before its first job.
+
+    A GPU picks and loads kernels by size: there it is a prompt of another length too, and each of
+    the other adapters.
+    """
+    first = warm_up(served)
+    if not has_gpu:
+        return [first]
+    others = offer_of(served).lightning_steps[1:] if first.lightning else ()
+    return [
+        first,
+        replace(first, prompt=" ".join([first.prompt] * WARM_LENGTH)),
+        *(replace(first, steps=steps) for steps in others),
+    ]
 
 
 class QwenImage:
@@ -154,9 +165,10 @@ class QwenImage:
             )
 
     def warm(self) -> None:
-        """Make one picture of the kind that jobs will request; raises as `make`."""
-        for outcome in self.make([warm_up(self.served)], [Unheard()]):
-            take_made(outcome)
+        """Make pictures of the kinds that jobs will request; raises as `make`."""
+        for wish in list_warm_ups(self.served, has_gpu=self._parts.device.type == "cuda"):
+            for outcome in self.make([wish], [Unheard()]):
+                take_made(outcome)
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.
@@ -191,12 +203,13 @@ class QwenImage:
             raise LoraNotApplied(f"no Lightning LoRA for {first.steps} steps is loaded")
         parts.adapters.use(name)
 
+        pictures = ReferencePictures()
         prompt, negative = self._phases.run(
-            "text", len(first.references), lambda _: self._embed_all(wishes, clock)
+            "text", len(first.references), lambda _: self._embed_all(wishes, pictures, clock)
         )
         sharing.report("text", 1, 1)
 
-        references, shapes = self._encode_references(wishes, sharing, clock)
+        references, shapes = self._encode_references(wishes, pictures, sharing, clock)
         step = self._vae.scale
         height, width = first.height // step, first.width // step
         start = make_noise(
@@ -258,29 +271,28 @@ class QwenImage:
         )
 
     def _embed_all(
-        self, wishes: Sequence[PictureWish], clock: Clock
+        self, wishes: Sequence[PictureWish], pictures: ReferencePictures, clock: Clock
     ) -> tuple[Conditioning, Conditioning | None]:
         """Return the prompts of wishes and, where CFG runs, their negative prompts."""
-        prompt = stack([self._embed(w, w.prompt, clock) for w in wishes])
+        prompt = stack([self._embed(w, w.prompt, pictures, clock) for w in wishes])
         if "negative prompt" not in _list_texts(wishes[0]):
             return prompt, None
-        return prompt, stack([self._embed(w, w.negative_prompt or "", clock) for w in wishes])
+        negative = [self._embed(w, w.negative_prompt or "", pictures, clock) for w in wishes]
+        return prompt, stack(negative)
 
-    def _embed(self, wish: PictureWish, text: str, clock: Clock) -> Conditioning:
-        shown = self._resize(wish.references)
-        key: Hashable = ("text", text, _digest(shown))
+    def _embed(
+        self, wish: PictureWish, text: str, pictures: ReferencePictures, clock: Clock
+    ) -> Conditioning:
+        def encode() -> Tensor:
+            shown = [
+                pictures.resize(image, self._choose_shown_size(image)) for image in wish.references
+            ]
+            return self._prompts.encode(text, TEMPLATES[self._pipeline], shown)
+
         with clock.measure_phase("text"):
-            embeds = self._cache.get(
-                key, lambda: self._prompts.encode(text, TEMPLATES[self._pipeline], shown)
-            )
+            key: Hashable = ("text", text, tuple(map(pictures.digest, wish.references)))
+            embeds = self._cache.get(key, encode)
         return Conditioning(embeds.to(self._parts.device, self._parts.dtype))
-
-    def _resize(self, references: Sequence[Image.Image]) -> list[Image.Image]:
-        """Resize references to what the text encoder sees."""
-        return [
-            image.resize(self._choose_shown_size(image), Image.Resampling.LANCZOS)
-            for image in references
-        ]
 
     def _choose_shown_size(self, image: Image.Image) -> tuple[int, int]:
         """Return the (width, height) at which the text encoder sees a reference."""
@@ -288,7 +300,11 @@ class QwenImage:
         return fit_area(area, image.width / image.height)
 
     def _encode_references(
-        self, wishes: Sequence[PictureWish], control: Control, clock: Clock
+        self,
+        wishes: Sequence[PictureWish],
+        pictures: ReferencePictures,
+        control: Control,
+        clock: Clock,
     ) -> tuple[Tensor | None, list[LatentShape]]:
         """Return all references' packed latents [batch, tokens, channels] and their shapes."""
         first = wishes[0]
@@ -297,7 +313,7 @@ class QwenImage:
         sizes = [self.choose_reference_size(image, first) for image in first.references]
 
         def encode(image: Image.Image, size: tuple[int, int]) -> Tensor:
-            key = ("reference", _digest([image]), size)
+            key = ("reference", pictures.digest(image), size)
             pixels = size[0] * size[1]
 
             def run(tiled: bool) -> Tensor:
