@@ -12,9 +12,12 @@ WORKDIR /app
 COPY builder/system.sh builder/
 RUN bash builder/system.sh
 
-# The dependencies, 5 GB: rebuilt only when a lock or the torch build changes. Bytecode is compiled
-# here, because a worker that compiles it at its first import would do so in every cold start.
-COPY builder/venv.sh builder/lock_without_torch.sh builder/requirements-uv.lock builder/requirements.lock builder/
+# The dependencies, most of the image: rebuilt only when a lock or the torch build changes. Bytecode is
+# compiled here, because a worker that compiles it at its first import would do so in every cold start.
+# CUDA is the lock: cu128 for drivers from 570 on, cu130 for those from 580 on.
+COPY builder/venv.sh builder/lock_without_torch.sh \
+     builder/requirements-uv.lock builder/requirements-cu128.lock builder/requirements-cu130.lock builder/
+ARG CUDA=cu128
 ARG TORCH_INDEX_URL="" TORCH_VERSION="" TORCHVISION_VERSION=""
 RUN --mount=type=cache,target=/root/.cache/uv \
     UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 bash builder/venv.sh --no-project

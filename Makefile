@@ -1,16 +1,20 @@
 # Two commands: make demo, make test. Both set up everything themselves, into .venv/.
+# TORCH names the image whose torch is used: cu128, the default image's, or cu130 (in .venv-cu130/).
 PYTHON ?= python3
-BIN := .venv/bin
+TORCH ?= cu128
+VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
+BIN := $(VENV)/bin
 
 .PHONY: help setup demo test certain mutants faults fuzz soak quick check readme lint format train-tiny eval-tiny lock image-check clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-.venv/.ready: builder/requirements-uv.lock builder/requirements.lock builder/requirements-dev.lock builder/venv.sh pyproject.toml
-	PYTHON=$(PYTHON) bash builder/venv.sh --dev
+LOCKS := $(patsubst %,builder/requirements-%.lock,uv $(TORCH) dev)
+$(VENV)/.ready: $(LOCKS) builder/venv.sh pyproject.toml
+	CUDA=$(TORCH) VENV=$(VENV) PYTHON=$(PYTHON) bash builder/venv.sh --dev
 	touch $@
 
-setup: .venv/.ready ## install everything into .venv/
+setup: $(VENV)/.ready ## install everything into .venv/
 
 demo: setup ## a job through RunPod's API on loopback to the real worker; pictures in out/
 	$(BIN)/python -m tools.demo
@@ -75,12 +79,12 @@ eval-tiny: setup ## check what checkpoints/tiny draws and edits, from its pixels
 	$(BIN)/python -m training.tiny.evaluate
 
 lock: setup ## resolve the dependencies again, with hashes
-	cd builder && for name in requirements-uv requirements requirements-dev requirements-fuzz; do \
+	cd builder && for name in uv cu128 cu130 dev fuzz; do \
 	  UV_CUSTOM_COMPILE_COMMAND="make lock" ../$(BIN)/uv pip compile -q --universal --python-version 3.11 \
-	    --generate-hashes --no-emit-index-url -o $$name.lock $$name.in || exit 1; done
+	    --generate-hashes --no-emit-index-url -o requirements-$$name.lock requirements-$$name.in || exit 1; done
 
 image-check: setup ## carry out the Dockerfile in a fresh Debian root, without Docker (as root; 8 GB of disk)
 	$(BIN)/python -m tools.image_check
 
 clean: ## remove what set-up and the demo made
-	rm -rf .venv out
+	rm -rf .venv .venv-* out

@@ -9,6 +9,8 @@ Usage: ./build.sh --tag NAME[:TAG] [--tag ...] [options]
 
   --tag NAME[:TAG]       the image's name; may be given several times
   --target slim|baked    slim: no weights inside (default); baked: a prepared bundle inside
+  --cuda cu128|cu130     which lock: torch for CUDA 12.8, driver 570 or newer (default); for CUDA 13.0,
+                         driver 580 or newer
   --push                 push to the tag's registry instead of keeping the image locally
   --no-cache             build every layer again
   --dry-run              print the command and build nothing
@@ -19,7 +21,7 @@ baked only:
   --precision MODE       4bit, 8bit or bf16 (default: 4bit)
   --lightning-steps N    8, 4 or 8,4: the LoRAs to bake (default: 8)
 
-another torch build, for drivers too old for the locked one (all three together):
+another torch build than a lock's (all three together):
   --torch VERSION        such as 2.11.0
   --torchvision VERSION  the version made for it
   --torch-index URL      the package index that has that build
@@ -40,18 +42,19 @@ check_value() { # check_value OPTION WORDS-LEFT VALUE: fail unless an option has
   fi
 }
 
-target=slim tags=() push='' cache=yes dry='' model='' precision='' lightning='' torch='' vision='' index=''
+target=slim cuda='' tags=() push='' cache=yes dry='' model='' precision='' lightning='' torch='' vision='' index=''
 while [ $# -gt 0 ]; do
   case "$1" in
     --help | -h) usage; exit 0 ;;
     --push) push=yes; shift ;;
     --no-cache) cache=''; shift ;;
     --dry-run) dry=yes; shift ;;
-    --tag | --target | --model | --precision | --lightning-steps | --torch | --torchvision | --torch-index)
+    --tag | --target | --cuda | --model | --precision | --lightning-steps | --torch | --torchvision | --torch-index)
       check_value "$1" $# "${2:-}"
       case "$1" in
         --tag) tags+=("$2") ;;
         --target) target=$2 ;;
+        --cuda) cuda=$2 ;;
         --model) model=$2 ;;
         --precision) precision=$2 ;;
         --lightning-steps) lightning=$2 ;;
@@ -70,6 +73,7 @@ for tag in "${tags[@]}"; do
   [[ $tag =~ ^[a-z0-9]+([._/-][a-z0-9._-]+)*(:[0-9]+/[a-z0-9._/-]+)?(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?$ ]] || fail "not an image name: $tag"
 done
 case "$target" in slim | baked) ;; *) fail "unknown target: $target (known: slim, baked)" ;; esac
+case "$cuda" in '' | cu128 | cu130) ;; *) fail "unknown CUDA: $cuda (known: cu128, cu130)" ;; esac
 if [ "$target" != baked ] && [ -n "$model$precision$lightning" ]; then
   fail "--model, --precision and --lightning-steps belong to --target baked"
 fi
@@ -87,6 +91,7 @@ fi
 
 command=(docker buildx build --platform linux/amd64 --target "$target")
 for tag in "${tags[@]}"; do command+=(--tag "$tag"); done
+[ -z "$cuda" ] || command+=(--build-arg "CUDA=$cuda")
 [ -z "$torch" ] || command+=(--build-arg "TORCH_VERSION=$torch" --build-arg "TORCHVISION_VERSION=$vision" --build-arg "TORCH_INDEX_URL=$index")
 [ -z "$model" ] || command+=(--build-arg "MODEL=$model")
 [ -z "$precision" ] || command+=(--build-arg "PRECISION_MODE=$precision")

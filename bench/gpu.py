@@ -4,7 +4,7 @@
     python bench/gpu.py --part bf16 4bit     only these; earlier measurements are kept
     python bench/gpu.py --tiny --device cpu  the same code on the embedded checkpoint's sizes
 
-Needs torch 2.11 or newer, no network and no weights. A case is on disk once its line is printed,
+Needs torch 2.10 or newer, no network and no weights. A case is on disk once its line is printed,
 so that an interrupted run continues where it stopped. Both sides are built, measured and dropped in
 turn, in one process and with the same weights.
 """

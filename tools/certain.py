@@ -43,9 +43,11 @@ def build_command(seed: int, folder: Path, paths: Sequence[str]) -> list[str]:
     configured = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
     options: list[str] = configured["ini_options"]["addopts"]
     kept = [option for option in options if not option.startswith("--randomly")]
+    # two workers share the files between them: one file needs none, and starts three times as fast
+    workers = 0 if len(paths) == 1 and Path(paths[0]).suffix == ".py" else 2
     return [
         *(sys.executable, "-m", "pytest", "-q", "-c", "pyproject.toml"),
-        *("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"),
+        *("-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"),
         *("-o", f"addopts={shlex.join(kept)}", f"--randomly-seed={seed}"),
         *("-o", f"cache_dir={folder / 'cache'}", "--durations=30"),
         *paths,

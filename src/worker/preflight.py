@@ -122,16 +122,17 @@ def _check_python() -> Iterator[Finding]:
 def _check_packages() -> Iterator[Finding]:
     for package in dict.fromkeys([*versions.TESTED, *(bad.package for bad in versions.KNOWN_BAD)]):
         version = versions.find_version(package)
-        tested = versions.TESTED.get(package)
+        tested = versions.TESTED.get(package, ())
         if version is None:
             if tested:
-                yield Finding(package, "fatal", "not installed", f"install {package} {tested}")
+                yield Finding(package, "fatal", "not installed", f"install {package} {tested[0]}")
             continue
         bad = versions.find_known_bad(package, version)
         if bad:
             yield Finding(package, "fatal", f"{version}: {bad.why}", f"install {bad.instead}")
-        elif tested and version.public != tested:
-            yield Finding(package, "advice", f"{version}, untested", f"tested is {tested}")
+        elif tested and version.public not in tested:
+            change = f"install {' or '.join(tested)}, which the tests run on"
+            yield Finding(package, "advice", f"{version}, untested", change)
         else:
             yield Finding(package, "ok", str(version))
     yield from _check_pair()
@@ -171,30 +172,41 @@ def _check_gpu(
         else:
             yield Finding("gpu", "ok", f"{found}: the embedded model runs on the CPU")
         return
-    newest = ".".join(map(str, driver.cuda))
-    found = f"{driver.version}, CUDA up to {newest}"
+    yield _check_driver(driver, torch_cuda)
+    yield from _check_device(driver.gpus[0], full=full)
+
+
+def _check_driver(driver: Driver, torch_cuda: tuple[int, int] | None) -> Finding:
+    """Check that a driver runs the installed torch, and say which images it runs."""
+    found = f"{driver.version}, CUDA up to {versions.write_cuda(driver.cuda)}"
+    runnable = [versions.write_cuda(b.cuda) for b in versions.list_runnable_builds(driver.cuda)]
     if torch_cuda is None:
-        yield Finding(
+        return Finding(
             "driver",
             "advice",
             f"{found}; this torch is built without CUDA, so the GPU stays unused",
             "install a torch built for CUDA",
         )
-    elif driver.cuda[0] < torch_cuda[0]:
-        least = versions.OLDEST_DRIVER.get(torch_cuda[0])
-        needed = f"driver {least} or newer" if least else f"CUDA {torch_cuda[0]}"
-        built = ".".join(map(str, torch_cuda))
-        yield Finding(
-            "driver",
-            "fatal",
-            f"{found}; this torch is built for CUDA {built}",
-            f"allow only hosts with {needed} (allowedCudaVersions), or build the image with a torch"
-            f" for CUDA {newest} (build.sh --torch)",
-            of_host=True,
-        )
-    else:
-        yield Finding("driver", "ok", found)
-    yield from _check_device(driver.gpus[0], full=full)
+    if driver.cuda >= torch_cuda:
+        images = f"; runs the image for CUDA {' or '.join(runnable)}" if runnable else ""
+        return Finding("driver", "ok", f"{found}{images}")
+    found = f"{found}; this torch is built for CUDA {versions.write_cuda(torch_cuda)}"
+    change = f"allow only hosts with {_name_oldest_driver(torch_cuda)}"
+    if allowed := versions.list_releases(torch_cuda):
+        change = f"{change} (allowedCudaVersions: {', '.join(allowed)})"
+    if driver.cuda[0] == torch_cuda[0]:
+        found = f"{found}, which may work on GPUs older than Blackwell"
+        return Finding("driver", "advice", found, change)
+    if runnable:
+        change = f"use the image for CUDA {' or '.join(runnable)}, or {change}"
+    return Finding("driver", "fatal", found, change, of_host=True)
+
+
+def _name_oldest_driver(torch_cuda: tuple[int, int]) -> str:
+    """Name the oldest driver for a torch: an image's own, else the first of its major version."""
+    own = [build.driver for build in versions.TORCH_BUILDS if build.cuda == torch_cuda]
+    branch = own[0] if own else versions.OLDEST_DRIVER.get(torch_cuda[0])
+    return f"driver {branch} or newer" if branch else f"CUDA {torch_cuda[0]}"
 
 
 def _check_device(gpu: Gpu, *, full: bool) -> Iterator[Finding]:

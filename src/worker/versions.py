@@ -7,20 +7,43 @@ from typing import Final
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-# The versions that the suite runs on; the lock has exactly these.
+
+@dataclass(frozen=True, slots=True)
+class TorchBuild:
+    """The torch of an image: the name of its lock, the CUDA that it is built for, its versions.
+
+    `driver` is the oldest branch whose driver supports that CUDA (CUDA's release notes); older
+    ones of the same major version may run it (`OLDEST_DRIVER`).
+    """
+
+    name: str
+    cuda: tuple[int, int]
+    torch: str
+    torchvision: str
+    driver: int
+
+
+# The first is the default image's: the oldest CUDA that Blackwell runs on, and every host that runs
+# the second runs it too.
+TORCH_BUILDS: Final = (
+    TorchBuild("cu128", (12, 8), "2.10.0", "0.25.0", 570),
+    TorchBuild("cu130", (13, 0), "2.13.0", "0.28.0", 580),
+)
+
+# The versions that the suite runs on; the locks have exactly these.
 TESTED: Final = {
-    "torch": "2.13.0",
-    "torchvision": "0.28.0",
-    "diffusers": "0.42.1",
-    "transformers": "5.23.0",
-    "huggingface-hub": "2.4.0",
-    "peft": "0.21.2",
-    "accelerate": "1.15.0",
-    "bitsandbytes": "0.50.2",
-    "safetensors": "0.8.0",
-    "pillow": "13.0.0",
-    "runpod": "1.12.0",
-    "hf-transfer": "0.1.9",
+    "torch": tuple(build.torch for build in TORCH_BUILDS),
+    "torchvision": tuple(build.torchvision for build in TORCH_BUILDS),
+    "diffusers": ("0.42.1",),
+    "transformers": ("5.23.0",),
+    "huggingface-hub": ("2.4.0",),
+    "peft": ("0.21.2",),
+    "accelerate": ("1.15.0",),
+    "bitsandbytes": ("0.50.2",),
+    "safetensors": ("0.8.0",),
+    "pillow": ("13.0.0",),
+    "runpod": ("1.12.0",),
+    "hf-transfer": ("0.1.9",),
 }
 
 
@@ -40,7 +63,7 @@ def _make_known_bad(package: str, versions: str, why: str, instead: str) -> Know
 
 KNOWN_BAD: Final = (
     _make_known_bad(
-        "torch", "<2.6", "loading a checkpoint can run code (CVE-2025-32434)", "2.11 or newer"
+        "torch", "<2.6", "loading a checkpoint can run code (CVE-2025-32434)", "2.10 or newer"
     ),
     _make_known_bad(
         "transformers", "<5.3", "CVE-2026-4372; several 4.5x break Qwen2.5-VL", "5.17 or newer"
@@ -58,11 +81,51 @@ KNOWN_BAD: Final = (
     ),
 )
 
+# The releases of CUDA from the default image's on (NVIDIA's release notes). RunPod matches a host's
+# version exactly, so a list of allowed versions names each: a new release is added here.
+CUDA_RELEASES: Final = (
+    *((12, 8), (12, 9)),
+    *((13, 0), (13, 1), (13, 2), (13, 3), (13, 4), (13, 5)),
+)
 # The oldest driver branch for each major version of CUDA that a torch build is made for (NVIDIA's
 # minor version compatibility: any driver of the branch runs every toolkit of that major version).
 OLDEST_DRIVER: Final = {12: 525, 13: 580}
 # bf16 arithmetic came with Ampere; fp16, all that older cards have, gives black pictures.
 OLDEST_CAPABILITY: Final = (8, 0)
+
+
+def write_cuda(version: tuple[int, int]) -> str:
+    """Write a version of CUDA as NVIDIA and RunPod do, such as "12.8"."""
+    return ".".join(map(str, version))
+
+
+def list_releases(oldest: tuple[int, int]) -> list[str]:
+    """Return every release of CUDA that a list of allowed versions names, from the oldest on."""
+    return [write_cuda(release) for release in CUDA_RELEASES if release >= oldest]
+
+
+def list_runnable_builds(driver_cuda: tuple[int, int]) -> list[TorchBuild]:
+    """Return the builds whose CUDA a driver supports, given the newest CUDA that it supports."""
+    return [build for build in TORCH_BUILDS if build.cuda <= driver_cuda]
+
+
+def find_build(torch: Version) -> TorchBuild | None:
+    """Return the image's build that this torch is, None if it is another version or CUDA.
+
+    The registry's builds have no local version, those of other indexes have one such as "+cpu".
+    """
+    for build in TORCH_BUILDS:
+        if torch.public == build.torch and torch.local in (None, build.name):
+            return build
+    return None
+
+
+def name_build(torch: Version | None) -> str:
+    """Name a torch as the local part of a version: "+cu128" of an image, "+torch2.11.0", or ""."""
+    if torch is None:
+        return ""
+    build = find_build(torch)
+    return f"+{build.name if build else f'torch{torch}'.replace('+', '.')}"
 
 
 def find_version(package: str) -> Version | None:

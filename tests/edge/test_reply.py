@@ -1,5 +1,6 @@
 """Replies hold the contract's keys, fit RunPod's budget and leak nothing."""
 
+import importlib.metadata
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as chosen
 from hypothesis import strategies as st
+from packaging.version import Version
 
-from worker import log, settings
+from worker import log, settings, versions
 from worker.doors.runpod import wire
 from worker.edge import reply as replies
 from worker.edge.reply import make_success, measure, read_worker_version
@@ -111,8 +113,11 @@ def test_the_requests_warnings_come_first_and_each_once() -> None:
     assert reply["warnings"] == ["widht: is not a known field; did you mean width?", "cut"]
 
 
-def test_the_version_is_that_of_the_installed_package() -> None:
-    assert read_worker_version().split(".")[0].isdigit()
+def test_the_version_is_that_of_the_installed_package_and_of_its_image() -> None:
+    build = versions.find_build(Version(importlib.metadata.version("torch")))
+    assert build is not None
+    version = Version(read_worker_version())
+    assert (version.public, version.local) == (importlib.metadata.version("worker"), build.name)
 
 
 @pytest.mark.parametrize("key", ["output_image_base64", "image", "image_base64", "image_url"])

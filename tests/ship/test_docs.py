@@ -17,7 +17,7 @@ from worker import errors, settings
 from worker.bundle.prepare import compute_sizes
 from worker.families.qwen_image.recipe import RECIPE
 from worker.tasks import request
-from worker.versions import OLDEST_DRIVER
+from worker.versions import TORCH_BUILDS, TorchBuild, list_releases, write_cuda
 from worlds import embedded
 from worlds.pod import KEY, Pod
 
@@ -111,12 +111,39 @@ def test_the_sizes_are_those_that_the_code_computes() -> None:
     assert documented == computed
 
 
-def test_the_driver_and_the_sdk_s_versions_are_those_of_the_code() -> None:
-    assert f"branch {OLDEST_DRIVER[13]}" in DOCS["deploy.md"]
-    locked = (ROOT / "builder" / "requirements.lock").read_text()
+def find_pin(lock: str, package: str) -> str:
+    """Return a package's version in a lock, without the build number of NVIDIA's packages."""
+    text = (ROOT / "builder" / f"requirements-{lock}.lock").read_text()
+    found = re.search(rf"^{package}==(\d+\.\d+\.\d+)", text, re.MULTILINE)
+    assert found is not None, package
+    return found[1]
+
+
+@pytest.mark.parametrize(("column", "build"), list(enumerate(TORCH_BUILDS)), ids=str)
+def test_the_images_are_those_of_the_code_and_their_locks(column: int, build: TorchBuild) -> None:
+    page = DOCS["deploy.md"]
+    (table,) = re.findall(r"^\| image \|.*\n(?:\|.*\n)+", page, re.MULTILINE)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    row = {cells[0]: cells[column + 1] for cells in rows}
+    assert len(rows[0]) == len(TORCH_BUILDS) + 1
+    assert row["CUDA"] == write_cuda(build.cuda)
+    assert row["driver"] == f"{build.driver} or newer"
+    assert row["*Allowed CUDA versions*"] == ", ".join(list_releases(build.cuda))
+    assert row["torch, torchvision"] == f"{build.torch}, {build.torchvision}"
+    cudnn = find_pin(build.name, f"nvidia-cudnn-cu{build.cuda[0]}")
+    assert row["cuDNN, triton"] == f"{cudnn}, {find_pin(build.name, 'triton')}"
+    # torch's own rule (sdp_utils.cpp, check_prefer_cudnn_attention)
+    prefers_cudnn = tuple(map(int, cudnn.split("."))) > (9, 15, 0)
+    assert ("cuDNN" in row["attention"]) == prefers_cudnn
+    built = row["build"]
+    assert ("--cuda" not in built) == (column == 0)
+    assert column == 0 or f"--cuda {build.name}" in built
+
+
+def test_the_sdk_s_version_is_the_locked_one() -> None:
     version = re.search(r"the image has ([\d.]+),", DOCS["troubleshooting.md"])
     assert version is not None
-    assert f"\nrunpod=={version[1]} " in locked
+    assert version[1] == find_pin(TORCH_BUILDS[0].name, "runpod")
 
 
 def test_no_guide_boasts() -> None:

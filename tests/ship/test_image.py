@@ -14,6 +14,7 @@ from tools import dockerfile, image_check
 from tools.dockerfile import Instruction
 from worker import settings
 from worker.bundle import layout
+from worker.versions import TORCH_BUILDS
 from worker.weights import sources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +27,10 @@ TORCH_2_11 = ("--tag", "a", "--torch", "2.11.0")
 
 def steps(target: str) -> list[Instruction]:
     return PARSED.chain(target)[1]
+
+
+def arguments(target: str) -> dict[str, str]:
+    return {k: v for step in steps(target) if step.keyword == "ARG" for k, v in step.pairs.items()}
 
 
 def environment(target: str) -> dict[str, str]:
@@ -100,13 +105,14 @@ def test_all_install_work_is_in_builder_scripts_that_are_there_when_they_run(tar
                 if "--no-project" in step.rest:
                     optional.add("builder/project.sh")
                 assert {script, *named} - optional <= here
+    assert {f"builder/requirements-{build.name}.lock" for build in TORCH_BUILDS} <= here
 
 
 def test_a_change_of_code_leaves_the_dependencies_layer_alone() -> None:
     order = [(step.keyword, step.rest) for step in steps("slim")]
     installed = next(n for n, (k, rest) in enumerate(order) if k == "RUN" and "venv.sh" in rest)
     before = " ".join(rest for keyword, rest in order[:installed] if keyword == "COPY")
-    assert "requirements.lock" in before
+    assert all(f"requirements-{build.name}.lock" in before for build in TORCH_BUILDS)
     assert "src" not in before
     assert "checkpoints" not in before
     # the checkpoint changes more seldom than the code
@@ -132,11 +138,8 @@ def test_the_token_reaches_the_baked_build_as_a_secret_and_no_layer() -> None:
 
 def test_the_baked_image_s_own_settings_are_settings() -> None:
     given = environment("baked")
-    arguments = {
-        k: v for step in steps("baked") if step.keyword == "ARG" for k, v in step.pairs.items()
-    }
     known = {name for group in settings.list_variables() for name in group}
-    baked = {k: dockerfile.expand(v, arguments) for k, v in given.items() if k in known}
+    baked = {k: dockerfile.expand(v, arguments("baked")) for k, v in given.items() if k in known}
     assert set(baked) >= {"MODEL", "PRECISION_MODE", "LIGHTNING_STEPS"}
     assert settings.read(baked).model == ("qwen-image-edit-2511",)
 
@@ -144,7 +147,7 @@ def test_the_baked_image_s_own_settings_are_settings() -> None:
 def test_baking_leaves_each_model_complete_where_the_worker_looks_for_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [ROOT / "builder" / "bake.sh", "tiny", tmp_path],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "VENV": sys.prefix},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -235,6 +238,8 @@ def test_build_explains_itself() -> None:
         (["--tag", "a/b:"], "not an image name"),
         (["--tag", "a", "--platform", "linux/arm64"], "unknown argument: --platform"),
         (["--tag", "a", "--target", "fat"], "unknown target"),
+        (["--tag", "a", "--cuda", "12.8"], "unknown CUDA: 12.8 (known: cu128, cu130)"),
+        (["--tag", "a", "--cuda"], "--cuda needs a value"),
         (["--tag", "a", "--model", "tiny"], "belong to --target baked"),
         (["--tag", "a", "--target", "baked", "--precision", "fp16"], "unknown precision"),
         (["--tag", "a", "--target", "baked", "--lightning-steps", "5"], "unknown steps"),
@@ -281,9 +286,15 @@ def test_another_torch_build_is_handed_to_the_venv_script_by_its_own_names() -> 
         *("--torch-index", "https://index.example/cu128"),
     )
     given = dict(re.findall(r"--build-arg (\w+)=(\S+)", done.stdout))
-    arguments = {k for s in steps("slim") if s.keyword == "ARG" for k in s.pairs}
-    assert set(given) == arguments
+    assert {*given, "CUDA"} == set(arguments("slim"))
     assert all(name in (ROOT / "builder" / "venv.sh").read_text() for name in given)
+
+
+def test_the_lock_of_each_image_is_chosen_by_one_argument_and_the_first_is_the_default() -> None:
+    assert arguments("slim")["CUDA"] == TORCH_BUILDS[0].name
+    for build_ in TORCH_BUILDS:
+        done = build("--dry-run", "--tag", "a", "--cuda", build_.name)
+        assert f"--build-arg CUDA={build_.name} " in done.stdout
 
 
 def venv(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -302,6 +313,7 @@ def venv(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         (["--develop"], {}, "unknown argument --develop"),
         (["--dev", "--dev"], {}, "one argument at most"),
         ([], {"TORCH_VERSION": "2.11.0"}, "belong together"),
+        ([], {"CUDA": "12.8"}, "unknown CUDA=12.8 (known: cu128, cu130)"),
         ([], {"PYTHON": "python-that-is-not-there"}, "is not installed"),
     ],
 )
@@ -322,21 +334,47 @@ def test_setting_up_refuses_an_old_python(tmp_path: Path) -> None:
     assert "Python 3.10.9 is too old" in done.stderr
 
 
-def test_leaving_torch_out_of_the_lock_leaves_the_rest_unchanged() -> None:
-    lock = (ROOT / "builder" / "requirements.lock").read_text()
-    rest = subprocess.run(
+def read_entries(lock: str) -> list[str]:
+    """Return a lock's entries, each with its marker and hashes, without comments."""
+    text = re.sub(r"^ *#.*\n", "", lock, flags=re.MULTILINE)
+    return re.findall(r"^[a-z0-9].*\n(?: .*\n)*", text, re.MULTILINE)
+
+
+def leave_out_torch(lock: str) -> list[str]:
+    done = subprocess.run(
         [ROOT / "builder" / "lock_without_torch.sh"],
         input=lock,
         capture_output=True,
         text=True,
         check=True,
-    ).stdout
-    block = re.compile(r"^[a-z0-9].*\n(?: .*\n)*", re.MULTILINE)
+    )
+    return read_entries(done.stdout)
+
+
+def test_without_torch_every_lock_is_the_same_and_nothing_else_is_left_out() -> None:
+    """So what the images have in common is tested with either, and one lock of tools fits both."""
+    locks = [(ROOT / "builder" / f"requirements-{b.name}.lock").read_text() for b in TORCH_BUILDS]
     own = re.compile(r"(torch|torchvision|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==")
-    kept, all_of_it = block.findall(rest), block.findall(lock)
-    assert kept == [entry for entry in all_of_it if not own.match(entry)]
-    assert len(all_of_it) - len(kept) > 15
+    kept = leave_out_torch(locks[0])
     assert any(entry.startswith("bitsandbytes==") for entry in kept)
+    for lock in locks:
+        entries = read_entries(lock)
+        assert leave_out_torch(lock) == [e for e in entries if not own.match(e)] == kept
+        assert len(entries) - len(kept) > 15
+
+
+@pytest.mark.parametrize(
+    ("chosen", "folder"),
+    [("", ".venv"), ("TORCH=cu128", ".venv"), ("TORCH=cu130", ".venv-cu130")],
+)
+def test_make_keeps_an_environment_for_each_torch(chosen: str, folder: str) -> None:
+    """So changing between them installs nothing again."""
+    words = ["make", "--dry-run", "--always-make", "test", *filter(None, [chosen])]
+    environ = {k: v for k, v in os.environ.items() if k not in {"TORCH", "MAKEFLAGS"}}
+    done = subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
+    lock = chosen.partition("=")[2] or TORCH_BUILDS[0].name
+    assert f"CUDA={lock} VENV={folder} " in done.stdout
+    assert f" {folder}/bin/python -m pytest" in done.stdout
 
 
 def test_a_dockerfile_is_read_with_its_comments_continuations_and_stages() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 LEFT_OUT: Final = shutil.ignore_patterns(
-    ".git", ".venv", "out", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info"
+    ".git", ".venv*", "out", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info"
 )
 
 

@@ -272,7 +272,7 @@ def student(  # noqa: PLR0913, PLR0915 - the parts of a model; one loop, its sta
                 apart = _apart(flat, bank, reached[some], target[some], bf16=lean.bf16)
                 loss = loss + course.pixels * _relative(apart, LEAST_SEEN)
                 seen += apart.detach().tolist()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(factors, 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)

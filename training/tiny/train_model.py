@@ -231,7 +231,7 @@ def train(
         for task in STEPS[step % len(STEPS)]:
             samples = tasks.group(task, GROUP)
             loss = flow_loss(lean, make, bank, samples, device)
-            (loss / len(STEPS[0])).backward()  # type: ignore[no-untyped-call]
+            (loss / len(STEPS[0])).backward()
             losses[task].append(loss.item())
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         for optimiser in optimisers:

@@ -114,7 +114,7 @@ def train(folder: Path, steps: int, device: torch.device, seed: int = 1) -> Any:
         error = ours - truth
         loss = error.abs().mean() + SQUARE_WEIGHT * error.square().mean()
         total = loss + KL_WEIGHT * divergence
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         torch.nn.utils.clip_grad_norm_(flat.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

@@ -138,7 +138,7 @@ class FileReader:
         """Read into one of this thread's two pinned buffers and copy from it on its own stream."""
         own = self._own
         if not hasattr(own, "stream"):
-            own.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            own.stream = torch.cuda.Stream(self._device)
             own.stream.wait_stream(torch.cuda.default_stream(self._device))
             own.buffers = [
                 torch.empty(REQUEST_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)
@@ -152,7 +152,7 @@ class FileReader:
         _fill(path, pinned, offset)
         with torch.cuda.stream(own.stream):
             piece.copy_(pinned, non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            event = torch.cuda.Event()
             event.record(own.stream)
         own.events[own.turn] = event
         return event

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from worker import log
+from worker import log, versions
 from worker.edge import echo
 from worker.errors import Detail, ErrorType, Internal, OutputTooLarge, WorkerError
 from worker.seam import Served, Wish
@@ -43,8 +43,12 @@ class Failure:
 
 @functools.cache
 def read_worker_version() -> str:
-    """Return this package's version, as its metadata has it."""
-    return importlib.metadata.version("worker")
+    """Return this package's version and the name of its torch, such as "0.2.0+cu128".
+
+    Together they decide what a seed gives on a type of GPU.
+    """
+    torch = versions.find_version("torch")
+    return f"{importlib.metadata.version('worker')}{versions.name_build(torch)}"
 
 
 def make_success(

@@ -57,7 +57,7 @@ class _Pace:
             return
         if self._last is not None:
             self._last.synchronize()
-        self._last = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._last = torch.cuda.Event()
         self._last.record()
 
 
