@@ -5,7 +5,7 @@ TORCH ?= cu128
 VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test certain mutants faults fuzz soak quick check readme lint format train-tiny eval-tiny lock image-check clean
+.PHONY: help setup demo test certain mutants faults fuzz soak storm stores quick check readme lint format train-tiny eval-tiny lock image-check clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -37,8 +37,17 @@ fuzz: setup ## the properties on FUZZ_EXAMPLES inputs each, then FUZZ_S seconds 
 	for target in parsing decoding addressing; do \
 	  PYTHONPATH=tests $(BIN)/python -m fuzz.campaign $$target $(FUZZ_S) out/fuzz || exit 1; done
 
+stores: setup ## uploads to a real S3 server (rclone), and to yours with STORE_ENDPOINT and its keys
+	$(BIN)/uv pip install -q --require-hashes -r builder/requirements-stores.lock
+	$(BIN)/python -m pytest -q tests/stores/real_stores.py
+
 soak: setup ## ten thousand jobs through the real loop, with bad, slow and cancelled ones among them
 	$(BIN)/python bench/soak.py
+
+JOBS ?= 1000
+PRECISION ?= bf16
+storm: setup ## JOBS mixed jobs that share steps, some cancelled: every picture equal to the one made alone
+	$(BIN)/python bench/storm.py --jobs $(JOBS) --precision $(PRECISION)
 
 SEED ?= 1
 ROOM ?= all
@@ -79,7 +88,7 @@ eval-tiny: setup ## check what checkpoints/tiny draws and edits, from its pixels
 	$(BIN)/python -m training.tiny.evaluate
 
 lock: setup ## resolve the dependencies again, with hashes
-	cd builder && for name in uv cu128 cu130 dev fuzz; do \
+	cd builder && for name in uv cu128 cu130 dev fuzz stores; do \
 	  UV_CUSTOM_COMPILE_COMMAND="make lock" ../$(BIN)/uv pip compile -q --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url -o requirements-$$name.lock requirements-$$name.in || exit 1; done
 

@@ -13,7 +13,12 @@ import sys
 
 def main() -> int:
     """Read the environment, boot and serve; return the exit code."""
-    from worker import boot  # noqa: PLC0415 - importing this file must cost nothing
+    from worker import system  # noqa: PLC0415 - importing this file must cost nothing
+
+    if fault := system.find_fault():
+        print(f"{fault.found}: {fault.change}", file=sys.stderr)  # noqa: T201 - no log yet
+        return 1
+    from worker import boot  # noqa: PLC0415 - the same
     from worker.doors import start  # noqa: PLC0415
     from worker.doors.runpod.loop import RunPod  # noqa: PLC0415
 

@@ -90,10 +90,9 @@ class StandIn:
     def __init__(self, picture: Image.Image) -> None:
         self._picture = picture
 
-    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
+    def make_key(self, wish: PictureWish) -> None:
         """Share no forward."""
-        del wish, other
-        return False
+        del wish
 
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
         """Return the fixed picture for each."""

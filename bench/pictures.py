@@ -21,7 +21,7 @@ from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.lightning import LIGHTNING, LIGHTNING_MODULES
 from worker.families.qwen_image.model import QwenImage
 from worker.media.picture import Picture
-from worker.seam import Served, Unheard
+from worker.seam import Served, Unheard, take_made
 from worker.tasks.picture import PictureOffer, PictureWish
 
 # What users of the 4-bit recipes quantise: every Linear of the blocks except the first img_mod.
@@ -68,7 +68,7 @@ def ours(model: QwenImage, prompt: str, side: int, steps: int, seed: int = 0) ->
         lightning=True,
         seed=seed,
     )
-    (made,) = model.make([wish], [Unheard()])
+    (made,) = map(take_made, model.make([wish], [Unheard()]))
     assert isinstance(made.piece, Picture)
     return made.piece.image
 

@@ -15,8 +15,8 @@ from worker.driver import Gpu
 from worker.errors import InvalidSettings, UnfitHost
 from worker.families.catalogue import CATALOGUE
 from worker.families.pictures import describe
+from worker.finding import Finding
 from worker.media.picture import Picture
-from worker.preflight import Finding
 from worker.seam import Control, Made, Openable, Served, Unheard
 from worker.tasks.picture import PictureWish, offer_of, warm_up
 from worker.weights.spec import list_lightning_steps
@@ -118,10 +118,9 @@ class Recording:
         self.served = served
         self.wishes: list[PictureWish] = []
 
-    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
+    def make_key(self, wish: PictureWish) -> None:
         """Share no forward."""
-        del wish, other
-        return False
+        del wish
 
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
         """Draw next to nothing."""

@@ -17,7 +17,7 @@ from packaging.version import Version
 
 from worker import driver, preflight, settings, versions
 from worker.__main__ import main
-from worker.preflight import Finding
+from worker.finding import Finding, Level
 from worlds.nvml import Fact, Nvml
 
 Machine = Callable[..., dict[str, Finding]]
@@ -418,7 +418,7 @@ def test_a_finding_without_advice_has_none() -> None:
 
 
 def test_only_fatal_findings_are_fatal() -> None:
-    levels: list[preflight.Level] = ["ok", "advice", "fatal", "fatal"]
+    levels: list[Level] = ["ok", "advice", "fatal", "fatal"]
     found = [Finding(str(n), level, "") for n, level in enumerate(levels)]
     assert [finding.check for finding in preflight.pick_fatal(found)] == ["2", "3"]
 

@@ -43,10 +43,9 @@ class Recorded:
     served: Served
     shelf: Shelf
 
-    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
+    def make_key(self, wish: PictureWish) -> None:
         """Share no forward."""
-        del wish, other
-        return False
+        del wish
 
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
         """Draw grey pixels."""

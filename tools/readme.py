@@ -1,7 +1,8 @@
 """Fill the tables of README, docs/ and RunPod's listing from the code: `make readme`.
 
 A table stands between `<!-- NAME -->` and `<!-- end -->`; .runpod/hub.json names the models that
-MODEL may hold and its default. tests/tools/test_readme.py fails while a page and the code differ.
+MODEL may hold and its default, and the memory and pools of its presets. tests/tools/test_readme.py
+fails while a page and the code differ.
 """
 
 import ast
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from tools import presets
 from worker import errors, settings
 from worker.families.catalogue import CATALOGUE
 from worker.tasks import registry
@@ -26,7 +28,7 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "checkpoints/tiny/": "the embedded models: a few megabytes, the classes of the real ones",
     "builder/": "the locks, and what the image build runs",
     "tools/": "the demo, and the project's own checks: mutants, certainty, the image, these tables",
-    "Dockerfile": "the image; build.sh builds it",
+    "Dockerfile": "the image; build.sh, or builder/image.py on any system, builds it",
     ".runpod/": "what RunPod's Hub shows and tests",
     "bench/": "the programs behind the numbers",
     "tests/": "mirrors src/worker; the campaigns of faults/ and fuzz/",
@@ -205,8 +207,10 @@ def fill(page: str, tables: Mapping[str, Callable[[], str]]) -> str:
 
 
 def hub_listing() -> str:
-    """Return .runpod/hub.json with the models that the catalogue has, the newest first."""
+    """Return .runpod/hub.json with the catalogue's models, the newest first, and computed sizes."""
     listing = json.loads(HUB.read_text(encoding="utf-8"))
+    sizes = json.loads(SIZES.read_text(encoding="utf-8"))
+    listing["config"]["presets"] = presets.make_presets(sizes)
     published = [row.name for row in CATALOGUE.rows if row.embedded is None]
     words = [*reversed(published), *CATALOGUE.groups]
     for entry in listing["config"]["env"]:
@@ -216,6 +220,8 @@ def hub_listing() -> str:
                 " repository of the same family."
             )
             entry["input"]["default"] = CATALOGUE.default
+        elif entry["key"] == "PRECISION_MODE":
+            entry["input"]["options"] = presets.make_precision_options(sizes)
     return json.dumps(listing, indent=2, ensure_ascii=False) + "\n"
 
 

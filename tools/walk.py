@@ -21,7 +21,7 @@ import io
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -33,7 +33,7 @@ from tools.readme import docstring, fill
 from worker import boot, settings
 from worker.doors.runpod import wire
 from worker.jobs.serve import Worker
-from worker.seam import Control, Made, Model, Models
+from worker.seam import Control, Model, Models, Outcome
 from worlds import hub
 from worlds.prepared import folder_of
 
@@ -109,7 +109,7 @@ class Held:
             def __getattr__(self, name: str) -> Any:
                 return getattr(model, name)
 
-            def make(self, wishes: Sequence[Any], controls: Sequence[Control]) -> Sequence[Made]:
+            def make(self, wishes: Sequence[Any], controls: Sequence[Control]) -> Iterable[Outcome]:
                 return model.make(wishes, [Waiting(control) for control in controls])
 
         found: Any = Model()

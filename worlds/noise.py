@@ -43,10 +43,9 @@ class Noise:
 
     served = Served("noise", "a/noise", "1", "none", "", {FROM_TEXT: OFFER})
 
-    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
-        """Return False: no forward is shared."""
-        del wish, other
-        return False
+    def make_key(self, wish: PictureWish) -> None:
+        """Share no forward."""
+        del wish
 
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
         """Make one picture after another."""

@@ -97,8 +97,10 @@ class Site:
     """The site, its names and its insides, served from a thread; a context manager.
 
     `files` maps a path to the bytes it serves; `hits` are the requested paths; `intruders` counts
-    connections to the inside; `stored` is what was PUT; `headers` are the last request's. A name
-    whose answer is ["silence"] gets none, and one whose answer is ["trouble"] gets SERVFAIL.
+    connections to the inside; `stored` is what was PUT; `headers` are the last request's. A PUT is
+    answered with the next of `put_answers` as it stands (and then nothing more comes if
+    `falls_silent`), else with the next of `put_statuses`, else with 200. A name whose answer is
+    ["silence"] gets none, and one whose answer is ["trouble"] gets SERVFAIL.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -109,6 +111,8 @@ class Site:
         self.files: dict[str, bytes] = {}
         self.stored: dict[str, bytes] = {}
         self.put_statuses: list[int] = []
+        self.put_answers: list[bytes] = []
+        self.falls_silent = False
         self.hits: list[str] = []
         self.method = ""
         self.headers: dict[str, str] = {}
@@ -233,12 +237,7 @@ class Site:
                 self._arrived.notify_all()
             if method == "PUT":
                 body = await reader.readexactly(int(self.headers.get("content-length", "0")))
-                status = self.put_statuses.pop(0) if self.put_statuses else 200
-                if status == 200:
-                    self.stored[target] = body
-                if status < 0:  # never answers
-                    await asyncio.sleep(3600)
-                writer.write(_answer(status))
+                await self._answer_put(target, body, writer)
             else:
                 async for part in self.serve(target):
                     if writer.is_closing():  # over TLS such a write raises nothing
@@ -251,6 +250,19 @@ class Site:
             writer.close()
             await writer.wait_closed()
         self._writers.discard(writer)
+
+    async def _answer_put(self, target: str, body: bytes, writer: asyncio.StreamWriter) -> None:
+        if self.put_answers:
+            writer.write(self.put_answers.pop(0))
+            if self.falls_silent:
+                await asyncio.sleep(3600)
+            return
+        status = self.put_statuses.pop(0) if self.put_statuses else 200
+        if status == 200:
+            self.stored[target] = body
+        if status < 0:  # never answers
+            await asyncio.sleep(3600)
+        writer.write(_answer(status))
 
     async def serve(self, target: str) -> AsyncIterator[bytes]:  # noqa: C901, PLR0912, PLR0915 - one case per misdeed
         """Yield the raw bytes that answer a request for `target`."""
@@ -339,6 +351,11 @@ class Site:
             yield _answer(200, b"<!doctype html><title>Sign in</title>" * 20)
         else:
             yield _answer(404, b"not here")
+
+
+def make_refusal(status: int, body: bytes, headers: str = "") -> bytes:
+    """Return the raw answer of a store that refuses a request."""
+    return _answer(status, body, headers)
 
 
 def _head(status: int, headers: str) -> bytes:

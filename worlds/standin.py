@@ -5,6 +5,8 @@ A prompt is a script of words, carried out in order; without any a noisy picture
     pause=S         S seconds before each step
     hold=PHASE[:K]  wait in that phase (text, denoise, lost, decode), before step K ends ...
     gate=NAME       ... for the gate of this name to open
+    share=NAME      share the steps of waiting pictures of this name and size; the oldest's are done
+    oom=N           CudaOutOfMemory when N or more share
     nan oom lost bug slow-text   BadPicture; CudaOutOfMemory; DeviceLost; a bug; many text reports
     big             noise that does not compress, 1024 x 1024 whatever the size
 Environment: STANDIN_GATES (a folder for hold), STANDIN_BOOT_S (seconds), STANDIN_BOOT (gated, full,
@@ -15,7 +17,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +36,10 @@ from worker.errors import (
     VolumeFull,
     WeightsUnavailable,
 )
+from worker.families.sharing import Sharing
 from worker.jobs.serve import Worker
 from worker.media.picture import Picture
-from worker.seam import Control, Made, Phase, Served
+from worker.seam import Control, Made, Outcome, Phase, Served, take_made
 from worker.settings import Settings
 from worker.tasks.picture import PictureOffer, PictureWish
 
@@ -95,6 +99,8 @@ class Script:
         self.pause = float(values.get("pause", "0"))
         phase, _, step = values.get("hold", "").partition(":")
         self.hold = (phase, int(step or "1"))
+        self.share = values.get("share")
+        self.most = int(values.get("oom", "99"))
         self.gate = Gate(GATES, values.get("gate", "gate"))
 
     def reach(self, phase: Phase, step: int, control: Control, steps: int) -> None:
@@ -105,19 +111,44 @@ class Script:
         control.report(phase, step, steps)
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What pictures must agree in to share steps."""
+
+    name: str
+    width: int
+    height: int
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels one picture has."""
+        return self.width * self.height
+
+
 class StandIn:
     """A model that makes noise, and fails on request."""
 
     served = SERVED
 
-    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
-        """Return False: no forward is shared."""
-        del wish, other
-        return False
+    def make_key(self, wish: PictureWish) -> Shared | None:
+        """Return what shares the steps of a picture, if its prompt names any."""
+        name = Script(wish.prompt).share
+        return None if name is None else Shared(name, wish.width, wish.height)
 
-    def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
-        """Make one picture after another."""
-        return [self.draw(*pair) for pair in zip(wishes, controls, strict=True)]
+    def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> Iterator[Outcome]:
+        """Make one picture, or several in the steps of the first."""
+        if len(wishes) == 1:
+            yield self.draw(wishes[0], controls[0])
+            return
+        scripts = [Script(wish.prompt) for wish in wishes]
+        log.get().info("standin shares", seeds=[wish.seed for wish in wishes])
+        if len(wishes) >= min(script.most for script in scripts):
+            raise CudaOutOfMemory("the device ran out of memory; ask for a smaller picture")
+        sharing, start = Sharing(controls, drops=True), time.monotonic()
+        self._step(scripts[0], sharing)
+        for place, (wish, script) in enumerate(zip(wishes, scripts, strict=True)):
+            ended = sharing.find_end(place)
+            yield ended or self._finish(wish, script, start)
 
     def draw(self, wish: PictureWish, control: Control) -> Made:
         """Make noise from the wish's seed, or do what the prompt says."""
@@ -130,12 +161,18 @@ class StandIn:
 
     def _follow(self, wish: PictureWish, control: Control, script: Script) -> Made:
         start = time.monotonic()
+        self._step(script, control)
+        return take_made(self._finish(wish, script, start))
+
+    def _step(self, script: Script, control: Control) -> None:
         for step in range(1, 1 + (200 if "slow-text" in script.words else 1)):
             script.reach("text", step, control, 200 if "slow-text" in script.words else 1)
         for step in range(1, script.steps + 1):
             script.reach("denoise", step, control, script.steps)
+
+    def _finish(self, wish: PictureWish, script: Script, start: float) -> Outcome:
         if "nan" in script.words:
-            raise BadPicture("the model's picture has values that are not numbers")
+            return BadPicture("the model's picture has values that are not numbers")
         if "oom" in script.words:
             raise CudaOutOfMemory("the device ran out of memory; ask for a smaller picture")
         if "lost" in script.words:

@@ -42,14 +42,21 @@ class Tone:
         return Encoded(file.getvalue(), "audio/wav", {"seconds": count / RATE, "sample_rate": RATE})
 
 
+@dataclass(frozen=True)
+class Hum:
+    """What hums must agree in to share a forward: nothing."""
+
+    pixels: int = 0
+
+
 class Fork:
     """A model that hums; all of its wishes share a forward."""
 
     served = Served("tone", "a/tone", "1", "none", "", {"speech": Offer()})
 
-    def can_share(self, _wish: SpeechWish, _other: SpeechWish) -> bool:
-        """Return True: all wishes share a forward."""
-        return True
+    def make_key(self, _wish: SpeechWish) -> Hum:
+        """Return the same for all: they share a forward."""
+        return Hum()
 
     def make(self, wishes: Sequence[SpeechWish], controls: Sequence[Control]) -> list[Made]:
         """Hum."""

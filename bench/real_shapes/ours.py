@@ -30,7 +30,8 @@ from worker.families.qwen_image.modulation import (
     RowTable,
     round_timesteps,
 )
-from worker.families.qwen_image.modules import NoHead
+from worker.families.qwen_image.modules import NoHead, keep_frames
+from worker.families.sharing import Sharing
 from worker.media.images import encode
 from worker.seam import Served, Unheard
 from worker.tasks.picture import PictureOffer, PictureWish
@@ -77,7 +78,7 @@ def text_encoder(architecture: Architecture, precision: Precision, device: torch
 
 
 def vae(architecture: Architecture, device: torch.device) -> Any:
-    """Return the VAE in bf16."""
+    """Return the VAE in bf16, as it is published."""
     made = shapes.vae(architecture)
     fill(made, weights.made(made, device, {}), "bf16", device)
     return made
@@ -99,7 +100,7 @@ def components(
     """
     if lent is None:
         encoder = text_encoder(architecture, precision, device)
-        lent = Lent(encoder, vae(architecture, device))
+        lent = Lent(encoder, keep_frames(vae(architecture, device)))
     transformer = shapes.transformer(architecture, edit=edit)
     table = row_table(transformer, architecture.transformer_config(edit=edit), device)
     lora = weights.lightning(transformer, fused, device) if fused else None
@@ -150,6 +151,11 @@ def served(architecture: Architecture, *, edit: bool, precision: Precision) -> S
     )
 
 
+def unheard(wishes: list[PictureWish]) -> Sharing:
+    """Return the control of wishes that nothing follows."""
+    return Sharing([Unheard()] * len(wishes), drops=False)
+
+
 class Ours:
     """One warm model of ours, a job at a time."""
 
@@ -171,13 +177,13 @@ class Ours:
 
     def make_latents(self, wishes: list[PictureWish]) -> torch.Tensor:
         """Return the final latents of a batch."""
-        return self._model.make_latents(wishes, Unheard(), Clock(self._parts.device))
+        return self._model.make_latents(wishes, unheard(wishes), Clock(self._parts.device))
 
     def job(self, case: Case, wishes: list[PictureWish]) -> dict[str, float]:
         """Make the pictures of a job, PNGs and all; return milliseconds by phase."""
         clock = Clock(self._parts.device)
         with gpu.translate_errors():
-            latents = self._model.make_latents(wishes, Unheard(), clock)
+            latents = self._model.make_latents(wishes, unheard(wishes), clock)
             with clock.measure_phase("decode"):
                 pixels = self._model._vae.decode(latents, case.side, case.side)  # noqa: SLF001 - make() makes one picture, a batch is timed here
                 images = [make_picture(each) for each in pixels]

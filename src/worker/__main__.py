@@ -6,8 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from worker import log, preflight, settings
+from worker import system
 from worker.errors import WeightsUnavailable, WorkerError
+from worker.finding import Finding
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -28,9 +29,16 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def doctor(*, as_json: bool) -> int:
-    """Print every finding of the preflight; return 1 when one is fatal."""
-    findings = preflight.check(settings.read())
-    broken = preflight.pick_fatal(findings)
+    """Print every finding of the preflight and the trials; return 1 when one is fatal."""
+    from worker import preflight, settings, trial  # noqa: PLC0415 - the system is checked first
+
+    given = settings.read()
+    return show([*preflight.check(given), *trial.try_bucket(given)], as_json=as_json)
+
+
+def show(findings: Sequence[Finding], *, as_json: bool) -> int:
+    """Print findings, as JSON or a line each; return 1 when one is fatal."""
+    broken = [finding for finding in findings if finding.level == "fatal"]
     if as_json:
         listed = [finding.as_json() for finding in findings]
         print(json.dumps({"ok": not broken, "findings": listed}, indent=2))  # noqa: T201 - its output
@@ -53,7 +61,7 @@ def run() -> int:
 
 def prepare(model: str, precision: str | None, out: str | None) -> int:
     """Prepare the bundles of MODEL's words and print their folders."""
-    from worker import boot  # noqa: PLC0415 - torch only where it is needed
+    from worker import boot, log, settings  # noqa: PLC0415 - torch only where it is needed
 
     given = {"MODEL": model, "PRECISION_MODE": precision, "MODEL_DIR": out}
     chosen = settings.read(instead={name: value for name, value in given.items() if value})
@@ -65,6 +73,7 @@ def prepare(model: str, precision: str | None, out: str | None) -> int:
 
 def push(bundle: Path, repository: str) -> int:
     """Upload a bundle with all its components and print the commit."""
+    from worker import settings  # noqa: PLC0415 - the system is checked first
     from worker.bundle import layout  # noqa: PLC0415 - only here
     from worker.weights import push as hub  # noqa: PLC0415 - only here
 
@@ -79,6 +88,10 @@ def push(bundle: Path, repository: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     given = make_parser().parse_args(arguments)
+    if fault := system.find_fault():
+        return show([fault], as_json=given.command == "doctor" and given.json)
+    from worker import log  # noqa: PLC0415 - the system is checked first
+
     log.configure()
     try:
         if given.command == "doctor":

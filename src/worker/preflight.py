@@ -9,19 +9,17 @@ import runpy
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from worker import versions
 from worker.driver import Driver, DriverError, Gpu, query_driver
 from worker.errors import DeliveryFailed, WorkerError
 from worker.families import catalogue
+from worker.finding import Finding
 from worker.media.s3 import read_own_bucket
 from worker.settings import Settings
 from worker.weights import space
-
-Level = Literal["ok", "advice", "fatal"]
 
 # 4bit with one LoRA, computed: 13.63 B parameters of the lean transformer at 4.127 bits (7.0 GB),
 # the text encoder without lm_head 5.8 GB (vision tower and embeddings bf16), decoder 0.25 GB, LoRA
@@ -30,24 +28,6 @@ LEAST_VRAM: Final = 15_000_000_000
 # preparing holds the largest published shard (5 GB) and one LoRA, besides Python and torch
 LEAST_MEMORY: Final = 10_000_000_000
 GB: Final = 1_000_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was checked: what was found and, unless it is ok, what to change.
-
-    `of_host` is whether it may differ on another machine of the same endpoint.
-    """
-
-    check: str
-    level: Level
-    found: str
-    change: str = ""
-    of_host: bool = False
-
-    def as_json(self) -> dict[str, str]:
-        """Return the finding as a plain dictionary, as the operator reads it."""
-        return {name: value for name, value in asdict(self).items() if name != "of_host"}
 
 
 def check(settings: Settings) -> list[Finding]:
@@ -274,6 +254,8 @@ def _check_bucket(settings: Settings) -> Iterator[Finding]:
     try:
         bucket = read_own_bucket(settings)
     except DeliveryFailed as error:
-        yield Finding("bucket", "fatal", error.message, "fix BUCKET_NAME or BUCKET_ENDPOINT_URL")
+        yield Finding(
+            "bucket", "fatal", error.message, "fix BUCKET_NAME, _PREFIX, _STYLE or _ENDPOINT_URL"
+        )
     else:
         yield Finding("bucket", "ok", "pictures go to it" if bucket else "none")

@@ -4,7 +4,7 @@ Nothing here knows a task, a door or a family: a wish is its task's own frozen v
 reads what its family understands of it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -53,12 +53,40 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One thing made and how: `timings_ms` by phase, `peak_vram_mb` in MiB."""
+    """One thing made and how: `timings_ms` by phase, `peak_vram_mb` in MiB.
+
+    Where wishes share forwards, the timings are what all of them together have taken by then.
+    """
 
     piece: Piece
     timings_ms: Mapping[Phase, float]
     peak_vram_mb: int = 0
     warnings: tuple[str, ...] = ()
+
+
+# What became of one wish: what was made, or the error that concerns it alone.
+Outcome = Made | Exception
+
+
+def take_made(outcome: Outcome) -> Made:
+    """Return what was made; raises the error where there is one instead."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+class BatchKey(Protocol):
+    """What wishes must agree in to share forwards: those of equal keys may.
+
+    Everything that changes a forward's shape or the values that its rows have in common belongs
+    into it: a key that lacks something makes wrong pictures. Hashable, compared by value.
+    """
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def pixels(self) -> int:
+        """How many pixels one of the wishes has, for BATCH_MAX_PIXELS; 0 where it makes none."""
 
 
 class Control(Protocol):
@@ -82,13 +110,15 @@ class Model(Protocol):
     def served(self) -> Served:
         """What callers may request of it."""
 
-    def can_share(self, wish: Any, other: Any) -> bool:
-        """Return whether two wishes may share a forward."""
+    def make_key(self, wish: Any) -> BatchKey | None:
+        """Return what another wish must have too to share forwards with it; None: it is alone."""
 
-    def make(self, wishes: Sequence[Any], controls: Sequence[Control]) -> Sequence[Made]:
-        """Make what is wished, in order; `controls` has one per wish.
+    def make(self, wishes: Sequence[Any], controls: Sequence[Control]) -> Iterable[Outcome]:
+        """Make what is wished, of equal keys, and give each outcome, in order, once it is there.
 
-        Raises BadPicture, CudaOutOfMemory, DeviceLost, LoraNotApplied, or what a control raises.
+        `controls` has one per wish; what one of them raises is the outcome of its wish, and ends no
+        other. What is raised concerns every wish without an outcome: CudaOutOfMemory, DeviceLost,
+        LoraNotApplied; of a wish made alone also BadPicture and what its control raises.
         """
 
     def warm(self) -> None:

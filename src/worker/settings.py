@@ -147,6 +147,7 @@ Address = Annotated[str, AfterValidator(_read_address)]
 PublicAddress = Annotated[str, AfterValidator(_check_public)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_read_networks)]
 Offline = Annotated[bool, BeforeValidator(_read_offline)]
+BucketStyle = Literal["auto", "path", "virtual"]
 PrecisionMode = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_to_lower)]
 
 
@@ -279,7 +280,14 @@ class Settings(BaseModel):
         None, "the session token of temporary keys; the pictures' URLs expire with it"
     )
     bucket_name: str | None = _declare(None, "its name, if the endpoint does not contain it")
-    bucket_prefix: str = _declare("", "what the keys of its objects begin with")
+    bucket_style: Annotated[BucketStyle, BeforeValidator(_to_lower)] = _declare(
+        "auto",
+        "where its name goes in addresses: `path` (after the host), `virtual` (in front of it),"
+        " `auto` (by the host: as its store is known to accept it, else `path`)",
+    )
+    bucket_prefix: str = _declare(
+        "", "what the keys of its objects begin with; several slashes in a row count as one"
+    )
     bucket_region: str | None = _declare(
         None, "its region", shown="by the endpoint's host, else `us-east-1`"
     )
@@ -294,6 +302,21 @@ class Settings(BaseModel):
         False,
         "take the next job while one runs: no idle second between them, but it waits here with"
         " its clock running",
+    )
+    batch_size: int = _declare(
+        1,
+        "1-8: how many pictures of equal jobs share each step; 1: every picture alone",
+        ge=1,
+        le=8,
+    )
+    batch_timeout_ms: int = _declare(
+        0, "milliseconds that a batch waits for more jobs; 0: it takes what waits", ge=0, le=60_000
+    )
+    batch_max_pixels: int = _declare(
+        4 * 512 * 512,
+        "maximum pixels of all pictures of a batch: larger ones share with fewer, or are alone",
+        shown="`1048576`: 4 of 512 x 512",
+        ge=64 * 64,
     )
     png_metadata: bool = _declare(True, "write the generation's parameters into PNGs")
     response_compat: Literal["output_image_base64", "image", "image_base64", "image_url"] | None = (
@@ -321,6 +344,20 @@ class Settings(BaseModel):
     def on_platform(self) -> bool:
         """Whether this process was started by RunPod (the SDK's own test: a job-take address)."""
         return self.runpod_webhook_get_job is not None
+
+    @property
+    def most_in_batch(self) -> int:
+        """How many pictures may share a step: one where the pod ends with its first job."""
+        return 1 if self.refresh_worker else self.batch_size
+
+    @property
+    def jobs_at_once(self) -> int:
+        """How many jobs are taken at once.
+
+        With REFRESH_WORKER it is one: another would be lost with the pod, which stops at the first
+        one's answer.
+        """
+        return 1 if self.refresh_worker else self.batch_size + self.prefetch
 
     @property
     def hub_cache(self) -> Path | None:

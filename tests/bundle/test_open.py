@@ -6,6 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
@@ -58,7 +59,8 @@ def test_nothing_is_left_on_meta_and_linears_are_of_the_precision(
     home: Path, precision: Precision
 ) -> None:
     parts = open_bundle(bundle(home, precision=precision), CPU)
-    for model in (parts.transformer, parts.text_encoder, parts.vae):
+    modules: list[Any] = [parts.transformer, parts.text_encoder, parts.vae]
+    for model in modules:
         assert list(find_on_meta(model)) == []
         assert not model.training
         assert not any(p.requires_grad for p in model.parameters())

@@ -11,8 +11,11 @@ import torch
 from worker.bundle import tensors
 from worker.bundle.layout import Damaged
 from worker.bundle.read import BIG_BYTES, REQUEST_BYTES, FileReader
+from worker.engine import device as devices
+from worker.errors import DeviceLost
+from worlds.streams import Streams
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 RANGES = 6
 
 
@@ -134,3 +137,76 @@ def test_descriptors_are_closed(file: Path) -> None:
             reader.start(file)
             del reader.take(file)["x"]
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - as above
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Streams:
+    """Streams whose copies are put off until they are waited for."""
+    return Streams(monkeypatch)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_gpu_gets_every_byte_through_pinned_buffers(
+    tmp_path: Path, gpu: Streams, threads: int
+) -> None:
+    """Two per thread, which are filled again only when they have been copied."""
+    paths, written = [], []
+    for number in range(2):
+        torch.manual_seed(number)
+        state = {"small": torch.rand(7)}
+        state |= {f"t{n}": torch.rand(REQUEST_BYTES // 4 * 2 + 5 * n) for n in range(2)}
+        written.append(state)
+        paths.append(tmp_path / tensors.write(tmp_path, f"weights-{number}", state)[0])
+    with FileReader(GPU, threads=threads) as reader:
+        reader.start(paths[0])
+        first = reader.take(paths[0])
+        # by now the threads' streams exist: what is allocated later must be waited for too
+        reader.start(paths[1])
+        found = [first, reader.take(paths[1])]
+        assert len(gpu.pinned) == 2 * (len(gpu.streams) - 1) <= 2 * threads
+    for state, read in zip(written, found, strict=True):
+        assert read.keys() == state.keys()
+        assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
+    assert len(gpu.allocated) == 4  # small tensors stay on the CPU
+
+
+def test_copies_in_flight_are_waited_for_when_an_opening_fails(file: Path, gpu: Streams) -> None:
+    """What they write to is freed next, and the memory given to others."""
+    with pytest.raises(Failure), FileReader(GPU, threads=2) as reader:  # noqa: PT012 - the block is what fails
+        reader.start(file)
+        for future in reader._files[file].ranges:
+            future.result()
+        assert not all(stream.is_idle for stream in gpu.streams)
+        raise Failure
+    assert all(stream.is_idle for stream in gpu.streams)
+
+
+def test_pinned_memory_is_the_systems_again(file: Path, gpu: Streams) -> None:
+    """None is in use by then: torch keeps what is."""
+    with FileReader(GPU, threads=2) as reader:
+        reader.start(file)
+        reader.take(file)
+        assert gpu.emptied == []
+    assert gpu.pinned
+    assert gpu.emptied == [0]
+    with FileReader(CPU, threads=2) as reader:
+        reader.start(file)
+        reader.take(file)
+    assert gpu.emptied == [0]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_device_that_is_lost_while_copying_is_reported(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ended the opening: its error is a consequence."""
+
+    def fail(_stream: Any) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    reader = FileReader(GPU, threads=1)
+    monkeypatch.setattr(torch.cuda.Stream, "synchronize", fail)
+    with pytest.raises(DeviceLost), devices.translate_errors(), reader:  # noqa: PT012 - as above
+        reader.start(file)
+        reader._files[file].ranges[0].result()
+        raise Failure

@@ -24,9 +24,9 @@ from worker.errors import CudaOutOfMemory, DeviceLost
 from worker.jobs import progress
 from worker.jobs.control import Stopped
 from worker.jobs.job import Job
-from worker.jobs.lane import Lane
 from worker.jobs.progress import EVERY_S, POST_S, Progress
 from worker.jobs.serve import Worker
+from worker.jobs.thread import DeviceThread
 from worker.seam import Control, Made, Phase
 from worker.settings import read
 from worker.tasks.picture import PictureWish
@@ -424,7 +424,7 @@ def test_encoding_does_not_hold_up_the_event_loop() -> None:
 
 def test_a_job_waits_for_its_turn_and_leaves_it_when_cancelled() -> None:
     async def case() -> list[str]:
-        device, done = Lane(), list[str]()
+        device, done = DeviceThread(), list[str]()
         go = threading.Event()
 
         def slow() -> None:
@@ -447,7 +447,7 @@ def test_a_job_waits_for_its_turn_and_leaves_it_when_cancelled() -> None:
 
 def test_a_running_job_is_waited_for_however_often_it_is_cancelled() -> None:
     async def case() -> tuple[int, BaseException | None]:
-        device, stops = Lane(), []
+        device, stops = DeviceThread(), []
         running, go = threading.Event(), threading.Event()
 
         def work() -> None:
@@ -479,7 +479,7 @@ def test_a_failed_job_leaves_nothing_of_its_work_alive() -> None:
         pass
 
     async def case() -> bool:
-        device, kept = Lane(), []
+        device, kept = DeviceThread(), []
 
         def work() -> None:
             tensor = Tensor()

@@ -18,13 +18,14 @@ from worker.doors.runpod.bucket import read_bucket
 from worker.doors.runpod.wire import format_answer
 from worker.edge import reply
 from worker.errors import DeliveryFailed, ImageFetchRefused, InvalidInput, WorkerError
-from worker.media import deliver as delivery
+from worker.finding import Finding
+from worker.media import objects, regions
 from worker.media.deliver import ResponseFormat, check_upload_urls, deliver
 from worker.media.piece import Encoded
 from worker.media.s3 import Bucket, find_region, read_own_bucket
 from worker.settings import Settings
 from worlds.bucket import ACCESS, SECRET, Store
-from worlds.site import HOST, INSIDE, Site, tapped
+from worlds.site import HOST, INSIDE, Site, make_refusal, tapped
 
 PICTURES = [
     Encoded(b"first picture", "image/png", {"width": 64, "height": 48, "seed": 7}),
@@ -51,6 +52,8 @@ def _nobody_inside(site: Site, store: Store) -> Iterator[None]:
     store.empty()
     site.stored.clear()
     site.put_statuses.clear()
+    site.put_answers.clear()
+    regions._taken.clear()
     yield
     assert site.intruders == 0
 
@@ -204,7 +207,7 @@ def test_a_presigned_upload_url_takes_each_picture_at_its_own_address(store: Sto
 def test_an_upload_is_tried_again_until_the_store_takes_it(
     site: Site, monkeypatch: pytest.MonkeyPatch, faults: list[int]
 ) -> None:
-    monkeypatch.setattr(delivery, "WAIT_INITIAL_S", 0.01)
+    monkeypatch.setattr(objects, "WAIT_INITIAL_S", 0.01)
     site.put_statuses.extend(faults)
     given = settings.read(site.environ)
     send(given, pictures=PICTURES[:1], upload_urls=[f"{site.http}/mine?sig=x"])
@@ -244,9 +247,9 @@ def test_a_refusal_of_the_operators_bucket_is_the_operators_to_fix(site: Site, s
 def test_what_a_store_may_get_over_is_tried_again_and_may_be_later(
     site: Site, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    monkeypatch.setattr(delivery, "WAIT_INITIAL_S", 0.01)
+    monkeypatch.setattr(objects, "WAIT_INITIAL_S", 0.01)
     for given in (at(site), settings.read(site.environ)):
-        site.put_statuses[:] = [status] * delivery.UPLOAD_ATTEMPTS
+        site.put_statuses[:] = [status] * objects.UPLOAD_ATTEMPTS
         urls = [] if given.bucket_endpoint_url else [f"{site.http}/x"]
         with pytest.raises(DeliveryFailed, match=f"status {status} ") as failure:
             send(given, pictures=PICTURES[:1], upload_urls=urls)
@@ -267,13 +270,164 @@ def test_what_a_store_may_get_over_is_tried_again_and_may_be_later(
 def test_why_a_store_cannot_be_reached_decides_too(
     site: Site, monkeypatch: pytest.MonkeyPatch, url: str, passes: bool
 ) -> None:
-    monkeypatch.setattr(delivery, "WAIT_INITIAL_S", 0.01)
+    monkeypatch.setattr(objects, "WAIT_INITIAL_S", 0.01)
     site.names.answers |= {"trouble.test": ["trouble"], "stranger.test": [HOST]}
     target = url.format(port=site.http_port, tls=site.https_port)
     with pytest.raises(DeliveryFailed) as failure:
         send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[target])
     assert failure.value.retryable is passes, failure.value.message
     assert ("tried" in failure.value.message) is passes
+
+
+def refuse(status: int, code: str, more: str = "") -> bytes:
+    """Return a store's refusal as S3 words it."""
+    body = f"<?xml version='1.0'?>\n<Error><Code>{code}</Code>{more}</Error>"
+    return make_refusal(status, body.encode())
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "types", "retryable", "requests"),
+    [
+        (403, "SignatureDoesNotMatch", ("bad_request", "internal"), (False, False), 1),
+        (404, "NoSuchBucket", ("bad_request", "internal"), (False, False), 1),
+        (403, "AccessDenied", ("bad_request", "internal"), (False, False), 1),
+        (501, "NotImplemented", ("bad_request", "internal"), (False, False), 1),
+        (503, "SlowDown", ("transient", "transient"), (True, True), 4),
+        (400, "RequestTimeout", ("transient", "transient"), (True, True), 4),
+    ],
+)
+def test_a_refused_upload_says_the_stores_own_word_and_its_cause_decides(
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    status: int,
+    code: str,
+    types: tuple[str, str],
+    retryable: tuple[bool, bool],
+    requests: int,
+) -> None:
+    monkeypatch.setattr(objects, "WAIT_INITIAL_S", 0.01)
+    config = {**CREDENTIALS, "endpointUrl": f"{site.http}/b"}
+    opened = settings.read(site.environ)
+    targets: list[tuple[Settings, dict[str, Any], int]] = [
+        (opened, {"upload_urls": [f"{site.http}/x?sig=y"]}, 0),
+        (opened, {"s3_config": config}, 0),
+        (at(site), {}, 1),
+    ]
+    for given, target, of in targets:
+        site.put_answers[:] = [refuse(status, code)] * requests
+        site.hits.clear()
+        with pytest.raises(DeliveryFailed, match=rf"status {status} \({code}\)") as failure:
+            send(given, pictures=PICTURES[:1], **target)
+        assert failure.value.error_type == types[of]
+        assert failure.value.retryable is retryable[of]
+        assert len(site.hits) == requests
+
+
+def test_a_wrong_clock_is_retried_elsewhere_only_if_it_is_the_workers(site: Site) -> None:
+    """Whoever signed is at fault: another worker may have the right time, a URL never will."""
+    skewed = refuse(403, "RequestTimeTooSkewed")
+    config = {**CREDENTIALS, "endpointUrl": f"{site.http}/b"}
+    opened = settings.read(site.environ)
+    for given, target, retryable in (
+        (at(site), {}, True),
+        (opened, {"s3_config": config}, True),
+        (opened, {"upload_urls": [f"{site.http}/x"]}, False),
+    ):
+        site.put_answers[:] = [skewed]
+        site.hits.clear()
+        with pytest.raises(DeliveryFailed, match="RequestTimeTooSkewed") as failure:
+            send(given, pictures=PICTURES[:1], **target)
+        assert failure.value.retryable is retryable
+        assert len(site.hits) == 1
+
+
+WRONG_REGION = "AuthorizationQueryParametersError"
+
+
+def list_regions(site: Site) -> list[str]:
+    """Return the region of every request's signature."""
+    queries = [parse_qs(urlsplit(hit).query) for hit in site.hits]
+    return [query["X-Amz-Credential"][0].split("/")[2] for query in queries]
+
+
+@pytest.mark.parametrize("given", [None, "auto", "us-west-2"])
+def test_a_wrong_region_is_signed_again_for_the_one_that_the_store_names(
+    site: Site, given: str | None
+) -> None:
+    own = at(site, **({"BUCKET_REGION": given} if given else {}))
+    config = {**CREDENTIALS, "endpointUrl": f"{site.http}/b"}
+    config |= {"region": given} if given else {}
+    for number, (use, s3_config) in enumerate(((own, None), (settings.read(site.environ), config))):
+        site.hits.clear()
+        site.put_answers[:] = [refuse(400, WRONG_REGION, "<Region>EU-RO-1</Region>")]
+        (entry,) = send(use, pictures=PICTURES[:1], s3_config=s3_config, job_id=f"a{number}")
+        first = given or "us-east-1"
+        assert list_regions(site) == [first, "EU-RO-1"]
+        assert "%2FEU-RO-1%2Fs3%2F" in entry["url"]
+        site.hits.clear()  # the next picture of this process needs no second request
+        (entry,) = send(use, pictures=PICTURES[:1], s3_config=s3_config, job_id=f"b{number}")
+        assert list_regions(site) == ["EU-RO-1"]
+        assert "%2FEU-RO-1%2Fs3%2F" in entry["url"]
+
+
+def test_a_region_is_asked_for_once_and_kept_only_if_the_store_took_it(site: Site) -> None:
+    moon, mars = (f"<Region>{name}-1</Region>" for name in ("moon", "mars"))
+    site.put_answers[:] = [refuse(400, WRONG_REGION, moon), refuse(400, WRONG_REGION, mars)]
+    site.hits.clear()
+    with pytest.raises(DeliveryFailed, match=WRONG_REGION):
+        send(at(site), pictures=PICTURES[:1])
+    assert list_regions(site) == ["us-east-1", "moon-1"]
+    site.hits.clear()
+    send(at(site), pictures=PICTURES[:1])
+    assert list_regions(site) == ["us-east-1"]
+
+
+def test_a_region_is_that_of_one_bucket_and_may_change_again(site: Site) -> None:
+    moon, mars = (f"<Region>{name}-1</Region>" for name in ("moon", "mars"))
+    for answers, name, signed in (
+        ([refuse(400, WRONG_REGION, moon)], "a", ["us-east-1", "moon-1"]),
+        ([], "b", ["us-east-1"]),
+        ([refuse(400, WRONG_REGION, mars)], "a", ["moon-1", "mars-1"]),
+        ([], "a", ["mars-1"]),
+    ):
+        site.put_answers[:] = answers
+        site.hits.clear()
+        send(at(site, BUCKET_NAME=name), pictures=PICTURES[:1])
+        assert list_regions(site) == signed
+
+
+@pytest.mark.parametrize(
+    ("status", "region"),
+    [(400, "us-east-1"), (400, "a b"), (301, "moon-1"), (400, "-moon"), (400, "m" * 64)],
+)
+def test_what_names_no_other_region_is_not_signed_again(
+    site: Site, status: int, region: str
+) -> None:
+    site.put_answers[:] = [refuse(status, WRONG_REGION, f"<Region>{region}</Region>")]
+    site.hits.clear()
+    with pytest.raises(DeliveryFailed):
+        send(at(site), pictures=PICTURES[:1])
+    assert len(site.hits) == 1
+
+
+def test_a_presigned_url_is_never_signed_again(site: Site) -> None:
+    site.put_answers[:] = [refuse(400, WRONG_REGION, "<Region>moon-1</Region>")]
+    site.hits.clear()
+    with pytest.raises(DeliveryFailed, match=WRONG_REGION):
+        send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
+    assert len(site.hits) == 1
+
+
+def test_regions_of_old_buckets_are_forgotten() -> None:
+    buckets = [Bucket("https://store.test", ACCESS, SECRET, f"b{number}") for number in range(65)]
+    for bucket in buckets[:64]:
+        regions.learn(bucket, "moon-1")
+    regions.learn(buckets[0], "mars-1")  # again: now the newest
+    regions.learn(buckets[64], "moon-1")
+    assert [regions.recall(bucket).region for bucket in (*buckets[:3], buckets[64])] == [
+        *("mars-1", None, "moon-1", "moon-1")
+    ]
 
 
 def test_azure_gets_the_kind_of_its_blob_and_no_other_store_does(site: Site) -> None:
@@ -355,6 +509,15 @@ def test_a_public_address_is_in_the_reply_where_there_is_one(store: Store, endin
     assert store.objects("pictures")["out put/\u00e4/public/0.png"] == b"first picture"
 
 
+def test_slashes_of_a_prefix_fold_in_keys_and_addresses_alike(store: Store) -> None:
+    entries = send(own(store, BUCKET_PREFIX="//a//b///"), pictures=PICTURES[:1])
+    assert store.objects("pictures") == {"a/b/job-1/0.png": b"first picture"}
+    assert read(entries[0]["url"])[:2] == (200, b"first picture")
+    given = own(store, BUCKET_PREFIX="a//b", BUCKET_PUBLIC_URL="https://p.example.com")
+    (entry,) = send(given, pictures=PICTURES[:1])
+    assert entry["url"] == "https://p.example.com/a/b/job-1/0.png"
+
+
 def test_the_operators_public_address_is_not_that_of_a_callers_bucket(site: Site) -> None:
     given = at(site, BUCKET_PUBLIC_URL="https://pictures.example.com")
     config = {**CREDENTIALS, "endpointUrl": f"{site.http}/b"}
@@ -415,7 +578,7 @@ def test_many_unknown_keys_are_not_all_reported() -> None:
 def test_a_store_that_keeps_failing_is_a_failed_delivery(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "WAIT_INITIAL_S", 0.01)
+    monkeypatch.setattr(objects, "WAIT_INITIAL_S", 0.01)
     site.put_statuses.extend([500] * 9)
     with pytest.raises(DeliveryFailed, match="status 500"):
         send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
@@ -516,9 +679,9 @@ def test_the_operators_bucket_has_what_the_settings_say(site: Site) -> None:
 def test_a_store_that_never_answers_ends_with_the_budget(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "UPLOAD_ATTEMPT_S", 0.1)
-    monkeypatch.setattr(delivery, "UPLOAD_TOTAL_S", 0.3)
-    monkeypatch.setattr(delivery, "WAIT_INITIAL_S", 0.01)
+    monkeypatch.setattr(objects, "UPLOAD_ATTEMPT_S", 0.1)
+    monkeypatch.setattr(objects, "UPLOAD_TOTAL_S", 0.3)
+    monkeypatch.setattr(objects, "WAIT_INITIAL_S", 0.01)
     site.put_statuses.extend([-1] * 9)
     with pytest.raises(DeliveryFailed, match="reached"):  # and not after the site's hour
         send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
@@ -575,6 +738,9 @@ def test_upload_targets_obey_the_policy_for_image_urls(site: Site, url: str) -> 
         {**CREDENTIALS, "accessId": "x" * 4097, "endpointUrl": "https://store.test/b"},
         {**CREDENTIALS, "bucketName": " \n", "endpointUrl": "https://store.test"},
         {**CREDENTIALS, "accessSecret": None, "endpointUrl": "https://store.test/b"},
+        {**CREDENTIALS, "style": "sideways", "endpointUrl": "https://store.test/b"},
+        {**CREDENTIALS, "style": "virtual", "endpointUrl": "https://93.184.215.14/b"},
+        {**CREDENTIALS, "bucketName": "../b", "endpointUrl": "https://store.test"},
     ],
 )
 def test_a_jobs_bucket_that_is_incomplete_is_invalid(config: dict[str, Any]) -> None:
@@ -608,7 +774,7 @@ def test_url_without_any_target_is_invalid() -> None:
 def test_no_failure_contains_a_secret_an_address_or_a_host(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "WAIT_INITIAL_S", 0.01)
+    monkeypatch.setattr(objects, "WAIT_INITIAL_S", 0.01)
     given = settings.read(site.environ)
     messages = []
     for target in (
@@ -688,12 +854,15 @@ def test_a_bucket_that_cannot_work_stops_the_start() -> None:
         "BUCKET_SECRET_ACCESS_KEY": SECRET,
     }
 
-    def found(**more: str) -> preflight.Finding:
+    def found(**more: str) -> Finding:
         findings = preflight.check(settings.read({**given, **more}))
         return next(finding for finding in findings if finding.check == "bucket")
 
-    assert (found().level, found().change) == ("fatal", "fix BUCKET_NAME or BUCKET_ENDPOINT_URL")
+    change = "fix BUCKET_NAME, _PREFIX, _STYLE or _ENDPOINT_URL"
+    assert (found().level, found().change) == ("fatal", change)
     assert found(BUCKET_NAME="pictures").level == "ok"
+    assert found(BUCKET_NAME="pictures", BUCKET_PREFIX="a/../b").level == "fatal"
+    assert found(BUCKET_NAME="Pictures!", BUCKET_STYLE="virtual").level == "fatal"
 
 
 @pytest.mark.parametrize("style", ["path", "virtual"])

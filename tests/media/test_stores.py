@@ -8,6 +8,7 @@ import pytest
 
 from worker.media.s3 import Bucket, find_region
 from worker.media.stores import identify_store
+from worker.settings import BucketStyle
 from worlds.bucket import ACCESS, SECRET
 
 
@@ -228,3 +229,57 @@ def test_where_else_a_bucket_may_stand(endpoint: str, name: str | None, expected
 def test_an_endpoint_without_a_bucket_is_refused(endpoint: str) -> None:
     with pytest.raises(ValueError, match=r"no name|https://host"):
         Bucket(endpoint, ACCESS, SECRET)
+
+
+AWS = "https://s3.eu-west-1.amazonaws.com"
+OSS = "https://oss-cn-hangzhou.aliyuncs.com"
+
+
+@pytest.mark.parametrize(
+    ("style", "endpoint", "name", "expected"),
+    [
+        ("path", AWS, "b", f"{AWS}/b/k"),
+        ("path", "https://b.s3.eu-west-1.amazonaws.com", "b", f"{AWS.replace('s3', 'b.s3')}/k"),
+        ("path", OSS, "b", f"{OSS}/b/k"),
+        ("virtual", "http://store.test:9000", "b", "http://b.store.test:9000/k"),
+        ("virtual", "http://store.test:9000/b", None, "http://b.store.test:9000/k"),
+        ("virtual", "http://store.test/b", "b", "http://b.store.test/k"),
+        ("virtual", "http://b.store.test/", "b", "http://b.store.test/k"),
+        ("virtual", "http://store.test/proxy//x/", "b", "http://b.store.test/proxy/x/k"),
+        ("virtual", AWS, "a.b", "https://a.b.s3.eu-west-1.amazonaws.com/k"),
+        ("virtual", "https://b.s3.store.test", None, "https://b.s3.store.test/k"),
+        ("auto", "http://store.test//a//b/", "c/", "http://store.test/a/b/c/k"),
+    ],
+)
+def test_the_style_that_is_given_decides_where_the_name_goes(
+    style: BucketStyle, endpoint: str, name: str | None, expected: str
+) -> None:
+    assert Bucket(endpoint, ACCESS, SECRET, name, style=style).make_address("k") == expected
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "name", "prefix", "style", "reason"),
+    [
+        ("http://store.test", None, "", "virtual", "has no name"),
+        ("http://127.0.0.1:9000", "b", "", "virtual", "of digits"),
+        ("http://[::1]:9000/b", None, "", "virtual", "of digits"),
+        ("http://store.test", "B", "", "virtual", "part of a host"),
+        ("http://store.test/a_b", None, "", "virtual", "part of a host"),
+        ("http://store.test", "-b", "", "virtual", "part of a host"),
+        ("http://store.test", "b.", "", "virtual", "part of a host"),
+        ("http://store.test", "b", "a/./c", "auto", r"may be \. or \.\."),
+        ("http://store.test", "b", "..", "auto", r"may be \. or \.\."),
+        ("http://store.test/./b", None, "", "path", r"may be \. or \.\."),
+        ("http://store.test", "../b", "", "path", r"may be \. or \.\."),
+    ],
+)
+def test_a_bucket_that_cannot_be_addressed_says_why(
+    endpoint: str, name: str | None, prefix: str, style: BucketStyle, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        Bucket(endpoint, ACCESS, SECRET, name, prefix=prefix, style=style)
+
+
+def test_dots_that_are_no_part_of_a_path_are_kept() -> None:
+    bucket = Bucket("http://store.test", ACCESS, SECRET, "b", prefix=".a/b./..c", style="path")
+    assert bucket.make_address("k") == "http://store.test/b/.a/b./..c/k"

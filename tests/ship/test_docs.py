@@ -1,5 +1,6 @@
 """The guides: codes and variables are ours, examples are jobs, and the Python one runs."""
 
+import base64
 import json
 import os
 import re
@@ -23,13 +24,24 @@ from worlds.pod import KEY, Pod
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
-GUIDES = ("api.md", "deploy.md", "troubleshooting.md")
+GUIDES = ("api.md", "deploy.md", "troubleshooting.md", "windows.md")
 # the platform's, the SDK's or the caller's own
 OTHERS = {
     *("RUNPOD_INIT_TIMEOUT", "RUNPOD_MIN_DISK_PERCENT", "RUNPOD_API_KEY", "ENDPOINT_ID"),
-    *("COMPLETED", "FAILED", "TIMED_OUT", "CANCELLED", "JOB", "JPEG", "WEBP"),
+    *(
+        "IN_QUEUE",
+        "IN_PROGRESS",
+        "COMPLETED",
+        "FAILED",
+        "TIMED_OUT",
+        "CANCELLED",
+        "JOB",
+        "JPEG",
+        "WEBP",
+    ),
 }
 START_S = 300.0
+PICTURE = base64.b64encode((ROOT / "docs" / "lightning.png").read_bytes()).decode("ascii")
 
 
 def codes() -> set[str]:
@@ -64,6 +76,19 @@ def test_every_variable_that_a_guide_names_exists(name: str) -> None:
     assert set(words) <= known
 
 
+def read_hash(text: str) -> Any:
+    """Read a hash table of PowerShell, in which variables stand for a picture."""
+    for pattern, written in (
+        (r"@\(([^()]*)\)", r"[\1]"),
+        (r"@\{", "{"),
+        (r"(\w+) = ", r'"\1": '),
+        (r";", ","),
+        (r"\$picture", f'"{PICTURE}"'),
+    ):
+        text = re.sub(pattern, written, text)
+    return json.loads(text)
+
+
 def jobs() -> Iterator[Any]:
     for name in GUIDES:
         for text in blocks(name, "json"):
@@ -73,6 +98,11 @@ def jobs() -> Iterator[Any]:
                 yield json.loads(body)
         for body in re.findall(r"`(\{\"input\".*?\})`", DOCS[name]):
             yield json.loads(body)
+        for text in blocks(name, "powershell"):
+            for body in re.findall(r"^\$body = (@\{.*\})$", text, re.MULTILINE):
+                yield read_hash(body)
+        for body in re.findall(r"printf '(\{.*\})'", DOCS[name]):
+            yield json.loads(body.replace("%s", PICTURE))
 
 
 def test_every_job_that_a_guide_shows_is_accepted() -> None:

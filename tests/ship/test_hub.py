@@ -1,12 +1,14 @@
 """RunPod's Hub files, against the Hub's rules and against what the worker itself accepts."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from tools import presets
 from worker import boot, settings, versions
 from worker.families.catalogue import CATALOGUE
 from worker.tasks import request
@@ -16,6 +18,7 @@ from worlds import embedded
 ROOT = Path(__file__).resolve().parents[2]
 HUB = json.loads((ROOT / ".runpod" / "hub.json").read_text())
 TESTS = json.loads((ROOT / ".runpod" / "tests.json").read_text())
+SIZES = json.loads((ROOT / "bench" / "results" / "sizes.json").read_text())
 CONFIG = HUB["config"]
 INPUTS = {row["key"]: row["input"] for row in CONFIG["env"] if "input" in row}
 FIXED = {row["key"]: row["value"] for row in CONFIG["env"] if "value" in row}
@@ -83,8 +86,7 @@ def test_the_pools_are_runpod_s_own_and_large_enough() -> None:
     chosen = CONFIG["gpuIds"].split(",")
     assert len(chosen) == len(set(chosen))
     assert set(chosen) <= set(POOLS)
-    sizes = json.loads((ROOT / "bench" / "results" / "sizes.json").read_text())
-    least = sizes["4bit"]["device"] + boot.WORKING_BYTES / 1e9
+    least = SIZES["4bit"]["device"] + boot.WORKING_BYTES / 1e9
     assert all(POOLS[pool] >= least for pool in chosen)
     assert not POOLS["AMPERE_16"] >= least
 
@@ -163,7 +165,7 @@ def test_every_value_that_the_form_allows_is_read_as_itself(key: str) -> None:
 
 
 def test_the_presets_are_settings_that_resolve_to_models() -> None:
-    assert len(CONFIG["presets"]) == 3
+    assert [preset["defaults"] for preset in CONFIG["presets"]] == list(presets.PRESETS.values())
     for preset in CONFIG["presets"]:
         assert set(preset["defaults"]) <= set(INPUTS)
         chosen = {key: as_text(INPUTS[key], value) for key, value in preset["defaults"].items()}
@@ -171,6 +173,52 @@ def test_the_presets_are_settings_that_resolve_to_models() -> None:
         for spec in CATALOGUE.resolve(given.model, given, has_gpu=True):
             steps = list_lightning_steps(spec, given)
             assert bool(steps) == given.use_lightning_lora
+
+
+def test_a_preset_names_the_memory_that_its_models_take_and_pools_that_have_it() -> None:
+    """Counted from the parts: two models share the text encoder and the VAE."""
+    for preset in CONFIG["presets"]:
+        chosen = preset["defaults"]
+        parts = SIZES[chosen["PRECISION_MODE"]]
+        models = len(chosen["MODEL"].split(","))
+        counts = len(chosen["LIGHTNING_STEPS"].split(",")) if "LIGHTNING_STEPS" in chosen else 0
+        shared = parts["text_encoder"] + parts["vae"]
+        memory = shared + models * (parts["transformer"] + counts * parts["lora"])
+        stated = re.fullmatch(r".+: (\w+), ([\d.]+) GB of weights, for (.+)", preset["name"])
+        assert stated is not None
+        assert (stated[1], float(stated[2])) == (chosen["PRECISION_MODE"], round(memory, 1))
+        pools = stated[3].split(" or ")
+        (size,) = {POOLS[pool] for pool in pools}
+        assert size >= memory + boot.WORKING_BYTES / 1e9
+        assert set(pools) == {pool for pool, own in presets.POOLS.items() if own == size}
+
+
+def test_no_smaller_pool_would_do_for_a_preset() -> None:
+    for memory, size in ((0.0, 16), (10.5, 16), (10.6, 24), (17.8, 24), (17.9, 48), (68.7, 80)):
+        assert {presets.POOLS[pool] for pool in presets.list_pools(memory)} == {size}
+
+
+def test_the_pools_are_those_of_the_guide_with_their_memory() -> None:
+    guide = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([A-Z]+_\d+(?:_PRO)?) \|", guide, re.MULTILINE)
+    assert rows == list(presets.POOLS)
+    assert presets.POOLS.items() <= POOLS.items()
+
+
+def test_a_precision_is_offered_with_the_memory_of_one_model() -> None:
+    labels = {option["value"]: option["label"] for option in INPUTS["PRECISION_MODE"]["options"]}
+    assert set(labels) == {"auto", *SIZES}
+    for precision, sizes in SIZES.items():
+        assert f": {sizes['device']:.1f} GB" in labels[precision]
+
+
+def test_every_secret_says_to_be_given_as_one() -> None:
+    """The form shows what is typed into it: it has no type for secrets."""
+    offered = {name.upper() for name in settings.SECRETS} & set(INPUTS)
+    assert len(offered) == 4
+    used = [re.findall(r"\{\{ RUNPOD_SECRET_\w+ \}\}", INPUTS[k]["description"]) for k in offered]
+    assert all(len(names) == 1 for names in used)
+    assert len({names[0] for names in used}) == 4
 
 
 def test_a_first_start_has_time_to_prepare() -> None:

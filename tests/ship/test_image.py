@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from builder import image
 from tools import dockerfile, image_check
 from tools.dockerfile import Instruction
 from worker import settings
@@ -223,7 +224,7 @@ def build(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
 def test_build_explains_itself() -> None:
     done = build("--help")
     assert done.returncode == 0
-    for option in re.findall(r"^ {6}(--[a-z-]+)(?: \|[^)]*)?\)", (ROOT / "build.sh").read_text()):
+    for option in (*image.OPTIONS, *image.SWITCHES):
         assert option in done.stdout
 
 

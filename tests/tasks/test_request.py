@@ -152,6 +152,7 @@ VALUES: dict[str, Any] = {
     "lightning": True,
     "seed": 5,
     "num_images": 2,
+    "batch": False,
     "output_format": "webp",
     "output_quality": 80,
     "response_format": "data_url",

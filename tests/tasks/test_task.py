@@ -5,7 +5,6 @@ import base64
 import dataclasses
 import io
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,11 +20,8 @@ from worker.edge.echo import declare_public
 from worker.edge.fields import CommonInput, Number
 from worker.edge.verdict import Verdict
 from worker.errors import InvalidInput, UnsupportedTask
-from worker.jobs.control import JobControl, Stopped
-from worker.jobs.lane import Lane
 from worker.jobs.serve import Worker
-from worker.media.picture import Picture
-from worker.seam import Control, Made, Served
+from worker.seam import Served
 from worker.settings import Settings
 from worker.tasks import picture
 from worker.tasks.capabilities import list_capabilities
@@ -312,66 +308,3 @@ def test_an_offer_for_pictures_is_found_among_others() -> None:
     assert isinstance(offer_of(replace(SERVED, offers=offers)), PictureOffer)
     with pytest.raises(StopIteration):
         offer_of(SPEAKER)
-
-
-# The lane.
-
-
-class Batching:
-    """A model in which wishes of the same prompt share a forward."""
-
-    served = SERVED
-
-    def __init__(self) -> None:
-        self.batches: list[list[int]] = []
-
-    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
-        """Return whether the prompts agree."""
-        return wish.prompt == other.prompt
-
-    def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
-        """Do two steps of all wishes at once."""
-        self.batches.append([wish.seed for wish in wishes])
-        for step in (1, 2):
-            for control in controls:
-                control.report("denoise", step, 2)
-        return [Made(Picture(Image.new("RGB", (1, 1))), {}) for _ in wishes]
-
-    def warm(self) -> None:
-        """Have nothing to load."""
-
-    def release(self) -> None:
-        """Free nothing."""
-
-
-def wishes(*prompts: str) -> list[PictureWish]:
-    """Return a wish for each prompt, with its place as seed."""
-    plain = replace(picture.warm_up(published.IMAGE), steps=2)
-    return [replace(plain, prompt=prompt, seed=seed) for seed, prompt in enumerate(prompts)]
-
-
-def test_wishes_that_may_share_a_forward_are_made_together_and_in_order() -> None:
-    model, updates = Batching(), list[Any]()
-    control = JobControl(updates.append, EDIT.spans, 4, 2)
-    made = asyncio.run(Lane().make(lambda: model, wishes("a", "a", "b", "a"), control))
-    assert len(made) == 4
-    assert model.batches == [[0, 1], [2], [3]]
-    assert [update["step"] for update in updates] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert {update["steps"] for update in updates} == {8}
-    percents = [update["percent"] for update in updates]
-    # two at once: 8 + 44 of each's 100, a quarter of the job each
-    assert percents == [13, 26, 37, 48, 63, 74, 88, 99]
-
-
-def test_a_cancel_between_wishes_takes_no_further_model() -> None:
-    model, taken = Batching(), list[int]()
-    control = JobControl(lambda _: None, EDIT.spans, 1, 2)
-    control.stop()
-
-    def take() -> Batching:
-        taken.append(1)
-        return model
-
-    with pytest.raises(Stopped):
-        asyncio.run(Lane().make(take, wishes("a"), control))
-    assert taken == []

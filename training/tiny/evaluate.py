@@ -19,7 +19,7 @@ from PIL import Image
 from training.tiny import checker, phrases, world
 from worker import boot, settings
 from worker.media.picture import Picture
-from worker.seam import Model, Unheard
+from worker.seam import Model, Unheard, take_made
 from worker.tasks.picture import PictureWish
 
 WAYS: Final = {  # name: (lightning, steps, true CFG)
@@ -129,7 +129,7 @@ def draw(
         lightning=lightning,
         seed=seed,
     )
-    (made,) = model.make([wish], [Unheard()])
+    (made,) = map(take_made, model.make([wish], [Unheard()]))
     assert isinstance(made.piece, Picture)
     return made.piece.image
 

@@ -92,12 +92,13 @@ class Opening:
 
     def open_module(self, role: str) -> Any:
         """Return a part's modules with their tensors, or those of an open model that shares it."""
-        key = self._make_key(role)
-        found = self._shared.get(key) if self._recipe.find_part(role).is_shared else None
+        key, part = self._make_key(role), self._recipe.find_part(role)
+        found = self._shared.get(key) if part.is_shared else None
         if found is None:
-            found = self.build_bare(role)
-            self.fill(role, found)
-            if self._recipe.find_part(role).is_shared:
+            bare = self.build_bare(role)
+            self.fill(role, bare)
+            found = part.modules.final(bare)
+            if part.is_shared:
                 self._shared[key] = found
         return found
 

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from worker.bundle.layout import Damaged
+from worker.bundle.pinned import PinnedRing, fill_from, note_allocated
 from worker.bundle.tensors import TensorEntry, read_file_header
 
 # Tensors of this size and more are read into their own memory; runs of smaller ones in one go.
@@ -37,7 +38,8 @@ class FileReader:
 
     Tensors of a MiB and more are read straight into their own memory: on a CPU into the tensor
     itself, on CUDA through two pinned buffers per thread. Smaller ones come as views of one block
-    on the CPU. Use it as a context manager.
+    on the CPU. Use it as a context manager: once it is left, however it is left, no thread reads
+    and nothing is copied any more, and the pinned memory is the system's again.
 
     With `mapped`, for a CPU, tensors are the kernel's cache of the file, which the threads fill:
     new memory would be touched page by page, and threads that do so wait for each other (2.4 GB
@@ -52,6 +54,7 @@ class FileReader:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
         self._files: dict[Path, _File] = {}
         self._own = threading.local()
+        self._rings: list[PinnedRing] = []
 
     def __enter__(self) -> Self:
         return self
@@ -63,6 +66,18 @@ class FileReader:
         trace: TracebackType | None,
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._rings:
+            self._leave_rings()
+
+    def _leave_rings(self) -> None:
+        """Wait for copies in flight: what they write to may be freed next, and given to others."""
+        rings, self._rings, self._own = self._rings, [], threading.local()
+        while rings:
+            rings.pop().wait()
+        # torch keeps pinned memory that is no longer used, 256 MiB of it for a bundle;
+        # torch.accelerator.empty_host_cache is newer than torch 2.11
+        empty: Any = vars(torch._C)["_host_emptyCache"]  # noqa: SLF001 - see above
+        empty()
 
     def start(self, path: Path) -> None:
         """Start reading a file."""
@@ -82,7 +97,7 @@ class FileReader:
             run = []
             place = torch.empty(entry.end - entry.start, dtype=torch.uint8, device=self._device)
             file.tensors[name] = place.view(entry.dtype).reshape(entry.shape)
-            self._read(file, place, entry.start)
+            self._read(file, place, entry.start, note_allocated(self._device))
         self._read_run(file, run)
         self._files[path] = file
 
@@ -121,53 +136,19 @@ class FileReader:
             file.tensors[name] = part.view(entry.dtype).reshape(entry.shape)
         self._read(file, block, base)
 
-    def _read(self, file: _File, place: Tensor, offset: int) -> None:
+    def _read(self, file: _File, place: Tensor, offset: int, allocated: Any = None) -> None:
         for start in range(0, len(place), REQUEST_BYTES):
             piece = place[start : start + REQUEST_BYTES]
             file.ranges.append(
-                self._pool.submit(self._read_range, file.path, piece, offset + start)
+                self._pool.submit(self._read_range, file.path, piece, offset + start, allocated)
             )
 
-    def _read_range(self, path: Path, piece: Tensor, offset: int) -> Any:
-        if piece.device.type == "cpu":
-            _fill(path, piece, offset)
+    def _read_range(self, path: Path, piece: Tensor, offset: int, allocated: Any) -> Any:
+        """Read a range and return the event of its copy; None where it is there already."""
+        if allocated is None:
+            fill_from(path, piece, offset)
             return None
-        return self._copy_through_pinned(path, piece, offset)
-
-    def _copy_through_pinned(self, path: Path, piece: Tensor, offset: int) -> Any:
-        """Read into one of this thread's two pinned buffers and copy from it on its own stream."""
-        own = self._own
-        if not hasattr(own, "stream"):
-            own.stream = torch.cuda.Stream(self._device)
-            own.stream.wait_stream(torch.cuda.default_stream(self._device))
-            own.buffers = [
-                torch.empty(REQUEST_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)
-            ]
-            own.events = [None, None]
-            own.turn = 0
-        own.turn = 1 - own.turn
-        if own.events[own.turn] is not None:
-            own.events[own.turn].synchronize()
-        pinned = own.buffers[own.turn][: len(piece)]
-        _fill(path, pinned, offset)
-        with torch.cuda.stream(own.stream):
-            piece.copy_(pinned, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record(own.stream)
-        own.events[own.turn] = event
-        return event
-
-
-def _fill(path: Path, place: Tensor, offset: int) -> None:
-    """Fill `place` (uint8, on the CPU) with the bytes from `offset` on."""
-    array: Any = place.numpy()
-    view = memoryview(array)
-    number = os.open(path, os.O_RDONLY)
-    try:
-        while view:
-            count = os.preadv(number, [view], offset)
-            if count == 0:
-                raise Damaged(path.parent, f"{path.name} ends before byte {offset + len(view)}")
-            view, offset = view[count:], offset + count
-    finally:
-        os.close(number)
+        if not hasattr(self._own, "ring"):
+            self._own.ring = PinnedRing(self._device, REQUEST_BYTES)
+            self._rings.append(self._own.ring)
+        return self._own.ring.copy(path, piece, offset, allocated)

@@ -74,12 +74,14 @@ class Modules:
     """How a part's modules are made from its configuration, without memory for weights.
 
     `stock` builds the library's own model, `bare` removes what is never run, `filled` returns the
-    configuration with its defaults.
+    configuration with its defaults. `final` makes what runs of the modules once they have their
+    weights.
     """
 
     stock: Callable[[Configuration], Any]
     bare: Callable[[Any], Any] = keep_as_made
     filled: Callable[[Any], Configuration] = read_diffusers_config
+    final: Callable[[Any], Any] = keep_as_made
 
 
 def refuse_modules(_config: Configuration) -> Any:

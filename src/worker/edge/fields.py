@@ -187,6 +187,11 @@ class CommonInput(BaseModel):
         "num_images_per_prompt",
         place=ALWAYS,
     )
+    batch: bool | None = declare(
+        "boolean; false: no step is shared with other {noun}s (see [Batches](#batches))",
+        "true",
+        place=ALWAYS,
+    )
     output_format: Annotated[str, _make_choice("formats")] | None = declare(
         "{formats}", "{format}", "image_format", place=ALWAYS
     )

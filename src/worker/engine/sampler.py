@@ -9,6 +9,8 @@ from torch import Tensor
 # Latents [batch, tokens, channels], the timestep [batch] that the model sees (0 to 1, in the
 # latents' dtype) and the step's index -> the velocity, in the latents' shape.
 Predict = Callable[[Tensor, Tensor, int], Tensor]
+# A step that is done and how many there are -> the rows to go on with, None for all of them.
+OnStep = Callable[[int, int], Sequence[int] | None]
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -45,6 +47,11 @@ def make_noise(
     return pack(torch.cat(latents)[:, 0])
 
 
+def keep_all(step: int, steps: int) -> None:
+    """Go on with every row."""
+    del step, steps
+
+
 class _Pace:
     """Keep the CPU at most one step ahead of the GPU, so that a stop takes effect within a step."""
 
@@ -67,12 +74,13 @@ def sample(
     scheduler: Any,
     latents: Tensor,
     *,
-    on_step: Callable[[int, int], None] = lambda _step, _steps: None,
+    on_step: OnStep = keep_all,
 ) -> Tensor:
     """Denoise packed latents [batch, tokens, channels] and return them, same shape and dtype.
 
     `scheduler` has its timesteps set (float32 [steps], 1000 to 0). `on_step(step, steps)` is called
-    after each step and may raise to stop there.
+    after each step; it may raise to stop there, or name the rows that are still of use: the others
+    are left out of the latents from then on.
     """
     timesteps = scheduler.timesteps
     pace = _Pace(latents.device)
@@ -83,5 +91,7 @@ def sample(
         prediction = predict(latents, seen[step].expand(len(latents)), step)
         latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
         pace.step()
-        on_step(step + 1, len(timesteps))
+        rows = on_step(step + 1, len(timesteps))
+        if rows is not None:
+            latents = latents[list(rows)]
     return latents

@@ -16,7 +16,7 @@ from worker.bundle.open import Shared, make_shared
 from worker.bundle.recipe import Recipe
 from worker.driver import Gpu
 from worker.engine import device as devices
-from worker.errors import UnfitHost
+from worker.errors import CudaOutOfMemory, UnfitHost
 from worker.families import catalogue
 from worker.seam import Model, Openable, Served
 from worker.settings import Settings
@@ -43,7 +43,7 @@ class OpenBundle(Protocol[T_co]):
     ) -> T_co:
         """Return the open parts; the one that may wait is on `waiting`, else on `device`.
 
-        Raises Damaged, LoraNotApplied, torch.OutOfMemoryError.
+        Raises Damaged, LoraNotApplied, and the device's own errors.
         """
 
 
@@ -138,18 +138,20 @@ class Opener(Generic[T]):
     def _place(self, folder: Path, device: torch.device, settings: Settings, *, offload: bool) -> T:
         """Open a bundle on the device; out of memory, again with the waiting part on the host.
 
-        With `offload` it is there at once. Raises Damaged, LoraNotApplied, UnfitHost.
+        With `offload` it is there at once. Raises Damaged, DeviceLost, LoraNotApplied, UnfitHost.
         """
         host = torch.device("cpu")
         for waiting in (host,) if offload else (None, host):
             try:
-                return self.open_bundle(
-                    folder, device, verify=settings.verify, waiting=waiting, share=SHARED
-                )
-            except torch.OutOfMemoryError:
-                devices.free_memory()
-                place = {self.recipe.waiting: "cpu" if waiting else "gpu"}
-                log.get().warning("out of memory while opening", **place)
+                with devices.translate_errors():
+                    return self.open_bundle(
+                        folder, device, verify=settings.verify, waiting=waiting, share=SHARED
+                    )
+            except CudaOutOfMemory:
+                pass  # the failed attempt's tensors live in the exception: leave it before freeing
+            devices.free_memory()
+            place = {self.recipe.waiting: "cpu" if waiting else "gpu"}
+            log.get().warning("out of memory while opening", **place)
         raise UnfitHost(
             f"the GPU has too little memory for the model even with its {self.recipe.waiting_word}"
             " on the CPU: set PRECISION_MODE=4bit, or choose a pool with more memory"

@@ -50,6 +50,11 @@ class JobControl:
         """Make the next report, which is at most one step away, raise Stopped."""
         self._stopped.set()
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the job was stopped."""
+        return self._stopped.is_set()
+
     def start(self, wish: int) -> None:
         """Count all wishes before this one, from 0, as made; raises Stopped after a cancel."""
         self._made = wish
@@ -89,7 +94,7 @@ class JobControl:
         )
 
     def _check(self) -> None:
-        if self._stopped.is_set():
+        if self.is_stopped:
             raise Stopped
 
 

@@ -7,11 +7,12 @@ from typing import Any
 from worker import log
 from worker.edge import echo, reply
 from worker.errors import OutputTooLarge
+from worker.jobs.encoder import Encoder
 from worker.jobs.job import Job
+from worker.jobs.ticket import Placed
 from worker.media.deliver import ResponseFormat, deliver
-from worker.media.piece import Encoded
 from worker.media.s3 import read_own_bucket
-from worker.seam import Made, Wish
+from worker.seam import Wish
 from worker.settings import Settings
 from worker.tasks.request import Request
 
@@ -20,7 +21,8 @@ async def fit(
     job: Job,
     request: Request,
     wishes: Sequence[Wish],
-    made: Sequence[Made],
+    placed: Sequence[Placed],
+    encoder: Encoder,
     adjusted: Mapping[str, Sequence[Any]],
     settings: Settings,
 ) -> dict[str, Any]:
@@ -33,7 +35,7 @@ async def fit(
     refused: OutputTooLarge | None = None
     for form, response_format in _list_ways(job, request, settings):
         with job.measure_phase("encode"):
-            pieces = await _encode_all(request, wishes, made, form, settings)
+            pieces = await encoder.encode_all([one.made for one in placed], form)
         with job.measure_phase("deliver"):
             entries = await deliver(
                 pieces,
@@ -50,10 +52,12 @@ async def fit(
             wishes[0],
             request.model,
             timings_ms=reply.sum_timings(job.timings, task.timings),
-            peak_vram_mb=max(one.peak_vram_mb for one in made),
+            peak_vram_mb=max(one.made.peak_vram_mb for one in placed),
             adjusted=adjusted,
             warnings=job.warnings,
         )
+        if settings.most_in_batch > 1:
+            _add_batches(output, task.key, placed)
         if settings.response_compat is not None:
             reply.serve_old_callers(output, task.key, settings.response_compat)
         if form != delivery.form:
@@ -94,18 +98,9 @@ def _list_ways(job: Job, request: Request, settings: Settings) -> list[tuple[str
     return ways
 
 
-async def _encode_all(
-    request: Request,
-    wishes: Sequence[Wish],
-    made: Sequence[Made],
-    form: str,
-    settings: Settings,
-) -> list[Encoded]:
-    """Encode the pieces in parallel, off the event loop."""
-
-    def encode(wish: Wish, one: Made) -> Encoded:
-        text = reply.describe_output(wish, request.model) if settings.png_metadata else {}
-        return one.piece.encode(form, request.delivery.quality, text)
-
-    pairs = zip(wishes, made, strict=True)
-    return list(await asyncio.gather(*(asyncio.to_thread(encode, *pair) for pair in pairs)))
+def _add_batches(output: dict[str, Any], key: str, placed: Sequence[Placed]) -> None:
+    """Add the first piece's batch to a reply, and to each of several pieces its own."""
+    output["batch"] = placed[0].describe()
+    if len(placed) > 1:
+        for entry, one in zip(output[key], placed, strict=True):
+            entry["batch"] = one.describe()

@@ -19,13 +19,16 @@ from worker.errors import (
     WorkerNotReady,
 )
 from worker.jobs.control import JobControl
+from worker.jobs.encoder import Encoder
 from worker.jobs.fitting import fit
+from worker.jobs.forming import Caps
 from worker.jobs.job import Answer, Job
 from worker.jobs.lane import Lane
 from worker.jobs.progress import Progress
+from worker.jobs.ticket import Placed, Ticket
 from worker.media.deliver import check_upload_urls
 from worker.media.fetch import fetch_all
-from worker.seam import Made, Model, Models, Wish
+from worker.seam import Model, Models, Wish
 from worker.settings import Settings
 from worker.tasks.capabilities import list_capabilities
 from worker.tasks.request import Query, Request, parse
@@ -46,7 +49,11 @@ class Worker:
         self.fatal: WorkerError | None = None
         self._settings = settings
         self._models = models
-        self._lane = Lane()
+        self._lane = Lane(
+            Caps(settings.most_in_batch, settings.batch_max_pixels),
+            timeout_s=settings.batch_timeout_ms / 1000,
+            note=self._note,
+        )
         self._started = time.monotonic()
         self._out_of_memory = 0
         self._counts = {"done": 0, "failed": 0, "cancelled": 0}
@@ -147,8 +154,9 @@ class Worker:
         )
         settled = await self._settle(job, request)
         wishes = request.make_wishes(settled.wish)
-        made = await self._make(job, request, wishes)
-        return await fit(job, request, wishes, made, settled.adjusted, self._settings)
+        encoder = Encoder(request, wishes, self._settings)
+        placed = await self._make(job, request, wishes, encoder)
+        return await fit(job, request, wishes, placed, encoder, settled.adjusted, self._settings)
 
     async def _settle(self, job: Job, request: Request) -> Settled:
         """Fetch what the wish needs and settle it; its warnings become the job's."""
@@ -159,27 +167,34 @@ class Worker:
                 request.asked, fetched, self._settings, job.warnings.append
             )
 
-    async def _make(self, job: Job, request: Request, wishes: Sequence[Wish]) -> list[Made]:
-        """Make the wishes in the lane, and note from that how the device is."""
+    async def _make(
+        self, job: Job, request: Request, wishes: Sequence[Wish], encoder: Encoder
+    ) -> list[Placed]:
+        """Make the wishes in the lane, each encoded as soon as it is made."""
         task = request.task
         async with Progress(job.listener) as progress:
             steps = task.count_steps(wishes[0])
             control = JobControl(progress.publish, task.spans, len(wishes), steps)
+            ticket = Ticket(
+                request.model.id,
+                lambda: self._take(request),
+                wishes,
+                control,
+                may_share=request.may_share,
+                on_made=encoder.start,
+            )
             try:
-                made = await self._lane.make(lambda: self._take(request), wishes, control)
-            except asyncio.CancelledError as error:
-                if isinstance(error.__cause__, WorkerError):
-                    self._note(error.__cause__)
+                placed = await self._lane.make(ticket)
+            except BaseException:
+                encoder.drop()
                 raise
-            except WorkerError as error:
-                self._note(error)
-                raise
-        self._note(None)
-        for one in made:
-            job.warnings += one.warnings
-            for phase, spent in one.timings_ms.items():
+        for one in placed:
+            job.warnings += one.made.warnings
+        # what shares a batch has the batch's timings: those of the last one count, once
+        for made in {one.batch: one.made for one in placed}.values():
+            for phase, spent in made.timings_ms.items():
                 job.timings[phase] = job.timings.get(phase, 0.0) + spent
-        return made
+        return placed
 
     def _take(self, request: Request) -> Model:
         """Return the model, warm; in the lane's thread."""
@@ -190,6 +205,7 @@ class Worker:
     def _note(self, error: WorkerError | None) -> None:
         """Decide by how the making ended (None: well) whether this worker can go on."""
         self._out_of_memory = self._out_of_memory + 1 if isinstance(error, CudaOutOfMemory) else 0
-        if error is not None and (error.fatal or self._out_of_memory >= OOM_FATAL):
+        is_fatal = error is not None and (error.fatal or self._out_of_memory >= OOM_FATAL)
+        if error is not None and is_fatal and self.fatal is None:
             self.fatal = error
             log.get().error("fatal", error_code=error.code)

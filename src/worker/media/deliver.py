@@ -3,12 +3,8 @@
 import asyncio
 import base64
 import re
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final, Literal
-
-import aiohttp
-import stamina
-from yarl import URL
 
 from worker.errors import (
     BucketUnusable,
@@ -19,7 +15,7 @@ from worker.errors import (
     InvalidInput,
     WorkerError,
 )
-from worker.media.dial import explain_failure, is_refused, is_temporary_status, send_request
+from worker.media.objects import RefusedError, put_object, send_object
 from worker.media.piece import Encoded
 from worker.media.s3 import Bucket, CallersBucket, read_own_bucket
 from worker.media.url import check_url
@@ -30,21 +26,7 @@ ResponseFormat = Literal["base64", "data_url", "url"]
 # These query keys identify Azure, whose presigned PUT needs a header that names the kind of blob.
 AZURE_QUERY: Final = frozenset({"sig", "sv"})
 AZURE_HEADERS: Final = {"x-ms-blob-type": "BlockBlob"}
-UPLOAD_ATTEMPTS: Final = 4
-UPLOAD_ATTEMPT_S: Final = 30.0  # a picture of 20 MB at 6 Mbit/s
-UPLOAD_TOTAL_S: Final = 90.0
-WAIT_INITIAL_S: Final = 0.2
-PUT_TTL_S: Final = 3600
-STORED: Final = range(200, 300)
 EXTENSIONS: Final = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
-
-
-class _TryAgainError(Exception):
-    """An upload failed and a retry may succeed; the message may be shown to the caller."""
-
-
-class _FinalError(Exception):
-    """An upload failed and a retry would fail too; the message may be shown to the caller."""
 
 
 def check_upload_urls(urls: Sequence[str], settings: Settings) -> None:
@@ -135,10 +117,13 @@ async def _upload(
 async def _upload_to_url(url: str, piece: Encoded, settings: Settings) -> str:
     try:
         target = check_url(url, settings)
-        headers = AZURE_HEADERS if target.query.keys() >= AZURE_QUERY else {}
-        await _put(target, piece, settings, headers)
+        kind = AZURE_HEADERS if target.query.keys() >= AZURE_QUERY else {}
+        headers = {"Content-Type": piece.mime_type, **kind}
+        await send_object("PUT", target, settings, body=piece.data, headers=headers)
     except ImageFetchRefused as error:
         raise _refuse("upload_url", error.message) from None
+    except RefusedError as error:
+        raise DeliveryRefused(error.message) from None
     return str(target.with_query(None).with_fragment(None))
 
 
@@ -148,64 +133,19 @@ async def _upload_to_bucket(
     """Store one piece; `callers` is the field of a caller's endpoint, None for our trusted one."""
     trusted = callers is None
     key = f"{stem}.{EXTENSIONS.get(piece.mime_type, 'bin')}"
-    put = await asyncio.to_thread(bucket.sign, "PUT", key, PUT_TTL_S, piece.mime_type)
     try:
-        target = URL(put, encoded=True) if trusted else check_url(put, settings)
-        await _put(target, piece, settings, trusted=trusted)
+        bucket = await put_object(
+            bucket, key, piece.data, piece.mime_type, settings, trusted=trusted
+        )
     except ImageFetchRefused as error:
         raise (error if callers is None else _refuse(callers, error.message)) from None
+    except RefusedError as error:
+        if error.is_of_clock:  # ours: another worker's may be right
+            raise DeliveryFailed(error.message) from None
+        raise (BucketUnusable if trusted else DeliveryRefused)(error.message) from None
     if trusted and settings.bucket_public_url is not None:
         return f"{settings.bucket_public_url.rstrip('/')}/{bucket.make_path(key)}"
     return await asyncio.to_thread(bucket.sign, "GET", key, settings.bucket_url_ttl_s)
-
-
-async def _put(
-    url: URL,
-    piece: Encoded,
-    settings: Settings,
-    headers: Mapping[str, str] | None = None,
-    *,
-    trusted: bool = False,
-) -> None:
-    """Send one piece; raises DeliveryFailed or ImageFetchRefused when it does not arrive."""
-    final = BucketUnusable if trusted else DeliveryRefused
-    try:
-        async for attempt in stamina.retry_context(
-            on=_TryAgainError,
-            attempts=UPLOAD_ATTEMPTS,
-            timeout=UPLOAD_TOTAL_S,
-            wait_initial=WAIT_INITIAL_S,
-            wait_jitter=WAIT_INITIAL_S,
-            wait_max=5.0,
-        ):
-            with attempt:
-                await _put_once(url, piece, settings, headers or {}, trusted=trusted)
-    except _TryAgainError as error:
-        raise DeliveryFailed(f"{error} (tried up to {UPLOAD_ATTEMPTS} times)") from None
-    except _FinalError as error:
-        raise final(str(error)) from None
-
-
-async def _put_once(
-    url: URL, piece: Encoded, settings: Settings, headers: Mapping[str, str], *, trusted: bool
-) -> None:
-    sent = {"Content-Type": piece.mime_type, **headers}
-    try:
-        async with (
-            asyncio.timeout(UPLOAD_ATTEMPT_S),
-            send_request(
-                "PUT", url, settings, body=piece.data, headers=sent, trusted=trusted
-            ) as response,
-        ):
-            status = response.status
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        if is_refused(error):
-            raise ImageFetchRefused("a URL must lead to a public address") from None
-        why = explain_failure(error, "the store")
-        raise (_TryAgainError if why.is_temporary else _FinalError)(why.message) from None
-    if status not in STORED:  # a redirect too: its target would not match the signature
-        failure = _TryAgainError if is_temporary_status(status) else _FinalError
-        raise failure(f"the store answered with status {status}")
 
 
 def _refuse(field: str, message: str) -> WorkerError:

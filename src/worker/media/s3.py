@@ -6,15 +6,17 @@ from typing import Final
 from urllib.parse import quote, urlsplit
 
 from worker.errors import BucketUnusable, WorkerError
-from worker.media.stores import Store, identify_store
+from worker.media.address import parse_address
+from worker.media.stores import Store, Style, identify_store
 from worker.media.url import encode_host
-from worker.settings import Settings
+from worker.settings import BucketStyle, Settings
 
 SAFE: Final = "/-_.~"
 MAX_TTL_S: Final = 7 * 24 * 3600  # the longest that signature version 4 allows
 # A private store called s3.DOMAIN, with a label before it: the bucket, unless one is given
 # otherwise.
 BUCKET_BEFORE_S3: Final = re.compile(r"[^.]+\.s3[.-].+")
+HOST_LABELS: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?")
 
 
 def find_region(host: str) -> str:
@@ -26,9 +28,14 @@ def find_region(host: str) -> str:
 class Bucket:
     """Where objects go; `endpoint` is the address of the store, or of the bucket itself.
 
-    The bucket may be given by name, before the endpoint's host if its store is known to accept it
-    there, or as the endpoint's path. Raises ValueError if it is given nowhere, or the endpoint is
-    not an http address.
+    The bucket may be given by name, before the endpoint's host, or as the endpoint's path. Where
+    its name goes in an object's address is by `style` after the host ("path"), in front of it
+    ("virtual"), or where its store is known to accept it ("auto"); an endpoint whose host is the
+    bucket's own stays as it is. Slashes that follow each other count as one, since stores disagree
+    about names with nothing between two slashes.
+
+    Raises ValueError if the bucket is given nowhere or cannot be addressed in its style, if a part
+    of its path is "." or "..", or if the endpoint is not an http address.
     """
 
     endpoint: str = field(repr=False)
@@ -38,6 +45,7 @@ class Bucket:
     region: str | None = None
     prefix: str = ""
     session_token: str | None = field(default=None, repr=False)
+    style: BucketStyle = "auto"
 
     def __post_init__(self) -> None:
         split = urlsplit(self.endpoint)
@@ -48,30 +56,54 @@ class Bucket:
         )
         if not named and not BUCKET_BEFORE_S3.fullmatch(split.hostname):
             raise ValueError("the bucket has no name")
+        parts = "/".join((split.path, self.name or "", self.prefix)).split("/")
+        if not {".", ".."}.isdisjoint(parts):
+            raise ValueError("no part of its path may be . or ..")
+        if self.style == "virtual" and self._style == "host only":
+            if parse_address(split.hostname) is not None:
+                raise ValueError("an address of digits has no virtual hosts")
+            name, _ = self._split_name()
+            if name and not HOST_LABELS.fullmatch(name):
+                raise ValueError("its name cannot be part of a host's")
 
     @property
     def _store(self) -> Store:
         return identify_store(urlsplit(self.endpoint).hostname or "")
 
-    def make_address(self, key: str) -> str:
-        """Return the object's address, unsigned, in the style that the store expects."""
-        split, style, name = urlsplit(self.endpoint), self._store.style, self.name or ""
-        host, path = _format_like_request(split.netloc), split.path.strip("/")
+    @property
+    def _style(self) -> Style:
+        if self._store.bucket is not None or self.style == "path":
+            return "path"
+        return "host only" if self.style == "virtual" else self._store.style
+
+    @property
+    def signing_region(self) -> str:
+        """The region that requests are signed for."""
+        return self.region or self._store.region
+
+    def _split_name(self) -> tuple[str, str]:
+        """Return the bucket's name, empty if the host has it, and the rest of the path."""
+        path, name = _normalise(urlsplit(self.endpoint).path), _normalise(self.name or "")
         if self._store.bucket is not None:
             # If another name is given too, the keys begin with it, as with RunPod's SDK.
-            style, name = "path", "" if name.lower() == self._store.bucket else name
-        elif style == "host only" and not name:
+            name = "" if name.lower() == self._store.bucket else name
+        elif self._style == "host only" and not name:
             name, _, path = path.partition("/")
-        if path == name:
-            path = ""
+        return name, "" if path == name else path
+
+    def make_address(self, key: str) -> str:
+        """Return the object's address, unsigned, in the style that the store expects."""
+        split, style = urlsplit(self.endpoint), self._style
+        host, (name, path) = _format_like_request(split.netloc), self._split_name()
         if name and (style == "host only" or (style == "host" and "." not in name)):
-            host, name = f"{name}.{host}", ""
+            is_before = self.style == "virtual" and host.startswith(f"{name}.")
+            host, name = host if is_before else f"{name}.{host}", ""
         inside = quote("/".join(filter(None, (path, name))), safe=SAFE)
         return f"{split.scheme}://" + "/".join(filter(None, (host, inside, self.make_path(key))))
 
     def make_path(self, key: str) -> str:
         """Return an object's path within the bucket: the prefix and `key`, percent-encoded."""
-        return quote("/".join(filter(None, (self.prefix.strip("/"), key))), safe=SAFE)
+        return quote(_normalise(f"{self.prefix}/{key}"), safe=SAFE)
 
     def sign(self, method: str, key: str, ttl_s: int, content_type: str | None = None) -> str:
         """Return an address that allows `method` on the object for `ttl_s` seconds.
@@ -90,7 +122,7 @@ class Bucket:
         S3SigV4QueryAuth(
             Credentials(self.access_key_id, self.secret_access_key, self.session_token),
             "s3",
-            self.region or self._store.region,
+            self.signing_region,
             expires=min(ttl_s, MAX_TTL_S),
         ).add_auth(request)
         return str(request.url)
@@ -113,6 +145,11 @@ class CallersBucket:
         if isinstance(self.bucket, WorkerError):
             raise self.bucket
         return self.bucket
+
+
+def _normalise(path: str) -> str:
+    """Return a path without slashes around it or next to each other."""
+    return "/".join(filter(None, path.split("/")))
 
 
 def _format_like_request(authority: str) -> str:
@@ -141,6 +178,7 @@ def read_own_bucket(settings: Settings) -> Bucket | None:
             name=settings.bucket_name,
             region=settings.bucket_region,
             prefix=settings.bucket_prefix,
+            style=settings.bucket_style,
             session_token=None if token is None else token.get_secret_value(),
         )
     except ValueError as error:

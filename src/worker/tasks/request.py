@@ -49,7 +49,8 @@ class Delivery:
 class Request:
     """What a job requests, complete and consistent for `model`; nothing is fetched yet.
 
-    `seed` is the first output's, output i of `count` has seed + i.
+    `seed` is the first output's, output i of `count` has seed + i. Without `may_share` each is made
+    alone.
     """
 
     task: Task
@@ -59,6 +60,7 @@ class Request:
     count: int
     delivery: Delivery
     warnings: tuple[str, ...]
+    may_share: bool = True
 
     def make_wishes(self, settled: Any) -> tuple[Wish, ...]:
         """Return one wish per output, with its seed."""
@@ -113,7 +115,16 @@ def parse(
     if values.output_quality is not None and delivery.form in task.lossless:
         verdict.warn("output_quality", f"has no effect on a {delivery.form}")
     verdict.raise_faults()
-    return Request(task, model, asked, seed, count, delivery, tuple(verdict.warnings))
+    return Request(
+        task,
+        model,
+        asked,
+        seed,
+        count,
+        delivery,
+        tuple(verdict.warnings),
+        may_share=values.batch is not False,
+    )
 
 
 def _choose_task(job_input: Mapping[Any, Any], served: Sequence[Served]) -> tuple[str, Task]:

@@ -121,7 +121,7 @@ def test_a_job_can_be_cancelled_while_a_worker_leaves(pod: Pod, start: Start, ga
 
 
 def test_refresh_worker_ends_after_one_job_and_takes_no_other(pod: Pod, start: Start) -> None:
-    with start(REFRESH_WORKER="true", PREFETCH="true") as worker:
+    with start(REFRESH_WORKER="true", PREFETCH="true", BATCH_SIZE="4") as worker:
         jobs = [pod.submit({"prompt": f"{n}"}) for n in range(2)]
         assert is_right(pod.answer(jobs[0]))
         assert ended(worker) == 0

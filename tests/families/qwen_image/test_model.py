@@ -1,6 +1,7 @@
 """One warm model serves every schedule in any order, and no picture depends on the one before."""
 
 import contextlib
+import copy
 import itertools
 import time
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ from worker.errors import (
 )
 from worker.families import opener
 from worker.families.catalogue import CATALOGUE
+from worker.families.memory import Phases
 from worker.families.qwen_image import model as qwen_image
+from worker.families.qwen_image import vae
 from worker.families.qwen_image.model import QwenImage
 from worker.seam import Phase
 from worker.tasks.picture import PictureWish, offer_of
@@ -175,53 +178,6 @@ def test_nan_latents_are_a_bad_picture(models: dict[str, QwenImage]) -> None:
     assert drawn(model, TEXT) == expected
 
 
-class Failing:
-    """A transformer that raises the device's errors for the first `times` forwards."""
-
-    def __init__(self, real: Any, error: Exception, times: int) -> None:
-        self._real, self._error, self._left = real, error, times
-
-    def __call__(self, **given: Any) -> Any:
-        """Fail, or run the real one."""
-        if self._left > 0:
-            self._left -= 1
-            raise self._error
-        return self._real(**given)
-
-
-def test_out_of_memory_is_tried_once_again(
-    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Once is survived; twice is CUDA_OUT_OF_MEMORY; and the next job is right."""
-    model = models["tiny-image"]
-    expected = drawn(model, TEXT)
-    real = model._parts.forward
-    for times in (1, 2):
-        failing = Failing(real, torch.OutOfMemoryError("full"), times)
-        monkeypatch.setattr(model._parts, "forward", failing)
-        if times == 1:
-            # 96x96 is smaller than a tile: the second try gives the very same picture
-            assert drawn(model, TEXT) == expected
-        else:
-            with pytest.raises(CudaOutOfMemory):
-                made(model, TEXT, Listener())
-    monkeypatch.setattr(model._parts, "forward", real)
-    assert drawn(model, TEXT) == expected
-    assert not model._parts.vae.use_tiling
-
-
-def test_a_lost_device_is_fatal(
-    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The CUDA context cannot be repaired in this process."""
-    model = models["tiny-image"]
-    failing = Failing(model._parts.forward, torch.AcceleratorError("lost"), 9)
-    monkeypatch.setattr(model._parts, "forward", failing)
-    with pytest.raises(DeviceLost) as caught:
-        made(model, TEXT, Listener())
-    assert caught.value.fatal
-
-
 def test_lightning_without_its_lora_is_an_error(models: dict[str, QwenImage]) -> None:
     """Never a silent base picture."""
     with pytest.raises(LoraNotApplied):
@@ -348,25 +304,116 @@ def test_the_scale_and_the_negative_prompt_change_the_picture(
     assert len(pictures) == len(changes)
 
 
-def test_the_second_try_has_all_the_memory_and_decodes_in_tiles(
+class Scarce:
+    """What a phase calls, which fails the first `times`; records with what it was called."""
+
+    def __init__(self, real: Any, times: int, error: Exception) -> None:
+        self._real, self._left, self._error = real, times, error
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """Record, and fail or run the real one."""
+        self.calls.append(named)
+        if self._left > 0:
+            self._left -= 1
+            raise copy.copy(self._error)
+        return self._real(*given, **named)
+
+
+PLACES: dict[Phase, tuple[Any, str]] = {
+    "text": (lambda model: model._prompts, "encode"),
+    "reference": (lambda model: model._vae, "encode"),
+    "denoise": (lambda model: model._parts, "forward"),
+    "decode": (lambda model: model._vae, "decode"),
+}
+
+
+def make_scarce(
+    model: QwenImage,
+    monkeypatch: pytest.MonkeyPatch,
+    times: dict[Phase, int],
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory."),  # noqa: B008 - copied
+) -> dict[Phase, Scarce]:
+    """Let phases fail so many times, with nothing remembered of earlier ones."""
+    monkeypatch.setattr(model, "_phases", Phases(model._cache.clear))
+    model._cache.clear()
+    placed = {}
+    for phase, (find, name) in PLACES.items():
+        placed[phase] = Scarce(getattr(find(model), name), times.get(phase, 0), error)
+        monkeypatch.setattr(find(model), name, placed[phase])
+    return placed
+
+
+@pytest.mark.parametrize("short", ["text", "reference", "denoise", "decode"])
+def test_only_the_phase_that_ran_out_of_memory_runs_again(
+    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch, short: Phase
+) -> None:
+    """What the phases before it made is kept; of one tile, the picture is the very same."""
+    model = models["tiny-edit"]
+    expected = drawn(model, EDIT)
+    runs: dict[Phase, int] = {"text": 1, "reference": 1, "denoise": EDIT.steps, "decode": 1}
+    placed = make_scarce(model, monkeypatch, {short: 1})
+    assert drawn(model, EDIT) == expected
+    assert {phase: len(each.calls) for phase, each in placed.items()} == {
+        phase: count + (phase == short) for phase, count in runs.items()
+    }
+
+
+@pytest.mark.parametrize("short", ["text", "reference", "denoise", "decode"])
+def test_a_phase_that_runs_out_of_memory_twice_fails(
+    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch, short: Phase
+) -> None:
+    model = models["tiny-edit"]
+    placed = make_scarce(model, monkeypatch, {short: 2})
+    with pytest.raises(CudaOutOfMemory):
+        made(model, EDIT, Listener())
+    assert len(placed[short].calls) == 2
+    assert drawn(model, EDIT)
+
+
+@pytest.mark.parametrize("short", ["text", "reference", "denoise", "decode"])
+def test_a_lost_device_is_fatal(
+    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch, short: Phase
+) -> None:
+    """The CUDA context cannot be repaired in this process: nothing is tried again."""
+    lost = torch.AcceleratorError("CUDA error: unspecified launch failure")
+    placed = make_scarce(models["tiny-edit"], monkeypatch, {short: 1}, lost)
+    with pytest.raises(DeviceLost) as caught:
+        made(models["tiny-edit"], EDIT, Listener())
+    assert caught.value.fatal
+    assert len(placed[short].calls) == 1
+
+
+def test_the_second_job_of_a_size_decodes_in_tiles_at_once(
     models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was kept of earlier pictures is given up before it."""
-    model = models["tiny-image"]
-    drawn(model, TEXT)
-    seen: list[tuple[bool, int]] = []
-    real = model._vae.decode
+    """And one of another size in one piece; so do references of each size."""
+    model = models["tiny-edit"]
+    other = replace(EDIT, width=128, height=64)
+    placed = make_scarce(model, monkeypatch, {"reference": 1, "decode": 1})
+    for asked in (EDIT, EDIT, other):
+        model._cache.clear()
+        drawn(model, asked)
+    for phase in ("decode", "reference"):
+        tiled = [named["tiled"] for named in placed[phase].calls]
+        assert tiled[:3] == [False, True, True]
+        # the other size's reference has the model's own area, as the first's has
+        assert tiled[3:] == [phase == "reference"]
 
-    def decode(*given: Any) -> Any:
-        seen.append((model._parts.vae.use_tiling, model._cache.misses))
-        if len(seen) == 1:
-            raise torch.OutOfMemoryError("full")
-        return real(*given)
 
-    monkeypatch.setattr(model._vae, "decode", decode)
-    misses = model._cache.misses
-    made(model, TEXT, Listener())
-    assert seen == [(False, misses), (True, misses + 1)]
+def test_tiling_is_decided_before_decoding_where_memory_is_short(
+    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No failure is needed where what is free is known: a picture's need is 8 bytes a channel."""
+    model = models["tiny-edit"]
+    need = 96 * 96 * 8 * model._parts.vae.config.base_dim
+    for free, tiled in ((need - 1, True), (need, False), (None, False)):
+        monkeypatch.setattr(vae, "count_free_bytes", lambda _device, free=free: free)
+        with monkeypatch.context() as patch:
+            placed = make_scarce(model, patch, {})
+            drawn(model, EDIT)
+        for phase in ("decode", "reference"):
+            assert [named["tiled"] for named in placed[phase].calls] == [tiled]
 
 
 def test_a_model_runs_where_the_gpu_is_if_there_is_one() -> None:

@@ -22,6 +22,7 @@ from worker.bundle.layout import name_adapter
 from worker.families.clock import Clock
 from worker.families.qwen_image.lightning import LIGHTNING
 from worker.families.qwen_image.model import fit_area
+from worker.families.sharing import Sharing
 from worker.seam import Unheard
 from worker.tasks.picture import PictureWish
 from worlds.prepared import (
@@ -107,7 +108,9 @@ class Pair:
 
     def our_latents(self, *generations: PictureWish) -> torch.Tensor:
         """Run our sampler on a batch."""
-        return self.ours.make_latents(list(generations), Unheard(), Clock(CPU))
+        return self.ours.make_latents(
+            list(generations), Sharing([Unheard()] * len(generations), drops=True), Clock(CPU)
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,12 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from worker.errors import Detail, ImageFetchRefused, InvalidInput, WorkerError
 from worker.media.s3 import Bucket, CallersBucket
 from worker.media.url import check_url
-from worker.settings import Settings
+from worker.settings import BucketStyle, Settings
 
 S3_CONFIG: Final = "s3Config"
 ENDPOINT: Final = f"{S3_CONFIG}.endpointUrl"
@@ -19,7 +19,9 @@ BUCKET_KEYS: Final[Mapping[str, bool]] = {
     "bucketName": False,
     "region": False,
     "sessionToken": False,
+    "style": False,
 }
+STYLES: Final[Mapping[str, BucketStyle]] = {word: word for word in get_args(BucketStyle)}
 LONGEST_VALUE: Final = 4096  # a session token may have over 2000 characters
 LONGEST_NAME: Final = 60
 MOST_UNKNOWN: Final = 10
@@ -55,7 +57,10 @@ def _read(given: Mapping[str, Any], unknown: list[Detail], settings: Settings) -
             details.append(Detail(f"{S3_CONFIG}.{key}", "must be a string that is not empty"))
         else:
             values[key] = value.strip()
-    if not details:
+    style = STYLES.get(values.get("style", "auto").lower())
+    if style is None:
+        details.append(Detail(f"{S3_CONFIG}.style", f"must be one of {', '.join(STYLES)}"))
+    if not details and style is not None:
         try:
             bucket = Bucket(
                 endpoint=values["endpointUrl"],
@@ -64,6 +69,7 @@ def _read(given: Mapping[str, Any], unknown: list[Detail], settings: Settings) -
                 name=values.get("bucketName"),
                 region=values.get("region"),
                 session_token=values.get("sessionToken"),
+                style=style,
             )
             check_url(bucket.make_address("probe"), settings)
         except ImageFetchRefused as error:

@@ -62,12 +62,9 @@ class RunPod:
         settings = self._settings
         serverless = sdk.load()
         sdk.patch(settings.log_level, adopt)
-        # A second job taken along with the first would be lost with the pod, which stops at the
-        # first one's answer.
-        takes_two = settings.prefetch and not settings.refresh_worker
         config: dict[str, Any] = {
             "refresh_worker": settings.refresh_worker,
-            "concurrency_modifier": lambda _: 2 if takes_two else 1,
+            "concurrency_modifier": lambda _: settings.jobs_at_once,
         }
         config["handler"] = handle if settings.on_platform else local.add_printing(handle, config)
         try:

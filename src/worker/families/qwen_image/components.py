@@ -8,21 +8,22 @@ import torch
 from worker.engine.lora import Adapters
 from worker.families.qwen_image.forward import Forward
 from worker.families.qwen_image.modulation import Modulation
+from worker.families.qwen_image.vae import Frames
 
 
 @dataclass(slots=True)
 class Components:
     """The open parts of one Qwen-Image model.
 
-    `transformer`, `text_encoder` and `vae` are diffusers' and transformers' own modules on
-    `device`, in eval mode; floating tensors have `dtype` unless the precision keeps them otherwise.
+    `transformer` and `text_encoder` are diffusers' and transformers' own modules on `device`, in
+    eval mode; floating tensors have `dtype` unless the precision keeps them otherwise.
     `scheduler` is the base schedule's configuration (scheduler_config.json); `processor` is None
     for a model without references. `forward` runs the transformer.
     """
 
     transformer: Any
     text_encoder: Any
-    vae: Any
+    vae: Frames
     tokenizer: Any
     processor: Any | None
     scheduler: dict[str, Any]

@@ -1,13 +1,13 @@
 """What the transformer predicts at each step: its prompts, its references, true CFG."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from worker.engine.sampler import sample
+from worker.engine.sampler import OnStep, keep_all, sample
 from worker.families.qwen_image.modulation import Modulation
 
 LatentShape = tuple[int, int, int]
@@ -19,6 +19,11 @@ class Conditioning:
 
     embeds: Tensor
     mask: Tensor | None = None
+
+    def keep(self, rows: Sequence[int]) -> "Conditioning":
+        """Return these rows of the batch."""
+        kept = list(rows)
+        return Conditioning(self.embeds[kept], None if self.mask is None else self.mask[kept])
 
 
 class Predictor(Protocol):
@@ -73,14 +78,14 @@ def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
     negative: Conditioning | None = None,
     true_cfg_scale: float = 1.0,
     references: Tensor | None = None,
-    on_step: Callable[[int, int], None] = lambda _step, _steps: None,
+    on_step: OnStep = keep_all,
 ) -> Tensor:
     """Denoise packed latents [batch, tokens, channels] and return them, same shape and dtype.
 
     `shapes` are the (frames, height, width) in tokens of the output and then of every reference;
     `references` are their packed latents [batch, reference tokens, channels]. With `negative`,
     every step runs two forwards (true CFG), as the stock pipelines do. `on_step(step, steps)` is
-    called after each step and may raise to stop there.
+    called after each step; it may raise to stop there, or name the rows to go on with.
     """
     tokens = latents.shape[1]
     modulation.load(scheduler.timesteps)
@@ -94,4 +99,13 @@ def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
         unconditional = forward(shown, timestep, negative, shapes)[:, :tokens]
         return _guide(prediction, unconditional, true_cfg_scale)
 
-    return sample(predict, scheduler, latents, on_step=on_step)
+    def finish_step(step: int, steps: int) -> Sequence[int] | None:
+        nonlocal prompt, negative, references
+        rows = on_step(step, steps)
+        if rows is not None:
+            prompt = prompt.keep(rows)
+            negative = None if negative is None else negative.keep(rows)
+            references = None if references is None else references[list(rows)]
+        return rows
+
+    return sample(predict, scheduler, latents, on_step=finish_step)

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Final
 
 import torch
@@ -16,21 +16,23 @@ from worker.engine.cache import TensorCache
 from worker.engine.decoded import make_picture
 from worker.engine.sampler import make_noise
 from worker.engine.schedule import make_schedule
-from worker.errors import LoraNotApplied
+from worker.errors import BadPicture, LoraNotApplied
 from worker.families.clock import Clock
-from worker.families.memory import check_freed, make_or_retry
+from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
 from worker.families.pictures import describe
 from worker.families.qwen_image import prompts
 from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.denoising import Conditioning, LatentShape, denoise, stack
+from worker.families.qwen_image.key import PictureKey
 from worker.families.qwen_image.lightning import make_lightning_schedule
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.prompts import PromptEncoder, Template
 from worker.families.qwen_image.recipe import RECIPE
 from worker.families.qwen_image.vae import Vae
+from worker.families.sharing import Sharing
 from worker.media.picture import Picture
-from worker.seam import Control, Made, Served, Unheard
+from worker.seam import Control, Made, Outcome, Served, Unheard, take_made
 from worker.tasks.picture import PictureWish, offer_of, warm_up
 
 FIRST_EDIT: Final = "QwenImageEditPipeline"
@@ -68,6 +70,14 @@ def _digest(images: Sequence[Image.Image]) -> str:
     return digest.hexdigest()
 
 
+def _list_texts(wish: PictureWish) -> dict[str, str]:
+    """Return the texts that a picture is made of, by what they are called."""
+    texts = {"prompt": wish.prompt}
+    if wish.negative_prompt is not None and wish.true_cfg_scale > 1:
+        texts["negative prompt"] = wish.negative_prompt
+    return texts
+
+
 class QwenImage:
     """One warm Qwen-Image model."""
 
@@ -89,28 +99,61 @@ class QwenImage:
         )
         self._vae = Vae(components.vae)
         self._cache = TensorCache(CACHE_BYTES)
+        self._phases = Phases(self._cache.clear)
 
-    def can_share(self, wish: PictureWish, other: PictureWish) -> bool:
-        """Return False: each picture has its own forwards."""
-        del wish, other
-        return False
+    def make_key(self, wish: PictureWish) -> PictureKey:
+        """Return what other pictures must have too to share forwards with this one."""
+        template, shown = TEMPLATES[self._pipeline], len(wish.references)
+        return PictureKey(
+            wish.task,
+            wish.width,
+            wish.height,
+            wish.steps,
+            wish.lightning,
+            wish.true_cfg_scale,
+            tuple(
+                self._prompts.count_tokens(text, template, shown)
+                for text in _list_texts(wish).values()
+            ),
+            tuple(
+                (self.choose_reference_size(image, wish), self._choose_shown_size(image))
+                for image in wish.references
+            ),
+        )
 
-    def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
-        """Make pictures, one after another.
+    def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> Iterator[Outcome]:
+        """Make pictures that have equal keys, and give each as soon as it is decoded.
 
-        Raises BadPicture, CudaOutOfMemory, DeviceLost, LoraNotApplied, or what a control raises.
+        They are denoised together and decoded one after another, in the memory of one. A phase
+        that runs out of memory runs again with less. Raises CudaOutOfMemory, DeviceLost,
+        LoraNotApplied, or what the last control raised.
         """
-        return [self._make_one(*pair) for pair in zip(wishes, controls, strict=True)]
+        device, clock = self._parts.device, Clock(self._parts.device)
+        sharing = Sharing(controls, drops=device.type == "cpu")
+        with devices.translate_errors():
+            devices.reset_peak(device)
+            latents = self.make_latents(wishes, sharing, clock)
+        for place, wish in enumerate(wishes):
+            if (ended := sharing.find_end(place)) is not None:
+                yield ended
+                continue
+            row = sharing.find_row(place)
+            with devices.translate_errors():
+                image = self._decode(latents[row : row + 1], wish, clock)
+            if isinstance(image, BadPicture):
+                yield image
+                continue
+            yield Made(
+                Picture(image, wish.final),
+                dict(clock.spent),
+                peak_vram_mb=devices.read_peak_mb(device),
+                warnings=self._list_warnings(wish),
+            )
 
     def warm(self) -> None:
         """Make one picture of the kind that jobs will request; raises as `make`."""
-        self.make([warm_up(self.served)], [Unheard()])
-
-    def _make_one(self, wish: PictureWish, control: Control) -> Made:
-        """Make one picture, if need be a second time and with less memory."""
-        return make_or_retry(
-            lambda: self._attempt(wish, control), forget=self._cache.clear, tile=self._vae.tile
-        )
+        for outcome in self.make([warm_up(self.served)], [Unheard()]):
+            take_made(outcome)
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.
@@ -134,10 +177,10 @@ class QwenImage:
             return wish.width, wish.height
         return fit_area(self._area, ratio)
 
-    def make_latents(self, wishes: Sequence[PictureWish], control: Control, clock: Clock) -> Tensor:
-        """Return the final packed latents [batch, tokens, channels] of a batch of wishes.
+    def make_latents(self, wishes: Sequence[PictureWish], sharing: Sharing, clock: Clock) -> Tensor:
+        """Return the final packed latents [rows, tokens, channels] of wishes with equal keys.
 
-        They must agree in everything but prompt, references' pixels and seed.
+        `sharing` says in which row a wish is, and which have none: those that ended.
         """
         first, parts = wishes[0], self._parts
         name = name_adapter(first.steps) if first.lightning else None
@@ -145,64 +188,78 @@ class QwenImage:
             raise LoraNotApplied(f"no Lightning LoRA for {first.steps} steps is loaded")
         parts.adapters.use(name)
 
-        prompt = stack([self._embed(w, w.prompt, clock) for w in wishes])
-        negative = None
-        if first.negative_prompt is not None and first.true_cfg_scale > 1:
-            text = first.negative_prompt
-            negative = stack([self._embed(w, text, clock) for w in wishes])
-        control.report("text", 1, 1)
+        prompt, negative = self._phases.run(
+            "text", len(first.references), lambda _: self._embed_all(wishes, clock)
+        )
+        sharing.report("text", 1, 1)
 
-        references, shapes = self._encode_references(wishes, control, clock)
+        references, shapes = self._encode_references(wishes, sharing, clock)
         step = self._vae.scale
         height, width = first.height // step, first.width // step
         start = make_noise(
             [w.seed for w in wishes], self._vae.channels, height, width, parts.dtype
         ).to(parts.device)
         tokens = start.shape[1]
-        steps = (
-            make_lightning_schedule(first.steps, tokens)
-            if first.lightning
-            else make_schedule(parts.scheduler, first.steps, tokens)
-        )
-        with clock.measure_phase("denoise"):
-            return denoise(
-                parts.forward,
-                parts.modulation,
-                steps,
-                start,
-                prompt,
-                [(1, height // 2, width // 2), *shapes],
-                negative=negative,
-                true_cfg_scale=first.true_cfg_scale,
-                references=references,
-                on_step=lambda done, of: control.report("denoise", done, of),
-            )
 
-    def _attempt(self, wish: PictureWish, control: Control) -> Made:
-        clock = Clock(self._parts.device)
-        devices.reset_peak(self._parts.device)
-        with devices.translate_errors():
-            latents = self.make_latents([wish], control, clock)
+        def finish_step(step: int, steps: int) -> Sequence[int] | None:
+            sharing.report("denoise", step, steps)
+            return sharing.drop_ended()
+
+        def run_steps(_frugal: bool) -> Tensor:
+            # a scheduler counts its steps: one that was stopped half-way cannot start again
+            steps = (
+                make_lightning_schedule(first.steps, tokens)
+                if first.lightning
+                else make_schedule(parts.scheduler, first.steps, tokens)
+            )
+            sharing.reset()
+            with clock.measure_phase("denoise"):
+                return denoise(
+                    parts.forward,
+                    parts.modulation,
+                    steps,
+                    start,
+                    prompt,
+                    [(1, height // 2, width // 2), *shapes],
+                    negative=negative,
+                    true_cfg_scale=first.true_cfg_scale,
+                    references=references,
+                    on_step=finish_step,
+                )
+
+        kind = (first.width * first.height, len(shapes), len(wishes))
+        return self._phases.run("denoise", kind, run_steps)
+
+    def _decode(self, latents: Tensor, wish: PictureWish, clock: Clock) -> Image.Image | BadPicture:
+        """Return the picture of one wish's latents, or why it is none."""
+        pixels = wish.width * wish.height
+
+        def run(tiled: bool) -> Image.Image:
             with clock.measure_phase("decode"):
-                pixels = self._vae.decode(latents, wish.width, wish.height)
-                image = make_picture(pixels[0])
-        return Made(
-            Picture(image, wish.final),
-            clock.spent,
-            peak_vram_mb=devices.read_peak_mb(self._parts.device),
-            warnings=self._list_warnings(wish),
-        )
+                decoded = self._vae.decode(latents, wish.width, wish.height, tiled=tiled)
+                return make_picture(decoded[0])
+
+        try:
+            return self._phases.run("decode", pixels, run, has_room=self._vae.has_room(pixels))
+        except BadPicture as error:
+            return error.with_traceback(None)
 
     def _list_warnings(self, wish: PictureWish) -> tuple[str, ...]:
         """Return a warning for each text that was used and cut."""
-        texts = {"prompt": wish.prompt}
-        if wish.negative_prompt is not None and wish.true_cfg_scale > 1:
-            texts["negative prompt"] = wish.negative_prompt
         return tuple(
             f"the {name} was cut at {prompts.MAX_TOKENS} tokens"
-            for name, text in texts.items()
+            for name, text in _list_texts(wish).items()
             if self._prompts.is_cut(text, references=bool(wish.references))
         )
+
+    def _embed_all(
+        self, wishes: Sequence[PictureWish], clock: Clock
+    ) -> tuple[Conditioning, Conditioning | None]:
+        """Return the prompts of wishes and, where CFG runs, their negative prompts."""
+        prompt = stack([self._embed(w, w.prompt, clock) for w in wishes])
+        if "negative prompt" not in _list_texts(wishes[0]):
+            return prompt, None
+        return prompt, stack([self._embed(w, w.negative_prompt or "", clock) for w in wishes])
 
     def _embed(self, wish: PictureWish, text: str, clock: Clock) -> Conditioning:
         shown = self._resize(wish.references)
@@ -215,11 +272,15 @@ class QwenImage:
 
     def _resize(self, references: Sequence[Image.Image]) -> list[Image.Image]:
         """Resize references to what the text encoder sees."""
-        area = self._area if self._pipeline == FIRST_EDIT else self._condition_area
         return [
-            image.resize(fit_area(area, image.width / image.height), Image.Resampling.LANCZOS)
+            image.resize(self._choose_shown_size(image), Image.Resampling.LANCZOS)
             for image in references
         ]
+
+    def _choose_shown_size(self, image: Image.Image) -> tuple[int, int]:
+        """Return the (width, height) at which the text encoder sees a reference."""
+        area = self._area if self._pipeline == FIRST_EDIT else self._condition_area
+        return fit_area(area, image.width / image.height)
 
     def _encode_references(
         self, wishes: Sequence[PictureWish], control: Control, clock: Clock
@@ -232,13 +293,18 @@ class QwenImage:
 
         def encode(image: Image.Image, size: tuple[int, int]) -> Tensor:
             key = ("reference", _digest([image]), size)
-            return self._cache.get(key, lambda: self._vae.encode(image, *size))
+            pixels = size[0] * size[1]
+
+            def run(tiled: bool) -> Tensor:
+                with clock.measure_phase("reference"):
+                    return self._cache.get(key, lambda: self._vae.encode(image, *size, tiled=tiled))
+
+            return self._phases.run("reference", pixels, run, has_room=self._vae.has_room(pixels))
 
         rows = []
-        with clock.measure_phase("reference"):
-            for wish in wishes:
-                pairs = zip(wish.references, sizes, strict=True)
-                rows.append(torch.cat([encode(*pair) for pair in pairs], dim=1))
+        for wish in wishes:
+            pairs = zip(wish.references, sizes, strict=True)
+            rows.append(torch.cat([encode(*pair) for pair in pairs], dim=1))
         control.report("reference", 1, 1)
         unit = self._vae.scale * 2
         return torch.cat(rows), [(1, height // unit, width // unit) for width, height in sizes]

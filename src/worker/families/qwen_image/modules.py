@@ -36,6 +36,13 @@ def build_vae(config: Mapping[str, Any]) -> Any:
         return AutoencoderKLQwenImage.from_config(dict(config))
 
 
+def keep_frames(vae: Any) -> Any:
+    """Return what runs single frames with the weights of a filled VAE, and nothing else of it."""
+    from worker.families.qwen_image.frame_vae import FrameVae  # noqa: PLC0415 - imports diffusers
+
+    return FrameVae(vae)
+
+
 def build_text_encoder(config: Mapping[str, Any]) -> Any:
     """Return the text encoder of a configuration, with its lm_head."""
     from transformers import (  # noqa: PLC0415 - takes seconds to import

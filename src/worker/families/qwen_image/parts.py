@@ -67,7 +67,7 @@ TEXT_ENCODER: Final = Part(
     ),
     is_shared=True,
 )
-VAE: Final = Part("vae", Modules(modules.build_vae), is_shared=True)
+VAE: Final = Part("vae", Modules(modules.build_vae, final=modules.keep_frames), is_shared=True)
 WITH_WEIGHTS: Final = (TRANSFORMER, TEXT_ENCODER, VAE)
 COPIED: Final = (
     Part("tokenizer"),

@@ -59,6 +59,10 @@ class PromptEncoder:
         user, room = self._tokenise_user(prompt, "" if references and self._processor else TURN)
         return len(user) > room
 
+    def count_tokens(self, prompt: str, template: Template, references: int) -> int:
+        """Return the length of a prompt's embeddings, without the tokens of its references."""
+        return len(self.tokenise(prompt, template, [0] * references)) - template.dropped
+
     def _tokenise_user(self, prompt: str, before: str) -> tuple[list[int], int]:
         """Return the tokens of a prompt with what stands before it, and how many of them fit.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from torch import Tensor
 from transformers import AutoProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from worker.engine import lora_file
@@ -14,6 +15,33 @@ from worker.engine.lora import Adapters
 from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.lightning import list_lightning_modules
 from worker.families.qwen_image.modulation import WeightModulation
+
+
+class PublishedVae:
+    """diffusers' VAE, made for video, as a model runs it (`Frames`); `vae` is its own module."""
+
+    def __init__(self, vae: Any) -> None:
+        self.vae, self.config = vae, vae.config
+        self.dtype: torch.dtype = vae.dtype
+        self.device: torch.device = vae.device
+
+    def encode(self, pixels: Tensor, *, tiled: bool = False) -> Tensor:
+        """Return the means of the latents of pixels."""
+        self._tile(on=tiled)
+        latents: Tensor = self.vae.encode(pixels[:, :, None]).latent_dist.mode()
+        return latents[:, :, 0]
+
+    def decode(self, latents: Tensor, *, tiled: bool = False) -> Tensor:
+        """Return the pixels of latents."""
+        self._tile(on=tiled)
+        pixels: Tensor = self.vae.decode(latents[:, :, None], return_dict=False)[0]
+        return pixels[:, :, 0]
+
+    def _tile(self, *, on: bool) -> None:
+        if on:
+            self.vae.enable_tiling()
+        else:
+            self.vae.disable_tiling()
 
 
 def attach_lightning(
@@ -56,7 +84,7 @@ def open_published(
     parts = Components(
         transformer=transformer,
         text_encoder=build_module(Qwen2_5_VLForConditionalGeneration, "text_encoder"),
-        vae=build_module(AutoencoderKLQwenImage, "vae"),
+        vae=PublishedVae(build_module(AutoencoderKLQwenImage, "vae")),
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         processor=processor,
         scheduler=json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),

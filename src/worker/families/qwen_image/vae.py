@@ -1,53 +1,81 @@
-"""Pictures to latents and back through AutoencoderKLQwenImage, one frame at a time."""
+"""Pictures to latents and back through the VAE of a model: sizes, normalisation, packing."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
+from worker.engine.device import count_free_bytes
 from worker.engine.sampler import pack, unpack
+
+
+class Frames(Protocol):
+    """A VAE as it is run, one frame at a time; `config` is AutoencoderKLQwenImage's.
+
+    Pixels are [batch, 3, height, width] in [-1, 1], latents [batch, z, height / 8, width / 8], both
+    in `dtype` on `device`. `tiled` takes less memory and leaves faint seams.
+    """
+
+    config: Any
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of the weights."""
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the weights are."""
+
+    def encode(self, pixels: Tensor, *, tiled: bool = False) -> Tensor:
+        """Return the means of the latents of pixels."""
+
+    def decode(self, latents: Tensor, *, tiled: bool = False) -> Tensor:
+        """Return the pixels of latents."""
+
+
+def count_bytes(base_dim: int, pixels: int) -> int:
+    """Return the device memory in bytes that encoding or decoding a picture takes at its peak.
+
+    That is the norm of `base_dim` channels at the picture's size: bf16 in and out, fp32 between.
+    """
+    return 8 * base_dim * pixels
 
 
 class Vae:
     """The VAE of a model with its normalisation of latents; `scale` is pixels per latent (8)."""
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Frames) -> None:
         self._vae = vae
-        self.scale = 2 ** len(vae.temperal_downsample)
+        self.scale = 2 ** len(vae.config.temperal_downsample)
         self.channels: int = vae.config.z_dim
         self._processor = VaeImageProcessor(vae_scale_factor=self.scale * 2)
+        self._mean = self._place(vae.config.latents_mean)
+        self._std = self._place(vae.config.latents_std)
+        # rounded where the stock pipelines round: equal to the last bit
+        self._inverse = 1.0 / self._std
 
-    def _make_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (1, self.channels, 1, 1, 1)
-        mean = torch.tensor(self._vae.config.latents_mean).view(shape).to(like.device, like.dtype)
-        std = torch.tensor(self._vae.config.latents_std).view(shape)
-        return mean, std
+    def _place(self, values: list[float]) -> Tensor:
+        shaped = torch.tensor(values).view(1, self.channels, 1, 1)
+        return shaped.to(self._vae.device, self._vae.dtype)
+
+    def has_room(self, pixels: int) -> bool:
+        """Return whether a picture can be encoded or decoded in one piece, as far as is known."""
+        free = count_free_bytes(self._vae.device)
+        return free is None or count_bytes(self._vae.config.base_dim, pixels) <= free
 
     @torch.inference_mode()
-    def encode(self, image: Image.Image, width: int, height: int) -> Tensor:
+    def encode(self, image: Image.Image, width: int, height: int, *, tiled: bool = False) -> Tensor:
         """Return the packed latents [1, tokens, 4 * channels] of a picture resized to a size."""
-        pixels = self._processor.preprocess(image, height, width).unsqueeze(2)
-        pixels = pixels.to(self._vae.device, self._vae.dtype)
-        latents = self._vae.encode(pixels).latent_dist.mode()
-        mean, std = self._make_statistics(latents)
-        latents = (latents - mean) / std.to(latents.device, latents.dtype)
-        return pack(latents[:, :, 0])
+        pixels = self._processor.preprocess(image, height, width)
+        latents = self._vae.encode(pixels.to(self._vae.device, self._vae.dtype), tiled=tiled)
+        return pack((latents - self._mean) / self._std)
 
     @torch.inference_mode()
-    def decode(self, tokens: Tensor, width: int, height: int) -> Tensor:
+    def decode(self, tokens: Tensor, width: int, height: int, *, tiled: bool = False) -> Tensor:
         """Return the pixels [batch, 3, height, width] in [-1, 1] of packed latents."""
-        latents = unpack(tokens, height // self.scale, width // self.scale).to(self._vae.dtype)
-        mean, std = self._make_statistics(latents)
-        # by the reciprocal, rounded where the stock pipelines round: equal to the last bit
-        latents = latents / (1.0 / std.to(latents.device, latents.dtype)) + mean
-        pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
-        return pixels[:, :, 0]
-
-    def tile(self, *, on: bool) -> None:
-        """Decode in tiles (less memory, faint seams) or at once."""
-        if on:
-            self._vae.enable_tiling()
-        else:
-            self._vae.disable_tiling()
+        latents = unpack(tokens, height // self.scale, width // self.scale)[:, :, 0]
+        return self._vae.decode(
+            latents.to(self._vae.dtype) / self._inverse + self._mean, tiled=tiled
+        )

@@ -1,0 +1,49 @@
+"""What was made -> files, off the event loop: each while the lane makes the next."""
+
+import asyncio
+import contextvars
+from collections.abc import Sequence
+
+from worker.edge import reply
+from worker.jobs.ticket import Placed
+from worker.media.piece import Encoded
+from worker.seam import Made, Wish
+from worker.settings import Settings
+from worker.tasks.request import Request
+
+
+class Encoder:
+    """The files of one job; `start` begins those in the requested format before they are needed."""
+
+    def __init__(self, request: Request, wishes: Sequence[Wish], settings: Settings) -> None:
+        self._request = request
+        self._wishes = wishes
+        self._has_text = settings.png_metadata
+        self._context = contextvars.copy_context()  # `start` is called in another job's
+        self._begun: dict[int, asyncio.Task[Encoded]] = {}
+
+    def start(self, index: int, placed: Placed) -> None:
+        """Begin to encode one piece in the requested format."""
+        self._begun[index] = self._encode(index, placed.made, self._request.delivery.form)
+
+    def drop(self) -> None:
+        """Forget what was begun."""
+        for task in self._begun.values():
+            task.cancel()
+
+    async def encode_all(self, made: Sequence[Made], form: str) -> list[Encoded]:
+        """Return every piece in a format, in order, encoded in parallel."""
+        if form == self._request.delivery.form:
+            tasks = [self._begun[index] for index in range(len(made))]
+        else:
+            tasks = [self._encode(index, one, form) for index, one in enumerate(made)]
+        return list(await asyncio.gather(*tasks))
+
+    def _encode(self, index: int, made: Made, form: str) -> asyncio.Task[Encoded]:
+        request, wish = self._request, self._wishes[index]
+
+        def encode() -> Encoded:
+            text = reply.describe_output(wish, request.model) if self._has_text else {}
+            return made.piece.encode(form, request.delivery.quality, text)
+
+        return asyncio.create_task(asyncio.to_thread(encode), context=self._context)

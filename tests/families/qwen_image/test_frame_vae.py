@@ -1,0 +1,138 @@
+"""The VAE on single frames gives what diffusers' VAE for video gives, in bf16 to the last bit."""
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLQwenImage
+from torch import Tensor, nn
+
+from worker.families.qwen_image.frame_vae import FrameVae
+from worker.families.qwen_image.published import PublishedVae
+from worlds import prepared
+
+SMALL: dict[str, Any] = {"base_dim": 16, "num_res_blocks": 1}
+# what no published configuration has
+OTHER: dict[str, Any] = {**SMALL, "num_res_blocks": 2, "dim_mult": [1, 1, 3, 2], "dropout": 0.3}
+
+
+def make_vae(dtype: torch.dtype = torch.bfloat16, **config: Any) -> Any:
+    """Return a VAE with random weights, its norms and biases too."""
+    made: Any = AutoencoderKLQwenImage(**config)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() == 1 or parameter.shape[1:].numel() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return made.to(dtype).eval()
+
+
+def make_frames(channels: int, height: int, width: int, batch: int = 1) -> Tensor:
+    return torch.rand(batch, channels, height, width).to(torch.bfloat16) * 2 - 1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(SMALL, id="small"), pytest.param(OTHER, id="other"), pytest.param({}, id="full")],
+)
+@torch.inference_mode()
+def test_a_frame_is_encoded_and_decoded_as_by_diffusers(config: dict[str, Any]) -> None:
+    """Bit for bit in bf16, at sizes that are no square."""
+    stock = make_vae(**config)
+    ours, theirs = FrameVae(stock), PublishedVae(stock)
+    for height, width in ((48, 32),) if not config else ((64, 64), (96, 40)):
+        pixels = make_frames(3, height, width)
+        assert torch.equal(ours.encode(pixels), theirs.encode(pixels))
+        # a picture's pixels come with their channels last
+        shown = pixels.contiguous(memory_format=torch.channels_last)
+        assert torch.equal(ours.encode(shown), theirs.encode(pixels))
+        latents = make_frames(16, height // 8, width // 8) * 3
+        made = ours.decode(latents)
+        assert made.shape == (1, 3, height, width)
+        assert torch.equal(made, theirs.decode(latents))
+        assert len(torch.unique(made)) > 100
+
+
+@torch.inference_mode()
+def test_the_embedded_weights_give_the_same_pictures() -> None:
+    stock = prepared.published("tiny-edit").vae
+    assert isinstance(stock, PublishedVae)
+    ours = FrameVae(stock.vae)
+    pixels = make_frames(3, 96, 96)
+    latents = stock.encode(pixels)
+    assert torch.equal(ours.encode(pixels), latents)
+    assert torch.equal(ours.decode(latents), stock.decode(latents))
+
+
+@torch.inference_mode()
+def test_in_fp32_the_order_of_sums_is_the_only_difference() -> None:
+    stock = make_vae(torch.float32, **SMALL)
+    ours, theirs = FrameVae(stock), PublishedVae(stock)
+    pixels, latents = make_frames(3, 64, 64).float(), make_frames(16, 8, 8).float()
+    torch.testing.assert_close(ours.encode(pixels), theirs.encode(pixels), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.decode(latents), theirs.decode(latents), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(256, 256), (264, 200), (384, 520), (200, 392), (608, 256)]
+)
+@torch.inference_mode()
+def test_tiles_and_their_blending_are_those_of_diffusers(height: int, width: int) -> None:
+    """Bit for bit, where the last tiles are narrower than the overlap too."""
+    stock = make_vae(**SMALL)
+    ours, theirs = FrameVae(stock), PublishedVae(stock)
+    pixels, latents = make_frames(3, height, width), make_frames(16, height // 8, width // 8)
+    encoded, decoded = ours.encode(pixels, tiled=True), ours.decode(latents, tiled=True)
+    assert torch.equal(encoded, theirs.encode(pixels, tiled=True))
+    assert torch.equal(decoded, theirs.decode(latents, tiled=True).clamp(-1, 1))
+    one_tile = max(height, width) <= 256
+    assert torch.equal(encoded, ours.encode(pixels)) == one_tile
+    assert torch.equal(decoded, ours.decode(latents)) == one_tile
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+@torch.inference_mode()
+def test_a_batch_changes_no_frame(*, tiled: bool) -> None:
+    ours = FrameVae(make_vae(**SMALL))
+    pixels, latents = make_frames(3, 264, 64, batch=3), make_frames(16, 33, 8, batch=3)
+    for run, frames in ((ours.encode, pixels), (ours.decode, latents)):
+        singles = [run(frame[None], tiled=tiled) for frame in frames]
+        assert torch.equal(run(frames, tiled=tiled), torch.cat(singles))
+
+
+@torch.inference_mode()
+def test_what_is_given_is_not_overwritten() -> None:
+    """Activations are, inputs are not: a second try starts from the same latents."""
+    ours = FrameVae(make_vae(**SMALL))
+    pixels, latents = make_frames(3, 64, 64), make_frames(16, 8, 8)
+    kept = pixels.clone(), latents.clone()
+    for tiled in (False, True):
+        ours.encode(pixels, tiled=tiled)
+        ours.decode(latents, tiled=tiled)
+    assert torch.equal(pixels, kept[0])
+    assert torch.equal(latents, kept[1])
+
+
+def test_only_what_meets_a_frame_is_kept() -> None:
+    """The last temporal slice of each kernel, and no convolution in time."""
+    stock = make_vae(**SMALL)
+    expected = sum(
+        weight[:, :, -1].numel() if weight.dim() == 5 else weight.numel()
+        for name, weight in stock.named_parameters()
+        if ".time_conv." not in name
+    )
+    ours, dropped = FrameVae(stock), weakref.ref(stock.decoder.conv_in.weight)
+    del stock
+    assert dropped() is None
+    weights = [weight.untyped_storage().nbytes() for weight in ours.parameters()]
+    assert sum(weights) == 2 * expected
+    assert not any(weight.requires_grad for weight in ours.parameters())
+    assert (ours.dtype, ours.device) == (torch.bfloat16, torch.device("cpu"))
+
+
+def test_a_module_that_is_not_known_is_refused() -> None:
+    """A library that changes its VAE is noticed before a wrong picture is made."""
+    stock = make_vae(**SMALL)
+    stock.decoder.up_blocks[0].resnets.append(nn.Tanh())
+    with pytest.raises(TypeError, match="Tanh"):
+        FrameVae(stock)

@@ -1,0 +1,85 @@
+"""The presets of RunPod's listing: what each serves, its memory, the pools that have it."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from worker import boot, settings
+from worker.families.catalogue import CATALOGUE
+from worker.weights.spec import list_lightning_steps
+
+# the pools of docs/deploy.md with their GPUs' GB (RunPod's list of GPU pools)
+POOLS: Final[Mapping[str, int]] = {
+    "AMPERE_16": 16,
+    "AMPERE_24": 24,
+    "ADA_24": 24,
+    "AMPERE_48": 48,
+    "ADA_48_PRO": 48,
+    "AMPERE_80": 80,
+    "ADA_80_PRO": 80,
+    "HOPPER_141": 141,
+}
+# What a pool must have beyond weights and the space to work in: a GPU has less free than its name
+# says, and a picture larger than 1024 x 1024 takes more.
+SPARE: Final = 1.1
+GB: Final = 1e9
+# what a preset is for -> the settings that it fills in
+PRESETS: Final[Mapping[str, Mapping[str, str | bool]]] = {
+    "Edit": {
+        "MODEL": "qwen-image-edit-2511",
+        "PRECISION_MODE": "4bit",
+        "LIGHTNING_STEPS": "8",
+    },
+    "Edit and text to image": {
+        "MODEL": "qwen-image-edit-2511,qwen-image-2512",
+        "PRECISION_MODE": "4bit",
+        "LIGHTNING_STEPS": "8,4",
+    },
+    "Edit at the base schedule": {
+        "MODEL": "qwen-image-edit-2511",
+        "PRECISION_MODE": "bf16",
+        "USE_LIGHTNING_LORA": False,
+    },
+}
+PRECISION_NAMES: Final = {"4bit": "4-bit NF4", "8bit": "8-bit", "bf16": "bf16"}
+
+Sizes = Mapping[str, Mapping[str, float]]
+
+
+def compute_memory(chosen: Mapping[str, str | bool], sizes: Sizes) -> float:
+    """Return the GB of all weights of a preset: models share their text encoder and VAE.
+
+    `sizes` are the GB by precision and part (bench/sizes.py).
+    """
+    given = settings.read({name: str(value).lower() for name, value in chosen.items()})
+    specs = CATALOGUE.resolve(given.model, given, has_gpu=True)
+    adapters = sum(len(list_lightning_steps(spec, given)) for spec in specs)
+    parts = sizes[given.precision_mode]
+    shared = parts["text_encoder"] + parts["vae"]
+    return len(specs) * parts["transformer"] + adapters * parts["lora"] + shared
+
+
+def list_pools(memory: float) -> list[str]:
+    """Return the pools of the smallest GPUs that have `memory` GB of weights and room to work."""
+    needed = (memory + boot.WORKING_BYTES / GB) * SPARE
+    smallest = min(size for size in POOLS.values() if size >= needed)
+    return [pool for pool, size in POOLS.items() if size == smallest]
+
+
+def make_presets(sizes: Sizes) -> list[dict[str, Any]]:
+    """Return the presets as the listing has them, each named after what it takes."""
+    presets = []
+    for purpose, chosen in PRESETS.items():
+        memory = compute_memory(chosen, sizes)
+        pools = " or ".join(list_pools(memory))
+        name = f"{purpose}: {chosen['PRECISION_MODE']}, {memory:.1f} GB of weights, for {pools}"
+        presets.append({"name": name, "defaults": dict(chosen)})
+    return presets
+
+
+def make_precision_options(sizes: Sizes) -> list[dict[str, str]]:
+    """Return the choices of PRECISION_MODE, each with what one model takes in it."""
+    options = [
+        {"label": f"{name}: {sizes[mode]['device']:.1f} GB of weights", "value": mode}
+        for mode, name in PRECISION_NAMES.items()
+    ]
+    return [{"label": "Automatic", "value": "auto"}, *options]

@@ -1,0 +1,100 @@
+"""What is run on the pretend device: every task at its published sizes, however opened."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from worker.engine.quantise import Precision
+from worker.tasks.picture import FROM_PICTURES, FROM_TEXT
+
+# The editions of the transformer and of the template: by diffusers' name of the pipeline class.
+IMAGE: Final = "QwenImagePipeline"
+FIRST_EDIT: Final = "QwenImageEditPipeline"
+EDIT_PLUS: Final = "QwenImageEditPlusPipeline"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A model as it is opened: its pipeline class, its precision, its LoRA fused or beside."""
+
+    pipeline: str = IMAGE
+    precision: Precision = "4bit"
+    is_fused: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """A job: a square picture of `side` pixels, from so many references, `batch` of them at once.
+
+    `guided` is the base schedule with true CFG in `steps` steps, else it is Lightning. `words` is
+    the length of the prompt. `room` is the device's memory beyond the weights in bytes, None for no
+    limit. `known` is a fault that is known and why it stays: the case fails once it is gone.
+    """
+
+    opened: Opened
+    side: int = 1024
+    references: int = 0
+    batch: int = 1
+    guided: bool = False
+    steps: int = 4
+    words: int = 8
+    room: int | None = None
+    known: str = ""
+
+    @property
+    def task(self) -> str:
+        """Name its task."""
+        return FROM_PICTURES if self.references else FROM_TEXT
+
+    @property
+    def name(self) -> str:
+        """Name it as the tables do: task, side, references, and what is unusual."""
+        parts = [f"edit-{self.side}-{self.references}" if self.references else f"image-{self.side}"]
+        if self.opened.pipeline == FIRST_EDIT:
+            parts.append("first")
+        parts.append(self.opened.precision + ("-fused" if self.opened.is_fused else ""))
+        parts += [f"batch{self.batch}"] if self.batch > 1 else []
+        parts += [f"cfg{self.steps}"] if self.guided else []
+        parts += ["long"] if self.words > SHORT else []
+        parts += ["tiled"] if self.room is not None else []
+        return "-".join(parts)
+
+
+SHORT: Final = 8
+# More than the 1024 tokens that are used of a prompt.
+LONG: Final = 1100
+# Less than the VAE takes for a picture of 1024 x 1024 in one piece.
+SCARCE: Final = 700_000_000
+
+
+def list_cases() -> list[Case]:
+    """Return every case at published sizes, those of one model next to each other."""
+    image, edit = Opened(), Opened(pipeline=EDIT_PLUS)
+    cases = [Case(opened=image, side=side) for side in (1024, 1328, 1536, 2048)]
+    cases += [
+        Case(opened=image, words=LONG),
+        Case(opened=image, guided=True, steps=50),
+        Case(opened=image, side=2048, room=2_200_000_000),
+    ]
+    cases += [
+        Case(opened=edit, side=side, references=references)
+        for side, references in ((1024, 1), (1024, 2), (1024, 3), (1328, 1), (1328, 3))
+    ]
+    cases += [
+        Case(opened=edit, references=1, guided=True, steps=4),
+        Case(opened=edit, references=1, words=LONG),
+    ]
+    for precision in ("bf16", "8bit"):
+        image, edit = (
+            Opened(precision=precision),
+            Opened(pipeline=EDIT_PLUS, precision=precision),
+        )
+        cases += [Case(opened=image), Case(opened=edit, references=1)]
+        if precision == "bf16":
+            cases += [Case(opened=image, batch=batch) for batch in (2, 4)]
+            cases += [Case(opened=edit, references=1, batch=batch) for batch in (2, 4)]
+            cases += [Case(opened=image, room=SCARCE)]
+    for precision in ("bf16", "4bit"):
+        fused = Opened(pipeline=EDIT_PLUS, precision=precision, is_fused=True)
+        cases += [Case(opened=fused, references=1)]
+    cases += [Case(opened=Opened(pipeline=FIRST_EDIT), references=1)]
+    return sorted(cases, key=lambda case: str(case.opened))

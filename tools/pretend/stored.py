@@ -1,0 +1,94 @@
+"""The tensors of modules as a bundle has them, on the pretend device and without values."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from tools.pretend.device import PretendDevice
+from worker.bundle import fill as filling
+from worker.bundle.recipe import Part
+from worker.engine import quantise
+from worker.engine.quantise import BLOCK, NESTED_BLOCK, NF4_STATE, Precision
+
+
+def store(device: PretendDevice, part: Part, modules: nn.Module, precision: Precision) -> Any:
+    """Give a part's modules, which have no memory, the tensors that a bundle has of them.
+
+    As `worker.bundle.open` does, from building to `final`.
+    """
+    precision = part.choose_precision(precision)
+    tensors: dict[str, Tensor] = {}
+    for name, like in modules.named_parameters():
+        if part.is_replaced(name) or not like.is_meta:
+            continue
+        shape = tuple(like.shape)
+        if quantise.is_quantised(part.quantised, name, shape, precision):
+            module = name.removesuffix(".weight")
+            stored = make_stored(device, shape, precision)
+            tensors |= {f"{module}.{suffix}": tensor for suffix, tensor in stored.items()}
+        else:
+            tensors[name] = device.make(shape, torch.bfloat16)
+    with plain_weights():
+        filling.fill(modules, tensors, precision, torch.device("cuda"))
+    return part.modules.final(modules)
+
+
+def make_stored(
+    device: PretendDevice, shape: tuple[int, int], precision: Precision
+) -> dict[str, Tensor]:
+    """Return what `worker.engine.quantise.quantise` returns for a weight [out, in]."""
+    count = shape[0] * shape[1]
+    if precision == "8bit":
+        return {
+            "weight": device.make(shape, torch.int8),
+            "weight.scale": device.make(shape[:1], torch.float32),
+        }
+    blocks = count // BLOCK
+    state = quantise._pack_nf4_state(shape, 0.0)  # noqa: SLF001 - what bitsandbytes packs
+    return {
+        "weight": device.make((count // 2, 1), torch.uint8),
+        "weight.absmax": device.make((blocks,), torch.uint8),
+        "weight.quant_map": device.make((16,), torch.float32),
+        "weight.nested_absmax": device.make((-(-blocks // NESTED_BLOCK),), torch.float32),
+        "weight.nested_quant_map": device.make((256,), torch.float32),
+        f"weight.{NF4_STATE}": torch.frombuffer(bytearray(state), dtype=torch.uint8),
+    }
+
+
+@contextmanager
+def plain_weights() -> Iterator[None]:
+    """Let NF4 weights be plain parameters: bitsandbytes' own class of tensor is no fake."""
+    from bitsandbytes.functional import QuantState  # noqa: PLC0415 - takes seconds to import
+    from bitsandbytes.nn import Linear4bit  # noqa: PLC0415 - the same
+
+    stock = quantise.make_linear
+
+    def make_linear(
+        parts: Mapping[str, Tensor], bias: Tensor | None, precision: Precision, device: torch.device
+    ) -> nn.Module:
+        if precision != "4bit":
+            return stock(parts, bias, precision, device)
+        stats = {key.removeprefix("weight."): t for key, t in parts.items() if key != "weight"}
+        state = QuantState.from_dict(stats, device=device)
+        made: Any = Linear4bit(
+            state.shape[1],
+            state.shape[0],
+            bias=bias is not None,
+            compute_dtype=torch.bfloat16,
+            quant_type="nf4",
+            device="meta",
+        )
+        made.weight = nn.Parameter(parts["weight"], requires_grad=False)
+        made.weight.quant_state = state
+        made.weight.bnb_quantized = True
+        if bias is not None:
+            made.bias = nn.Parameter(bias, requires_grad=False)
+        linear: nn.Module = made
+        return linear
+
+    with patch.object(filling, "make_linear", make_linear):
+        yield
