@@ -70,7 +70,7 @@ class Compiled:
         except Exception as error:
             if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
                 raise
-            return self._give_up(f"{type(error).__name__}: {error}", given)
+            return self._run_plain(f"{type(error).__name__}: {error}", given)
         if self._graphs == self._checked:
             return found
         expected = self._plain(*given)
@@ -78,7 +78,7 @@ class Compiled:
             return expected  # nothing to compare with: the next call's is
         differences = [*map(measure_difference, found, expected)]
         if not all(difference <= AGREEMENT for difference in differences):
-            return self._give_up(f"its results differ by {differences}", given)
+            return self._run_plain(f"its results differ by {differences}", given)
         self._checked = self._graphs
         log.get().info(
             "compiled",
@@ -92,7 +92,7 @@ class Compiled:
         self._graphs += 1
         return compile_for_device(graph, inputs)
 
-    def _give_up(self, reason: str, given: tuple[Any, ...]) -> Tensors:
+    def _run_plain(self, reason: str, given: tuple[Any, ...]) -> Tensors:
         self._compiled = None
         reason = " ".join(reason.split())[:LONGEST_REASON]
         log.get().warning("not compiled: running uncompiled, slower", reason=reason)
