@@ -315,8 +315,8 @@ class Settings(BaseModel):
     )
     batch_max_pixels: int = _declare(
         4 * 512 * 512,
-        "maximum pixels of all pictures of a batch: larger ones share with fewer, or are alone",
-        shown="`1048576`: 4 of 512 x 512",
+        "maximum pixels of all pictures of a batch, by default 4 of 512 x 512: larger ones share"
+        " with fewer, or are alone",
         ge=64 * 64,
     )
     compile: CompileMode = _declare(

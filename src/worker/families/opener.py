@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Generic, Literal, Protocol, TypeVar
 
@@ -61,9 +62,14 @@ class Describe(Protocol):
         revision: str,
         precision: str,
         lightning: tuple[int, ...],
-        memory: int | None,
+        working: Callable[[int], int],
+        left: int | None,
     ) -> Served:
-        """Return what is served; `memory` is the device's in bytes, None on a CPU."""
+        """Return what is served.
+
+        `working` computes the bytes that a job of so many pixels takes beside the weights, which
+        leave `left` bytes of the device's memory; None on a CPU.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +91,27 @@ class Opener(Generic[T]):
         InvalidSettings.
         """
         obtained = self._obtain(spec, settings, gpu)
-        own = obtained.spec
-        served = self.describe(
-            replace(own, name=spec.name) if own.name in taken else own,
-            settings,
-            revision=obtained.bundle.revision,
-            precision=obtained.bundle.precision,
-            lightning=obtained.lightning,
-            memory=gpu.total if gpu else None,
-        )
-        return Openable(
-            served,
-            obtained.parts,
-            lambda: self._open(spec, obtained, served, settings, gpu),
-            obtained.facts,
-        )
+        own, precision = obtained.spec, obtained.bundle.precision
+
+        def limit(left: int | None) -> Openable:
+            served = self.describe(
+                replace(own, name=spec.name) if own.name in taken else own,
+                settings,
+                revision=obtained.bundle.revision,
+                precision=precision,
+                lightning=obtained.lightning,
+                working=partial(self.recipe.working, own, settings, precision),
+                left=left,
+            )
+            return Openable(
+                served,
+                obtained.parts,
+                lambda: self._open(spec, obtained, served, settings, gpu),
+                obtained.facts,
+                limit,
+            )
+
+        return limit(gpu.room - sum(obtained.parts.values()) if gpu else None)
 
     def prepare(self, spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Path:
         """Bring a model's bundle to this machine and return its folder; raises as `make_ready`."""

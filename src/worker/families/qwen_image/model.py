@@ -16,7 +16,7 @@ from worker.engine.cache import TensorCache
 from worker.engine.decoded import make_picture
 from worker.engine.sampler import make_noise
 from worker.engine.schedule import make_schedule
-from worker.errors import BadPicture, LoraNotApplied
+from worker.errors import BadPicture, Internal, LoraNotApplied
 from worker.families.clock import Clock
 from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
@@ -126,9 +126,12 @@ class QwenImage:
         """Make pictures that have equal keys, and give each as soon as it is decoded.
 
         They are denoised together and decoded one after another, in the memory of one. A phase
-        that runs out of memory runs again with less. Raises CudaOutOfMemory, DeviceLost,
-        LoraNotApplied, or what the last control raised.
+        that runs out of memory runs again with less, but for the steps of several pictures. Raises
+        CudaOutOfMemory, DeviceLost, LoraNotApplied, or what the last control raised; Internal when
+        the keys differ: the pictures would be wrong.
         """
+        if len({self.make_key(wish) for wish in wishes}) > 1:
+            raise Internal("pictures of different keys cannot share forwards")
         device, clock = self._parts.device, Clock(self._parts.device)
         sharing = Sharing(controls, drops=device.type == "cpu")
         with devices.translate_errors():
@@ -204,7 +207,7 @@ class QwenImage:
         height, width = first.height // step, first.width // step
         start = make_noise(
             [w.seed for w in wishes], self._vae.channels, height, width, parts.dtype
-        ).to(parts.device)
+        ).to(parts.device, non_blocking=True)
         tokens = start.shape[1]
 
         def finish_step(step: int, steps: int) -> Sequence[int] | None:
@@ -233,7 +236,9 @@ class QwenImage:
                     on_step=finish_step,
                 )
 
-        kind = (first.width * first.height, len(shapes), len(wishes))
+        if len(wishes) > 1:
+            return run_steps(False)  # a batch that does not fit is halved where it was formed
+        kind = (first.width * first.height, len(shapes))
         return self._phases.run("denoise", kind, run_steps)
 
     def _decode(self, latents: Tensor, wish: PictureWish, clock: Clock) -> Image.Image | BadPicture:
