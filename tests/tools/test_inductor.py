@@ -1,5 +1,6 @@
 """The code of a compiled block stays within its budget; what inductor generates needs no GPU."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,8 +14,10 @@ def test_an_edit_with_a_lora_is_compiled_to_no_more_than_its_budget() -> None:
     found = generate(kind)
     assert list_excesses(found, BUDGETS[kind]) == []
     assert found.code.count(".run(") == found.kernels
-    # all sizes share the code: none of this picture's is in it
-    assert "8192" not in found.code
+    # all sizes share the code: what it allocates has this picture's tokens nowhere
+    allocated = re.findall(r"empty_strided_cuda\(\(([^)]*)\)", found.code)
+    assert allocated
+    assert not any("8192" in sizes.split(", ") for sizes in allocated)
 
 
 @pytest.mark.parametrize("name", ["kernels", "products", "moved"])
