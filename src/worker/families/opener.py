@@ -41,9 +41,12 @@ class OpenBundle(Protocol[T_co]):
         verify: Literal["sizes", "full"],
         waiting: torch.device | None,
         share: Shared,
+        compiled_batch: int,
     ) -> T_co:
         """Return the open parts; the one that may wait is on `waiting`, else on `device`.
 
+        `compiled_batch` is the most rows that a batch may have in what is compiled for the device,
+        0 where nothing is.
         Raises Damaged, LoraNotApplied, and the device's own errors.
         """
 
@@ -153,11 +156,17 @@ class Opener(Generic[T]):
         With `offload` it is there at once. Raises Damaged, DeviceLost, LoraNotApplied, UnfitHost.
         """
         host = torch.device("cpu")
+        compiled_batch = choose_compiled_batch(device, settings)
         for waiting in (host,) if offload else (None, host):
             try:
                 with devices.translate_errors():
                     return self.open_bundle(
-                        folder, device, verify=settings.verify, waiting=waiting, share=SHARED
+                        folder,
+                        device,
+                        verify=settings.verify,
+                        waiting=waiting,
+                        share=SHARED,
+                        compiled_batch=compiled_batch,
                     )
             except CudaOutOfMemory:
                 pass  # the failed attempt's tensors live in the exception: leave it before freeing
@@ -173,3 +182,11 @@ class Opener(Generic[T]):
 def choose_device(gpu: Gpu | None) -> torch.device:
     """Return the device that models run on: the GPU where there is one."""
     return torch.device("cuda" if gpu else "cpu")
+
+
+def choose_compiled_batch(device: torch.device, settings: Settings) -> int:
+    """Return the most rows of a batch that models are compiled for; 0: they run as they are.
+
+    Never on a CPU, where a compiled block is 2.3 times slower (measured, 2 cores, torch 2.13).
+    """
+    return settings.most_in_batch if device.type == "cuda" and settings.compile == "auto" else 0

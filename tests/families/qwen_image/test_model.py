@@ -568,6 +568,7 @@ def test_a_text_encoder_that_must_wait_in_the_hosts_memory_is_opened_there(
     for named in asked:
         assert named["verify"] == given.verify
         assert named["share"] is opener.SHARED
+        assert named["compiled_batch"] == 0
 
 
 def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

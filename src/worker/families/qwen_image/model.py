@@ -22,6 +22,7 @@ from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
 from worker.families.pictures import describe
 from worker.families.qwen_image import prompts
+from worker.families.qwen_image.compiling import compile_rest
 from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.denoising import Conditioning, LatentShape, denoise, stack
 from worker.families.qwen_image.key import PictureKey
@@ -165,10 +166,15 @@ class QwenImage:
             )
 
     def warm(self) -> None:
-        """Make pictures of the kinds that jobs will request; raises as `make`."""
+        """Make pictures of the kinds that jobs will request, and compile what others will need.
+
+        Raises as `make`.
+        """
         for wish in list_warm_ups(self.served, has_gpu=self._parts.device.type == "cuda"):
             for outcome in self.make([wish], [Unheard()]):
                 take_made(outcome)
+        with devices.translate_errors():
+            compile_rest(self._parts)
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.
