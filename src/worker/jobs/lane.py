@@ -44,6 +44,7 @@ class Lane:
         """
         for index in range(len(ticket.wishes)):
             self._waiting.append(Row(ticket, index, next(self._row_numbers)))
+        log.get().debug("waits for the device", rows=len(ticket.wishes))
         self._changed.set()
         if self._serving is None:
             self._serving = asyncio.create_task(self._serve())
