@@ -4,10 +4,15 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tools.pretend.inductor import BUDGETS, Generated, Kind, generate, list_excesses
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.13",
+    reason="torch 2.10's inductor asks for a GPU before it writes Triton code",
+)
 def test_an_edit_with_a_lora_is_compiled_to_no_more_than_its_budget() -> None:
     """The most that a block has; `make pretend-gpu` generates the others."""
     kind = Kind(is_edit=True, has_lora=True)
