@@ -46,7 +46,7 @@ def predict(
 
 
 @pytest.mark.skipif(
-    torch.__version__ < "2.13", reason="torch 2.10 makes one graph more here; why is not known"
+    torch.__version__ < "2.13", reason="two graphs for one on torch 2.10, a fault not found yet"
 )
 def test_one_graph_for_all_sizes_and_one_more_per_adapter(
     monkeypatch: pytest.MonkeyPatch,
