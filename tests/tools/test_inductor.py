@@ -11,7 +11,7 @@ from tools.pretend.inductor import BUDGETS, Generated, Kind, generate, list_exce
 
 @pytest.mark.skipif(
     torch.__version__ < "2.13",
-    reason="passes alone on torch 2.10, fails there after other tests of one process (TritonMissing)",
+    reason="passes alone on torch 2.10, not after other tests in one process: TritonMissing",
 )
 def test_an_edit_with_a_lora_is_compiled_to_no_more_than_its_budget() -> None:
     """The most that a block has; `make pretend-gpu` generates the others."""
