@@ -45,9 +45,6 @@ def predict(
         return forward(latents, torch.full((rows,), 0.75), Conditioning(embeds, mask), shapes)
 
 
-@pytest.mark.skipif(
-    torch.__version__ < "2.13", reason="two graphs for one on torch 2.10, a fault not found yet"
-)
 def test_one_graph_for_all_sizes_and_one_more_per_adapter(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
