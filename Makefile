@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test certain mutants faults fuzz soak storm quick check readme lint format train-tiny eval-tiny lock image-check clean
+.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm quick check readme lint format train-tiny eval-tiny lock image-check clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -21,6 +21,9 @@ test: setup ## run the tests
 TIMES ?= 10
 certain: setup ## run the tests TIMES times in random order, half of them with a busy neighbour; name what failed
 	$(BIN)/python -m tools.certain --times $(TIMES)
+
+pretend-gpu: setup ## the worker's own code at published sizes on a pretend CUDA device; fails on what a GPU would trip over
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.pretend --write
 
 faults: setup ## every fault of hub, network, disk and neighbours, five seeds each (as root, for small disks)
 	PYTHONPATH=tests $(BIN)/python -m faults.campaign
