@@ -1,5 +1,6 @@
 """The worker's own code on the pretend device: nothing is wrong with it, and faults are found."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from bench.real_shapes import shapes
 from tools.pretend import report
+from tools.pretend.__main__ import RESULTS
 from tools.pretend.cases import EDIT_PLUS, Case, Opened, list_cases
 from tools.pretend.device import PretendDevice
 from tools.pretend.model import shorten
@@ -28,6 +30,13 @@ SLACK = 1.15
 # Full widths, few blocks: the peaks beside the weights are those of all sixty.
 THIN = shorten(shapes.full(), blocks=2, layers=2)
 EDIT = Case(opened=Opened(pipeline=EDIT_PLUS, precision="bf16"), side=128, references=1)
+
+
+@cache
+def records() -> list[dict[str, Any]]:
+    """Return what `make pretend-gpu` wrote of the published sizes."""
+    found: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return found
 
 
 @cache
@@ -58,6 +67,17 @@ def test_no_phase_takes_more_than_is_computed_and_the_largest_nearly_as_much(cas
     assert all(seen.peaks[phase] <= computed[phase] for phase in computed)
     assert max(computed.values()) <= SLACK * seen.working
     assert report.find_faults(seen) == []
+
+
+def test_the_recorded_peaks_are_within_what_is_computed() -> None:
+    """Of every case, with all blocks; and no case had a fault."""
+    cases = {case.name: case for case in list_cases()}
+    assert [record["case"] for record in records()] == list(cases)
+    for record in records():
+        computed, peaks = report.estimate(cases[record["case"]]), record["peaks"]
+        assert all(peaks[phase] <= computed[phase] for phase in computed), record["case"]
+        assert max(computed.values()) <= SLACK * max(peaks.values()), record["case"]
+        assert record["faults"] == []
 
 
 def test_every_task_of_every_family_has_cases() -> None:
