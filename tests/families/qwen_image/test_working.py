@@ -85,15 +85,16 @@ def test_a_plan_counts_the_references_that_callers_may_give() -> None:
 
 
 def test_a_plan_counts_a_lora_where_one_is_beside_the_weights() -> None:
-    """At the size at which the loop sets the peak."""
-    off = plan(USE_LIGHTNING_LORA="false")
-    fused = plan(LIGHTNING_FUSED="true", LIGHTNING_STEPS="8")
-    assert off == fused < plan(LIGHTNING_STEPS="4") == plan()
+    """At a size at which a LoRA's products take more than the rows of the longest schedule."""
+    large = 4 * SIDE
+    off = plan(pixels=large, USE_LIGHTNING_LORA="false")
+    fused = plan(pixels=large, LIGHTNING_FUSED="true", LIGHTNING_STEPS="8")
+    assert off == fused < plan(pixels=large, LIGHTNING_STEPS="4") == plan(pixels=large)
 
 
 def test_a_plan_counts_a_batch_where_pictures_share_forwards() -> None:
-    """Of at most BATCH_MAX_PIXELS together, which takes more than one picture only when raised."""
-    assert plan(BATCH_SIZE="4") == plan()
+    """Of at most BATCH_MAX_PIXELS together, by default those of one picture, with more prompts."""
+    assert plan() < plan(BATCH_SIZE="4") < 1.1 * plan()
     raised = plan(BATCH_SIZE="4", BATCH_MAX_PIXELS=str(4 * SIDE))
     assert raised > plan(BATCH_SIZE="2", BATCH_MAX_PIXELS=str(2 * SIDE)) > plan()
     assert plan(BATCH_MAX_PIXELS=str(4 * SIDE)) == plan()
