@@ -38,7 +38,7 @@ def functions(tree: ast.Module) -> Iterator[str]:
             continue
         decorators = {ast.unparse(one).rpartition(".")[2] for one in node.decorator_list}
         if not node.name.startswith("__") and decorators.isdisjoint(
-            {"property", "cached_property"}
+            {"property", "cached_property", "setter"}
         ):
             yield node.name
 

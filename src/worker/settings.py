@@ -154,7 +154,7 @@ PublicAddress = Annotated[str, AfterValidator(_check_public)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_read_networks)]
 Offline = Annotated[bool, BeforeValidator(_read_offline)]
 BucketStyle = Literal["auto", "path", "virtual"]
-CompileMode = Annotated[Literal["auto", "off"], BeforeValidator(_to_lower)]
+Switch = Annotated[Literal["auto", "off"], BeforeValidator(_to_lower)]
 PrecisionMode = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_to_lower)]
 
 
@@ -325,10 +325,15 @@ class Settings(BaseModel):
         " with fewer, or are alone",
         ge=64 * 64,
     )
-    compile: CompileMode = _declare(
+    compile: Switch = _declare(
         "auto",
         "`auto`: on a GPU, compile the denoiser's blocks at each start, and run them as they are"
         " where that fails; `off`",
+    )
+    lightning_merge: Switch = _declare(
+        "auto",
+        "`auto`: on a GPU, add the Lightning LoRA to the weights: in bf16 once, where one model"
+        " leaves room for a second copy; in 4bit while they are unpacked; `off`",
     )
     png_metadata: bool = _declare(True, "write the generation's parameters into PNGs")
     response_compat: Literal["output_image_base64", "image", "image_base64", "image_url"] | None = (

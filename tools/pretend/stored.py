@@ -12,7 +12,7 @@ from tools.pretend.device import PretendDevice
 from worker.bundle import fill as filling
 from worker.bundle.recipe import Part
 from worker.engine import quantise
-from worker.engine.quantise import BLOCK, NESTED_BLOCK, NF4_STATE, Precision
+from worker.engine.quantise import NESTED_BLOCK, NF4_BLOCK, NF4_STATE, Precision
 
 
 def store(device: PretendDevice, part: Part, modules: nn.Module, precision: Precision) -> Any:
@@ -47,7 +47,7 @@ def make_stored(
             "weight": device.make(shape, torch.int8),
             "weight.scale": device.make(shape[:1], torch.float32),
         }
-    blocks = count // BLOCK
+    blocks = count // NF4_BLOCK
     state = quantise._pack_nf4_state(shape, 0.0)  # noqa: SLF001 - what bitsandbytes packs
     return {
         "weight": device.make((count // 2, 1), torch.uint8),

@@ -1,7 +1,7 @@
 """LoRA adapters beside the base weights, switched per job without touching them."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ NARROW_FLOATS: Final = (
     torch.float8_e5m2fnuz,
 )
 MATRIX: Final = 2  # dimensions
+SIDES: Final = ("down", "up")
 
 
 def make_canonical(
@@ -100,29 +101,81 @@ def _name_buffer(adapter: str, side: str) -> str:
     return f"{adapter.replace('%', '%25').replace('.', '%2E')}_{side}"
 
 
+# A Linear, A and B -> its weight [out, in] plus B @ A.
+Combine = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
 class LoraLinear(nn.Module):
-    """A Linear of any precision with adapters: y = base(x) + B(A(x)) of the active one."""
+    """A Linear of any precision with adapters: y = base(x) + B(A(x)) of the active one.
+
+    Or one product with base + B @ A: with the sum that was kept for the active adapter, else with
+    what its `combine` makes where it has one.
+    """
+
+    down: Tensor | None
+    up: Tensor | None
+    kept: Tensor | None
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
-        self.active: str | None = None
+        self._combine: Combine | None = None
+        self._combine_of: dict[str, Combine] = {}
+        self._active: str | None = None
+        # the active adapter's, under one name, so that those of a rank share a compiled graph
+        for part in (*SIDES, "kept"):
+            self.register_buffer(part, None, persistent=False)
 
     def add(self, name: str, down: Tensor, up: Tensor) -> None:
         """Add an adapter: `down` [rank, in], `up` [out, rank]."""
-        for side, tensor in (("down", down), ("up", up)):
+        for side, tensor in zip(SIDES, (down, up), strict=True):
             self.register_buffer(_name_buffer(name, side), tensor, persistent=False)
+
+    def keep_sum(self, name: str, weight: Tensor) -> None:
+        """Keep the weight [out, in] with an adapter's B @ A added."""
+        self.register_buffer(_name_buffer(name, "kept"), weight, persistent=False)
+        if name == self._active:
+            self.kept = weight
+
+    def combine(self, name: str, combine: Combine) -> None:
+        """Multiply by one weight, made by `combine` in each forward, while an adapter is active."""
+        self._combine_of[name] = combine
+        if name == self._active:
+            self._combine = combine
+
+    def find_sides(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return A and B of an adapter; raise LoraNotApplied for one that lacks a side."""
+        down, up = (self._buffers.get(_name_buffer(name, side)) for side in SIDES)
+        if down is None or up is None:
+            raise LoraNotApplied(f"adapter {name} is not attached to this module")
+        return down, up
+
+    @property
+    def active(self) -> str | None:
+        """Name the active adapter."""
+        return self._active
+
+    @active.setter
+    def active(self, name: str | None) -> None:
+        """Make an adapter active, or none; raise LoraNotApplied for one that lacks a side."""
+        self.down, self.up = (None, None) if name is None else self.find_sides(name)
+        self.kept = None if name is None else self._buffers.get(_name_buffer(name, "kept"))
+        self._combine = None if name is None else self._combine_of.get(name)
+        self._active = name
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
+        if self.down is None or self.up is None:
+            plain: Tensor = self.base(x)
+            return plain
+        base: Any = self.base
+        if self.kept is not None:
+            return functional.linear(x, self.kept, base.bias)
+        if self._combine is not None:
+            return functional.linear(x, self._combine(base, self.down, self.up), base.bias)
         y: Tensor = self.base(x)
-        if self.active is None:
-            return y
-        down, up = (self._buffers.get(_name_buffer(self.active, side)) for side in ("down", "up"))
-        if down is None or up is None:
-            raise LoraNotApplied(f"adapter {self.active} is not attached to this module")
-        low = functional.linear(x.to(down.dtype), down)
-        return (y + functional.linear(low, up)).to(y.dtype)
+        low = functional.linear(x.to(self.down.dtype), self.down)
+        return (y + functional.linear(low, self.up)).to(y.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +246,10 @@ class Adapters:
             self._wrapped[module] = wrapped
         self._attached[name] = frozenset(modules)
         return len(modules)
+
+    def find_wrapped(self, name: str) -> dict[str, LoraLinear]:
+        """Return the Linears that an adapter reaches, by module."""
+        return {module: self._wrapped[module] for module in sorted(self._attached[name])}
 
     def _find_linears(
         self, state: Mapping[str, Tensor], modules: Sequence[str]

@@ -42,11 +42,13 @@ class OpenBundle(Protocol[T_co]):
         waiting: torch.device | None,
         share: Shared,
         compiled_batch: int,
+        spare: int | None,
     ) -> T_co:
         """Return the open parts; the one that may wait is on `waiting`, else on `device`.
 
         `compiled_batch` is the most rows that a batch may have in what is compiled for the device,
-        0 where nothing is.
+        0 where nothing is. `spare` is the bytes of the device's memory that weights and jobs leave
+        for a second copy of weights with a LoRA in them, None where LoRAs stay beside them.
         Raises Damaged, LoraNotApplied, and the device's own errors.
         """
 
@@ -131,14 +133,13 @@ class Opener(Generic[T]):
     ) -> Model:
         """Open a bundle; one that is damaged is repaired and opened again, once."""
         start = time.monotonic()
-        device = choose_device(gpu)
         try:
-            parts = self._place(obtained.folder, device, settings, offload=obtained.offload)
+            parts = self._place(obtained, served, settings, gpu)
         except Damaged as damage:
             repair.start(damage, settings.home)
             obtained = obtain(spec, self.recipe, settings, gpu, catalogue.CATALOGUE, repair=True)
             try:
-                parts = self._place(obtained.folder, device, settings, offload=obtained.offload)
+                parts = self._place(obtained, served, settings, gpu)
             except Damaged as still:
                 raise repair.make_error(still) from damage
         repair.finish(obtained.folder, settings.home)
@@ -150,23 +151,29 @@ class Opener(Generic[T]):
         )
         return self.build(parts, served, obtained.bundle)
 
-    def _place(self, folder: Path, device: torch.device, settings: Settings, *, offload: bool) -> T:
+    def _place(self, obtained: Obtained, served: Served, settings: Settings, gpu: Gpu | None) -> T:
         """Open a bundle on the device; out of memory, again with the waiting part on the host.
 
-        With `offload` it is there at once. Raises Damaged, DeviceLost, LoraNotApplied, UnfitHost.
+        Before that without merging. It is on the host at once where the plan says so. Raises
+        Damaged, DeviceLost, LoraNotApplied, UnfitHost.
         """
         host = torch.device("cpu")
+        device = choose_device(gpu)
         compiled_batch = choose_compiled_batch(device, settings)
-        for waiting in (host,) if offload else (None, host):
+        spare = compute_spare(obtained, served, settings, gpu)
+        places = (host,) if obtained.offload else (None, host)
+        attempts = [(places[0], spare)] if spare is not None else []
+        for waiting, spared in [*attempts, *((place, None) for place in places)]:
             try:
                 with devices.translate_errors():
                     return self.open_bundle(
-                        folder,
+                        obtained.folder,
                         device,
                         verify=settings.verify,
                         waiting=waiting,
                         share=SHARED,
                         compiled_batch=compiled_batch,
+                        spare=spared,
                     )
             except CudaOutOfMemory:
                 pass  # the failed attempt's tensors live in the exception: leave it before freeing
@@ -190,3 +197,17 @@ def choose_compiled_batch(device: torch.device, settings: Settings) -> int:
     Never on a CPU, where a compiled block is 2.3 times slower (measured, 2 cores, torch 2.13).
     """
     return settings.most_in_batch if device.type == "cuda" and settings.compile == "auto" else 0
+
+
+def compute_spare(
+    obtained: Obtained, served: Served, settings: Settings, gpu: Gpu | None
+) -> int | None:
+    """Return the bytes of the GPU that an open model and its largest job leave.
+
+    Nothing where several models are served, and None where no LoRA may be merged.
+    """
+    if gpu is None or settings.lightning_merge == "off":
+        return None
+    if len(settings.model) > 1:
+        return 0
+    return max(0, gpu.room - sum(obtained.parts.values()) - served.working)

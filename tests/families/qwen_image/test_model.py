@@ -17,7 +17,7 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION
 from PIL import Image, ImageChops
 
 from worker import boot, residency, settings
-from worker.driver import Gpu
+from worker.driver import CONTEXT_BYTES, Gpu
 from worker.engine.sampler import make_noise
 from worker.errors import (
     BadPicture,
@@ -25,6 +25,7 @@ from worker.errors import (
     DeviceLost,
     InvalidSettings,
     LoraNotApplied,
+    UnfitHost,
 )
 from worker.families import opener
 from worker.families.catalogue import CATALOGUE
@@ -536,24 +537,31 @@ def test_out_of_memory_twice_while_opening_is_advice(
     assert not caught.value.retryable
 
 
+H100 = Gpu("H100", (9, 0), 100, 80 + CONTEXT_BYTES)
+
+
 @pytest.mark.parametrize(
-    ("offload", "times", "tried"),
+    ("gpu", "offload", "times", "tried"),
     [
-        (False, 0, [None]),
-        (False, 1, [None, "cpu"]),
-        (False, 2, [None, "cpu"]),
-        (True, 0, ["cpu"]),
-        (True, 1, ["cpu"]),
+        (None, False, 0, [(None, None)]),
+        (None, False, 1, [(None, None), ("cpu", None)]),
+        (None, False, 2, [(None, None), ("cpu", None)]),
+        (None, True, 0, [("cpu", None)]),
+        (None, True, 1, [("cpu", None)]),
+        # 80 bytes, less 29 of the weights and 15 of a job
+        (H100, False, 0, [(None, 36)]),
+        (H100, False, 3, [(None, 36), (None, None), ("cpu", None)]),
+        (H100, True, 1, [("cpu", 36), ("cpu", None)]),
     ],
 )
-def test_a_text_encoder_that_must_wait_in_the_hosts_memory_is_opened_there(
-    *, offload: bool, times: int, tried: list[str | None]
+def test_what_runs_out_of_memory_opens_unmerged_and_then_with_the_text_encoder_on_the_host(
+    gpu: Gpu | None, *, offload: bool, times: int, tried: list[tuple[str | None, int | None]]
 ) -> None:
-    """And at once: on the device there is no room for it."""
+    """There at once where the device has no room for it."""
     asked: list[dict[str, Any]] = []
 
     def opened(folder: Path, device: torch.device, **named: Any) -> Any:
-        assert (folder, device) == (Path("bundle"), torch.device("cpu"))
+        assert (folder, device) == (Path("bundle"), torch.device("cuda" if gpu else "cpu"))
         asked.append(named)
         if len(asked) <= times:
             raise torch.OutOfMemoryError("full")
@@ -561,15 +569,17 @@ def test_a_text_encoder_that_must_wait_in_the_hosts_memory_is_opened_there(
 
     given = settings.read({"VERIFY": "full"})
     place: Any = replace(qwen_image.OPENER, open_bundle=opened)._place
-    with contextlib.suppress(InvalidSettings) if times == len(tried) else contextlib.nullcontext():
-        assert place(Path("bundle"), torch.device("cpu"), given, offload=offload) == "parts"
-    assert [named["waiting"] for named in asked] == [
-        None if where is None else torch.device(where) for where in tried
+    parts = SimpleNamespace(folder=Path("bundle"), offload=offload, parts={"a": 9, "b": 20})
+    served = SimpleNamespace(working=15)
+    with contextlib.suppress(UnfitHost) if times == len(tried) else contextlib.nullcontext():
+        assert place(parts, served, given, gpu) == "parts"
+    assert [(named["waiting"], named["spare"]) for named in asked] == [
+        (None if where is None else torch.device(where), spare) for where, spare in tried
     ]
     for named in asked:
         assert named["verify"] == given.verify
         assert named["share"] is opener.SHARED
-        assert named["compiled_batch"] == 0
+        assert named["compiled_batch"] == (1 if gpu else 0)
 
 
 def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from worker.bundle.plain import open_processor, open_tokenizer
 from worker.bundle.read import READ_THREADS
 from worker.families.qwen_image import rows
 from worker.families.qwen_image.components import Components
+from worker.families.qwen_image.merging import merge_adapters
 from worker.families.qwen_image.modulation import RowModulation
 from worker.families.qwen_image.recipe import RECIPE
 
@@ -22,13 +23,15 @@ def open_bundle(
     waiting: torch.device | None = None,
     share: Shared | None = None,
     compiled_batch: int = 0,
+    spare: int | None = None,
     threads: int = READ_THREADS,
 ) -> Components:
     """Open a bundle with its Lightning LoRAs attached.
 
     `waiting` is the device of the text encoder where it is another one (offload); models that are
     opened with one `share` have their text encoder and VAE in common. `compiled_batch` is that of
-    `Components`. Raises Damaged, LoraNotApplied, FileNotFoundError.
+    `Components`. With `spare`, the bytes that jobs leave free, LoRAs are merged. Raises Damaged,
+    LoraNotApplied, FileNotFoundError.
     """
     opening = Opening(
         folder,
@@ -50,7 +53,7 @@ def open_bundle(
         processor = (
             parts.open_files("processor", open_processor) if parts.has_part("processor") else None
         )
-        return Components(
+        opened = Components(
             transformer=transformer,
             text_encoder=parts.open_module("text_encoder"),
             vae=parts.open_module("vae"),
@@ -63,3 +66,6 @@ def open_bundle(
             dtype=torch.bfloat16,
             compiled_batch=compiled_batch,
         )
+    if spare is not None:
+        merge_adapters(opened, spare)
+    return opened

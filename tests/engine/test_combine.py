@@ -1,0 +1,230 @@
+"""A LoRA in one product: the sum is bitsandbytes' weight plus B @ A, kept or made in one kernel."""
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes import functional as bnb
+from torch import Tensor, nn
+
+from worker.engine import combine, nf4_kernel
+from worker.engine import compiled as compiled_module
+from worker.engine.combine import add_nf4, combine_nf4, count_merged_bytes, merge, try_nf4
+from worker.engine.compiled import Compiled
+from worker.engine.lora import Adapters, LoraLinear, fuse
+from worker.engine.quantise import make_linear, quantise
+from worlds.loras import predict, published_lora, small_transformer
+
+CPU = torch.device("cpu")
+
+
+def packed_linear(rows: int, columns: int, *, has_bias: bool = False) -> nn.Linear:
+    """Return a 4-bit Linear of random weights."""
+    weight = torch.randn(rows, columns).bfloat16() * 0.05
+    bias = torch.randn(rows).bfloat16() if has_bias else None
+    return make_linear(quantise(weight, "4bit", CPU), bias, "4bit", CPU)
+
+
+def sides(
+    linear: nn.Linear, rank: int, dtype: torch.dtype = torch.bfloat16
+) -> tuple[Tensor, Tensor]:
+    """Return A and B of a LoRA for it."""
+    down, up = torch.randn(rank, linear.in_features), torch.randn(linear.out_features, rank)
+    return (down * 0.1).to(dtype), (up * 0.1).to(dtype)
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The kernel's module as Triton's interpreter runs it, on the CPU."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    yield importlib.reload(nf4_kernel)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    importlib.reload(nf4_kernel)
+
+
+def unpacked(module: Any, linear: Any, down: Tensor, up: Tensor) -> Tensor:
+    """Run the kernel, its products in float32: the interpreter's of bf16 are wrong."""
+    state = linear.weight.quant_state
+    found: Tensor = module.unpack_sum(
+        linear.weight.data,
+        state.absmax,
+        state.state2.code,
+        state.state2.absmax,
+        state.offset,
+        state.code,
+        down,
+        up,
+        widen=True,
+    )
+    return found
+
+
+# rows that fill no tile, ranks that are no power of two, more blocks than one of the second kind
+SHAPES = [(96, 128, 4), (160, 192, 64), (32, 64, 24), (128, 576, 16)]
+
+
+@pytest.mark.parametrize(("rows", "columns", "rank"), SHAPES)
+@pytest.mark.parametrize(
+    ("dtype", "unit"), [(torch.float32, 2**-20), (torch.float16, 2**-10)], ids=["fp32", "fp16"]
+)
+def test_the_kernel_adds_the_product_to_the_weights_that_bitsandbytes_unpacks(
+    interpreted: Any, rows: int, columns: int, rank: int, dtype: torch.dtype, unit: float
+) -> None:
+    """In float32 and rounded once; and within one step of bf16 of bitsandbytes plus addmm."""
+    linear: Any = packed_linear(rows, columns)
+    down, up = sides(linear, rank, dtype)
+    found = unpacked(interpreted, linear, down, up)
+    state = linear.weight.quant_state
+    assert found.dtype == dtype
+    plain = bnb.dequantize_4bit(linear.weight.data, state).float()
+    step = torch.maximum(plain.abs(), found.float().abs()) * 2**-7
+    reference = torch.addmm(plain, up.float(), down.float())
+    assert ((found.float() - reference).abs() <= step).all()
+    state.dtype = torch.float32  # bitsandbytes' values before they are rounded to bf16
+    exact = torch.addmm(bnb.dequantize_4bit(linear.weight.data, state), up.float(), down.float())
+    torch.testing.assert_close(
+        found.float(), exact, rtol=unit, atol=unit * float(exact.abs().max())
+    )
+
+
+def test_a_lora_of_zeros_leaves_the_unpacked_weights(interpreted: Any) -> None:
+    linear: Any = packed_linear(64, 128)
+    down, up = torch.zeros(4, 128), torch.zeros(64, 4)
+    state = linear.weight.quant_state
+    state.dtype = torch.float32
+    expected = bnb.dequantize_4bit(linear.weight.data, state)
+    assert torch.equal(unpacked(interpreted, linear, down, up), expected)
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90])
+def test_the_kernel_compiles_for_the_tensor_cores_of_every_gpu_that_is_served(
+    capability: int,
+) -> None:
+    """Only compiled: that it is right there needs a GPU, which `try_nf4` asks at every start."""
+    triton: Any = importlib.import_module("triton")
+    compiler: Any = importlib.import_module("triton.compiler")
+    target: Any = importlib.import_module("triton.backends.compiler").GPUTarget
+    kernel: Any = nf4_kernel._unpack_tile
+    kinds = dict.fromkeys(("packed", "nested"), "*u8") | dict.fromkeys(
+        ("nested_levels", "nested_maxima", "offset", "levels"), "*fp32"
+    )
+    kinds |= dict.fromkeys(("down", "up", "out"), "*bf16")
+    kinds |= dict.fromkeys(("rows", "columns", "rank"), "i32")
+    constants = {
+        "tile_rows": nf4_kernel.TILE_ROWS,
+        "tile_rank": 64,
+        "block": 64,
+        "nested_block": 256,
+        "widen": False,
+    }
+    source = compiler.ASTSource(
+        fn=kernel,
+        signature={name: kinds.get(name, "constexpr") for name in kernel.arg_names},
+        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+    )
+    made = triton.compile(source, target=target("cuda", capability, 32))
+    assert "mma" in made.asm["ptx"]
+    assert made.metadata.shared < 48 << 10  # bytes, what every GPU has without asking
+
+
+def test_a_kernel_that_fails_or_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU Triton has nothing to run it on."""
+    assert try_nf4(CPU)
+    monkeypatch.setattr(combine, "combine_nf4", lambda *given: add_nf4(*given) * 1.02)
+    assert "weights are wrong" in try_nf4(CPU)
+    monkeypatch.setattr(combine, "combine_nf4", lambda *given: add_nf4(*given) * 1.002)
+    assert try_nf4(CPU) == ""
+
+
+def test_the_compiler_knows_what_the_kernel_returns() -> None:
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        down, up = (torch.empty(*size, dtype=torch.bfloat16) for size in ((8, 128), (96, 8)))
+        made = torch.ops.worker.unpack_sum(*[torch.empty(1)] * 6, down, up)
+    assert made.shape == (96, 128)
+    assert made.dtype == torch.bfloat16
+
+
+def test_a_combined_weight_gives_what_the_side_products_give() -> None:
+    """Bias and all, and for its adapter alone: a caller's LoRA stays beside the weights."""
+    base = packed_linear(96, 128, has_bias=True)
+    wrapped, plain = LoraLinear(base), LoraLinear(base)
+    for added in ("lightning", "caller"):
+        pair = sides(base, 8)
+        for one in (wrapped, plain):
+            one.add(added, *pair)
+    calls = []
+
+    def add(*given: Any) -> Tensor:
+        calls.append(given)
+        return add_nf4(*given)
+
+    wrapped.combine("lightning", add)
+    x = torch.randn(7, 128).bfloat16()
+    names: tuple[str | None, ...] = ("lightning", "caller", None, "lightning")
+    for name in names:
+        wrapped.active = plain.active = name
+        found, expected = wrapped(x).float(), plain(x).float()
+        assert (found - expected).norm() < 0.02 * expected.norm()
+        assert name == "lightning" or torch.equal(found, expected)
+    assert len(calls) == 2
+
+
+def test_a_merged_adapter_is_one_product_and_the_base_stays() -> None:
+    plain, ours = small_transformer(), small_transformer()
+    states = [published_lora(plain, seed) for seed in (1, 2)]
+    adapters, beside = Adapters(ours), Adapters(plain)
+    for attached, state in zip("ab", states, strict=True):
+        adapters.attach(attached, state)
+        beside.attach(attached, state)
+    before = predict(ours)
+    adapters.use("a")
+    merge(adapters, "a")
+    beside.use("a")
+    torch.testing.assert_close(predict(ours), predict(plain), rtol=1e-3, atol=1e-3)
+    assert not torch.equal(predict(ours), before)
+    wrapped = ours.transformer_blocks[0].attn.to_q
+    assert torch.equal(wrapped.kept, fuse(wrapped.base.weight, *wrapped.find_sides("a")))
+    others: tuple[str | None, ...] = ("b", None)
+    for name in others:
+        adapters.use(name)
+        beside.use(name)
+        assert torch.equal(predict(ours), predict(plain))
+    assert torch.equal(predict(ours), before)
+
+
+def test_the_bytes_of_a_merge_are_those_of_the_plain_weights_that_it_reaches() -> None:
+    ours = small_transformer()
+    adapters = Adapters(ours)
+    adapters.attach("a", published_lora(ours, 1, modules=["img_in", "proj_out"]))
+    assert count_merged_bytes(adapters, "a") == 4 * (16 * 64 + 64 * 16)
+    ours.proj_out.base = packed_linear(32, 64)
+    assert count_merged_bytes(adapters, "a") == 4 * 16 * 64
+    merge(adapters, "a")
+    assert ours.proj_out._buffers.get("a_kept") is None
+    assert ours.img_in._buffers.get("a_kept") is not None
+
+
+def test_a_compiled_function_calls_the_kernel_within_its_one_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Triton's part is replaced by the product alone: there is no GPU to run it on."""
+    monkeypatch.setattr(nf4_kernel, "unpack_sum", lambda *given: given[-1] @ given[-2])
+    wrapped = LoraLinear(packed_linear(96, 128))
+    wrapped.add("a", *sides(packed_linear(96, 128), 8))
+    wrapped.combine("a", combine_nf4)
+    wrapped.active = "a"
+    graphs = []
+
+    def keep(graph: Any, _inputs: list[Any]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compiled_module, "compile_for_device", keep)
+    compiled = Compiled(lambda module, x: (module(x) + 1,))
+    for rows in (5, 7):
+        x = torch.randn(rows, 128).bfloat16()
+        assert torch.equal(compiled(wrapped, x)[0], wrapped(x) + 1)
+    assert len(graphs) == compiled.graphs == 1
+    assert "unpack_sum" in str(graphs[0].graph)
