@@ -12,6 +12,9 @@ from gpu.studio import Studio
 
 from worker import log
 
+# What matters most comes first: a run may be cut short.
+ORDER = ("opening", "pictures", "compiling", "errors", "loop", "vae", "doctor", "attention")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of these checks."""
@@ -25,10 +28,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
         pytest.exit("no CUDA device: these checks need one (--device cpu rehearses some)", 1)
+    items.sort(key=lambda item: _find_place(item.path.stem))
     skipped = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
         if config.getoption("--device") == "cpu" and item.get_closest_marker("cuda"):
             item.add_marker(skipped)
+
+
+def _find_place(module: str) -> int:
+    """Return the place of a module in the order; the end for one that has none there."""
+    name = module.removeprefix("cuda_")
+    return ORDER.index(name) if name in ORDER else len(ORDER)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -67,5 +77,5 @@ def figures(
 @pytest.fixture(scope="session")
 def studio(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Studio:
     """The embedded models, opened as the worker opens them."""
-    log.configure("WARNING")
+    log.configure("INFO")
     return Studio(tmp_path_factory.mktemp("studio"), device)

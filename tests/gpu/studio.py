@@ -14,10 +14,12 @@ from worker import preflight, settings
 from worker.driver import Gpu
 from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image.model import OPENER, QwenImage
+from worker.families.recognise import recognise
 from worker.media.picture import Picture
 from worker.seam import Openable, Outcome, Unheard, take_made
 from worker.settings import Settings
 from worker.tasks.picture import PictureWish
+from worker.weights.spec import ModelSpec
 
 PROMPTS: Final = ("a red circle", "a blue square", "a green circle", "a red square")
 EQUAL: Final = 99.0  # what equal pictures count in a mean of decibels
@@ -49,9 +51,8 @@ class Studio:
     ) -> Openable:
         """Prepare an embedded model's bundle for a device, where it is not."""
         place = self.device if device is None else device
-        return OPENER.make_ready(
-            CATALOGUE.find_row(name), self.read_settings(precision, place, **more), find_gpu(place)
-        )
+        given = self.read_settings(precision, place, **more)
+        return OPENER.make_ready(find_spec(name, given), given, find_gpu(place))
 
     def open(
         self, name: str, precision: str = "bf16", device: torch.device | None = None, **more: str
@@ -70,6 +71,12 @@ class Studio:
         model = self.make_ready(name, precision, device, **more).open()
         assert isinstance(model, QwenImage)
         return model
+
+
+def find_spec(name: str, given: Settings) -> ModelSpec:
+    """Return what an embedded model is made from, as a start finds it."""
+    (found,) = CATALOGUE.resolve((name,), given, has_gpu=True)
+    return recognise(found, given, CATALOGUE)
 
 
 def find_gpu(device: torch.device) -> Gpu | None:
