@@ -13,7 +13,17 @@ from gpu.studio import Studio
 from worker import log
 
 # What matters most comes first: a run may be cut short.
-ORDER = ("opening", "pictures", "compiling", "errors", "loop", "vae", "doctor", "attention")
+ORDER = (
+    "opening",
+    "pictures",
+    "compiling",
+    "errors",
+    "loop",
+    "combining",
+    "vae",
+    "doctor",
+    "attention",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

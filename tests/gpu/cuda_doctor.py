@@ -1,7 +1,7 @@
 """What the worker says of this machine before it starts."""
 
 import json
-import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,12 +14,11 @@ from worker.families.catalogue import CATALOGUE
 pytestmark = pytest.mark.cuda
 
 
-def test_the_doctor_knows_this_machine(figures: Figures, tmp_path_factory: object) -> None:
+def test_the_doctor_knows_this_machine(figures: Figures, tmp_path: Path) -> None:
     """Its driver, its GPU, its memory and its compiler."""
-    del tmp_path_factory
-    home = os.path.join(os.sep, "tmp")  # noqa: PTH118 - a folder that can be written
-    text = Child(["-m", "worker", "doctor", "--json"], MODEL="qwen-image", MODEL_DIR=home).read()
-    findings = json.loads(text[text.index("{") : text.rindex("}") + 1])["findings"]
+    given = {"MODEL": "qwen-image", "MODEL_DIR": str(tmp_path)}
+    text = Child(["-m", "worker", "doctor", "--json"], **given).read()
+    findings = json.JSONDecoder().raw_decode(text[text.index("{") :])[0]["findings"]
     by_name = {one["check"]: one for one in findings}
     figures.put(**{name: f"{one['level']}: {one['found']}" for name, one in by_name.items()})
     assert {by_name[name]["level"] for name in ("driver", "gpu", "vram")} == {"ok"}
