@@ -109,7 +109,7 @@ def test_the_fused_kernels_run_and_agree(
     fast = [found[name] for name in ("flash", "cudnn", "efficient") if name in found]
     assert fast, failed
     assert found["default"] < 1.2 * min(fast)
-    assert max(differences.values()) < 0.02
+    assert max(differences.values(), default=0.0) < 0.02
 
 
 @torch.inference_mode()
