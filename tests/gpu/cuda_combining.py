@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from gpu.figures import Figures
+from gpu.studio import Studio, make_image, make_wishes, measure_decibels, summarise
 from torch import Tensor
 
 from worker.engine.quantise import make_linear, quantise
@@ -15,6 +16,7 @@ combine: Any = pytest.importorskip("worker.engine.combine", reason="no kernel to
 SHAPES = ((3072, 3072), (12288, 3072), (3072, 12288), (18432, 3072))
 RANK = 64
 TOKENS = 4121
+NEAR_DB = 25.0
 
 
 def measure(work: Callable[[], Tensor], times: int = 20) -> float:
@@ -71,6 +73,21 @@ def test_every_weight_is_that_of_bitsandbytes_and_a_product(
         ms=timed,
     )
     assert wrong == 0
+
+
+@pytest.mark.parametrize("precision", ["bf16", "8bit", "4bit"])
+@pytest.mark.parametrize("name", ["tiny-image", "tiny-edit"])
+def test_pictures_with_an_adapter_in_the_weights_are_near_those_with_it_at_their_side(
+    studio: Studio, figures: Figures, name: str, precision: str
+) -> None:
+    ours = studio.open(name, precision)
+    theirs = studio.open(name, precision, LIGHTNING_MERGE="off")
+    decibels = [
+        measure_decibels(make_image(ours, wish), make_image(theirs, wish))
+        for wish in make_wishes(name)
+    ]
+    figures.put(**summarise(decibels))
+    assert sum(decibels) / len(decibels) > NEAR_DB
 
 
 def unpack(base: Any) -> Tensor:

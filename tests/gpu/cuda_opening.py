@@ -31,11 +31,12 @@ def test_every_tensor_on_the_device_has_the_files_bytes(
     other = OPENER.make_ready(find_spec(name, given), given, None).open()
     assert isinstance(other, QwenImage)
     ours, theirs = dict(list_tensors(model)), dict(list_tensors(other))
-    assert ours.keys() == theirs.keys()
+    # a GPU may keep more: weights with an adapter in them
+    assert theirs.keys() <= ours.keys()
     wrong = [
         key
-        for key, tensor in ours.items()
-        if not torch.equal(show_bytes(tensor), show_bytes(theirs[key]))
+        for key, tensor in theirs.items()
+        if not torch.equal(show_bytes(ours[key]), show_bytes(tensor))
     ]
     elsewhere = [key for key, tensor in ours.items() if tensor.device.type != studio.device.type]
     figures.put(tensors=len(ours), wrong=wrong[:10], elsewhere=elsewhere[:10])
@@ -108,8 +109,8 @@ def test_a_bundle_prepared_here_is_compared_with_one_prepared_on_a_cpu(
     ours = dict(list_tensors(studio.open("tiny-edit", precision)))
     theirs = dict(list_tensors(studio.open("tiny-edit", precision, CPU)))
     different = total = 0
-    for key, tensor in ours.items():
-        pair = show_bytes(tensor), show_bytes(theirs[key])
+    for key, tensor in theirs.items():
+        pair = show_bytes(ours[key]), show_bytes(tensor)
         total += len(pair[0])
         different += int((pair[0] != pair[1]).sum())
     figures.put(bytes=total, different=different, share=different / total)

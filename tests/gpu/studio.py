@@ -165,7 +165,9 @@ def list_tensors(model: QwenImage) -> Iterator[tuple[str, torch.Tensor]]:
     for role in ("transformer", "text_encoder", "vae"):
         module: Any = getattr(parts, role)
         yield from ((f"{role}.{name}", one.data) for name, one in module.named_parameters())
-        yield from ((f"{role}.{name}", one) for name, one in module.named_buffers())
+        # an adapter in use may have a second name, by which its first must not be left out
+        buffers = module.named_buffers(remove_duplicate=False)
+        yield from ((f"{role}.{name}", one) for name, one in buffers)
         for name, one in module.named_parameters():
             state = getattr(one, "quant_state", None)
             if state is not None:
