@@ -22,6 +22,8 @@ from gpu.studio import (
 
 from training.tiny import evaluate
 from training.tiny.evaluate import Case
+from worker.jobs.job import Job
+from worker.jobs.serve import Worker
 from worker.residency import Residency
 from worker.seam import Control, Phase, Unheard
 
@@ -136,10 +138,6 @@ def test_a_cancelled_row_changes_no_bit_of_the_others(
 
 def test_a_reply_says_the_batch(studio: Studio, figures: Figures) -> None:
     """A job of four pictures, from its input to its reply, in one batch of the worker."""
-    # only here: a machine without make setup may lack what fetches pictures
-    from worker.jobs.job import Job  # noqa: PLC0415
-    from worker.jobs.serve import Worker  # noqa: PLC0415
-
     given = studio.read_settings("bf16", studio.device, BATCH_SIZE="4")
     ready = studio.make_ready("tiny-image", BATCH_SIZE="4")
     worker = Worker(given, Residency([ready], budget=None))

@@ -14,9 +14,12 @@ import torch
 from gpu.studio import Studio, guide, make_image, make_images, make_wish
 
 from worker import log
+from worker.edge.reply import Failure
 from worker.engine import device as devices
 from worker.errors import WorkerError
 from worker.families.qwen_image.model import QwenImage
+from worker.jobs.job import Job
+from worker.jobs.serve import Worker
 from worker.residency import Residency
 from worker.seam import Control, Model, Openable, Phase
 
@@ -85,11 +88,6 @@ class BreakingModel:
 
 def serve(studio: Studio) -> Found:
     """Break the device in a job of a worker: its answer, and that of the next job."""
-    # only here: a machine without make setup may lack what fetches pictures
-    from worker.edge.reply import Failure  # noqa: PLC0415
-    from worker.jobs.job import Job  # noqa: PLC0415
-    from worker.jobs.serve import Worker  # noqa: PLC0415
-
     ready = studio.make_ready("tiny-image")
 
     def open_breaking() -> Model:
