@@ -5,7 +5,7 @@ TORCH ?= cu128
 VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
+.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores gpu-check quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -47,6 +47,11 @@ first-hour: setup ## run every command of README and docs in a fresh Debian (as 
 stores: setup ## uploads to a real S3 server (rclone), and to yours with STORE_ENDPOINT and its keys
 	$(BIN)/uv pip install -q --require-hashes -r builder/requirements-stores.lock
 	$(BIN)/python -m pytest -q tests/stores/real_stores.py
+
+FIGURES ?= out/gpu-check.json
+gpu-check: setup ## on a CUDA machine: the embedded models, errors, waits, compiling, VAE, attention; figures in FIGURES
+	mkdir -p $(dir $(FIGURES))
+	$(BIN)/python -m pytest -c tests/gpu/pytest.ini tests/gpu --figures $(abspath $(FIGURES))
 
 soak: setup ## ten thousand jobs through the real loop, with bad, slow and cancelled ones among them
 	$(BIN)/python bench/soak.py

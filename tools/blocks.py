@@ -17,6 +17,7 @@ REASONS: Final = (
     "needs Docker",
     "needs the image, where make image-check runs it",
     "needs Windows",
+    "needs a GPU",
     "needs a hub with the weights",
     "names a picture that is an example",
 )
