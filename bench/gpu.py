@@ -38,6 +38,7 @@ from worker.engine.compiled import measure_difference  # noqa: E402 - the same
 from worker.engine.device import limit_threads  # noqa: E402 - the same
 from worker.engine.quantise import Precision  # noqa: E402 - the same
 from worker.families.qwen_image.working import Load, estimate_phases  # noqa: E402 - the same
+from worker.tasks.picture import PictureWish  # noqa: E402 - the same
 
 GB: Final = 1e9
 KEPT: Final[Precision] = "bf16"  # its weights stay while another precision is measured
@@ -71,8 +72,8 @@ class Run:
         """Return the weights of a precision, made if they are not there; raise what failed."""
         if precision in self.failed:
             raise RuntimeError(f"no weights: {self.failed[precision]}")
+        self.drop(KEPT, precision)
         if precision not in self.built:
-            self.drop(KEPT)
             try:
                 self.built[precision] = self._build(precision)
             except torch.OutOfMemoryError:
@@ -163,9 +164,11 @@ def _repeat(run: Run, model: Any, case: Case) -> tuple[list[float], list[Spent]]
     spent: list[Spent] = []
     for _ in range(run.repeats):
         wishes = next(asked)
-        walls.append(
-            measure.seconds(run.device, lambda wishes=wishes: spent.append(model.job(case, wishes)))
-        )
+
+        def work(wishes: list[PictureWish] = wishes) -> None:
+            spent.append(model.job(case, wishes))
+
+        walls.append(measure.seconds(run.device, work))
     return walls, spent
 
 
