@@ -12,6 +12,7 @@ weights, in one process.
 
 import argparse
 import itertools
+import os
 import statistics
 import sys
 import time
@@ -324,9 +325,35 @@ def carry_out(run: Run, entry: Entry) -> None:
         if entry.precision is not None and entry.precision not in run.built:
             run.failed[entry.precision] = text
         error.__traceback__ = None
+        if _is_lost(run.device):
+            run.results.put(result, *entry.place)
+            run.say(f"{entry.name}: {_shorten(result)}; the device is lost, starting again")
+            _start_again(run, entry)
     measure.free(run.device)
     run.results.put(result, *entry.place)
     run.say(f"{entry.name} in {time.monotonic() - began:.0f} s: {_shorten(result)}")
+
+
+def _is_lost(device: torch.device) -> bool:
+    """Return whether a kernel broke the device's context, in which nothing runs any more."""
+    try:
+        measure.seconds(device, lambda: torch.ones(1, device=device).sum())
+    except torch.OutOfMemoryError:
+        return False
+    except RuntimeError:
+        return True
+    return False
+
+
+def _start_again(run: Run, broken: Entry) -> None:
+    """Replace this process by a new one that goes on without an entry."""
+    words = [word for word in sys.argv if word != "--again"]
+    minutes = (run.until - time.monotonic()) / 60
+    sys.stdout.flush()
+    os.execv(  # noqa: S606 - the same program
+        sys.executable,
+        [sys.executable, *words, "--skip", broken.name, "--minutes", f"{minutes:.2f}"],
+    )
 
 
 def _find_place(error: BaseException) -> str:
@@ -384,7 +411,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Real shapes with random weights: stock and ours.")
     parser.add_argument("--plan", action="store_true", help="print what would be measured")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="entries with a word")
-    parser.add_argument("--skip", nargs="+", default=[], metavar="WORD", help="none with a word")
+    parser.add_argument(
+        "--skip", nargs="+", action="extend", default=[], metavar="WORD", help="none with a word"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="the embedded checkpoint's sizes")
     parser.add_argument(

@@ -21,7 +21,7 @@ MERGED: Final = frozenset({"merged", "both"})
 FORWARD: Final = {True: 0.5, False: 0.22}
 BESIDE: Final = 0.6
 COMPILATION: Final = 30.0
-BUILD: Final[dict[Precision, float]] = {"bf16": 12.0, "4bit": 20.0, "8bit": 30.0}
+BUILD: Final[dict[Precision, float]] = {"bf16": 10.0, "4bit": 15.0, "8bit": 25.0}
 STOCK_BUILD: Final = 8.0
 OTHERS: Final[dict[Kind, float]] = {
     "ceiling": 3.0,

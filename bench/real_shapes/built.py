@@ -4,12 +4,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from bench.real_shapes import measure, ours, switches
 from bench.real_shapes.agenda import COMPILED, MERGED, Side
 from bench.real_shapes.ours import Ours
 from bench.real_shapes.shapes import Architecture
 from bench.real_shapes.stock import Stock
+from worker.bundle.layout import name_adapter
 from worker.engine.compiled import Compiled
 from worker.engine.quantise import Precision
 
@@ -26,7 +28,7 @@ class Built:
         self._precision = precision
         self._device = device
         self._steps = steps
-        self._merged = False
+        self._before: dict[str, nn.Module] = {}  # while they are merged
         self._models: dict[tuple[bool, bool], Ours] = {}
         edit = ours.components(
             architecture, edit=True, precision=precision, device=device, steps=(steps,)
@@ -62,14 +64,12 @@ class Built:
         return self._models[key]
 
     def _set_merged(self, *, merged: bool) -> None:
-        if merged == self._merged:
-            return
-        adapters = self._parts[True].adapters
-        if merged:
-            switches.merge(self._parts[True])
-        else:
-            switches.split(adapters)
-        self._merged = merged
+        """Add the LoRA to the weights or put it beside them: both tasks share the modules."""
+        if merged and not self._before:
+            self._before = switches.merge(self._parts[True], name_adapter(self._steps))
+        elif not merged and self._before:
+            switches.split(self._parts[True], self._before)
+            self._before = {}
         measure.free(self._device)
 
     def offload(self) -> None:
