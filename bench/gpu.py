@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+BEGAN: Final = time.monotonic()  # before imports, which may take half a minute on a fresh machine
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # the worker may not be installed on a CUDA machine
 
@@ -57,7 +58,6 @@ class Run:
     until: float
     built: dict[Precision, Built] = field(default_factory=dict)
     failed: dict[Precision, str] = field(default_factory=dict)
-    latents: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
         """Print a line at once, with the seconds left."""
@@ -245,10 +245,12 @@ def _compare(run: Run, entry: Entry, case: Case, latents: torch.Tensor) -> dict[
     """Return the relative difference of latents from the plain side's, of the same inputs."""
     name = f"{entry.precision}/{case.name}"
     found: dict[str, Any] = {"finite": bool(latents.isfinite().all())}
+    path = run.results.path.with_suffix(".pt")  # for the run that goes on
+    kept: dict[str, torch.Tensor] = torch.load(path) if path.is_file() else {}
     if entry.side == "plain":
-        run.latents[name] = latents
-    elif name in run.latents:
-        found["difference"] = float(f"{measure_difference(latents, run.latents[name]):.3g}")
+        torch.save({**kept, name: latents.bfloat16()}, path)
+    elif name in kept:
+        found["difference"] = float(f"{measure_difference(latents, kept[name]):.3g}")
     return found
 
 
@@ -437,7 +439,6 @@ def main() -> None:
         held = Results(given.out or Path("none"), again=given.again)
         print_plan(entries, held, repeats)
         return
-    start = time.monotonic()
     device = torch.device(given.device)
     if device.type == "cuda":
         if not torch.cuda.is_available():
@@ -452,7 +453,7 @@ def main() -> None:
         default = ROOT / "out" / "gpu-tiny.json"
     results = Results(given.out or default, again=given.again)
     results.put({**facts, "architecture": architecture.name}, "machine")
-    run = Run(architecture, device, results, repeats, given.steps, start + given.minutes * 60)
+    run = Run(architecture, device, results, repeats, given.steps, BEGAN + given.minutes * 60)
     for entry in entries:
         if results.is_measured(*entry.place):
             continue

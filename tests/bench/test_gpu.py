@@ -97,11 +97,12 @@ def test_the_entire_harness_runs_on_a_cpu(tmp_path: Path) -> None:
     """Every kind of entry on the embedded sizes, nothing compiled: that takes minutes on a CPU."""
     out = tmp_path / "gpu.json"
     names = ["ceiling", "4bit/edit-96-1ref/4/1", "bf16/image-96/4/1", "bf16/image-48/4/2"]
+    names += [f"bf16/edit-96-1ref/4/1/{side}" for side in ("plain", "merged")]
     done = subprocess.run(
         [
             *(sys.executable, "bench/gpu.py", "--tiny", "--device", "cpu", "--out", out),
             *("--only", *names, "profile", "offload", "memory", "cold"),
-            *("--skip", "/compiled", "/both", "--minutes", "14"),
+            *("--skip", "/compiled", "/both", "4bit/edit-96-1ref/4/1/merged", "--minutes", "14"),
         ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -111,9 +112,13 @@ def test_the_entire_harness_runs_on_a_cpu(tmp_path: Path) -> None:
     )
     results = json.loads(out.read_text())
     cases = results["cases"]
-    assert cases.keys() == {"4bit/edit-96-1ref/4/1", "bf16/image-96/4/1", "bf16/image-48/4/2"}
+    assert {name: set(sides) for name, sides in cases.items()} == {
+        "4bit/edit-96-1ref/4/1": {"plain", "stock"},
+        "bf16/edit-96-1ref/4/1": {"plain", "merged"},
+        "bf16/image-96/4/1": {"plain", "stock"},
+        "bf16/image-48/4/2": {"plain"},
+    }
     for name, sides in cases.items():
-        assert {"plain", "stock"} <= sides.keys() or "/2" in name
         for side in sides.values():
             expected = {"text", "denoise", "decode", "png"} | (
                 {"reference"} if "edit" in name else set()
@@ -123,6 +128,7 @@ def test_the_entire_harness_runs_on_a_cpu(tmp_path: Path) -> None:
             assert side["finite"]
     # with the same weights, rows draw what weights draw, and adapters what peft's draw
     assert cases["bf16/image-96/4/1"]["stock"]["difference"] == 0
+    assert 0 < cases["bf16/edit-96-1ref/4/1"]["merged"]["difference"] < 0.02
     assert results["memory"].keys() == {"16", "24"}
     assert results["offload"]["bf16"]["phases_ms"]["text"] > 0
     cold = results["cold"]["all"]
