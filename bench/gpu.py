@@ -1,327 +1,451 @@
 """Qwen-Image's real shapes with random weights, on any CUDA machine: the stock pipeline and ours.
 
-    python bench/gpu.py                      everything, in parts that fit ten minutes each
-    python bench/gpu.py --part bf16 4bit     only these; earlier measurements are kept
+    python bench/gpu.py --plan               what would be measured, in which order, for how long
+    python bench/gpu.py                      eight minutes of it; start it again to go on
+    python bench/gpu.py --only 4bit/edit     these alone
     python bench/gpu.py --tiny --device cpu  the same code on the embedded checkpoint's sizes
 
-Needs torch 2.10 or newer, no network and no weights. A case is on disk once its line is printed,
-so that an interrupted run continues where it stopped. Both sides are built, measured and dropped in
-turn, in one process and with the same weights.
+Needs torch 2.10 or newer, no network and no weights. A result is on disk once its line is printed,
+so that an interrupted run continues where it stopped. All ways of running a precision share its
+weights, in one process.
 """
 
 import argparse
 import itertools
+import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+BEGAN: Final = time.monotonic()  # before imports, which may take half a minute on a fresh machine
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # the worker may not be installed on a CUDA machine
 
-import torch  # noqa: E402 - the path comes first
+import structlog  # noqa: E402 - the path comes first
+import torch  # noqa: E402 - the same
 
-from bench.real_shapes import job, measure, memory, ours, shapes, stock  # noqa: E402
-from bench.real_shapes.job import Case  # noqa: E402
-from bench.real_shapes.measure import Product  # noqa: E402
-from bench.real_shapes.results import Results, table  # noqa: E402
-from bench.real_shapes.shapes import Architecture  # noqa: E402
-from worker import log  # noqa: E402
-from worker.engine.device import limit_threads, reset_peak  # noqa: E402
-from worker.engine.quantise import PRECISIONS, Precision  # noqa: E402
-from worker.errors import CudaOutOfMemory  # noqa: E402
-from worker.tasks.picture import PictureWish  # noqa: E402
+from bench import roofline  # noqa: E402 - the same
+from bench.real_shapes import agenda, job, measure, memory, shapes  # noqa: E402 - the same
+from bench.real_shapes.agenda import BUILD, MERGED, Entry  # noqa: E402 - the same
+from bench.real_shapes.built import Built, describe_graphs  # noqa: E402 - the same
+from bench.real_shapes.job import Case  # noqa: E402 - the same
+from bench.real_shapes.measure import Product, Spent  # noqa: E402 - the same
+from bench.real_shapes.results import Results, table  # noqa: E402 - the same
+from bench.real_shapes.shapes import Architecture  # noqa: E402 - the same
+from worker import log  # noqa: E402 - the same
+from worker.engine.compiled import measure_difference  # noqa: E402 - the same
+from worker.engine.device import limit_threads  # noqa: E402 - the same
+from worker.engine.quantise import Precision  # noqa: E402 - the same
+from worker.families.qwen_image.working import Load, estimate_phases  # noqa: E402 - the same
+from worker.tasks.picture import PictureWish  # noqa: E402 - the same
 
-PARTS: Final = ("ceiling", "bf16", "4bit", "8bit", "memory", "cold", "profile")
-SIDES: Final = ("ours", "fused", "stock")
-OUT_OF_MEMORY: Final = (CudaOutOfMemory, torch.OutOfMemoryError)
+GB: Final = 1e9
+KEPT: Final[Precision] = "bf16"  # its weights stay while another precision is measured
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Run:
-    """One invocation: what to build, where, how often, until when, and where to write."""
+    """One invocation: what is built, where, how often, until when, and where to write."""
 
     architecture: Architecture
     device: torch.device
     results: Results
-    warmups: int
     repeats: int
-    batches: tuple[int, ...]
-    steps: tuple[int, ...]
-    only: tuple[str, ...]
-    precision: Precision
-    patience_s: float
+    steps: int
     until: float
+    built: dict[Precision, Built] = field(default_factory=dict)
+    failed: dict[Precision, str] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
         """Print a line at once, with the seconds left."""
         print(f"[{self.until - time.monotonic():5.0f} s left] {text}", flush=True)
 
-    @property
-    def late(self) -> bool:
-        """Whether no new case may start."""
-        return time.monotonic() > self.until
+    def drop(self, *but: Precision) -> None:
+        """Drop all weights but those of these precisions."""
+        for precision in [each for each in self.built if each not in but]:
+            del self.built[precision]
+        measure.free(self.device)
+
+    def build(self, precision: Precision) -> Built:
+        """Return the weights of a precision, made if they are not there; raise what failed."""
+        if precision in self.failed:
+            raise RuntimeError(f"no weights: {self.failed[precision]}")
+        self.drop(KEPT, precision)
+        if precision not in self.built:
+            try:
+                self.built[precision] = self._build(precision)
+            except torch.OutOfMemoryError:
+                self.drop()
+                self.built[precision] = self._build(precision)
+        return self.built[precision]
+
+    def _build(self, precision: Precision) -> Built:
+        before = measure.held(self.device)
+        made: list[Built] = []
+        seconds = measure.seconds(
+            self.device,
+            lambda: made.append(Built(self.architecture, precision, self.device, self.steps)),
+        )
+        measure.free(self.device)
+        told = {
+            "seconds": round(seconds, 1),
+            "weights_gb": round((measure.held(self.device) - before) / GB, 3),
+        }
+        self.results.put(told, "built", precision)
+        self.say(f"{precision} built: {told}")
+        return made[0]
 
 
-def ceiling(run: Run) -> None:
-    """Measure the matrix-multiply ceiling: a large square, and an MLP's own shape."""
+def measure_ceiling(run: Run) -> dict[str, Any]:
+    """Measure the matrix-multiply ceiling in TFLOP/s: a large square, and an MLP's own shape."""
     config = run.architecture.transformer
     dim = config["num_attention_heads"] * config["attention_head_dim"]
     square = 8192 if run.device.type == "cuda" else 512
     tokens = (run.architecture.small // 16) ** 2
     products = [Product(square, square, square), Product(tokens, dim, 4 * dim)]
-    rates = measure.ceiling(run.device, products, repeats=run.repeats)
-    run.results.put(rates, "ceiling")
-    run.say(f"ceiling: {rates} TFLOP/s")
+    return measure.ceiling(run.device, products, repeats=run.repeats)
 
 
-def _work(run: Run, case: Case, text_tokens: int, *, rank: int) -> float:
-    """Return the floating-point operations of all denoising steps of a case."""
+def _count_operations(run: Run, case: Case, text_tokens: int, *, rank: int) -> float:
+    """Return the floating-point operations of one denoising step of a case."""
     config = run.architecture.transformer
-    references = case.references * run.architecture.small**2
-    return case.steps * measure.forward_flops(
+    return measure.forward_flops(
         blocks=config["num_layers"],
         dim=config["num_attention_heads"] * config["attention_head_dim"],
-        image_tokens=(case.side**2 + references) // 256,
+        image_tokens=(1 + case.references) * case.side**2 // 256,
         text_tokens=text_tokens,
         rank=rank,
         batch=case.batch,
     )
 
 
-def _measured(run: Run, side: str, model: Any, case: Case, text_tokens: int) -> dict[str, Any]:
-    """Return the median of several jobs after warm-up; of fewer if they are long."""
-    asked = job.inputs(case)
-    for _ in range(run.warmups):
-        model.job(case, next(asked))
-    reset_peak(run.device)
-    walls: list[float] = []
-    phases: list[dict[str, float]] = []
-    start = time.monotonic()
-    while len(walls) < run.repeats and (
-        len(walls) < 2 or time.monotonic() - start < run.patience_s
-    ):
-        generations = next(asked)
+def _find_floor(run: Run, entry: Entry, case: Case) -> float | None:
+    """Return the computed least milliseconds of a forward on this card, where there are both."""
+    if run.architecture.name == "tiny":
+        return None
+    device = str(run.results.held["machine"]["device"])
+    card = next((rates for name, rates in roofline.CARDS.items() if name in device), None)
+    words = [f"edit-{case.side}-{case.references}" if case.edit else f"image-{case.side}"]
+    words.append(str(entry.precision))
+    if case.batch > 1:
+        words.append(f"batch{case.batch}")
+    names = ["-".join(words)]
+    if entry.side in MERGED:
+        names.insert(0, f"{names[0]}-fused")
+    records = roofline.read_records()
+    for name in names:
+        if card is not None and name in records:
+            floor = roofline.compute(records[name], card)
+            return floor.total if floor else None
+    return None
 
-        def work(generations: list[PictureWish] = generations) -> None:
-            phases.append(model.job(case, generations))
+
+def _compute_peaks(run: Run, entry: Entry, case: Case, prompt_tokens: int) -> dict[str, float]:
+    """Return what `working` computes of each phase, in GB beside the weights."""
+    load = Load(
+        case.side**2,
+        case.references,
+        case.batch,
+        0 if entry.side in MERGED else 1,
+        entry.precision or "bf16",
+        steps=case.steps,
+        prompt_tokens=prompt_tokens,
+        shown_pixels=run.architecture.condition_area,
+    )
+    return {name: round(peak / GB, 3) for name, peak in estimate_phases(load).items()}
+
+
+def _repeat(run: Run, model: Any, case: Case) -> tuple[list[float], list[Spent]]:
+    """Return the seconds of several jobs, each with inputs of its own, and what they took."""
+    asked = job.inputs(case)
+    walls: list[float] = []
+    spent: list[Spent] = []
+    for _ in range(run.repeats):
+        wishes = next(asked)
+
+        def work(wishes: list[PictureWish] = wishes) -> None:
+            spent.append(model.job(case, wishes))
 
         walls.append(measure.seconds(run.device, work))
-    middle = {
-        name: round(statistics.median(p.get(name, 0.0) for p in phases), 3) for name in phases[0]
+    return walls, spent
+
+
+def _describe_peaks(spent: list[Spent], held: int, computed: dict[str, float]) -> dict[str, Any]:
+    """Return peaks in GB by phase beside the weights, and the largest against what is computed."""
+    peaks = {
+        name: round((max(each.peaks[name] for each in spent) - held) / GB, 3)
+        for name in spent[0].peaks
     }
-    work_done = _work(run, case, text_tokens, rank=0 if side == "fused" else 64)
-    return {
+    found = {"weights_gb": round(held / GB, 3), "peaks_gb": peaks, "computed_gb": computed}
+    most = max(peaks.values(), default=0.0)
+    if most > 0 and computed:
+        found["of_computed"] = round(most / max(computed.values()), 3)
+    return found
+
+
+def measure_case(run: Run, entry: Entry) -> dict[str, Any]:
+    """Measure one way of running one case: the median of several jobs after one that warms up.
+
+    The first job's inputs are the same on every side, so that its latents can be compared.
+    """
+    case, precision = entry.case, entry.precision
+    assert case is not None
+    assert precision is not None
+    built = run.build(precision)
+    plain = built.find_plain(edit=case.edit)
+    model = built.choose(entry.side, edit=case.edit)
+    held = measure.held(run.device)
+    result: dict[str, Any] = {}
+    same = next(job.inputs(case, itertools.count(1)))
+    kept: list[torch.Tensor] = []
+    with structlog.testing.capture_logs() as logged:
+        result["first_s"] = round(
+            measure.seconds(run.device, lambda: kept.append(model.make_latents(same))), 2
+        )
+    result |= describe_graphs(model)
+    if told := [f"{each.pop('event')}: {each}" for each in logged]:
+        result["log"] = told
+    result |= _compare(run, entry, case, kept[0].float().cpu())
+    walls, spent = _repeat(run, model, case)
+    middle = {
+        name: round(statistics.median(each.phases[name] for each in spent), 2)
+        for name in spent[0].phases
+    }
+    step = middle["denoise"] / case.steps
+    place = "edit" if case.edit else "image"
+    if not run.results.has("text_tokens", place):
+        run.results.put(plain.text_tokens(same[0]), "text_tokens", place)
+    tokens = run.results.held["text_tokens"][place]
+    rank = 0 if entry.side in MERGED else 64
+    operations = _count_operations(run, case, tokens, rank=rank)
+    result |= {
         "median_s": round(statistics.median(walls), 4),
         "fastest_s": round(min(walls), 4),
         "slowest_s": round(max(walls), 4),
         "runs": len(walls),
         "steps": case.steps,
         "batch": case.batch,
-        "text_tokens": text_tokens,
+        "pictures_per_s": round(case.batch / statistics.median(walls), 3),
         "phases_ms": middle,
-        "tflops": round(work_done / (middle["denoise"] / 1000) / 1e12, 3),
-        **measure.peak(run.device),
+        "step_ms": round(step, 2),
+        "tflops": round(operations / step / 1e9, 3),
+    }
+    if floor := _find_floor(run, entry, case):
+        result |= {"floor_ms": round(floor, 1), "of_floor": round(step / floor, 2)}
+    computed: dict[str, float] = {}
+    if run.architecture.name != "tiny" and entry.side != "stock":
+        computed = _compute_peaks(run, entry, case, plain.prompt_tokens(same[0]))
+    return result | _describe_peaks(spent, held, computed)
+
+
+def _compare(run: Run, entry: Entry, case: Case, latents: torch.Tensor) -> dict[str, Any]:
+    """Return the relative difference of latents from the plain side's, of the same inputs."""
+    name = f"{entry.precision}/{case.name}"
+    found: dict[str, Any] = {"finite": bool(latents.isfinite().all())}
+    path = run.results.path.with_suffix(".pt")  # for the run that goes on
+    kept: dict[str, torch.Tensor] = torch.load(path) if path.is_file() else {}
+    if entry.side == "plain":
+        torch.save({**kept, name: latents.bfloat16()}, path)
+    elif name in kept:
+        found["difference"] = float(f"{measure_difference(latents, kept[name]):.3g}")
+    return found
+
+
+def measure_profile(run: Run, entry: Entry) -> dict[str, Any]:
+    """Return where one job's time goes, kernel by kernel."""
+    assert entry.case is not None
+    assert entry.precision is not None
+    case = entry.case
+    model = run.build(entry.precision).choose(entry.side, edit=case.edit)
+    asked = job.inputs(case)
+    model.job(case, next(asked))
+    found = measure.kernels(run.device, lambda: model.job(case, next(asked)))
+    for name, kernel in list(found.items())[:25]:
+        print(f"{kernel['ms']:10.2f} {kernel['calls']:6d}  {name[:110]}", flush=True)
+    return found
+
+
+def measure_offload(run: Run, entry: Entry) -> dict[str, Any]:
+    """Return what a job takes whose text encoder is in the host's memory and runs there."""
+    assert entry.case is not None
+    assert entry.precision is not None
+    built = run.build(entry.precision)
+    model = built.choose(entry.side, edit=entry.case.edit)
+    built.offload()
+    try:
+        asked = job.inputs(entry.case)
+        spent = [model.job(entry.case, next(asked)) for _ in range(2)]
+    finally:
+        del model, built
+        run.drop()
+    return {
+        "threads": torch.get_num_threads(),
+        "first_ms": {name: round(value, 1) for name, value in spent[0].phases.items()},
+        "phases_ms": {name: round(value, 1) for name, value in spent[1].phases.items()},
     }
 
 
-def _open_cases(run: Run, precision: Precision, side: str, *, edit: bool) -> list[Case]:
-    """Return the cases of one side that are not measured yet; a fused model has one LoRA."""
-    found = job.cases(
-        run.architecture.small, run.architecture.large, steps=run.steps, batches=run.batches
-    )
-    return [
-        case
-        for case in found
-        if case.edit == edit
-        and not run.results.has("cases", f"{precision}/{case.name}", side)
-        and (side != "fused" or case.steps == run.steps[0])
-        and (not run.only or any(word in case.name for word in run.only))
-    ]
+def measure_memory(run: Run, entry: Entry) -> dict[str, Any]:
+    """Return what fits in 4bit under a cap."""
+    run.drop()
+    card = next(card for card in memory.CARDS if card.gib == entry.value)
+    return memory.fits(run.architecture, card, "4bit", run.device)
 
 
-def _models(run: Run, precision: Precision, side: str) -> Iterator[tuple[bool, Any]]:
-    """Build one side's models one after the other; they share a text encoder and a VAE.
-
-    The caller must drop a model before it takes the next, so that peaks are those of one model.
-    """
-    lent: ours.Lent | None = None
-    for edit in (True, False):
-        if run.late or not _open_cases(run, precision, side, edit=edit):
-            continue
-        kind = "edit" if edit else "text-to-image"
-        start = time.monotonic()
-        model: Any
-        if side == "stock":
-            model = stock.Stock(
-                run.architecture,
-                edit=edit,
-                precision=precision,
-                device=run.device,
-                steps=run.steps[0],
-                lent=lent,
-            )
-        else:
-            parts = ours.components(
-                run.architecture,
-                edit=edit,
-                precision=precision,
-                device=run.device,
-                fused=run.steps[0] if side == "fused" else None,
-                lent=lent,
-            )
-            model = ours.Ours(run.architecture, parts, edit=edit, precision=precision)
-            del parts
-        lent = model.lent
-        measure.free(run.device)
-        built = {
-            "seconds": round(time.monotonic() - start, 1),
-            "weights_gib": measure.held(run.device),
-        }
-        run.results.put(built, "built", f"{precision}/{kind}/{side}")
-        run.say(f"{precision} {side} {kind} built: {built}")
-        yield edit, model
-        del model
-        measure.free(run.device)
-
-
-def speed(run: Run, precision: Precision) -> None:
-    """Measure every case of a precision on every side."""
-    kept: dict[str, torch.Tensor] = {}
-    for side in SIDES:
-        for edit, model in _models(run, precision, side):
-            for case in _open_cases(run, precision, side, edit=edit):
-                if run.late:
-                    run.say("time is up: start again with the same --out to go on")
-                    return
-                _one(run, precision, side, model, case)
-                if precision == "bf16" and case.batch == 1 and case.name in _compared(run):
-                    _compare(run, case, side, model, kept)
-            del model
-
-
-def _one(run: Run, precision: Precision, side: str, model: Any, case: Case) -> None:
-    """Measure one case on one side and write the result."""
-    name, task = f"{precision}/{case.name}", case.name.partition("/")[0]
-    try:
-        if side != "stock" and not run.results.has("text_tokens", task):
-            first = next(job.inputs(case))[0]
-            run.results.put(model.text_tokens(first), "text_tokens", task)
-        tokens = run.results.held.get("text_tokens", {}).get(task, 0)
-        result = _measured(run, side, model, case, tokens)
-    except OUT_OF_MEMORY:
-        result = {"error": "out of memory"}
-    run.results.put(result, "cases", name, side)
-    run.say(f"{name} {side}: {result.get('median_s', result.get('error'))} s")
-
-
-def _compared(run: Run) -> set[str]:
-    """Name the case in which both sides compute the same: edits differ in the VL positions."""
-    return {Case(run.architecture.small, 0, run.steps[0]).name}
-
-
-def _compare(run: Run, case: Case, side: str, model: Any, kept: dict[str, torch.Tensor]) -> None:
-    """Compare ours with the stock pipeline: same weights, so same latents except rounding."""
-    if side == "fused":
-        return
-    latents = model.make_latents(next(job.inputs(case, itertools.count(1)))).float().cpu()
-    if side == "ours":
-        kept[case.name] = latents
-    elif case.name in kept:
-        difference = (latents - kept[case.name]).norm() / latents.norm()
-        result = {"relative_difference": float(difference)}
-        result["finite"] = bool(latents.isfinite().all())
-        run.results.put(result, "same", f"bf16/{case.name}")
-        run.say(f"ours against stock, same weights: {result}")
-
-
-def caps(run: Run) -> None:
-    """Show what fits on a card of 16 GB and on one of 24 GB in 4bit."""
-    for card in memory.CARDS:
-        if run.late or run.results.has("memory", card.name):
-            continue
-        result = memory.fits(run.architecture, card, "4bit", run.device)
-        run.results.put(result, "memory", card.name)
-        run.say(f"{card.name}: {result}")
-        measure.free(run.device)
-
-
-def cold(run: Run) -> None:
+def measure_cold(run: Run, entry: Entry) -> dict[str, Any]:
     """Prepare a bundle from shards made on the fly, open it from disk, draw a picture."""
-    from bench.real_shapes import cold as starts  # noqa: PLC0415 - it needs more packages
+    from bench.real_shapes import cold  # noqa: PLC0415 - it needs more packages
 
-    precision: Precision = "4bit"
-    if not run.results.has("cold", precision):
-        result = starts.start(run.architecture, precision, run.device, run.say)
-        run.results.put(result, "cold", precision)
-        run.say(f"cold start: {result}")
+    del entry
+    run.drop()
+    return cold.start(run.architecture, "4bit", run.device, run.say)
 
 
-def profile(run: Run, precision: Precision) -> None:
-    """Show where one edit's time goes, kernel by kernel, to guide changes for speed."""
-    edit = Case(run.architecture.small, 1, run.steps[0])
-    parts = ours.components(run.architecture, edit=True, precision=precision, device=run.device)
-    model = ours.Ours(run.architecture, parts, edit=True, precision=precision)
-    asked = job.inputs(edit)
-    model.job(edit, next(asked))
-    run.results.put(measure.kernels(run.device, lambda: model.job(edit, next(asked))), "profile")
-    run.say(f"profile of {precision}/{edit.name}, milliseconds and calls:")
-    for name, kernel in run.results.held["profile"].items():
-        print(f"{kernel['ms']:10.2f} {kernel['calls']:6d}  {name[:120]}", flush=True)
-
-
-def carry_out(run: Run, part: str) -> None:
-    """Carry out one part."""
-    run.say(f"part {part}")
-    match part:
-        case "ceiling":
-            ceiling(run)
-        case "bf16" | "4bit" | "8bit":
-            speed(run, part)
-        case "memory":
-            caps(run)
-        case "cold":
-            cold(run)
-        case "profile":
-            profile(run, run.precision)
+def carry_out(run: Run, entry: Entry) -> None:
+    """Measure one entry and write what was found, or why nothing was."""
+    began = time.monotonic()
+    try:
+        match entry.kind:
+            case "ceiling":
+                result = measure_ceiling(run)
+            case "case":
+                result = measure_case(run, entry)
+            case "profile":
+                result = measure_profile(run, entry)
+            case "offload":
+                result = measure_offload(run, entry)
+            case "memory":
+                result = measure_memory(run, entry)
+            case "cold":
+                result = measure_cold(run, entry)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the other entries are worth measuring
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        result = {"error": text, "at": _find_place(error)}
+        if entry.precision is not None and entry.precision not in run.built:
+            run.failed[entry.precision] = text
+        error.__traceback__ = None
+        if _is_lost(run.device):
+            run.results.put(result, *entry.place)
+            run.say(f"{entry.name}: {_shorten(result)}; the device is lost, starting again")
+            _start_again(run, entry)
     measure.free(run.device)
+    run.results.put(result, *entry.place)
+    run.say(f"{entry.name} in {time.monotonic() - began:.0f} s: {_shorten(result)}")
+
+
+def _is_lost(device: torch.device) -> bool:
+    """Return whether a kernel broke the device's context, in which nothing runs any more."""
+    try:
+        measure.seconds(device, lambda: torch.ones(1, device=device).sum())
+    except torch.OutOfMemoryError:
+        return False
+    except RuntimeError:
+        return True
+    return False
+
+
+def _start_again(run: Run, broken: Entry) -> None:
+    """Replace this process by a new one that goes on without an entry."""
+    words = [word for word in sys.argv if word != "--again"]
+    minutes = (run.until - time.monotonic()) / 60
+    sys.stdout.flush()
+    os.execv(  # noqa: S606 - the same program
+        sys.executable,
+        [sys.executable, *words, "--skip", broken.name, "--minutes", f"{minutes:.2f}"],
+    )
+
+
+def _find_place(error: BaseException) -> str:
+    """Return the innermost line of a traceback."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None:
+        return ""
+    return f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+
+
+def _shorten(result: dict[str, Any]) -> str:
+    """Return a result as one line."""
+    if "median_s" not in result:
+        return str(result)[:600]
+    names = ("median_s", "step_ms", "of_floor", "first_s", "graphs", "compiled", "difference")
+    facts = {name: result[name] for name in (*names, "of_computed") if name in result}
+    return f"{facts} phases {result['phases_ms']} peaks {result['peaks_gb']}"
+
+
+def print_plan(entries: list[Entry], results: Results, repeats: int) -> None:
+    """Print every entry with the seconds that it may take (est.), and their sum."""
+    total = 0.0
+    seen: set[Precision] = set()
+    for entry in entries:
+        done = results.is_measured(*entry.place)
+        needed = _estimate(entry, seen, repeats)
+        if not done:
+            _follow(entry, seen)
+            total += needed
+        shown = "measured" if done else f"{needed:5.0f} s"
+        print(f"{shown:>9} {total:6.0f} s  {entry.name}")
+    print("seconds are estimates (est.) for an H100, builds and compilations included")
+
+
+def _estimate(entry: Entry, built: set[Precision], repeats: int) -> float:
+    """Return the seconds that an entry may take, the build of its weights included."""
+    missing = entry.precision is not None and entry.precision not in built
+    building = BUILD[entry.precision] if missing and entry.precision else 0.0
+    return entry.estimate(repeats) + building
+
+
+def _follow(entry: Entry, built: set[Precision]) -> None:
+    """Change what is built as carrying out an entry does."""
+    if entry.precision is not None:
+        built &= {KEPT, entry.precision}
+        built.add(entry.precision)
+    if entry.kind in {"offload", "memory", "cold"}:
+        built.clear()
 
 
 def main() -> None:
     """Read the command line, measure, print the table."""
     parser = argparse.ArgumentParser(description="Real shapes with random weights: stock and ours.")
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--plan", action="store_true", help="print what would be measured")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="entries with a word")
+    parser.add_argument(
+        "--skip", nargs="+", action="extend", default=[], metavar="WORD", help="none with a word"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="the embedded checkpoint's sizes")
-    parser.add_argument("--minutes", type=float, default=8.0, help="start no case after this many")
-    parser.add_argument("--repeats", type=int, help="default 5; 1 with --tiny")
-    parser.add_argument("--warmups", type=int, help="default 2; 0 with --tiny")
-    parser.add_argument("--batch", type=int, nargs="+", help="default 1 2 4; 1 with --tiny")
     parser.add_argument(
-        "--steps", type=int, nargs="+", choices=ours.STEPS, help="4 8; 4 with --tiny"
+        "--minutes", type=float, default=8.0, help="start nothing that takes longer"
     )
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="only these cases")
-    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="for part profile")
+    parser.add_argument("--repeats", type=int, help="default 3; 1 with --tiny")
+    parser.add_argument("--steps", type=int, choices=(4, 8), default=4)
     parser.add_argument("--out", type=Path, help="default: bench/results/gpu-DEVICE.json")
     parser.add_argument("--again", action="store_true", help="discard earlier measurements")
     given = parser.parse_args()
-    # --tiny shows that everything runs, in a minute on two cores; its times mean nothing
-    usual: dict[str, Any] = {"repeats": 5, "warmups": 2, "batch": [1, 2, 4], "steps": [4, 8]}
-    quick: dict[str, Any] = {"repeats": 1, "warmups": 0, "batch": [1], "steps": [4]}
-    for name, value in (quick if given.tiny else usual).items():
-        if getattr(given, name) is None:
-            setattr(given, name, value)
+    # --tiny shows that everything runs on a CPU; its times mean nothing
+    repeats = given.repeats or (1 if given.tiny else 3)
+    architecture = shapes.tiny() if given.tiny else shapes.full()
+    entries = [
+        entry
+        for entry in agenda.list_entries(architecture.small, given.steps)
+        if (not given.only or any(word in entry.name for word in given.only))
+        and not any(word in entry.name for word in given.skip)
+    ]
+    if given.plan:
+        held = Results(given.out or Path("none"), again=given.again)
+        print_plan(entries, held, repeats)
+        return
     device = torch.device(given.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("no CUDA device here; --tiny --device cpu runs the same code on a CPU")
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise SystemExit("no CUDA device here; --tiny --device cpu runs the same code on a CPU")
         device = torch.device("cuda", torch.cuda.current_device())
     limit_threads(device)
-    log.configure("WARNING")
-    architecture = shapes.tiny() if given.tiny else shapes.full()
+    log.configure("INFO")
     facts = measure.machine(device)
     slug = "".join(c if c.isalnum() else "-" for c in str(facts["device"]).lower())
     default = ROOT / "bench" / "results" / f"gpu-{slug}.json"
@@ -329,24 +453,16 @@ def main() -> None:
         default = ROOT / "out" / "gpu-tiny.json"
     results = Results(given.out or default, again=given.again)
     results.put({**facts, "architecture": architecture.name}, "machine")
-    run = Run(
-        architecture=architecture,
-        device=device,
-        results=results,
-        warmups=given.warmups,
-        repeats=given.repeats,
-        batches=tuple(given.batch),
-        steps=tuple(given.steps),
-        only=tuple(given.only),
-        precision=given.precision,
-        patience_s=20.0,
-        until=time.monotonic() + given.minutes * 60,
-    )
-    for part in given.part:
-        if run.late:
-            run.say(f"no time left for {part}: start again with the same --out to go on")
+    run = Run(architecture, device, results, repeats, given.steps, BEGAN + given.minutes * 60)
+    for entry in entries:
+        if results.is_measured(*entry.place):
             continue
-        carry_out(run, part)
+        # Compiling for a CPU, or anything at the embedded sizes, takes other times.
+        needed = 0.0 if given.tiny else _estimate(entry, set(run.built), repeats)
+        if time.monotonic() + needed > run.until:
+            run.say(f"no time left for {entry.name}, {needed:.0f} s (est.)")
+            continue
+        carry_out(run, entry)
     print(table(results.held))
     print(f"written to {results.path}")
 

@@ -65,9 +65,14 @@ def compute(record: Mapping[str, Any], card: Rates) -> Floor | None:
     )
 
 
+def read_records() -> dict[str, Any]:
+    """Return what the pretend device counted, by case."""
+    return {one["case"]: one for one in json.loads(RESULTS.read_text(encoding="utf-8"))}
+
+
 def list_rows() -> Iterator[tuple[str, ...]]:
     """Yield a row per card: the floor of each case in ms, and the share of the products."""
-    records = {one["case"]: one for one in json.loads(RESULTS.read_text(encoding="utf-8"))}
+    records = read_records()
     for name, card in CARDS.items():
         floors = [compute(records[case], card) for case in CASES]
         shown = [

@@ -22,6 +22,7 @@ from worker.weights.spec import ModelSpec
 ROOT: Final = Path(__file__).resolve().parents[1]
 SIZES: Final = ROOT / "bench" / "results" / "sizes.json"
 POOLS: Final = ROOT / "bench" / "results" / "pools.json"
+MEASURED: Final = ROOT / "bench" / "results"  # gpu-DEVICE.json
 PRETEND: Final = ROOT / "bench" / "results" / "pretend.json"
 HUB: Final = ROOT / ".runpod" / "hub.json"
 IMAGE: Final = ROOT / "bench" / "results" / "image.json"
@@ -239,6 +240,55 @@ def pretend_table() -> str:
     return markdown(header, map(row, json.loads(PRETEND.read_text(encoding="utf-8"))))
 
 
+def gpu_table() -> str:
+    """Return what bench/gpu.py measured on each card; a sentence where it has run on none."""
+    paths = sorted(MEASURED.glob("gpu-*.json"))
+    tables = [show_card(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    return "\n\n".join(tables) or "There are no GPU figures: none has been measured."
+
+
+def show_card(results: Mapping[str, Any]) -> str:
+    """Return the cases measured on one card, with its name and torch's version."""
+    header = (
+        *("case", "run", "job, s", "plain / it", "step, ms", "x floor"),
+        *("text", "reference", "denoise", "decode", "PNG"),
+        *("peak, GB", "computed", "latents differ by"),
+    )
+    machine, cases = results["machine"], results.get("cases", {})
+    rows = (
+        row_of_side(name, side, found, sides.get("plain", {}).get("median_s"))
+        for name, sides in cases.items()
+        for side, found in sides.items()
+    )
+    return f"{machine['device']}, torch {machine['torch']}:\n\n{markdown(header, rows)}"
+
+
+def row_of_side(
+    name: str, side: str, found: Mapping[str, Any], before: float | None
+) -> tuple[str, ...]:
+    """Return the row of one way of running a case; `before` is the seconds of the plain one."""
+    if "median_s" not in found:
+        return code(name), side, found["error"].partition(":")[0], *[""] * 11
+
+    def show(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    phases = ("text", "reference", "denoise", "decode", "png")
+    difference = found.get("difference")
+    return (
+        code(name),
+        side if found.get("compiled", True) else f"{side}, not compiled",
+        show(found["median_s"], 2),
+        show(before / found["median_s"] if before else None, 2),
+        show(found["step_ms"], 0),
+        show(found.get("of_floor"), 2),
+        *(show(found["phases_ms"].get(phase), 0) for phase in phases),
+        show(max(found["peaks_gb"].values(), default=None), 2),
+        show(max(found["computed_gb"].values(), default=None), 2),
+        "" if difference is None else f"{difference:.1e}",
+    )
+
+
 def roofline_table() -> str:
     """Return the floor of a forward on each card, as bench/roofline.py computes it."""
     header = ("ms", *(code(case) for case in roofline.CASES))
@@ -260,6 +310,7 @@ PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
         "image": image_table,
         "pretend": pretend_table,
         "roofline": roofline_table,
+        "gpu": gpu_table,
     },
 }
 

@@ -4,13 +4,16 @@ import gc
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from worker.engine.device import synchronize
+from worker.engine.device import reset_peak, synchronize
+from worker.families.clock import Clock
+from worker.seam import Phase
 
 GIB = 1 << 30
 
@@ -31,19 +34,39 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def peak(device: torch.device) -> dict[str, float]:
-    """Return the peak of allocated and reserved device memory in GiB; zeros on a CPU."""
-    if device.type != "cuda":
-        return {"allocated_gib": 0.0, "reserved_gib": 0.0}
-    return {
-        "allocated_gib": round(torch.cuda.max_memory_allocated(device) / GIB, 3),
-        "reserved_gib": round(torch.cuda.max_memory_reserved(device) / GIB, 3),
-    }
+def held(device: torch.device) -> int:
+    """Return the bytes of device memory that are allocated; zero on a CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def held(device: torch.device) -> float:
-    """Return the device memory that is allocated now, in GiB; zero on a CPU."""
-    return round(torch.cuda.memory_allocated(device) / GIB, 3) if device.type == "cuda" else 0.0
+def peak(device: torch.device) -> int:
+    """Return the peak of allocated bytes since the last reset; zero on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+@dataclass(slots=True)
+class PeakClock(Clock):
+    """A clock that also keeps the peak of allocated bytes of each phase."""
+
+    peaks: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def measure_phase(self, name: Phase) -> Iterator[None]:
+        """Add what runs inside to a phase."""
+        reset_peak(self.device)
+        try:
+            with Clock.measure_phase(self, name):
+                yield
+        finally:
+            self.peaks[name] = max(self.peaks.get(name, 0), peak(self.device))
+
+
+@dataclass(slots=True)
+class Spent:
+    """What one job took: milliseconds and the peak of allocated bytes, each by phase."""
+
+    phases: dict[str, float]
+    peaks: dict[str, int]
 
 
 def machine(device: torch.device) -> dict[str, Any]:

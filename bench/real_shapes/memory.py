@@ -11,7 +11,6 @@ from bench.real_shapes import job, measure, ours
 from bench.real_shapes.job import Case
 from bench.real_shapes.measure import GIB
 from bench.real_shapes.shapes import Architecture
-from worker.engine.device import reset_peak
 from worker.engine.quantise import Precision
 from worker.errors import CudaOutOfMemory
 
@@ -60,9 +59,9 @@ def fits(
         report |= {"cap_gib": card.gib - OUTSIDE, "fits": False}
     models: list[ours.Ours] = []
     lent = None
+    peak = 0
     with capped(device, card.gib - OUTSIDE):
         measure.free(device)
-        reset_peak(device)
         try:
             for edit in card.edits:
                 parts = ours.components(
@@ -70,14 +69,15 @@ def fits(
                 )
                 models.append(ours.Ours(architecture, parts, edit=edit, precision=precision))
                 lent = models[-1].lent
-            report["weights_gib"] = measure.held(device)
+            report["weights_gb"] = round(measure.held(device) / 1e9, 3)
             for model, edit in zip(models, card.edits, strict=True):
                 for references in (1, 2) if edit else (0,):
                     case = Case(architecture.small, references, ours.STEPS[1])
-                    model.job(case, next(job.inputs(case)))
+                    spent = model.job(case, next(job.inputs(case)))
+                    peak = max(peak, *spent.peaks.values())
                     report[case.name] = "drawn"
             if device.type == "cuda":
                 report["fits"] = True
         except (CudaOutOfMemory, torch.OutOfMemoryError):
             report["out_of_memory"] = True
-    return report | measure.peak(device)
+    return report | {"peak_gb": round(peak / 1e9, 3)}

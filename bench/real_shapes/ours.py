@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -10,10 +10,10 @@ from torch import nn
 
 from bench.real_shapes import shapes, weights
 from bench.real_shapes.job import Case
+from bench.real_shapes.measure import PeakClock, Spent
 from bench.real_shapes.shapes import Architecture
 from worker.bundle.fill import fill
 from worker.bundle.layout import name_adapter
-from worker.bundle.open import FusedAdapter
 from worker.engine import device as gpu
 from worker.engine.decoded import make_picture
 from worker.engine.lora import Adapters
@@ -91,31 +91,25 @@ def components(
     edit: bool,
     precision: Precision,
     device: torch.device,
-    fused: int | None = None,
+    steps: tuple[int, ...] = STEPS,
     lent: Lent | None = None,
 ) -> Components:
-    """Return the open parts of one model; `lent` is another's text encoder and VAE.
+    """Return the open parts of one model, with a LoRA for each of `steps`.
 
-    `fused` bakes the LoRA of that many steps into the weights, as LIGHTNING_FUSED does; without
-    it, those of 8 and 4 steps are adapters.
+    `lent` is another model's text encoder and VAE.
     """
     if lent is None:
         encoder = text_encoder(architecture, precision, device)
         lent = Lent(encoder, keep_frames(vae(architecture, device)))
     transformer = shapes.transformer(architecture, edit=edit)
     table = row_table(transformer, architecture.transformer_config(edit=edit), device)
-    lora = weights.lightning(transformer, fused, device) if fused else None
     modulation = RowModulation(transformer, table, device)
-    weights.build(transformer, device, precision, lora=lora)
-    adapters: Adapters
-    if fused:
-        adapters = FusedAdapter(transformer, name_adapter(fused), modulation.fixed)
-    else:
-        adapters = Adapters(transformer, modulation.fixed)
-        expected = list_lightning_modules(len(transformer.transformer_blocks))
-        for steps in STEPS:
-            state = weights.lightning(transformer, steps, device)
-            adapters.attach(name_adapter(steps), state, expected=expected)
+    weights.build(transformer, device, precision)
+    adapters = Adapters(transformer, modulation.fixed)
+    expected = list_lightning_modules(len(transformer.transformer_blocks))
+    for count in steps:
+        state = weights.lightning(transformer, count, device)
+        adapters.attach(name_adapter(count), state, expected=expected)
     return Components(
         transformer=transformer,
         text_encoder=lent.text_encoder,
@@ -128,6 +122,26 @@ def components(
         device=device,
         dtype=torch.bfloat16,
     )
+
+
+def share(architecture: Architecture, parts: Components, *, edit: bool) -> Components:
+    """Return the parts of the other task's model, with the very weights and LoRAs of `parts`.
+
+    The two differ in zero_cond_t alone, and in the modulation's rows with it.
+    """
+    transformer = shapes.transformer(architecture, edit=edit)
+    config = architecture.transformer_config(edit=edit)
+    table = row_table(transformer, config, parts.device)
+    modulation = RowModulation(transformer, table, parts.device)
+    for name, child in parts.transformer.named_children():
+        if name != "transformer_blocks":
+            setattr(transformer, name, child)
+    pairs = zip(transformer.transformer_blocks, parts.transformer.transformer_blocks, strict=True)
+    for block, other in pairs:
+        for name, child in other.named_children():
+            if name not in STREAMS:
+                setattr(block, name, child)
+    return replace(parts, transformer=transformer, modulation=modulation)
 
 
 def served(architecture: Architecture, *, edit: bool, precision: Precision) -> Served:
@@ -180,19 +194,31 @@ class Ours:
         """Return the final latents of a batch."""
         return self._model.make_latents(wishes, unheard(wishes), Clock(self._parts.device))
 
-    def job(self, case: Case, wishes: list[PictureWish]) -> dict[str, float]:
-        """Make the pictures of a job, PNGs and all; return milliseconds by phase."""
-        clock = Clock(self._parts.device)
+    @property
+    def parts(self) -> Components:
+        """Return what it is made of."""
+        return self._parts
+
+    def job(self, case: Case, wishes: list[PictureWish]) -> Spent:
+        """Make the pictures of a job, PNGs and all; return what each phase took."""
+        clock = PeakClock(self._parts.device)
+        images = []
         with gpu.translate_errors():
             latents = self._model.make_latents(wishes, unheard(wishes), clock)
-            with clock.measure_phase("decode"):
-                pixels = self._model._vae.decode(latents, case.side, case.side)  # noqa: SLF001 - make() makes one picture, a batch is timed here
-                images = [make_picture(each) for each in pixels]
+            for row in latents.split(1):  # one after the other, as make() does
+                with clock.measure_phase("decode"):
+                    pixels = self._model._vae.decode(row, case.side, case.side)  # noqa: SLF001 - make() tells a batch's phases of each picture
+                    images.append(make_picture(pixels[0]))
         start = time.perf_counter()
         for image in images:
             encode(image, "png")
         phases: dict[str, float] = {str(phase): spent for phase, spent in clock.spent.items()}
-        return phases | {"png": (time.perf_counter() - start) * 1000}
+        phases["png"] = (time.perf_counter() - start) * 1000
+        return Spent(phases, clock.peaks)
+
+    def prompt_tokens(self, wish: PictureWish) -> int:
+        """Return the length of the user's text in tokens."""
+        return len(self._parts.tokenizer(wish.prompt)["input_ids"])
 
     def text_tokens(self, generation: PictureWish) -> int:
         """Return how many tokens of the prompt the denoiser attends to."""

@@ -12,61 +12,93 @@ from diffusers import (
     QwenImagePipeline,
 )
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
+from torch import nn
 
-from bench.real_shapes import ours, shapes, weights
+from bench.real_shapes import measure, ours, shapes, weights
 from bench.real_shapes.job import Case
-from bench.real_shapes.ours import Lent
+from bench.real_shapes.measure import Spent
 from bench.real_shapes.shapes import Architecture
-from worker.engine.device import synchronize
+from worker.engine.device import reset_peak, synchronize
+from worker.engine.lora import LoraLinear
 from worker.engine.quantise import Precision
+from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.lightning import LIGHTNING
 from worker.tasks.picture import PictureWish
 
 ADAPTER = "lightning"
 
 
-def text_encoder(architecture: Architecture, precision: Precision, device: torch.device) -> Any:
-    """Return the text encoder as published: with its lm_head, quantised as ours is."""
-    made = shapes.text_encoder(architecture)
-    return weights.build(made, device, precision, role="text_encoder")
+class _Head(nn.Module):
+    """Hold an lm_head of random weights for a text encoder that has none."""
+
+    def __init__(self, encoder: Any, device: torch.device) -> None:
+        super().__init__()
+        config = encoder.config.text_config
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device="meta")
+        weights.fill_plain(self, device)
+
+
+def make_transformer(
+    architecture: Architecture,
+    parts: Components,
+    *,
+    edit: bool,
+    precision: Precision,
+) -> Any:
+    """Return the published transformer over the Linears of ours, which stay without LoRA in it.
+
+    Only the modulation of the blocks is made: the weights that ours has as rows.
+    """
+    transformer = shapes.transformer(architecture, edit=edit)
+    found = dict(parts.transformer.named_modules())
+    for path, module in list(transformer.named_modules()):
+        own = found.get(path)
+        if next(module.children(), None) is not None or own is None:
+            continue
+        own = own.base if isinstance(own, LoraLinear) else own
+        parent, _, leaf = path.rpartition(".")
+        setattr(transformer.get_submodule(parent), leaf, own)
+    return weights.build(transformer, parts.device, precision, every_linear=True)
 
 
 class Stock:
-    """One warm stock pipeline, a job at a time; phases are timed by wrapping its parts."""
+    """One warm stock pipeline, a job at a time; phases are timed by wrapping its parts.
+
+    Its weights are those of `parts`, ours, so that both fit on one device.
+    """
 
     def __init__(
         self,
         architecture: Architecture,
+        parts: Components,
         *,
         edit: bool,
         precision: Precision,
-        device: torch.device,
         steps: int,
-        lent: Lent | None = None,
     ) -> None:
-        self._device = device
+        device = self._device = parts.device
         self._edit = edit
         self._marks: dict[str, float] = {}
         self._spent: dict[str, float] = {}
-        transformer = shapes.transformer(architecture, edit=edit)
-        weights.build(transformer, device, precision, every_linear=True)
-        if lent is None:
-            encoder = text_encoder(architecture, precision, device)
-            lent = Lent(encoder, ours.vae(architecture, device))
-        self.lent = lent
-        parts = {
+        self._peaks: dict[str, int] = {}
+        transformer = make_transformer(architecture, parts, edit=edit, precision=precision)
+        # As published: with the lm_head that ours leaves out.
+        self._encoder = parts.text_encoder
+        self._head = _Head(parts.text_encoder, device).lm_head
+        vae = ours.vae(architecture, device)
+        given = {
             "scheduler": FlowMatchEulerDiscreteScheduler.from_config(dict(LIGHTNING)),
-            "vae": lent.vae,
-            "text_encoder": lent.text_encoder,
-            "tokenizer": shapes.tokenizer(),
+            "vae": vae,
+            "text_encoder": parts.text_encoder,
+            "tokenizer": parts.tokenizer,
             "transformer": transformer,
         }
         if edit:
             # module constants that the pipeline reads at call time
             edit_plus.CONDITION_IMAGE_SIZE = architecture.condition_area
             edit_plus.VAE_IMAGE_SIZE = architecture.small**2
-            parts["processor"] = shapes.processor(architecture)
-        self.pipeline = (QwenImageEditPlusPipeline if edit else QwenImagePipeline)(**parts)
+            given["processor"] = parts.processor
+        self.pipeline = (QwenImageEditPlusPipeline if edit else QwenImagePipeline)(**given)
         self.pipeline.set_progress_bar_config(disable=True)
         state = weights.lightning(transformer, steps, device)
         self.pipeline.load_lora_into_transformer(
@@ -77,7 +109,8 @@ class Stock:
         # wrapped so that a phase's time is known, at two syncs more a job than without
         pipe = self.pipeline
         pipe.encode_prompt = self._timed("text", pipe.encode_prompt)
-        self._encode, self._decode = lent.vae.encode, lent.vae.decode
+        vae.encode = self._timed("reference", vae.encode)
+        self._decode, vae.decode = vae.decode, self._decoded
         transformer.register_forward_pre_hook(self._first_forward)
 
     def _now(self) -> float:
@@ -87,26 +120,29 @@ class Stock:
     def _timed(self, phase: str, work: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **named: Any) -> Any:
             start = self._now()
+            reset_peak(self._device)
             result = work(*arguments, **named)
-            self._spent[phase] = self._spent.get(phase, 0.0) + (self._now() - start) * 1000
+            self._end(phase, start)
             return result
 
         return wrapped
 
+    def _end(self, phase: str, start: float) -> None:
+        self._spent[phase] = self._spent.get(phase, 0.0) + (self._now() - start) * 1000
+        self._peaks[phase] = max(self._peaks.get(phase, 0), measure.peak(self._device))
+
     def _first_forward(self, *_: Any) -> None:
-        self._marks.setdefault("denoise", self._now())
+        if "denoise" not in self._marks:
+            self._marks["denoise"] = self._now()
+            reset_peak(self._device)
 
     def _decoded(self, *arguments: Any, **named: Any) -> Any:
-        now = self._now()
-        self._spent["denoise"] = (
-            self._spent.get("denoise", 0.0) + (now - self._marks.pop("denoise")) * 1000
-        )
+        self._end("denoise", self._marks.pop("denoise"))
         return self._timed("decode", self._decode)(*arguments, **named)
 
     def _call(self, wishes: list[PictureWish], **more: Any) -> Any:
         first = wishes[0]
-        vae = self.pipeline.vae
-        vae.encode, vae.decode = self._timed("reference", self._encode), self._decoded
+        before, self._encoder.lm_head = self._encoder.lm_head, self._head
         try:
             return self.pipeline(
                 prompt=[g.prompt for g in wishes],
@@ -119,26 +155,24 @@ class Stock:
                 **more,
             ).images
         finally:
-            # the VAE may be shared: leave it as it was
-            del vae.encode, vae.decode
+            self._encoder.lm_head = before
 
     def make_latents(self, wishes: list[PictureWish]) -> torch.Tensor:
         """Return the final latents of a batch."""
         made: torch.Tensor = self._call(wishes, output_type="latent")
         self._marks.clear()
-        self._spent.clear()
         return made
 
-    def job(self, case: Case, wishes: list[PictureWish]) -> dict[str, float]:
-        """Make the pictures of a job, PNGs and all; return milliseconds by phase.
+    def job(self, case: Case, wishes: list[PictureWish]) -> Spent:
+        """Make the pictures of a job, PNGs and all; return what each phase took.
 
         The stock edit pipeline takes one prompt, so a batch of edits runs one after the other.
         """
         del case
-        self._marks, self._spent = {}, {}
+        self._marks, self._spent, self._peaks = {}, {}, {}
         groups = [[g] for g in wishes] if self._edit else [wishes]
         images = [image for group in groups for image in self._call(group)]
         start = time.perf_counter()
         for image in images:
             image.save(io.BytesIO(), "PNG")
-        return self._spent | {"png": (time.perf_counter() - start) * 1000}
+        return Spent(self._spent | {"png": (time.perf_counter() - start) * 1000}, self._peaks)

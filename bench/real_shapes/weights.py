@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from worker.bundle.fill import fill
-from worker.engine.lora import fuse
 from worker.engine.quantise import Precision, quantise
 from worker.families.qwen_image.lightning import LIGHTNING_MODULES
 from worker.families.qwen_image.recipe import RECIPE
@@ -20,7 +19,6 @@ RANK: Final = 64  # of the published Lightning LoRAs
 MODULATION: Final = re.compile(
     r"transformer_blocks\.(?!0\.img_mod)\d+\.(img_mod|txt_mod)\.1\.weight"
 )
-Lora = Mapping[str, Tensor]
 
 
 def _random(name: str, shape: tuple[int, ...], scale: float, device: torch.device) -> Tensor:
@@ -49,13 +47,12 @@ def made(
     device: torch.device,
     quantised: Mapping[str, Precision],
     *,
-    lora: Lora | None = None,
     below: str = "",
 ) -> dict[str, Tensor]:
     """Return the tensors of every parameter without storage, as `bundle.open.fill` takes them.
 
-    `quantised` maps names of weights to their precision; `lora` is fused into them in bf16 first.
-    Only the names under `below` are made where it is given.
+    `quantised` maps names of weights to their precision. Only the names under `below` are made
+    where it is given.
     """
     held: dict[str, Tensor] = {}
     for path, owner in model.named_modules():
@@ -64,8 +61,6 @@ def made(
             if not like.is_meta or not name.startswith(below):
                 continue
             tensor = value(owner, name, like, device)
-            if lora is not None and f"{path}.lora_A.weight" in lora and leaf == "weight":
-                tensor = fuse(tensor, lora[f"{path}.lora_A.weight"], lora[f"{path}.lora_B.weight"])
             if name not in quantised:
                 held[name] = tensor
                 continue
@@ -81,7 +76,6 @@ def build(
     *,
     every_linear: bool = False,
     role: str = "transformer",
-    lora: Lora | None = None,
 ) -> Any:
     """Give a model without storage random weights on a device, at a precision, and return it.
 
@@ -94,8 +88,13 @@ def build(
         for name, _ in model.named_parameters():
             if names.fullmatch(name) or (every_linear and MODULATION.fullmatch(name)):
                 chosen[name] = precision
-    fill(model, made(model, device, chosen, lora=lora), precision, device)
+    fill(model, made(model, device, chosen), precision, device)
     return model
+
+
+def fill_plain(model: nn.Module, device: torch.device) -> None:
+    """Give every parameter without storage random weights in bf16."""
+    fill(model, made(model, device, {}), "bf16", device)
 
 
 def lora(name: str, shape: tuple[int, ...], steps: int, device: torch.device) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.real_shapes import job, measure, shapes, weights
+from bench.real_shapes import agenda, job, measure, shapes, weights
 from bench.real_shapes.job import Case
 from bench.real_shapes.results import Results, table
 
@@ -69,28 +69,41 @@ def test_no_job_repeats_a_prompt_or_a_reference_unless_requested() -> None:
 
 def test_what_was_measured_survives_a_run_that_is_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "gpu.json"
-    Results(path, again=False).put({"median_s": 1}, "cases", "a/b", "ours")
+    Results(path, again=False).put({"median_s": 1}, "cases", "a/b", "plain")
     results = Results(path, again=False)
-    assert results.has("cases", "a/b", "ours")
-    assert not results.has("cases", "a/b", "stock")
-    assert not Results(path, again=True).has("cases")
+    assert results.is_measured("cases", "a/b", "plain")
+    assert not results.is_measured("cases", "a/b", "stock")
+    assert not Results(path, again=True).is_measured("cases", "a/b", "plain")
 
 
-def test_a_case_that_ran_out_of_memory_stays_in_the_table() -> None:
-    lines = table({"cases": {"bf16/x/4/1": {"ours": {"error": "out of memory"}}}})
-    assert "out of memory" in lines
+def test_what_failed_is_measured_again_and_stays_in_the_table_meanwhile(tmp_path: Path) -> None:
+    results = Results(tmp_path / "gpu.json", again=False)
+    results.put({"error": "OutOfMemoryError: 2 GiB"}, "cases", "bf16/x/4/1", "plain")
+    assert not results.is_measured("cases", "bf16/x/4/1", "plain")
+    assert "OutOfMemoryError: 2 GiB" in table(results.held)
+
+
+def test_every_entry_of_a_run_has_a_name_and_a_place_of_its_own() -> None:
+    entries = agenda.list_entries(1024, 4)
+    assert len({entry.name for entry in entries}) == len(entries)
+    assert len({entry.place for entry in entries}) == len(entries)
+    assert entries[1].name == "bf16/edit-1024-1ref/4/1/plain"
+    assert all(entry.estimate(3) > 0 for entry in entries)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_entire_harness_runs_on_a_cpu(tmp_path: Path) -> None:
-    """Every part on the embedded sizes: both sides, all phases, the same pictures, a cold start."""
+    """Every kind of entry on the embedded sizes, nothing compiled: that takes minutes on a CPU."""
     out = tmp_path / "gpu.json"
-    words = ["--tiny", "--device", "cpu", "--repeats", "1", "--warmups", "0", "--batch", "1"]
-    cases = ["--steps", "4", "--only", "edit-96-1ref", "image-96"]
-    parts = ["--part", "ceiling", "bf16", "4bit", "memory", "cold", "profile"]
+    names = ["ceiling", "4bit/edit-96-1ref/4/1", "bf16/image-96/4/1", "bf16/image-48/4/2"]
+    names += [f"bf16/edit-96-1ref/4/1/{side}" for side in ("plain", "merged")]
     done = subprocess.run(
-        [sys.executable, "bench/gpu.py", *words, *cases, *parts, "--out", out],
+        [
+            *(sys.executable, "bench/gpu.py", "--tiny", "--device", "cpu", "--out", out),
+            *("--only", *names, "profile", "offload", "memory", "cold"),
+            *("--skip", "/compiled", "/both", "4bit/edit-96-1ref/4/1/merged", "--minutes", "14"),
+        ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -98,21 +111,28 @@ def test_the_entire_harness_runs_on_a_cpu(tmp_path: Path) -> None:
         check=True,
     )
     results = json.loads(out.read_text())
-    names = {f"{p}/{t}/4/1" for p in ("bf16", "4bit") for t in ("edit-96-1ref", "image-96")}
-    assert results["cases"].keys() == names
-    for name, sides in results["cases"].items():
-        assert sides.keys() == {"ours", "fused", "stock"}
+    cases = results["cases"]
+    assert {name: set(sides) for name, sides in cases.items()} == {
+        "4bit/edit-96-1ref/4/1": {"plain", "stock"},
+        "bf16/edit-96-1ref/4/1": {"plain", "merged"},
+        "bf16/image-96/4/1": {"plain", "stock"},
+        "bf16/image-48/4/2": {"plain"},
+    }
+    for name, sides in cases.items():
         for side in sides.values():
             expected = {"text", "denoise", "decode", "png"} | (
                 {"reference"} if "edit" in name else set()
             )
             assert {phase for phase, spent in side["phases_ms"].items() if spent > 0} == expected
             assert side["tflops"] > 0
+            assert side["finite"]
     # with the same weights, rows draw what weights draw, and adapters what peft's draw
-    assert results["same"] == {"bf16/image-96/4/1": {"relative_difference": 0.0, "finite": True}}
-    assert results["memory"].keys() == {"16gib-edit", "24gib-both"}
-    cold = results["cold"]["4bit"]
+    assert cases["bf16/image-96/4/1"]["stock"]["difference"] == 0
+    assert 0 < cases["bf16/edit-96-1ref/4/1"]["merged"]["difference"] < 0.02
+    assert results["memory"].keys() == {"16", "24"}
+    assert results["offload"]["bf16"]["phases_ms"]["text"] > 0
+    cold = results["cold"]["all"]
     assert cold["cold"]["first_picture_s"] > 0
     assert cold["bundle_gb"] > 0
-    assert sum(row["ms"] for row in results["profile"].values()) > 0
-    assert "bf16/edit-96-1ref/4/1" in done.stdout
+    assert sum(kernel["ms"] for kernel in results["profile"]["bf16/plain"].values()) > 0
+    assert "bf16/image-96/4/1 stock" in done.stdout

@@ -176,3 +176,27 @@ def test_a_command_that_is_named_exists(target: str) -> None:
 def test_a_page_is_plain_text(page: str) -> None:
     assert PAGES[page].isascii()
     assert "badge" not in PAGES[page]
+
+
+def test_a_card_has_a_row_per_way_of_running_and_what_failed_has_one_too() -> None:
+    plain = {
+        "median_s": 2.0,
+        "step_ms": 410.4,
+        "of_floor": 1.32,
+        "phases_ms": {"text": 50.0, "denoise": 1641.6, "decode": 100.0, "png": 20.0},
+        "peaks_gb": {"text": 0.1, "denoise": 0.84},
+        "computed_gb": {"denoise": 0.87},
+    }
+    both = plain | {"median_s": 1.0, "difference": 0.0052, "compiled": False}
+    sides = {"plain": plain, "both": both, "stock": {"error": "OutOfMemoryError: 2 GiB"}}
+    shown = readme.show_card(
+        {"machine": {"device": "A card", "torch": "2.11"}, "cases": {"bf16/image": sides}}
+    )
+    lines = shown.splitlines()
+    assert lines[0] == "A card, torch 2.11:"
+    assert "| `bf16/image` | plain | 2.00 | 1.00 | 410 | 1.32 | 50 |  | 1642 |" in lines[4]
+    assert lines[4].endswith("| 0.84 | 0.87 |  |")
+    assert "| both, not compiled | 1.00 | 2.00 |" in lines[5]
+    assert lines[5].endswith("| 5.2e-03 |")
+    assert "| stock | OutOfMemoryError |" in lines[6]
+    assert {line.count("|") for line in lines[2:]} == {15}
