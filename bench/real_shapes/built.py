@@ -4,14 +4,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from bench.real_shapes import measure, ours, switches
 from bench.real_shapes.agenda import COMPILED, MERGED, Side
 from bench.real_shapes.ours import Ours
 from bench.real_shapes.shapes import Architecture
 from bench.real_shapes.stock import Stock
-from worker.bundle.layout import name_adapter
 from worker.engine.compiled import Compiled
 from worker.engine.quantise import Precision
 
@@ -28,7 +26,7 @@ class Built:
         self._precision = precision
         self._device = device
         self._steps = steps
-        self._before: dict[str, nn.Module] = {}  # while they are merged
+        self._merged = False
         self._models: dict[tuple[bool, bool], Ours] = {}
         edit = ours.components(
             architecture, edit=True, precision=precision, device=device, steps=(steps,)
@@ -65,11 +63,9 @@ class Built:
 
     def _set_merged(self, *, merged: bool) -> None:
         """Add the LoRA to the weights or put it beside them: both tasks share the modules."""
-        if merged and not self._before:
-            self._before = switches.merge(self._parts[True], name_adapter(self._steps))
-        elif not merged and self._before:
-            switches.split(self._parts[True], self._before)
-            self._before = {}
+        if merged != self._merged:
+            (switches.merge if merged else switches.split)(self._parts[True])
+            self._merged = merged
         measure.free(self._device)
 
     def offload(self) -> None:
