@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from worker.engine import combine, nf4_kernel
 from worker.engine import compiled as compiled_module
-from worker.engine.combine import add_nf4, combine_nf4, count_merged_bytes, merge, try_nf4
+from worker.engine.combine import (
+    add_nf4,
+    combine_nf4,
+    count_merged_bytes,
+    count_wrong,
+    merge,
+    try_nf4,
+)
 from worker.engine.compiled import Compiled
 from worker.engine.lora import Adapters, LoraLinear, fuse
 from worker.engine.quantise import make_linear, quantise
@@ -98,6 +105,17 @@ def test_a_lora_of_zeros_leaves_the_unpacked_weights(interpreted: Any) -> None:
     assert torch.equal(unpacked(interpreted, linear, down, up), expected)
 
 
+def test_sums_are_right_within_their_roundings() -> None:
+    """One for the weight, one for the product, two for the sums; and a little where all cancels."""
+    plain = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    expected = torch.tensor([-0.5, -0.5, 1e-9, 1e-9])
+    most = (2 * 1.0 + 3 * 0.5) * 2**-8 + 0.5 * 2**-20
+    inside = torch.tensor([-0.5 + 0.99 * most, -0.5, 1e-9 + 0.4 * 2**-20, 1e-9])
+    outside = torch.tensor([-0.5 + 1.01 * most, -0.5 - 1.01 * most, 1e-9, 1e-9 + 0.6 * 2**-20])
+    assert count_wrong(inside, expected, plain) == 0
+    assert count_wrong(outside, expected, plain) == 3
+
+
 @pytest.mark.parametrize("capability", [80, 89, 90])
 def test_the_kernel_compiles_for_the_tensor_cores_of_every_gpu_that_is_served(
     capability: int,
@@ -132,7 +150,7 @@ def test_the_kernel_compiles_for_the_tensor_cores_of_every_gpu_that_is_served(
 def test_a_kernel_that_fails_or_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU Triton has nothing to run it on."""
     assert try_nf4(CPU)
-    monkeypatch.setattr(combine, "combine_nf4", lambda *given: add_nf4(*given) * 1.02)
+    monkeypatch.setattr(combine, "combine_nf4", lambda *given: add_nf4(*given) * 1.03)
     assert "weights are wrong" in try_nf4(CPU)
     monkeypatch.setattr(combine, "combine_nf4", lambda *given: add_nf4(*given) * 1.002)
     assert try_nf4(CPU) == ""

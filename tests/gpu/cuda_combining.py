@@ -57,8 +57,7 @@ def test_every_weight_is_that_of_bitsandbytes_and_a_product(
     found, expected = combine.combine_nf4(base, down, up), combine.add_nf4(base, down, up)
     plain = combine.add_nf4(base, torch.zeros_like(down), up)
     exact = plain.double() + up.double() @ down.double()
-    most = torch.maximum(expected.abs(), plain.abs()).float() * combine.ROUNDING
-    wrong = int(((found.float() - expected.float()).abs() > most).sum())
+    wrong = combine.count_wrong(found, expected, plain)
     x = torch.randn(TOKENS, columns, device=device, dtype=torch.bfloat16)
     timed = {
         "kernel": measure(lambda: combine.combine_nf4(base, down, up)),

@@ -200,7 +200,7 @@ def fill_device() -> Found:
 def main() -> None:
     """Print what one case found."""
     case, home = sys.argv[1], Path(sys.argv[2])
-    log.configure("CRITICAL")
+    log.configure("ERROR")
     studio = Studio(home, DEVICE)
     match case.split("-"):
         case ["lose", phase, step]:

@@ -10,8 +10,10 @@ from worker.engine.quantise import make_linear, quantise
 
 # Columns and rows of the weights that the kernel is tried on; their LoRA has the published rank.
 TRIED: Final = (256, 128, 64)
-# One step of bf16, of the larger of the weight and the sum.
-ROUNDING: Final = 2**-7
+# Half a step of bf16, relative; and the share of the largest sum by which float32 sums of 64 products
+# in another order may differ.
+HALF_STEP: Final = 2**-8
+REORDERED: Final = 2**-20
 
 
 @torch.library.custom_op("worker::unpack_sum", mutates_args=())
@@ -80,9 +82,20 @@ def try_nf4(device: torch.device) -> str:
         return f"{type(error).__name__}: {error}".partition("\n")[0]
     expected = add_nf4(base, down, up)
     plain = add_nf4(base, torch.zeros_like(down), up)
-    most = torch.maximum(expected.abs(), plain.abs()).float() * ROUNDING
-    wrong = (found.float() - expected.float()).abs() > most
-    return f"{int(wrong.sum())} of {wrong.numel()} weights are wrong" if bool(wrong.any()) else ""
+    wrong = count_wrong(found, expected, plain)
+    return f"{wrong} of {found.numel()} weights are wrong" if wrong else ""
+
+
+def count_wrong(found: Tensor, expected: Tensor, plain: Tensor) -> int:
+    """Return how many sums differ from those of `add_nf4` by more than both may be rounded.
+
+    `plain` is the weight without the LoRA. The reference rounds it, then the product, which is at
+    most as large as the two together, then the sum; the kernel rounds the sum alone. (cuBLAS did on
+    an H100, torch 2.11: 27 of 32,768 sums are beyond what two roundings explain.)
+    """
+    most = (2 * plain.abs().float() + 3 * expected.abs().float()) * HALF_STEP
+    most += expected.abs().max().float() * REORDERED
+    return int(((found.float() - expected.float()).abs() > most).sum())
 
 
 def count_merged_bytes(adapters: Adapters, name: str) -> int:
