@@ -24,6 +24,10 @@ BEGAN: Final = time.monotonic()  # before imports, which may take half a minute 
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]  # the worker may not be installed on a CUDA machine
 
+from worker.settings import fill_environment  # noqa: E402 - the path comes first
+
+fill_environment()  # as a worker's start does, before torch is imported
+
 import structlog  # noqa: E402 - the path comes first
 import torch  # noqa: E402 - the same
 

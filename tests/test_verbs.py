@@ -17,7 +17,7 @@ WORDS = """
     fuse gather get guard guess guide handle has hash hide identify ignore import inflate
     invert is iterate join judge keep kill learn leave limit list listen load log look make map
     match measure merge modulate multiply name normalise note obtain offer omit open pack pair
-    parse patch pause pick ping place plan poll post predict prepare propagate publish push put
+    parse patch pause pick ping place plan poll post predict prepare publish push put
     quantise quarantine query raise read recall recognise redact reduce refuse release remove
     rename report request require reset resize resolve restore retry rotate round route run
     sample scale select send serve settle show sign simplify skip sort split stack start step

@@ -65,7 +65,12 @@ def fits(
         try:
             for edit in card.edits:
                 parts = ours.components(
-                    architecture, edit=edit, precision=precision, device=device, lent=lent
+                    architecture,
+                    edit=edit,
+                    precision=precision,
+                    device=device,
+                    steps=ours.STEPS[1:],
+                    lent=lent,
                 )
                 models.append(ours.Ours(architecture, parts, edit=edit, precision=precision))
                 lent = models[-1].lent

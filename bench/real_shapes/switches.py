@@ -20,7 +20,7 @@ def split(parts: Components) -> None:
     """Put the LoRAs beside the weights again."""
     for wrapped in parts.transformer.modules():
         if isinstance(wrapped, LoraLinear):
-            for name in [name for name in wrapped._buffers if name.endswith("_kept")]:
+            for name in [name for name in wrapped._buffers if name.endswith("_kept")]:  # noqa: SLF001 - no worker goes back, so nothing public does
                 delattr(wrapped, name)
-            wrapped._combine_of.clear()
+            wrapped._combine_of.clear()  # noqa: SLF001 - the same
             wrapped.active = wrapped.active  # takes what is left

@@ -23,7 +23,7 @@ from worker.jobs.serve import Worker
 from worker.residency import Residency
 from worker.seam import Control, Model, Openable, Phase
 
-DEVICE: Final = torch.device("cuda")
+DEVICE: Final = torch.device("cuda", 0)
 Found = dict[str, Any]
 
 

@@ -10,8 +10,8 @@ from worker.engine.quantise import make_linear, quantise
 
 # Columns and rows of the weights that the kernel is tried on; their LoRA has the published rank.
 TRIED: Final = (256, 128, 64)
-# Half a step of bf16, relative; and the share of the largest sum by which float32 sums of 64 products
-# in another order may differ.
+# Half a step of bf16, relative; and by what share of the largest sum float32 sums of 64 products in
+# another order may differ.
 HALF_STEP: Final = 2**-8
 REORDERED: Final = 2**-20
 
