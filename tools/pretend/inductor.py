@@ -67,13 +67,18 @@ H100: Final = SimpleNamespace(
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A block: of an edit with one reference and zero_cond_t, or not; a LoRA beside it, or not."""
+    """A block: of an edit with one reference and zero_cond_t, or not; with a LoRA, or without.
+
+    The LoRA is beside the weights, or merged into a copy of them.
+    """
 
     is_edit: bool
     has_lora: bool
+    is_merged: bool = False
 
     def __str__(self) -> str:
-        return f"{'edit' if self.is_edit else 'image'}{', LoRA beside' * self.has_lora}"
+        way = f", LoRA {'merged' if self.is_merged else 'beside'}" if self.has_lora else ""
+        return f"{'edit' if self.is_edit else 'image'}{way}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +97,10 @@ class Generated:
 # What torch 2.10 and 2.13 generate, the larger of the two.
 BUDGETS: Final = {
     Kind(is_edit=False, has_lora=True): Generated(14, 36, 964_000_000),
+    Kind(is_edit=False, has_lora=True, is_merged=True): Generated(14, 12, 705_000_000),
     Kind(is_edit=False, has_lora=False): Generated(14, 12, 705_000_000),
     Kind(is_edit=True, has_lora=True): Generated(14, 36, 1_849_000_000),
+    Kind(is_edit=True, has_lora=True, is_merged=True): Generated(14, 12, 1_388_000_000),
     Kind(is_edit=True, has_lora=False): Generated(14, 12, 1_388_000_000),
 }
 
@@ -220,7 +227,7 @@ def make_arguments(kind: Kind) -> tuple[Any, ...]:
 
 
 def build_block(block: nn.Module, dim: int, kind: Kind) -> nn.Module:
-    """Put a block on the device, its modulation as rows, a LoRA beside what Lightning's reaches."""
+    """Put a block on the device, its modulation as rows, a LoRA where Lightning's reaches."""
     block.img_mod = _Rows(make(1 + kind.is_edit, 6 * dim))
     block.txt_mod = _Rows(make(1, 6 * dim))
     for module in block.eval().modules():
@@ -232,6 +239,8 @@ def build_block(block: nn.Module, dim: int, kind: Kind) -> nn.Module:
         linear = getattr(parent, leaf)
         wrapped = LoraLinear(linear)
         wrapped.add("a", make(RANK, linear.in_features), make(linear.out_features, RANK))
+        if kind.is_merged:
+            wrapped.keep_sum("a", make(linear.out_features, linear.in_features))
         wrapped.active = "a"
         setattr(parent, leaf, wrapped)
     return block
