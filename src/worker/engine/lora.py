@@ -22,6 +22,7 @@ NARROW_FLOATS: Final = (
     torch.float8_e5m2fnuz,
 )
 MATRIX: Final = 2  # dimensions
+NO_OTHERS: Final[Mapping[str, float]] = {}
 
 
 def make_canonical(
@@ -101,28 +102,46 @@ def _name_buffer(adapter: str, side: str) -> str:
 
 
 class LoraLinear(nn.Module):
-    """A Linear of any precision with adapters: y = base(x) + B(A(x)) of the active one."""
+    """A Linear of any precision with adapters: y = base(x) + B(A(x)) of the active one.
+
+    `others` are active next to it, or without it, each with a scale: + scale * B(A(x)).
+    """
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
         self.active: str | None = None
+        self.others: tuple[tuple[str, float], ...] = ()
+        self._names: set[str] = set()
 
     def add(self, name: str, down: Tensor, up: Tensor) -> None:
         """Add an adapter: `down` [rank, in], `up` [out, rank]."""
         for side, tensor in (("down", down), ("up", up)):
             self.register_buffer(_name_buffer(name, side), tensor, persistent=False)
+        self._names.add(name)
+
+    def remove(self, name: str) -> bool:
+        """Remove an adapter and its memory; return whether one is left."""
+        for side in ("down", "up"):
+            delattr(self, _name_buffer(name, side))
+        self._names.remove(name)
+        return bool(self._names)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
         y: Tensor = self.base(x)
-        if self.active is None:
-            return y
-        down, up = (self._buffers.get(_name_buffer(self.active, side)) for side in ("down", "up"))
+        total = y
+        if self.active is not None:
+            total = total + self._apply_adapter(self.active, x)
+        for name, scale in self.others:
+            total = total + self._apply_adapter(name, x) * scale
+        return total.to(y.dtype)
+
+    def _apply_adapter(self, name: str, x: Tensor) -> Tensor:
+        down, up = (self._buffers.get(_name_buffer(name, side)) for side in ("down", "up"))
         if down is None or up is None:
-            raise LoraNotApplied(f"adapter {self.active} is not attached to this module")
-        low = functional.linear(x.to(down.dtype), down)
-        return (y + functional.linear(low, up)).to(y.dtype)
+            raise LoraNotApplied(f"adapter {name} is not attached to this module")
+        return functional.linear(functional.linear(x.to(down.dtype), down), up)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +161,10 @@ NOTHING: Final = Fixed()
 
 
 class Adapters:
-    """The adapters of one transformer; at most one is active, and none changes what is `fixed`."""
+    """The adapters of one transformer, of which none changes what is `fixed`.
+
+    `active` is at most one, as it was trained; `others` are active too, each with a scale.
+    """
 
     def __init__(self, transformer: Any, fixed: Fixed = NOTHING) -> None:
         self._transformer = transformer
@@ -150,6 +172,7 @@ class Adapters:
         self._wrapped: dict[str, LoraLinear] = {}
         self._attached: dict[str, frozenset[str]] = {}
         self.active: str | None = None
+        self.others: dict[str, float] = {}
 
     @property
     def attached(self) -> tuple[str, ...]:
@@ -222,21 +245,39 @@ class Adapters:
             found[module] = linear
         return found
 
-    def use(self, name: str | None) -> None:
-        """Make one adapter active, or none.
+    def detach(self, name: str) -> None:
+        """Remove an attached adapter that is not in use, and what was put in its place for it."""
+        if name == self.active or name in self.others:
+            raise LoraNotApplied(f"adapter {name} is in use")
+        for module in self._attached.pop(name):
+            if not self._wrapped[module].remove(name):
+                parent, _, leaf = module.rpartition(".")
+                base = self._wrapped.pop(module).base
+                setattr(self._transformer.get_submodule(parent), leaf, base)
 
-        Raises LoraNotApplied for an adapter that is not attached.
+    def count_modules(self, name: str) -> int:
+        """Return how many modules an attached adapter reaches."""
+        return len(self._attached[name])
+
+    def use(self, name: str | None, others: Mapping[str, float] = NO_OTHERS) -> None:
+        """Make one adapter active, or none, and any number of others, each with its scale.
+
+        Raises LoraNotApplied for an adapter that is not attached; nothing has changed then.
         """
-        if name == self.active:
+        if name == self.active and others == self.others:
             return
-        if name is not None and name not in self._attached:
-            raise LoraNotApplied(
-                f"adapter {name} is not attached; attached: {', '.join(self._attached)}"
-            )
+        for one in (*([] if name is None else [name]), *others):
+            if one not in self._attached:
+                raise LoraNotApplied(
+                    f"adapter {one} is not attached; attached: {', '.join(self._attached)}"
+                )
         reached = self._attached[name] if name is not None else frozenset()
         for module, wrapped in self._wrapped.items():
             wrapped.active = name if module in reached else None
-        self.active = name
+            wrapped.others = tuple(
+                (one, scale) for one, scale in others.items() if module in self._attached[one]
+            )
+        self.active, self.others = name, dict(others)
 
 
 def fuse(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:

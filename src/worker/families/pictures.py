@@ -36,6 +36,7 @@ def describe(
         max_pixels=largest,
         max_references=min(defaults.max_references, settings.max_input_images),
         sizes=defaults.sizes,
+        no_loras=_explain_no_loras(spec, settings, lightning),
     )
     return Served(
         id=spec.name,
@@ -45,3 +46,14 @@ def describe(
         licence=spec.licence,
         offers=dict.fromkeys(spec.tasks, offer),
     )
+
+
+def _explain_no_loras(
+    spec: ModelSpec, settings: Settings, lightning: tuple[int, ...]
+) -> str | None:
+    """Return why a job may bring no LoRAs of its own; None where it may."""
+    if not spec.defaults.takes_loras:
+        return f"{spec.name} takes none"
+    if settings.lightning_fused and lightning:
+        return f"{spec.name} takes none here: it has Lightning baked in (LIGHTNING_FUSED)"
+    return None

@@ -17,6 +17,7 @@ from worker.engine.decoded import make_picture
 from worker.engine.sampler import make_noise
 from worker.engine.schedule import make_schedule
 from worker.errors import BadPicture, LoraNotApplied
+from worker.families.adapting import WishedLoras
 from worker.families.clock import Clock
 from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
@@ -99,7 +100,8 @@ class QwenImage:
         )
         self._vae = Vae(components.vae)
         self._cache = TensorCache(CACHE_BYTES)
-        self._phases = Phases(self._cache.clear)
+        self._loras = WishedLoras(components.adapters, components.device, components.dtype)
+        self._phases = Phases(self._forget)
 
     def make_key(self, wish: PictureWish) -> PictureKey:
         """Return what other pictures must have too to share forwards with this one."""
@@ -119,6 +121,7 @@ class QwenImage:
                 (self.choose_reference_size(image, wish), self._choose_shown_size(image))
                 for image in wish.references
             ),
+            tuple((lora.identity, lora.scale) for lora in wish.loras),
         )
 
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> Iterator[Outcome]:
@@ -148,7 +151,12 @@ class QwenImage:
                 dict(clock.spent),
                 peak_vram_mb=devices.read_peak_mb(device),
                 warnings=self._list_warnings(wish),
+                found={"loras": self._loras.count(wish.loras)},
             )
+
+    def _forget(self) -> None:
+        self._cache.clear()
+        self._loras.forget()
 
     def warm(self) -> None:
         """Make one picture of the kind that jobs will request; raises as `make`."""
@@ -163,7 +171,7 @@ class QwenImage:
         """
         self._cache.clear()
         transformer = weakref.ref(self._parts.transformer)
-        del self._parts, self._prompts, self._vae
+        del self._parts, self._prompts, self._vae, self._loras, self._phases
         check_freed(transformer)
 
     def choose_reference_size(self, image: Image.Image, wish: PictureWish) -> tuple[int, int]:
@@ -186,7 +194,8 @@ class QwenImage:
         name = name_adapter(first.steps) if first.lightning else None
         if name is not None and name not in parts.adapters.attached:
             raise LoraNotApplied(f"no Lightning LoRA for {first.steps} steps is loaded")
-        parts.adapters.use(name)
+        kind = tuple(lora.identity for lora in first.loras)
+        self._phases.run("loras", kind, lambda _: self._loras.use(name, first.loras))
 
         prompt, negative = self._phases.run(
             "text", len(first.references), lambda _: self._embed_all(wishes, clock)
