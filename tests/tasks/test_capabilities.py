@@ -57,6 +57,7 @@ def test_a_model_is_reported_as_it_is() -> None:
             "area": 1024 * 1024,
             "max_pixels": 2048 * 2048,
             "max_images": 3,
+            "max_loras": 3,
             "sizes": {ratio: list(size) for ratio, size in offer_of(EDIT).sizes.items()},
         }
     ]

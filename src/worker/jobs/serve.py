@@ -156,7 +156,7 @@ class Worker:
             **facts,
         )
         settled = await self._settle(job, request)
-        async with self._hold_loras(job, request, settled.wish) as wish:
+        async with self._obtain_loras(job, request, settled.wish) as wish:
             wishes = request.make_wishes(wish)
             encoder = Encoder(request, wishes, self._settings)
             placed = await self._make(job, request, wishes, encoder)
@@ -172,12 +172,12 @@ class Worker:
             )
 
     @asynccontextmanager
-    async def _hold_loras(self, job: Job, request: Request, wish: Any) -> AsyncIterator[Wish]:
+    async def _obtain_loras(self, job: Job, request: Request, wish: Any) -> AsyncIterator[Wish]:
         """Yield the wish with its LoRAs, whose files stay here until it is made."""
         async with AsyncExitStack() as stack:
             if sources := request.asked.loras:
                 with job.measure_phase("loras"):
-                    loras = await stack.enter_async_context(self._loras.hold(sources))
+                    loras = await stack.enter_async_context(self._loras.obtain(sources))
                 wish = replace(wish, loras=loras)
             yield wish
 

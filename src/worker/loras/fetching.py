@@ -55,7 +55,7 @@ class LoraFetcher:
         return KeptLoras(choose_folder(self._settings), self._settings)
 
     @asynccontextmanager
-    async def hold(self, sources: Sequence[LoraSource]) -> AsyncIterator[tuple[ReadyLora, ...]]:
+    async def obtain(self, sources: Sequence[LoraSource]) -> AsyncIterator[tuple[ReadyLora, ...]]:
         """Yield the LoRAs of a job, whose files stay as long as the block runs.
 
         LORA_FETCH_S bounds all of them together. Raises LoraRefused, LoraFetchFailed, VolumeFull,

@@ -36,11 +36,11 @@ class Flights(Generic[T]):
         self._waiting[key] -= 1
         if task.done() or not self._waiting[key]:
             task.cancel()
-            task.add_done_callback(_consume)
+            task.add_done_callback(_ignore_error)
             del self._tasks[key], self._waiting[key]
 
 
-def _consume(task: "asyncio.Task[Any]") -> None:
+def _ignore_error(task: "asyncio.Task[Any]") -> None:
     """Take the error of work that nothing waits for, so that asyncio reports none."""
     if not task.cancelled():
         task.exception()

@@ -30,7 +30,7 @@ class Abandoned(Exception):
 
 
 def fetch_from_hub(
-    wanted: HubFile,
+    requested: HubFile,
     key: str,
     kept: KeptLoras,
     settings: Settings,
@@ -46,15 +46,15 @@ def fetch_from_hub(
     log.hide(own.token)
     hub = own if with_token else Hub(own.endpoint, None)
     patience = Patience.from_settings(settings)
-    with _translate(wanted):
+    with _translate(requested):
         if settings.hf_hub_offline:
             raise LoraRefused("this worker contacts no hub (HF_HUB_OFFLINE)")
         commit, files = patience.retry(
-            lambda: metadata.ask(wanted.repository, wanted.revision, hub, patience),
-            wanted.repository,
+            lambda: metadata.ask(requested.repository, requested.revision, hub, patience),
+            requested.repository,
         )
-        snapshot = HubSnapshot(wanted.repository, commit, files, settings, hub, patience)
-        file = _choose(wanted, files)
+        snapshot = HubSnapshot(requested.repository, commit, files, settings, hub, patience)
+        file = _choose(requested, files)
         if file.size > settings.max_lora_bytes:
             raise LoraRefused(f"a LoRA must have at most {settings.max_lora_bytes} bytes")
         configuration = _read_configuration(snapshot, file)
@@ -66,13 +66,13 @@ def fetch_from_hub(
         into = kept.make_part(key)
         try:
 
-            def go_on(_file: RemoteFile, _done: int) -> None:
+            def check_stop(_file: RemoteFile, _done: int) -> None:
                 if stop.is_set():
                     raise Abandoned
 
-            proven = snapshot.fetch_file(file, into, go_on)
+            proven = snapshot.fetch_file(file, into, check_stop)
             if fault := find_form_fault(proven.path):
-                raise LoraRefused(f"{wanted.repository}: {fault}")
+                raise LoraRefused(f"{requested.repository}: {fault}")
             fetched = Fetched(proven.sha256, file.size, configuration)
             kept.keep(proven.path, key, fetched)
         finally:
@@ -80,19 +80,19 @@ def fetch_from_hub(
     return fetched
 
 
-def _choose(wanted: HubFile, files: tuple[RemoteFile, ...]) -> RemoteFile:
+def _choose(requested: HubFile, files: tuple[RemoteFile, ...]) -> RemoteFile:
     """Return the requested file of a repository, or its only LoRA; raises LoraRefused."""
     named = {file.path: file for file in files if file.path.endswith(".safetensors")}
-    if wanted.path is not None:
-        if wanted.path in named:
-            return named[wanted.path]
-        raise LoraRefused(f"{wanted.repository} has no file of that name at that revision")
+    if requested.path is not None:
+        if requested.path in named:
+            return named[requested.path]
+        raise LoraRefused(f"{requested.repository} has no file of that name at that revision")
     usual = [named[name] for name in USUAL_NAMES if name in named]
     found = usual or list(named.values())
     if len(found) == 1:
         return found[0]
     names = f"one of {', '.join(sorted(named)[:5])}" if named else "another: it has no safetensors"
-    raise LoraRefused(f"{wanted.repository}: name {names}")
+    raise LoraRefused(f"{requested.repository}: name {names}")
 
 
 def _read_configuration(snapshot: HubSnapshot, file: RemoteFile) -> str | None:
@@ -110,13 +110,15 @@ def _read_configuration(snapshot: HubSnapshot, file: RemoteFile) -> str | None:
 
 
 @contextmanager
-def _translate(wanted: HubFile) -> Iterator[None]:
+def _translate(requested: HubFile) -> Iterator[None]:
     """Turn what the hub's client raises into errors about a LoRA; the log has its own words."""
     try:
         yield
     except HubUnreachable as error:
         log.get().warning("lora not fetched", reason=error.message)
-        raise LoraFetchFailed(f"the hub did not deliver {wanted.repository}; try later") from None
+        raise LoraFetchFailed(
+            f"the hub did not deliver {requested.repository}; try later"
+        ) from None
     except WeightsUnavailable as error:
         log.get().warning("lora not fetched", reason=error.message)
         reason = (
@@ -124,4 +126,4 @@ def _translate(wanted: HubFile) -> Iterator[None]:
             if isinstance(error, Missing)
             else "the hub refuses it: it is private or gated, there is none, or it was taken down"
         )
-        raise LoraRefused(f"{wanted.repository}: {reason}") from None
+        raise LoraRefused(f"{requested.repository}: {reason}") from None

@@ -31,7 +31,7 @@ KINDS: Final = {
 }
 
 
-def spread(value: Any) -> Any:
+def split_loras(value: Any) -> Any:
     """Return a list of LoRAs for one of them, and for an object of names with their scales."""
     if isinstance(value, dict) and not set(LISTED.keys).intersection(value):
         return [{"path": name, "scale": scale} for name, scale in value.items()]

@@ -62,7 +62,7 @@ References = Annotated[
 LoraWords = Annotated[
     list[Annotated[LoraWord, BeforeValidator(adapter.read_lora)]],
     fields.limit_length(adapter.MOST_LORAS),
-    BeforeValidator(adapter.spread),
+    BeforeValidator(adapter.split_loras),
 ]
 
 

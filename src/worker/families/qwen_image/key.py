@@ -13,8 +13,8 @@ class PictureKey:
     Prompts are never padded: a mask changes what attention computes, and a padded row was up to
     0.03 off in its latents. `tokens` are the lengths of the prompt and, where CFG runs, of the
     negative prompt, without those of the references. `references` are the (width, height) at which
-    each is encoded and at which the text encoder sees it: they decide all other lengths. `loras` has
-    the identity and the scale of each that a caller requested.
+    each is encoded and at which the text encoder sees it: they decide all other lengths. Each of
+    `loras` is the identity and the scale of one that a caller requested.
     """
 
     task: str
