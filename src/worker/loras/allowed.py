@@ -51,5 +51,5 @@ def _find_file(name: str, folder: Path) -> Path | None:
         path = inner[0] if len(inner) == 1 else single
         is_inside = path.resolve().is_relative_to(folder.resolve())
         return path if is_inside and path.is_file() else None
-    except OSError:  # a link to itself, a folder that may not be read
+    except (OSError, RuntimeError):  # a folder that may not be read, a link to itself
         return None
