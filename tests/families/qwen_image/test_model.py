@@ -103,7 +103,7 @@ def lora_for(model: QwenImage, folder: Path, seed: int, modules: list[str]) -> R
     """Write a LoRA for a model, strong enough to be seen."""
     path = folder / f"{seed}.safetensors"
     transformer = model._parts.transformer
-    linears = {name: transformer.get_submodule(name) for name in modules}
+    linears: dict[str, Any] = {name: transformer.get_submodule(name) for name in modules}
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, linear in linears.items():
