@@ -107,7 +107,7 @@ def lora_for(model: QwenImage, folder: Path, seed: int, modules: list[str]) -> R
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, linear in linears.items():
-        inner = linear.base if isinstance(linear, LoraLinear) else linear
+        inner: Any = linear.base if isinstance(linear, LoraLinear) else linear
         state[f"{name}.lora_A.weight"] = torch.randn(seed, inner.in_features, generator=generator)
         state[f"{name}.lora_B.weight"] = torch.randn(inner.out_features, seed, generator=generator)
     save_file({key: tensor * 0.1 for key, tensor in state.items()}, path)
