@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # The worker's image. Targets: slim (default; weights come from the volume, RunPod's model cache or the
 # hub) and baked (a prepared bundle inside). builder/*.sh do all the work and run without Docker.
-# Build it with ./build.sh, check it without Docker with `make image-check`.
+# Build it with ./build.sh, check it without Docker by `make image-check`.
 ARG DEBIAN=bookworm
 
 FROM debian:${DEBIAN}-slim AS base

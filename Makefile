@@ -5,7 +5,7 @@ TORCH ?= cu128
 VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test certain mutants faults fuzz soak storm stores quick check readme lint format train-tiny eval-tiny lock image-check clean
+.PHONY: help setup demo test certain mutants faults fuzz soak storm stores quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -36,6 +36,9 @@ fuzz: setup ## the properties on FUZZ_EXAMPLES inputs each, then FUZZ_S seconds 
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q -m hypothesis --timeout=0
 	for target in parsing decoding addressing; do \
 	  PYTHONPATH=tests $(BIN)/python -m fuzz.campaign $$target $(FUZZ_S) out/fuzz || exit 1; done
+
+first-hour: setup ## run every command of README and docs in a fresh Debian (as root; 30 minutes, 25 GB of disk)
+	$(BIN)/python -m tools.first_hour
 
 stores: setup ## uploads to a real S3 server (rclone), and to yours with STORE_ENDPOINT and its keys
 	$(BIN)/uv pip install -q --require-hashes -r builder/requirements-stores.lock
@@ -92,7 +95,7 @@ lock: setup ## resolve the dependencies again, with hashes
 	  UV_CUSTOM_COMPILE_COMMAND="make lock" ../$(BIN)/uv pip compile -q --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url -o requirements-$$name.lock requirements-$$name.in || exit 1; done
 
-image-check: setup ## carry out the Dockerfile in a fresh Debian root, without Docker (as root; 8 GB of disk)
+image-check: setup ## build every image with buildah and use its worker (as root; 20 minutes, 25 GB of disk)
 	$(BIN)/python -m tools.image_check
 
 clean: ## remove what set-up and the demo made

@@ -148,17 +148,23 @@ def list_alone(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def check(
-    job: Job, trial: Trial, alone: dict[str, str], findings: Findings, *, learn: bool
+    job: Job,
+    trial: Trial,
+    alone: dict[str, str],
+    findings: Findings,
+    *,
+    learn: bool,
+    crossed: bool = False,
 ) -> None:
     """Compare one final job with its expected outcome and pictures; `learn` them instead.
 
-    A job may be done before its cancel arrives.
+    A job may be done before its cancel arrives; `crossed` says that its answer was on its way then.
     """
     outcome = "OK" if job.status == "COMPLETED" else str((job.output or {}).get("error_code"))
     if job.status == CANCELLED:
         outcome = CANCELLED
     right = outcome == trial.expected or (outcome, trial.expected) == ("OK", CANCELLED)
-    right = right and job.answers == (outcome != CANCELLED)
+    right = right and job.answers == (outcome != CANCELLED or crossed)
     findings.outcomes[outcome] += 1
     if not right:
         findings.wrong.append(f"{trial}: {outcome}, {job.answers} answers, {job.error}")
@@ -195,10 +201,19 @@ def drive(
                 stopping.add(job_id)
                 pod.cancel(job_id)
             if job.final and (job_id not in stopping or pod.has_heard(job_id)):
-                check(job, waiting.pop(job_id), alone, findings, learn=learn)
+                crossed = has_crossed(pod, job_id)
+                check(job, waiting.pop(job_id), alone, findings, learn=learn, crossed=crossed)
                 stopping.discard(job_id)
                 pod.forget(job_id)
         pod.change(1.0)
+
+
+def has_crossed(pod: Pod, job_id: str) -> bool:
+    """Whether a job's answer came after its stop signal was sent, but before it was received."""
+    sent, answers = pod.seen("stop", job_id), pod.seen("answer", job_id)
+    if not sent or not answers:
+        return False
+    return not any(sent[0].at < poll.at < answers[0].at for poll in pod.seen("stop-poll"))
 
 
 def serve(trials: Sequence[Trial], alone: dict[str, str], home: Path, **environ: str) -> Findings:

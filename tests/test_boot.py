@@ -1,17 +1,20 @@
 """What a worker says of its models follows from the catalogue, the settings and the device."""
 
+import importlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import structlog
 from PIL import Image
 
 from worker import boot, preflight, settings
-from worker.driver import Gpu
+from worker.driver import CONTEXT_BYTES, Gpu
 from worker.errors import InvalidSettings, UnfitHost
 from worker.families.catalogue import CATALOGUE
 from worker.families.pictures import describe
@@ -46,27 +49,42 @@ def test_a_count_without_a_lora_is_a_wrong_setting() -> None:
         lightning("qwen-image", LIGHTNING_STEPS="6")
 
 
+def served(name: str, left: int | None, **environ: str) -> Served:
+    """Describe a model whose jobs take a byte per pixel."""
+    return describe(
+        SPECS[name],
+        settings.read(environ),
+        revision="0",
+        precision="4bit",
+        lightning=(8,),
+        working=lambda pixels: pixels,
+        left=left,
+    )
+
+
 @pytest.mark.parametrize(
-    ("memory", "side"),
+    ("left", "side"),
     [
-        (16 * GB, 1328),
-        ((22 << 30) - 1, 1328),
-        (22 << 30, 1536),
-        (24 * GB, 1536),
-        ((40 << 30) - 1, 1536),
-        (40 << 30, 2048),
+        (0, 1024),
+        (1024 * 1024, 1024),
+        (1328 * 1328 - 1, 1024),
+        (1328 * 1328, 1328),
+        (1536 * 1536 - 1, 1328),
+        (1536 * 1536, 1536),
+        (2048 * 2048 - 1, 1536),
+        (2048 * 2048, 2048),
         (80 * GB, 2048),
-        (None, 1328),
+        (None, 2048),
     ],
 )
-def test_the_largest_picture_follows_the_memory(memory: int | None, side: int) -> None:
-    """And MAX_PIXELS overrules it."""
-    spec = SPECS["qwen-image"]
-    facts = {"revision": "0", "precision": "4bit", "lightning": (8,), "memory": memory}
-    given = describe(spec, settings.read({}), **facts)  # type: ignore[arg-type] # mypy cannot type a **dict
-    assert offer_of(given).max_pixels == side * side
-    given = describe(spec, settings.read({"MAX_PIXELS": "1000000"}), **facts)  # type: ignore[arg-type] # the same
-    assert offer_of(given).max_pixels == 1_000_000
+def test_the_largest_picture_is_the_largest_that_fits_beside_the_weights(
+    left: int | None, side: int
+) -> None:
+    """And MAX_PIXELS overrules it; what it takes is known to whoever keeps models in memory."""
+    given = served("qwen-image", left)
+    assert offer_of(given).max_pixels == given.working == side * side
+    given = served("qwen-image", left, MAX_PIXELS="1000000")
+    assert offer_of(given).max_pixels == given.working == 1_000_000
 
 
 def test_a_model_takes_as_many_references_as_it_and_the_settings_allow() -> None:
@@ -78,7 +96,8 @@ def test_a_model_takes_as_many_references_as_it_and_the_settings_allow() -> None
             revision="abc",
             precision="8bit",
             lightning=(4, 8),
-            memory=80 * GB,
+            working=lambda pixels: pixels,
+            left=80 * GB,
         )
         assert offer_of(given).max_references == expected
     first = describe(
@@ -87,7 +106,8 @@ def test_a_model_takes_as_many_references_as_it_and_the_settings_allow() -> None
         revision="0",
         precision="bf16",
         lightning=(),
-        memory=None,
+        working=lambda pixels: pixels,
+        left=None,
     )
     assert offer_of(first).max_references == 1
     offer, own = offer_of(given), spec.defaults
@@ -106,7 +126,8 @@ def test_a_small_model_makes_no_large_pictures() -> None:
         revision="0",
         precision="bf16",
         lightning=(),
-        memory=None,
+        working=lambda pixels: pixels,
+        left=None,
     )
     assert offer_of(given).max_pixels == 4 * 96 * 96
 
@@ -187,7 +208,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
 
 def openable(name: str) -> Openable:
     """Describe a model that can be opened at once."""
-    served = replace(offering(EDIT, area=64 * 64), id=name)
+    served = replace(offering(EDIT, area=64 * 64), id=name, working=7)
     return Openable(served, {name: 1}, lambda: Recording(served))
 
 
@@ -258,9 +279,9 @@ def test_every_model_that_fits_is_warm_after_a_start(tmp_path: Path) -> None:
 def test_what_pictures_take_is_left_free_of_models(
     machine: list[Finding], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """4 GB of the card's free memory: here the models' sizes are one byte each."""
+    """And what CUDA takes: here the models' weights are one byte each, a job's share is seven."""
     assert machine == []
-    for free, resident in ((4_000_000_002, 2), (4_000_000_001, 1)):
+    for free, resident in ((CONTEXT_BYTES + 9, 2), (CONTEXT_BYTES + 8, 1)):
         gpu = Gpu("a card", (8, 9), 24_000_000_000, free)
         monkeypatch.setattr(preflight, "find_usable_gpu", lambda gpu=gpu: gpu)
         models = boot.boot(
@@ -274,3 +295,24 @@ def test_what_pictures_take_is_left_free_of_models(
 def test_every_word_of_a_command_is_prepared(tmp_path: Path) -> None:
     chosen = settings.read({"MODEL": "tiny-image,tiny-edit", "MODEL_DIR": str(tmp_path)})
     assert boot.prepare(chosen) == [tmp_path / "tiny-image", tmp_path / "tiny-edit"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        ({"PYTORCH_ALLOC_CONF": "x"}, {"PYTORCH_ALLOC_CONF": "x"}),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "y"}, {"PYTORCH_CUDA_ALLOC_CONF": "y"}),
+        ({"TORCH_CUDNN_SDPA_AVOID_RECOMPILE": "0"}, {"PYTORCH_ALLOC_CONF": mock.ANY}),
+    ],
+)
+def test_torch_is_set_up_before_it_is_imported_where_the_operator_has_not(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: dict[str, str]
+) -> None:
+    """Wherever the worker runs, not only in its image."""
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr(os, "environ", dict(given))
+    monkeypatch.setattr(importlib, "import_module", lambda _name: seen.append(dict(os.environ)))
+    boot.import_family("any")
+    recompile = given.get("TORCH_CUDNN_SDPA_AVOID_RECOMPILE", "1")
+    assert seen[0] == {**expected, "TORCH_CUDNN_SDPA_AVOID_RECOMPILE": recompile}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from worker.errors import ModelNotServed
 from worker.media.picture import Picture
-from worker.residency import Residency
+from worker.residency import Residency, limit_together
 from worker.seam import Control, Made, Openable, Served
 from worker.tasks.picture import PictureWish
 from worlds.published import IMAGE
@@ -26,14 +26,15 @@ class Shelf:
 
     events: list[str] = field(default_factory=list)
 
-    def openable(self, name: str, size: int, **shared: int) -> Openable:
-        """Describe a model of that many bytes of its own, and the parts it shares."""
+    def openable(self, name: str, size: int, working: int = 0, **shared: int) -> Openable:
+        """Describe a model of that many bytes of its own, its jobs', and the parts it shares."""
 
         def opened() -> Recorded:
             self.events.append(f"open {name}")
             return Recorded(served(name), self)
 
-        return Openable(served(name), {name: size, **shared}, opened)
+        given = replace(served(name), working=working)
+        return Openable(given, {name: size, **shared}, opened)
 
 
 @dataclass
@@ -88,6 +89,31 @@ def test_a_shared_part_counts_once() -> None:
     pair = [shelf.openable(name, 5, encoder=6) for name in "ab"]
     list(Residency(pair, budget=16).fill())
     assert shelf.events == ["open a", "open b"]
+
+
+def test_the_largest_job_of_any_model_has_room_too() -> None:
+    """Of one at a time: the jobs of both take what the larger one takes."""
+    for budget, resident in ((17, ["a", "b"]), (16, ["a"])):
+        shelf = Shelf()
+        pair = [shelf.openable(name, 5, working=6 + (name == "b")) for name in "ab"]
+        list(Residency(pair, budget=budget).fill())
+        assert shelf.events == [f"open {name}" for name in resident]
+
+
+def test_models_accept_only_what_lets_all_of_them_stay() -> None:
+    """Where that is possible; else each accepts what fits beside it alone."""
+    shelf = Shelf()
+
+    def limited(name: str, working: int, least: int) -> Openable:
+        def limit(left: int) -> Openable:
+            return limited(name, max(least, min(left, working)), least)
+
+        return replace(shelf.openable(name, 5, working=working), limit=limit)
+
+    models = [limited("a", 9, 1), limited("b", 9, 2), shelf.openable("c", 1, working=1)]
+    for budget, expected in ((None, [9, 9, 1]), (15, [4, 4, 1]), (13, [2, 2, 1]), (12, [9, 9, 1])):
+        found = limit_together(models, budget)
+        assert [model.served.working for model in found] == expected
 
 
 def test_filling_leaves_closed_what_does_not_fit() -> None:

@@ -59,6 +59,10 @@ VALUES: dict[str, tuple[str, Any]] = {
     "PRECISION_MODE": ("4BIT", "4bit"),
     "USE_LIGHTNING_LORA": ("false", False),
     "PREFETCH": ("1", True),
+    "BATCH_SIZE": ("8", 8),
+    "BATCH_TIMEOUT_MS": ("40", 40),
+    "BATCH_MAX_PIXELS": ("4096", 4096),
+    "COMPILE": ("OFF", "off"),
     "LOG_LEVEL": ("debug", "DEBUG"),
     "VERIFY": ("full", "full"),
     "MAX_PIXELS": ("4096", 4096),
@@ -276,6 +280,10 @@ WRONG = {
     "BUCKET_PUBLIC_URL": "https://pictures.example/?key=",
     "BUCKET_URL_TTL_S": "604801",
     "PREFETCH": "yes please",
+    "BATCH_SIZE": "9",
+    "BATCH_TIMEOUT_MS": "-1",
+    "BATCH_MAX_PIXELS": "4095",
+    "COMPILE": "true",
     "PNG_METADATA": "3",
     "RESPONSE_COMPAT": "picture",
     "STRICT_INPUT": "strictly",
@@ -436,6 +444,7 @@ def test_every_default_is_what_readme_says() -> None:
         ("BUCKET_PREFIX", "", "none"),
         ("BUCKET_URL_TTL_S", 604_800, "`604800`"),
         ("PREFETCH", False, "`false`"),
+        ("COMPILE", "auto", "`auto`"),
         ("PNG_METADATA", True, "`true`"),
         ("RESPONSE_COMPAT", None, "none"),
         ("STRICT_INPUT", False, "`false`"),
@@ -605,3 +614,21 @@ def test_a_wrong_token_in_a_file_is_reported_by_the_file(tmp_path: Path) -> None
     (tmp_path / "token").write_text("two words\n")
     reported = faults(HF_TOKEN_PATH=str(tmp_path / "token"))
     assert reported["HF_TOKEN_PATH"].startswith("must be a token alone")
+
+
+@pytest.mark.parametrize(
+    ("environ", "rows", "jobs"),
+    [
+        ({}, 1, 1),
+        ({"PREFETCH": "1"}, 1, 2),
+        ({"BATCH_SIZE": "4"}, 4, 4),
+        ({"BATCH_SIZE": "4", "PREFETCH": "1"}, 4, 5),
+        ({"BATCH_SIZE": "4", "PREFETCH": "1", "REFRESH_WORKER": "1"}, 1, 1),
+    ],
+    ids=str,
+)
+def test_a_job_is_taken_for_every_row_of_a_batch(
+    environ: dict[str, str], rows: int, jobs: int
+) -> None:
+    chosen = settings.read(environ)
+    assert (chosen.most_in_batch, chosen.jobs_at_once) == (rows, jobs)

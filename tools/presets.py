@@ -1,10 +1,12 @@
-"""The presets of RunPod's listing: what each serves, its memory, the pools that have it."""
+"""The presets of RunPod's listing: what each serves, and the memory and pools that it needs."""
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-from worker import boot, settings
+from worker import settings
+from worker.driver import CONTEXT_BYTES
 from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image.planning import plan_working
 from worker.weights.spec import list_lightning_steps
 
 # the pools of docs/deploy.md with their GPUs' GB (RunPod's list of GPU pools)
@@ -18,9 +20,6 @@ POOLS: Final[Mapping[str, int]] = {
     "ADA_80_PRO": 80,
     "HOPPER_141": 141,
 }
-# What a pool must have beyond weights and the space to work in: a GPU has less free than its name
-# says, and a picture larger than 1024 x 1024 takes more.
-SPARE: Final = 1.1
 GB: Final = 1e9
 # what a preset is for -> the settings that it fills in
 PRESETS: Final[Mapping[str, Mapping[str, str | bool]]] = {
@@ -58,9 +57,20 @@ def compute_memory(chosen: Mapping[str, str | bool], sizes: Sizes) -> float:
     return len(specs) * parts["transformer"] + adapters * parts["lora"] + shared
 
 
-def list_pools(memory: float) -> list[str]:
-    """Return the pools of the smallest GPUs that have `memory` GB of weights and room to work."""
-    needed = (memory + boot.WORKING_BYTES / GB) * SPARE
+def compute_room(chosen: Mapping[str, str | bool]) -> float:
+    """Return the GB that a preset's jobs take in addition to the weights, CUDA's context included.
+
+    The largest job of any of its models: `plan_working`.
+    """
+    given = settings.read({name: str(value).lower() for name, value in chosen.items()})
+    specs = CATALOGUE.resolve(given.model, given, has_gpu=True)
+    precision: Any = given.precision_mode  # a preset never says auto
+    working = max(plan_working(spec, given, precision) for spec in specs)
+    return (working + CONTEXT_BYTES) / GB
+
+
+def list_pools(needed: float) -> list[str]:
+    """Return the pools of the smallest GPUs that have `needed` GB."""
     smallest = min(size for size in POOLS.values() if size >= needed)
     return [pool for pool, size in POOLS.items() if size == smallest]
 
@@ -70,7 +80,7 @@ def make_presets(sizes: Sizes) -> list[dict[str, Any]]:
     presets = []
     for purpose, chosen in PRESETS.items():
         memory = compute_memory(chosen, sizes)
-        pools = " or ".join(list_pools(memory))
+        pools = " or ".join(list_pools(memory + compute_room(chosen)))
         name = f"{purpose}: {chosen['PRECISION_MODE']}, {memory:.1f} GB of weights, for {pools}"
         presets.append({"name": name, "defaults": dict(chosen)})
     return presets

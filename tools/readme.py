@@ -21,6 +21,7 @@ from worker.weights.spec import ModelSpec
 ROOT: Final = Path(__file__).resolve().parents[1]
 SIZES: Final = ROOT / "bench" / "results" / "sizes.json"
 HUB: Final = ROOT / ".runpod" / "hub.json"
+IMAGE: Final = ROOT / "bench" / "results" / "image.json"
 OVERHEAD: Final = ROOT / "bench" / "results" / "overhead.json"
 
 # What there is next to src/worker, in the order of a reader's interest.
@@ -123,7 +124,7 @@ def files_table() -> str:
         *modules(ROOT / "src" / "worker"),
     ]
     lines += [f"{name:<22}{meaning}" for name, meaning in ELSEWHERE.items()]
-    return "\n".join(["```", *lines, "```"])
+    return "\n".join(["```text", *lines, "```"])
 
 
 def modules(folder: Path, indent: int = 2) -> list[str]:
@@ -177,6 +178,14 @@ def precisions_table() -> str:
     return markdown(header, rows)
 
 
+def image_table() -> str:
+    """Return the size of each image, as tools/image_check.py found it."""
+    results = json.loads(IMAGE.read_text(encoding="utf-8"))
+    targets = list(next(iter(results.values())))
+    rows = ((code(name), *(f"{sizes[t]:.2f}" for t in targets)) for name, sizes in results.items())
+    return markdown(("GB", *map(code, targets)), rows)
+
+
 PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
     "README.md": {"models": models_table},
     "docs/reference.md": {
@@ -186,7 +195,7 @@ PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
     },
     "docs/cold-start.md": {"precisions": precisions_table},
     "docs/architecture.md": {"files": files_table},
-    "docs/numbers.md": {"overhead": overhead_table},
+    "docs/numbers.md": {"overhead": overhead_table, "image": image_table},
 }
 
 

@@ -216,7 +216,7 @@ def shown(name: str) -> str:
         files = WALKS[name](Path(home))
     lines = [f"{number:>2}  {file:<38}{docstring(SOURCE / file)}"
              for number, file in enumerate(files, 1)]  # fmt: skip
-    return "\n".join(["```", *lines, "```"])
+    return "\n".join(["```text", *lines, "```"])
 
 
 def main() -> int:

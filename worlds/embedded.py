@@ -16,7 +16,8 @@ def served(settings: Settings) -> list[Served]:
             revision="local",
             precision="bf16",
             lightning=list_lightning_steps(spec, settings),
-            memory=None,
+            working=lambda _: 0,
+            left=None,
         )
         for spec in CATALOGUE.resolve(settings.model, settings, has_gpu=False)
     ]

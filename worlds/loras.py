@@ -28,7 +28,7 @@ REACHED = [
 ]
 
 
-def small_transformer() -> Any:
+def small_transformer(**config: Any) -> Any:
     """Make a transformer of two blocks with weights from a fixed seed."""
     torch.manual_seed(0)
     return QwenImageTransformer2DModel(
@@ -39,6 +39,7 @@ def small_transformer() -> Any:
         num_attention_heads=2,
         joint_attention_dim=32,
         axes_dims_rope=(8, 12, 12),
+        **config,
     ).eval()
 
 

@@ -31,6 +31,7 @@ from worker.families.qwen_image.modulation import (
     round_timesteps,
 )
 from worker.families.qwen_image.modules import NoHead, keep_frames
+from worker.families.qwen_image.references import ReferencePictures
 from worker.families.sharing import Sharing
 from worker.media.images import encode
 from worker.seam import Served, Unheard
@@ -196,5 +197,7 @@ class Ours:
     def text_tokens(self, generation: PictureWish) -> int:
         """Return how many tokens of the prompt the denoiser attends to."""
         clock = Clock(self._parts.device)
-        embeds = self._model._embed(generation, generation.prompt, clock)  # noqa: SLF001 - for counting
+        embeds = self._model._embed(  # noqa: SLF001 - for counting
+            generation, generation.prompt, ReferencePictures(), clock
+        )
         return int(embeds.embeds.shape[1])

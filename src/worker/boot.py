@@ -4,24 +4,23 @@ import importlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from worker import log, preflight
+from worker import settings as environment
 from worker.bundle import layout as bundle
 from worker.errors import InvalidSettings, UnfitHost
 from worker.families import catalogue
 from worker.families.recognise import recognise
-from worker.residency import Residency
+from worker.residency import Residency, limit_together
 from worker.seam import Models, Openable
 from worker.settings import Settings
 from worker.weights.spec import ModelSpec
 
-# Kept free of weights: what pictures take in addition to them (est.).
-WORKING_BYTES: Final = 4_000_000_000
-
 
 def import_family(module: str) -> Any:
     """Import one family's module, and torch with it."""
+    environment.fill_environment()
     importlib.import_module("worker.engine")  # first: it makes the imports of all others faster
     return importlib.import_module(module)
 
@@ -45,8 +44,8 @@ def boot(settings: Settings) -> Models:
         spec = recognise(given, settings, catalogue.CATALOGUE)
         openables.append(import_family(spec.family).make_ready(spec, settings, gpu, taken=taken))
     models = Residency(
-        openables,
-        budget=gpu.free - WORKING_BYTES if gpu else None,
+        limit_together(openables, gpu.room if gpu else None),
+        budget=gpu.room if gpu else None,
         published=_list_published(),
     )
     for model in models.fill():

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 LIBRARY: Final = "libnvidia-ml.so.1"
+# Taken of a GPU's memory by no tensor: CUDA's context and kernels, the workspaces of cuBLAS and
+# cuDNN, what the allocator cannot use of its blocks (est.).
+CONTEXT_BYTES: Final = 1_000_000_000
 # nvml.h gives both buffer sizes
 VERSION_LENGTH: Final = 80
 NAME_LENGTH: Final = 96
@@ -33,6 +36,11 @@ class Gpu:
     capability: tuple[int, int]
     total: int
     free: int
+
+    @property
+    def room(self) -> int:
+        """The bytes for models and their jobs: what is free, less what CUDA takes for itself."""
+        return self.free - CONTEXT_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from worker.seam import Model, Openable, Served
 
 
 class Residency:
-    """The models of this worker, at most `budget` bytes of them resident (None: no limit).
+    """The models of this worker, at most `budget` bytes of them resident, jobs included.
+
+    None is no limit.
 
     `published` maps a task to the names of the models that MODEL may name for it.
     """
@@ -67,10 +69,31 @@ class Residency:
         return {"models": models}
 
     def _has_room_for(self, model_id: str) -> bool:
-        """Return whether a model fits next to the resident ones; shared parts count once."""
-        if self._budget is None:
-            return True
-        parts: dict[str, int] = {}
-        for name in (*self._resident, model_id):
-            parts |= self._models[name].parts
-        return sum(parts.values()) <= self._budget
+        """Return whether a model fits next to the resident ones, and the largest job of any."""
+        models = [self._models[name] for name in (*self._resident, model_id)]
+        return self._budget is None or count_weights(models) + count_working(models) <= self._budget
+
+
+def count_weights(models: Sequence[Openable]) -> int:
+    """Return the bytes of the weights of models; parts that they share count once."""
+    parts: dict[str, int] = {}
+    for model in models:
+        parts |= model.parts
+    return sum(parts.values())
+
+
+def count_working(models: Sequence[Openable]) -> int:
+    """Return the bytes that the largest job of any of these models takes beside the weights."""
+    return max((model.served.working for model in models), default=0)
+
+
+def limit_together(models: Sequence[Openable], budget: int | None) -> list[Openable]:
+    """Limit what callers may request so that all models stay resident, where that is possible.
+
+    Where it is not, even with the smallest limits, each keeps what it serves alone.
+    """
+    if budget is None:
+        return list(models)
+    left = budget - count_weights(models)
+    limited = [model.limit(left) if model.limit is not None else model for model in models]
+    return limited if count_working(limited) <= left else list(models)

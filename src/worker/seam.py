@@ -36,7 +36,10 @@ class Offer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What callers may request of one model; `offers` maps the name of each task it can do."""
+    """What callers may request of one model; `offers` maps the name of each task it can do.
+
+    `working` is what the largest of it takes on the device in addition to the weights, in bytes.
+    """
 
     id: str
     repository: str
@@ -44,6 +47,7 @@ class Served:
     precision: str
     licence: str
     offers: Mapping[str, Offer]
+    working: int = 0
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -143,13 +147,15 @@ class Openable:
     """A model that can be opened at any time: what it serves, what it takes, and how.
 
     `parts` maps what identifies a part to its device bytes: models may share parts. `facts` say in
-    op=health where it came from.
+    op=health where it came from. `limit` returns the model with nothing larger to request than what
+    so many bytes beside the weights suffice for, if it has a choice.
     """
 
     served: Served
     parts: Mapping[str, int]
     open: Callable[[], Model]
     facts: Mapping[str, object] = field(default_factory=dict)
+    limit: "Callable[[int], Openable] | None" = None
 
 
 class Models(Protocol):

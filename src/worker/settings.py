@@ -25,6 +25,12 @@ from worker import log
 from worker.errors import Detail, InvalidSettings
 
 MB: Final = 1_000_000
+# For torch, by the variable's name and an older one. Pictures differ in size: segments that grow do
+# not fragment. And cuDNN's attention would build a plan, 0.1 to 0.4 s, for each length of prompt.
+LIBRARIES: Final = {
+    ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"): "expandable_segments:True",
+    ("TORCH_CUDNN_SDPA_AVOID_RECOMPILE",): "1",
+}
 VOLUME: Final = Path("/runpod-volume")
 MAX_PORT: Final = 65535
 BYTES: Final = re.compile(r"([0-9]{1,9}) ?(kb|mb|gb)", re.IGNORECASE)
@@ -179,6 +185,7 @@ PublicAddress = Annotated[str, AfterValidator(_check_public)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_read_networks)]
 Offline = Annotated[bool, BeforeValidator(_read_offline)]
 BucketStyle = Literal["auto", "path", "virtual"]
+CompileMode = Annotated[Literal["auto", "off"], BeforeValidator(_to_lower)]
 PrecisionMode = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_to_lower)]
 
 
@@ -368,9 +375,14 @@ class Settings(BaseModel):
     )
     batch_max_pixels: int = _declare(
         4 * 512 * 512,
-        "maximum pixels of all pictures of a batch: larger ones share with fewer, or are alone",
-        shown="`1048576`: 4 of 512 x 512",
+        "maximum pixels of all pictures of a batch, by default 4 of 512 x 512: larger ones share"
+        " with fewer, or are alone",
         ge=64 * 64,
+    )
+    compile: CompileMode = _declare(
+        "auto",
+        "`auto`: on a GPU, compile the denoiser's blocks at each start, and run them as they are"
+        " where that fails; `off`",
     )
     png_metadata: bool = _declare(True, "write the generation's parameters into PNGs")
     response_compat: Literal["output_image_base64", "image", "image_base64", "image_url"] | None = (
@@ -444,6 +456,13 @@ def _is_secret(annotation: Any) -> bool:
 SECRETS: Final = frozenset(
     name for name, field in Settings.model_fields.items() if _is_secret(field.annotation)
 )
+
+
+def fill_environment() -> None:
+    """Set what torch reads from the environment at its import, where the operator has not."""
+    for (name, *older), value in LIBRARIES.items():
+        if not any(other in os.environ for other in older):
+            os.environ.setdefault(name, value)
 
 
 def read_platform() -> Settings:

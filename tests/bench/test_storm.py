@@ -115,6 +115,19 @@ def test_the_storm_notices_a_wrong_end(expected: str, seen: str, wrong: bool) ->
     assert bool(findings.wrong) is wrong
 
 
+@pytest.mark.parametrize(("answers", "crossed"), [(0, False), (1, True)])
+def test_a_cancelled_job_has_an_answer_only_if_it_was_on_its_way(
+    answers: int, crossed: bool
+) -> None:
+    job = Job(id="1", body={}, created=0.0)
+    job.status, job.answers = CANCELLED, answers
+    for given in (crossed, not crossed):
+        findings = Findings()
+        trial = Trial({"seed": 0, "n": 1}, CANCELLED)
+        storm.check(job, trial, {}, findings, learn=False, crossed=given)
+        assert bool(findings.wrong) is (given is not crossed)
+
+
 def test_the_storm_notices_a_picture_that_differs_and_one_that_shared_against_its_wish() -> None:
     entry = {"base64": storm.REFERENCES[0], "seed": 0, "batch": {"size": 2}}
     job = Job(id="1", body={}, created=0.0)

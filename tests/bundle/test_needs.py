@@ -11,9 +11,10 @@ from worker import settings
 from worker.bundle import layout, needs
 from worker.bundle.obtain import Obtained, obtain
 from worker.bundle.sizes import WeightSizes
-from worker.driver import Gpu
+from worker.driver import CONTEXT_BYTES, Gpu
 from worker.errors import HubUnreachable, InvalidSettings
 from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image.planning import plan_working
 from worker.families.qwen_image.recipe import RECIPE
 from worker.weights import metadata
 from worlds import hub as worlds_hub
@@ -80,11 +81,11 @@ def test_what_was_prepared_without_a_gpu_opens_on_one_without_the_hub(
 
 def test_the_sizes_are_those_that_the_device_must_hold(environ: dict[str, str]) -> None:
     """At the least memory that holds them, and not with a byte less."""
-    obtained(environ)
+    spec = obtained(environ).spec
     (kept,) = (Path(environ["MODEL_DIR"]) / needs.SIZES_FOLDER).iterdir()
     size = json.loads(kept.read_bytes())["bf16"]
     whole = sum(size[part] for part in ("transformer", "text_encoder", "vae", "adapters"))
-    working = 4_000_000_000  # what choose leaves for a picture
+    working = plan_working(spec, settings.read(environ), "bf16") + CONTEXT_BYTES
     assert not offline(environ, whole + working, PRECISION_MODE="bf16").offload
     assert offline(environ, whole + working - 1, PRECISION_MODE="bf16").offload
     least = whole - size["text_encoder"] + working

@@ -2,7 +2,8 @@
 
 import pytest
 
-from worker.engine.precision import GIGABYTE, Mode, Need, choose
+from worker.engine import precision as choosing
+from worker.engine.precision import GIGABYTE, Choice, Mode, Need
 from worker.engine.quantise import Precision
 from worker.errors import UnfitHost
 
@@ -13,6 +14,18 @@ NEED: dict[Precision, Need] = {
     "bf16": Need(44 * GIGABYTE, 29 * GIGABYTE),
 }
 AMPERE, TURING = (8, 6), (7, 5)
+
+
+def choose(
+    mode: Mode,
+    need: dict[Precision, Need],
+    *,
+    free: int | None,
+    capability: tuple[int, int] | None,
+    working: int = 4 * GIGABYTE,
+) -> Choice:
+    """Choose for jobs that take as much at every precision."""
+    return choosing.choose(mode, need, free=free, capability=capability, working=lambda _: working)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +91,25 @@ def test_no_gpu_without_bf16_is(capability: tuple[int, int]) -> None:
         choose("auto", NEED, free=80 * GIGABYTE, capability=capability)
 
 
-def test_a_gigabyte_has_a_thousand_million_bytes_and_four_are_left_to_work_in() -> None:
+def test_what_a_job_takes_depends_on_the_precision() -> None:
+    """8bit needs 5 GB here where bf16 and 4bit need 1."""
+    working: dict[Precision, int] = {"bf16": GIGABYTE, "8bit": 5 * GIGABYTE, "4bit": GIGABYTE}
+
+    def find(free: int, mode: Mode = "auto") -> Choice:
+        return choosing.choose(
+            mode, NEED, free=free * GIGABYTE, capability=AMPERE, working=working.__getitem__
+        )
+
+    chosen = {free: find(free).precision for free in (45, 44, 29, 28, 15)}
+    assert chosen == {45: "bf16", 44: "8bit", 29: "8bit", 28: "4bit", 15: "4bit"}
+    assert (find(20, "8bit").offload, find(9).offload) == (True, True)
+    with pytest.raises(UnfitHost, match=r"24\.0 GB at 8bit and 5\.0 GB .* PRECISION_MODE=4bit"):
+        find(19, "8bit")
+    with pytest.raises(UnfitHost, match=r"14\.0 GB at 4bit and 1\.0 GB .* at least 9\.0 GB"):
+        find(8)
+
+
+def test_a_gigabyte_has_a_thousand_million_bytes_and_all_that_a_job_takes_is_left_free() -> None:
     need: dict[Precision, Need] = {"bf16": Need(44_000_000_000, 29_000_000_000)}
     for free, offload in ((48_000_000_000, False), (47_999_999_999, True), (33_000_000_000, True)):
         assert choose("auto", need, free=free, capability=AMPERE).offload is offload

@@ -11,6 +11,7 @@ import pytest
 import structlog
 from PIL import Image
 
+from worker.errors import BadPicture
 from worker.jobs.serve import Worker
 from worker.media.piece import Encoded
 from worker.seam import Control, Made, take_made
@@ -165,6 +166,42 @@ class Seen:
 def test_a_picture_is_encoded_while_the_next_is_made(size: str) -> None:
     (reply,) = replies(worker_of(Slow(), BATCH_SIZE=size), {"prompt": "x", "n": 2, "seed": 1})
     assert [image["index"] for image in reply["images"]] == [0, 1]
+
+
+class Stuck:
+    """A piece whose file is not finished before the test says so."""
+
+    def __init__(self, go: threading.Event) -> None:
+        self._go = go
+
+    def encode(self, *_given: Any) -> Encoded:
+        """Wait."""
+        assert self._go.wait(30)
+        return Encoded(b"", "image/png", {})
+
+
+def test_a_job_that_fails_waits_for_no_file_that_was_begun() -> None:
+    go = threading.Event()
+
+    class Half(StandIn):
+        def _finish(self, wish: PictureWish, *given: Any) -> Any:
+            """Make the first picture, and a bad one."""
+            del given
+            if wish.seed == 1:
+                return Made(Stuck(go), {})
+            return BadPicture("black")
+
+    async def case() -> tuple[Reply, int]:
+        worker = worker_of(Half(), BATCH_SIZE="2")
+        given = {"prompt": "share=a", "n": 2, "seed": 1}
+        reply = await answered(worker, {"id": "job", "input": given})
+        await asyncio.sleep(0)
+        left = len(asyncio.all_tasks() - {asyncio.current_task()})
+        go.set()
+        return reply, left
+
+    reply, left = asyncio.run(case())
+    assert (reply["error_code"], left) == ("BAD_PICTURE", 0)
 
 
 def test_a_file_has_the_seed_and_the_words_of_its_own_job() -> None:

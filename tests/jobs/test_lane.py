@@ -111,7 +111,7 @@ def ask(model: Batching, *prompts: str, **more: Any) -> Ticket:
 
 
 def lane(size: int = 4, pixels: int = MANY, **more: Any) -> Lane:
-    return Lane(Caps(size, pixels), **more)
+    return Lane(Caps(size, pixels), **{"timeout_s": 0.0, "note": lambda _: None, **more})
 
 
 def settled(device: Lane, tickets: Callable[[], Sequence[Ticket]]) -> list[list[Placed] | Any]:
@@ -140,7 +140,7 @@ async def cancel(job: "asyncio.Task[Any]", ticket: Ticket) -> None:
 
 def test_without_a_batch_size_each_wish_is_made_alone_and_in_ask() -> None:
     model = Batching()
-    first, second = settled(Lane(), lambda: [ask(model, "a1", "a2"), ask(model, "a3")])
+    first, second = settled(lane(1), lambda: [ask(model, "a1", "a2"), ask(model, "a3")])
     assert model.batches == [["a1"], ["a2"], ["a3"]]
     assert [(one.batch, one.size, one.index) for one in [*first, *second]] == [
         (0, 1, 0),
@@ -567,7 +567,7 @@ def test_a_stopped_job_takes_no_model() -> None:
         ticket = ask(model, "a", take=take)
         ticket.control.stop()
         with pytest.raises(Stopped):
-            await Lane().make(ticket)
+            await lane(1).make(ticket)
 
     asyncio.run(case())
     assert taken == []

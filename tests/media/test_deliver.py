@@ -395,6 +395,9 @@ def test_a_region_is_that_of_one_bucket_and_may_change_again(site: Site) -> None
         site.hits.clear()
         send(at(site, BUCKET_NAME=name), pictures=PICTURES[:1])
         assert list_regions(site) == signed
+    site.hits.clear()
+    send(at(site, BUCKET_NAME="a", BUCKET_REGION="venus-1"), pictures=PICTURES[:1])
+    assert list_regions(site) == ["venus-1"]  # what is set is tried before what was once named
 
 
 @pytest.mark.parametrize(
@@ -566,6 +569,14 @@ def test_an_unknown_key_of_a_jobs_bucket_is_reported(key: str, meant: str | None
         check_targets(upload_urls=[], s3_config={**good, key: "x"}, settings=given)
     assert refused.value.details[0].field == "s3Config.accessId"
     assert "known key" in refused.value.details[1].message
+
+
+@pytest.mark.parametrize("style", ["virtual", "Virtual", " VIRTUAL "])
+def test_the_style_of_a_jobs_bucket_is_read_in_any_case(style: str) -> None:
+    config = {**CREDENTIALS, "endpointUrl": "https://store.test/b", "style": style}
+    bucket = read_bucket(config, settings.read({}))
+    assert bucket is not None
+    assert bucket.require().make_address("k") == "https://b.store.test/k"
 
 
 def test_many_unknown_keys_are_not_all_reported() -> None:

@@ -10,7 +10,7 @@ from yarl import URL
 from worker import settings
 from worker.media import refusal
 from worker.media.dial import send_request
-from worker.media.refusal import ANSWER_BYTES, LATER_CODES, Refusal, read_refusal
+from worker.media.refusal import LATER_CODES, Refusal, read_refusal
 from worlds.site import Site, make_refusal
 
 
@@ -78,7 +78,7 @@ def test_the_code_and_the_region_are_read_as_stores_write_them(
         b"<Code>https://internal.example</Code>",
         b"<Code>AccessDenied",
         b"\xff\xfe<\x00C\x00o\x00d\x00e\x00>\x00",
-        b" " * ANSWER_BYTES + b"<Code>AccessDenied</Code>",
+        b" " * 16_384 + b"<Code>AccessDenied</Code>",
         b"<Code>" + b" " * 100_000,
     ],
 )
@@ -88,7 +88,7 @@ def test_nothing_but_a_word_is_taken_out_of_an_answer(site: Site, body: bytes) -
 
 def test_the_code_is_read_at_the_end_of_what_is_read(site: Site) -> None:
     end = b"<Code>AccessDenied</Code>"
-    body = b" " * (ANSWER_BYTES - len(end)) + end
+    body = b" " * (16_384 - len(end)) + end
     assert ask(site, make_refusal(403, body)).code == "AccessDenied"
 
 

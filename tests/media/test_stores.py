@@ -248,6 +248,9 @@ OSS = "https://oss-cn-hangzhou.aliyuncs.com"
         ("virtual", "http://store.test/proxy//x/", "b", "http://b.store.test/proxy/x/k"),
         ("virtual", AWS, "a.b", "https://a.b.s3.eu-west-1.amazonaws.com/k"),
         ("virtual", "https://b.s3.store.test", None, "https://b.s3.store.test/k"),
+        ("virtual", AWS, "s3", "https://s3.s3.eu-west-1.amazonaws.com/k"),
+        ("virtual", "https://b.s3.amazonaws.com", "A B", "https://b.s3.amazonaws.com/A%20B/k"),
+        ("auto", AWS, "s3", "https://s3.s3.eu-west-1.amazonaws.com/k"),
         ("auto", "http://store.test//a//b/", "c/", "http://store.test/a/b/c/k"),
     ],
 )

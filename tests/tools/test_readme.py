@@ -142,17 +142,28 @@ def test_a_link_leads_to_a_file_and_a_heading(page: str, target: str) -> None:
         assert anchor in slugs
 
 
+FOLDERS = "bench|builder|checkpoints|docs|src|tests|tools|training|worlds"
 NAMED = sorted(
-    {name for text in PAGES.values() for name in re.findall(r"\b(?:bench|tests)/[\w/.]+\w", text)}
+    {
+        name
+        for text in PAGES.values()
+        for name in re.findall(rf"(?<![\w/.:-])(?:\./)?((?:{FOLDERS})/[\w/.-]+\w)", text)
+    }
 )
 
 
 @pytest.mark.parametrize("name", NAMED)
 def test_a_file_that_is_named_exists(name: str) -> None:
-    assert (ROOT / name).exists()
+    assert list(ROOT.glob(name.replace("NAME", "*")))
 
 
-TARGETS = sorted({t for text in PAGES.values() for t in re.findall(r"\bmake ([a-z][\w-]+)`", text)})
+TARGETS = sorted(
+    {
+        t
+        for text in PAGES.values()
+        for t in re.findall(r"(?:`|^)make ([a-z][\w-]+)", text, re.MULTILINE)
+    }
+)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -70,7 +70,13 @@ def test_only_qwen_image_2512_has_a_negative_prompt_of_its_own() -> None:
     }
     (spec,) = resolved("Qwen/Qwen-Image-2512")
     served = describe(
-        spec, settings.read({}), revision="x", precision="bf16", lightning=(), memory=None
+        spec,
+        settings.read({}),
+        revision="x",
+        precision="bf16",
+        lightning=(),
+        working=lambda _: 0,
+        left=None,
     )
     assert offer_of(served).negative_prompt == own["qwen-image-2512"]
 

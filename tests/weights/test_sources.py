@@ -319,6 +319,17 @@ def test_a_given_bundle_of_a_folder_is_what_the_operator_says(home: Path) -> Non
     assert of_path(home, bob) == "mine/bob/foo"
 
 
+def test_the_image_s_bundle_of_an_embedded_model_comes_before_its_folder(home: Path) -> None:
+    """Only a bundle: other published weights of that name are not the embedded model."""
+    (spec,) = word("tiny-image")
+    assert (find(home, spec).folder, find(home, spec).bundle) == (spec.folder, False)
+    place = publish(home / "baked/tiny-image")
+    assert find(home, spec).folder == spec.folder
+    (place / "whole").touch()
+    source = find(home, spec)
+    assert (source.kind, source.folder, source.bundle) == ("image", place, True)
+
+
 def test_a_bundle_that_was_pushed_under_another_name_lies_at_that_name(home: Path) -> None:
     """As the image keeps it: its manifest names what it was made of, its place what it is."""
     (spec,) = word("me/foo-4bit")

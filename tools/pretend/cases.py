@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from worker.engine.quantise import Precision
+from worker.families.qwen_image.prompts import MAX_TOKENS
 from worker.tasks.picture import FROM_PICTURES, FROM_TEXT
 
 # The editions of the transformer and of the template: by diffusers' name of the pipeline class.
@@ -41,6 +42,11 @@ class Case:
     known: str = ""
 
     @property
+    def prompt_tokens(self) -> int:
+        """Return the length of the prompt in tokens, at most: a number, and one per word."""
+        return min(MAX_TOKENS, NUMBER_TOKENS + 2 * self.words)
+
+    @property
     def task(self) -> str:
         """Name its task."""
         return FROM_PICTURES if self.references else FROM_TEXT
@@ -53,13 +59,14 @@ class Case:
             parts.append("first")
         parts.append(self.opened.precision + ("-fused" if self.opened.is_fused else ""))
         parts += [f"batch{self.batch}"] if self.batch > 1 else []
-        parts += [f"cfg{self.steps}"] if self.guided else []
+        parts += ["cfg"] if self.guided else []
         parts += ["long"] if self.words > SHORT else []
         parts += ["tiled"] if self.room is not None else []
         return "-".join(parts)
 
 
 SHORT: Final = 8
+NUMBER_TOKENS: Final = 12
 # More than the 1024 tokens that are used of a prompt.
 LONG: Final = 1100
 # Less than the VAE takes for a picture of 1024 x 1024 in one piece.
@@ -72,7 +79,7 @@ def list_cases() -> list[Case]:
     cases = [Case(opened=image, side=side) for side in (1024, 1328, 1536, 2048)]
     cases += [
         Case(opened=image, words=LONG),
-        Case(opened=image, guided=True, steps=50),
+        Case(opened=image, guided=True),
         Case(opened=image, side=2048, room=2_200_000_000),
     ]
     cases += [
@@ -80,10 +87,11 @@ def list_cases() -> list[Case]:
         for side, references in ((1024, 1), (1024, 2), (1024, 3), (1328, 1), (1328, 3))
     ]
     cases += [
-        Case(opened=edit, references=1, guided=True, steps=4),
+        Case(opened=edit, references=1, guided=True),
         Case(opened=edit, references=1, words=LONG),
     ]
-    for precision in ("bf16", "8bit"):
+    exact: tuple[Precision, ...] = ("bf16", "8bit")
+    for precision in exact:
         image, edit = (
             Opened(precision=precision),
             Opened(pipeline=EDIT_PLUS, precision=precision),
@@ -93,7 +101,8 @@ def list_cases() -> list[Case]:
             cases += [Case(opened=image, batch=batch) for batch in (2, 4)]
             cases += [Case(opened=edit, references=1, batch=batch) for batch in (2, 4)]
             cases += [Case(opened=image, room=SCARCE)]
-    for precision in ("bf16", "4bit"):
+    fused_in: tuple[Precision, ...] = ("bf16", "4bit")
+    for precision in fused_in:
         fused = Opened(pipeline=EDIT_PLUS, precision=precision, is_fused=True)
         cases += [Case(opened=fused, references=1)]
     cases += [Case(opened=Opened(pipeline=FIRST_EDIT), references=1)]

@@ -18,17 +18,17 @@ from torch.utils.flop_counter import flop_registry
 
 from tools.pretend.ledger import Ledger
 from tools.pretend.memory import Memory
-from tools.pretend.operators import FACTORIES, INDEXED, PRODUCTS, SIZED_BY_VALUES, VIEWS
+from tools.pretend.operators import FACTORIES, FUSED, INDEXED, PRODUCTS, SIZED_BY_VALUES, VIEWS
 from tools.pretend.values import MOST, Values
 
 CUDA: Final = torch.device("cuda:0")
 
 
-class PretendDevice(TorchDispatchMode):
+class PretendDevice(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]  # mypy is of two minds about torch
     """Enter it to let "cuda" be this device; `room` is its memory in bytes (None: no limit)."""
 
     def __init__(self, room: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]  # mypy is of two minds about torch
         self.fake = FakeTensorMode(allow_non_fake_inputs=False)
         self.memory = Memory(room)
         self.ledger = Ledger()
@@ -40,7 +40,9 @@ class PretendDevice(TorchDispatchMode):
             "item": self._read,
             "equal": self._compare,
             "_pin_memory": self._pin,
+            "convolution": self._convolve,
             "gemm_4bit": self._multiply_4bit,
+            **dict.fromkeys(FUSED, self._upsample),
         }
 
     def enter_phase(self, phase: str) -> str:
@@ -62,7 +64,9 @@ class PretendDevice(TorchDispatchMode):
         given = dict(kwargs or {})
         if func.namespace == "prim":
             return args[0].fake_device if isinstance(args[0], FakeTensor) else func(*args, **given)
-        if func.namespace == "aten" and func._can_decompose():  # noqa: SLF001 - as torch's own modes do
+        name = func._schema.name.rpartition("::")[2]  # noqa: SLF001 - the operator's only name
+        is_whole = name in FUSED and is_on_device(args[0])
+        if func.namespace == "aten" and not is_whole and func._can_decompose():  # noqa: SLF001 - as torch's own modes do
             # inference mode hands composite operators over in one piece
             with self:
                 parts = func.decompose(*args, **given)
@@ -72,28 +76,31 @@ class PretendDevice(TorchDispatchMode):
             given["pin_memory"] = False
         operands = [one for one in tree_leaves((args, given)) if isinstance(one, Tensor)]
         if any(map(is_on_device, operands)) or is_for_device(given):
-            return self._route(func, operands, args, given)
+            return self._route(func, name, operands, args, given)
         return func(*args, **given)
 
     def _route(
-        self, func: Any, operands: Sequence[Tensor], args: Any, given: dict[str, Any]
+        self, func: Any, name: str, operands: Sequence[Tensor], args: Any, given: dict[str, Any]
     ) -> Any:
         """Run an operator that touches the device."""
-        name = func._schema.name.rpartition("::")[2]  # noqa: SLF001 - the operator's only name
         if name in self._special:
             return self._special[name](func, args, given)
         if name in SIZED_BY_VALUES:
             self.ledger.add_wait(name)
             if self._values.has_all([one for one in operands if isinstance(one, FakeTensor)]):
                 return tree_map_only(Tensor, self._send, self._values.compute(func, args, given))
-        if any(one.dim() and not isinstance(one, FakeTensor) for one in operands):
-            self.ledger.add_mixed(name)
         if name in INDEXED:
             args = self._send_indices(args)
-        args, given = tree_map_only(Tensor, self._place_scalar, (tuple(args), given))
+        self._check_devices(name, tree_leaves((args, given)))
+        args, given = tree_map_only(Tensor, self._place, (tuple(args), given))
         found = self._run(func, name, args, given)
         self._follow(func, name, args, given, found)
         return found
+
+    def _check_devices(self, name: str, operands: Sequence[Any]) -> None:
+        """Count operands that are on the CPU; a number there reaches a kernel with its launch."""
+        if any(isinstance(one, Tensor) and one.dim() and not is_on_device(one) for one in operands):
+            self.ledger.add_mixed(name)
 
     def _run(self, func: Any, name: str, args: Any, given: dict[str, Any]) -> Any:
         """Run an operator without memory, and count it."""
@@ -208,12 +215,44 @@ class PretendDevice(TorchDispatchMode):
                 indices.append(index)
         return (args[0], indices, *args[2:])
 
-    def _place_scalar(self, tensor: Tensor) -> Tensor:
-        """Return a tensor as FakeTensorMode takes it: one on the CPU loses its values."""
+    def _place(self, tensor: Tensor) -> Tensor:
+        """Return an operand as FakeTensorMode takes it: a number on the CPU loses its value.
+
+        What should have been on the device, which was counted, goes on as if it were.
+        """
         if isinstance(tensor, FakeTensor):
             return tensor
+        if tensor.dim():
+            return self._send(tensor)
         with self.fake:
             return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+
+    def _convolve(self, func: Any, args: Any, given: dict[str, Any]) -> Tensor:
+        """Convolve; cuDNN answers in the layout of what it is given."""
+        self._check_devices("convolution", args[:3])
+        with self.fake:
+            found: Tensor = func(*args, **given)
+            if any(is_channels_last(one) for one in args[:2]):
+                found = torch.empty_like(found, memory_format=torch.channels_last)
+        self.memory.add(found)
+        operations = flop_registry[torch.ops.aten.convolution](*args, **given, out_val=found)
+        moved = sum(count_bytes(one) for one in (*args[:3], found) if one is not None)
+        self.ledger.add_kernel(moved, operations, is_product=True)
+        return found
+
+    def _upsample(self, _func: Any, args: Any, given: dict[str, Any]) -> Tensor:
+        """Repeat the pixels of a frame [batch, channels, height, width]."""
+        del given
+        frame, sizes, factors = args[:3]
+        sides = sizes or [int(side * by) for side, by in zip(frame.shape[2:], factors, strict=True)]
+        layout = torch.channels_last if is_channels_last(frame) else torch.contiguous_format
+        with self.fake:
+            found = torch.empty(
+                (*frame.shape[:2], *sides), dtype=frame.dtype, device=CUDA, memory_format=layout
+            )
+        self.memory.add(found)
+        self.ledger.add_kernel(count_bytes(frame) + count_bytes(found))
+        return found
 
     def _multiply_4bit(self, func: Any, args: Any, given: dict[str, Any]) -> Tensor:
         """Multiply by an NF4 weight as bitsandbytes does beyond 512 rows.
@@ -242,6 +281,11 @@ class PretendDevice(TorchDispatchMode):
 def is_on_device(value: Any) -> bool:
     """Return whether a value is a tensor on the pretend device."""
     return isinstance(value, FakeTensor) and value.device.type == "cuda"
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Return whether a tensor [batch, channels, height, width] has its channels last in memory."""
+    return tensor.dim() == len("nchw") and tensor.stride(1) == 1 and tensor.shape[1] > 1
 
 
 def is_for_device(given: dict[str, Any]) -> bool:

@@ -1,12 +1,9 @@
 """What a run did on the pretend device, by phase: operations, kernels, bytes, waits, mistakes."""
 
-import inspect
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Final
 
-# Whose lines are named: the worker's, or those of the library that it called.
-MARKS: Final = ("/src/worker/", "/diffusers/", "/transformers/", "/bitsandbytes/", "/tests/")
+from tools.pretend.place import find_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +67,3 @@ class Ledger:
 
     def _make_event(self, what: str) -> Event:
         return Event(self.phase, what, find_place(), self.phase == "denoise" and self.step > 0)
-
-
-def find_place() -> str:
-    """Name the line of the worker, or of the library that it called, that runs."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        name = frame.f_code.co_filename
-        for mark in MARKS:
-            if mark in name:
-                package = mark.strip("/").rpartition("/")[2]
-                return f"{package}/{name.partition(mark)[2]}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "elsewhere"

@@ -7,12 +7,16 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from tools.pretend.place import find_place
+
 # The allocator of torch rounds every size up to a multiple of this.
 ROUNDING: Final = 512
 
 
 class Memory:
     """Bytes that live on the device, at most `room` (None: no limit).
+
+    `places` say which line of code reached the peak of a phase.
 
     What is freed is gone at once: the slack of a real allocator and its fragmentation are not
     counted, nor what CUDA and its libraries take for themselves.
@@ -23,6 +27,7 @@ class Memory:
         self.live = 0
         self.phase = "open"
         self.peaks: Counter[str] = Counter()
+        self.places: dict[str, str] = {}
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     @property
@@ -38,6 +43,7 @@ class Memory:
     def reset(self) -> None:
         """Forget all peaks."""
         self.peaks.clear()
+        self.places.clear()
 
     def enter(self, phase: str) -> str:
         """Count the peak of another phase, and return the name of the one before."""
@@ -58,7 +64,9 @@ class Memory:
         self._known.add(storage)
         weakref.finalize(storage, self._remove, size)
         self.live += size
-        self.peaks[self.phase] = max(self.peaks[self.phase], self.live)
+        if self.live > self.peaks[self.phase]:
+            self.peaks[self.phase] = self.live
+            self.places[self.phase] = find_place()
 
     def _remove(self, size: int) -> None:
         self.live -= size

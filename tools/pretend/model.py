@@ -16,6 +16,7 @@ from worker.bundle.open import FusedAdapter
 from worker.engine.lora import Adapters
 from worker.families.qwen_image import rows
 from worker.families.qwen_image.components import Components
+from worker.families.qwen_image.forward import Forward
 from worker.families.qwen_image.lightning import list_lightning_modules
 from worker.families.qwen_image.model import QwenImage
 from worker.families.qwen_image.modulation import STREAMS, RowModulation, RowPart, RowTable
@@ -99,6 +100,15 @@ def build(device: PretendDevice, architecture: Architecture, opened: Opened) -> 
         opened.pipeline,
         condition_area=architecture.condition_area,
     )
+
+
+def forget(model: QwenImage) -> None:
+    """Forget what earlier jobs left on the device: caches, positions, modulation rows."""
+    parts = model._parts  # noqa: SLF001 - a worker keeps them
+    model._cache.clear()  # noqa: SLF001 - the same
+    parts.forward = Forward(parts.transformer)
+    modulation: Any = parts.modulation
+    modulation._loaded = modulation._loaded_index = None  # noqa: SLF001 - the same
 
 
 def describe(architecture: Architecture, opened: Opened) -> Served:

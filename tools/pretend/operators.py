@@ -26,4 +26,6 @@ FACTORIES: Final = frozenset(
 SIZED_BY_VALUES: Final = frozenset(
     {"nonzero", "repeat_interleave", "_unique2", "unique_consecutive", "masked_select"}
 )
+# Composite in Python, one kernel on a GPU.
+FUSED: Final = frozenset({"upsample_nearest2d", "_upsample_nearest_exact2d"})
 INDEXED: Final = frozenset({"index", "index_put", "index_put_", "_unsafe_index"})

@@ -15,20 +15,23 @@ from tools.pretend.cases import Case, Opened
 from tools.pretend.cuda import pretend
 from tools.pretend.device import PretendDevice
 from tools.pretend.ledger import Ledger
-from worker.engine.decoded import make_picture
 from worker.families.clock import Clock
 from worker.families.qwen_image.model import QwenImage
-from worker.seam import Control, Phase
+from worker.seam import Control, Phase, take_made
 from worker.tasks.picture import PictureWish
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a case did: bytes of the weights, the peak of each phase beside them, and its ledger."""
+    """What a case did: bytes of the weights, the peak of each phase beside them, and its ledger.
+
+    `places` are the lines of code that reached the peaks.
+    """
 
     case: Case
     weights: int
     peaks: dict[str, int]
+    places: dict[str, str]
     ledger: Ledger
     forwards: int
     seconds: float
@@ -72,6 +75,7 @@ def open_model(device: PretendDevice, architecture: Architecture, opened: Opened
 def run(device: PretendDevice, model: QwenImage, case: Case) -> Seen:
     """Make the pictures of a case with an open model."""
     start = time.monotonic()
+    models.forget(model)
     weights = device.memory.live
     ledger = device.ledger = Ledger()
     device.memory.reset()
@@ -83,19 +87,14 @@ def run(device: PretendDevice, model: QwenImage, case: Case) -> Seen:
     device.memory.room = None
     peaks = {phase: peak - weights for phase, peak in device.memory.peaks.items()}
     forwards = case.steps * (2 if case.guided else 1)
-    return Seen(case, weights, peaks, ledger, forwards, time.monotonic() - start)
+    places = dict(device.memory.places)
+    return Seen(case, weights, peaks, places, ledger, forwards, time.monotonic() - start)
 
 
 def make(model: QwenImage, wishes: list[PictureWish], control: Control) -> None:
-    """Make pictures: one as a job does, several in one batch."""
-    if len(wishes) == 1:
-        model.make(wishes, [control])
-        return
-    first, clock = wishes[0], Clock(model._parts.device)  # noqa: SLF001 - `make` makes one by one
-    latents = model.make_latents(wishes, control, clock)
-    with clock.measure_phase("decode"):
-        for pixels in model._vae.decode(latents, first.width, first.height):  # noqa: SLF001 - the same
-            make_picture(pixels)
+    """Make pictures, several of them in one batch."""
+    for outcome in model.make(wishes, [control] * len(wishes)):
+        take_made(outcome)
 
 
 @contextmanager
@@ -122,7 +121,7 @@ def make_wish(case: Case, number: int) -> PictureWish:
     colours = [tuple(digest[at : at + 3]) for at in range(case.references)]
     return PictureWish(
         task=case.task,
-        prompt=f"{int.from_bytes(digest[:4]):010d}" + " a red circle" * (case.words // 3),
+        prompt=f"{int.from_bytes(digest[:4]):010d}" + " word" * case.words,
         negative_prompt=" " if case.guided else None,
         references=tuple(Image.new("RGB", (case.side, case.side), colour) for colour in colours),
         width=case.side,

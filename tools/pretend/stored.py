@@ -38,7 +38,7 @@ def store(device: PretendDevice, part: Part, modules: nn.Module, precision: Prec
 
 
 def make_stored(
-    device: PretendDevice, shape: tuple[int, int], precision: Precision
+    device: PretendDevice, shape: tuple[int, ...], precision: Precision
 ) -> dict[str, Tensor]:
     """Return what `worker.engine.quantise.quantise` returns for a weight [out, in]."""
     count = shape[0] * shape[1]

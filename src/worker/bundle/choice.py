@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from worker import log
 from worker.bundle import layout, match, needs
@@ -96,8 +97,9 @@ def choose(
         choice = precision.choose(
             mode,
             need,
-            free=gpu.free if gpu else None,
+            free=gpu.room if gpu else None,
             capability=gpu.capability if gpu else None,
+            working=partial(among.recipe.working, among.required.spec, among.settings),
         )
     log.get().info(
         "precision chosen", model=among.name, precision=choice.precision, reason=choice.reason

@@ -315,7 +315,12 @@ class _Search:
         if self._given.pipeline:  # callers know the model by MODEL's word for it
             spec = replace(spec, name=self._given.name)
         steps = list_lightning_steps(spec, self._settings)
-        parts = {part.identity: needs.count_device_bytes(part) for _, part in found.parts.values()}
+        offload = chosen.offload if chosen else False
+        parts = {
+            part.identity: needs.count_device_bytes(part)
+            for role, (_, part) in found.parts.items()
+            if not (offload and role == self._recipe.waiting)
+        }
         reason = chosen.reason if chosen else "the bundle's own"
         return Obtained(
             spec=spec,
@@ -323,7 +328,7 @@ class _Search:
             bundle=bundle,
             lightning=tuple(n for n in steps if n in bundle.lightning),
             parts=parts,
-            offload=chosen.offload if chosen else False,
+            offload=offload,
             facts={**source.describe(), "precision": bundle.precision, "reason": reason},
         )
 

@@ -74,10 +74,9 @@ class FileReader:
         rings, self._rings, self._own = self._rings, [], threading.local()
         while rings:
             rings.pop().wait()
-        # torch keeps pinned memory that is no longer used, 256 MiB of it for a bundle;
-        # torch.accelerator.empty_host_cache is newer than torch 2.11
-        empty: Any = vars(torch._C)["_host_emptyCache"]  # noqa: SLF001 - see above
-        empty()
+        # torch keeps pinned memory that is no longer used, 256 MiB of it for a bundle
+        torch_c: Any = torch._C  # noqa: SLF001 - torch.accelerator.empty_host_cache came after 2.11
+        torch_c._host_emptyCache()  # noqa: SLF001 - see above
 
     def start(self, path: Path) -> None:
         """Start reading a file."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from worker.bundle.headers import Shard
 from worker.bundle.stream import Transform
 from worker.engine.quantise import Precision
+from worker.settings import Settings
 from worker.weights.snapshot import Snapshot
 from worker.weights.spec import ModelSpec
 
@@ -136,6 +137,27 @@ class Part:
         return self.replaced is not None and self.replaced.names.fullmatch(name) is not None
 
 
+class ComputeWorking(Protocol):
+    """How a family computes the device memory of jobs."""
+
+    def __call__(
+        self, spec: ModelSpec, settings: Settings, precision: Precision, pixels: int | None = None
+    ) -> int:
+        """Return the bytes that the largest job takes in addition to the weights.
+
+        It is of at most `pixels` where that is given, else of the largest size that the settings
+        require to fit.
+        """
+
+
+def require_nothing(
+    spec: ModelSpec, settings: Settings, precision: Precision, pixels: int | None = None
+) -> int:
+    """Return 0: next to the weights, jobs take next to nothing."""
+    del spec, settings, precision, pixels
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How a family's models become bundles.
@@ -144,7 +166,7 @@ class Recipe:
     checks a published model by its small files and headers and raises WeightsUnavailable. LoRAs
     are applied to the part `adapted`; a Lightning LoRA must reach all modules that `reached` names,
     given that part's configuration. The part `waiting` may wait in the host's memory; messages call
-    it `waiting_word`.
+    it `waiting_word`. `working` computes what the largest job takes beside the weights.
     """
 
     parts: tuple[Part, ...]
@@ -153,6 +175,7 @@ class Recipe:
     reached: Callable[[Configuration], Collection[str]]
     waiting: str
     waiting_word: str
+    working: ComputeWorking = require_nothing
 
     def find_part(self, role: str) -> Part:
         """Return the part of a role; raises KeyError when there is none."""

@@ -77,7 +77,7 @@ def translate_errors() -> Iterator[None]:
             raise DeviceLost(
                 "the device stopped answering; this worker will be replaced"
             ) from error
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise CudaOutOfMemory(
             "the device ran out of memory; request a smaller picture or fewer references, or give"
@@ -97,7 +97,8 @@ def _list_causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of torch says that the device has too little memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     if getattr(error, "error_code", None) == OUT_OF_MEMORY_CODE:
@@ -106,7 +107,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _is_lost(error: BaseException) -> bool:
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return False
     if isinstance(error, torch.AcceleratorError | DeviceLost):
         return True

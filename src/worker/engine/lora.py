@@ -104,7 +104,9 @@ def _name_buffer(adapter: str, side: str) -> str:
 class LoraLinear(nn.Module):
     """A Linear of any precision with adapters: y = base(x) + B(A(x)) of the active one.
 
-    `others` are active next to it, or without it, each with a scale: + scale * B(A(x)).
+    `others` are active next to it, or without it, each with a scale: + scale * B(A(x)). Their
+    tensors are no buffers: what a compiled graph reads of this module stays as it was when jobs
+    bring adapters of their own.
     """
 
     def __init__(self, base: nn.Module) -> None:
@@ -112,36 +114,39 @@ class LoraLinear(nn.Module):
         self.base = base
         self.active: str | None = None
         self.others: tuple[tuple[str, float], ...] = ()
-        self._names: set[str] = set()
+        self._guests: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, name: str, down: Tensor, up: Tensor) -> None:
         """Add an adapter: `down` [rank, in], `up` [out, rank]."""
         for side, tensor in (("down", down), ("up", up)):
             self.register_buffer(_name_buffer(name, side), tensor, persistent=False)
-        self._names.add(name)
+
+    def add_guest(self, name: str, down: Tensor, up: Tensor) -> None:
+        """Add an adapter for `others`, which can be removed."""
+        self._guests[name] = down, up
 
     def remove(self, name: str) -> bool:
-        """Remove an adapter and its memory; return whether one is left."""
-        for side in ("down", "up"):
-            delattr(self, _name_buffer(name, side))
-        self._names.remove(name)
-        return bool(self._names)
+        """Remove a guest; return whether the module has any adapter left."""
+        del self._guests[name]
+        return bool(self._guests or self._buffers)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
         y: Tensor = self.base(x)
         total = y
         if self.active is not None:
-            total = total + self._apply_adapter(self.active, x)
+            down, up = (self._buffers.get(_name_buffer(self.active, s)) for s in ("down", "up"))
+            if down is None or up is None:
+                raise LoraNotApplied(f"adapter {self.active} is not attached to this module")
+            total = total + _apply_adapter(x, down, up)
         for name, scale in self.others:
-            total = total + self._apply_adapter(name, x) * scale
+            total = total + _apply_adapter(x, *self._guests[name]) * scale
         return total.to(y.dtype)
 
-    def _apply_adapter(self, name: str, x: Tensor) -> Tensor:
-        down, up = (self._buffers.get(_name_buffer(name, side)) for side in ("down", "up"))
-        if down is None or up is None:
-            raise LoraNotApplied(f"adapter {name} is not attached to this module")
-        return functional.linear(functional.linear(x.to(down.dtype), down), up)
+
+def _apply_adapter(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """Return B(A(x)), in the adapter's dtype."""
+    return functional.linear(functional.linear(x.to(down.dtype), down), up)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +176,7 @@ class Adapters:
         self._fixed = fixed
         self._wrapped: dict[str, LoraLinear] = {}
         self._attached: dict[str, frozenset[str]] = {}
+        self._guests: dict[str, frozenset[str]] = {}
         self.active: str | None = None
         self.others: dict[str, float] = {}
 
@@ -180,6 +186,11 @@ class Adapters:
         return tuple(self._attached)
 
     @property
+    def guests(self) -> tuple[str, ...]:
+        """Name the attached guests, in the order they were attached."""
+        return tuple(self._guests)
+
+    @property
     def modules(self) -> frozenset[str]:
         """Name the modules of the published transformer: a LoRA may name any of them."""
         by_name = dict(self._transformer.named_modules())
@@ -187,15 +198,21 @@ class Adapters:
         return frozenset(by_name.keys() - inner - {""} | self._fixed.modules)
 
     def attach(
-        self, name: str, state: Mapping[str, Tensor], *, expected: Collection[str] | None = None
+        self,
+        name: str,
+        state: Mapping[str, Tensor],
+        *,
+        expected: Collection[str] | None = None,
+        is_guest: bool = False,
     ) -> int:
         """Attach a canonical adapter beside the base and return how many modules it reaches.
 
-        `expected` names the modules that it must reach, no more and no fewer. Raises
-        LoraNotApplied on any difference, for anything but a LoRA of this transformer, and for one
-        that would change what is fixed; nothing is attached then.
+        A guest is one of the `others` of `use`, and can be detached. `expected` names the modules
+        that it must reach, no more and no fewer. Raises LoraNotApplied on any difference, for
+        anything but a LoRA of this transformer, and for one that would change what is fixed;
+        nothing is attached then.
         """
-        if name in self._attached:
+        if name in self._attached or name in self._guests:
             raise LoraNotApplied(f"an adapter called {name} is attached already")
         canonical = make_canonical(state, self.modules)
         modules = sorted({key.rsplit(".lora_", 1)[0] for key in canonical})
@@ -208,13 +225,12 @@ class Adapters:
         linears = self._find_linears(canonical, modules)
         for module, linear in linears.items():
             wrapped = linear if isinstance(linear, LoraLinear) else LoraLinear(linear)
-            wrapped.add(
-                name, canonical[f"{module}.lora_A.weight"], canonical[f"{module}.lora_B.weight"]
-            )
+            add = wrapped.add_guest if is_guest else wrapped.add
+            add(name, canonical[f"{module}.lora_A.weight"], canonical[f"{module}.lora_B.weight"])
             parent, _, leaf = module.rpartition(".")
             setattr(self._transformer.get_submodule(parent), leaf, wrapped)
             self._wrapped[module] = wrapped
-        self._attached[name] = frozenset(modules)
+        (self._guests if is_guest else self._attached)[name] = frozenset(modules)
         return len(modules)
 
     def _find_linears(
@@ -246,36 +262,39 @@ class Adapters:
         return found
 
     def detach(self, name: str) -> None:
-        """Remove an attached adapter that is not in use, and what was put in its place for it."""
-        if name == self.active or name in self.others:
+        """Remove a guest that is not in use, and the wrappers that were there for it alone."""
+        if name in self.others:
             raise LoraNotApplied(f"adapter {name} is in use")
-        for module in self._attached.pop(name):
+        for module in self._guests.pop(name):
             if not self._wrapped[module].remove(name):
                 parent, _, leaf = module.rpartition(".")
                 base = self._wrapped.pop(module).base
                 setattr(self._transformer.get_submodule(parent), leaf, base)
 
     def count_modules(self, name: str) -> int:
-        """Return how many modules an attached adapter reaches."""
-        return len(self._attached[name])
+        """Return how many modules a guest reaches."""
+        return len(self._guests[name])
 
     def use(self, name: str | None, others: Mapping[str, float] = NO_OTHERS) -> None:
-        """Make one adapter active, or none, and any number of others, each with its scale.
+        """Make one adapter active, or none, and any number of guests, each with its scale.
 
         Raises LoraNotApplied for an adapter that is not attached; nothing has changed then.
         """
         if name == self.active and others == self.others:
             return
-        for one in (*([] if name is None else [name]), *others):
-            if one not in self._attached:
+        for one, attached in (
+            *([] if name is None else [(name, self._attached)]),
+            *((other, self._guests) for other in others),
+        ):
+            if one not in attached:
                 raise LoraNotApplied(
-                    f"adapter {one} is not attached; attached: {', '.join(self._attached)}"
+                    f"adapter {one} is not attached; attached: {', '.join(attached)}"
                 )
         reached = self._attached[name] if name is not None else frozenset()
         for module, wrapped in self._wrapped.items():
             wrapped.active = name if module in reached else None
             wrapped.others = tuple(
-                (one, scale) for one, scale in others.items() if module in self._attached[one]
+                (one, scale) for one, scale in others.items() if module in self._guests[one]
             )
         self.active, self.others = name, dict(others)
 

@@ -1,6 +1,6 @@
 """Choose the precision of a model from computed sizes, before anything is prepared."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -8,9 +8,6 @@ from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import UnfitHost
 
 GIGABYTE: Final = 1_000_000_000
-# What a picture takes in addition to the weights: activations of a 1024x1024 edit with references
-# and the decoding of the latents (estimated).
-PICTURE_BYTES: Final = 4 * GIGABYTE
 # bf16 arithmetic begins with compute capability 8.0 (CUDA C++ programming guide, table of
 # arithmetic instructions); fp16 gives black or NaN pictures, so it is no alternative.
 BF16_CAPABILITY: Final = (8, 0)
@@ -45,14 +42,14 @@ def choose(
     *,
     free: int | None,
     capability: tuple[int, int] | None,
-    working: int = PICTURE_BYTES,
+    working: Callable[[Precision], int],
 ) -> Choice:
     """Choose the most exact precision whose weights fit, or check the requested one.
 
-    `need` has every available precision; `free` is the device's free memory in bytes and
-    `capability` its compute capability, both None without a GPU; `working` is what a picture takes
-    in addition to the weights. Raises UnfitHost, which says what to change, when nothing fits or
-    the GPU has no bf16.
+    `need` has every available precision; `free` is the memory in bytes that the device has for a
+    model and `capability` its compute capability, both None without a GPU; `working` computes what
+    a job takes in addition to the weights. Raises UnfitHost, which says what to change, when
+    nothing fits or the GPU has no bf16.
     """
     if free is None or capability is None:
         if mode != "auto":
@@ -66,11 +63,12 @@ def choose(
     every: tuple[Precision, ...] = tuple(p for p in reversed(PRECISIONS) if p in need)
     candidates = every if mode == "auto" else (mode,)
     for precision in candidates:
-        if need[precision].whole + working <= free:
-            return Choice(precision, _describe_fit(need[precision].whole, working, free))
+        if need[precision].whole + working(precision) <= free:
+            reason = _describe_fit(need[precision].whole, working(precision), free)
+            return Choice(precision, reason)
     last = candidates[-1]
-    if need[last].least + working <= free:
-        reason = _describe_fit(need[last].least, working, free)
+    if need[last].least + working(last) <= free:
+        reason = _describe_fit(need[last].least, working(last), free)
         word = need[last].waiting
         return Choice(last, f"{reason} once the {word} waits in the host's memory", True)
     raise UnfitHost(_advise(mode, need, free, working))
@@ -80,19 +78,21 @@ def _describe_fit(whole: int, working: int, free: int) -> str:
     return f"{_show_gb(whole)} of weights and {_show_gb(working)} to work in fit {_show_gb(free)}"
 
 
-def _advise(mode: Mode, need: Mapping[Precision, Need], free: int, working: int) -> str:
+def _advise(
+    mode: Mode, need: Mapping[Precision, Need], free: int, working: Callable[[Precision], int]
+) -> str:
     available = [p for p in PRECISIONS if p in need]
-    smaller = [p for p in available if need[p].least + working <= free]
-    least = need[available[0]].least + working
+    smaller = [p for p in available if need[p].least + working(p) <= free]
+    least = need[available[0]].least + working(available[0])
     change = (
         f"set PRECISION_MODE={smaller[-1]}"
         if smaller
         else f"choose a pool with at least {_show_gb(least)} of GPU memory"
     )
-    asked = available[0] if mode == "auto" else mode
+    asked: Precision = available[0] if mode == "auto" else mode
     return (
         f"the GPU has {_show_gb(free)} free and the model takes {_show_gb(need[asked].whole)} at"
-        f" {asked} and {_show_gb(working)} to work in: {change}"
+        f" {asked} and {_show_gb(working(asked))} to work in: {change}"
     )
 
 

@@ -57,7 +57,7 @@ class _Pace:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._last: torch.cuda.Event | None = None
+        self._last: Any = None  # torch leaves an event's methods untyped
 
     def step(self) -> None:
         if not self._cuda:

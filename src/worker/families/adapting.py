@@ -65,7 +65,7 @@ class WishedLoras:
             read = lora_file.read(lora.path, self._adapters.modules, lora.configuration)
             state = {key: t.to(self._device, self._dtype) for key, t in read.items()}
             del read
-            self._adapters.attach(_name(lora), state)
+            self._adapters.attach(_name(lora), state, is_guest=True)
         except FileNotFoundError:
             raise LoraFetchFailed(f"{lora.name}: its file is gone; try again") from None
         except LoraNotApplied as error:

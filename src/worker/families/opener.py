@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Generic, Literal, Protocol, TypeVar
 
@@ -40,9 +41,12 @@ class OpenBundle(Protocol[T_co]):
         verify: Literal["sizes", "full"],
         waiting: torch.device | None,
         share: Shared,
+        compiled_batch: int,
     ) -> T_co:
         """Return the open parts; the one that may wait is on `waiting`, else on `device`.
 
+        `compiled_batch` is the most rows that a batch may have in what is compiled for the device,
+        0 where nothing is.
         Raises Damaged, LoraNotApplied, and the device's own errors.
         """
 
@@ -58,9 +62,14 @@ class Describe(Protocol):
         revision: str,
         precision: str,
         lightning: tuple[int, ...],
-        memory: int | None,
+        working: Callable[[int], int],
+        left: int | None,
     ) -> Served:
-        """Return what is served; `memory` is the device's in bytes, None on a CPU."""
+        """Return what is served.
+
+        `working` computes the bytes that a job of so many pixels takes beside the weights, which
+        leave `left` bytes of the device's memory; None on a CPU.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +91,27 @@ class Opener(Generic[T]):
         InvalidSettings.
         """
         obtained = self._obtain(spec, settings, gpu)
-        own = obtained.spec
-        served = self.describe(
-            replace(own, name=spec.name) if own.name in taken else own,
-            settings,
-            revision=obtained.bundle.revision,
-            precision=obtained.bundle.precision,
-            lightning=obtained.lightning,
-            memory=gpu.total if gpu else None,
-        )
-        return Openable(
-            served,
-            obtained.parts,
-            lambda: self._open(spec, obtained, served, settings, gpu),
-            obtained.facts,
-        )
+        own, precision = obtained.spec, obtained.bundle.precision
+
+        def limit(left: int | None) -> Openable:
+            served = self.describe(
+                replace(own, name=spec.name) if own.name in taken else own,
+                settings,
+                revision=obtained.bundle.revision,
+                precision=precision,
+                lightning=obtained.lightning,
+                working=partial(self.recipe.working, own, settings, precision),
+                left=left,
+            )
+            return Openable(
+                served,
+                obtained.parts,
+                lambda: self._open(spec, obtained, served, settings, gpu),
+                obtained.facts,
+                limit,
+            )
+
+        return limit(gpu.room - sum(obtained.parts.values()) if gpu else None)
 
     def prepare(self, spec: ModelSpec, settings: Settings, gpu: Gpu | None) -> Path:
         """Bring a model's bundle to this machine and return its folder; raises as `make_ready`."""
@@ -141,11 +156,17 @@ class Opener(Generic[T]):
         With `offload` it is there at once. Raises Damaged, DeviceLost, LoraNotApplied, UnfitHost.
         """
         host = torch.device("cpu")
+        compiled_batch = choose_compiled_batch(device, settings)
         for waiting in (host,) if offload else (None, host):
             try:
                 with devices.translate_errors():
                     return self.open_bundle(
-                        folder, device, verify=settings.verify, waiting=waiting, share=SHARED
+                        folder,
+                        device,
+                        verify=settings.verify,
+                        waiting=waiting,
+                        share=SHARED,
+                        compiled_batch=compiled_batch,
                     )
             except CudaOutOfMemory:
                 pass  # the failed attempt's tensors live in the exception: leave it before freeing
@@ -161,3 +182,11 @@ class Opener(Generic[T]):
 def choose_device(gpu: Gpu | None) -> torch.device:
     """Return the device that models run on: the GPU where there is one."""
     return torch.device("cuda" if gpu else "cpu")
+
+
+def choose_compiled_batch(device: torch.device, settings: Settings) -> int:
+    """Return the most rows of a batch that models are compiled for; 0: they run as they are.
+
+    Never on a CPU, where a compiled block is 2.3 times slower (measured, 2 cores, torch 2.13).
+    """
+    return settings.most_in_batch if device.type == "cuda" and settings.compile == "auto" else 0

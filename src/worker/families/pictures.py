@@ -1,15 +1,12 @@
 """What callers may request of a model that makes pictures, from its row, settings and memory."""
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any
 
 from worker.seam import Served
 from worker.settings import Settings
 from worker.tasks.picture import PictureOffer
 from worker.weights.spec import ModelSpec
-
-# The largest picture in pixels by device memory in bytes: what a picture takes in addition
-# to the weights grows with its tokens, about 3 GB for a 1024x1024 edit (est.).
-LARGEST_AREAS: Final = ((40 << 30, 2048 * 2048), (22 << 30, 1536 * 1536), (0, 1328 * 1328))
 
 
 def describe(
@@ -19,14 +16,18 @@ def describe(
     revision: str,
     precision: str,
     lightning: tuple[int, ...],
-    memory: int | None,
+    working: Callable[[int], int],
+    left: int | None,
 ) -> Served:
-    """Describe what callers may request; `memory` is the device's in bytes, None on a CPU."""
+    """Describe what callers may request.
+
+    `working` computes the device memory that a picture of so many pixels takes in addition to the
+    weights, which leave `left` bytes of it; None on a CPU.
+    """
     defaults = spec.defaults
     largest = settings.max_pixels
     if largest is None:
-        room = next(pixels for floor, pixels in LARGEST_AREAS if (memory or 0) >= floor)
-        largest = min(room, 4 * defaults.area)
+        largest = choose_largest(list_areas(defaults), working, left)
     offer = PictureOffer(
         steps=defaults.steps,
         true_cfg_scale=defaults.true_cfg_scale,
@@ -45,7 +46,24 @@ def describe(
         precision=precision,
         licence=spec.licence,
         offers=dict.fromkeys(spec.tasks, offer),
+        working=working(largest),
     )
+
+
+def list_areas(defaults: Any) -> list[int]:
+    """Return the areas in pixels up to which a model may serve, the smallest first.
+
+    Its own, the largest of its sizes, and those of one and a half and twice the side of its own.
+    """
+    own: int = defaults.area
+    largest = max(own, *(width * height for width, height in defaults.sizes.values()))
+    return sorted({own, min(largest, 4 * own), 9 * own // 4, 4 * own})
+
+
+def choose_largest(areas: list[int], working: Callable[[int], int], left: int | None) -> int:
+    """Return the largest of the areas that fits, or the smallest of all where none does."""
+    fitting = [area for area in areas if left is None or working(area) <= left]
+    return fitting[-1] if fitting else areas[0]
 
 
 def _explain_no_loras(

@@ -18,11 +18,6 @@ from worker.jobs.ticket import Placed, Row, Ticket
 Note = Callable[[WorkerError | None], None]
 
 
-def forget(error: WorkerError | None) -> None:
-    """Do nothing about how a job's making ended."""
-    del error
-
-
 class Lane:
     """Make what jobs ask for, in one thread: the oldest row, and with it others of an equal key.
 
@@ -30,10 +25,8 @@ class Lane:
     each job's making ended, unless it was stopped: before the job does, and before the next batch.
     """
 
-    def __init__(
-        self, caps: Caps | None = None, *, timeout_s: float = 0.0, note: Note = forget
-    ) -> None:
-        self._caps = caps or Caps(1, 0)
+    def __init__(self, caps: Caps, *, timeout_s: float, note: Note) -> None:
+        self._caps = caps
         self._timeout_s = timeout_s
         self._note = note
         self._thread = DeviceThread()
@@ -51,6 +44,7 @@ class Lane:
         """
         for index in range(len(ticket.wishes)):
             self._waiting.append(Row(ticket, index, next(self._row_numbers)))
+        log.get().debug("waits for the device", rows=len(ticket.wishes))
         self._changed.set()
         if self._serving is None:
             self._serving = asyncio.create_task(self._serve())

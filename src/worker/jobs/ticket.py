@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from worker.jobs.control import JobControl, Stopped
 from worker.seam import BatchKey, Made, Model, Wish
@@ -32,36 +32,43 @@ def ignore(index: int, placed: Placed) -> None:
     del index, placed
 
 
-@dataclass(eq=False, slots=True)
 class Ticket:
     """What one job asks of one model; `take` returns that model, in the lane's thread.
 
     Without `may_share` each wish is made alone. `on_made(index, placed)` is called on the event
-    loop as each wish is made. The rest is the lane's: what is open, and what came of the others.
+    loop as each wish is made. The rest is the lane's: how many rows are `left` without an outcome,
+    and what came of the others.
     """
 
-    model_id: str
-    take: Callable[[], Model]
-    wishes: Sequence[Wish]
-    control: JobControl
-    may_share: bool = True
-    on_made: Callable[[int, Placed], None] = ignore
-    left: int = field(default=0, init=False)
-    arrived: float = field(default=0.0, init=False)
-    context: contextvars.Context = field(default_factory=contextvars.copy_context, init=False)
-    placed: dict[int, Placed] = field(default_factory=dict, init=False)
-    ended: "asyncio.Future[None]" = field(init=False)
-    error: Exception | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        model_id: str,
+        take: Callable[[], Model],
+        wishes: Sequence[Wish],
+        control: JobControl,
+        *,
+        may_share: bool = True,
+        on_made: Callable[[int, Placed], None] = ignore,
+    ) -> None:
+        self.model_id = model_id
+        self.take = take
+        self.wishes = wishes
+        self.control = control
+        self.may_share = may_share
+        self.left = len(wishes)
+        self.placed: dict[int, Placed] = {}
+        self.error: Exception | None = None
+        self.context = contextvars.copy_context()
         loop = asyncio.get_running_loop()
-        self.left, self.arrived, self.ended = len(self.wishes), loop.time(), loop.create_future()
+        self.arrived = loop.time()
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self._on_made = on_made
 
     def settle(self, index: int, outcome: Placed | Exception) -> None:
         """Record what became of one wish; the first error counts, but for that of a stop."""
         if isinstance(outcome, Placed):
             self.placed[index] = outcome
-            self.on_made(index, outcome)
+            self._on_made(index, outcome)
         elif self.error is None or isinstance(self.error, Stopped):
             self.error = outcome
         self.drop(1)

@@ -7,7 +7,7 @@ from urllib.parse import quote, urlsplit
 
 from worker.errors import BucketUnusable, WorkerError
 from worker.media.address import parse_address
-from worker.media.stores import Store, Style, identify_store
+from worker.media.stores import UNKNOWN_STORE, Store, Style, identify_store
 from worker.media.url import encode_host
 from worker.settings import BucketStyle, Settings
 
@@ -96,7 +96,7 @@ class Bucket:
         split, style = urlsplit(self.endpoint), self._style
         host, (name, path) = _format_like_request(split.netloc), self._split_name()
         if name and (style == "host only" or (style == "host" and "." not in name)):
-            is_before = self.style == "virtual" and host.startswith(f"{name}.")
+            is_before = self._store is UNKNOWN_STORE and host.startswith(f"{name}.")
             host, name = host if is_before else f"{name}.{host}", ""
         inside = quote("/".join(filter(None, (path, name))), safe=SAFE)
         return f"{split.scheme}://" + "/".join(filter(None, (host, inside, self.make_path(key))))

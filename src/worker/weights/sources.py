@@ -61,9 +61,10 @@ def find(
     """Return the first place that has the complete model; only names and headers are read.
 
     In this order: the bundle on MODEL_DIR (`bundle` is its folder), MODEL_PATH or the folder that
-    MODEL names, RunPod's model cache, Hugging Face's if it is set, the image, the hub. The folders
-    of every place but the first may contain a bundle or published weights. Where the name of a
-    folder does not show which model it is, a bundle's manifest must; published weights cannot.
+    MODEL names (an embedded model's after the image's bundle of it), RunPod's model cache, Hugging
+    Face's if it is set, the image, the hub. The folders of every place but the first may contain a
+    bundle or published weights. Where the name of a folder does not show which model it is, a
+    bundle's manifest must; published weights cannot.
     Raises WeightsUnavailable when a folder that MODEL names cannot be used: no other model may
     replace it.
     """
@@ -74,6 +75,9 @@ def find(
     passed.append(("MODEL_DIR", reason))
     if spec.folder is not None:
         kind: SourceKind = "image" if spec.embedded else "MODEL_PATH"
+        for place in _look_below(baked, spec) if spec.embedded else ():
+            if _examine(spec, place, bundle_fault) == (True, None):
+                return WeightSource(kind, place.folder, True, None, tuple(passed))
         is_bundle, reason = _examine(spec, _Place(spec.folder, "it", LOCAL), bundle_fault)
         if reason is not None:
             raise WeightsUnavailable(f"MODEL: the folder of {spec.name} {reason}")

@@ -24,19 +24,21 @@ def pod() -> Iterator[Pod]:
 @pytest.fixture
 def start(pod: Pod, tmp_path: Path) -> Start:
     def start(**environ: str) -> AbstractContextManager[Process]:
-        more = {"STANDIN_GATES": str(tmp_path), "BATCH_SIZE": "3", **environ}
+        more = {"STANDIN_GATES": str(tmp_path), "BATCH_SIZE": "3", "LOG_LEVEL": "debug", **environ}
         return pod.worker(COMMAND, more)
 
     return start
 
 
-def taken_behind(pod: Pod, folder: Path, *prompts: str) -> tuple[Gate, str, list[str]]:
-    """Let the worker take jobs while it makes another, which waits at the gate; return all."""
+def taken_behind(
+    pod: Pod, worker: Process, folder: Path, *prompts: str
+) -> tuple[Gate, str, list[str]]:
+    """Let jobs wait for the device while another, at the gate, has it; return all."""
     first = Gate(folder, "first")
     running = pod.submit({"prompt": "hold=denoise:1 gate=first"})
     pod.until(lambda: first.is_reached)
     jobs = [pod.submit({"prompt": prompt, "seed": n}) for n, prompt in enumerate(prompts)]
-    pod.until(lambda: all(pod.seen("taken", job_id) for job_id in jobs))
+    pod.until(lambda: len(worker.log("waits for the device")) == 1 + len(jobs))
     return first, running, jobs
 
 
@@ -50,7 +52,9 @@ def test_jobs_are_taken_for_every_row_and_one_more_and_those_that_wait_share(
     pod: Pod, start: Start, tmp_path: Path
 ) -> None:
     with start(PREFETCH="true") as worker:
-        first, running, jobs = taken_behind(pod, tmp_path, *(f"share=a {n}" for n in range(3)))
+        first, running, jobs = taken_behind(
+            pod, worker, tmp_path, *(f"share=a {n}" for n in range(3))
+        )
         late = pod.submit({"prompt": "share=a late"})
         first.open()
         assert outcome(pod, running) == 1
@@ -65,7 +69,7 @@ def test_a_cancelled_job_leaves_its_batch_and_the_loop_takes_the_next(
     with start() as worker:
         gate = Gate(tmp_path, "gate")
         held = "share=a hold=denoise:2 gate=gate steps=3"
-        first, _, jobs = taken_behind(pod, tmp_path, held, "share=a")
+        first, _, jobs = taken_behind(pod, worker, tmp_path, held, "share=a")
         first.open()
         pod.until(lambda: gate.is_reached)
         pod.cancel(jobs[0])
@@ -81,7 +85,7 @@ def test_a_worker_that_leaves_answers_the_jobs_that_share_and_those_that_wait(
     pod: Pod, start: Start, tmp_path: Path
 ) -> None:
     with start() as worker:
-        first, running, jobs = taken_behind(pod, tmp_path, "share=a", "share=a")
+        first, running, jobs = taken_behind(pod, worker, tmp_path, "share=a", "share=a")
         worker.send(signal.SIGTERM)
         pod.until(lambda: worker.log("leaving"))
         first.open()
@@ -93,7 +97,7 @@ def test_a_device_lost_under_several_jobs_is_the_answer_to_each_and_ends_the_wor
     pod: Pod, start: Start, tmp_path: Path
 ) -> None:
     with start() as worker:
-        first, running, jobs = taken_behind(pod, tmp_path, "share=a lost", "share=a")
+        first, running, jobs = taken_behind(pod, worker, tmp_path, "share=a lost", "share=a")
         first.open()
         assert outcome(pod, running) == 1
         assert [outcome(pod, job_id) for job_id in jobs] == ["DEVICE_LOST"] * 2
@@ -102,7 +106,7 @@ def test_a_device_lost_under_several_jobs_is_the_answer_to_each_and_ends_the_wor
 
 def test_a_bad_picture_ends_one_job_of_a_batch(pod: Pod, start: Start, tmp_path: Path) -> None:
     with start() as worker:
-        first, _, jobs = taken_behind(pod, tmp_path, "share=a nan", "share=a")
+        first, _, jobs = taken_behind(pod, worker, tmp_path, "share=a nan", "share=a")
         first.open()
         assert [outcome(pod, job_id) for job_id in jobs] == ["BAD_PICTURE", 2]
         assert worker.running

@@ -6,12 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from worker import boot, settings
-from worker.errors import BadPicture
+from worker.errors import BadPicture, CudaOutOfMemory, Internal
 from worker.families.clock import Clock
 from worker.families.qwen_image.model import QwenImage
+from worker.families.qwen_image.references import ReferencePictures
+from worker.families.sharing import Sharing
 from worker.media.picture import Picture
 from worker.seam import Control, Outcome, Phase, Unheard, take_made
 from worker.tasks.picture import PictureWish
@@ -136,6 +139,63 @@ def test_a_batch_without_any_row_stops_within_a_step(bf16: Any) -> None:
     assert rows == [2, 1]
 
 
+def test_on_a_gpu_the_batch_keeps_its_shape_and_a_row_that_ended_is_not_given(
+    bf16: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: QwenImage = bf16.take("tiny-image")
+    wishes = texts()
+    alone = [drawn(model, one).tobytes() for one in wishes]
+    monkeypatch.setattr(
+        "worker.families.qwen_image.model.Sharing",
+        lambda controls, drops: Sharing(controls, drops=not drops),
+    )
+    with counted_rows(model) as rows:
+        controls = [Ending("denoise", 2), Unheard(), Ending("text", 1), Unheard()]
+        outcomes = list(model.make(wishes, controls))
+    assert [type(one) is InterruptedError for one in outcomes] == [True, False, True, False]
+    assert [image_of(outcomes[row]).tobytes() for row in (1, 3)] == [alone[1], alone[3]]
+    assert rows == [4] * 4
+
+
+def test_pictures_of_different_keys_are_never_made_together(bf16: Any) -> None:
+    model: QwenImage = bf16.take("tiny-image")
+    with counted_rows(model) as rows, pytest.raises(Internal):
+        list(model.make([wish(), wish("a red circle and a square")], [Unheard()] * 2))
+    assert rows == []
+
+
+class Scarce:
+    """A forward that has memory for so many rows."""
+
+    def __init__(self, real: Any, rows: int) -> None:
+        self.calls: list[int] = []
+        self._real, self._rows = real, rows
+
+    def __call__(self, latents: torch.Tensor, *given: Any) -> Any:
+        """Run out of memory, or run."""
+        self.calls.append(len(latents))
+        if len(latents) > self._rows:
+            raise torch.OutOfMemoryError("full")
+        return self._real(latents, *given)
+
+
+def test_several_that_do_not_fit_are_given_up_at_once_and_one_is_tried_again(
+    bf16: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: QwenImage = bf16.take("tiny-image")
+    scarce = Scarce(model._parts.forward, 1)
+    monkeypatch.setattr(model._parts, "forward", scarce)
+    with pytest.raises(CudaOutOfMemory):
+        list(model.make(texts()[:3], [Unheard()] * 3))
+    assert scarce.calls == [3]
+    assert drawn(model, texts()[0])
+    scarce = Scarce(scarce._real, 0)
+    monkeypatch.setattr(model._parts, "forward", scarce)
+    with pytest.raises(CudaOutOfMemory):
+        list(model.make(texts()[:1], [Unheard()]))
+    assert scarce.calls == [1, 1]
+
+
 def test_a_bad_picture_is_the_outcome_of_its_own_row(
     bf16: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +267,7 @@ def test_what_a_row_of_its_own_has_is_not_in_the_key(bf16: Any) -> None:
         {"references": (picture(0).resize((64, 96)),)},
         {"references": ()},
     ],
-    ids=str,
+    ids=", ".join,
 )
 def test_whatever_changes_a_forward_is_in_the_key(bf16: Any, more: dict[str, Any]) -> None:
     model: QwenImage = bf16.take("tiny-edit")
@@ -233,7 +293,7 @@ def test_the_tokens_of_the_key_are_those_of_the_embeddings(bf16: Any, name: str)
     lengths = []
     for prompt in ("a", "a red circle", "a red circle " * 600, "\n\nx"):
         one = wish(prompt, references=references)
-        embeds = model._embed(one, prompt, Clock(model._parts.device)).embeds
+        embeds = model._embed(one, prompt, ReferencePictures(), Clock(model._parts.device)).embeds
         lengths.append((embeds.shape[1], model.make_key(one).tokens[0]))
     assert len({tokens - counted for tokens, counted in lengths}) == 1
     assert len({counted for _, counted in lengths}) > 2

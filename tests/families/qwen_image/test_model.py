@@ -307,6 +307,32 @@ def test_references_of_the_same_bytes_and_other_shapes_are_distinguished(
     assert drawn(model, second) == expected
 
 
+def test_a_reference_is_resized_once_for_all_prompts_and_not_for_one_that_is_cached(
+    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To what the text encoder sees; the VAE's size is the reference's own here."""
+    model = models["tiny-edit"]
+    reference = REFERENCE.rotate(90).resize((192, 192))
+    resized: list[tuple[int, int]] = []
+    resize = Image.Image.resize
+
+    def count(image: Image.Image, size: Any, *given: Any, **named: Any) -> Image.Image:
+        if image is reference:
+            resized.append(size)
+        return resize(image, size, *given, **named)
+
+    monkeypatch.setattr(Image.Image, "resize", count)
+    asked = replace(EDIT, references=(reference,), **{**BASE, "steps": 2})
+    model._cache.clear()
+    shown, encoded = model._choose_shown_size(reference), (96, 96)
+    for expected in ([shown, encoded], []):
+        resized.clear()
+        drawn(model, asked)
+        assert resized == expected
+    drawn(model, replace(asked, prompt="make it green"))
+    assert resized == [shown]
+
+
 def test_every_phase_reports_how_long_it_took(models: dict[str, QwenImage]) -> None:
     """In milliseconds, and together not more than the total."""
     phases = {"tiny-image": ["denoise", "decode", "text"]}
@@ -482,6 +508,21 @@ def test_tiling_is_decided_before_decoding_where_memory_is_short(
             assert [named["tiled"] for named in placed[phase].calls] == [tiled]
 
 
+@pytest.mark.parametrize("steps", [(8, 4), (4,), ()], ids=str)
+def test_a_gpu_is_warmed_with_every_adapter_and_two_lengths_of_prompt(
+    models: dict[str, QwenImage], steps: tuple[int, ...]
+) -> None:
+    """Each of them picks kernels of its own; a CPU has none to pick."""
+    served = models["tiny-edit"].served
+    offer = replace(offer_of(served), lightning_steps=steps)
+    served = replace(served, offers=dict.fromkeys(served.offers, offer))
+    first, longer, *others = qwen_image.list_warm_ups(served, has_gpu=True)
+    assert [wish.steps for wish in (first, *others)] == list(steps or (2,))
+    assert longer == replace(first, prompt=longer.prompt)
+    assert len(longer.prompt) > 10 * len(first.prompt)
+    assert qwen_image.list_warm_ups(served, has_gpu=False) == [first]
+
+
 def test_a_model_runs_where_the_gpu_is_if_there_is_one() -> None:
     assert opener.choose_device(None) == torch.device("cpu")
     assert opener.choose_device(Gpu("H100", (9, 0), 80 << 30, 79 << 30)) == torch.device("cuda")
@@ -593,6 +634,7 @@ def test_a_text_encoder_that_must_wait_in_the_hosts_memory_is_opened_there(
     for named in asked:
         assert named["verify"] == given.verify
         assert named["share"] is opener.SHARED
+        assert named["compiled_batch"] == 0
 
 
 def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -609,7 +651,8 @@ def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.Monke
     )
     monkeypatch.setattr(opener, "obtain", lambda *_: obtained)
     given = settings.read({})
-    for gpu, side in ((None, 1328), (Gpu("L4", (8, 9), 24 << 30, 23 << 30), 1536)):
+    # 1 GB is CUDA's own; of a picture of 2048 x 2048 the decoder alone takes 3.3 GB
+    for gpu, side in ((None, 2048), (Gpu("L4", (8, 9), 24 << 30, 4_500_000_000), 1536)):
         openable = qwen_image.make_ready(spec, given, gpu)
         assert (openable.parts, openable.facts) == ({"a": 1}, {"b": 2})
         served = openable.served

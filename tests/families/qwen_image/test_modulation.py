@@ -145,6 +145,19 @@ def test_a_forward_without_a_selection_is_nan_never_an_earlier_step() -> None:
     assert forward(model, LIGHTNING[0]).isnan().all()
 
 
+def test_lightnings_rows_are_read_once_whatever_comes_between() -> None:
+    """Those of 8 and of 4 steps; a longer schedule is read again once another was loaded."""
+    read: list[int] = []
+    schedules = [LIGHTNING, LIGHTNING[::2], LIGHTNING.repeat(2)]
+    table = table_of(small(), LIGHTNING)
+    parts = tuple(replace(p, ahead=lambda index: read.append(len(index))) for p in table.parts)
+    modulation = RowModulation(small(), RowTable(table.keys, parts), torch.device("cpu"))
+    for schedule in (0, 0, 1, 2, 2, 0, 1, 2):
+        modulation.load(schedules[schedule])
+    assert len(LIGHTNING) == 8
+    assert read[:: len(parts)] == [8, 4, 16, 16]
+
+
 def test_selecting_before_loading_is_an_error() -> None:
     with pytest.raises(Internal):
         RowModulation(small(), table_of(small(), LIGHTNING), torch.device("cpu")).select(0)

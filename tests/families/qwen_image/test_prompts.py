@@ -1,11 +1,16 @@
 """A user's text is never a special token, and the template costs what is dropped."""
 
+from typing import Any
+
 import pytest
+import torch
+from PIL import Image
 from transformers import AutoTokenizer
 
 from worker.families.qwen_image import prompts
 from worker.families.qwen_image.prompts import PromptEncoder, Template
 from worker.weights.meaning import find_checkpoints
+from worlds import prepared
 
 TOKENIZER = AutoTokenizer.from_pretrained(find_checkpoints() / "tiny" / "edit" / "tokenizer")
 
@@ -140,3 +145,25 @@ def test_an_edit_equals_the_stock_pipeline_up_to_1024_tokens(
         ours = encoder().tokenise(words(count), template, [1] * references)
         stock = TOKENIZER(stock_text(words(count), template, references))["input_ids"]
         assert (ours == stock) is equal
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_embeddings_are_those_of_the_stock_call(dtype: torch.dtype, count: int) -> None:
+    """With a mask of ones and everything on one device, as the stock pipelines call the encoder."""
+    parts = prepared.published("tiny-edit", dtype=dtype)
+    template = prompts.EDIT_PLUS_TEMPLATE
+    shown = [Image.effect_noise((56 + 28 * n, 112), 90).convert("RGB") for n in range(count)]
+    ours = PromptEncoder(parts.tokenizer, parts.processor, parts.text_encoder)
+    given = ours.encode("make it blue", template, shown)
+    stock: dict[str, Any] = {}
+    if shown:
+        stock = dict(parts.processor.image_processor(images=shown, return_tensors="pt"))  # type: ignore[union-attr]
+    counts = [int(grid.prod()) // 4 for grid in stock.get("image_grid_thw", [])]
+    ids = torch.tensor([ours.tokenise("make it blue", template, counts)])
+    if shown:
+        pad = parts.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        stock["mm_token_type_ids"] = (ids == pad).int()
+    with torch.inference_mode():
+        output = parts.text_encoder.model(ids, attention_mask=torch.ones_like(ids), **stock)
+    assert torch.equal(given, output.last_hidden_state[:, template.dropped :])

@@ -18,7 +18,8 @@ class Components:
     `transformer` and `text_encoder` are diffusers' and transformers' own modules on `device`, in
     eval mode; floating tensors have `dtype` unless the precision keeps them otherwise.
     `scheduler` is the base schedule's configuration (scheduler_config.json); `processor` is None
-    for a model without references. `forward` runs the transformer.
+    for a model without references. `compiled_batch` is the most rows that the transformer's
+    blocks are compiled for, 0 where they run as they are. `forward` runs the transformer.
     """
 
     transformer: Any
@@ -31,7 +32,8 @@ class Components:
     modulation: Modulation
     device: torch.device
     dtype: torch.dtype
+    compiled_batch: int = 0
     forward: Forward = field(init=False)
 
     def __post_init__(self) -> None:
-        self.forward = Forward(self.transformer)
+        self.forward = Forward(self.transformer, is_compiled=self.compiled_batch > 0)

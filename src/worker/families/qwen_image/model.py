@@ -1,9 +1,9 @@
 """Qwen-Image 1.x: text-to-image and instruction edits with references, in the order it runs."""
 
-import hashlib
 import math
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -16,13 +16,14 @@ from worker.engine.cache import TensorCache
 from worker.engine.decoded import make_picture
 from worker.engine.sampler import make_noise
 from worker.engine.schedule import make_schedule
-from worker.errors import BadPicture, LoraNotApplied
+from worker.errors import BadPicture, Internal, LoraNotApplied
 from worker.families.adapting import WishedLoras
 from worker.families.clock import Clock
 from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
 from worker.families.pictures import describe
 from worker.families.qwen_image import prompts
+from worker.families.qwen_image.compiling import compile_rest
 from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.denoising import Conditioning, LatentShape, denoise, stack
 from worker.families.qwen_image.key import PictureKey
@@ -30,6 +31,7 @@ from worker.families.qwen_image.lightning import make_lightning_schedule
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.prompts import PromptEncoder, Template
 from worker.families.qwen_image.recipe import RECIPE
+from worker.families.qwen_image.references import ReferencePictures
 from worker.families.qwen_image.vae import Vae
 from worker.families.sharing import Sharing
 from worker.media.picture import Picture
@@ -47,6 +49,8 @@ TEMPLATES: Final[dict[str, Template]] = {
 CONDITION_AREA: Final = 384 * 384
 # prompt embeddings are 7 MB at most (1024 tokens x 3584 x bf16), reference latents 0.5 MB each
 CACHE_BYTES: Final = 64 << 20
+# how often the longer prompt of a warm-up repeats the shorter: about 80 tokens
+WARM_LENGTH: Final = 16
 # an output whose aspect is this close to a reference's (natural logarithm of the ratio) shares its
 # size, so that an edit neither shifts nor zooms; rounding to 16 pixels alone moves 1024 by 0.016
 SAME_ASPECT: Final = 0.03
@@ -62,21 +66,29 @@ def fit_area(area: int, ratio: float) -> tuple[int, int]:
     return max(32, round(width / 32) * 32), max(32, round(height / 32) * 32)
 
 
-def _digest(images: Sequence[Image.Image]) -> str:
-    """Identify references by their pixels."""
-    digest = hashlib.blake2b()
-    for image in images:
-        digest.update(f"{image.mode}{image.size}".encode())
-        digest.update(image.tobytes())
-    return digest.hexdigest()
-
-
 def _list_texts(wish: PictureWish) -> dict[str, str]:
     """Return the texts that a picture is made of, by what they are called."""
     texts = {"prompt": wish.prompt}
     if wish.negative_prompt is not None and wish.true_cfg_scale > 1:
         texts["negative prompt"] = wish.negative_prompt
     return texts
+
+
+def list_warm_ups(served: Served, *, has_gpu: bool) -> list[PictureWish]:
+    """Return what a model makes before its first job.
+
+    A GPU picks and loads kernels by size: there it is a prompt of another length too, and each of
+    the other adapters.
+    """
+    first = warm_up(served)
+    if not has_gpu:
+        return [first]
+    others = offer_of(served).lightning_steps[1:] if first.lightning else ()
+    return [
+        first,
+        replace(first, prompt=" ".join([first.prompt] * WARM_LENGTH)),
+        *(replace(first, steps=steps) for steps in others),
+    ]
 
 
 class QwenImage:
@@ -128,9 +140,12 @@ class QwenImage:
         """Make pictures that have equal keys, and give each as soon as it is decoded.
 
         They are denoised together and decoded one after another, in the memory of one. A phase
-        that runs out of memory runs again with less. Raises CudaOutOfMemory, DeviceLost,
-        LoraNotApplied, or what the last control raised.
+        that runs out of memory runs again with less, but for the steps of several pictures. Raises
+        CudaOutOfMemory, DeviceLost, LoraNotApplied, or what the last control raised; Internal when
+        the keys differ: the pictures would be wrong.
         """
+        if len({self.make_key(wish) for wish in wishes}) > 1:
+            raise Internal("pictures of different keys cannot share forwards")
         device, clock = self._parts.device, Clock(self._parts.device)
         sharing = Sharing(controls, drops=device.type == "cpu")
         with devices.translate_errors():
@@ -159,9 +174,15 @@ class QwenImage:
         self._loras.forget()
 
     def warm(self) -> None:
-        """Make one picture of the kind that jobs will request; raises as `make`."""
-        for outcome in self.make([warm_up(self.served)], [Unheard()]):
-            take_made(outcome)
+        """Make pictures of the kinds that jobs will request, and compile what others will need.
+
+        Raises as `make`.
+        """
+        for wish in list_warm_ups(self.served, has_gpu=self._parts.device.type == "cuda"):
+            for outcome in self.make([wish], [Unheard()]):
+                take_made(outcome)
+        with devices.translate_errors():
+            compile_rest(self._parts)
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.
@@ -194,20 +215,22 @@ class QwenImage:
         name = name_adapter(first.steps) if first.lightning else None
         if name is not None and name not in parts.adapters.attached:
             raise LoraNotApplied(f"no Lightning LoRA for {first.steps} steps is loaded")
+        parts.forward.is_eager = bool(first.loras)
         kind = tuple(lora.identity for lora in first.loras)
         self._phases.run("loras", kind, lambda _: self._loras.use(name, first.loras))
 
+        pictures = ReferencePictures()
         prompt, negative = self._phases.run(
-            "text", len(first.references), lambda _: self._embed_all(wishes, clock)
+            "text", len(first.references), lambda _: self._embed_all(wishes, pictures, clock)
         )
         sharing.report("text", 1, 1)
 
-        references, shapes = self._encode_references(wishes, sharing, clock)
+        references, shapes = self._encode_references(wishes, pictures, sharing, clock)
         step = self._vae.scale
         height, width = first.height // step, first.width // step
         start = make_noise(
             [w.seed for w in wishes], self._vae.channels, height, width, parts.dtype
-        ).to(parts.device)
+        ).to(parts.device, non_blocking=True)
         tokens = start.shape[1]
 
         def finish_step(step: int, steps: int) -> Sequence[int] | None:
@@ -236,7 +259,9 @@ class QwenImage:
                     on_step=finish_step,
                 )
 
-        kind = (first.width * first.height, len(shapes), len(wishes))
+        if len(wishes) > 1:
+            return run_steps(False)  # a batch that does not fit is halved where it was formed
+        kind = (first.width * first.height, len(shapes))
         return self._phases.run("denoise", kind, run_steps)
 
     def _decode(self, latents: Tensor, wish: PictureWish, clock: Clock) -> Image.Image | BadPicture:
@@ -262,29 +287,28 @@ class QwenImage:
         )
 
     def _embed_all(
-        self, wishes: Sequence[PictureWish], clock: Clock
+        self, wishes: Sequence[PictureWish], pictures: ReferencePictures, clock: Clock
     ) -> tuple[Conditioning, Conditioning | None]:
         """Return the prompts of wishes and, where CFG runs, their negative prompts."""
-        prompt = stack([self._embed(w, w.prompt, clock) for w in wishes])
+        prompt = stack([self._embed(w, w.prompt, pictures, clock) for w in wishes])
         if "negative prompt" not in _list_texts(wishes[0]):
             return prompt, None
-        return prompt, stack([self._embed(w, w.negative_prompt or "", clock) for w in wishes])
+        negative = [self._embed(w, w.negative_prompt or "", pictures, clock) for w in wishes]
+        return prompt, stack(negative)
 
-    def _embed(self, wish: PictureWish, text: str, clock: Clock) -> Conditioning:
-        shown = self._resize(wish.references)
-        key: Hashable = ("text", text, _digest(shown))
+    def _embed(
+        self, wish: PictureWish, text: str, pictures: ReferencePictures, clock: Clock
+    ) -> Conditioning:
+        def encode() -> Tensor:
+            shown = [
+                pictures.resize(image, self._choose_shown_size(image)) for image in wish.references
+            ]
+            return self._prompts.encode(text, TEMPLATES[self._pipeline], shown)
+
         with clock.measure_phase("text"):
-            embeds = self._cache.get(
-                key, lambda: self._prompts.encode(text, TEMPLATES[self._pipeline], shown)
-            )
+            key: Hashable = ("text", text, tuple(map(pictures.digest, wish.references)))
+            embeds = self._cache.get(key, encode)
         return Conditioning(embeds.to(self._parts.device, self._parts.dtype))
-
-    def _resize(self, references: Sequence[Image.Image]) -> list[Image.Image]:
-        """Resize references to what the text encoder sees."""
-        return [
-            image.resize(self._choose_shown_size(image), Image.Resampling.LANCZOS)
-            for image in references
-        ]
 
     def _choose_shown_size(self, image: Image.Image) -> tuple[int, int]:
         """Return the (width, height) at which the text encoder sees a reference."""
@@ -292,7 +316,11 @@ class QwenImage:
         return fit_area(area, image.width / image.height)
 
     def _encode_references(
-        self, wishes: Sequence[PictureWish], control: Control, clock: Clock
+        self,
+        wishes: Sequence[PictureWish],
+        pictures: ReferencePictures,
+        control: Control,
+        clock: Clock,
     ) -> tuple[Tensor | None, list[LatentShape]]:
         """Return all references' packed latents [batch, tokens, channels] and their shapes."""
         first = wishes[0]
@@ -301,7 +329,7 @@ class QwenImage:
         sizes = [self.choose_reference_size(image, first) for image in first.references]
 
         def encode(image: Image.Image, size: tuple[int, int]) -> Tensor:
-            key = ("reference", _digest([image]), size)
+            key = ("reference", pictures.digest(image), size)
             pixels = size[0] * size[1]
 
             def run(tiled: bool) -> Tensor:

@@ -21,13 +21,14 @@ def open_bundle(
     verify: Literal["sizes", "full"] = "sizes",
     waiting: torch.device | None = None,
     share: Shared | None = None,
+    compiled_batch: int = 0,
     threads: int = READ_THREADS,
 ) -> Components:
     """Open a bundle with its Lightning LoRAs attached.
 
     `waiting` is the device of the text encoder where it is another one (offload); models that are
-    opened with one `share` have their text encoder and VAE in common. Raises Damaged,
-    LoraNotApplied, FileNotFoundError.
+    opened with one `share` have their text encoder and VAE in common. `compiled_batch` is that of
+    `Components`. Raises Damaged, LoraNotApplied, FileNotFoundError.
     """
     opening = Opening(
         folder,
@@ -60,4 +61,5 @@ def open_bundle(
             modulation=modulation,
             device=device,
             dtype=torch.bfloat16,
+            compiled_batch=compiled_batch,
         )

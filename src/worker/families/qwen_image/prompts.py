@@ -106,26 +106,58 @@ class PromptEncoder:
         device = self._encoder.device
         vision: dict[str, Tensor] = {}
         counts: list[int] = []
+        grids: Tensor | None = None
         if references and self._processor is not None:
             images = self._processor.image_processor(images=list(references), return_tensors="pt")
             merge = self._processor.image_processor.merge_size**2
-            counts = [int(grid.prod()) // merge for grid in images["image_grid_thw"]]
-            vision = {
-                "pixel_values": images["pixel_values"].to(device),
-                "image_grid_thw": images["image_grid_thw"].to(device),
-            }
-        ids = self.tokenise(prompt, template, counts)
-        input_ids = torch.tensor([ids], device=device)
-        if vision:
-            # diffusers 0.42.1 leaves these out; transformers 5 then silently gives image tokens
-            # the positions of text (diffusers #14194)
-            vision["mm_token_type_ids"] = (input_ids == self._image_pad).int()
-        # `.model` is the encoder without lm_head, whose logits over every token nothing reads
+            grids = images["image_grid_thw"]
+            counts = [int(grid.prod()) // merge for grid in grids]
+            vision = self._place_vision(images["pixel_values"], grids, device)
+        ids = torch.tensor([self.tokenise(prompt, template, counts)])
+        if grids is not None:
+            vision["position_ids"] = self._compute_positions(ids, grids).to(
+                device, non_blocking=True
+            )
+        # `.model` is the encoder without lm_head, whose logits over every token nothing reads.
+        # Without a mask attention is causal and picks its own kernel; one of ones would be added.
         output = self._encoder.model(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            use_cache=False,
-            **vision,
+            input_ids=ids.to(device, non_blocking=True), use_cache=False, **vision
         )
         embeds: Tensor = output.last_hidden_state[:, template.dropped :]
         return embeds.clone()
+
+    def _compute_positions(self, ids: Tensor, grids: Tensor) -> Tensor:
+        """Return the positions [3, batch, tokens] of a prompt with references, all on the CPU."""
+        # diffusers 0.42.1 leaves the kinds out; transformers 5 then silently gives image tokens
+        # the positions of text (diffusers #14194)
+        kinds = (ids == self._image_pad).int()
+        positions: Tensor = self._encoder.model.get_rope_index(
+            ids, image_grid_thw=grids, mm_token_type_ids=kinds
+        )[0]
+        return positions
+
+    def _place_vision(
+        self, pixels: Tensor, grids: Tensor, device: torch.device
+    ) -> dict[str, Tensor]:
+        """Return what the vision tower takes: sizes on the CPU, where its loops read them.
+
+        On the device each of its layers would wait for them. What it computes from them and uses
+        on the device is computed here, by the same functions.
+        """
+        from transformers import vision_utils  # noqa: PLC0415 - takes seconds to import
+
+        tower = self._encoder.model.visual
+        windows, ends = vision_utils.get_vision_window_index(
+            grids,
+            spatial_merge_size=tower.spatial_merge_size,
+            window_size=tower.window_size,
+            patch_size=tower.patch_size,
+        )
+        positions = vision_utils.get_vision_position_ids(grids, tower.spatial_merge_size)
+        return {
+            "pixel_values": pixels.to(device, non_blocking=True),
+            "image_grid_thw": grids,
+            "image_position_ids": positions.to(device, non_blocking=True),
+            "image_window_index": windows.to(device, non_blocking=True),
+            "image_cu_window_seqlens": ends,
+        }

@@ -6,6 +6,7 @@ from worker.bundle.recipe import Configuration, Recipe
 from worker.families.qwen_image.check import check
 from worker.families.qwen_image.lightning import list_lightning_modules
 from worker.families.qwen_image.parts import COPIED, TEXT_ENCODER, TRANSFORMER, VAE
+from worker.families.qwen_image.planning import plan_working
 
 
 def list_reached(config: Configuration) -> list[str]:
@@ -20,4 +21,5 @@ RECIPE: Final = Recipe(
     reached=list_reached,
     waiting=TEXT_ENCODER.role,
     waiting_word="text encoder",
+    working=plan_working,
 )

@@ -68,8 +68,9 @@ class Vae:
     @torch.inference_mode()
     def encode(self, image: Image.Image, width: int, height: int, *, tiled: bool = False) -> Tensor:
         """Return the packed latents [1, tokens, 4 * channels] of a picture resized to a size."""
-        pixels = self._processor.preprocess(image, height, width)
-        latents = self._vae.encode(pixels.to(self._vae.device, self._vae.dtype), tiled=tiled)
+        pixels = self._processor.preprocess(image, height, width).to(self._vae.dtype)
+        placed = pixels.to(self._vae.device, non_blocking=True)
+        latents = self._vae.encode(placed, tiled=tiled)
         return pack((latents - self._mean) / self._std)
 
     @torch.inference_mode()

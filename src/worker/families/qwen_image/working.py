@@ -1,38 +1,98 @@
-"""How much device memory a picture takes in addition to the weights, computed from its size."""
+"""How much device memory pictures take beside the weights, computed from what is requested.
 
+The constants are fitted to the peaks that the pretend device shows (`make pretend-gpu`): no phase
+takes more than what is computed here, and the largest no less than 85 % of it. They are of the
+published architecture, uncompiled; the slack of the allocator and the workspaces of CUDA's
+libraries come on top (driver.CONTEXT_BYTES).
+"""
+
+from dataclasses import dataclass
 from typing import Final
 
 from worker.engine.quantise import Precision
+from worker.families.qwen_image.prompts import MAX_TOKENS
+from worker.seam import Phase
 
-# Pixels of a token of the transformer: 8 x 8 per latent, 2 x 2 latents per token.
-TOKEN_PIXELS: Final = 256
-# Bytes per pixel at the peak of the VAE, and what it takes in tiles whatever the size.
-DECODE: Final = 1260
-ENCODE: Final = 1170
-TILED: Final = 260_000_000
-# Bytes per token at the transformer's peak.
-DENOISE: Final[dict[Precision, int]] = {"bf16": 134_000, "4bit": 134_000, "8bit": 183_000}
-# Bytes of the text encoder's activations, and what each reference adds to them.
-TEXT: Final = 150_000_000
-TEXT_REFERENCE: Final = 30_000_000
+# Pixels of a token of the transformer (8 x 8 per latent, 2 x 2 latents), and of one of the text
+# encoder (14 x 14 per patch, 2 x 2 patches).
+TOKEN_PIXELS: Final = 16 * 16
+SHOWN_TOKEN_PIXELS: Final = 28 * 28
+# The tokens of the system's text around a prompt.
+SYSTEM_TOKENS: Final = 70
+# Pixels of a reference as the text encoder sees it.
+SHOWN_PIXELS: Final = 384 * 384
+
+# Bytes per pixel of the norms at full size in the VAE: 96 channels, bf16 in and out, fp32 between.
+FRAME: Final = 788
+# In tiles: that of one tile, and per pixel the finished tiles.
+TILE_PIXELS: Final = 256 * 256
+TILED_FRAME: Final = 8
+# Bytes per pixel of a decoded picture.
+PICTURE: Final = 6
+# Bytes per picture token in the MLP of a block, the widest place of the transformer: in 8bit the
+# scaling in fp32 is wider than the products of a LoRA.
+IMAGE_TOKEN: Final[dict[Precision, int]] = {"bf16": 74_500, "4bit": 74_500, "8bit": 148_500}
+ADAPTED_TOKEN: Final = 99_500
+# The largest weight in bf16 while it is multiplied, and the bytes per token meanwhile.
+UNPACKED: Final[dict[Precision, int]] = {"bf16": 0, "4bit": 80_500_000, "8bit": 75_500_000}
+UNPACKED_TOKEN: Final = 52_000
+# Bytes per token of the prompt meanwhile.
+TEXT_TOKEN: Final = 31_000
+# Bytes that stay during the loop: modulation rows per step (60 blocks, 2 streams, 6 x 3072 values
+# in bf16), positions and latents per picture token, and what does not depend on the size.
+STEP_ROWS: Final = 60 * 2 * 6 * 3072 * 2
+KEPT_TOKEN: Final = 2_400
+KEPT: Final = 10_000_000
+# The text encoder: its largest weight in bf16 while it is multiplied and the bytes per token
+# meanwhile, those of its MLP, and those of the vision tower per pixel of a reference.
+TEXT_UNPACKED: Final[dict[Precision, int]] = {"bf16": 0, "4bit": 142_000_000, "8bit": 137_000_000}
+TEXT_UNPACKED_TOKEN: Final = 106_000
+ENCODED_TOKEN: Final = 150_000
+SHOWN: Final = 150
 
 
-def estimate_working(
-    pixels: int,
-    references: int = 0,
-    batch: int = 1,
-    adapters: int = 0,
-    *,
-    precision: Precision = "bf16",
-    tiled: bool = False,
-) -> int:
-    """Return the peak in bytes beside the weights while `batch` pictures of `pixels` are made.
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is made together: `batch` pictures of `pixels`, each of `references` of its own size.
 
-    Every reference has the picture's own size.
+    `adapters` is 1 where a LoRA beside the weights is in use. `tiled` is how the VAE runs.
+    `prompt_tokens` is the length of the user's text; `shown_pixels` is the size of each reference
+    as the text encoder sees it.
     """
-    del adapters
-    tokens = batch * pixels * (1 + references) // TOKEN_PIXELS
-    decode = TILED if tiled else DECODE * pixels * batch
-    encode = (TILED if tiled else ENCODE * pixels) if references else 0
-    text = TEXT + TEXT_REFERENCE * references
-    return max(decode, encode, text, DENOISE[precision] * tokens)
+
+    pixels: int
+    references: int = 0
+    batch: int = 1
+    adapters: int = 0
+    precision: Precision = "bf16"
+    tiled: bool = False
+    steps: int = 8
+    prompt_tokens: int = MAX_TOKENS
+    shown_pixels: int = SHOWN_PIXELS
+
+
+def estimate_phases(load: Load) -> dict[Phase, int]:
+    """Return the peak in bytes of each phase, in addition to the weights."""
+    precision, batch = load.precision, load.batch
+    shown = load.references * load.shown_pixels
+    prompt = load.prompt_tokens + SYSTEM_TOKENS + shown // SHOWN_TOKEN_PIXELS
+    tokens = batch * (1 + load.references) * load.pixels // TOKEN_PIXELS
+    positions = KEPT + KEPT_TOKEN * tokens
+    kept = positions + load.steps * STEP_ROWS
+    frame = FRAME * load.pixels
+    if load.tiled:
+        frame = FRAME * TILE_PIXELS + TILED_FRAME * load.pixels
+    wide = max(IMAGE_TOKEN[precision], ADAPTED_TOKEN if load.adapters else 0) * tokens
+    unpacked = UNPACKED[precision] + UNPACKED_TOKEN * tokens
+    encoded = TEXT_UNPACKED[precision] + TEXT_UNPACKED_TOKEN * prompt
+    phases = {
+        "text": max(encoded, ENCODED_TOKEN * prompt) + SHOWN * shown,
+        "denoise": kept + max(wide, unpacked) + TEXT_TOKEN * batch * prompt,
+        "decode": kept + frame + PICTURE * load.pixels * batch,
+    }
+    return phases | ({"reference": positions + frame} if load.references else {})
+
+
+def estimate_working(load: Load) -> int:
+    """Return the highest peak in bytes of all phases, in addition to the weights."""
+    return max(estimate_phases(load).values())

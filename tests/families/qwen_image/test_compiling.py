@@ -1,0 +1,137 @@
+"""The blocks compile as one graph for all sizes, and all graphs are there before the first job."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch._dynamo.backends.debugging import aot_eager
+
+from worker import boot, settings
+from worker.engine import compiled
+from worker.engine.compiled import Compiled
+from worker.engine.lora import Adapters
+from worker.families import opener
+from worker.families.opener import choose_compiled_batch
+from worker.families.qwen_image.denoising import Conditioning, LatentShape
+from worker.families.qwen_image.forward import Forward
+from worker.families.qwen_image.model import QwenImage
+from worker.seam import Unheard, take_made
+from worker.tasks.picture import PictureWish
+from worlds.compilers import run_as_traced
+from worlds.loras import published_lora, small_transformer
+
+# an output alone, with one reference and with two; with as many tokens as the first text has
+SHAPES: list[list[LatentShape]] = [
+    [(1, 4, 4)],
+    [(1, 5, 7), (1, 3, 4)],
+    [(1, 6, 4), (1, 4, 4), (1, 9, 3)],
+]
+
+
+def predict(
+    forward: Forward, shapes: list[LatentShape], text: int, rows: int = 1, *, padded: bool = False
+) -> torch.Tensor:
+    """Return a prediction for pictures of these shapes and a text of so many tokens."""
+    generator = torch.Generator().manual_seed(text)
+    tokens = sum(frames * height * width for frames, height, width in shapes)
+    latents = torch.randn(rows, tokens, 16, generator=generator)
+    embeds = torch.randn(rows, text, 32, generator=generator)
+    mask = torch.arange(text).expand(rows, text) < text - 2 if padded else None
+    with torch.inference_mode():
+        return forward(latents, torch.full((rows,), 0.75), Conditioning(embeds, mask), shapes)
+
+
+def test_one_graph_for_all_sizes_and_one_more_per_adapter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Traced as inductor gets it; the results are the plain forward's."""
+    monkeypatch.setattr(compiled, "compile_for_device", aot_eager)
+    model = small_transformer(zero_cond_t=True)
+    adapters, plain, forward = Adapters(model), Forward(model), Forward(model, is_compiled=True)
+    for name, state in [(name, published_lora(model, seed)) for seed, name in enumerate("ab")]:
+        adapters.attach(name, state)
+    run: Any = forward._run_block
+    for graphs, adapter in ((1, None), (2, "a"), (3, "b"), (3, None), (3, "a")):
+        adapters.use(adapter)
+        for shapes, text in itertools.product(SHAPES, (16, 9, 40)):
+            expected = predict(plain, shapes, text)
+            assert torch.allclose(predict(forward, shapes, text), expected, atol=1e-5)
+        assert run.graphs == graphs
+    # prompts of unequal length have a mask
+    expected = predict(plain, SHAPES[1], 9, 2, padded=True)
+    assert torch.allclose(predict(forward, SHAPES[1], 9, 2, padded=True), expected, atol=1e-5)
+    assert (run.graphs, run.is_active) == (4, True)
+
+
+REFERENCE = Image.linear_gradient("L").resize((96, 96)).convert("RGB")
+EDIT = PictureWish(
+    task="edit",
+    prompt="make it blue",
+    negative_prompt=None,
+    references=(REFERENCE,),
+    width=96,
+    height=96,
+    steps=4,
+    true_cfg_scale=1.0,
+    lightning=True,
+    seed=5,
+)
+WISHES = [
+    replace(EDIT, lightning=False, steps=2, negative_prompt="a red one", true_cfg_scale=4.0),
+    replace(EDIT, width=64, height=128, prompt="a large green star on a white background"),
+]
+
+
+def draw(model: QwenImage, wish: PictureWish, rows: int) -> list[bytes]:
+    """Return the pixels of so many pictures in one batch."""
+    wishes = [replace(wish, seed=seed) for seed in range(rows)]
+    made: Any = [take_made(one).piece for one in model.make(wishes, [Unheard()] * rows)]
+    return [one.image.tobytes() for one in made]
+
+
+def open_compiled(monkeypatch: pytest.MonkeyPatch, home: Path, **more: str) -> QwenImage:
+    """Boot with one model as on a GPU, with graphs run as they are traced."""
+    environ = {"MODEL": "tiny-edit", "MODEL_DIR": str(home), "LIGHTNING_STEPS": "4", **more}
+    monkeypatch.setattr(compiled, "compile_for_device", run_as_traced)
+    monkeypatch.setattr(opener, "choose_compiled_batch", lambda _, given: given.most_in_batch)
+    model: Any = boot.boot(settings.read(environ)).take("tiny-edit")
+    return model  # type: ignore[no-any-return] # residency knows no family
+
+
+def test_no_job_waits_for_the_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A start compiles for every adapter and none, alone and in batches."""
+    model = open_compiled(monkeypatch, tmp_path, BATCH_SIZE="4")
+    run = model._parts.forward._run_block
+    assert isinstance(run, Compiled)
+    assert run.graphs == 4
+    found = [draw(model, wish, rows) for rows in (1, 2) for wish in WISHES]
+    assert (run.graphs, run.is_active) == (4, True)
+    run._compiled = None
+    assert [draw(model, wish, rows) for rows in (1, 2) for wish in WISHES] == found
+    model.release()  # raises where what was compiled keeps the transformer
+
+
+def test_a_model_with_one_fused_adapter_compiles_for_that_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = open_compiled(monkeypatch, tmp_path, LIGHTNING_FUSED="true")
+    run: Any = model._parts.forward._run_block
+    assert (run.graphs, run.is_active) == (1, True)
+    assert draw(model, EDIT, 1)
+
+
+def test_models_are_compiled_for_gpus_alone_and_unless_it_is_off() -> None:
+    """On a CPU compiled blocks are slower."""
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    for given, rows in (
+        ({}, 1),
+        ({"COMPILE": "AUTO", "BATCH_SIZE": "4"}, 4),
+        ({"BATCH_SIZE": "4", "REFRESH_WORKER": "true"}, 1),
+        ({"COMPILE": "off"}, 0),
+    ):
+        assert choose_compiled_batch(cuda, settings.read(given)) == rows
+        assert choose_compiled_batch(cpu, settings.read(given)) == 0

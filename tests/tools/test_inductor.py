@@ -1,0 +1,30 @@
+"""The code of a compiled block stays within its budget; what inductor generates needs no GPU."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from tools.pretend.inductor import BUDGETS, Generated, Kind, generate, list_excesses
+
+
+def test_an_edit_with_a_lora_is_compiled_to_no_more_than_its_budget() -> None:
+    """The most that a block has; `make pretend-gpu` generates the others."""
+    kind = Kind(is_edit=True, has_lora=True)
+    found = generate(kind)
+    assert list_excesses(found, BUDGETS[kind]) == []
+    assert found.code.count(".run(") == found.kernels
+    # all sizes share the code: what it allocates has this picture's tokens nowhere
+    allocated = re.findall(r"empty_strided_cuda\(\(([^)]*)\)", found.code)
+    assert allocated
+    assert not any("8192" in sizes.split(", ") for sizes in allocated)
+
+
+@pytest.mark.parametrize("name", ["kernels", "products", "moved"])
+def test_one_more_than_the_budget_is_an_excess(name: str) -> None:
+    budget = Generated(14, 36, 1_000_000)
+    assert list_excesses(budget, budget) == []
+    more = replace(budget, **{name: getattr(budget, name) + 1})
+    (excess,) = list_excesses(more, budget)
+    assert f"{getattr(budget, name) + 1:,}" in excess
+    assert list_excesses(budget, more) == []

@@ -1,0 +1,198 @@
+"""The worker's own code on the pretend device: nothing is wrong with it, and faults are found."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.real_shapes import shapes
+from tools.pretend import report
+from tools.pretend.__main__ import RESULTS
+from tools.pretend.cases import EDIT_PLUS, Case, Opened, list_cases
+from tools.pretend.device import PretendDevice
+from tools.pretend.model import shorten
+from tools.pretend.run import Seen, open_model, run, run_cases
+from worker.errors import CudaOutOfMemory
+from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image import block
+from worker.families.qwen_image.model import QwenImage
+from worker.families.qwen_image.modulation import RowModulation
+from worker.families.qwen_image.planning import MOST_STEPS
+from worker.tasks.picture import PictureInput
+
+# The computed need is at most so much more than the peak.
+SLACK = 1.15
+# Full widths, few blocks: the peaks beside the weights are those of all sixty.
+THIN = shorten(shapes.full(), blocks=2, layers=2)
+EDIT = Case(opened=Opened(pipeline=EDIT_PLUS, precision="bf16"), side=128, references=1)
+
+
+@cache
+def records() -> list[dict[str, Any]]:
+    """Return what `make pretend-gpu` wrote of the published sizes."""
+    found: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return found
+
+
+@cache
+def opened() -> tuple[PretendDevice, QwenImage]:
+    """Return a model for edits that is opened once, on its device."""
+    device = PretendDevice()
+    return device, open_model(device, THIN, EDIT.opened)
+
+
+def see(case: Case = EDIT) -> Seen:
+    """Run a case of that model."""
+    return run(*opened(), case)
+
+
+THIN_CASES = [
+    Case(opened=Opened()),
+    Case(opened=Opened(pipeline=EDIT_PLUS, precision="8bit"), references=1),
+    Case(opened=Opened(pipeline=EDIT_PLUS, precision="bf16"), references=1, batch=2),
+    Case(opened=Opened(pipeline=EDIT_PLUS, precision="bf16", is_fused=True), references=1),
+]
+
+
+@pytest.mark.parametrize("case", THIN_CASES, ids=lambda case: case.name)
+def test_no_phase_takes_more_than_is_computed_and_the_largest_nearly_as_much(case: Case) -> None:
+    """With full widths at published sizes; and nothing else is wrong."""
+    (seen,) = run_cases([case], THIN)
+    computed = report.estimate(case)
+    assert all(seen.peaks[phase] <= computed[phase] for phase in computed)
+    assert max(computed.values()) <= SLACK * seen.working
+    assert report.find_faults(seen) == []
+
+
+def test_the_recorded_peaks_are_within_what_is_computed() -> None:
+    """Of every case, with all blocks; and no case had a fault."""
+    cases = {case.name: case for case in list_cases()}
+    assert [record["case"] for record in records()] == list(cases)
+    for record in records():
+        computed, peaks = report.estimate(cases[record["case"]]), record["peaks"]
+        assert all(peaks[phase] <= computed[phase] for phase in computed), record["case"]
+        assert max(computed.values()) <= SLACK * max(peaks.values()), record["case"]
+        assert record["faults"] == []
+
+
+def test_every_task_of_every_family_has_cases() -> None:
+    """And every class that a model of the catalogue is published as."""
+    cases = list_cases()
+    assert {case.task for case in cases} == {t for row in CATALOGUE.rows for t in row.tasks}
+    assert {case.opened.pipeline for case in cases} == {row.pipeline for row in CATALOGUE.rows}
+    assert len({case.name for case in cases}) == len(cases)
+
+
+@pytest.fixture
+def linears(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor], Tensor]], None]:
+    """Return what plants something into the product of every plain Linear."""
+    stock = nn.Linear.forward
+
+    def plant(change: Callable[[Tensor], Tensor]) -> None:
+        monkeypatch.setattr(nn.Linear, "forward", lambda self, x: change(stock(self, x)))
+
+    return plant
+
+
+Plant = Callable[[Callable[[Tensor], Tensor]], None]
+
+
+def test_nothing_is_wrong_where_nothing_is_planted() -> None:
+    seen = see()
+    assert report.find_faults(seen) == []
+    assert seen.ledger.kernels["denoise"] > 0
+    assert {"text", "reference", "denoise", "decode"} <= set(seen.peaks)
+    row = report.make_row(report.make_record(seen))
+    assert len(row) == len(report.HEADER)
+    assert (row[0], row[-1]) == ("`edit-128-1-bf16`", "0")
+
+
+def test_a_value_that_the_host_reads_in_every_step_is_found(linears: Plant) -> None:
+    linears(lambda y: y * float(y.abs().max()))
+    found = report.find_faults(see())
+    assert any("waits in every step: read by the host" in fault for fault in found)
+
+
+def test_an_operand_on_the_cpu_is_found(linears: Plant) -> None:
+    linears(lambda y: y + torch.ones(y.shape[-1], dtype=y.dtype))
+    found = report.find_faults(see())
+    assert found
+    assert all("two devices: add" in fault for fault in found)
+
+
+def test_statistics_that_were_left_on_the_cpu_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opened()[1]._vae, "_mean", torch.zeros(1, 16, 1, 1, dtype=torch.bfloat16))
+    found = report.find_faults(see())
+    assert any("two devices" in fault and "vae.py" in fault for fault in found)
+
+
+def test_rows_that_go_through_the_host_in_every_step_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stock = RowModulation.select
+
+    def select(self: Any, step: int) -> None:
+        self._loaded = self._loaded.cpu().to("cuda")
+        stock(self, step)
+
+    monkeypatch.setattr(RowModulation, "select", select)
+    found = report.find_faults(see())
+    assert any("every step: copy to the host" in fault for fault in found)
+    assert any("every step: copy to the device" in fault for fault in found)
+
+
+def test_a_mask_that_reaches_the_transformer_s_attention_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Masking:
+        """Attention with a mask of ones."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch.nn.functional, name)
+
+        def scaled_dot_product_attention(self, q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
+            mask = torch.ones(1, 1, 1, k.shape[2], dtype=torch.bool, device=q.device)
+            attend = torch.nn.functional.scaled_dot_product_attention
+            return attend(q, k, v, attn_mask=mask)
+
+    monkeypatch.setattr(block, "functional", Masking())
+    found = report.find_faults(see())
+    assert found
+    assert all("a mask reaches attention" in fault for fault in found)
+
+
+def test_activations_that_are_kept_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor per block stays alive: the peak is over what is computed."""
+    stock, kept = block.run_block, list[Any]()
+
+    def run_block(*given: Any) -> Any:
+        kept.append(stock(*given))
+        return kept[-1]
+
+    monkeypatch.setattr("worker.families.qwen_image.forward.run_block", run_block)
+    (fault,) = report.find_faults(see(replace(EDIT, side=512)))
+    assert " bytes beside the weights, computed " in fault
+
+
+def test_a_known_fault_must_be_there(linears: Plant) -> None:
+    """While it is, nothing is reported; once it is gone, its listing is."""
+    known = replace(EDIT, known="read by the host")
+    assert [fault for fault in report.find_faults(see(known)) if "must not be listed" in fault]
+    linears(lambda y: y * float(y.abs().max()))
+    assert report.find_faults(see(known)) == []
+
+
+def test_a_device_with_too_little_memory_runs_out_of_it() -> None:
+    """After a second attempt with less: the error is the worker's own."""
+    with pytest.raises(CudaOutOfMemory):
+        see(replace(EDIT, room=100_000))
+
+
+def test_a_plan_counts_on_the_most_steps_that_a_job_may_request() -> None:
+    schema = PictureInput.model_json_schema(by_alias=False)["properties"]["num_inference_steps"]
+    assert {one["maximum"] for one in schema["anyOf"] if "maximum" in one} == {MOST_STEPS}
