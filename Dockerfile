@@ -24,7 +24,6 @@ RUN --mount=type=cache,target=/root/.cache/uv \
 
 # Endpoints may override every line. The linter mistakes TOKENIZERS_PARALLELISM for a secret.
 #   NVIDIA_*                  this base is not NVIDIA's, so the container runtime must know what to mount
-#   PYTORCH_ALLOC_CONF        picture sizes differ between jobs; segments that grow do not fragment
 #   RUNPOD_LOG_LEVEL          the SDK's default, DEBUG, logs whole results, pictures included
 #   RUNPOD_MIN_DISK_PERCENT   the SDK's default, 10, stops a worker whose disk is full of its own weights
 # hadolint ignore=DL3064
@@ -32,7 +31,6 @@ ENV PYTHONUNBUFFERED=1 \
     PYTHONFAULTHANDLER=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    PYTORCH_ALLOC_CONF=expandable_segments:True \
     TOKENIZERS_PARALLELISM=false \
     HF_HUB_DISABLE_TELEMETRY=1 \
     HF_HUB_DISABLE_PROGRESS_BARS=1 \

@@ -5,7 +5,7 @@ TORCH ?= cu128
 VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test certain mutants faults fuzz soak storm stores quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
+.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -25,6 +25,10 @@ test: setup ## run the tests
 TIMES ?= 10
 certain: setup ## run the tests TIMES times in random order, half of them with a busy neighbour; name what failed
 	$(BIN)/python -m tools.certain --times $(TIMES)
+
+pretend-gpu: setup ## the worker's own code at the published sizes on a pretend CUDA device (15 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.pretend --write
+	$(BIN)/python -m tools.pretend.inductor
 
 faults: setup ## every fault of hub, network, disk and neighbours, five seeds each (as root, for small disks)
 	PYTHONPATH=tests $(BIN)/python -m faults.campaign

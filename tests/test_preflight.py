@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +91,49 @@ def test_a_card_that_fits_has_nothing_to_change(on: Machine) -> None:
     findings = on(Nvml("580.95.05", 13000, [RTX_4090]))
     assert {findings[name].level for name in ("driver", "gpu", "vram")} == {"ok"}
     assert "8.9" in findings["gpu"].found
+
+
+def put_tools(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let the machine have Python's headers, or none, and a compiler, or none."""
+    headers = folder / "include"
+    headers.mkdir()
+    for name in names:
+        file = (headers if name == "Python.h" else folder) / name
+        file.touch(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(headers)})
+
+
+@pytest.mark.parametrize(
+    ("names", "level", "missing"),
+    [
+        (["gcc", "Python.h"], "ok", set[str]()),
+        (["clang", "Python.h"], "ok", set[str]()),
+        (["Python.h"], "advice", {"compiler"}),
+        (["gcc"], "advice", {"Python.h"}),
+        ([], "advice", {"compiler", "Python.h"}),
+    ],
+)
+def test_what_compiled_blocks_need_is_looked_for(
+    on: Machine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    names: list[str],
+    level: str,
+    missing: set[str],
+) -> None:
+    put_tools(tmp_path, monkeypatch, *names)
+    found = on(Nvml("580.95.05", 13000, [RTX_4090]))["compiler"]
+    assert found.level == level
+    assert {word for word in ("compiler", "Python.h") if f"{word}" in found.found} == missing
+    assert ("COMPILE=off" in found.change) is bool(missing)
+
+
+def test_no_compiler_is_looked_for_where_nothing_is_compiled(on: Machine) -> None:
+    card = Nvml("580.95.05", 13000, [RTX_4090])
+    assert "compiler" not in on(card, COMPILE="off")
+    assert "compiler" not in on(card, MODEL="tiny")
+    assert "compiler" not in on(None)
 
 
 def test_a_driver_too_old_for_this_torch_is_fatal_and_names_both_ways_out(on: Machine) -> None:

@@ -28,6 +28,17 @@ OFF_PLATFORM: Final = {
 }
 
 
+# what Triton compiles for a launch is C that includes Python.h
+EXTENSION: Final = """
+from triton.runtime.build import compile_module_from_src
+compile_module_from_src('''
+#include <Python.h>
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "built", NULL, -1, NULL};
+PyMODINIT_FUNC PyInit_built(void) { return PyModule_Create(&module); }
+''', "built")
+"""
+
+
 def say(text: str) -> None:
     """Print one line at once, so that a long run can be followed."""
     print(f"image-check: {text}", flush=True)
@@ -118,6 +129,14 @@ def check_doctor(root: Path, config: Mapping[str, Any]) -> None:
         say(f"the doctor: {len(doctor.printed.splitlines())} lines, ended with 0")
 
 
+def check_compiler(root: Path, config: Mapping[str, Any]) -> None:
+    """Let the image's Triton build an extension, as it does on a GPU before its first kernel."""
+    command = ["python", "-c", EXTENSION]
+    with Worker(root, {**config, "Cmd": command}, {}) as triton:
+        triton.wait(START_S)
+        say("Triton built an extension and loaded it")
+
+
 def check_test_input(root: Path, config: Mapping[str, Any]) -> None:
     """Start it as a user of the image would: it answers test_input.json and ends with 0."""
     begin = time.monotonic()
@@ -161,6 +180,7 @@ def main() -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["mount", "--rbind", "/dev", str(root / "dev")], check=True)
     check_doctor(root, config)
+    check_compiler(root, config)
     check_test_input(root, config)
     check_jobs(root, config, source)
 

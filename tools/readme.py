@@ -10,8 +10,9 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from bench import roofline
 from tools import presets
 from worker import errors, settings
 from worker.families.catalogue import CATALOGUE
@@ -20,6 +21,8 @@ from worker.weights.spec import ModelSpec
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 SIZES: Final = ROOT / "bench" / "results" / "sizes.json"
+POOLS: Final = ROOT / "bench" / "results" / "pools.json"
+PRETEND: Final = ROOT / "bench" / "results" / "pretend.json"
 HUB: Final = ROOT / ".runpod" / "hub.json"
 IMAGE: Final = ROOT / "bench" / "results" / "image.json"
 OVERHEAD: Final = ROOT / "bench" / "results" / "overhead.json"
@@ -186,6 +189,62 @@ def image_table() -> str:
     return markdown(("GB", *map(code, targets)), rows)
 
 
+def pools_table() -> str:
+    """Return what every card holds, as bench/pools.py computed it."""
+    header = (
+        *("card", "GB", "one model", "largest edit", "largest from text"),
+        *("both models", "largest edit", "largest from text"),
+    )
+
+    def square(side: int | None) -> str:
+        return f"{side} x {side}" if side else ""
+
+    def row(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+        waiting = ", text encoder in host memory" if found["offload"] else ""
+        return (
+            name,
+            f"{found['bytes'] / 1e9:.1f}",
+            found["precision"] + waiting,
+            square(found["edit"]),
+            square(found["image"]),
+            found["both"] or "swapped",
+            square(found["both_edit"]),
+            square(found["both_image"]),
+        )
+
+    results = json.loads(POOLS.read_text(encoding="utf-8"))
+    return markdown(header, (row(*one) for one in results.items()))
+
+
+def pretend_table() -> str:
+    """Return what the pretend device showed, as `make pretend-gpu` wrote it."""
+    header = (
+        *("case", "text", "reference", "denoise", "decode", "computed"),
+        *("T operations", "kernels", "GB moved", "pointwise"),
+    )
+
+    def row(record: Mapping[str, Any]) -> tuple[str, ...]:
+        peaks = record["peaks"]
+        phases = ("text", "reference", "denoise", "decode")
+        return (
+            code(record["case"]),
+            *(f"{peaks[phase] / 1e9:.2f}" if phase in peaks else "" for phase in phases),
+            f"{max(record['computed'].values()) / 1e9:.2f}",
+            f"{record['operations_per_forward'] / 1e12:.0f}",
+            f"{record['kernels_per_forward']:,}",
+            f"{record['moved_per_forward'] / 1e9:.0f}",
+            f"{record['pointwise_per_forward'] / 1e9:.0f}",
+        )
+
+    return markdown(header, map(row, json.loads(PRETEND.read_text(encoding="utf-8"))))
+
+
+def roofline_table() -> str:
+    """Return the floor of a forward on each card, as bench/roofline.py computes it."""
+    header = ("ms", *(code(case) for case in roofline.CASES))
+    return markdown(header, roofline.list_rows())
+
+
 PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
     "README.md": {"models": models_table},
     "docs/reference.md": {
@@ -195,7 +254,13 @@ PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
     },
     "docs/cold-start.md": {"precisions": precisions_table},
     "docs/architecture.md": {"files": files_table},
-    "docs/numbers.md": {"overhead": overhead_table, "image": image_table},
+    "docs/deploy.md": {"pools": pools_table},
+    "docs/numbers.md": {
+        "overhead": overhead_table,
+        "image": image_table,
+        "pretend": pretend_table,
+        "roofline": roofline_table,
+    },
 }
 
 

@@ -22,10 +22,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from PIL import Image
 
@@ -81,6 +82,25 @@ def followed() -> Iterator[Entered]:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
+
+
+T = TypeVar("T")
+
+
+class Inline(ThreadPoolExecutor):
+    """Threads whose work is done at once by who hands it in, so that its place is always the same.
+
+    Pictures are encoded while their job goes on: which of the two is first would differ.
+    """
+
+    def submit(self, work: Callable[..., T], /, *given: Any, **named: Any) -> Future[T]:
+        """Do the work, and return what came of it."""
+        future: Future[T] = Future()
+        try:
+            future.set_result(work(*given, **named))
+        except BaseException as error:  # noqa: BLE001 - a thread keeps whatever its work raises
+            future.set_exception(error)
+        return future
 
 
 class Held:
@@ -192,6 +212,8 @@ def _served(home: Path, given: Mapping[str, Any], *, cancelled: bool) -> list[st
         reached, go = threading.Event(), threading.Event()
         worker = Worker(chosen, Held(models, reached, go) if cancelled else models)
         handle = wire.make_handler(worker.handle, chosen)
+        if not cancelled:  # a cancel needs a thread of its own that waits for the first step
+            asyncio.get_running_loop().set_default_executor(Inline())
         with followed() as entered:
             task = asyncio.ensure_future(handle({"id": "walk", "input": dict(given)}))
             if cancelled:

@@ -8,6 +8,7 @@ import os
 import runpy
 import shutil
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -59,6 +60,8 @@ def check(settings: Settings) -> list[Finding]:
         findings += _check_gpu(
             driver, read_torch_cuda(), full=full, on_platform=settings.on_platform
         )
+        if has_gpu and full and settings.compile == "auto":
+            findings.append(_check_compiler())
     findings += [*_check_memory(full=full), *_check_disk(settings), *_check_bucket(settings)]
     return findings
 
@@ -180,6 +183,18 @@ def _check_driver(driver: Driver, torch_cuda: tuple[int, int] | None) -> Finding
     if runnable:
         change = f"use the image for CUDA {' or '.join(runnable)}, or {change}"
     return Finding("driver", "fatal", found, change, of_host=True)
+
+
+def _check_compiler() -> Finding:
+    """Look for the C compiler that Triton takes (triton.runtime.build), and Python's headers."""
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    missing = ["no C compiler"] * (compiler is None) + [f"no {header}"] * (not header.is_file())
+    if missing:
+        change = "install gcc and python3-dev, or set COMPILE=off"
+        found = f"{' and '.join(missing)}: the blocks will run uncompiled"
+        return Finding("compiler", "advice", found, change)
+    return Finding("compiler", "ok", str(compiler))
 
 
 def _name_oldest_driver(torch_cuda: tuple[int, int]) -> str:

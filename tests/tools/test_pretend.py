@@ -10,19 +10,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench import pools
 from bench.real_shapes import shapes
 from tools.pretend import report
 from tools.pretend.__main__ import RESULTS
-from tools.pretend.cases import EDIT_PLUS, Case, Opened, list_cases
+from tools.pretend.cases import EDIT_PLUS, LONG, Case, Opened, list_cases
 from tools.pretend.device import PretendDevice
 from tools.pretend.model import shorten
 from tools.pretend.run import Seen, open_model, run, run_cases
+from worker.driver import CONTEXT_BYTES
 from worker.errors import CudaOutOfMemory
 from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image import block
 from worker.families.qwen_image.model import QwenImage
 from worker.families.qwen_image.modulation import RowModulation
 from worker.families.qwen_image.planning import MOST_STEPS
+from worker.families.qwen_image.working import count_frame_bytes
 from worker.tasks.picture import PictureInput
 
 # The computed need is at most so much more than the peak.
@@ -78,6 +81,29 @@ def test_the_recorded_peaks_are_within_what_is_computed() -> None:
         assert all(peaks[phase] <= computed[phase] for phase in computed), record["case"]
         assert max(computed.values()) <= SLACK * max(peaks.values()), record["case"]
         assert record["faults"] == []
+
+
+ROOMS = [
+    ("A4000", "one", Case(opened=Opened(pipeline=EDIT_PLUS), references=3, steps=8, words=LONG)),
+    ("A5000, 4090", "both", Case(opened=Opened(), side=1536, steps=8, words=LONG)),
+]
+
+
+@pytest.mark.parametrize(("card", "models", "case"), ROOMS)
+def test_what_is_said_to_fit_a_card_is_made_in_what_its_weights_leave(
+    card: str, models: str, case: Case
+) -> None:
+    """In one piece: 16 GB hold an edit without offload, 24 GB hold both models."""
+    found = pools.compute(pools.CARDS[card])
+    weights = pools.read_weights()["4bit"]
+    assert found["offload"] is False
+    if models == "both":
+        assert (found["both"], found["both_image"]) == ("4bit", case.side)
+    taken = weights.both if models == "both" else weights.whole
+    room = (pools.CARDS[card] << 20) - CONTEXT_BYTES - taken
+    (seen,) = run_cases([replace(case, room=room)], THIN)
+    assert seen.working <= room
+    assert seen.peaks["decode"] > 0.95 * count_frame_bytes(case.side**2)
 
 
 def test_every_task_of_every_family_has_cases() -> None:
@@ -195,4 +221,4 @@ def test_a_device_with_too_little_memory_runs_out_of_it() -> None:
 
 def test_a_plan_counts_on_the_most_steps_that_a_job_may_request() -> None:
     schema = PictureInput.model_json_schema(by_alias=False)["properties"]["num_inference_steps"]
-    assert {one["maximum"] for one in schema["anyOf"] if "maximum" in one} == {MOST_STEPS}
+    assert {one["le"] for one in schema["anyOf"] if "le" in one} == {MOST_STEPS}

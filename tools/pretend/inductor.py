@@ -151,6 +151,7 @@ def count(lowering: GraphLowering) -> Generated:
 def pretend_gpu() -> Iterator[None]:
     """Let inductor see a GPU with the properties of an H100."""
     with ExitStack() as stack:
+        stack.callback(forget_answers)  # last, when the machine itself answers again
 
         def put(owner: Any, **values: Any) -> None:
             for name, value in values.items():
@@ -185,7 +186,15 @@ def pretend_gpu() -> Iterator[None]:
         put(functional, scaled_dot_product_attention=attend)
         put(config, compile_threads=1, fx_graph_cache=False)
         torch._C._ensureCUDADeviceGuardSet()  # noqa: SLF001 - as FakeTensorMode does
+        forget_answers()
         yield
+
+
+def forget_answers() -> None:
+    """Let torch ask again what Triton and the device can do: it keeps answers for the process."""
+    for answer in vars(triton_of_torch).values():
+        if hasattr(answer, "cache_clear"):
+            answer.cache_clear()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:

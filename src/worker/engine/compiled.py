@@ -46,6 +46,8 @@ class Compiled:
         # As dimensions that happen to be equal at first would have to stay equal (duck shapes).
         torch.fx.experimental._config.use_duck_shape = False  # noqa: SLF001 - torch's name for it
         torch._dynamo.config.recompile_limit = MOST_GRAPHS  # noqa: SLF001 - the same
+        # Numbers such as a norm's epsilon never change: as variables they would be compiled twice.
+        torch._dynamo.config.specialize_float = True  # noqa: SLF001 - the same
         self._compiled: Callable[..., Tensors] | None = torch.compile(
             _copy(function), backend=self._compile, fullgraph=True, dynamic=True
         )

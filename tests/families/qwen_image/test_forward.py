@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import apply_rotary_emb_qwen
 from torch import Tensor
 
@@ -34,20 +33,7 @@ SHAPES: list[list[LatentShape]] = [
 
 def small(dtype: torch.dtype, **config: bool) -> Any:
     """Return a transformer of two blocks, as the variant has it."""
-    torch.manual_seed(0)
-    model = QwenImageTransformer2DModel(
-        in_channels=16,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=32,
-        num_attention_heads=2,
-        joint_attention_dim=64,
-        axes_dims_rope=(8, 12, 12),
-        **config,
-    )
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model.eval()
+    return small_transformer(**config).to(dtype)
 
 
 def inputs(
@@ -55,7 +41,7 @@ def inputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return latents, a prompt's embeddings and the timestep."""
     tokens = sum(frames * height * width for frames, height, width in shapes)
-    latents, embeds = torch.randn(batch, tokens, 16), torch.randn(batch, 9, 64)
+    latents, embeds = torch.randn(batch, tokens, 16), torch.randn(batch, 9, 32)
     timestep = torch.full((batch,), 0.7521, dtype=dtype)
     return latents.to(dtype), embeds.to(dtype), timestep
 

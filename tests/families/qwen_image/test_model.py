@@ -35,6 +35,7 @@ from worker.families.memory import Phases
 from worker.families.qwen_image import model as qwen_image
 from worker.families.qwen_image import vae
 from worker.families.qwen_image.model import QwenImage
+from worker.families.qwen_image.working import count_frame_bytes
 from worker.loras.ready import ReadyLora
 from worker.seam import Phase
 from worker.tasks.picture import PictureWish, offer_of
@@ -496,9 +497,9 @@ def test_the_second_job_of_a_size_decodes_in_tiles_at_once(
 def test_tiling_is_decided_before_decoding_where_memory_is_short(
     models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No failure is needed where what is free is known: a picture's need is 8 bytes a channel."""
+    """No failure is needed where what is free is known, and what a picture needs is computed."""
     model = models["tiny-edit"]
-    need = 96 * 96 * 8 * model._parts.vae.config.base_dim
+    need = count_frame_bytes(96 * 96, model._parts.vae.config.base_dim)
     for free, tiled in ((need - 1, True), (need, False), (None, False)):
         monkeypatch.setattr(vae, "count_free_bytes", lambda _device, free=free: free)
         with monkeypatch.context() as patch:

@@ -3,6 +3,7 @@
 from typing import Final
 
 from worker.engine.quantise import Precision
+from worker.families.qwen_image.modulation import KEPT_STEPS
 from worker.families.qwen_image.working import SHOWN_PIXELS, Load, estimate_working
 from worker.settings import Settings
 from worker.weights.spec import ModelSpec, list_lightning_steps
@@ -32,9 +33,10 @@ def plan_working(
     sizes = [(largest, 1)]
     if count > 1:
         sizes.append((min(largest, settings.batch_max_pixels // count), count))
-    ways = [(0, MOST_STEPS)]
+    # rows of earlier steps are kept, beside those of a schedule that is too long to be kept
+    ways = [(0, KEPT_STEPS + MOST_STEPS)]
     if steps:
-        ways.append((0 if settings.lightning_fused else 1, max(steps)))
+        ways.append((0 if settings.lightning_fused else 1, KEPT_STEPS))
     return max(
         estimate_working(
             Load(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worker.engine.device import count_free_bytes
 from worker.engine.sampler import pack, unpack
+from worker.families.qwen_image.working import count_frame_bytes
 
 
 class Frames(Protocol):
@@ -35,14 +36,6 @@ class Frames(Protocol):
         """Return the pixels of latents."""
 
 
-def count_bytes(base_dim: int, pixels: int) -> int:
-    """Return the device memory in bytes that encoding or decoding a picture takes at its peak.
-
-    That is the norm of `base_dim` channels at the picture's size: bf16 in and out, fp32 between.
-    """
-    return 8 * base_dim * pixels
-
-
 class Vae:
     """The VAE of a model with its normalisation of latents; `scale` is pixels per latent (8)."""
 
@@ -63,7 +56,7 @@ class Vae:
     def has_room(self, pixels: int) -> bool:
         """Return whether a picture can be encoded or decoded in one piece, as far as is known."""
         free = count_free_bytes(self._vae.device)
-        return free is None or count_bytes(self._vae.config.base_dim, pixels) <= free
+        return free is None or count_frame_bytes(pixels, self._vae.config.base_dim) <= free
 
     @torch.inference_mode()
     def encode(self, image: Image.Image, width: int, height: int, *, tiled: bool = False) -> Tensor:

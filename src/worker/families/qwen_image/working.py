@@ -22,8 +22,10 @@ SYSTEM_TOKENS: Final = 70
 # Pixels of a reference as the text encoder sees it.
 SHOWN_PIXELS: Final = 384 * 384
 
-# Bytes per pixel of the norms at full size in the VAE: 96 channels, bf16 in and out, fp32 between.
-FRAME: Final = 788
+# Bytes per pixel of the norms at full size in the VAE: bf16 in and out, fp32 between, and a little,
+# for each of its channels there.
+FRAME_CHANNEL: Final = 8.21
+BASE_DIM: Final = 96
 # In tiles: that of one tile, and per pixel the finished tiles.
 TILE_PIXELS: Final = 256 * 256
 TILED_FRAME: Final = 8
@@ -71,6 +73,11 @@ class Load:
     shown_pixels: int = SHOWN_PIXELS
 
 
+def count_frame_bytes(pixels: int, base_dim: int = BASE_DIM) -> int:
+    """Return the peak in bytes of encoding or decoding a picture in one piece."""
+    return int(FRAME_CHANNEL * base_dim * pixels)
+
+
 def estimate_phases(load: Load) -> dict[Phase, int]:
     """Return the peak in bytes of each phase, in addition to the weights."""
     precision, batch = load.precision, load.batch
@@ -79,9 +86,9 @@ def estimate_phases(load: Load) -> dict[Phase, int]:
     tokens = batch * (1 + load.references) * load.pixels // TOKEN_PIXELS
     positions = KEPT + KEPT_TOKEN * tokens
     kept = positions + load.steps * STEP_ROWS
-    frame = FRAME * load.pixels
+    frame = count_frame_bytes(load.pixels)
     if load.tiled:
-        frame = FRAME * TILE_PIXELS + TILED_FRAME * load.pixels
+        frame = count_frame_bytes(TILE_PIXELS) + TILED_FRAME * load.pixels
     wide = max(IMAGE_TOKEN[precision], ADAPTED_TOKEN if load.adapters else 0) * tokens
     unpacked = UNPACKED[precision] + UNPACKED_TOKEN * tokens
     encoded = TEXT_UNPACKED[precision] + TEXT_UNPACKED_TOKEN * prompt

@@ -1,0 +1,100 @@
+"""What pictures take beside the weights grows with what is requested, and settings count."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from worker import settings
+from worker.engine.quantise import PRECISIONS, Precision
+from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image.planning import plan_working
+from worker.families.qwen_image.working import Load, estimate_phases, estimate_working
+
+SPECS = {row.name: row for row in CATALOGUE.rows}
+EDIT, IMAGE = SPECS["qwen-image-edit-2511"], SPECS["qwen-image"]
+SIDE = 1024 * 1024
+LOAD = Load(SIDE, references=1, adapters=1, precision="4bit")
+
+
+def plan(spec: Any = EDIT, pixels: int | None = None, **environ: str) -> int:
+    return plan_working(spec, settings.read(environ), "4bit", pixels)
+
+
+@pytest.mark.parametrize(
+    ("change", "phases"),
+    [
+        ({"pixels": SIDE + 4096}, {"denoise", "decode", "reference"}),
+        ({"references": 2}, {"text", "denoise", "decode", "reference"}),
+        ({"batch": 2}, {"denoise", "decode", "reference"}),
+        ({"steps": 9}, {"denoise", "decode"}),
+        ({"shown_pixels": SIDE}, {"text", "denoise"}),
+    ],
+)
+def test_more_takes_more_in_the_phases_that_it_concerns(
+    change: dict[str, Any], phases: set[str]
+) -> None:
+    before, after = estimate_phases(LOAD), estimate_phases(replace(LOAD, **change))
+    assert {phase for phase in before if after[phase] > before[phase]} == phases
+    assert all(after[phase] >= before[phase] for phase in before)
+
+
+def test_a_picture_from_text_has_no_phase_of_references() -> None:
+    assert set(estimate_phases(LOAD)) - set(estimate_phases(Load(SIDE))) == {"reference"}
+
+
+def test_tiles_take_less_and_a_lora_more() -> None:
+    """Tiles concern the VAE alone, a LoRA beside the weights the loop alone."""
+    whole, tiled = estimate_phases(LOAD), estimate_phases(replace(LOAD, tiled=True))
+    assert {phase for phase in whole if tiled[phase] < whole[phase]} == {"decode", "reference"}
+    plain = estimate_phases(replace(LOAD, adapters=0))
+    assert {phase for phase in whole if plain[phase] < whole[phase]} == {"denoise"}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_quantised_weight_is_unpacked_while_it_is_multiplied(precision: Precision) -> None:
+    """Small pictures show it; the activations of a large 8-bit one are wider than a LoRA's."""
+    small = Load(256 * 256, precision=precision)
+    exact = estimate_phases(replace(small, precision="bf16"))
+    found = estimate_phases(small)
+    assert (found["text"] > exact["text"]) is (precision != "bf16")
+    assert (found["denoise"] > exact["denoise"]) is (precision != "bf16")
+    large = estimate_phases(replace(LOAD, precision=precision))["denoise"]
+    assert (large > estimate_phases(replace(LOAD, precision="bf16"))["denoise"]) is (
+        precision == "8bit"
+    )
+
+
+def test_the_working_memory_is_that_of_the_largest_phase() -> None:
+    for load in (LOAD, Load(SIDE), Load(256 * 256, precision="4bit")):
+        assert estimate_working(load) == max(estimate_phases(load).values())
+
+
+def test_a_plan_is_for_max_pixels_where_it_is_set_and_for_the_model_s_own_area_else() -> None:
+    assert plan() == plan(pixels=SIDE)
+    assert plan(MAX_PIXELS="2000000") == plan(pixels=2_000_000) > plan()
+    assert plan(MAX_PIXELS="2000000", pixels=SIDE) == plan()
+
+
+def test_a_plan_counts_the_references_that_callers_may_give() -> None:
+    plans = [plan(MAX_INPUT_IMAGES=str(most)) for most in (1, 2, 3)]
+    assert plans == sorted(set(plans))
+    assert plan() == plans[2]
+    assert plan(SPECS["qwen-image-edit"]) == plan(SPECS["qwen-image-edit"], MAX_INPUT_IMAGES="1")
+    assert plan(IMAGE) < plans[0]
+
+
+def test_a_plan_counts_a_lora_where_one_is_beside_the_weights() -> None:
+    """At a size at which a LoRA's products take more than the rows of the longest schedule."""
+    large = 4 * SIDE
+    off = plan(pixels=large, USE_LIGHTNING_LORA="false")
+    fused = plan(pixels=large, LIGHTNING_FUSED="true", LIGHTNING_STEPS="8")
+    assert off == fused < plan(pixels=large, LIGHTNING_STEPS="4") == plan(pixels=large)
+
+
+def test_a_plan_counts_a_batch_where_pictures_share_forwards() -> None:
+    """Of at most BATCH_MAX_PIXELS together, by default those of one picture, with more prompts."""
+    assert plan() < plan(BATCH_SIZE="4") < 1.1 * plan()
+    raised = plan(BATCH_SIZE="4", BATCH_MAX_PIXELS=str(4 * SIDE))
+    assert raised > plan(BATCH_SIZE="2", BATCH_MAX_PIXELS=str(2 * SIDE)) > plan()
+    assert plan(BATCH_MAX_PIXELS=str(4 * SIDE)) == plan()
