@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from worker.engine import lora_file
+from worker.engine.guests import GuestAdapters
 from worker.engine.lora import Adapters, make_canonical
 from worker.errors import LoraFetchFailed, LoraNotApplied, LoraRefused
 from worker.families.adapting import WishedLoras
@@ -25,7 +26,8 @@ class Room:
         self.transformer = small_transformer()
         self.adapters = Adapters(self.transformer)
         self.adapters.attach("own", make_canonical(published_lora(self.transformer, 1)))
-        self.loras = WishedLoras(self.adapters, CPU, FLOAT, budget)
+        self.guests = GuestAdapters(self.transformer, self.adapters, {})
+        self.loras = WishedLoras(self.adapters, self.guests, CPU, FLOAT, budget)
 
     def use_own(self) -> Any:
         """Return the transformer with its own adapter alone."""
@@ -103,20 +105,20 @@ def test_the_least_recently_used_is_dropped_and_its_modules_are_plain_again(
     full = [room.file(seed) for seed in (5, 6, 7)]
     for lora in (two, *full[:2], two):
         room.loras.use(None, (lora,))
-    names = set(room.adapters.guests)
+    names = set(room.guests.attached)
     room.loras.use(None, (full[2], three))
-    left = set(room.adapters.guests)
+    left = set(room.guests.attached)
     assert len(names - left) == 1
     assert repr(full[0].identity) in names - left
     room.loras.forget()
-    assert set(room.adapters.guests) == {repr(one.identity) for one in (full[2], three)}
+    assert set(room.guests.attached) == {repr(one.identity) for one in (full[2], three)}
     room.loras.use("own", (four,))
     room.loras.forget()
-    assert kind_of(room) == "LoraLinear"
+    assert kind_of(room) == "GuestLinear"
     room.loras.use("own", ())
-    room.loras.forget()
     assert kind_of(room) == "Linear"
-    assert room.adapters.guests == ()
+    room.loras.forget()
+    assert room.guests.attached == ()
 
 
 def kind_of(room: Room) -> str:
@@ -128,7 +130,7 @@ def test_what_a_wish_needs_is_there_whatever_its_size(tmp_path: Path) -> None:
     room = Room(tmp_path, budget=1)
     both = (room.file(2), room.file(3))
     room.loras.use(None, both)
-    assert len(room.adapters.guests) == 2
+    assert len(room.guests.attached) == 2
 
 
 def test_a_broken_file_is_its_callers_fault_or_the_operators(room: Room) -> None:
@@ -149,7 +151,7 @@ def test_a_module_that_cannot_be_changed_is_the_callers_to_leave_out(room: Room)
     room.transformer.transformer_blocks[0].img_mod[1] = torch.nn.Identity()
     with pytest.raises(LoraRefused, match=r"img_mod\.1 is a Identity"):
         room.loras.use(None, (lora,))
-    assert room.adapters.guests == ()
+    assert room.guests.attached == ()
 
 
 def test_a_file_that_was_evicted_may_be_fetched_again(room: Room) -> None:
@@ -179,8 +181,7 @@ def test_what_is_in_use_cannot_be_detached(room: Room) -> None:
     lora = room.file(2)
     room.loras.use("own", (lora,))
     with pytest.raises(LoraNotApplied, match="in use"):
-        room.adapters.detach(repr(lora.identity))
-    assert room.adapters.attached == ("own",)
+        room.guests.detach(repr(lora.identity))
     with pytest.raises(LoraNotApplied, match="not attached"):
-        room.adapters.use("own", {"nobody": 1.0})
-    assert room.adapters.others == {repr(lora.identity): 1.0}
+        room.guests.use({"nobody": 1.0})
+    assert room.guests.used == {repr(lora.identity): 1.0}

@@ -1,7 +1,7 @@
 """The parts of one bundle, built while its files are read: a family opens its model from them."""
 
 import json
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from worker.bundle.fill import fill
 from worker.bundle.layout import Damaged, Verified
 from worker.bundle.read import READ_THREADS, FileReader
 from worker.bundle.recipe import Recipe
-from worker.engine.lora import NO_OTHERS, NOTHING, Adapters, Fixed
+from worker.engine.lora import NOTHING, Adapters, Fixed
 from worker.errors import LoraNotApplied
 
 # (component identity, device) -> a module that several models use.
@@ -198,9 +198,9 @@ class FusedAdapter(Adapters):
         """Name the LoRA in the weights."""
         return () if self.active is None else (self.active,)
 
-    def use(self, name: str | None, others: Mapping[str, float] = NO_OTHERS) -> None:
-        """Accept the LoRA in the weights; raise LoraNotApplied for any other and for none."""
-        if name != self.active or others:
+    def use(self, name: str | None) -> None:
+        """Accept the LoRA in the weights; raise LoraNotApplied for another one and for none."""
+        if name != self.active:
             raise LoraNotApplied(
                 f"{self.active} is in the weights (LIGHTNING_FUSED): this worker serves it alone"
             )

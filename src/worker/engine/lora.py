@@ -22,7 +22,27 @@ NARROW_FLOATS: Final = (
     torch.float8_e5m2fnuz,
 )
 MATRIX: Final = 2  # dimensions
-NO_OTHERS: Final[Mapping[str, float]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledLora:
+    """A LoRA as `<module>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank].
+
+    `scales` is what B(A(x)) of each module is multiplied by.
+    """
+
+    tensors: dict[str, Tensor]
+    scales: dict[str, float]
+
+    @property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Return how many features each module has, in and out."""
+        pairs = {module: self.find_sides(module) for module in self.scales}
+        return {module: (down.shape[1], up.shape[0]) for module, (down, up) in pairs.items()}
+
+    def find_sides(self, module: str) -> tuple[Tensor, Tensor]:
+        """Return A and B of a module."""
+        return self.tensors[f"{module}.lora_A.weight"], self.tensors[f"{module}.lora_B.weight"]
 
 
 def make_canonical(
@@ -33,22 +53,61 @@ def make_canonical(
     """Return a LoRA as `<module>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank].
 
     Accepts the keys of `lora_keys`; `modules` names the transformer's own modules, which flat keys
-    need. The scale of `lora_scale` is folded into A in A's own dtype, as diffusers does (in its
-    private LoRA converters), so that the adapter's scale is 1 and results are equal to the last
-    bit. float8 becomes float32. A canonical LoRA is returned unchanged.
+    need. The scale of `lora_scale` is folded into A and B, so that the adapter's scale is 1. float8
+    becomes float32. A canonical LoRA is returned unchanged.
 
     Raises LoraNotApplied, naming the key or the module, for anything but a plain, complete LoRA.
     """
+    return _make_lora(state, modules, sources, is_all=True).tensors
+
+
+def make_scaled(
+    state: Mapping[str, Tensor],
+    modules: Collection[str] | None = None,
+    sources: Sequence[Stated] = (),
+) -> ScaledLora:
+    """Return what `make_canonical` does, with a scale only where the stock stack folds it too.
+
+    That is a module's own alpha; what `sources` state stays a scale, as peft applies it. Raises
+    LoraNotApplied.
+    """
+    return _make_lora(state, modules, sources, is_all=False)
+
+
+def _make_lora(
+    state: Mapping[str, Tensor],
+    modules: Collection[str] | None,
+    sources: Sequence[Stated],
+    *,
+    is_all: bool,
+) -> ScaledLora:
     found = sort_by_module(state, modules)
     scale_of = compute_scales({module: _check_own(part) for module, part in found.items()}, sources)
-    canonical_state: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
+    left: dict[str, float] = {}
     for module, part in found.items():
         down, up = _match_dtypes(part.down, part.up)
-        scale = scale_of[module]
-        canonical_state[f"{module}.lora_A.weight"] = down if scale == 1 else down * scale
-        canonical_state[f"{module}.lora_B.weight"] = up
-    _require_finite(canonical_state)
-    return canonical_state
+        is_folded = is_all or part.alpha is not None
+        left[module] = 1.0 if is_folded else scale_of[module]
+        for_down, for_up = split_scale(scale_of[module] if is_folded else 1.0)
+        tensors[f"{module}.lora_A.weight"] = down if for_down == 1 else down * for_down
+        tensors[f"{module}.lora_B.weight"] = up if for_up == 1 else up * for_up
+    _require_finite(tensors, left)
+    return ScaledLora(tensors, left)
+
+
+def split_scale(scale: float) -> tuple[float, float]:
+    """Return what A and B are multiplied by for a scale, which is their product.
+
+    Halves of a small one go to B, so that a float16 A does not vanish: get_alpha_scales of
+    diffusers' private LoRA converters. Results are equal to the last bit either way.
+    """
+    if scale == 0:
+        return 0.0, 1.0
+    down, up = scale, 1.0
+    while abs(down) * 2 < up:
+        down, up = down * 2, up / 2
+    return down, up
 
 
 def _check_own(part: ModuleTensors) -> Own:
@@ -86,14 +145,17 @@ def _match_dtypes(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return wide[0].to(dtype), wide[1].to(dtype)
 
 
-def _require_finite(state: Mapping[str, Tensor]) -> None:
-    """Raise LoraNotApplied for a weight that is not finite, in its own dtype or in bf16."""
+def _require_finite(state: Mapping[str, Tensor], scales: Mapping[str, float]) -> None:
+    """Raise LoraNotApplied for a weight or scale that is not finite, in its own dtype or bf16."""
     most = torch.finfo(torch.bfloat16).max
     # One transfer for all: waiting for the device once, not for each of 1440 tensors.
     ends = torch.stack([end.float() for tensor in state.values() for end in torch.aminmax(tensor)])
     for key, (low, high) in zip(state, ends.view(-1, 2).tolist(), strict=True):
         if not (low >= -most and high <= most):
             raise LoraNotApplied(f"{key} holds NaN or infinity, or does once it is scaled")
+    for module, scale in scales.items():
+        if abs(scale) > most:
+            raise LoraNotApplied(f"the scale of {module} is {scale:g}, more than numbers can hold")
 
 
 def _name_buffer(adapter: str, side: str) -> str:
@@ -102,51 +164,28 @@ def _name_buffer(adapter: str, side: str) -> str:
 
 
 class LoraLinear(nn.Module):
-    """A Linear of any precision with adapters: y = base(x) + B(A(x)) of the active one.
-
-    `others` are active next to it, or without it, each with a scale: + scale * B(A(x)). Their
-    tensors are no buffers: what a compiled graph reads of this module stays as it was when jobs
-    bring adapters of their own.
-    """
+    """A Linear of any precision with adapters: y = base(x) + B(A(x)) of the active one."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
         self.active: str | None = None
-        self.others: tuple[tuple[str, float], ...] = ()
-        self._guests: dict[str, tuple[Tensor, Tensor]] = {}
 
     def add(self, name: str, down: Tensor, up: Tensor) -> None:
         """Add an adapter: `down` [rank, in], `up` [out, rank]."""
         for side, tensor in (("down", down), ("up", up)):
             self.register_buffer(_name_buffer(name, side), tensor, persistent=False)
 
-    def add_guest(self, name: str, down: Tensor, up: Tensor) -> None:
-        """Add an adapter for `others`, which can be removed."""
-        self._guests[name] = down, up
-
-    def remove(self, name: str) -> bool:
-        """Remove a guest; return whether the module has any adapter left."""
-        del self._guests[name]
-        return bool(self._guests or self._buffers)
-
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
         y: Tensor = self.base(x)
-        total = y
-        if self.active is not None:
-            down, up = (self._buffers.get(_name_buffer(self.active, s)) for s in ("down", "up"))
-            if down is None or up is None:
-                raise LoraNotApplied(f"adapter {self.active} is not attached to this module")
-            total = total + _apply_adapter(x, down, up)
-        for name, scale in self.others:
-            total = total + _apply_adapter(x, *self._guests[name]) * scale
-        return total.to(y.dtype)
-
-
-def _apply_adapter(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """Return B(A(x)), in the adapter's dtype."""
-    return functional.linear(functional.linear(x.to(down.dtype), down), up)
+        if self.active is None:
+            return y
+        down, up = (self._buffers.get(_name_buffer(self.active, side)) for side in ("down", "up"))
+        if down is None or up is None:
+            raise LoraNotApplied(f"adapter {self.active} is not attached to this module")
+        low = functional.linear(x.to(down.dtype), down)
+        return (y + functional.linear(low, up)).to(y.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,29 +205,19 @@ NOTHING: Final = Fixed()
 
 
 class Adapters:
-    """The adapters of one transformer, of which none changes what is `fixed`.
-
-    `active` is at most one, as it was trained; `others` are active too, each with a scale.
-    """
+    """The adapters of one transformer; at most one is active, and none changes what is `fixed`."""
 
     def __init__(self, transformer: Any, fixed: Fixed = NOTHING) -> None:
         self._transformer = transformer
         self._fixed = fixed
         self._wrapped: dict[str, LoraLinear] = {}
         self._attached: dict[str, frozenset[str]] = {}
-        self._guests: dict[str, frozenset[str]] = {}
         self.active: str | None = None
-        self.others: dict[str, float] = {}
 
     @property
     def attached(self) -> tuple[str, ...]:
         """Name the attached adapters, in the order they were attached."""
         return tuple(self._attached)
-
-    @property
-    def guests(self) -> tuple[str, ...]:
-        """Name the attached guests, in the order they were attached."""
-        return tuple(self._guests)
 
     @property
     def modules(self) -> frozenset[str]:
@@ -198,21 +227,15 @@ class Adapters:
         return frozenset(by_name.keys() - inner - {""} | self._fixed.modules)
 
     def attach(
-        self,
-        name: str,
-        state: Mapping[str, Tensor],
-        *,
-        expected: Collection[str] | None = None,
-        is_guest: bool = False,
+        self, name: str, state: Mapping[str, Tensor], *, expected: Collection[str] | None = None
     ) -> int:
         """Attach a canonical adapter beside the base and return how many modules it reaches.
 
-        A guest is one of the `others` of `use`, and can be detached. `expected` names the modules
-        that it must reach, no more and no fewer. Raises LoraNotApplied on any difference, for
-        anything but a LoRA of this transformer, and for one that would change what is fixed;
-        nothing is attached then.
+        `expected` names the modules that it must reach, no more and no fewer. Raises
+        LoraNotApplied on any difference, for anything but a LoRA of this transformer, and for one
+        that would change what is fixed; nothing is attached then.
         """
-        if name in self._attached or name in self._guests:
+        if name in self._attached:
             raise LoraNotApplied(f"an adapter called {name} is attached already")
         canonical = make_canonical(state, self.modules)
         modules = sorted({key.rsplit(".lora_", 1)[0] for key in canonical})
@@ -225,30 +248,22 @@ class Adapters:
         linears = self._find_linears(canonical, modules)
         for module, linear in linears.items():
             wrapped = linear if isinstance(linear, LoraLinear) else LoraLinear(linear)
-            add = wrapped.add_guest if is_guest else wrapped.add
-            add(name, canonical[f"{module}.lora_A.weight"], canonical[f"{module}.lora_B.weight"])
+            wrapped.add(
+                name, canonical[f"{module}.lora_A.weight"], canonical[f"{module}.lora_B.weight"]
+            )
             parent, _, leaf = module.rpartition(".")
             setattr(self._transformer.get_submodule(parent), leaf, wrapped)
             self._wrapped[module] = wrapped
-        (self._guests if is_guest else self._attached)[name] = frozenset(modules)
+        self._attached[name] = frozenset(modules)
         return len(modules)
 
     def _find_linears(
         self, state: Mapping[str, Tensor], modules: Sequence[str]
     ) -> dict[str, nn.Module]:
         """Return the Linears that an adapter is attached to; raises LoraNotApplied."""
-        by_name = dict(self._transformer.named_modules())
         found = {}
         for module in modules:
-            if module in self._fixed.modules or module.startswith(self._fixed.sources):
-                raise LoraNotApplied(
-                    f"{module} changes {self._fixed.what} that were computed without the LoRA: only"
-                    " one that is fused before can change it"
-                )
-            linear = by_name[module]
-            base = linear.base if isinstance(linear, LoraLinear) else linear
-            if not isinstance(base, nn.Linear):
-                raise LoraNotApplied(f"{module} is a {type(base).__name__}, not a Linear")
+            base = self.find_linear(module)
             fits = (
                 state[f"{module}.lora_A.weight"].shape[1],
                 state[f"{module}.lora_B.weight"].shape[0],
@@ -258,45 +273,40 @@ class Adapters:
                     f"{module} maps {base.in_features} to {base.out_features}, the LoRA"
                     f" {fits[0]} to {fits[1]}"
                 )
-            found[module] = linear
+            found[module] = self._transformer.get_submodule(module)
         return found
 
-    def detach(self, name: str) -> None:
-        """Remove a guest that is not in use, and the wrappers that were there for it alone."""
-        if name in self.others:
-            raise LoraNotApplied(f"adapter {name} is in use")
-        for module in self._guests.pop(name):
-            if not self._wrapped[module].remove(name):
-                parent, _, leaf = module.rpartition(".")
-                base = self._wrapped.pop(module).base
-                setattr(self._transformer.get_submodule(parent), leaf, base)
+    def find_linear(self, module: str) -> nn.Linear:
+        """Return the Linear of a module without its adapters.
 
-    def count_modules(self, name: str) -> int:
-        """Return how many modules a guest reaches."""
-        return len(self._guests[name])
-
-    def use(self, name: str | None, others: Mapping[str, float] = NO_OTHERS) -> None:
-        """Make one adapter active, or none, and any number of guests, each with its scale.
-
-        Raises LoraNotApplied for an adapter that is not attached; nothing has changed then.
+        Raises LoraNotApplied for one that is fixed, and for what is no Linear.
         """
-        if name == self.active and others == self.others:
+        if module in self._fixed.modules or module.startswith(self._fixed.sources):
+            raise LoraNotApplied(
+                f"{module} changes {self._fixed.what} that were computed without the LoRA: only"
+                " one that is fused before can change it"
+            )
+        linear = self._transformer.get_submodule(module)
+        base = linear.base if isinstance(linear, LoraLinear) else linear
+        if not isinstance(base, nn.Linear):
+            raise LoraNotApplied(f"{module} is a {type(base).__name__}, not a Linear")
+        return base
+
+    def use(self, name: str | None) -> None:
+        """Make one adapter active, or none.
+
+        Raises LoraNotApplied for an adapter that is not attached.
+        """
+        if name == self.active:
             return
-        for one, attached in (
-            *([] if name is None else [(name, self._attached)]),
-            *((other, self._guests) for other in others),
-        ):
-            if one not in attached:
-                raise LoraNotApplied(
-                    f"adapter {one} is not attached; attached: {', '.join(attached)}"
-                )
+        if name is not None and name not in self._attached:
+            raise LoraNotApplied(
+                f"adapter {name} is not attached; attached: {', '.join(self._attached)}"
+            )
         reached = self._attached[name] if name is not None else frozenset()
         for module, wrapped in self._wrapped.items():
             wrapped.active = name if module in reached else None
-            wrapped.others = tuple(
-                (one, scale) for one, scale in others.items() if module in self._guests[one]
-            )
-        self.active, self.others = name, dict(others)
+        self.active = name
 
 
 def fuse(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 
 from worker import log
 from worker.engine import lora_file
-from worker.engine.lora import Adapters
+from worker.engine.guests import GuestAdapters
+from worker.engine.lora import Adapters, ScaledLora
 from worker.errors import LoraFetchFailed, LoraNotApplied, LoraRefused
 from worker.loras.ready import ReadyLora
 
@@ -20,17 +21,20 @@ ADAPTER_BYTES: Final = 1_500_000_000
 class WishedLoras:
     """The LoRAs of wishes on one transformer, in `dtype` on `device`, up to `budget` bytes.
 
-    Those of the wish that is made are there whatever their size. For one thread.
+    `own` are the model's adapters, `guests` those of wishes. What the wish needs that is made is
+    there whatever its size. For one thread.
     """
 
     def __init__(
         self,
-        adapters: Adapters,
+        own: Adapters,
+        guests: GuestAdapters,
         device: torch.device,
         dtype: torch.dtype,
         budget: int = ADAPTER_BYTES,
     ) -> None:
-        self._adapters, self._device, self._dtype = adapters, device, dtype
+        self._own, self._guests = own, guests
+        self._device, self._dtype = device, dtype
         self._budget = budget
         self._sizes: OrderedDict[Hashable, int] = OrderedDict()
 
@@ -38,39 +42,42 @@ class WishedLoras:
         """Make the model's own adapter `name` active, or none, and next to it these LoRAs.
 
         Raises LoraNotApplied; for one that its caller chose LoraRefused, and LoraFetchFailed when
-        its file is gone.
+        its file is gone. None of wishes is used then.
         """
-        self._adapters.use(name)
+        scales = {_name(lora): lora.scale for lora in loras}
+        if self._guests.used != scales:
+            self._guests.use({})
+        self._own.use(name)
         for lora in loras:
             if lora.identity not in self._sizes:
                 self._attach(lora, {one.identity for one in loras})
             self._sizes.move_to_end(lora.identity)
-        self._adapters.use(name, {_name(lora): lora.scale for lora in loras})
+        if self._guests.used != scales:
+            self._guests.use(scales)
 
     def count(self, loras: Sequence[ReadyLora]) -> tuple[ReadyLora, ...]:
         """Return the LoRAs in use with the number of modules that each of them reaches."""
-        counts = [self._adapters.count_modules(_name(lora)) for lora in loras]
+        counts = [self._guests.count_modules(_name(lora)) for lora in loras]
         return tuple(
             replace(lora, modules=count) for lora, count in zip(loras, counts, strict=True)
         )
 
     def forget(self) -> None:
         """Drop all LoRAs that are not in use, to free memory."""
-        self._drop(0, {one for one in self._sizes if _name_identity(one) in self._adapters.others})
+        self._drop(0, {one for one in self._sizes if _name_identity(one) in self._guests.used})
 
     def _attach(self, lora: ReadyLora, needed: set[Hashable]) -> None:
         kind = LoraRefused if lora.is_callers else LoraNotApplied
         try:
             self._drop(self._budget - lora.path.stat().st_size, needed)
-            read = lora_file.read(lora.path, self._adapters.modules, lora.configuration)
-            state = {key: t.to(self._device, self._dtype) for key, t in read.items()}
-            del read
-            self._adapters.attach(_name(lora), state, is_guest=True)
+            read = lora_file.read_scaled(lora.path, self._own.modules, lora.configuration)
+            tensors = {key: t.to(self._device, self._dtype) for key, t in read.tensors.items()}
+            self._guests.attach(_name(lora), ScaledLora(tensors, read.scales))
         except FileNotFoundError:
             raise LoraFetchFailed(f"{lora.name}: its file is gone; try again") from None
         except LoraNotApplied as error:
             raise kind(f"{lora.name}: {error.message}") from None
-        size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         self._sizes[lora.identity] = size
         log.get().info("lora attached", name=lora.name, digest=lora.digest, bytes=size)
 
@@ -79,7 +86,7 @@ class WishedLoras:
         for identity in [one for one in self._sizes if one not in needed]:
             if sum(self._sizes.values()) <= most:
                 return
-            self._adapters.detach(_name_identity(identity))
+            self._guests.detach(_name_identity(identity))
             del self._sizes[identity]
 
 

@@ -37,7 +37,7 @@ def describe(
         max_pixels=largest,
         max_references=min(defaults.max_references, settings.max_input_images),
         sizes=defaults.sizes,
-        no_loras=_explain_no_loras(spec, settings, lightning),
+        no_loras=None if defaults.takes_loras else f"{spec.name} takes none",
     )
     return Served(
         id=spec.name,
@@ -64,14 +64,3 @@ def choose_largest(areas: list[int], working: Callable[[int], int], left: int | 
     """Return the largest of the areas that fits, or the smallest of all where none does."""
     fitting = [area for area in areas if left is None or working(area) <= left]
     return fitting[-1] if fitting else areas[0]
-
-
-def _explain_no_loras(
-    spec: ModelSpec, settings: Settings, lightning: tuple[int, ...]
-) -> str | None:
-    """Return why a job may bring no LoRAs of its own; None where it may."""
-    if not spec.defaults.takes_loras:
-        return f"{spec.name} takes none"
-    if settings.lightning_fused and lightning:
-        return f"{spec.name} takes none here: it has Lightning baked in (LIGHTNING_FUSED)"
-    return None

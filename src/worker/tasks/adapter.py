@@ -1,6 +1,5 @@
 """What may represent a LoRA in an input, and which LoRAs a job may have."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -115,7 +114,7 @@ def _find_one(value: dict[Any, Any], keys: Sequence[str]) -> str | None:
 def _read_scale(value: Any, key: str) -> float:
     number = read_decimal(value)
     is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    if not is_number or not math.isfinite(number) or abs(number) > STRONGEST:
+    if not is_number or not abs(number) <= STRONGEST:  # NaN is not either
         raise ValueError(
             f"{key} must be a number from -{STRONGEST:g} to {STRONGEST:g} (got {show(value)})"
         )

@@ -14,6 +14,7 @@ from worker.bundle.layout import Bundle, name_adapter
 from worker.engine import device as devices
 from worker.engine.cache import TensorCache
 from worker.engine.decoded import make_picture
+from worker.engine.guests import GuestAdapters
 from worker.engine.sampler import make_noise
 from worker.engine.schedule import make_schedule
 from worker.errors import BadPicture, Internal, LoraNotApplied
@@ -112,7 +113,14 @@ class QwenImage:
         )
         self._vae = Vae(components.vae)
         self._cache = TensorCache(CACHE_BYTES)
-        self._loras = WishedLoras(components.adapters, components.device, components.dtype)
+        self._loras = WishedLoras(
+            components.adapters,
+            GuestAdapters(
+                components.transformer, components.adapters, components.modulation.outside
+            ),
+            components.device,
+            components.dtype,
+        )
         self._phases = Phases(self._forget)
 
     def make_key(self, wish: PictureWish) -> PictureKey:

@@ -1,0 +1,175 @@
+"""Adapters that jobs bring to a transformer: any number at once, each with a scale of its own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worker.engine.lora import Adapters, ScaledLora
+from worker.errors import LoraNotApplied
+
+T = TypeVar("T", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """One adapter at one module: `down` [rank, in], `up` [out, rank], and what B(A(x)) is times."""
+
+    name: str
+    down: Tensor
+    up: Tensor
+    scale: float
+
+
+class Guests:
+    """The adapters that jobs bring to one module of `in_features` and `out_features`.
+
+    Those that are `used` are added in that order.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        self.in_features, self.out_features = in_features, out_features
+        self.used: tuple[Guest, ...] = ()
+        self._attached: dict[str, Guest] = {}
+
+    @property
+    def key(self) -> tuple[tuple[str, float], ...]:
+        """Return what decides the effect of those that are used."""
+        return tuple((guest.name, guest.scale) for guest in self.used)
+
+    def add(self, guest: Guest) -> None:
+        """Attach an adapter, which is not used yet."""
+        self._attached[guest.name] = guest
+
+    def remove(self, name: str) -> None:
+        """Detach an adapter."""
+        del self._attached[name]
+
+    def use(self, scales: Mapping[str, float]) -> None:
+        """Use those of these adapters that are attached here, each at its scale, and no other."""
+        self.used = tuple(
+            Guest(name, guest.down, guest.up, scale * guest.scale)
+            for name, scale in scales.items()
+            if (guest := self._attached.get(name)) is not None
+        )
+
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return y [..., out] + scale * B(A(x)) of every used adapter, for x [..., in].
+
+        In peft's order of operations (peft/tuners/lora/layer.py, Linear.forward).
+        """
+        total = y
+        for guest in self.used:
+            low = functional.linear(x.to(guest.down.dtype), guest.down)
+            total = total + functional.linear(low, guest.up) * guest.scale
+        return total.to(y.dtype)
+
+
+class GuestLinear(nn.Module):
+    """A Linear of any precision, with adapters of its own or none, and the guests next to it."""
+
+    def __init__(self, base: nn.Module, guests: Guests) -> None:
+        super().__init__()
+        self.base = base
+        self.guests = guests
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., in] to [..., out]."""
+        return self.guests.add_to(self.base(x), x)
+
+
+class GuestAdapters:
+    """The adapters that jobs bring to one transformer, next to the `own` ones.
+
+    A module is replaced for as long as a used adapter reaches it: whatever was compiled for the
+    transformer finds its modules as they were. `outside` are the modules that the open model lacks
+    and whose results are computed elsewhere, with the guests that are found there.
+    """
+
+    def __init__(self, transformer: Any, own: Adapters, outside: Mapping[str, Guests]) -> None:
+        self._transformer = transformer
+        self._own = own
+        self._outside = outside
+        self._inside: dict[str, Guests] = {}
+        self._parents: dict[str, tuple[nn.Module, str]] = {}
+        self._placed: dict[str, GuestLinear] = {}
+        self._attached: dict[str, frozenset[str]] = {}
+        self.used: dict[str, float] = {}
+
+    @property
+    def attached(self) -> tuple[str, ...]:
+        """Name the attached adapters, in the order they were attached."""
+        return tuple(self._attached)
+
+    def attach(self, name: str, lora: ScaledLora) -> int:
+        """Attach an adapter and return how many modules it reaches; none is used afterwards.
+
+        Raises LoraNotApplied for anything but a LoRA of this transformer, and for one that would
+        change what is fixed; nothing is attached then.
+        """
+        if name in self._attached:
+            raise LoraNotApplied(f"an adapter called {name} is attached already")
+        self.use({})
+        places = {}
+        for module, fits in lora.widths.items():
+            place = self._outside.get(module)
+            if place is None:
+                linear = self._own.find_linear(module)
+                place = self._inside.get(module) or Guests(linear.in_features, linear.out_features)
+            if (place.in_features, place.out_features) != fits:
+                raise LoraNotApplied(
+                    f"{module} maps {place.in_features} to {place.out_features}, the LoRA"
+                    f" {fits[0]} to {fits[1]}"
+                )
+            places[module] = place
+        for module, place in places.items():
+            place.add(Guest(name, *lora.find_sides(module), lora.scales[module]))
+            if module not in self._outside:
+                parent, _, leaf = module.rpartition(".")
+                self._inside[module] = place
+                self._parents[module] = self._transformer.get_submodule(parent), leaf
+        self._attached[name] = frozenset(places)
+        return len(places)
+
+    def detach(self, name: str) -> None:
+        """Detach an adapter; raises LoraNotApplied for one that is used."""
+        if name in self.used:
+            raise LoraNotApplied(f"adapter {name} is in use")
+        for module in self._attached.pop(name):
+            (self._outside.get(module) or self._inside[module]).remove(name)
+
+    def count_modules(self, name: str) -> int:
+        """Return how many modules an adapter reaches."""
+        return len(self._attached[name])
+
+    def use(self, scales: Mapping[str, float]) -> None:
+        """Use these adapters, each at its scale, in this order, and no other.
+
+        Raises LoraNotApplied for one that is not attached; nothing has changed then.
+        """
+        for name in scales:
+            if name not in self._attached:
+                raise LoraNotApplied(
+                    f"adapter {name} is not attached; attached: {', '.join(self._attached)}"
+                )
+        for guests in (*self._inside.values(), *self._outside.values()):
+            guests.use(scales)
+        for module, placed in self._placed.items():
+            self._put(module, placed.base)
+        self._placed = {
+            module: self._place(module, guests)
+            for module, guests in self._inside.items()
+            if guests.used
+        }
+        self.used = dict(scales)
+
+    def _place(self, module: str, guests: Guests) -> GuestLinear:
+        parent, leaf = self._parents[module]
+        return self._put(module, GuestLinear(parent.get_submodule(leaf), guests))
+
+    def _put(self, module: str, layer: T) -> T:
+        parent, leaf = self._parents[module]
+        setattr(parent, leaf, layer)
+        return layer
