@@ -45,14 +45,16 @@ class WishedLoras:
         its file is gone. None of wishes is used then.
         """
         scales = {_name(lora): lora.scale for lora in loras}
-        if self._guests.used != scales:
+        # their order counts too, by rounding
+        is_as_before = [*self._guests.used.items()] == [*scales.items()]
+        if not is_as_before:
             self._guests.use({})
         self._own.use(name)
         for lora in loras:
             if lora.identity not in self._sizes:
                 self._attach(lora, {one.identity for one in loras})
             self._sizes.move_to_end(lora.identity)
-        if self._guests.used != scales:
+        if not is_as_before:
             self._guests.use(scales)
 
     def count(self, loras: Sequence[ReadyLora]) -> tuple[ReadyLora, ...]:
@@ -71,7 +73,11 @@ class WishedLoras:
         try:
             self._drop(self._budget - lora.path.stat().st_size, needed)
             read = lora_file.read_scaled(lora.path, self._own.modules, lora.configuration)
-            tensors = {key: t.to(self._device, self._dtype) for key, t in read.tensors.items()}
+            # always a copy: what was read is mapped from a file that others may replace, and is not
+            # aligned, by which a CPU rounds products otherwise
+            tensors = {
+                key: t.to(self._device, self._dtype, copy=True) for key, t in read.tensors.items()
+            }
             self._guests.attach(_name(lora), ScaledLora(tensors, read.scales))
         except FileNotFoundError:
             raise LoraFetchFailed(f"{lora.name}: its file is gone; try again") from None

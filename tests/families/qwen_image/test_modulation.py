@@ -12,12 +12,11 @@ from worker.engine.lora import Adapters, ScaledLora, make_scaled
 from worker.errors import Internal, LoraNotApplied
 from worker.families.qwen_image.modulation import (
     RowModulation,
-    RowPart,
     RowTable,
     WeightModulation,
     round_timesteps,
 )
-from worlds.loras import MODULATION, TIME, published_lora
+from worlds.loras import MODULATION, TIME, published_lora, table_of
 
 LIGHTNING = torch.tensor([1000.0, 954.5455, 900.0, 833.3333, 750.0, 642.8572, 500.0, 300.0])
 
@@ -38,29 +37,6 @@ def small(*, seed: int = 0, **config: Any) -> Any:
         }
     )
     return model.to(torch.bfloat16).eval()
-
-
-def table_of(model: Any, timesteps: torch.Tensor) -> RowTable:
-    """Ask the model's own modules for its rows, one timestep at a time, as a forward would."""
-    keys = torch.unique(round_timesteps(timesteps).float()).to(torch.bfloat16)
-    hidden = torch.empty(0, dtype=torch.bfloat16)
-    flag = torch.zeros(1, dtype=torch.long) if model.config.use_additional_t_cond else None
-    rows, zero = [], torch.empty(0, 6 * model.inner_dim, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        for key in keys:
-            timestep = torch.stack([key, key * 0]) if model.zero_cond_t else key[None]
-            temb = model.time_text_embed(timestep, hidden, flag)
-            image = torch.stack([b.img_mod(temb) for b in model.transformer_blocks])
-            text = torch.stack([b.txt_mod(temb[:1]) for b in model.transformer_blocks])
-            rows.append(torch.cat([image[:, 0], text[:, 0]]))
-            zero = image[:, 1] if model.zero_cond_t else zero
-    table, half = torch.stack(rows), len(model.transformer_blocks)
-    # two files, as if the blocks lay in two shards: one has every image stream, one every text's
-    parts = (
-        RowPart(table[:, :half], torch.arange(half), zero, torch.arange(len(zero))),
-        RowPart(table[:, half:], torch.arange(half, 2 * half), zero[:0], torch.arange(0)),
-    )
-    return RowTable(keys, parts)
 
 
 def forward(model: Any, timestep: torch.Tensor, *, batch: int = 1, side: int = 4) -> torch.Tensor:
