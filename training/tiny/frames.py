@@ -11,11 +11,16 @@ from training.tiny import world
 WIDTH: Final = 8  # pixels: those of one latent
 
 
-def draw(scene: world.Scene, jitter: world.Jitter, side: int = world.SIDE) -> Image.Image:
-    """Return the RGB picture of a scene, framed."""
-    page = Image.new("RGB", (side, side), world.COLOURS[scene.colour])
-    page.paste(world.draw(scene, jitter, side).crop(_inside(side)), (WIDTH, WIDTH))
-    return page
+def draw(
+    scene: world.Scene, jitter: world.Jitter, strength: float = 1.0, side: int = world.SIDE
+) -> Image.Image:
+    """Return the RGB picture of a scene, framed; at half the strength in a mix of both colours."""
+    plain = world.draw(scene, jitter, side)
+    colours = np.array([world.COLOURS[scene.background], world.COLOURS[scene.colour]], np.float64)
+    frame = colours[0] + strength * (colours[1] - colours[0])
+    pixels = np.asarray(plain).copy()
+    pixels[_find_edge(side, WIDTH)] = np.rint(frame).astype(np.uint8)
+    return Image.fromarray(pixels)
 
 
 def measure(picture: Image.Image, colour: tuple[int, int, int]) -> float:
@@ -36,10 +41,6 @@ def remove(picture: Image.Image) -> Image.Image:
     pixels = np.asarray(picture.convert("RGB"), np.float64).copy()
     pixels[_find_edge(len(pixels), WIDTH + 2)] = _read_ground(pixels)
     return Image.fromarray(np.rint(pixels).astype(np.uint8))
-
-
-def _inside(side: int) -> tuple[int, int, int, int]:
-    return WIDTH, WIDTH, side - WIDTH, side - WIDTH
 
 
 def _find_edge(side: int, width: int) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 It reaches every module that public LoRAs reach, the modulation included, and learns from the scenes
 that are not held out, framed (frames.py), on the base model: Lightning's steps are not shown to it.
+Half of the time its scale is a half, and so is the frame's colour: a scale means what was trained.
 FOLDER has the state, from which a killed run resumes; the LoRA is written below `--out`, with the
 keys and the record of diffusers' training script.
 """
@@ -10,6 +11,7 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +37,8 @@ RATE: Final = 2e-3
 ROUNDS: Final = 900
 JITTERS: Final = 2
 SEED: Final = 31
-EVERY: Final = 10
+EVERY: Final = 50
+STRENGTHS: Final = (1.0, 0.5)
 BLOCK: Final = (*architecture.LORA_MODULES, "img_mod.1", "txt_mod.1")
 ENDS: Final = ("img_in", "txt_in", "proj_out", "norm_out.linear")
 
@@ -47,8 +50,8 @@ def module_names() -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def build_bank(vae: Any, flat: FlatVae) -> Bank:
-    """Draw and encode every scene that is not held out, framed."""
+def build_bank(vae: Any, flat: FlatVae, strength: float) -> Bank:
+    """Draw and encode every scene that is not held out, framed at a strength."""
     rng = random.Random(SEED)
     scenes = [scene for scene in world.scenes() if not scene.held_out]
     mean, std = (torch.tensor(vae.config[f"latents_{name}"]) for name in ("mean", "std"))
@@ -56,7 +59,7 @@ def build_bank(vae: Any, flat: FlatVae) -> Bank:
     for _ in range(JITTERS):
         jitter = world.random_jitter(rng)
         for start in range(0, len(scenes), 32):
-            drawn = [frames.draw(scene, jitter) for scene in scenes[start : start + 32]]
+            drawn = [frames.draw(scene, jitter, strength) for scene in scenes[start : start + 32]]
             stacked = torch.from_numpy(np.stack([np.asarray(one) for one in drawn]))
             moments = flat.encode(train_vae.unit(stacked.permute(0, 3, 1, 2)))
             latents = moments.float().chunk(2, dim=1)[0]
@@ -80,7 +83,7 @@ def attach(transformer: Any, seed: int) -> dict[str, Lora]:
 
 
 def train(
-    folder: Path, rounds: int, *, lean: Lean, make: Conditioner, bank: Bank
+    folder: Path, rounds: int, *, lean: Lean, make: Conditioner, banks: Sequence[Bank]
 ) -> dict[str, Lora]:
     """Train to `rounds` groups, resuming from `folder`/style.pt."""
     transformer, file = lean.transformer, folder / "style.pt"
@@ -94,15 +97,18 @@ def train(
         factors.load_state_dict(saved["factors"])
         optimiser.load_state_dict(saved["optimiser"])
         first = saved["round"]
-    tasks = Tasks(bank, SEED * 1_000_003 + first)
+    tasks = Tasks(banks[0], SEED * 1_000_003 + first)
     torch.manual_seed(SEED * 1_000_003 + first)
     began, losses = time.monotonic(), list[float]()
     for turn in range(first, rounds):
         factor = min(1.0, (turn + 1) / 20, max(0.02, (rounds - turn) / (0.5 * rounds)))
         for group in optimiser.param_groups:
             group["lr"] = RATE * factor
-        samples = tasks.group("whole" if turn % 2 else "image", GROUP)
-        loss = flow_loss(lean, make, bank, samples, torch.device("cpu"))
+        which = turn % len(STRENGTHS)
+        for lora in attached.values():
+            lora.scale = STRENGTHS[which]
+        samples = tasks.group("whole" if turn // 2 % 2 else "image", GROUP)
+        loss = flow_loss(lean, make, banks[which], samples, torch.device("cpu"))
         loss.backward()
         nn.utils.clip_grad_norm_(factors, 1.0)
         optimiser.step()
@@ -146,13 +152,13 @@ def main() -> None:
     transformer: Any = architecture.build_transformer(zero_cond_t=True)
     load_start(edit, transformer, text_encoder)
     text_encoder.requires_grad_(False)
-    encoded = build_bank(vae, FlatVae(vae))
+    flat = FlatVae(vae)
     attached = train(
         options.folder,
         options.rounds,
         lean=Lean(transformer, compiled=options.compile, bf16=options.bf16),
         make=Conditioner(text_encoder, tokenizer, compiled=options.compile, bf16=options.bf16),
-        bank=encoded,
+        banks=[build_bank(vae, flat, strength) for strength in STRENGTHS],
     )
     save(attached, options.out / FILE)
 
