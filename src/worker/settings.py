@@ -53,6 +53,9 @@ HUB_FILE: Final = re.compile(
     rf"(?:/(?P<path>(?:{_FOLDER}/){{0,8}}{_FOLDER}\.safetensors))?"
     rf"(?:@(?P<revision>{_PART}(?:/{_PART}){{0,4}}))?"
 )
+HUB_FOLDER: Final = re.compile(rf"{_PART}/{_PART}(?:/{_FOLDER}){{0,8}}")
+# The number of steps in the names of Lightning's files.
+STEPS_IN_NAME: Final = re.compile(r"lightning-(\d{1,3})steps?\b", re.IGNORECASE)
 
 Network = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, int]
 
@@ -173,9 +176,30 @@ def _read_level(value: Any) -> Any:
     return theirs.get(value.upper(), value.upper())
 
 
+def _check_lightning(value: str) -> str:
+    """Check "org/repository/file-{n}steps.safetensors": {n} stands for the number of steps."""
+    match = HUB_FILE.fullmatch(value.replace("{n}", "8"))
+    if match is None or match["path"] is None or match["revision"] is not None:
+        raise ValueError(
+            "must be org/repository/file.safetensors, with {n} where it has the number of steps"
+        )
+    if "{n}" not in value and STEPS_IN_NAME.search(value) is None:
+        raise ValueError("must have {n} in the file's name, or a name as in Lightning-8steps")
+    return value
+
+
+def _check_transformer(value: str) -> str:
+    """Check "org/repository" or "org/repository/folder"."""
+    if not HUB_FOLDER.fullmatch(value):
+        raise ValueError("must be org/repository or org/repository/folder")
+    return value
+
+
 Words = Annotated[tuple[str, ...], BeforeValidator(_split_words)]
 Counts = Annotated[tuple[int, ...], BeforeValidator(_split_words), AfterValidator(_read_steps)]
 Loras = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_read_loras)]
+LightningPlace = Annotated[str, AfterValidator(_check_lightning)]
+TransformerPlace = Annotated[str, AfterValidator(_check_transformer)]
 LoraKinds = Annotated[tuple[Literal["names", "hub", "urls"], ...], BeforeValidator(_split_words)]
 Bytes = Annotated[int, BeforeValidator(_read_bytes)]
 Token = Annotated[SecretStr, BeforeValidator(_read_token)]
@@ -263,6 +287,16 @@ class Settings(BaseModel):
         (8,),
         "`8`, `4` or `8,4`: the counts kept warm, the first is the default",
         shown="`8`; tiny `8,4`",
+    )
+    lightning: LightningPlace | None = _declare(
+        None,
+        "the Lightning LoRA of that one model: `org/repository/file-{n}steps.safetensors`",
+        shown="the catalogue's, or the model's own",
+    )
+    transformer: TransformerPlace | None = _declare(
+        None,
+        "another transformer for that one model: `org/repository[/folder]`, as diffusers saves it",
+        shown="the model's own",
     )
     lightning_fused: bool = _declare(
         False, "bake that one LoRA into the weights: faster, serves nothing else"

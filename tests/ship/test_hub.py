@@ -42,6 +42,8 @@ POOLS = {
 PARSED: dict[str, tuple[str, Any]] = {
     "MODEL": ("tiny, org/name@v1", ("tiny", "org/name@v1")),
     "HF_TOKEN_PATH": (__file__, Path(__file__)),
+    "LIGHTNING": ("a/b/x-{n}.safetensors", "a/b/x-{n}.safetensors"),
+    "TRANSFORMER": ("a/b/c", "a/b/c"),
     "LORAS": ("a=org/name/x.safetensors", (("a", "org/name/x.safetensors"),)),
     "LORA_SOURCES": ("names, hub", ("names", "hub")),
     "ALLOWED_IMAGE_HOSTS": ("a.example, *.b.example", ("a.example", "*.b.example")),

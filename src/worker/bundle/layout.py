@@ -106,6 +106,7 @@ class Bundle(_Record):
     0.1.0 prepared. `fused` is the step count of the Lightning LoRA in the weights, None without
     one. `offered` are all Lightning LoRAs among the model's published files (step count -> file),
     whether in the bundle or not. `facts` is the model's own worker.json, if it has one.
+    `lightning_place` and `transformer` are the settings that it was made with, "" without.
     """
 
     format: int
@@ -121,6 +122,8 @@ class Bundle(_Record):
     components: dict[str, SafeName]
     libraries: dict[str, str]
     facts: dict[str, Any] = {}
+    lightning_place: str = ""
+    transformer: str = ""
 
 
 Manifest = TypeVar("Manifest", Bundle, Component)
