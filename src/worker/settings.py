@@ -467,6 +467,11 @@ class Settings(BaseModel):
         return LORA_KINDS[:1] if self.on_platform else LORA_KINDS
 
     @property
+    def expects_loras(self) -> bool:
+        """Whether the operator says which LoRAs jobs may bring: memory is planned for them."""
+        return bool(self.lora_kinds) and any((self.loras, self.lora_dir, self.lora_sources))
+
+    @property
     def hub_cache(self) -> Path | None:
         """Where Hugging Face's cache is expected: HF_HUB_CACHE, else `hub` in HF_HOME."""
         if self.hf_hub_cache is None and self.hf_home is not None:

@@ -60,11 +60,12 @@ class Guests:
 
         In peft's order of operations (peft/tuners/lora/layer.py, Linear.forward).
         """
-        total = y
+        dtype = y.dtype
         for guest in self.used:
             low = functional.linear(x.to(guest.down.dtype), guest.down)
-            total = total + functional.linear(low, guest.up) * guest.scale
-        return total.to(y.dtype)
+            # in place, and no name keeps what was added to: each is as large as the widest tensor
+            y = y + functional.linear(low, guest.up).mul_(guest.scale)
+        return y.to(dtype)
 
 
 class GuestLinear(nn.Module):

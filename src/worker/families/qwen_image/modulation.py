@@ -215,6 +215,7 @@ class RowModulation:
         whatever comes between, and computed once for a job's LoRAs.
         """
         self._forget()
+        self._image[:, 1:].copy_(self._zero)
         found = self._table.find(timesteps)
         used = tuple(guests.key for row in self._guests for guests in row)
         needed = tuple(found.tolist()), used if any(used) else ()
@@ -258,9 +259,8 @@ class RowModulation:
             raise Internal("select before load: no modulation rows on the device")
         self._image[:, 0].copy_(self._loaded[step, 0])
         self._text[:, 0].copy_(self._loaded[step, 1])
-        if self._zero.shape[1]:
-            adapted = self._loaded.shape[1] > len(STREAMS)
-            self._image[:, 1].copy_(self._loaded[step, 2] if adapted else self._zero[:, 0])
+        if self._loaded.shape[1] > len(STREAMS):
+            self._image[:, 1].copy_(self._loaded[step, 2])
 
 
 def _name_layer(block: int, stream: str) -> str:
