@@ -2,15 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from worker.engine.lora import Adapters, ScaledLora
 from worker.errors import LoraNotApplied
-
-T = TypeVar("T", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +79,19 @@ class GuestLinear(nn.Module):
         return self.guests.add_to(self.base(x), x)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A Linear of the transformer, and the layer that takes its place while guests are used."""
+
+    parent: nn.Module
+    leaf: str
+    layer: GuestLinear
+
+    def put(self, layer: nn.Module) -> None:
+        """Put a layer there."""
+        setattr(self.parent, self.leaf, layer)
+
+
 class GuestAdapters:
     """The adapters that jobs bring to one transformer, next to the `own` ones.
 
@@ -93,10 +104,9 @@ class GuestAdapters:
         self._transformer = transformer
         self._own = own
         self._outside = outside
-        self._inside: dict[str, Guests] = {}
-        self._parents: dict[str, tuple[nn.Module, str]] = {}
-        self._placed: dict[str, GuestLinear] = {}
+        self._inside: dict[str, _Place] = {}
         self._attached: dict[str, frozenset[str]] = {}
+        self._replaced: list[_Place] = []
         self.used: dict[str, float] = {}
 
     @property
@@ -113,33 +123,29 @@ class GuestAdapters:
         if name in self._attached:
             raise LoraNotApplied(f"an adapter called {name} is attached already")
         self.use({})
-        places = {}
+        found = {}
         for module, fits in lora.widths.items():
-            place = self._outside.get(module)
-            if place is None:
-                linear = self._own.find_linear(module)
-                place = self._inside.get(module) or Guests(linear.in_features, linear.out_features)
-            if (place.in_features, place.out_features) != fits:
+            place = None if module in self._outside else self._find_place(module)
+            guests = self._outside[module] if place is None else place.layer.guests
+            if (guests.in_features, guests.out_features) != fits:
                 raise LoraNotApplied(
-                    f"{module} maps {place.in_features} to {place.out_features}, the LoRA"
+                    f"{module} maps {guests.in_features} to {guests.out_features}, the LoRA"
                     f" {fits[0]} to {fits[1]}"
                 )
-            places[module] = place
-        for module, place in places.items():
-            place.add(Guest(name, *lora.find_sides(module), lora.scales[module]))
-            if module not in self._outside:
-                parent, _, leaf = module.rpartition(".")
+            found[module] = guests, place
+        for module, (guests, place) in found.items():
+            guests.add(Guest(name, *lora.find_sides(module), lora.scales[module]))
+            if place is not None:
                 self._inside[module] = place
-                self._parents[module] = self._transformer.get_submodule(parent), leaf
-        self._attached[name] = frozenset(places)
-        return len(places)
+        self._attached[name] = frozenset(found)
+        return len(found)
 
     def detach(self, name: str) -> None:
         """Detach an adapter; raises LoraNotApplied for one that is used."""
         if name in self.used:
             raise LoraNotApplied(f"adapter {name} is in use")
         for module in self._attached.pop(name):
-            (self._outside.get(module) or self._inside[module]).remove(name)
+            self._find_guests(module).remove(name)
 
     def count_modules(self, name: str) -> int:
         """Return how many modules an adapter reaches."""
@@ -155,22 +161,26 @@ class GuestAdapters:
                 raise LoraNotApplied(
                     f"adapter {name} is not attached; attached: {', '.join(self._attached)}"
                 )
-        for guests in (*self._inside.values(), *self._outside.values()):
-            guests.use(scales)
-        for module, placed in self._placed.items():
-            self._put(module, placed.base)
-        self._placed = {
-            module: self._place(module, guests)
-            for module, guests in self._inside.items()
-            if guests.used
-        }
+        for name in {**self.used, **scales}:
+            for module in self._attached[name]:
+                self._find_guests(module).use(scales)
+        for place in self._replaced:
+            place.put(place.layer.base)
+        self._replaced = [place for place in self._inside.values() if place.layer.guests.used]
+        for place in self._replaced:
+            place.put(place.layer)
         self.used = dict(scales)
 
-    def _place(self, module: str, guests: Guests) -> GuestLinear:
-        parent, leaf = self._parents[module]
-        return self._put(module, GuestLinear(parent.get_submodule(leaf), guests))
+    def _find_guests(self, module: str) -> Guests:
+        guests = self._outside.get(module)
+        return self._inside[module].layer.guests if guests is None else guests
 
-    def _put(self, module: str, layer: T) -> T:
-        parent, leaf = self._parents[module]
-        setattr(parent, leaf, layer)
-        return layer
+    def _find_place(self, module: str) -> _Place:
+        """Return the place of a module; raises LoraNotApplied for what is no Linear or fixed."""
+        if module in self._inside:
+            return self._inside[module]
+        linear = self._own.find_linear(module)
+        parent, _, leaf = module.rpartition(".")
+        guests = Guests(linear.in_features, linear.out_features)
+        layer = GuestLinear(self._transformer.get_submodule(module), guests)
+        return _Place(self._transformer.get_submodule(parent), leaf, layer)
