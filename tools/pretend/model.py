@@ -112,7 +112,7 @@ def forget(model: QwenImage) -> None:
     modulation: Any = parts.modulation
     modulation._loaded = None  # noqa: SLF001 - the same
     modulation._kept_adapted.clear()  # noqa: SLF001 - the same
-    model._loras.use(None, ())  # noqa: SLF001 - the same
+    model._loras._guests.use({})  # noqa: SLF001 - the same
     model._loras.forget()  # noqa: SLF001 - the same
 
 

@@ -40,24 +40,24 @@ class JoinedSnapshot:
     def files(self) -> tuple[RemoteFile, ...]:
         """Return every file, under the path that it has in a published model."""
         kept = [file for file in self.model.files if not _is_inside(file.path, REPLACED)]
-        return (*kept, *(_move(file, REPLACED) for file in self._theirs.values()))
+        return (*kept, *(_place(file, REPLACED) for file in self._theirs.values()))
 
     @cached_property
     def _theirs(self) -> dict[str, RemoteFile]:
         """Return the other transformer's files by the path that they are given."""
         found = [f for f in self.other.files if posixpath.dirname(f.path) == self.place]
-        return {_move(file, REPLACED).path: file for file in found}
+        return {_place(file, REPLACED).path: file for file in found}
 
     def digest(self, file: RemoteFile) -> str:
         """Return "sha256:..." or "git:...": equal digests mean equal bytes."""
-        holder, own = self._locate(file)
+        holder, own = self._find_holder(file)
         return holder.digest(own)
 
     def fetch_file(
         self, file: RemoteFile, into: Path, progress: ReportProgress = ignore_progress
     ) -> Proven:
         """Return the file, verified; raises as its own snapshot does."""
-        holder, own = self._locate(file)
+        holder, own = self._find_holder(file)
         if holder is self.model:
             return holder.fetch_file(own, into, progress)
         folder = f"{self.other.repository.replace('/', '--')}-{self.other.commit}"
@@ -65,15 +65,15 @@ class JoinedSnapshot:
 
     def read_range(self, file: RemoteFile, start: int, end: int) -> bytes:
         """Return bytes `start` up to `end` (exclusive); raises as its own snapshot does."""
-        holder, own = self._locate(file)
+        holder, own = self._find_holder(file)
         return holder.read_range(own, start, end)
 
     def read_file(self, file: RemoteFile) -> bytes:
         """Return a small file's bytes, verified; raises as its own snapshot does."""
-        holder, own = self._locate(file)
+        holder, own = self._find_holder(file)
         return holder.read_file(own)
 
-    def _locate(self, file: RemoteFile) -> tuple[Snapshot, RemoteFile]:
+    def _find_holder(self, file: RemoteFile) -> tuple[Snapshot, RemoteFile]:
         """Return the snapshot that has a file, and the file as it is there."""
         theirs = self._theirs.get(file.path)
         return (self.model, file) if theirs is None else (self.other, theirs)
@@ -100,6 +100,6 @@ def _is_inside(path: str, folder: str) -> bool:
     return posixpath.dirname(path) == folder
 
 
-def _move(file: RemoteFile, folder: str) -> RemoteFile:
+def _place(file: RemoteFile, folder: str) -> RemoteFile:
     name = posixpath.basename(file.path)
     return RemoteFile(f"{folder}/{name}", file.size, sha256=file.sha256, blob_id=file.blob_id)

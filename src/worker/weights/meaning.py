@@ -13,7 +13,7 @@ from worker.weights.apart import drop_doubles, rename_doubles
 from worker.weights.checkpoint import ABOUT, BUNDLE_MANIFEST, CONFIG, INDEX, read_class
 from worker.weights.instead import find_instead
 from worker.weights.names import is_same_repository
-from worker.weights.spec import Listing, LoraFile, ModelSpec, Parts, change_parts
+from worker.weights.spec import Listing, LoraFile, ModelSpec, Parts, choose_parts
 
 REPOSITORY: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # huggingface_hub's validate_repo_id: "a--b/c" and "a/b--c" would have one folder in its cache
@@ -116,7 +116,7 @@ class Catalogue:
             if value is not None and len(specs) > 1:
                 raise InvalidSettings(f"{name}: is for one model, and MODEL names several")
         return tuple(
-            replace(change_parts(spec, settings), is_alone=len(published) <= 1)
+            replace(choose_parts(spec, settings), is_alone=len(published) <= 1)
             for spec in rename_doubles(specs)
         )
 

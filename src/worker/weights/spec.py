@@ -84,7 +84,7 @@ class ModelSpec:
         return f"{self.repository}@{self.revision}" if self.revision else self.repository
 
 
-def change_parts(spec: ModelSpec, settings: Settings) -> ModelSpec:
+def choose_parts(spec: ModelSpec, settings: Settings) -> ModelSpec:
     """Return a model with the Lightning LoRA and the transformer that the settings name."""
     lightning, place = spec.lightning, settings.lightning or ""
     if place:
