@@ -43,15 +43,15 @@ def test_a_frame_is_measured_and_removed(strength: float) -> None:
 
 
 def test_rates_count_what_is_framed_and_what_is_right() -> None:
-    """At the scale that was requested, and not at another."""
+    """At scale 1 a frame of the colour, below it a weaker one."""
     plain, framed, half = (
         [frames.draw(case.scene, world.Jitter(0, 0, 0), strength) for case in CASES]
         for strength in (0.0, 1.0, 0.5)
     )
     assert evaluate.rate_styled(CASES, framed, 1.0) == {"framed": 1.0, "all five": 1.0}
-    assert evaluate.rate_styled(CASES, half, 0.5) == {"framed": 1.0, "all five": 1.0}
+    assert evaluate.rate_styled(CASES, half, 0.5) == {"weaker": 1.0, "all five": 1.0}
     assert evaluate.rate_styled(CASES, half, 1.0)["framed"] == 0.0
-    assert evaluate.rate_styled(CASES, plain, 0.5)["framed"] == 0.0
+    assert evaluate.rate_styled(CASES, framed, 0.5)["weaker"] == 0.0
     assert evaluate.rate_styled(CASES[::-1], framed, 1.0)["all five"] == 0.0
     assert evaluate.rate_styled(CASES, [framed[0], plain[1]], 1.0)["framed"] == 0.5
 
@@ -76,7 +76,7 @@ def test_the_style_is_seen_beside_lightning_and_at_half_strength(
     assert [case.held_out for case in CASES] == [False, True]
     assert evaluate.rate_styled(CASES, committed, 1.0) == {"framed": 1.0, "all five": 1.0}
     half = evaluate.draw_styled(model, CASES, FOLDER, "lightning-8, half framed")
-    assert evaluate.rate_styled(CASES, half, 0.5) == {"framed": 1.0, "all five": 1.0}
+    assert evaluate.rate_styled(CASES, half, 0.5) == {"weaker": 1.0, "all five": 1.0}
     plain = [evaluate.make(model, case, "lightning-8") for case in CASES]
     assert evaluate.rate_styled(CASES, plain, 1.0)["framed"] == 0.0
 
