@@ -13,6 +13,7 @@ machine affects both; the medians count. A job is 8 steps of one picture without
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import platform
@@ -153,6 +154,7 @@ def run(runs: int) -> dict[str, Any]:
     found: dict[str, list[float]] = {}
 
     def note(name: str, work: Callable[[], object]) -> None:
+        gc.collect()  # what another way left is not this one's to clean
         found.setdefault(name, []).append(measure(work))
 
     with tempfile.TemporaryDirectory() as name:

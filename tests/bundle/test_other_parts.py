@@ -82,7 +82,7 @@ def test_another_transformer_takes_the_place_of_the_models_own(hub: Hub, tmp_pat
     for word, change in (("org/merged", 0.5), ("org/many/v2/best", 2.0)):
         found = make(hub, tmp_path, TRANSFORMER=word)
         assert torch.equal(read_bias(found), read_bias(own) + change)
-        assert found.bundle.transformer == word
+        assert found.bundle.replaced == word
         assert found.folder != own.folder
         again = make(hub, tmp_path, TRANSFORMER=word)
         assert (again.folder, again.facts["source"]) == (found.folder, "MODEL_DIR")
@@ -174,7 +174,7 @@ def test_a_joined_snapshot_has_the_bytes_of_both(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     own, other = (LocalSnapshot(tmp_path / one, f"org/{one}") for one in ("own", "other"))
-    joined = join(own, other, "")
+    joined = join(own, other, "", "transformer")
     assert {file.path: joined.read_file(file) for file in joined.files} == {
         "vae/a.json": b"vae",
         "transformer/config.json": b"other",

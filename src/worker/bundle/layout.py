@@ -106,7 +106,8 @@ class Bundle(_Record):
     0.1.0 prepared. `fused` is the step count of the Lightning LoRA in the weights, None without
     one. `offered` are all Lightning LoRAs among the model's published files (step count -> file),
     whether in the bundle or not. `facts` is the model's own worker.json, if it has one.
-    `lightning_place` and `transformer` are the settings that it was made with, "" without.
+    `lightning_place` and `replaced` are the settings LIGHTNING and TRANSFORMER that it was made
+    with, "" without.
     """
 
     format: int
@@ -123,7 +124,7 @@ class Bundle(_Record):
     libraries: dict[str, str]
     facts: dict[str, Any] = {}
     lightning_place: str = ""
-    transformer: str = ""
+    replaced: str = ""
 
 
 Manifest = TypeVar("Manifest", Bundle, Component)

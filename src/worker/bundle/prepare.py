@@ -219,7 +219,7 @@ def _make_manifest(planned: Plan) -> Bundle:
         libraries=layout.list_libraries(),
         facts=dict(planned.published.facts),
         lightning_place=order.spec.lightning_place,
-        transformer=order.spec.transformer,
+        replaced=order.spec.transformer,
     )
 
 

@@ -4,20 +4,16 @@ import posixpath
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
 
 from worker.errors import WeightsUnavailable
 from worker.weights.checkpoint import CONFIG
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Proven, ReportProgress, Snapshot, ignore_progress
 
-# The folder that TRANSFORMER replaces.
-REPLACED: Final = "transformer"
-
 
 @dataclass(frozen=True)
 class JoinedSnapshot:
-    """All of `model` but its transformer, and the transformer of `other`'s folder `place`.
+    """All of `model` but its folder `replaced`, and `other`'s folder `place` in its stead.
 
     Its repository and commit are the model's.
     """
@@ -25,6 +21,7 @@ class JoinedSnapshot:
     model: Snapshot
     other: Snapshot
     place: str
+    replaced: str
 
     @property
     def repository(self) -> str:
@@ -39,14 +36,14 @@ class JoinedSnapshot:
     @cached_property
     def files(self) -> tuple[RemoteFile, ...]:
         """Return every file, under the path that it has in a published model."""
-        kept = [file for file in self.model.files if not _is_inside(file.path, REPLACED)]
-        return (*kept, *(_place(file, REPLACED) for file in self._theirs.values()))
+        kept = [file for file in self.model.files if not _is_inside(file.path, self.replaced)]
+        return (*kept, *(_place(file, self.replaced) for file in self._theirs.values()))
 
     @cached_property
     def _theirs(self) -> dict[str, RemoteFile]:
         """Return the other transformer's files by the path that they are given."""
         found = [f for f in self.other.files if posixpath.dirname(f.path) == self.place]
-        return {_place(file, REPLACED).path: file for file in found}
+        return {_place(file, self.replaced).path: file for file in found}
 
     def digest(self, file: RemoteFile) -> str:
         """Return "sha256:..." or "git:...": equal digests mean equal bytes."""
@@ -79,17 +76,17 @@ class JoinedSnapshot:
         return (self.model, file) if theirs is None else (self.other, theirs)
 
 
-def join(model: Snapshot, other: Snapshot, folder: str) -> JoinedSnapshot:
-    """Return a model with the transformer in a folder of another repository.
+def join(model: Snapshot, other: Snapshot, folder: str, replaced: str) -> JoinedSnapshot:
+    """Return a model whose folder `replaced` is that of another repository.
 
-    Without a folder it is the one called transformer, else the root. Raises WeightsUnavailable
-    when there is none: a transformer has a config.json.
+    Without a folder it is the one of the same name, else the root. Raises WeightsUnavailable when
+    there is none: such a folder has a config.json.
     """
     paths = {file.path for file in other.files}
-    for place in (folder,) if folder else (REPLACED, ""):
+    for place in (folder,) if folder else (replaced, ""):
         if posixpath.join(place, CONFIG) in paths:
-            return JoinedSnapshot(model, other, place)
-    where = f"{folder}/" if folder else f"{REPLACED}/ or its root"
+            return JoinedSnapshot(model, other, place, replaced)
+    where = f"{folder}/" if folder else f"{replaced}/ or its root"
     raise WeightsUnavailable(
         f"TRANSFORMER: {other.repository} has no {CONFIG} in {where}: only a transformer of a"
         " diffusers checkpoint can be used"

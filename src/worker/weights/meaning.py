@@ -109,12 +109,10 @@ class Catalogue:
                 else replace(spec, revision=settings.model_revision)
                 for spec in specs
             ]
-        for name, value in (
-            ("LIGHTNING", settings.lightning),
-            ("TRANSFORMER", settings.transformer),
-        ):
-            if value is not None and len(specs) > 1:
-                raise InvalidSettings(f"{name}: is for one model, and MODEL names several")
+        if len(specs) > 1 and settings.lightning is not None:
+            raise InvalidSettings("LIGHTNING: is for one model, and MODEL names several")
+        if len(specs) > 1 and settings.transformer is not None:
+            raise InvalidSettings("TRANSFORMER: is for one model, and MODEL names several")
         return tuple(
             replace(choose_parts(spec, settings), is_alone=len(published) <= 1)
             for spec in rename_doubles(specs)

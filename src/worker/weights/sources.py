@@ -113,7 +113,7 @@ def open_snapshot(source: WeightSource, spec: ModelSpec, settings: Settings) -> 
     owner, name, *folder = spec.transformer.split("/", 2)
     repository = f"{owner}/{name}"
     other = _open_cached(repository, "", settings) or metadata.resolve(repository, None, settings)
-    return join(model, other, "".join(folder))
+    return join(model, other, "".join(folder), spec.parts.weights[0])
 
 
 def open_lora(lora: LoraFile, model: Snapshot, settings: Settings) -> Snapshot:
@@ -322,14 +322,13 @@ def find_other_parts(spec: ModelSpec, manifest: Mapping[str, Any]) -> str | None
 
     It was not made for them where its manifest says nothing of them.
     """
-    for setting, named in (("LIGHTNING", spec.lightning_place), ("TRANSFORMER", spec.transformer)):
-        has = str(manifest.get(_MANIFEST_KEYS[setting]) or "")
-        if has != named:
-            return f"was made with {setting}={has[:100]}" if has else f"was made without {setting}"
+    made = str(manifest.get("lightning_place") or "")
+    if made != spec.lightning_place:
+        return f"was made with LIGHTNING={made[:100]}" if made else "was made without LIGHTNING"
+    made = str(manifest.get("replaced") or "")
+    if made != spec.transformer:
+        return f"was made with TRANSFORMER={made[:100]}" if made else "was made without TRANSFORMER"
     return None
-
-
-_MANIFEST_KEYS: Final = {"LIGHTNING": "lightning_place", "TRANSFORMER": "transformer"}
 
 
 def _examine(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tuple[bool, str | None]:
