@@ -124,6 +124,7 @@ class Worker:
         self.model._loras.use(None, ())  # noqa: SLF001 - what running out of memory does
         self.model._loras.forget()  # noqa: SLF001 - the same
         self.model._parts.modulation._kept_adapted.clear()  # noqa: SLF001 - the same
+        self.model._parts.modulation._loaded = None  # noqa: SLF001 - the same
 
     def draw(self, *loras: ReadyLora) -> None:
         """Make a picture, and keep its timesteps."""

@@ -123,7 +123,7 @@ def test_loras_of_jobs_take_18_megabytes_per_rank_in_every_phase() -> None:
 
 
 def test_a_plan_counts_loras_where_the_operator_says_which_jobs_may_bring() -> None:
-    named = {"LORAS": "style=org/style"}
+    named: Any = {"LORAS": "style=org/style"}
     assert plan() == plan(MAX_LORAS="0", **named)
     plans = [plan(MAX_LORAS=str(most), **named) for most in (0, 1, 3)]
     assert plans[1] - plans[0] >= 64 * 18_432_000
