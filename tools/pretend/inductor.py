@@ -95,8 +95,8 @@ class Generated:
     code: str = ""
 
 
-# What each image's torch generates for a block with a LoRA beside its weights and without one; one in
-# the weights is none.
+# What each image's torch generates for a block with a LoRA beside its weights and without one; one
+# in the weights is none.
 BESIDE: Final = {
     "2.10": {False: Generated(14, 36, 938_000_000), True: Generated(14, 36, 1_848_000_000)},
     "2.13": {False: Generated(13, 36, 1_067_000_000), True: Generated(13, 36, 2_053_000_000)},
