@@ -11,7 +11,7 @@ sides; what is left of a job is `rest`. Batches are the operator's choice, so th
 worker with BATCH_SIZE=4, and both are compared with the same stock job.
 
 `cold` is from the start of a process to its first picture, each side in a process of its own with
-its files in the page cache.
+its files in the page cache. `text` includes the references.
 """
 
 import argparse
@@ -61,7 +61,6 @@ STEPS: Final = (8, 4)
 COUNTS: Final = (1, 4)
 SIDE: Final = 96
 COLD_ROUNDS: Final = 3
-WAYS: Final = ("stock", "worker", "together")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +187,10 @@ class Loop:
         self._handler = handler
         self._runner = asyncio.Runner()
 
+    def close(self) -> None:
+        """End the loop, and what waits in it."""
+        self._runner.close()
+
     def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Do a job; raise RuntimeError when it fails."""
         answer = self._runner.run(self._handler({"id": str(job["seed"]), "input": dict(job)}))
@@ -228,8 +231,8 @@ def measure_kind(kind: Kind, sides: Mapping[str, Any], repeats: int) -> dict[str
 
 def sum_up(spent: Mapping[str, float], total: float) -> dict[str, float]:
     """Return a job's phases, with what is in none of them as `rest`."""
-    known = ("text", "reference", "denoise", "decode")
-    phases = {phase: spent[phase] for phase in known if phase in spent}
+    known = {"text": ("text", "reference"), "denoise": ("denoise",), "decode": ("decode",)}
+    phases = {name: sum(spent.get(phase, 0.0) for phase in parts) for name, parts in known.items()}
     return phases | {"rest": total - sum(phases.values())}
 
 
@@ -237,7 +240,9 @@ def start_cold(way: str, home: str) -> None:
     """Make a first picture in this process."""
     job = make_input(Kind("image", 8, 1), 20_000)
     if way == "worker":
-        Loop(start_worker(Path(home), "bf16", "image", LIGHTNING_STEPS="8")).handle(job)
+        loop = Loop(start_worker(Path(home), "bf16", "image", LIGHTNING_STEPS="8"))
+        loop.handle(job)
+        loop.close()
     else:
         torch.set_num_threads(1)
         Stock("image", "bf16", 8).handle(job)
@@ -290,6 +295,8 @@ def measure(repeats: int, only: str, rounds: int) -> dict[str, Any]:
                     found = measure_kind(kind, sides, repeats)
                     results["cases"][f"{precision}/{kind.name}"] = found
                     print(f"{precision}/{kind.name}: {json.dumps(found)}", flush=True)
+                alone.close()
+                together.close()
         if rounds and not only:
             results["cold"] = measure_cold(home, rounds)
             print(f"cold: {results['cold']}", flush=True)

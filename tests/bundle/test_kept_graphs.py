@@ -86,7 +86,7 @@ def files(home: Path) -> list[Path]:
 def save(home: Path, *words: str, **environ: str) -> list[dict[str, Any]]:
     """Save what is compiled; return the lines of the log."""
     with structlog.testing.capture_logs() as lines:
-        kept(home, *words, **environ).save()
+        kept(home, *words, **environ).keep()
     return lines  # type: ignore[return-value] # a capture of mutable mappings
 
 
@@ -142,16 +142,16 @@ def test_only_what_is_more_than_what_was_loaded_is_written_and_replaces_it(home:
     start.load()
     compile_one("x")
     with structlog.testing.capture_logs() as lines:
-        start.save()
+        start.keep()
     assert (lines, files(home)) == ([], [first])
     compile_one("y")
     compile_one("x")
     with structlog.testing.capture_logs() as lines:
-        start.save()
+        start.keep()
     assert [line["event"] for line in lines] == [NEW["event"]]
     (second,) = files(home)
     assert second != first
-    assert artifacts.install(second.read_bytes()) == {"inductor key-x", "inductor key-y"}
+    assert artifacts.load(second.read_bytes()) == {"inductor key-x", "inductor key-y"}
 
 
 def test_each_model_of_a_worker_keeps_all_of_its_own(home: Path) -> None:
@@ -160,7 +160,7 @@ def test_each_model_of_a_worker_keeps_all_of_its_own(home: Path) -> None:
         for name in names:
             compile_one(name)
         save(home, kind)
-    found = {artifacts.install(file.read_bytes()) for file in files(home)}
+    found = {artifacts.load(file.read_bytes()) for file in files(home)}
     assert found == {
         frozenset({"inductor key-x", "inductor key-y"}),
         frozenset({"inductor key-y", "inductor key-z"}),
@@ -262,9 +262,9 @@ def test_graphs_over_the_limit_are_neither_written_nor_read(
     compile_one("x", 100)
     save(home)
     size = files(home)[0].stat().st_size
-    monkeypatch.setattr(kept_graphs, "LARGEST", size)
+    monkeypatch.setattr(kept_graphs, "MOST_FILE_BYTES", size)
     assert load(home)[0].items() >= OLD.items()
-    monkeypatch.setattr(kept_graphs, "LARGEST", size - 1)
+    monkeypatch.setattr(kept_graphs, "MOST_FILE_BYTES", size - 1)
     assert load(home)[0]["event"] == "compiled graphs not loaded"
     assert files(home) == []
     compile_one("x", 100)
@@ -315,11 +315,11 @@ def test_graphs_are_discarded_by_a_start_that_loaded_them(home: Path) -> None:
     """One that cannot compile at all knows nothing of them."""
     compile_one("x")
     save(home)
-    kept(home).discard()
+    kept(home).drop()
     assert len(files(home)) == 1
     start = kept(home)
     start.load()
-    start.discard()
+    start.drop()
     assert files(home) == []
 
 

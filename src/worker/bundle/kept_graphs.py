@@ -25,7 +25,7 @@ KEPT_GRAPHS: Final = "compiled"
 GRAPHS_SUFFIX: Final = ".graphs"
 KEY_DIGITS: Final = 20
 # One block in four graphs is a few megabytes; more than this is not read, nor written.
-LARGEST: Final = 256 << 20
+MOST_FILE_BYTES: Final = 256 << 20
 # Of all kinds together: those that were used last stay.
 MOST_KINDS: Final = 16
 MOST_BYTES: Final = 1 << 30
@@ -62,18 +62,18 @@ class KeptGraphs:
             return
         try:
             data = _read(file)
-            self._loaded = artifacts.install(data)
+            self._loaded = artifacts.load(data)
         except Exception as error:  # noqa: BLE001 - a start must not fail for what only saves time
             log.get().warning("compiled graphs not loaded", reason=_explain(error))
             if isinstance(error, ValueError):
-                _delete(file)
+                _remove(file)
             return
         with suppress(OSError):  # a volume that is read-only
             os.utime(file)
         seconds = round(time.monotonic() - start, 2)
         log.get().info("compiled graphs loaded", bytes=len(data), seconds=seconds)
 
-    def save(self) -> None:
+    def keep(self) -> None:
         """Keep what was compiled since the last call, where that is more than what was loaded."""
         try:
             made = artifacts.collect()
@@ -85,14 +85,14 @@ class KeptGraphs:
             return
         log.get().info("compiled graphs kept", bytes=len(made.data))
 
-    def discard(self) -> None:
+    def drop(self) -> None:
         """Delete the graphs that were loaded: they fail, or do not compute what they should."""
         for file in self._list_own() if self._loaded else ():
-            _delete(file)
+            _remove(file)
 
     def _write(self, data: bytes) -> None:
-        if len(data) > LARGEST:
-            raise ValueError(f"they are {len(data)} bytes, over {LARGEST}")
+        if len(data) > MOST_FILE_BYTES:
+            raise ValueError(f"they are {len(data)} bytes, over {MOST_FILE_BYTES}")
         target = self._folder / f"{self.key}-{hashlib.sha256(data).hexdigest()}{GRAPHS_SUFFIX}"
         self._folder.mkdir(parents=True, exist_ok=True)
         temporary.sweep(self._folder)
@@ -106,7 +106,7 @@ class KeptGraphs:
                 part.unlink()
         for older in self._list_own():
             if older != target:
-                _delete(older)
+                _remove(older)
         self._limit()
 
     def _limit(self) -> None:
@@ -115,7 +115,7 @@ class KeptGraphs:
         for place, file in enumerate(self._list("*")):
             total += file.stat().st_size
             if place >= MOST_KINDS or total > MOST_BYTES:
-                _delete(file)
+                _remove(file)
 
     def _list_own(self) -> list[Path]:
         return self._list(f"{self.key}-*")
@@ -131,15 +131,15 @@ class KeptGraphs:
 
 def _read(file: Path) -> bytes:
     """Return a file's bytes; raise ValueError unless they are those that its name promises."""
-    if file.stat().st_size > LARGEST:
-        raise ValueError(f"more than {LARGEST} bytes")
+    if file.stat().st_size > MOST_FILE_BYTES:
+        raise ValueError(f"more than {MOST_FILE_BYTES} bytes")
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != file.stem.rpartition("-")[2]:
         raise ValueError("its digest differs")
     return data
 
 
-def _delete(file: Path) -> None:
+def _remove(file: Path) -> None:
     with suppress(OSError):
         file.unlink()
 

@@ -43,7 +43,7 @@ def collect() -> Artifacts | None:
     return None if found is None else Artifacts(found[0], _list_names(found[1]))
 
 
-def install(data: bytes) -> frozenset[str]:
+def load(data: bytes) -> frozenset[str]:
     """Give torch's compiler what another process collected; return the names of what it got.
 
     The bytes have code in them that is run: they must be the worker's own. Raises ValueError for

@@ -181,9 +181,9 @@ class QwenImage:
         if self._kept is None:
             return
         if self._parts.forward.is_compiled:
-            self._kept.save()
+            self._kept.keep()
         else:
-            self._kept.discard()
+            self._kept.drop()
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.
