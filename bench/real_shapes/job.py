@@ -47,7 +47,7 @@ def cases(
     ]
 
 
-def _reference(side: int, seed: int) -> Image.Image:
+def draw_reference(side: int, seed: int) -> Image.Image:
     """Return a picture with large and small structure, another one for every seed."""
     random = np.random.default_rng(seed)
     coarse = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
@@ -71,7 +71,7 @@ def _generation(case: Case, number: int) -> PictureWish:
         prompt=f"a large red circle on a blue background, number {number}",
         negative_prompt=None,
         references=tuple(
-            _reference(case.side, number * 3 + index) for index in range(case.references)
+            draw_reference(case.side, number * 3 + index) for index in range(case.references)
         ),
         width=case.side,
         height=case.side,

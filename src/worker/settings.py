@@ -419,6 +419,11 @@ class Settings(BaseModel):
         "`auto`: on a GPU, compile the denoiser's blocks at each start, and run them as they are"
         " where that fails; `off`",
     )
+    compile_cache: Switch = _declare(
+        "auto",
+        "`auto`: keep what was compiled in MODEL_DIR, for the next start of the same kind; it is"
+        " code that starts run: `off` where others may write there",
+    )
     lightning_merge: Switch = _declare(
         "auto",
         "`auto`: on a GPU, add the Lightning LoRA to the weights: in bf16 once, where one model"

@@ -1,5 +1,6 @@
 """From a model's row to the open model: obtain its bundle, offer it, open it, repair it once."""
 
+import sys
 import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
@@ -11,11 +12,13 @@ import torch
 
 from worker import log
 from worker.bundle import repair
+from worker.bundle.kept_graphs import KeptGraphs, digest_sources
 from worker.bundle.layout import Bundle, Damaged
 from worker.bundle.obtain import Obtained, obtain
 from worker.bundle.open import Shared, make_shared
 from worker.bundle.recipe import Recipe
 from worker.driver import Gpu
+from worker.engine import artifacts
 from worker.engine import device as devices
 from worker.errors import CudaOutOfMemory, UnfitHost
 from worker.families import catalogue
@@ -81,7 +84,7 @@ class Opener(Generic[T]):
     recipe: Recipe
     describe: Describe
     open_bundle: OpenBundle[T]
-    build: Callable[[T, Served, Bundle], Model]
+    build: Callable[[T, Served, Bundle, KeptGraphs | None], Model]
 
     def make_ready(
         self, spec: ModelSpec, settings: Settings, gpu: Gpu | None, *, taken: Container[str] = ()
@@ -133,6 +136,11 @@ class Opener(Generic[T]):
     ) -> Model:
         """Open a bundle; one that is damaged is repaired and opened again, once."""
         start = time.monotonic()
+        device = choose_device(gpu)
+        rows = choose_compiled_batch(device, settings)
+        kept = find_kept_graphs(spec, obtained, settings, device, rows=rows)
+        if kept is not None:
+            kept.load()
         try:
             parts = self._place(obtained, served, settings, gpu)
         except Damaged as damage:
@@ -149,7 +157,7 @@ class Opener(Generic[T]):
             precision=served.precision,
             seconds=round(time.monotonic() - start, 2),
         )
-        return self.build(parts, served, obtained.bundle)
+        return self.build(parts, served, obtained.bundle, kept)
 
     def _place(self, obtained: Obtained, served: Served, settings: Settings, gpu: Gpu | None) -> T:
         """Open a bundle on the device; out of memory, again with the waiting part on the host.
@@ -197,6 +205,31 @@ def choose_compiled_batch(device: torch.device, settings: Settings) -> int:
     Never on a CPU, where a compiled block is 2.3 times slower (measured, 2 cores, torch 2.13).
     """
     return settings.most_in_batch if device.type == "cuda" and settings.compile == "auto" else 0
+
+
+def find_kept_graphs(
+    spec: ModelSpec, obtained: Obtained, settings: Settings, device: torch.device, *, rows: int
+) -> KeptGraphs | None:
+    """Return what keeps a model's compiled graphs for other starts; None where none are made.
+
+    They are those of the same device, libraries, code, bundle and switches, and for batches of as
+    many `rows`.
+    """
+    if not rows or settings.compile_cache == "off":
+        return None
+    family = sys.modules[spec.family]
+    folders = [Path(str(module.__file__)).parent for module in (artifacts, family)]
+    return KeptGraphs(
+        settings,
+        [
+            *artifacts.list_makers(device),
+            digest_sources(folders),
+            spec.family,
+            obtained.folder.name,
+            f"lightning {obtained.lightning}, merge {settings.lightning_merge}",
+            f"{rows} rows",
+        ],
+    )
 
 
 def compute_spare(

@@ -3,26 +3,29 @@
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch._dynamo.backends.debugging import aot_eager
+from torch.compiler._cache import CacheArtifactManager
 
 from worker import boot, settings
 from worker.engine import compiled
 from worker.engine.compiled import Compiled
 from worker.engine.lora import Adapters
 from worker.families import opener
-from worker.families.opener import choose_compiled_batch
+from worker.families.catalogue import CATALOGUE
+from worker.families.opener import choose_compiled_batch, find_kept_graphs
 from worker.families.qwen_image.denoising import Conditioning, LatentShape
 from worker.families.qwen_image.forward import Forward
 from worker.families.qwen_image.model import QwenImage
 from worker.loras.ready import ReadyLora
 from worker.seam import Unheard, take_made
 from worker.tasks.picture import PictureWish
-from worlds.compilers import run_as_traced
+from worlds.compilers import run_and_record, run_as_traced
 from worlds.loras import FORMS, published_lora, small_transformer, write_form
 
 # an output alone, with one reference and with two; with as many tokens as the first text has
@@ -102,10 +105,12 @@ def write_lora(path: Path, module: str) -> ReadyLora:
     return ReadyLora("a", f"sha256:{module}", 1.0, path, None, is_callers=True)
 
 
-def open_compiled(monkeypatch: pytest.MonkeyPatch, home: Path, **more: str) -> QwenImage:
+def open_compiled(
+    monkeypatch: pytest.MonkeyPatch, home: Path, *, compiler: Any = run_as_traced, **more: str
+) -> QwenImage:
     """Boot with one model as on a GPU, with graphs run as they are traced."""
     environ = {"MODEL": "tiny-edit", "MODEL_DIR": str(home), "LIGHTNING_STEPS": "4", **more}
-    monkeypatch.setattr(compiled, "compile_for_device", run_as_traced)
+    monkeypatch.setattr(compiled, "compile_for_device", compiler)
     monkeypatch.setattr(opener, "choose_compiled_batch", lambda _, given: given.most_in_batch)
     model: Any = boot.boot(settings.read(environ)).take("tiny-edit")
     return model  # type: ignore[no-any-return] # residency knows no family
@@ -142,6 +147,60 @@ def test_a_model_with_one_fused_adapter_compiles_for_that_alone(
     assert draw(model, replace(EDIT, loras=(lora,)), 1) != plain
     assert draw(model, EDIT, 1) == plain
     assert (run.graphs, run.is_active) == (1, True)
+
+
+def test_a_start_loads_what_an_earlier_one_compiled_before_it_compiles(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And what was loaded and does not compute the same is deleted."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "own"))
+    seen: list[int] = []
+
+    def compile_one(graph: Any, inputs: list[Any]) -> Any:
+        seen.append(len([path for path in (tmp_path / "own").rglob("*") if path.is_file()]))
+        return run_and_record(graph, inputs)
+
+    def compile_wrongly(graph: Any, inputs: list[Any]) -> Any:
+        run = run_and_record(graph, inputs)
+        return lambda *given: [result * 2 for result in run(*given)]
+
+    def start(compiler: Any) -> list[Path]:
+        CacheArtifactManager.clear()
+        seen.clear()
+        open_compiled(monkeypatch, tmp_path, compiler=compiler, LIGHTNING_FUSED="true")
+        return sorted((tmp_path / "compiled").glob("*"))
+
+    kept = start(compile_one)
+    assert (len(kept), seen) == (1, [0])
+    assert (start(compile_one), seen) == (kept, [1])
+    assert start(compile_wrongly) == []
+
+
+def test_graphs_are_of_one_kind_where_all_that_decides_them_is_equal(tmp_path: Path) -> None:
+    """None are kept where nothing is compiled, or where that is off."""
+    cpu = torch.device("cpu")
+    ours = "worker.families.qwen_image.model"
+    spec = replace(CATALOGUE.find_row("tiny-edit"), family=ours)
+
+    def find(environ: dict[str, str], **changes: Any) -> str | None:
+        given = settings.read({"MODEL_DIR": str(tmp_path), "BATCH_SIZE": "2", **environ})
+        obtained: Any = SimpleNamespace(folder=tmp_path / "a", lightning=(8,))
+        vars(obtained).update(changes)
+        rows = given.most_in_batch if given.compile == "auto" else 0
+        kept = find_kept_graphs(spec, obtained, given, cpu, rows=rows)
+        return None if kept is None else kept.key
+
+    kinds = [
+        find({}),
+        find({"BATCH_SIZE": "3"}),
+        find({"LIGHTNING_MERGE": "off"}),
+        find({}, folder=tmp_path / "b"),
+        find({}, lightning=(4, 8)),
+    ]
+    assert len(set(kinds)) == len(kinds)
+    assert None not in kinds
+    assert find({"COMPILE_CACHE": "off"}) is find({"COMPILE": "off"}) is None
+    assert find({"MAX_PIXELS": "4096"}) == find({}, folder=tmp_path / "elsewhere" / "a") == kinds[0]
 
 
 def test_models_are_compiled_for_gpus_alone_and_unless_it_is_off() -> None:

@@ -29,6 +29,11 @@ class Forward:
         self._run_block = Compiled(run_block) if is_compiled else run_block
         self.is_eager = False
 
+    @property
+    def is_compiled(self) -> bool:
+        """Return whether compiled blocks are in use."""
+        return isinstance(self._run_block, Compiled) and self._run_block.is_active
+
     def __call__(
         self,
         latents: Tensor,

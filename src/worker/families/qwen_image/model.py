@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from worker.bundle.kept_graphs import KeptGraphs
 from worker.bundle.layout import Bundle, name_adapter
 from worker.engine import device as devices
 from worker.engine.cache import TensorCache
@@ -102,8 +103,10 @@ class QwenImage:
         pipeline: str,
         *,
         condition_area: int = CONDITION_AREA,
+        kept: KeptGraphs | None = None,
     ) -> None:
         self.served = served
+        self._kept = kept
         self._area = offer_of(served).area
         self._parts = components
         self._pipeline = pipeline
@@ -191,6 +194,12 @@ class QwenImage:
                 take_made(outcome)
         with devices.translate_errors():
             compile_rest(self._parts)
+        if self._kept is None:
+            return
+        if self._parts.forward.is_compiled:
+            self._kept.keep()
+        else:
+            self._kept.drop()
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.
@@ -355,10 +364,10 @@ class QwenImage:
         return torch.cat(rows), [(1, height // unit, width // unit) for width, height in sizes]
 
 
-def build(parts: Components, served: Served, bundle: Bundle) -> QwenImage:
+def build(parts: Components, served: Served, bundle: Bundle, kept: KeptGraphs | None) -> QwenImage:
     """Return the model of a bundle's open parts."""
     area = bundle.facts.get("condition_area", CONDITION_AREA)
-    return QwenImage(parts, served, bundle.pipeline, condition_area=area)
+    return QwenImage(parts, served, bundle.pipeline, condition_area=area, kept=kept)
 
 
 OPENER: Final = Opener(RECIPE, describe, open_bundle, build)
