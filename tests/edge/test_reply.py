@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from packaging.version import Version
 
 from worker import log, settings, versions
-from worker.doors.runpod import wire
 from worker.edge import reply as replies
 from worker.edge.reply import make_success, measure, read_worker_version
 from worker.errors import (
@@ -34,7 +33,7 @@ ANY = st.characters() | st.characters(categories=["Cs"])
 
 def failure(error: WorkerError, warnings: Iterable[str] = ()) -> dict[str, Any]:
     """Return a failure as RunPod's callers get it."""
-    return wire.format_answer(replies.make_failure(error, warnings))
+    return replies.format_answer(replies.make_failure(error, warnings))
 
 
 def a_request(**given: Any) -> Request:
