@@ -177,7 +177,7 @@ def _read_origins(value: tuple[str, ...]) -> tuple[str, ...]:
     return folded
 
 
-def _read_route(value: str) -> str:
+def _read_url_path(value: str) -> str:
     if not re.fullmatch(r"/[A-Za-z0-9._~/-]*", value):
         raise ValueError("must be a path, as in /ping")
     return value
@@ -186,7 +186,7 @@ def _read_route(value: str) -> str:
 Words = Annotated[tuple[str, ...], BeforeValidator(_split_words)]
 Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_split_words), AfterValidator(_read_keys)]
 Origins = Annotated[Words, AfterValidator(_read_origins)]
-Route = Annotated[str, AfterValidator(_read_route)]
+UrlPath = Annotated[str, AfterValidator(_read_url_path)]
 Port = Annotated[int, Field(ge=1, le=MAX_PORT)]
 Counts = Annotated[tuple[int, ...], BeforeValidator(_split_words), AfterValidator(_read_steps)]
 Bytes = Annotated[int, BeforeValidator(_read_bytes)]
@@ -409,7 +409,7 @@ class Settings(BaseModel):
     port_health: Port | None = _declare(
         None, "a second port, for health checks", shown="the same as `PORT`"
     )
-    health_check_path: Route = _declare("/ping", "the path of health checks")
+    health_check_path: UrlPath = _declare("/ping", "the path of health checks")
     http_queue: int = _declare(
         8, "how many HTTP jobs may wait; more are refused with 429", ge=0, le=1000
     )

@@ -296,7 +296,8 @@ def _simplify_schema(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     if "anyOf" in value and value is not schema and len(some) == 1:
         return _simplify_schema(value)
     left_out = ("default", "place", "listed", "title", "description")
-    return {key: item for key, item in value.items() if key not in left_out}
+    words = {"ge": "minimum", "le": "maximum"}  # of a type behind a validator
+    return {words.get(key, key): item for key, item in value.items() if key not in left_out}
 
 
 def list_required(kind: type[CommonInput]) -> tuple[str, ...]:

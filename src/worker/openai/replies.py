@@ -24,7 +24,7 @@ def format_pictures(output: Mapping[str, Any], created: int) -> dict[str, Any]:
     entries: Sequence[Mapping[str, Any]] = output["images"]
     return {
         "created": created,
-        "data": [_carry(entry) for entry in entries],
+        "data": [_rename_data(entry) for entry in entries],
         **_describe(entries[0]),
         "worker": describe_making(output),
     }
@@ -35,7 +35,7 @@ def list_events(name: str, output: Mapping[str, Any], created: int) -> Iterator[
     for entry in output["images"]:
         yield {
             "type": f"{name}.completed",
-            **_carry(entry),
+            **_rename_data(entry),
             "created_at": created,
             "quality": "auto",
             **_describe(entry),
@@ -87,7 +87,7 @@ def _describe_model(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": row["id"], "object": "model", "created": 0, "owned_by": owner or "worker"}
 
 
-def _carry(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _rename_data(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the data of one picture under OpenAI's name for it."""
     if "base64" in entry:
         return {"b64_json": entry["base64"]}

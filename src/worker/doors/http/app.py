@@ -13,7 +13,7 @@ from worker.doors.http.guard import Guard
 from worker.doors.http.openai_routes import OpenAIRoutes
 from worker.doors.http.own_routes import OwnRoutes
 from worker.doors.http.queue_routes import QueueRoutes
-from worker.doors.http.refusal import Refusal, respond_failure
+from worker.doors.http.responses import Refused, make_failed
 from worker.edge.reply import log_bug, make_failure
 from worker.settings import Settings
 
@@ -28,7 +28,7 @@ def make_app(settings: Settings, desk: Desk) -> web.Application:
     own, queue = OwnRoutes(settings, desk), QueueRoutes(settings, desk)
     openai = OpenAIRoutes(settings, desk)
     guard = Guard(settings, (settings.health_check_path,))
-    app = web.Application(middlewares=[_surround(guard)])
+    app = web.Application(middlewares=[_guard_with(guard)])
     app.add_routes([*own.list_checks(), *openai.list_routes()])
     for prefix in ("", ENDPOINT):
         app.add_routes([*own.list_routes(prefix), *queue.list_routes(prefix)])
@@ -43,35 +43,35 @@ def make_checks(settings: Settings, desk: Desk) -> web.Application:
     return app
 
 
-def _surround(guard: Guard) -> Middleware:
+def _guard_with(guard: Guard) -> Middleware:
     """Return what checks each request, and makes a response of whatever is raised."""
 
     @web.middleware
-    async def surround(request: web.Request, handler: Next) -> web.StreamResponse:
+    async def answer(request: web.Request, handler: Next) -> web.StreamResponse:
         cors = guard.list_cors(request)
         try:
             guard.check(request)
             if request.method == "OPTIONS" and cors:
                 return web.Response(status=HTTPStatus.NO_CONTENT, headers=cors)
             response = await handler(request)
-        except Refusal as refusal:
-            response = refusal.respond()
+        except Refused as refusal:
+            response = refusal.make_response()
         except web.HTTPException as error:
-            response = _translate(error).respond()
+            response = _translate(error).make_response()
         except ConnectionError:
             raise
         except Exception:  # noqa: BLE001 - whatever it is, the caller gets an answer
-            response = respond_failure(make_failure(log_bug("bug")))
+            response = make_failed(make_failure(log_bug("bug")))
         if not response.prepared:
             response.headers.update(cors)
             response.headers.setdefault("X-Content-Type-Options", "nosniff")
             response.headers.setdefault("Cache-Control", "no-store")
         return response
 
-    return surround
+    return answer
 
 
-def _translate(error: web.HTTPException) -> Refusal:
+def _translate(error: web.HTTPException) -> Refused:
     """Return aiohttp's own refusal in our form."""
     code = HTTPStatus(error.status).name.lower()
     messages = {
@@ -81,4 +81,4 @@ def _translate(error: web.HTTPException) -> Refusal:
     message = messages.get(HTTPStatus(error.status), error.reason)
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
     log.get().debug("request refused", status=error.status)
-    return Refusal(error.status, code, message, headers=headers)
+    return Refused(error.status, code, message, headers=headers)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from aiohttp import BodyPartReader, MultipartReader, web
 
-from worker.doors.http.refusal import JSON, Refusal
+from worker.doors.http.responses import JSON, Refused
 from worker.settings import Settings
 
 FORM: Final = "multipart/form-data"
@@ -25,14 +25,14 @@ TRUTHS: Final[Mapping[str, bool]] = {"true": True, "false": False}
 
 
 async def read_json(request: web.Request, settings: Settings) -> Any:
-    """Return the JSON that a request has as its body; raises Refusal."""
+    """Return the JSON that a request has as its body; raises Refused."""
     _check_type(request, JSON)
     async with _limit_sending():
         data = await _read_limited(request, settings.max_body_bytes)
     try:
         return await asyncio.to_thread(json.loads, data)
     except (ValueError, RecursionError):
-        raise Refusal(HTTPStatus.BAD_REQUEST, "invalid_json", "the body is not JSON") from None
+        raise Refused(HTTPStatus.BAD_REQUEST, "invalid_json", "the body is not JSON") from None
 
 
 async def read_form(
@@ -41,7 +41,7 @@ async def read_form(
     """Return the fields of a form; files become base64, in order.
 
     A field that is given several times, or whose name ends with [], is a list. `switches` are the
-    fields that are true or false. Raises Refusal.
+    fields that are true or false. Raises Refused.
     """
     _check_type(request, FORM)
     _check_declared(request, settings.max_body_bytes)
@@ -74,17 +74,17 @@ async def _limit_sending() -> AsyncIterator[None]:
             yield
     except TimeoutError:
         message = f"the body did not arrive within {SEND_S:g} s"
-        raise Refusal(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", message) from None
+        raise Refused(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", message) from None
 
 
 def _check_type(request: web.Request, expected: str) -> None:
     """Check the media type: another origin's page can send only other ones without asking first."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         message = "a compressed body is not accepted"
-        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
+        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
     if "Content-Type" not in request.headers or request.content_type != expected:
         message = f"the body must be {expected}, and Content-Type must say so"
-        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
+        raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
 
 
 def _check_declared(request: web.Request, most: int) -> None:
@@ -103,7 +103,7 @@ async def _read_limited(request: web.Request, most: int) -> bytes:
                 raise _make_too_large(most)
     except web.RequestPayloadError:
         message = "the body is not complete"
-        raise Refusal(HTTPStatus.BAD_REQUEST, "invalid_body", message) from None
+        raise Refused(HTTPStatus.BAD_REQUEST, "invalid_body", message) from None
     return bytes(data)
 
 
@@ -119,7 +119,7 @@ async def _read_parts(request: web.Request, settings: Settings) -> AsyncIterator
         files, fields = files + is_file, fields + (not is_file)
         if files > MOST_FILES or fields > MOST_FIELDS:
             message = f"a form may have {MOST_FILES} files and {MOST_FIELDS} fields"
-            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_many_parts", message)
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_many_parts", message)
         most = settings.max_image_bytes if is_file or part.name in FILE_FIELDS else MOST_TEXT_BYTES
         data = await _read_part(part, min(most, left))
         left -= len(data)
@@ -150,13 +150,13 @@ def _encode(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _make_too_large(most: int, name: str | None = None) -> Refusal:
+def _make_too_large(most: int, name: str | None = None) -> Refused:
     what = "the body" if name is None else name[:60]
     message = f"{what} may have at most {most} bytes"
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    return Refusal(status, "request_too_large", message, param=name and name[:60])
+    return Refused(status, "request_too_large", message, param=name and name[:60])
 
 
-def _make_bad_form() -> Refusal:
+def _make_bad_form() -> Refused:
     message = "the body is not a complete form of multipart/form-data"
-    return Refusal(HTTPStatus.BAD_REQUEST, "invalid_form", message)
+    return Refused(HTTPStatus.BAD_REQUEST, "invalid_form", message)

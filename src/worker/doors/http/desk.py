@@ -8,11 +8,11 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from worker import log
-from worker.doors.http.entry import Entry, State
 from worker.doors.http.line import Line, LineFull
 from worker.doors.http.meters import Meters
-from worker.doors.http.refusal import RETRY_S, Refusal
+from worker.doors.http.responses import RETRY_S, Refused
 from worker.doors.http.results import Results
+from worker.doors.http.tracked import JobState, Tracked
 from worker.edge.reply import Failure, format_answer, log_bug, make_failure
 from worker.errors import WorkerError
 from worker.jobs.job import Answer, Handle, Job
@@ -64,14 +64,14 @@ class Desk:
         self._handle, self._until = handle, until
 
     async def ask(self, op: str) -> Mapping[str, Any]:
-        """Return what the worker says about itself, outside the line; raises Refusal."""
+        """Return what the worker says about itself, outside the line; raises Refused."""
         handle = self._require_open()
         answer = await handle(Job(uuid.uuid4().hex, {"op": op}, MOST_REPLY_BYTES))
         if isinstance(answer, Failure):
-            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "worker_not_ready", answer.message)
+            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "worker_not_ready", answer.message)
         return answer
 
-    def submit(
+    def take_in(
         self,
         given: Any,
         *,
@@ -79,23 +79,23 @@ class Desk:
         limit: Limit | None = None,
         is_plain: bool = False,
         is_kept: bool = False,
-    ) -> Entry:
+    ) -> Tracked:
         """Hand in a job; what becomes of it can be asked for by its id if it `is_kept`.
 
-        Raises Refusal where none is taken or too many wait.
+        Raises Refused where none is taken or too many wait.
         """
         handle = self._require_open()
         try:
-            place = self.line.enter()
+            place = self.line.join()
         except LineFull as full:
             self.meters.note("refused")
-            raise Refusal(
+            raise Refused(
                 HTTPStatus.TOO_MANY_REQUESTS,
                 "rate_limit_exceeded",
                 "too many jobs wait already; try again",
                 retry_after=full.retry_after,
             ) from None
-        entry = Entry(uuid.uuid4().hex, place)
+        entry = Tracked(uuid.uuid4().hex, place)
         job = Job(
             entry.id,
             given,
@@ -126,7 +126,7 @@ class Desk:
             message = "the worker is leaving" if self.is_leaving else "the worker is starting"
             retry = RETRY_S
         status = HTTPStatus.SERVICE_UNAVAILABLE
-        raise Refusal(status, "worker_not_ready", message, retry_after=retry)
+        raise Refused(status, "worker_not_ready", message, retry_after=retry)
 
     def _choose_limit(self, limit: Limit | None) -> Limit | None:
         limits = [limit] if limit is not None else []
@@ -134,14 +134,14 @@ class Desk:
             limits.append(BALANCED)
         return min(limits, key=lambda one: one.seconds, default=None)
 
-    async def _run(self, entry: Entry, job: Job, handle: Handle, *, is_kept: bool) -> None:
+    async def _run(self, entry: Tracked, job: Job, handle: Handle, *, is_kept: bool) -> None:
         """Wait for the job's turn, handle it, and record its end."""
-        end: State = "CANCELLED"
+        end: JobState = "CANCELLED"
         try:
             await entry.place.turn.wait()
             entry.begun = time.monotonic()
             entry.state = "IN_PROGRESS"
-            entry.change()
+            entry.note_change()
 
             async def listen(one: Job) -> Answer:
                 entry.answer = await handle(one)
@@ -156,7 +156,7 @@ class Desk:
         finally:
             self._end(entry, end, is_kept=is_kept)
 
-    def _end(self, entry: Entry, end: State, *, is_kept: bool) -> None:
+    def _end(self, entry: Tracked, end: JobState, *, is_kept: bool) -> None:
         entry.ended = time.monotonic()
         entry.state = end
         begun = entry.begun if end == "COMPLETED" else None
@@ -166,7 +166,7 @@ class Desk:
             self.results.keep(entry)
         else:
             self.results.drop(entry.id)
-        entry.change()
+        entry.note_change()
         if self._until() and not self.is_leaving:
             log.get().info("leaving", reason="the worker cannot go on")
             self._on_end()

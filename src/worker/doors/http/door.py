@@ -33,7 +33,7 @@ class Http:
         """Answer health checks from now on; see Door. Raises OSError where the port is taken."""
         settings = self._settings
 
-        def begin() -> list[Any]:
+        def make_apps() -> list[Any]:
             self._desk = Desk(settings, self._leaving.set)
             main = (settings.http_host.strip("[]"), settings.http_port)
             found: list[Any] = [(main, make_app(settings, self._desk))]
@@ -42,7 +42,7 @@ class Http:
                 found.append((checks, make_checks(settings, self._desk)))
             return found
 
-        self._server.start(begin)
+        self._server.start(make_apps)
         log.get().info("listens", host=settings.http_host, port=settings.http_port)
 
     def serve(self, handle: Handle, until: Callable[[], bool]) -> int:

@@ -6,15 +6,15 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from worker.doors.http.entry import Entry
-from worker.doors.http.refusal import encode_json
+from worker.doors.http.responses import encode_json
+from worker.doors.http.tracked import Tracked
 
 EVENT_STREAM: Final = "text/event-stream"
 # Proxies close what is silent: a Pod's after 100 s, others after 60 or 30.
 QUIET_S: Final = 10.0
 
 
-class Events:
+class EventStream:
     """The events of one response; `open` sends its head."""
 
     def __init__(self, request: web.Request, headers: Mapping[str, str]) -> None:
@@ -38,7 +38,7 @@ class Events:
         data = await asyncio.to_thread(encode_json, value)
         await self._response.write(b"event: " + name.encode() + b"\ndata: " + data + b"\n\n")
 
-    async def say(self, text: str) -> None:
+    async def send_comment(self, text: str) -> None:
         """Send a comment, which clients skip."""
         await self._response.write(f": {text}\n\n".encode())
 
@@ -48,14 +48,14 @@ def is_for_events(request: web.Request) -> bool:
     return EVENT_STREAM in request.headers.get("Accept", "")
 
 
-async def follow(entry: Entry, events: Events, *, name: str | None) -> None:
+async def follow(entry: Tracked, events: EventStream, *, name: str | None) -> None:
     """Send what happens to a job until its end, as events of that name or as comments."""
     while not entry.is_final:
         news = entry.news
         if name is not None:
             await events.send(name, entry.describe())
         else:
-            await events.say(_describe(entry))
+            await events.send_comment(_describe(entry))
         try:
             async with asyncio.timeout(QUIET_S):
                 await news.wait()
@@ -63,7 +63,7 @@ async def follow(entry: Entry, events: Events, *, name: str | None) -> None:
             continue
 
 
-def _describe(entry: Entry) -> str:
+def _describe(entry: Tracked) -> str:
     if entry.progress is None:
         return f"waiting, {entry.place.position} before"
     return f"step {entry.progress['step']}/{entry.progress['steps']}"

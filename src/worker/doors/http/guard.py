@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from worker.doors.http.refusal import Refusal
+from worker.doors.http.responses import Refused
 from worker.settings import Settings
 
 BEARER_START: Final = "bearer "
@@ -39,11 +39,11 @@ class Guard:
         self._checks_host = not self._keys and not settings.is_load_balanced
 
     def check(self, request: web.Request) -> None:
-        """Raise Refusal if the request may not be answered."""
+        """Raise Refused if the request may not be answered."""
         host = request.headers.get("Host", "")
         if self._checks_host and not self._is_own(host):
             message = "this door has another name; see ALLOWED_HOSTS"
-            raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, "wrong_host", message)
+            raise Refused(HTTPStatus.MISDIRECTED_REQUEST, "wrong_host", message)
         if request.method not in SAFE:
             self._check_origin(request, host)
         if request.path not in self._open_paths and request.method != "OPTIONS":
@@ -80,7 +80,7 @@ class Guard:
             is_own = parts.netloc == host.lower() or origin.lower() in self._origins
         if not is_own:
             message = "a page of another origin may not do this; see CORS_ORIGINS"
-            raise Refusal(HTTPStatus.FORBIDDEN, "wrong_origin", message)
+            raise Refused(HTTPStatus.FORBIDDEN, "wrong_origin", message)
 
     def _check_key(self, request: web.Request) -> None:
         if not self._keys:
@@ -95,7 +95,7 @@ class Guard:
         if not any(matches):
             message = "a key is required: Authorization: Bearer KEY, or x-api-key: KEY"
             headers = {"WWW-Authenticate": "Bearer"}
-            raise Refusal(HTTPStatus.UNAUTHORIZED, "invalid_api_key", message, headers=headers)
+            raise Refused(HTTPStatus.UNAUTHORIZED, "invalid_api_key", message, headers=headers)
 
 
 def _digest(key: str) -> bytes:

@@ -27,8 +27,8 @@ class Line:
     def __init__(self, slots: int, most_waiting: int) -> None:
         self._slots = slots
         self._most_waiting = most_waiting
-        self._inside: set[Place] = set()
-        self._waiting: deque[Place] = deque()
+        self._inside: set[Turn] = set()
+        self._waiting: deque[Turn] = deque()
         self._durations: deque[float] = deque(maxlen=RECENT)
 
     @property
@@ -41,15 +41,15 @@ class Line:
         """How many jobs wait."""
         return len(self._waiting)
 
-    def enter(self) -> "Place":
+    def join(self) -> "Turn":
         """Take the next place; raises LineFull."""
         if len(self._inside) < self._slots:
-            place = Place(self)
-            self._let_in(place)
+            place = Turn(self)
+            self._admit(place)
             return place
         if len(self._waiting) >= self._most_waiting:
             raise LineFull(self.estimate())
-        place = Place(self)
+        place = Turn(self)
         self._waiting.append(place)
         return place
 
@@ -61,11 +61,11 @@ class Line:
         seconds = math.ceil(usual * (len(self._waiting) + 1) / self._slots)
         return max(SHORTEST_S, min(LONGEST_S, seconds))
 
-    def locate(self, place: "Place") -> int:
+    def find_position(self, place: "Turn") -> int:
         """Return how many are before a place, 0 when it is its turn."""
         return self._waiting.index(place) + 1 if place in self._waiting else 0
 
-    def leave(self, place: "Place", seconds: float | None) -> None:
+    def leave(self, place: "Turn", seconds: float | None) -> None:
         """Give up a place, and let the next one in; `seconds` are what a finished job took."""
         if seconds is not None:
             self._durations.append(seconds)
@@ -73,14 +73,14 @@ class Line:
         if place in self._waiting:
             self._waiting.remove(place)
         while self._waiting and len(self._inside) < self._slots:
-            self._let_in(self._waiting.popleft())
+            self._admit(self._waiting.popleft())
 
-    def _let_in(self, place: "Place") -> None:
+    def _admit(self, place: "Turn") -> None:
         self._inside.add(place)
         place.turn.set()
 
 
-class Place:
+class Turn:
     """One place in the line; `turn` is set when it is its turn."""
 
     def __init__(self, line: Line) -> None:
@@ -90,7 +90,7 @@ class Place:
     @property
     def position(self) -> int:
         """How many are before it."""
-        return self._line.locate(self)
+        return self._line.find_position(self)
 
     def leave(self, seconds: float | None = None) -> None:
         """Give it up; may be called again."""

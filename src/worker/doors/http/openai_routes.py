@@ -11,9 +11,9 @@ from aiohttp import web
 
 from worker.doors.http.body import is_form, read_form, read_json
 from worker.doors.http.desk import Desk
-from worker.doors.http.entry import Entry
-from worker.doors.http.events import Events, follow
-from worker.doors.http.refusal import Refusal, encode_json, respond_failure, respond_json
+from worker.doors.http.events import EventStream, follow
+from worker.doors.http.responses import Refused, encode_json, make_failed, make_json
+from worker.doors.http.tracked import Tracked
 from worker.edge.reply import Failure, make_failure
 from worker.errors import InvalidInput
 from worker.openai.replies import (
@@ -34,7 +34,7 @@ from worker.openai.translate import (
 )
 from worker.settings import Settings
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class OpenAIRoutes:
@@ -55,16 +55,16 @@ class OpenAIRoutes:
         ]
 
     async def _list_models(self, _: web.Request) -> web.Response:
-        return respond_json(list_models(await self._desk.ask("capabilities")))
+        return make_json(list_models(await self._desk.ask("capabilities")))
 
     async def _show_model(self, request: web.Request) -> web.Response:
         model = find_model(await self._desk.ask("capabilities"), request.match_info["name"])
         if model is None:
             message = "this worker serves no model of that name"
-            raise Refusal(HTTPStatus.NOT_FOUND, "model_not_found", message, param="model")
-        return respond_json(model)
+            raise Refused(HTTPStatus.NOT_FOUND, "model_not_found", message, param="model")
+        return make_json(model)
 
-    def _handle_call(self, route: str) -> Handler:
+    def _handle_call(self, route: str) -> Respond:
         async def handle(request: web.Request) -> web.StreamResponse:
             if route == EDITS and is_form(request):
                 given: Any = await read_form(request, self._settings, await self._list_switches())
@@ -73,14 +73,14 @@ class OpenAIRoutes:
             try:
                 call = translate(route, given)
             except InvalidInput as error:
-                return respond_failure(make_failure(error))
+                return make_failed(make_failure(error))
             if route == SPEECH_ROUTE:
                 await self._require_task("speech", route)
-            entry = self._desk.submit(call.input, warnings=call.warnings, is_plain=True)
+            entry = self._desk.take_in(call.input, warnings=call.warnings, is_plain=True)
             if call.streams and route in EVENTS:
                 return await self._stream(request, call, entry)
             await entry.wait()
-            return await _respond(route, entry)
+            return await _make_reply(route, entry)
 
         return handle
 
@@ -95,11 +95,11 @@ class OpenAIRoutes:
         models = (await self._desk.ask("capabilities"))["models"]
         if not any(task in model["tasks"] for model in models):
             message = f"{route}: no model of this worker can do {task}"
-            raise Refusal(HTTPStatus.NOT_FOUND, "unsupported_task", message)
+            raise Refused(HTTPStatus.NOT_FOUND, "unsupported_task", message)
 
-    async def _stream(self, request: web.Request, call: Call, entry: Entry) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, call: Call, entry: Tracked) -> web.StreamResponse:
         """Answer with an event per picture; comments say how far it is."""
-        events = Events(request, {"x-request-id": entry.id})
+        events = EventStream(request, {"x-request-id": entry.id})
         try:
             response = await events.open()
             await follow(entry, events, name=None)
@@ -115,11 +115,11 @@ class OpenAIRoutes:
         return response
 
 
-async def _respond(route: str, entry: Entry) -> web.Response:
+async def _make_reply(route: str, entry: Tracked) -> web.Response:
     headers = {"x-request-id": entry.id}
     answer = entry.answer
     if isinstance(answer, Failure):
-        return respond_failure(answer, headers)
+        return make_failed(answer, headers)
     if answer is None:
         raise _make_cancelled()
     if route == SPEECH_ROUTE:
@@ -138,5 +138,5 @@ def _describe_end(answer: Failure | None) -> dict[str, Any]:
     return format_error(answer)
 
 
-def _make_cancelled() -> Refusal:
-    return Refusal(HTTPStatus.CONFLICT, "cancelled", "the job was cancelled")
+def _make_cancelled() -> Refused:
+    return Refused(HTTPStatus.CONFLICT, "cancelled", "the job was cancelled")

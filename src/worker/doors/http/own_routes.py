@@ -6,7 +6,7 @@ from aiohttp import web
 
 from worker.doors.http.description import describe_api
 from worker.doors.http.desk import Desk
-from worker.doors.http.refusal import respond_json
+from worker.doors.http.responses import make_json
 from worker.settings import Settings
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -62,8 +62,8 @@ class OwnRoutes:
         }
         if not is_ready:
             reason = None if desk.closed is None else desk.closed.message
-            return respond_json({**counts, "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
-        return respond_json({**counts, "worker": dict(await desk.ask("health"))})
+            return make_json({**counts, "reason": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return make_json({**counts, "worker": dict(await desk.ask("health"))})
 
     async def _show_metrics(self, _: web.Request) -> web.Response:
         line = self._desk.line
@@ -73,4 +73,4 @@ class OwnRoutes:
         return web.Response(body=text.encode(), headers={"Content-Type": METRICS_TYPE})
 
     async def _show_api(self, _: web.Request) -> web.Response:
-        return respond_json(describe_api(await self._desk.ask("capabilities")))
+        return make_json(describe_api(await self._desk.ask("capabilities")))

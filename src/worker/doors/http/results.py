@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any, Final
 
-from worker.doors.http.entry import Entry
+from worker.doors.http.tracked import Tracked
 from worker.settings import MB
 
 KEPT_S: Final = 600.0
@@ -18,21 +18,21 @@ class Results:
         self, *, seconds: float = KEPT_S, most: int = MOST_KEPT, most_bytes: int = MOST_KEPT_BYTES
     ) -> None:
         self._seconds, self._most, self._most_bytes = seconds, most, most_bytes
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, Tracked] = {}
         self._ended: dict[str, int] = {}  # the bytes of each, in the order of their ends
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Tracked) -> None:
         """Make a job known while it runs."""
         self._entries[entry.id] = entry
 
-    def find(self, job_id: str) -> Entry | None:
+    def find(self, job_id: str) -> Tracked | None:
         """Return a job, None if none is known by that id."""
         return self._entries.get(job_id)
 
-    def keep(self, entry: Entry) -> None:
+    def keep(self, entry: Tracked) -> None:
         """Keep what became of a job that has ended, at the cost of the oldest."""
         self._ended[entry.id] = measure_text(entry.output)
         asyncio.get_running_loop().call_later(self._seconds, self.drop, entry.id)

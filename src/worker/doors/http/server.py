@@ -12,12 +12,14 @@ HEAD_S: Final = 15.0
 KEEP_ALIVE_S: Final = 75.0
 # A page of the playground takes six, a busy client sixty-four.
 MOST_CONNECTIONS: Final = 256
+# From a connection's acceptance to the call that connects its protocol.
+BURST_S: Final = 0.1
 MAX_HEADER_BYTES: Final = 16_384
 # How long responses may take once every job has its answer.
 FLUSH_S: Final = 10.0
 
-Address = tuple[str, int]
-Begin = Callable[[], Sequence[tuple[Address, web.Application]]]
+Endpoint = tuple[str, int]
+Begin = Callable[[], Sequence[tuple[Endpoint, web.Application]]]
 
 
 class Server:
@@ -82,14 +84,21 @@ class Connections:
     def __init__(self, runner: web.AppRunner, loop: asyncio.AbstractEventLoop) -> None:
         self._runner = runner
         self._loop = loop
+        self._made: list[tuple[Any, float]] = []
 
     def __call__(self) -> asyncio.Protocol:
         """Return the protocol of a new connection."""
         server = self._runner.server
         assert server is not None  # noqa: S101 - set up before anything connects
-        if len(server.connections) >= MOST_CONNECTIONS:
+        now = self._loop.time()
+        # connected, or about to be: a burst of them is accepted at once
+        self._made = [
+            (one, at) for one, at in self._made if one.transport is not None or now - at < BURST_S
+        ]
+        if len(self._made) >= MOST_CONNECTIONS:
             return TurnedAway()
         handler = server()
+        self._made.append((handler, now))
         self._loop.call_later(HEAD_S, end_if_silent, handler)
         return handler
 

@@ -33,7 +33,7 @@ RETRY_S: Final = 5
 SHOULD_RETRY: Final = "x-should-retry"
 
 
-class Refusal(Exception):
+class Refused(Exception):
     """Refuse a request before it is a job, with what its caller should know and do."""
 
     def __init__(
@@ -54,7 +54,7 @@ class Refusal(Exception):
         self.retry_after = retry_after
         self.headers = dict(headers or {})
 
-    def respond(self) -> web.Response:
+    def make_response(self) -> web.Response:
         """Return the response."""
         is_ours = self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         kind = KINDS.get(self.status, "server_error" if is_ours else "invalid_request_error")
@@ -62,7 +62,7 @@ class Refusal(Exception):
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
         body = make_error(self.message, kind, self.code, self.param)
-        return respond_json(body, self.status, headers)
+        return make_json(body, self.status, headers)
 
 
 def find_status(failure: Failure) -> int:
@@ -77,7 +77,7 @@ def find_status(failure: Failure) -> int:
     return STATUSES.get(failure.code, by_type)
 
 
-def respond_failure(failure: Failure, headers: Mapping[str, str] | None = None) -> web.Response:
+def make_failed(failure: Failure, headers: Mapping[str, str] | None = None) -> web.Response:
     """Return the response to a job that failed.
 
     OpenAI's clients try again after every 5xx unless they are asked not to: what fails again would
@@ -87,10 +87,10 @@ def respond_failure(failure: Failure, headers: Mapping[str, str] | None = None) 
     more = {SHOULD_RETRY: str(failure.retryable).lower(), **(headers or {})}
     if status == HTTPStatus.SERVICE_UNAVAILABLE and failure.retryable:
         more["Retry-After"] = str(RETRY_S)
-    return respond_json(format_error(failure), status, more)
+    return make_json(format_error(failure), status, more)
 
 
-def respond_json(
+def make_json(
     value: Any, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None
 ) -> web.Response:
     """Return a response with a JSON body."""

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from worker.doors.http.line import Place
+from worker.doors.http.line import Turn
 from worker.jobs.job import Answer
 
-State = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED"]
+JobState = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED"]
 
 
 @dataclass(eq=False, slots=True)
-class Entry:
+class Tracked:
     """One job; times are seconds of the monotonic clock.
 
     `answer` is what the worker said, `output` the same in RunPod's form. `news` is set, and
@@ -21,11 +21,11 @@ class Entry:
     """
 
     id: str
-    place: Place
+    place: Turn
     arrived: float = field(default_factory=time.monotonic)
     begun: float | None = None
     ended: float | None = None
-    state: State = "IN_QUEUE"
+    state: JobState = "IN_QUEUE"
     progress: Mapping[str, Any] | None = None
     answer: Answer | None = None
     output: dict[str, Any] | None = None
@@ -37,7 +37,7 @@ class Entry:
         """Whether it has ended."""
         return self.ended is not None
 
-    def change(self) -> None:
+    def note_change(self) -> None:
         """Wake those who follow it."""
         news, self.news = self.news, asyncio.Event()
         news.set()
@@ -45,7 +45,7 @@ class Entry:
     async def announce(self, update: Mapping[str, Any]) -> None:
         """Take the job's progress."""
         self.progress = update
-        self.change()
+        self.note_change()
 
     async def wait(self) -> None:
         """Wait for its end; a cancel of this wait cancels the job, and then waits for that."""
