@@ -1,4 +1,4 @@
-"""RunPod's door: boot the worker, then serve its jobs. Nothing heavy is imported before main().
+"""The worker's start: boot, then serve jobs. Nothing heavy is imported before main().
 
 A job is {"input": {"prompt": "a cat with a hat"}}; next to the prompt it may have, for example,
     "images": ["https://..."]                    up to three pictures to edit, or base64
@@ -18,11 +18,10 @@ def main() -> int:
     if fault := system.find_fault():
         print(f"{fault.found}: {fault.change}", file=sys.stderr)  # noqa: T201 - no log yet
         return 1
-    from worker import boot  # noqa: PLC0415 - the same
+    from worker import boot, entrance  # noqa: PLC0415 - the same
     from worker.doors import start  # noqa: PLC0415
-    from worker.doors.runpod.loop import RunPod  # noqa: PLC0415
 
-    return start.run(RunPod, boot.boot)
+    return start.run(entrance.open_door, boot.boot)
 
 
 if __name__ == "__main__":

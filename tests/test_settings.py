@@ -594,6 +594,7 @@ def test_the_faults_of_a_fused_lora_are_reported_together() -> None:
 
 def test_the_secrets_are_known_by_their_type() -> None:
     assert {
+        "api_keys",
         "hf_token",
         "bucket_access_key_id",
         "bucket_secret_access_key",

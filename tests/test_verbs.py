@@ -29,7 +29,7 @@ VERBS = frozenset(WORDS.split())
 # A conversion may be named by what it gives, as in Python's own library.
 CONVERSIONS = frozenset({"as", "from", "to"})
 # Names that are another's: a command of our own command line, methods that libraries call.
-GIVEN = frozenset({"doctor", "main", "addHandler", "setLevel"})
+GIVEN = frozenset({"doctor", "main", "addHandler", "setLevel", "connection_made"})
 
 
 def functions(tree: ast.Module) -> Iterator[str]:

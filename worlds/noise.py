@@ -11,9 +11,8 @@ from dataclasses import replace
 
 from PIL import Image
 
-from worker import boot
+from worker import boot, entrance
 from worker.doors import start
-from worker.doors.runpod.loop import RunPod
 from worker.driver import Gpu
 from worker.families import catalogue
 from worker.families.family import Family
@@ -80,4 +79,4 @@ FAMILY = Family(rows=(ROW,), classes={}, form="noise")
 if __name__ == "__main__":
     TASKS[SPEECH.name] = SPEECH
     catalogue.CATALOGUE = catalogue.combine((*catalogue.FAMILIES, tone.FAMILY, FAMILY))
-    sys.exit(start.run(RunPod, boot.boot))
+    sys.exit(start.run(entrance.open_door, boot.boot))

@@ -1,4 +1,4 @@
-"""A stand-in model behind the seam, and the script that serves it through the SDK.
+"""A stand-in model behind the seam, and the script that serves it as handler.py does.
 
 A prompt is a script of words, carried out in order; without any a noisy picture comes at once:
     steps=N         denoise in N steps (default 2)
@@ -24,10 +24,9 @@ from typing import Any
 
 from PIL import Image
 
-from worker import log
+from worker import entrance, log
 from worker.doors import start
 from worker.doors.runpod import wire
-from worker.doors.runpod.loop import RunPod
 from worker.errors import (
     BadPicture,
     CudaOutOfMemory,
@@ -248,7 +247,7 @@ def boot(chosen: Settings) -> StandIns:
 def main() -> int:
     """Serve the stand-in as handler.py serves a model."""
     refuse_s = float(os.environ.get("STANDIN_REFUSE_S", "300"))
-    return start.run(RunPod, boot, refuse_s=refuse_s)
+    return start.run(entrance.open_door, boot, refuse_s=refuse_s)
 
 
 if __name__ == "__main__":

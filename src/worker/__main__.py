@@ -1,9 +1,9 @@
-"""The command line: python -m worker doctor | prepare | push | run."""
+"""The command line: python -m worker doctor | prepare | push | run | serve."""
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from worker import system
@@ -18,6 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this machine and say what to change")
     doctor.add_argument("--json", action="store_true", help="print JSON instead of lines")
     commands.add_parser("run", help="serve jobs, as handler.py does")
+    commands.add_parser("serve", help="serve HTTP, as SERVE=http does")
     prepare = commands.add_parser("prepare", help="make a model's bundle, on a volume ahead of use")
     prepare.add_argument("model", metavar="MODEL", help="as the variable MODEL")
     prepare.add_argument("--precision", metavar="P", help="as PRECISION_MODE")
@@ -50,13 +51,15 @@ def show(findings: Sequence[Finding], *, as_json: bool) -> int:
     return int(bool(broken))
 
 
-def run() -> int:
-    """Boot and serve until stopped, as handler.py does; return the exit code."""
-    from worker import boot  # noqa: PLC0415 - torch and the SDK only where they are needed
-    from worker.doors import start  # noqa: PLC0415
-    from worker.doors.runpod.loop import RunPod  # noqa: PLC0415
+def run(instead: Mapping[str, str] | None = None) -> int:
+    """Boot and serve until stopped, as handler.py does; return the exit code.
 
-    return start.run(RunPod, boot.boot)
+    `instead` takes precedence over the environment.
+    """
+    from worker import boot, entrance  # noqa: PLC0415 - torch and the doors only where needed
+    from worker.doors import start  # noqa: PLC0415
+
+    return start.run(entrance.open_door, boot.boot, instead=instead)
 
 
 def prepare(model: str, precision: str | None, out: str | None) -> int:
@@ -100,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return prepare(given.model, given.precision, given.out)
         if given.command == "push":
             return push(given.bundle, given.repository)
-        return run()
+        return run({"SERVE": "http"} if given.command == "serve" else None)
     except WorkerError as error:
         print(f"{error.code}: {error.message}", file=sys.stderr)  # noqa: T201 - its output
         return 1

@@ -57,6 +57,20 @@ HUB_FILE: Final = re.compile(
 HUB_FOLDER: Final = re.compile(rf"{_PART}/{_PART}(?:/{_FOLDER}){{0,8}}")
 # The number of steps in the names of Lightning's files.
 STEPS_IN_NAME: Final = re.compile(r"lightning-(\d{1,3})steps?\b", re.IGNORECASE)
+# A key of letters and digits: 95 bits.
+SHORTEST_KEY: Final = 16
+# What shows where this process runs and how it is called: read even where the rest is wrong.
+PLACE_VARIABLES: Final = (
+    "RUNPOD_WEBHOOK_GET_JOB",
+    "RUNPOD_ENDPOINT_ID",
+    "RUNPOD_POD_ID",
+    "SERVE",
+    "HOST",
+    "PORT",
+    "PORT_HEALTH",
+    "HEALTH_CHECK_PATH",
+    "API_KEYS",
+)
 
 Network = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, int]
 
@@ -196,7 +210,34 @@ def _check_transformer(value: str) -> str:
     return value
 
 
+def _read_keys(value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    """Check what callers will send in a header: words of ASCII that cannot be guessed in a day."""
+    texts = [key.get_secret_value() for key in value]
+    if texts and texts != ["none"] and any(len(text) < SHORTEST_KEY for text in texts):
+        raise ValueError(f"must be keys of at least {SHORTEST_KEY} characters each, or none")
+    if any(not re.fullmatch(r"[!-~]+", text) for text in texts):
+        raise ValueError("must be keys of printable ASCII without blanks")
+    return value
+
+
+def _read_origins(value: tuple[str, ...]) -> tuple[str, ...]:
+    folded = tuple(word.lower().rstrip("/") for word in value)
+    if not all(re.fullmatch(r"https?://[a-z0-9.\-\[\]:]+", word) for word in folded):
+        raise ValueError("must be a list of origins, as in https://example.com")
+    return folded
+
+
+def _read_url_path(value: str) -> str:
+    if not re.fullmatch(r"/[A-Za-z0-9._~/-]*", value):
+        raise ValueError("must be a path, as in /ping")
+    return value
+
+
 Words = Annotated[tuple[str, ...], BeforeValidator(_split_words)]
+Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_split_words), AfterValidator(_read_keys)]
+Origins = Annotated[Words, AfterValidator(_read_origins)]
+UrlPath = Annotated[str, AfterValidator(_read_url_path)]
+Port = Annotated[int, Field(ge=1, le=MAX_PORT)]
 Counts = Annotated[tuple[int, ...], BeforeValidator(_split_words), AfterValidator(_read_steps)]
 Loras = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_read_loras)]
 LightningPlace = Annotated[str, AfterValidator(_check_lightning)]
@@ -447,14 +488,90 @@ class Settings(BaseModel):
         names=("LOG_LEVEL", "RUNPOD_LOG_LEVEL"),
     )
     log_prompts: bool = _declare(False, "write prompts into the log")
+
+    serve: Annotated[Literal["auto", "queue", "http"], BeforeValidator(_to_lower)] = _declare(
+        "auto",
+        "how jobs come in: `queue` (RunPod's), `http`, `auto` (`http` if `PORT` or `PORT_HEALTH` is"
+        " set and RunPod's queue is not)",
+    )
+    host: str | None = _declare(
+        None, "the address that HTTP is served on", shown="`127.0.0.1`; on RunPod `0.0.0.0`"
+    )
+    port: Port | None = _declare(None, "its port", shown="`8000`; on RunPod `80`")
+    port_health: Port | None = _declare(
+        None, "a second port, for health checks", shown="the same as `PORT`"
+    )
+    health_check_path: UrlPath = _declare("/ping", "the path of health checks")
+    http_queue: int = _declare(
+        8, "how many HTTP jobs may wait; more are refused with 429", ge=0, le=1000
+    )
+    max_body_bytes: Bytes = _declare(30 * MB, "maximum bytes of an HTTP request", ge=1024)
+    api_keys: Keys = _declare(
+        (),
+        "keys of at least 16 characters, comma-separated, one of which each HTTP request must have;"
+        " `none`: on any address without a key",
+        shown="none, which is allowed on `127.0.0.1` and behind RunPod's load balancer alone",
+    )
+    cors_origins: Origins = _declare(
+        (), "origins whose web pages may call the door, as in `https://example.com`"
+    )
+    allowed_hosts: Words = _declare(
+        (),
+        "names by which a door without a key may be called",
+        shown="`localhost` and addresses",
+    )
     runpod_webhook_get_job: str | None = _declare(
         None, "set by RunPod; shows the worker that it runs there"
     )
+    runpod_endpoint_id: str | None = _declare(None, "set by RunPod for the workers of an endpoint")
+    runpod_pod_id: str | None = _declare(None, "set by RunPod for workers and Pods")
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether RunPod's queue sends jobs (the SDK's own test: a job-take address)."""
+        return self.runpod_webhook_get_job is not None
 
     @property
     def on_platform(self) -> bool:
-        """Whether this process was started by RunPod (the SDK's own test: a job-take address)."""
-        return self.runpod_webhook_get_job is not None
+        """Whether this is a worker that RunPod starts and stops, with a queue or without."""
+        return self.has_queue or self.is_load_balanced
+
+    @property
+    def is_load_balanced(self) -> bool:
+        """Whether RunPod's load balancer stands in front of this worker."""
+        return self.runpod_endpoint_id is not None and not self.has_queue and self.serves_http
+
+    @property
+    def serves_http(self) -> bool:
+        """Whether jobs come in by HTTP."""
+        if self.serve != "auto":
+            return self.serve == "http"
+        return not self.has_queue and (self.port is not None or self.port_health is not None)
+
+    @property
+    def http_host(self) -> str:
+        """The address that HTTP is served on."""
+        on_runpod = self.runpod_endpoint_id is not None or self.runpod_pod_id is not None
+        return self.host or ("0.0.0.0" if on_runpod else "127.0.0.1")  # noqa: S104 - inside RunPod's network, or with a key
+
+    @property
+    def http_port(self) -> int:
+        """The port that HTTP is served on."""
+        on_runpod = self.runpod_endpoint_id is not None or self.runpod_pod_id is not None
+        return self.port or (80 if on_runpod else 8000)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether HTTP is served on this machine alone."""
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address(self.http_host.strip("[]")).is_loopback
+        return self.http_host.lower() == "localhost"
+
+    @property
+    def http_keys(self) -> tuple[str, ...]:
+        """The keys of which an HTTP request must have one; none: it needs none."""
+        keys = tuple(key.get_secret_value() for key in self.api_keys)
+        return () if keys == ("none",) else keys
 
     @property
     def most_in_batch(self) -> int:
@@ -503,6 +620,12 @@ def _is_secret(annotation: Any) -> bool:
     return annotation is SecretStr or any(map(_is_secret, get_args(annotation)))
 
 
+def _list_secrets(value: Any) -> list[str]:
+    """Return the texts of a secret or of several."""
+    many = value if isinstance(value, tuple) else (value,)
+    return [one.get_secret_value() for one in many if isinstance(one, SecretStr)]
+
+
 SECRETS: Final = frozenset(
     name for name, field in Settings.model_fields.items() if _is_secret(field.annotation)
 )
@@ -515,9 +638,20 @@ def fill_environment() -> None:
             os.environ.setdefault(name, value)
 
 
-def read_platform() -> Settings:
-    """Read only what shows whether this is the platform: for a start whose environment is wrong."""
-    return read({name: os.environ.get(name, "") for name in ("RUNPOD_WEBHOOK_GET_JOB",)})
+def read_platform(instead: Mapping[str, str] | None = None) -> Settings:
+    """Read only where this is and how it is called: for a start whose environment is wrong.
+
+    Of these variables, those that are wrong themselves are left out.
+    """
+    given = {name: os.environ.get(name, "") for name in PLACE_VARIABLES} | dict(instead or {})
+    while True:
+        try:
+            return read(given)
+        except InvalidSettings as error:
+            for detail in error.details:
+                given.pop(detail.field, None)
+            if any(detail.field == "API_KEYS" for detail in error.details):
+                given["HOST"] = "127.0.0.1"  # a door whose keys are not known is opened to nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -592,8 +726,7 @@ def read(
             known.pop(key, None)
             details.append(Detail(written[key], _find_reason(fault["msg"])))
         settings = Settings.model_validate(known)
-    values = (getattr(settings, name) for name in SECRETS)
-    log.hide(*(value.get_secret_value() for value in values if value is not None))
+    log.hide(*(text for name in SECRETS for text in _list_secrets(getattr(settings, name))))
     details += _find_contradictions(settings)
     if details:
         message = "; ".join(f"{detail.field}: {detail.message}" for detail in details)
@@ -651,4 +784,8 @@ def _find_contradictions(settings: Settings) -> list[Detail]:
         details.append(Detail("LORA_CACHE_GB", message))
     if settings.lightning_fused and not settings.use_lightning_lora:
         details.append(Detail("LIGHTNING_FUSED", "needs USE_LIGHTNING_LORA"))
+    is_guarded = settings.api_keys or settings.is_loopback or settings.is_load_balanced
+    if settings.serves_http and not is_guarded:
+        message = "is required to serve HTTP on another address than 127.0.0.1; none: for anybody"
+        details.append(Detail("API_KEYS", message))
     return details

@@ -9,8 +9,8 @@ from typing import Any, Final
 from fuzz.strategies import SEEDS
 
 from worker import settings
-from worker.doors.runpod.wire import format_answer
 from worker.edge import reply
+from worker.edge.reply import format_answer
 from worker.errors import (
     ImageFetchRefused,
     ImageTooLarge,

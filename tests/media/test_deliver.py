@@ -15,8 +15,8 @@ from botocore.config import Config
 
 from worker import preflight, settings
 from worker.doors.runpod.bucket import read_bucket
-from worker.doors.runpod.wire import format_answer
 from worker.edge import reply
+from worker.edge.reply import format_answer
 from worker.errors import DeliveryFailed, ImageFetchRefused, InvalidInput, WorkerError
 from worker.finding import Finding
 from worker.media import objects, regions

@@ -22,8 +22,8 @@ import pytest
 from yarl import URL
 
 from worker import settings
-from worker.doors.runpod.wire import format_answer
 from worker.edge import reply
+from worker.edge.reply import format_answer
 from worker.errors import (
     ImageFetchFailed,
     ImageFetchRefused,

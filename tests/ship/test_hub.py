@@ -38,6 +38,7 @@ POOLS = {
     "HOPPER_141": 141,
     "BLACKWELL_180": 180,
 }
+KEYS = (SecretStr("a-key-of-sixteen"), SecretStr("another-key-of-more"))
 # What a person may write into inputs of free text, where it is read as something else than text.
 PARSED: dict[str, tuple[str, Any]] = {
     "MODEL": ("tiny, org/name@v1", ("tiny", "org/name@v1")),
@@ -46,6 +47,10 @@ PARSED: dict[str, tuple[str, Any]] = {
     "TRANSFORMER": ("a/b/c", "a/b/c"),
     "LORAS": ("a=org/name/x.safetensors", (("a", "org/name/x.safetensors"),)),
     "LORA_SOURCES": ("names, hub", ("names", "hub")),
+    "ALLOWED_HOSTS": ("a.example, b.example", ("a.example", "b.example")),
+    "API_KEYS": ("a-key-of-sixteen, another-key-of-more", KEYS),
+    "CORS_ORIGINS": ("https://a.example", ("https://a.example",)),
+    "HEALTH_CHECK_PATH": ("/healthy", "/healthy"),
     "ALLOWED_IMAGE_HOSTS": ("a.example, *.b.example", ("a.example", "*.b.example")),
     **{
         key: ("/runpod-volume/x", Path("/runpod-volume/x"))
@@ -67,7 +72,10 @@ BESIDE = {
     "BUCKET_SECRET_ACCESS_KEY": "a-secret-key",
 }
 # set by RunPod or by tests, not by a person who deploys
-NOT_FOR_USERS = {"RUNPOD_WEBHOOK_GET_JOB", "ALLOWED_IMAGE_NETWORKS", "FETCH_NAMESERVERS"}
+NOT_FOR_USERS = {
+    *("RUNPOD_WEBHOOK_GET_JOB", "RUNPOD_ENDPOINT_ID", "RUNPOD_POD_ID", "PORT", "PORT_HEALTH"),
+    *("HOST", "ALLOWED_IMAGE_NETWORKS", "FETCH_NAMESERVERS"),
+}
 
 
 def as_text(row: dict[str, Any], value: Any) -> str:
@@ -229,10 +237,10 @@ def test_a_precision_is_offered_with_the_memory_of_one_model() -> None:
 def test_every_secret_says_to_be_given_as_one() -> None:
     """The form shows what is typed into it: it has no type for secrets."""
     offered = {name.upper() for name in settings.SECRETS} & set(INPUTS)
-    assert len(offered) == 4
+    assert len(offered) == 5
     used = [re.findall(r"\{\{ RUNPOD_SECRET_\w+ \}\}", INPUTS[k]["description"]) for k in offered]
     assert all(len(names) == 1 for names in used)
-    assert len({names[0] for names in used}) == 4
+    assert len({names[0] for names in used}) == 5
 
 
 def test_a_first_start_has_time_to_prepare() -> None:

@@ -79,4 +79,5 @@ def test_a_model_is_reported_as_it_is() -> None:
         "aliases": ["n", "num_outputs", "num_images_per_prompt"],
         "accepts": "1-4; picture i has seed + i",
         "default": "1",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 4},
     }

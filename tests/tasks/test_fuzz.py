@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from worker import log, settings
-from worker.doors.runpod.wire import format_answer
 from worker.edge import reply
+from worker.edge.reply import format_answer
 from worker.errors import (
     ImageFetchRefused,
     ImageTooLarge,

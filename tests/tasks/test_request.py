@@ -524,7 +524,7 @@ def test_an_unknown_field_is_reported_with_what_it_was_meant_to_be(word: str, me
 @pytest.mark.parametrize(
     "word",
     [
-        *("x", "mask", "lorries", "voice", "preset", "", "___", "\ud800", "\u732b"),
+        *("x", "masks", "lorries", "voice", "preset", "", "___", "\ud800", "\u732b"),
         *("idwht", "diwth", "prompt" + "_" * 55, "_" * 1_000_000 + "prompt"),
     ],
 )
@@ -1219,7 +1219,7 @@ def test_the_header_of_a_data_uri_ends_in_256_characters() -> None:
 def test_an_object_names_one_picture() -> None:
     for value in ({}, {"url": URL, "data": PNG}, {"url": None}):
         assert refused("images", value) == [
-            "an object must have exactly one of image, url, data, base64"
+            "an object must have exactly one of image, url, data, base64, image_url, b64_json"
         ]
 
 

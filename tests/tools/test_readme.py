@@ -9,9 +9,8 @@ import pytest
 
 from tools import readme
 from worker import settings
-from worker.doors.runpod.wire import format_answer
 from worker.edge import reply as replies
-from worker.edge.reply import make_failure, make_success
+from worker.edge.reply import format_answer, make_failure, make_success
 from worker.errors import Detail, InvalidInput
 from worker.families.catalogue import CATALOGUE
 from worker.tasks import registry

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 from worker import log, settings
@@ -42,17 +42,20 @@ def run(
     boot: Callable[[Settings], Models],
     *,
     refuse_s: float = REFUSE_S,
+    instead: Mapping[str, str] | None = None,
 ) -> int:
     """Read the environment, boot, and serve jobs until asked to leave; return the exit code.
+
+    `instead` takes precedence over the environment, by the variables' names.
 
     It is 0 after SIGTERM, SIGINT or any other end that the door calls good, and not 0 after a fatal
     error or a failed start. On the platform this does not return: it ends the process.
     """
     try:
-        chosen = settings.read()
+        chosen = settings.read(instead=instead)
     except InvalidSettings as error:
         log.configure()
-        chosen = settings.read_platform()
+        chosen = settings.read_platform(instead)
         code = _report_failed_start(error, open_door(chosen), chosen, refuse_s)
     else:
         log.configure(chosen.log_level)

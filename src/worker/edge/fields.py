@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
 
@@ -22,8 +23,17 @@ from worker.edge.blank import is_blank
 MAX_SEED: Final = 2**63 - 1
 MOST_PIECES: Final = 4
 
+# Where the schema of a field names the words of its task that it accepts.
+CHOICES: Final = "choices"
+
 INTEGER: Final = re.compile(r"-?[0-9]{1,19}")
 DECIMAL: Final = re.compile(r"-?[0-9]{1,19}(?:\.[0-9]{1,19})?")
+
+# OpenAI's words for `quality`, which is also a name of output_quality: they ask for another amount
+# of work, which here is the number of steps.
+QUALITY_WORDS: Final = frozenset(
+    {"auto", "low", "medium", "high", "standard", "hd", "xhigh", "max"}
+)
 
 # The place of a field in the documentation: what is requested, which task and model make it, how,
 # and what all tasks have in common.
@@ -67,6 +77,20 @@ def _read_integer(value: Any) -> Any:
 def read_decimal(value: Any) -> Any:
     """Return the number that a string writes exactly; anything else unchanged."""
     return float(value) if isinstance(value, str) and DECIMAL.fullmatch(value) else value
+
+
+def _read_quality(value: Any) -> Any:
+    return None if is_quality_word(value) else value
+
+
+def is_quality_word(value: Any) -> bool:
+    """Return whether this is one of OpenAI's words for a quality, which asks for no number."""
+    return isinstance(value, str) and value.lower() in QUALITY_WORDS
+
+
+def _read_carrier(value: Any) -> Any:
+    word = _to_lower(value)
+    return "base64" if word == "b64_json" else word
 
 
 def _to_lower(value: Any) -> Any:
@@ -132,6 +156,10 @@ def _make_choice(choices: str) -> BeforeValidator:
     return BeforeValidator(choose)
 
 
+def _show_choice(choices: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", CHOICES: choices})
+
+
 Plain: Final = AfterValidator(_check_plain)
 Visible: Final = AfterValidator(_check_visible)
 Whole: Final = BeforeValidator(_read_integer)
@@ -169,7 +197,7 @@ class CommonInput(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, validate_by_name=True)
 
-    task: Annotated[str, _make_choice("tasks")] | None = declare(
+    task: Annotated[str, _make_choice("tasks"), _show_choice("tasks")] | None = declare(
         "{tasks}", "{inferred}", "mode", "workflow", place=WHO
     )
     model: Annotated[str, Field(min_length=1, max_length=200), Plain] | None = declare(
@@ -195,14 +223,22 @@ class CommonInput(BaseModel):
         "true",
         place=ALWAYS,
     )
-    output_format: Annotated[str, _make_choice("formats")] | None = declare(
-        "{formats}", "{format}", "image_format", place=ALWAYS
+    output_format: Annotated[str, _make_choice("formats"), _show_choice("formats")] | None = (
+        declare("{formats}", "{format}", "image_format", place=ALWAYS)
     )
-    output_quality: Annotated[int, Whole, Field(ge=1, le=100)] | None = declare(
-        "1-100, for {lossy}", "95", "quality", place=ALWAYS
+    output_quality: Annotated[
+        Annotated[int, Whole, Field(ge=1, le=100)] | None, BeforeValidator(_read_quality)
+    ] = declare(
+        "1-100, for {lossy}; OpenAI's words, such as high, are accepted without effect",
+        "95",
+        "quality",
+        "output_compression",
+        place=ALWAYS,
     )
-    response_format: Annotated[Literal["base64", "data_url", "url"], Word] | None = declare(
-        "`base64`, `data_url`, `url` (needs a bucket or `upload_url`)",
+    response_format: (
+        Annotated[Literal["base64", "data_url", "url"], BeforeValidator(_read_carrier)] | None
+    ) = declare(
+        "`base64` (or `b64_json`), `data_url`, `url` (needs a bucket or `upload_url`)",
         "`url` with a bucket or `upload_url`, else `base64`",
         place=ALWAYS,
     )
@@ -244,6 +280,27 @@ def list_rows(kind: type[CommonInput]) -> tuple[FieldFacts, ...]:
 def map_names(kind: type[CommonInput]) -> Mapping[str, str]:
     """Return the field that each word of an input means: its own name and its aliases."""
     return {word: row.name for row in list_rows(kind) for word in (row.name, *row.aliases)}
+
+
+@functools.cache
+def map_schemas(kind: type[CommonInput]) -> Mapping[str, Mapping[str, Any]]:
+    """Return the JSON Schema of each field's value; null, which leaves it out, is not in it.
+
+    Under CHOICES there may be the name of what the task chooses from, in place of the words.
+    """
+    properties = kind.model_json_schema(mode="validation", by_alias=False)["properties"]
+    return {name: _simplify_schema(schema) for name, schema in properties.items()}
+
+
+def _simplify_schema(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out what is documented elsewhere, and null."""
+    some = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
+    (value,) = some if len(some) == 1 else ({"anyOf": some},)
+    if "anyOf" in value and value is not schema and len(some) == 1:
+        return _simplify_schema(value)
+    left_out = ("default", "place", "listed", "title", "description")
+    words = {"ge": "minimum", "le": "maximum"}  # of a type behind a validator
+    return {words.get(key, key): item for key, item in value.items() if key not in left_out}
 
 
 def list_required(kind: type[CommonInput]) -> tuple[str, ...]:

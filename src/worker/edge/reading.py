@@ -60,6 +60,8 @@ def read(given: Mapping[Any, Any], kind: type[CommonInput], vocabulary: Vocabula
             unknown.append(("", word, names))
         elif value is not None:
             parsed, wrong = _parse(kind, name, word, value, vocabulary)
+            if parsed is None and not wrong:
+                continue  # a word that stands for leaving the field out
             found.setdefault(name, []).append((word, parsed))
             faults += wrong
             if wrong:

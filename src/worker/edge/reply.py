@@ -80,10 +80,26 @@ def make_success(
 
 
 def serve_old_callers(output: dict[str, Any], key: str, top: str) -> None:
-    """Move the data of the first output under `key` to the reply's own key `top`."""
+    """Move the data of the first output under `key` to the reply's own key `top`.
+
+    A key that says URL gets one, a data URL where there is no other.
+    """
     first = output[key][0]
     carrier = next(name for name in CARRIERS if name in first)
-    output[top] = first.pop(carrier)
+    value = first.pop(carrier)
+    is_bare = carrier == "base64" and top.endswith("_url")
+    output[top] = f"data:{first['mime_type']};base64,{value}" if is_bare else value
+
+
+def find_carrier(output: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the key of an output's pieces and that of the first one's data; None without any."""
+    for key, value in output.items():
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, dict):
+            for carrier in CARRIERS:
+                if carrier in first:
+                    return key, carrier
+    return None
 
 
 def sum_timings(spent_ms: Mapping[str, float], keys: Mapping[str, str]) -> dict[str, int]:
@@ -135,6 +151,28 @@ def make_failure(error: WorkerError, warnings: Iterable[str] = ()) -> Failure:
         ),
         warnings=tuple(_make_safe(warning) for warning in itertools.islice(every, MOST_DETAILS)),
     )
+
+
+def format_answer(answer: Mapping[str, Any] | Failure) -> dict[str, Any]:
+    """Return an answer as the output of a job, in the form that RunPod's callers know.
+
+    RunPod's SDK takes `error` out and reports the job as failed with it; the rest becomes its
+    output. A failure has `warnings` only if there are any.
+    """
+    if not isinstance(answer, Failure):
+        return dict(answer)
+    failed: dict[str, Any] = {
+        "error": f"{answer.code}: {answer.message}",
+        "error_code": answer.code,
+        "error_type": answer.error_type,
+        "retryable": answer.retryable,
+        "details": [
+            {"field": detail.field, "message": detail.message} for detail in answer.details
+        ],
+    }
+    if answer.warnings:
+        failed["warnings"] = list(answer.warnings)
+    return failed
 
 
 def log_bug(event: str) -> Internal:

@@ -43,6 +43,14 @@ class Verdict:
             self._unknown = self.given.unknown
             self.warnings += [f"{d.field}: {d.message}" for d in self._unknown]
 
+    def add_foreign(self, detail: Detail) -> None:
+        """Add what is wrong with a field that is not known here, in place of its warning."""
+        others = [(kind, one) for kind, one in self._faults if one.field != detail.field]
+        self._faults = [*others, (InvalidInput, detail)]
+        self._unknown = tuple(one for one in self._unknown if one.field != detail.field)
+        start = f"{detail.field}: "
+        self.warnings = [text for text in self.warnings if not text.startswith(start)]
+
     def is_broken(self, *names: str) -> bool:
         """Return whether the value of one of these fields is wrong on its own."""
         return not self.given.broken.isdisjoint(names)

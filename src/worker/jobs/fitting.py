@@ -59,7 +59,7 @@ async def fit(
         )
         if settings.most_in_batch > 1:
             _add_batches(output, task.key, placed)
-        if settings.response_compat is not None:
+        if settings.response_compat is not None and not job.is_plain:
             reply.serve_old_callers(output, task.key, settings.response_compat)
         if form != delivery.form:
             output["adjusted"]["output_format"] = [delivery.form, form]

@@ -25,6 +25,7 @@ from worker.jobs.fitting import fit
 from worker.jobs.forming import Caps
 from worker.jobs.job import Answer, Job
 from worker.jobs.lane import Lane
+from worker.jobs.limit import Limit
 from worker.jobs.progress import Progress
 from worker.jobs.ticket import Placed, Ticket
 from worker.loras.fetching import LoraFetcher
@@ -106,15 +107,18 @@ class Worker:
 
     @asynccontextmanager
     async def _limit_time(self, job: Job) -> AsyncIterator[None]:
-        """Stop the job as a cancel would when it runs past JOB_DEADLINE_S, and say so."""
+        """Stop the job as a cancel would when it runs past the first of its limits, and say so."""
         seconds = self._settings.job_deadline_s
+        own = [Limit(seconds, "this worker's JOB_DEADLINE_S")] if seconds else []
+        limits = own if job.limit is None else [*own, job.limit]
+        first = min(limits, key=lambda limit: limit.seconds, default=None)
         try:
-            async with asyncio.timeout_at(job.start + seconds if seconds else None) as limit:
+            async with asyncio.timeout_at(job.start + first.seconds if first else None) as timeout:
                 yield
         except TimeoutError:
-            if limit.expired():
+            if first is not None and timeout.expired():
                 raise DeadlineExceeded(
-                    f"the job took longer than {seconds:g} s, this worker's JOB_DEADLINE_S"
+                    f"the job took longer than {first.seconds:g} s, {first.reason}"
                 ) from None
             raise
 

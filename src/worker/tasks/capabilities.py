@@ -17,8 +17,8 @@ def list_capabilities(
 
     Only the names of LoRAs may change while it runs, as files come into LORA_DIR.
 
-    A field that not every task has names those that have it. `most_bytes` is what a reply may have
-    at the door that asks.
+    A field that not every task has names those that have it; `schema` is JSON Schema.
+    `most_bytes` is what a reply may have at the door that asks.
     """
     return {
         "models": [_describe_model(model, settings) for model in served],
@@ -28,6 +28,7 @@ def list_capabilities(
                 "aliases": list(row.aliases),
                 "accepts": row.accepts,
                 "default": row.default,
+                "schema": registry.describe_value(row),
                 **({"tasks": list(row.tasks)} if row.tasks else {}),
             }
             for row in registry.list_fields()

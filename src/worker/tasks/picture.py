@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
 from PIL import Image
-from pydantic import BeforeValidator, Field, PlainValidator
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from worker.edge import fields
 from worker.edge.blank import is_blank
@@ -21,7 +21,7 @@ from worker.media.fetch import ImageSource
 from worker.seam import Served
 from worker.settings import Settings
 from worker.tasks import adapter, reference
-from worker.tasks.size import LARGEST, SMALLEST, Size, choose
+from worker.tasks.size import LARGEST, NAMED, RATIOS, SMALLEST, Size, choose, describe_words
 from worker.tasks.task import Asked, Settled, Span, Task, Warn
 
 FROM_TEXT: Final = "text-to-image"
@@ -45,17 +45,40 @@ def _read_size_word(value: Any) -> Pixels | Literal["auto", "input"]:
         if value.lower() == "input":
             return "input"
         if match := WIDTH_X_HEIGHT.fullmatch(value):
-            pixels, least, most = Pixels(int(match[1]), int(match[2])), SMALLEST, LARGEST
-            if min(pixels) < least or max(pixels) > most:
-                raise ValueError(f"each side must be {least} to {most} (got {show(value)})")
-            return pixels
+            return _check_sides(Pixels(int(match[1]), int(match[2])), value)
+        if value.lower() in NAMED:
+            return Pixels(*NAMED[value.lower()])
+    if isinstance(value, dict):
+        return _read_sides(value)
     raise ValueError(f'must be "WxH", "W*H", "auto" or "input" (got {show(value)})')
+
+
+def _read_sides(value: dict[Any, Any]) -> Pixels:
+    """Read fal's form of a size."""
+    width, height = value.get("width"), value.get("height")
+    if value.keys() != {"width", "height"} or type(width) is not int or type(height) is not int:
+        raise ValueError('an object must have "width" and "height", whole numbers, alone')
+    return _check_sides(Pixels(width, height), f"{width}x{height}")
+
+
+def _check_sides(pixels: Pixels, given: str) -> Pixels:
+    if min(pixels) < SMALLEST or max(pixels) > LARGEST:
+        raise ValueError(f"each side must be {SMALLEST} to {LARGEST} (got {show(given)})")
+    return pixels
 
 
 Side = Annotated[int, Whole, Field(ge=SMALLEST, le=LARGEST)]
 References = Annotated[
     list[Annotated[ImageSource, BeforeValidator(reference.read_source)]],
     fields.limit_length(REFERENCES.most),
+    WithJsonSchema(reference.describe_list(REFERENCES.most)),
+]
+
+
+SizeWord = Annotated[
+    Pixels | Literal["auto", "input"],
+    PlainValidator(_read_size_word),
+    WithJsonSchema(describe_words()),
 ]
 
 
@@ -94,6 +117,7 @@ class PictureInput(CommonInput):
         "init_image",
         "input_image",
         "reference_images",
+        "image[]",
         *REFERENCES.slots,
         place=fields.WHAT,
         listed=REFERENCES,
@@ -103,17 +127,34 @@ class PictureInput(CommonInput):
         "see [Sizes](#sizes)",
     )
     height: Side | None = fields.declare("as `width`", "see [Sizes](#sizes)")
-    size: Annotated[Pixels | Literal["auto", "input"], PlainValidator(_read_size_word)] | None = (
-        fields.declare(
-            '"WxH", "W*H", "auto", or "input" (edit: exactly the last image\'s size)',
-            "auto",
-            "image_size",
-        )
+    size: SizeWord | None = fields.declare(
+        '"WxH", "W*H", "auto", "input" (edit: exactly the last image\'s size), '
+        '`{"width": W, "height": H}` or fal\'s names such as "square_hd"',
+        "auto",
+        "image_size",
     )
     aspect_ratio: (
-        Literal["1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3", "match_input_image"] | None
+        Literal[
+            "1:1",
+            "16:9",
+            "9:16",
+            "4:3",
+            "3:4",
+            "3:2",
+            "2:3",
+            "4:5",
+            "5:4",
+            "2:1",
+            "1:2",
+            "21:9",
+            "9:21",
+            "3:1",
+            "1:3",
+            "match_input_image",
+        ]
+        | None
     ) = fields.declare(
-        "1:1 16:9 9:16 4:3 3:4 3:2 2:3 match_input_image",
+        f"{' '.join(RATIOS)} match_input_image",
         "edit: match_input_image; text-to-image: the model's own size",
     )
     num_inference_steps: Annotated[int, Whole, Field(ge=2, le=100)] | None = fields.declare(

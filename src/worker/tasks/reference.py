@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -13,7 +13,7 @@ from worker.media import images
 from worker.media.fetch import ImageSource
 from worker.media.inline import is_base64_uri, is_complete, join_lines
 
-KEYS: Final = ("image", "url", "data", "base64")
+KEYS: Final = ("image", "url", "data", "base64", "image_url", "b64_json")
 FORMS: Final = 'an https URL, a data URI, base64, or {"image"|"url"|"data"|"base64": ...}'
 
 # Bounded: 27 MB of base64 are all letters, for which an unbounded star takes 0.7 s.
@@ -33,6 +33,13 @@ PATH: Final = re.compile(
 )
 
 
+def describe_list(most: int) -> dict[str, Any]:
+    """Return the JSON Schema of one picture or a list of them."""
+    keyed = {"type": "object", "properties": {key: {"type": "string"} for key in KEYS}}
+    one = {"anyOf": [{"type": "string"}, keyed]}
+    return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": most}]}
+
+
 def read_source(value: Any) -> ImageSource:
     """Read one picture as the caller wrote it; media.fetch decides whether a URL may be fetched.
 
@@ -44,10 +51,7 @@ def read_source(value: Any) -> ImageSource:
     if isinstance(value, ImageSource):
         return value
     if isinstance(value, dict):
-        given = [key for key in KEYS if value.get(key) is not None]
-        if len(given) != 1:
-            raise ValueError(f"an object must have exactly one of {', '.join(KEYS)}")
-        value = value[given[0]]
+        value = _unwrap(value)
     if not isinstance(value, str):
         raise ValueError(f"must be {FORMS}")  # noqa: TRY004 - pydantic reports ValueErrors
     text = value.strip()
@@ -62,6 +66,15 @@ def read_source(value: Any) -> ImageSource:
     if PATH.match(text) and not text.startswith(JPEG):
         raise ValueError("a file path is never read; send an https URL, a data URI or base64")
     return ImageSource("base64", _read_base64(text))
+
+
+def _unwrap(value: Mapping[Any, Any]) -> Any:
+    """Return what an object has under one of KEYS; OpenAI's form has another object there."""
+    given = [key for key in KEYS if value.get(key) is not None]
+    if len(given) != 1:
+        raise ValueError(f"an object must have exactly one of {', '.join(KEYS)}")
+    inner = value[given[0]]
+    return inner.get("url") if isinstance(inner, dict) and given[0] == "image_url" else inner
 
 
 def _read_data_uri(text: str) -> str:

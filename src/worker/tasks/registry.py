@@ -91,6 +91,16 @@ def list_fields() -> tuple[FieldFacts, ...]:
     )
 
 
+def describe_value(row: FieldFacts) -> dict[str, Any]:
+    """Return the JSON Schema of a field's value, with the words of the first task that has it."""
+    task = TASKS[row.tasks[0]] if row.tasks else next(iter(TASKS.values()))
+    schema = dict(fields.map_schemas(task.input)[row.name])
+    if (choices := schema.pop(fields.CHOICES, None)) is not None:
+        words = TASKS if choices == "tasks" else build_vocabulary(task).choices[choices]
+        schema["enum"] = list(words)
+    return schema
+
+
 def _fill(row: FieldFacts, words: Mapping[str, str]) -> FieldFacts:
     """Put words in place of those in braces."""
     accepts, default = row.accepts, row.default

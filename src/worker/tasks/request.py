@@ -12,7 +12,7 @@ from worker.errors import Detail, InvalidInput, ModelNotServed, UnsupportedTask
 from worker.media.deliver import ResponseFormat
 from worker.seam import Served, Wish
 from worker.settings import Settings
-from worker.tasks import registry
+from worker.tasks import registry, unhonoured
 from worker.tasks.task import Asked, Task
 
 # Random seeds stay exact in a JSON reader that stores numbers as doubles (JavaScript).
@@ -96,6 +96,7 @@ def parse(
     given = registry.read_input(job_input, task)
     values, verdict = given.values, Verdict(given)
     verdict.add_unknown(strict=settings.strict_input)
+    unhonoured.check(job_input, task, verdict)
     if values.op in ("capabilities", "health"):
         verdict.raise_faults()
         return Query(values.op, tuple(verdict.warnings))
@@ -112,6 +113,8 @@ def parse(
         verdict.raise_faults()
         raise AssertionError("a model is missing, and no fault says why")
     asked = task.judge(values, model, verdict, settings)
+    if word := _find_quality_word(job_input, task):
+        verdict.warnings.append(f"{word}: a word has no effect; num_inference_steps is the quality")
     if values.output_quality is not None and delivery.form in task.lossless:
         verdict.warn("output_quality", f"has no effect on a {delivery.form}")
     verdict.raise_faults()
@@ -216,6 +219,16 @@ def _advise_adding(task: str, addable: Addable) -> str:
     return (
         f"add one of {', '.join(names)} to MODEL" if names else "this version has no model for it"
     )
+
+
+def _find_quality_word(job_input: Mapping[Any, Any], task: Task) -> str | None:
+    """Return the name under which OpenAI's word for a quality was given, unless that is "auto"."""
+    names = fields.map_names(task.input)
+    for word, value in job_input.items():
+        is_quality = isinstance(word, str) and names.get(word) == "output_quality"
+        if is_quality and fields.is_quality_word(value) and value.lower() != "auto":
+            return str(word)
+    return None
 
 
 def _choose_seeds(values: CommonInput, settings: Settings, verdict: Verdict) -> tuple[int, int]:

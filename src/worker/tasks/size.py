@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from worker.errors import Detail, InvalidInput
 
@@ -28,6 +28,23 @@ RATIOS: Final[Mapping[str, tuple[int, int]]] = {
     "3:4": (3, 4),
     "3:2": (3, 2),
     "2:3": (2, 3),
+    "4:5": (4, 5),
+    "5:4": (5, 4),
+    "2:1": (2, 1),
+    "1:2": (1, 2),
+    "21:9": (21, 9),
+    "9:21": (9, 21),
+    "3:1": (3, 1),
+    "1:3": (1, 3),
+}
+# fal's names for sizes, in pixels.
+NAMED: Final[Mapping[str, tuple[int, int]]] = {
+    "square_hd": (1024, 1024),
+    "square": (512, 512),
+    "portrait_4_3": (768, 1024),
+    "portrait_16_9": (576, 1024),
+    "landscape_4_3": (1024, 768),
+    "landscape_16_9": (1024, 576),
 }
 
 
@@ -60,6 +77,15 @@ class Dimensions:
     final: tuple[int, int] | None = None
     adjusted: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+
+def describe_words() -> dict[str, Any]:
+    """Return the JSON Schema of a size in one value."""
+    sides = {"width": {"type": "integer"}, "height": {"type": "integer"}}
+    written = {"type": "string", "pattern": "^[0-9]{1,6}[xX*][0-9]{1,6}$"}
+    named = {"enum": ["auto", "input", *NAMED]}
+    pair = {"type": "object", "properties": sides, "required": list(sides)}
+    return {"anyOf": [named, written, {**pair, "additionalProperties": False}]}
 
 
 class Canvas(Protocol):

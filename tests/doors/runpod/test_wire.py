@@ -8,7 +8,7 @@ import pytest
 
 from worker import settings
 from worker.doors.runpod import wire
-from worker.edge.reply import Failure
+from worker.edge.reply import Failure, format_answer
 from worker.errors import Detail, InvalidInput
 from worker.jobs.job import Answer, Job
 from worker.jobs.serve import Worker
@@ -85,10 +85,10 @@ def test_a_failure_without_warnings_has_no_such_key() -> None:
         "retryable": True,
         "details": [{"field": "a", "message": "b"}],
     }
-    assert wire.format_answer(failure) == expected
-    assert list(wire.format_answer(failure)) == list(expected)
+    assert format_answer(failure) == expected
+    assert list(format_answer(failure)) == list(expected)
     warned = Failure("X", "internal", True, "why", (), ("w",))
-    assert list(wire.format_answer(warned))[-1] == "warnings"
+    assert list(format_answer(warned))[-1] == "warnings"
 
 
 # A job of another door.

@@ -29,7 +29,7 @@ class RunPod:
 
     def serve(self, handle: Handle, until: Callable[[], bool]) -> int:
         """Serve the SDK's jobs; see Door."""
-        announce = self._announce if self._settings.on_platform else None
+        announce = self._announce if self._settings.has_queue else None
         answer = wire.make_handler(handle, self._settings, announce)
 
         async def serve_one(given: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class RunPod:
 
         async def refuse_one(given: dict[str, Any]) -> dict[str, Any]:
             log.get().warning("job refused", job_id=given["id"], error_code=error.code)
-            return wire.format_answer(reply.make_failure(error))
+            return reply.format_answer(reply.make_failure(error))
 
         self._run(refuse_one, seconds)
 
@@ -66,7 +66,7 @@ class RunPod:
             "refresh_worker": settings.refresh_worker,
             "concurrency_modifier": lambda _: settings.jobs_at_once,
         }
-        config["handler"] = handle if settings.on_platform else local.add_printing(handle, config)
+        config["handler"] = handle if settings.has_queue else local.add_printing(handle, config)
         try:
             serverless.start(config)
         except SystemExit as end:

@@ -6,10 +6,11 @@ from typing import Any
 
 from worker.doors.runpod.bucket import S3_CONFIG, read_bucket
 from worker.edge import reply
-from worker.edge.reply import Failure
 from worker.errors import WorkerError
-from worker.jobs.job import Answer, Handle, Job
+from worker.jobs.job import Handle, Job
+from worker.jobs.limit import read_limit
 from worker.jobs.progress import Post
+from worker.openai.queued import answer_job
 from worker.settings import Settings
 
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -36,29 +37,8 @@ def read(given: Mapping[str, Any], settings: Settings, listener: Post | None = N
         bucket_name=S3_CONFIG,
         fault=fault,
         listener=listener,
+        limit=read_limit(given.get("policy")),
     )
-
-
-def format_answer(answer: Answer) -> dict[str, Any]:
-    """Return an answer as the output of a job.
-
-    The SDK takes `error` out and reports the job as failed with it; the rest becomes its output.
-    A failure has `warnings` only if there are any.
-    """
-    if not isinstance(answer, Failure):
-        return dict(answer)
-    failed: dict[str, Any] = {
-        "error": f"{answer.code}: {answer.message}",
-        "error_code": answer.code,
-        "error_type": answer.error_type,
-        "retryable": answer.retryable,
-        "details": [
-            {"field": detail.field, "message": detail.message} for detail in answer.details
-        ],
-    }
-    if answer.warnings:
-        failed["warnings"] = list(answer.warnings)
-    return failed
 
 
 def make_handler(
@@ -70,6 +50,6 @@ def make_handler(
 
     async def answer(given: dict[str, Any]) -> dict[str, Any]:
         listener = None if announce is None else partial(announce, str(given["id"]))
-        return format_answer(await handle(read(given, settings, listener)))
+        return await answer_job(read(given, settings, listener), handle)
 
     return answer

@@ -1,0 +1,1 @@
+"""HTTP as a door: one box, a Pod or RunPod's load balancer; OpenAI's API and RunPod's own."""

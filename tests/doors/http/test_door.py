@@ -1,0 +1,490 @@
+"""The door on loopback: when it opens, how many it lets in, who may call, how it leaves."""
+
+import itertools
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from aiohttp import web
+
+from worker import settings
+from worker.doors.http import server
+from worker.errors import InvalidSettings
+from worlds.doorway import Doorway, free_port
+from worlds.pod import HANG_S
+from worlds.standin import Gate
+
+EVERY = "0.0.0.0"  # noqa: S104 - what is checked
+KEY = "a-key-that-nobody-guesses"
+
+
+@pytest.fixture(scope="module")
+def gates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gates")
+
+
+@pytest.fixture(scope="module")
+def door(gates: Path) -> Iterator[Doorway]:
+    """A door at which two may wait."""
+    environ = {"STANDIN_GATES": str(gates), "HTTP_QUEUE": "2", "MAX_BODY_BYTES": "200000"}
+    with Doorway({**environ, "MAX_IMAGE_BYTES": "50000"}) as door:
+        yield door.opened()
+
+
+@pytest.fixture
+def gate(gates: Path) -> Iterator[Gate]:
+    gate = Gate(gates, f"gate{next(_numbers)}")
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
+_numbers = itertools.count()
+
+
+def until(is_so: Any) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + HANG_S
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def counts(door: Doorway) -> dict[str, int]:
+    """Return the jobs that run and wait."""
+    jobs: dict[str, int] = door.get("/health").json()["jobs"]
+    return jobs
+
+
+def held(door: Doorway, gate: Gate, pool: ThreadPoolExecutor, **named: Any) -> Future[Any]:
+    """Begin a picture that stays in its first step."""
+    body = {"input": {"prompt": f"hold=denoise gate={gate.name}"}}
+    future = pool.submit(door.post, "/runsync", body, **named)
+    until(lambda: gate.is_reached)
+    return future
+
+
+# Opening and leaving
+
+
+def test_a_door_is_seen_while_the_worker_starts_and_open_once_it_is_warm() -> None:
+    with Doorway({"STANDIN_BOOT_S": "3"}) as door:
+        door.opened(204)
+        assert door.get("/ping").content == b""
+        refused = door.post("/runsync", {"input": {"prompt": "x"}})
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+        assert refused.json()["error"]["code"] == "worker_not_ready"
+        health = door.get("/health")
+        assert (health.status_code, health.json()["workers"]["initializing"]) == (503, 1)
+        door.opened(200)
+        assert door.post("/runsync", {"input": {"prompt": "x"}}).json()["status"] == "COMPLETED"
+
+
+def test_port_alone_opens_the_door_and_a_second_port_answers_health_checks_alone() -> None:
+    with Doorway({"SERVE": ""}) as first:
+        other = Doorway({"SERVE": "", "PORT_HEALTH": str(first.port + 1)})
+        with other:
+            first.opened()
+            other.opened()
+            address = f"http://127.0.0.1:{first.port + 1}"
+            assert requests.get(f"{address}/ping", timeout=HANG_S).status_code == 200
+            assert requests.get(f"{address}/health", timeout=HANG_S).status_code == 404
+
+
+def test_sigterm_refuses_new_jobs_finishes_those_that_were_taken_and_ends_with_0(
+    gates: Path,
+) -> None:
+    gate = Gate(gates, "leaving")
+    with (
+        Doorway({"STANDIN_GATES": str(gates)}) as door,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        door.opened()
+        running = held(door, gate, pool)
+        waiting = pool.submit(door.post, "/runsync", {"input": {"prompt": "x"}})
+        until(lambda: counts(door)["inQueue"] == 1)
+        door.process.send(signal.SIGTERM)
+        door.opened(503)
+        refused = door.post("/generate", {"prompt": "x"})
+        assert (refused.status_code, refused.headers["x-should-retry"]) == (503, "true")
+        gate.open()
+        assert running.result().json()["status"] == "COMPLETED"
+        assert waiting.result().json()["status"] == "COMPLETED"
+        assert door.process.wait() == 0
+
+
+def test_a_worker_that_cannot_go_on_answers_what_it_has_and_ends_with_failure(
+    gates: Path,
+) -> None:
+    gate = Gate(gates, "losing")
+    with Doorway({"STANDIN_GATES": str(gates)}) as door, ThreadPoolExecutor(2) as pool:
+        door.opened()
+        body = {"prompt": f"lost hold=lost gate={gate.name}"}
+        lost = pool.submit(door.post, "/generate", body)
+        until(lambda: counts(door)["inProgress"] == 1)
+        waiting = pool.submit(door.post, "/generate", {"prompt": "x"})
+        until(lambda: counts(door)["inQueue"] == 1)
+        gate.open()
+        assert lost.result().json()["error"]["code"] == "device_lost"
+        assert waiting.result().status_code == 503
+        assert door.process.wait() == 1
+
+
+@pytest.mark.parametrize("how", ["gated", "environment"])
+def test_behind_runpods_balancer_a_start_that_failed_is_the_answer_for_a_while(how: str) -> None:
+    broken = {"STANDIN_BOOT": "gated"} if how == "gated" else {"MAX_PIXELS": "many"}
+    environ = {"RUNPOD_ENDPOINT_ID": "e", "HOST": "127.0.0.1", "SERVE": "", **broken}
+    with Doorway({**environ, "STANDIN_REFUSE_S": "1.5"}) as door:
+        door.opened(503)
+        refused = door.post("/runsync", {"input": {"prompt": "x"}})
+        assert refused.status_code == 503
+        reason = "standin is gated" if how == "gated" else "MAX_PIXELS"
+        assert reason in refused.json()["error"]["message"]
+        assert door.process.wait() == 1
+
+
+def test_a_port_that_is_taken_is_a_start_that_fails() -> None:
+    with Doorway() as first:
+        first.opened()
+        with Doorway({"PORT": str(first.port)}) as other:
+            assert other.process.wait() == 1
+            assert other.process.log("start failed")
+
+
+# The line
+
+
+def test_so_many_wait_and_the_next_is_sent_away_with_the_seconds_after_which_to_come(
+    door: Doorway, gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    first = held(door, gate, pool)
+    others = []
+    for number in (1, 2):
+        others.append(pool.submit(door.post, "/runsync", {"input": {"prompt": "x"}}))
+        until(lambda number=number: counts(door)["inQueue"] == number)
+    refused = door.post("/v1/images/generations", {"prompt": "x"})
+    assert refused.status_code == 429
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    assert refused.headers["x-should-retry"] == "true"
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    gate.open()
+    for future in (first, *others):
+        assert future.result().json()["status"] == "COMPLETED"
+
+
+def test_a_caller_that_hangs_up_stops_its_picture_within_a_step(door: Doorway, gate: Gate) -> None:
+    before = len(door.process.log("job cancelled"))
+    body = json.dumps({"prompt": f"steps=100 hold=denoise:2 gate={gate.name}"}).encode()
+    with door.dial() as line:
+        line.sendall(
+            b"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            + f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        until(lambda: gate.is_reached)
+    gate.open()
+    until(lambda: len(door.process.log("job cancelled")) == before + 1)
+    assert counts(door)["inProgress"] == 0
+
+
+def test_one_that_hangs_up_while_it_waits_leaves_the_line(
+    door: Doorway, gate: Gate, pool: ThreadPoolExecutor
+) -> None:
+    running = held(door, gate, pool)
+    body = b'{"prompt": "x"}'
+    with door.dial() as line:
+        line.sendall(
+            b"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            + f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        until(lambda: counts(door)["inQueue"] == 1)
+    until(lambda: counts(door)["inQueue"] == 0)
+    gate.open()
+    assert running.result().json()["status"] == "COMPLETED"
+
+
+def test_a_slow_sender_takes_no_place_in_the_line(door: Doorway) -> None:
+    with door.dial() as line:
+        line.sendall(
+            b"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 100\r\n\r\n{"
+        )
+        for _ in range(3):
+            assert door.post("/generate", {"prompt": "x"}).status_code == 200
+            assert counts(door) | {"inProgress": 0, "inQueue": 0} == counts(door)
+
+
+# Bodies
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "in chunks"])
+def test_a_body_over_the_limit_is_refused_however_it_is_sent(door: Doorway, declared: bool) -> None:
+    body = b'{"prompt": "' + b"x" * 250_000 + b'"}'
+    headers = {"Content-Type": "application/json"}
+    data: Any = body if declared else iter([body[:100_000], body[100_000:]])
+    refused = door.call("POST", "/generate", data=data, headers=headers)
+    assert refused.status_code == 413
+    assert refused.json()["error"]["code"] == "request_too_large"
+
+
+def test_a_part_over_the_limit_of_pictures_is_refused_by_its_name(door: Doorway) -> None:
+    files = [("image", ("a.png", b"x" * 60_000, "image/png"))]
+    refused = door.call("POST", "/v1/images/edits", files=files, data={"prompt": "x"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (413, "image")
+
+
+def test_a_form_has_so_many_parts(door: Doorway) -> None:
+    files = [("image[]", ("a.png", b"x", "image/png"))] * 17
+    refused = door.call("POST", "/v1/images/edits", files=files, data={"prompt": "x"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "too_many_parts")
+    fields = {f"f{number}": ("", "x") for number in range(65)}
+    files = [(name, (None, "x")) for name in fields]  # type: ignore[misc] # a field without a file name
+    assert door.call("POST", "/v1/images/edits", files=files).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "status"),
+    [
+        ("text/plain", b'{"prompt": "x"}', 415),
+        ("application/x-www-form-urlencoded", b"prompt=x", 415),
+        (None, b'{"prompt": "x"}', 415),
+        ("application/json", b"{", 400),
+        ("application/json", b"", 400),
+        ("application/json", b"\xff\xfe", 400),
+        ("application/json", b"[" * 100_000, 400),
+    ],
+)
+def test_a_body_must_be_json_and_say_so(
+    door: Doorway, content_type: str | None, body: bytes, status: int
+) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    refused = door.call("POST", "/generate", data=body, headers=headers)
+    assert refused.status_code == status
+    assert refused.headers["x-should-retry"] == "false"
+
+
+def test_a_compressed_body_is_refused(door: Doorway) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    assert door.call("POST", "/generate", data=b"\x1f\x8b", headers=headers).status_code == 415
+
+
+MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
+PART = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"no boundary at all",
+        PART,
+        PART[:-4],
+        b"--b\r\n\r\nx\r\n--b--\r\n",
+        b'--b\r\nContent-Disposition: form-data; name=""\r\n\r\nx\r\n--b--\r\n',
+        PART.replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n") + b"--b--\r\n",
+        PART.replace(b"\r\n\r\n", b"\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n")
+        + b"--b--\r\n",
+        PART.replace(b"\r\nx", b"\r\n\xff") + b"--b--\r\n",
+    ],
+    ids=range(9),
+)
+def test_a_form_that_is_broken_or_not_complete_is_refused(door: Doorway, body: bytes) -> None:
+    refused = door.call("POST", "/v1/images/edits", data=body, headers=MULTIPART)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_form")
+
+
+def test_a_form_without_a_boundary_is_refused(door: Doorway) -> None:
+    headers = {"Content-Type": "multipart/form-data"}
+    refused = door.call("POST", "/v1/images/edits", data=PART, headers=headers)
+    assert refused.status_code == 400
+
+
+# Who may call
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 421),
+        ("evil.example:8000", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("localhost.evil.example", 421),
+        ("", 421),
+        ("localhost:1", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:8000", 200),
+        ("192.168.1.7:8000", 200),
+        ("LOCALHOST", 200),
+    ],
+)
+def test_a_name_that_leads_here_from_elsewhere_is_not_the_doors(
+    door: Doorway, host: str, status: int
+) -> None:
+    """DNS rebinding: the page of evil.example would be of the door's own origin."""
+    assert door.get("/health", headers={"Host": host}).status_code == status
+
+
+def test_a_name_that_the_operator_allows_is() -> None:
+    with Doorway({"ALLOWED_HOSTS": "box.example"}) as door:
+        door.opened()
+        assert door.get("/health", headers={"Host": "BOX.example:80"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({}, 200),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["json", "form"])
+def test_no_page_of_another_origin_makes_pictures_here(
+    door: Doorway, headers: dict[str, str], status: int, kind: str
+) -> None:
+    if kind == "json":
+        response = door.post("/generate", {"prompt": "x"}, headers=headers)
+        assert response.status_code == status
+    else:
+        files = [("prompt", (None, "x"))]
+        response = door.call("POST", "/v1/images/edits", files=files, headers=headers)
+        assert response.status_code == (status if status == 403 else 400)
+    assert "Access-Control-Allow-Origin" not in response.headers
+
+
+def test_the_doors_own_page_may_and_so_may_an_origin_that_the_operator_names() -> None:
+    with Doorway({"CORS_ORIGINS": "https://app.example"}) as door:
+        door.opened()
+        body = {"prompt": "x"}
+        assert door.post("/generate", body, headers={"Origin": door.url}).status_code == 200
+        headers = {"Origin": "https://app.example"}
+        allowed = door.post("/generate", body, headers=headers)
+        assert allowed.status_code == 200
+        assert allowed.headers["Access-Control-Allow-Origin"] == "https://app.example"
+        asked = door.call("OPTIONS", "/generate", headers=headers)
+        assert asked.status_code == 204
+        assert "content-type" in asked.headers["Access-Control-Allow-Headers"]
+        other = door.call("OPTIONS", "/generate", headers={"Origin": "https://evil.example"})
+        assert other.status_code == 405
+
+
+def test_a_door_with_keys_answers_those_who_have_one() -> None:
+    with Doorway({"API_KEYS": f"another-key-of-mine, {KEY}"}) as door:
+        door.opened()
+        assert door.get("/ping").status_code == 200
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong-wrong-wrong-wrong"},
+            {"Authorization": KEY},
+            {"Authorization": f"Bearer {KEY}x"},
+            {"x-api-key": KEY[:-1]},
+            {"x-api-key": "\xff\xfe"},
+        ):
+            for path in ("/health", "/metrics", "/openapi.json", "/v1/models"):
+                refused = door.get(path, headers=headers)
+                assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
+        assert refused.json()["error"]["type"] == "authentication_error"
+        for headers in (
+            {"Authorization": f"Bearer {KEY}"},
+            {"Authorization": f"bearer {KEY}"},
+            {"x-api-key": KEY},
+            {"x-api-key": "another-key-of-mine", "Authorization": "Bearer of-the-gateway"},
+        ):
+            assert door.get("/health", headers={**headers, "Host": "any.example"}).ok
+        assert KEY not in door.process.stderr
+
+
+@pytest.mark.parametrize(
+    ("environ", "opens"),
+    [
+        ({"HOST": EVERY}, False),
+        ({"HOST": EVERY, "API_KEYS": "none"}, True),
+        ({"HOST": EVERY, "API_KEYS": KEY}, True),
+        ({"HOST": "localhost"}, True),
+        ({"RUNPOD_POD_ID": "a-pod"}, False),
+        ({"RUNPOD_POD_ID": "a-pod", "RUNPOD_ENDPOINT_ID": "e"}, True),
+    ],
+    ids=str,
+)
+def test_without_a_key_a_door_opens_on_loopback_alone_unless_that_is_said(
+    environ: dict[str, str], opens: bool
+) -> None:
+    given = {"SERVE": "http", **environ}
+    if opens:
+        settings.read(given)
+        return
+    with pytest.raises(InvalidSettings, match="API_KEYS: is required"):
+        settings.read(given)
+
+
+# Connections
+
+
+def test_so_many_connections_are_open_at_once(door: Doorway) -> None:
+    """A door that runs out of descriptors would answer nobody."""
+    lines = [door.dial() for _ in range(300)]
+    try:
+        assert lines[-1].recv(100).startswith(b"HTTP/1.1 503")
+    finally:
+        for line in lines:
+            line.close()
+    until(lambda: door.get("/health").status_code == 200)
+
+
+def test_a_connection_that_never_begins_a_request_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "HEAD_S", 0.3)
+    port, house = free_port(), server.Server()
+    house.start(lambda: [(("127.0.0.1", port), web.Application())])
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as busy:
+            with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as silent:
+                busy.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+                silent.sendall(b"GET /x HTTP/1.1\r\nHos")
+                assert silent.recv(100) == b""
+            assert busy.recv(100).startswith(b"HTTP/1.1 404")
+            busy.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+            until(lambda: b"HTTP/1.1 404" in busy.recv(1000))
+    finally:
+        house.stop()
+
+
+def test_many_callers_at_once_each_get_their_own_answer(door: Doorway) -> None:
+    answers: dict[int, Any] = {}
+
+    def call(number: int) -> None:
+        with requests.Session() as session:
+            while True:
+                body = {"prompt": "x", "seed": number}
+                response = session.post(f"{door.url}/generate", json=body, timeout=HANG_S)
+                if response.status_code not in (429, 503):
+                    break
+                time.sleep(0.05)
+        answers[number] = response.json()["seed"]
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {number: number for number in range(12)}
