@@ -23,6 +23,7 @@ WORDS = """
     sample scale select send serve settle show sign simplify skip sort split stack start step
     stop stream strip suggest sum sweep synchronize take tie tile tokenise translate transmit
     try turn undo unpack unquote unwrap upload use verify view wait warm warn watch write
+    adapt detach evict receive record
 """
 VERBS = frozenset(WORDS.split())
 # A conversion may be named by what it gives, as in Python's own library.

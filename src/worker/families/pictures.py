@@ -37,6 +37,7 @@ def describe(
         max_pixels=largest,
         max_references=min(defaults.max_references, settings.max_input_images),
         sizes=defaults.sizes,
+        no_loras=None if defaults.takes_loras else f"{spec.name} takes none",
     )
     return Served(
         id=spec.name,

@@ -15,10 +15,12 @@ from worker.edge.echo import declare_private, declare_public
 from worker.edge.fields import CommonInput, Listed, Number, Plain, Visible, Whole, show
 from worker.edge.verdict import Verdict
 from worker.errors import InvalidInput
+from worker.loras.origin import LoraWord
+from worker.loras.ready import ReadyLora, show_loras
 from worker.media.fetch import ImageSource
 from worker.seam import Served
 from worker.settings import Settings
-from worker.tasks import reference
+from worker.tasks import adapter, reference
 from worker.tasks.size import LARGEST, SMALLEST, Size, choose
 from worker.tasks.task import Asked, Settled, Span, Task, Warn
 
@@ -54,6 +56,13 @@ Side = Annotated[int, Whole, Field(ge=SMALLEST, le=LARGEST)]
 References = Annotated[
     list[Annotated[ImageSource, BeforeValidator(reference.read_source)]],
     fields.limit_length(REFERENCES.most),
+]
+
+
+LoraWords = Annotated[
+    list[Annotated[LoraWord, BeforeValidator(adapter.read_lora)]],
+    fields.limit_length(adapter.MOST_LORAS),
+    BeforeValidator(adapter.split_loras),
 ]
 
 
@@ -125,6 +134,18 @@ class PictureInput(CommonInput):
     lightning: bool | None = fields.declare(
         "boolean", "USE_LIGHTNING_LORA", "use_lightning", "go_fast"
     )
+    loras: LoraWords | None = fields.declare(
+        'a list of {"path"|"url"|"name", "scale"}, such words alone, or {name: scale};'
+        " see [LoRAs](#loras)",
+        "none",
+        "lora",
+        "lora_weights",
+        "lora_url",
+        listed=adapter.LISTED,
+    )
+    lora_scale: Annotated[float, Number, Field(ge=-2, le=2, allow_inf_nan=False)] | None = (
+        fields.declare("-2 to 2, for each of `loras` without a scale of its own", "1")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +154,8 @@ class PictureOffer:
 
     `area` is the model's native number of pixels; `lightning_steps` are the step counts whose LoRA
     is loaded, the first being the default, empty when none is; `sizes` maps an aspect ratio such as
-    "16:9" to (width, height) in pixels.
+    "16:9" to (width, height) in pixels. `no_loras` is why a job may bring no LoRAs, None where it
+    may.
     """
 
     steps: int
@@ -144,6 +166,7 @@ class PictureOffer:
     max_pixels: int
     max_references: int
     sizes: Mapping[str, tuple[int, int]]
+    no_loras: str | None = "this model takes none"
 
     def describe(self, settings: Settings) -> Mapping[str, Any]:
         """Return what op=capabilities reports about it.
@@ -159,6 +182,7 @@ class PictureOffer:
             "area": self.area,
             "max_pixels": self.max_pixels,
             "max_images": min(self.max_references, settings.max_input_images),
+            "max_loras": 0 if self.no_loras else settings.max_loras,
             "sizes": {ratio: list(size) for ratio, size in self.sizes.items()},
         }
 
@@ -184,6 +208,7 @@ class PictureWish:
     width: int = declare_private(log=True)
     height: int = declare_private(log=True)
     final: tuple[int, int] | None = declare_private(default=None)
+    loras: tuple[ReadyLora, ...] = declare_public(show=show_loras, default=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +270,10 @@ def judge(
         height=0,
     )
     sources = tuple(values.images or ())
-    return PictureAsked(draft, draft.prompt, sources, size=size, offer=offer)
+    loras = adapter.choose_loras(
+        values.loras or (), values.lora_scale, settings, verdict, refusal=offer.no_loras
+    )
+    return PictureAsked(draft, draft.prompt, sources, loras, size=size, offer=offer)
 
 
 async def settle(

@@ -56,7 +56,8 @@ class Defaults:
 
     `area` is its native number of pixels, `sizes` maps an aspect ratio to (width, height) in
     pixels, `max_references` is how many reference pictures one job may give. Whether the
-    transformer has zero_cond_t (Edit-2511) is in its config.json, not here.
+    transformer has zero_cond_t (Edit-2511) is in its config.json, not here. `takes_loras` says
+    whether jobs may bring LoRAs.
     """
 
     steps: int
@@ -65,6 +66,7 @@ class Defaults:
     negative_prompt: str = " "
     area: int = 1024 * 1024
     sizes: Sizes = field(default_factory=lambda: PUBLISHED_SIZES)
+    takes_loras: bool = True
 
 
 @dataclass(frozen=True, slots=True)
