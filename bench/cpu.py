@@ -193,7 +193,11 @@ class Loop:
 
     def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Do a job; raise RuntimeError when it fails."""
-        answer = self._runner.run(self._handler({"id": str(job["seed"]), "input": dict(job)}))
+
+        async def answer_job() -> dict[str, Any]:
+            return await self._handler({"id": str(job["seed"]), "input": dict(job)})
+
+        answer = self._runner.run(answer_job())
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return answer

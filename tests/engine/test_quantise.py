@@ -89,7 +89,14 @@ def test_the_bytes_are_those_that_were_computed(
     assert count_stored_bytes(shape, "bf16") == 2 * shape[0] * shape[1]
 
 
-def test_nf4_survives_a_file_and_gives_bitsandbytes_own_result(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("small", "kind"), [(192 * 128, nn.Linear), (192 * 128 - 1, Linear4bit)], ids=["small", "large"]
+)
+def test_nf4_survives_a_file_and_gives_bitsandbytes_own_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: int, kind: type[nn.Linear]
+) -> None:
+    """Unpacked once where it is small, or for each product."""
+    monkeypatch.setattr("worker.engine.quantise.SMALL_WEIGHT", small)
     weight, bias = weights()
     save_file(quantise(weight, "4bit", CPU), tmp_path / "w.safetensors")
     module = make_linear(load_file(tmp_path / "w.safetensors"), bias, "4bit", CPU).eval()
@@ -100,6 +107,7 @@ def test_nf4_survives_a_file_and_gives_bitsandbytes_own_result(tmp_path: Path) -
     x = torch.randn(9, 192).bfloat16()
     with torch.inference_mode():
         assert torch.equal(module(x), stock(x))
+    assert type(module) is kind
     assert not any(p.is_meta for p in module.parameters())
 
 

@@ -1,6 +1,7 @@
 """Weights in fewer bits: which ones, how they are stored, and the Linears that use them."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
@@ -19,6 +20,10 @@ NESTED_BLOCK: Final = 256
 PACKED_ROWS: Final = 32
 # Weights quantised in one call; a row and its blocks stay together.
 CHUNK_WEIGHTS: Final = 1 << 22
+# Weights that are unpacked once on a CPU, 2 MB each: those of the embedded models, of which
+# unpacking for each product takes a sixth of a picture's time. A full-size text encoder that waits
+# in the host's memory has larger ones, whose products take longer than their unpacking.
+SMALL_WEIGHT: Final = 1 << 20
 NF4_STATE: Final = "quant_state.bitsandbytes__nf4"
 
 
@@ -153,7 +158,8 @@ def make_linear(
 ) -> nn.Linear:
     """Make the Linear that computes with what `quantise` returned.
 
-    `parts` may be on `device` already, except NF4's packed state, which stays on the CPU.
+    `parts` may be on `device` already, except NF4's packed state, which stays on the CPU. A small
+    4-bit weight is unpacked on a CPU: the products are those of the packed one, to the last bit.
     """
     if precision == "8bit":
         return Linear8bit(parts["weight"].to(device), parts["weight.scale"].to(device), bias)
@@ -174,10 +180,25 @@ def make_linear(
     module.weight = Params4bit.from_prequantized(
         parts["weight"], stats, device=device, module=module
     )
+    if bias is not None:
+        module.bias = nn.Parameter(bias, requires_grad=False)
+    if device.type == "cpu" and math.prod(shape) <= SMALL_WEIGHT:
+        return _unpack(module)
     # With AVX512-BF16 bitsandbytes would repack every weight in the first forward pass: half of the
     # time to a first picture, for products that take as long (0.07 s either way, 12288 x 3072).
     module.support_avx512bf16_for_cpu = False
-    if bias is not None:
-        module.bias = nn.Parameter(bias, requires_grad=False)
     made: nn.Linear = module
+    return made
+
+
+def _unpack(packed: Any) -> nn.Linear:
+    """Return a bf16 Linear with the weight that a 4-bit one would unpack for each product."""
+    from bitsandbytes import functional as bnb  # noqa: PLC0415 - only a 4-bit model pays its import
+
+    made = nn.Linear(
+        packed.in_features, packed.out_features, bias=False, device="meta", dtype=torch.bfloat16
+    )
+    weight = bnb.dequantize_4bit(packed.weight.data, packed.weight.quant_state)
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    made.bias = packed.bias
     return made
