@@ -5,7 +5,7 @@ reads what its family understands of it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from worker.media.piece import Piece
@@ -60,12 +60,14 @@ class Made:
     """One thing made and how: `timings_ms` by phase, `peak_vram_mb` in MiB.
 
     Where wishes share forwards, the timings are what all of them together have taken by then.
+    `found` has fields of its wish that were not known before it was made, with their values.
     """
 
     piece: Piece
     timings_ms: Mapping[Phase, float]
     peak_vram_mb: int = 0
     warnings: tuple[str, ...] = ()
+    found: Mapping[str, Any] = field(default_factory=dict)
 
 
 # What became of one wish: what was made, or the error that concerns it alone.
@@ -77,6 +79,11 @@ def take_made(outcome: Outcome) -> Made:
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
+
+
+def complete_wish(wish: Any, made: Made) -> Any:
+    """Return a wish with what was found while it was made."""
+    return replace(wish, **made.found) if made.found else wish
 
 
 class BatchKey(Protocol):

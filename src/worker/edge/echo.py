@@ -1,6 +1,8 @@
 """How the fields of a wish are echoed: by which names, and where."""
 
 import dataclasses
+import json
+from collections.abc import Callable
 from typing import Any, Final
 
 from worker.seam import Wish
@@ -8,15 +10,20 @@ from worker.seam import Wish
 _REPLY: Final = "reply"
 _TEXT: Final = "text"
 _LOG: Final = "log"
+_SHOW: Final = "show"
+
+Show = Callable[[Any], Any]
 
 
-def declare_public(reply: str | None = None, *, text: str | None = None, **more: Any) -> Any:
+def declare_public(
+    reply: str | None = None, *, text: str | None = None, show: Show | None = None, **more: Any
+) -> Any:
     """Declare a wish's field that callers see, under its own name unless another is given.
 
-    `reply` is its key in the reply, `text` the one inside the file; "" leaves it out there. `more`
-    goes to dataclasses.field.
+    `reply` is its key in the reply, `text` the one inside the file; "" leaves it out there. `show`
+    makes its value plain JSON, and one that is empty is left out. `more` goes to dataclasses.field.
     """
-    return dataclasses.field(metadata={_REPLY: reply, _TEXT: text}, **more)
+    return dataclasses.field(metadata={_REPLY: reply, _TEXT: text, _SHOW: show}, **more)
 
 
 def declare_private(*, log: bool = False, **more: Any) -> Any:
@@ -36,9 +43,10 @@ def get_names(field: "dataclasses.Field[Any]") -> tuple[str, str]:
 def show_in_reply(wish: Wish) -> dict[str, Any]:
     """Return what a reply echoes of a wish, in the order of its fields."""
     return {
-        name: getattr(wish, field.name)
+        name: value
         for field in _get_fields(wish)
         if (name := get_names(field)[0])
+        and ((value := _show(wish, field)) or field.metadata.get(_SHOW) is None)
     }
 
 
@@ -47,7 +55,9 @@ def show_in_file(wish: Wish) -> dict[str, str]:
     return {
         name: _write(value)
         for field in _get_fields(wish)
-        if (name := get_names(field)[1]) and (value := getattr(wish, field.name)) is not None
+        if (name := get_names(field)[1])
+        and (value := _show(wish, field)) is not None
+        and (value or field.metadata.get(_SHOW) is None)
     }
 
 
@@ -64,5 +74,12 @@ def _get_fields(wish: Any) -> "tuple[dataclasses.Field[Any], ...]":
     return dataclasses.fields(wish)
 
 
+def _show(wish: Any, field: "dataclasses.Field[Any]") -> Any:
+    show, value = field.metadata.get(_SHOW), getattr(wish, field.name)
+    return value if show is None else show(value)
+
+
 def _write(value: Any) -> str:
+    if isinstance(value, list | dict):
+        return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

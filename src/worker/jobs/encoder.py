@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from worker.edge import reply
 from worker.jobs.ticket import Placed
 from worker.media.piece import Encoded
-from worker.seam import Made, Wish
+from worker.seam import Made, Wish, complete_wish
 from worker.settings import Settings
 from worker.tasks.request import Request
 
@@ -40,7 +40,7 @@ class Encoder:
         return list(await asyncio.gather(*tasks))
 
     def _encode(self, index: int, made: Made, form: str) -> asyncio.Task[Encoded]:
-        request, wish = self._request, self._wishes[index]
+        request, wish = self._request, complete_wish(self._wishes[index], made)
 
         def encode() -> Encoded:
             text = reply.describe_output(wish, request.model) if self._has_text else {}

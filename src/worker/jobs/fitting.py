@@ -12,7 +12,7 @@ from worker.jobs.job import Job
 from worker.jobs.ticket import Placed
 from worker.media.deliver import ResponseFormat, deliver
 from worker.media.s3 import read_own_bucket
-from worker.seam import Wish
+from worker.seam import Wish, complete_wish
 from worker.settings import Settings
 from worker.tasks.request import Request
 
@@ -32,6 +32,7 @@ async def fit(
     was changed. Raises OutputTooLarge, and what media.deliver raises.
     """
     task, delivery = request.task, request.delivery
+    first = complete_wish(wishes[0], placed[0].made)
     refused: OutputTooLarge | None = None
     for form, response_format in _list_ways(job, request, settings):
         with job.measure_phase("encode"):
@@ -49,7 +50,7 @@ async def fit(
         output = reply.make_success(
             task.key,
             [{**e, "seed": wish.seed} for e, wish in zip(entries, wishes, strict=True)],
-            wishes[0],
+            first,
             request.model,
             timings_ms=reply.sum_timings(job.timings, task.timings),
             peak_vram_mb=max(one.made.peak_vram_mb for one in placed),
@@ -73,7 +74,7 @@ async def fit(
             "job done",
             task=task.name,
             model=request.model.id,
-            **echo.show_in_log(wishes[0]),
+            **echo.show_in_log(first),
             **{
                 f"{task.noun}s": len(pieces),
                 f"{task.noun}_bytes": sum(len(piece.data) for piece in pieces),
