@@ -5,7 +5,7 @@ from typing import Final
 
 from worker.engine.quantise import Precision
 from worker.families.qwen_image.prompts import MAX_TOKENS
-from worker.tasks.picture import FROM_PICTURES, FROM_TEXT
+from worker.tasks.way import FROM_PICTURES, FROM_TEXT
 
 # The editions of the transformer and of the template: by diffusers' name of the pipeline class.
 IMAGE: Final = "QwenImagePipeline"

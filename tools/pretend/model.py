@@ -22,7 +22,8 @@ from worker.families.qwen_image.model import QwenImage
 from worker.families.qwen_image.modulation import STREAMS, RowModulation, RowPart, RowTable
 from worker.families.qwen_image.recipe import RECIPE
 from worker.seam import Served
-from worker.tasks.picture import FROM_PICTURES, FROM_TEXT, PictureOffer
+from worker.tasks.picture import PictureOffer
+from worker.tasks.way import FROM_PICTURES, FROM_TEXT
 
 STEPS = (8, 4)
 RANK = 64  # of the published Lightning LoRAs

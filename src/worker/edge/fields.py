@@ -58,7 +58,8 @@ def show(value: Any) -> str:
     return {"list": "a list", "dict": "an object"}.get(type(value).__name__, "no JSON value")
 
 
-def _read_integer(value: Any) -> Any:
+def read_integer(value: Any) -> Any:
+    """Return the whole number that a string writes; anything else unchanged."""
     return int(value) if isinstance(value, str) and INTEGER.fullmatch(value) else value
 
 
@@ -131,7 +132,7 @@ def _make_choice(choices: str) -> BeforeValidator:
 
 Plain: Final = AfterValidator(_check_plain)
 Visible: Final = AfterValidator(_check_visible)
-Whole: Final = BeforeValidator(_read_integer)
+Whole: Final = BeforeValidator(read_integer)
 Number: Final = BeforeValidator(_read_decimal)
 Word: Final = BeforeValidator(_to_lower)
 Addresses = Annotated[

@@ -134,8 +134,8 @@ def _choose_task(job_input: Mapping[Any, Any], served: Sequence[Served]) -> tupl
     choice = registry.read_input(own, usual)
     signed = [
         task
-        for task in registry.TASKS.values()
-        if task.sign is not None and _is_given(job_input, task, task.sign)
+        for task in registry.list_signed()
+        if task.sign and _is_given(job_input, task, task.sign)
     ]
     inferred = next(iter(signed), usual)
     if not choice.broken.isdisjoint(("task", "model")):

@@ -13,6 +13,8 @@ class PictureKey:
     0.03 off in its latents. `tokens` are the lengths of the prompt and, where CFG runs, of the
     negative prompt, without those of the references. `references` are the (width, height) at which
     each is encoded and at which the text encoder sees it: they decide all other lengths.
+    `begins` is the strength with which a picture begins from another and whether it has a mask: the
+    steps follow from it.
     """
 
     task: str
@@ -23,6 +25,7 @@ class PictureKey:
     true_cfg_scale: float
     tokens: tuple[int, ...]
     references: tuple[tuple[PixelSize, PixelSize], ...]
+    begins: tuple[float | None, bool] = (None, False)
 
     @property
     def pixels(self) -> int:
