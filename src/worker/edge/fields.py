@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -56,6 +56,11 @@ def show(value: Any) -> str:
     if value is None or isinstance(value, int | float):
         return "null" if value is None else str(value)
     return {"list": "a list", "dict": "an object"}.get(type(value).__name__, "no JSON value")
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Return words as a sentence lists them: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def read_integer(value: Any) -> Any:

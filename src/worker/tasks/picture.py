@@ -4,7 +4,7 @@ import asyncio
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
 from PIL import Image
@@ -13,13 +13,14 @@ from pydantic import BeforeValidator, Field, PlainValidator
 from worker.edge import fields
 from worker.edge.blank import is_blank
 from worker.edge.echo import declare_private, declare_public, show_given
-from worker.edge.fields import CommonInput, Listed, Number, Plain, Visible, Whole, show
+from worker.edge.fields import CommonInput, Listed, Number, Plain, Visible, Whole, Word, show
 from worker.edge.verdict import Verdict
 from worker.errors import InvalidInput
 from worker.media.fetch import ImageSource
 from worker.seam import Served
 from worker.settings import Settings
 from worker.tasks import reference, repaint
+from worker.tasks.preset import Preset, fill_preset, list_presets
 from worker.tasks.repaint import Margins, Repaint, read_margins
 from worker.tasks.size import LARGEST, SMALLEST, Size, choose
 from worker.tasks.task import Asked, Settled, Span, Task, Warn
@@ -135,6 +136,11 @@ class PictureInput(CommonInput):
     lightning: bool | None = fields.declare(
         "boolean", "USE_LIGHTNING_LORA", "use_lightning", "go_fast"
     )
+    preset: Annotated[Preset, Word] | None = fields.declare(
+        "`fast`, `balanced`, `quality`: steps, CFG and Lightning that are not given, reported in"
+        " `adjusted`",
+        "none",
+    )
     strength: (
         Annotated[float, Number, Field(ge=LEAST_STRENGTH, le=1, allow_inf_nan=False)] | None
     ) = fields.declare(
@@ -204,11 +210,13 @@ class PictureOffer:
             "max_images": self.count_most(settings),
             **({} if self.strength is None else {"strength": self.strength}),
             "sizes": {ratio: list(size) for ratio, size in self.sizes.items()},
+            "presets": {name: row._asdict() for name, row in list_presets(self, settings).items()},
         }
 
     def count_most(self, settings: Settings) -> int:
         """Return the most pictures that a job may give: one to begin from, or references."""
-        return max(min(self.max_references, settings.max_input_images), self.strength is not None)
+        least = 0 if self.strength is None else 1
+        return max(min(self.max_references, settings.max_input_images), least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,13 +257,14 @@ class PictureAsked(Asked):
     """What a job requests of a picture; the pictures settle `size`, within the `offer`.
 
     The first of them is repainted as `repaint` says, if at all. With `sees` the model has them as
-    references.
+    references. `adjusted` is what is known before.
     """
 
     size: Size
     offer: PictureOffer
     repaint: Repaint | None = None
     sees: bool = True
+    adjusted: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 def offer_of(model: Served) -> PictureOffer:
@@ -295,11 +304,13 @@ def judge(
 ) -> PictureAsked:
     """Check the fields against what a model offers."""
     offer = cast("PictureOffer", model.offers[way.name])
+    values, adjusted = fill_preset(values, offer, settings, verdict)
     _check_references(values, model, offer, settings, verdict, way)
     lightning, steps = _choose_steps(values, model, offer, settings, verdict)
     scale, negative_prompt = _choose_guidance(values, offer, lightning=lightning, verdict=verdict)
     size = _read_size(values, verdict, way)
-    _check_limits(size, offer, verdict, way)
+    if not settings.shrink:
+        _check_limits(size, offer, verdict, way)
     draft = PictureWish(
         prompt=values.prompt or "",
         negative_prompt=negative_prompt,
@@ -325,6 +336,7 @@ def judge(
         offer=offer,
         repaint=_choose_repaint(values, verdict, way),
         sees=FROM_PICTURES in model.offers,
+        adjusted=adjusted,
     )
 
 
@@ -345,7 +357,7 @@ async def settle(
     size = pictures[0 if begins else -1].size if pictures else None
     if asked.repaint is not None:
         size = asked.repaint.measure(pictures[0].size)
-    chosen = choose(asked.size, asked.offer, size)
+    chosen = choose(asked.size, asked.offer, size, shrink=settings.shrink)
     for text in chosen.warnings:
         warn(text)
     part = None
@@ -361,7 +373,7 @@ async def settle(
         height=chosen.height,
         final=chosen.final,
     )
-    return Settled(wish, chosen.adjusted)
+    return Settled(wish, {**asked.adjusted, **chosen.adjusted})
 
 
 def _choose_strength(values: PictureInput, offer: PictureOffer, way: Way) -> float | None:
@@ -461,7 +473,9 @@ def _read_size(values: PictureInput, verdict: Verdict, way: Way) -> Size:
     word = verdict.find_word(named or ("size" if values.size else "aspect_ratio"))
     is_open = named is None and values.size is None and values.aspect_ratio is None
     as_input = values.size == "input" or (is_open and way.part is not None)
-    return Size(values.width, values.height, aspect, as_input, "size" if is_open else word)
+    return Size(
+        values.width, values.height, aspect, as_input, "size" if is_open and as_input else word
+    )
 
 
 def _check_limits(size: Size, offer: PictureOffer, verdict: Verdict, way: Way) -> None:

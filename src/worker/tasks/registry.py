@@ -39,7 +39,7 @@ def build_vocabulary(task: Task) -> Vocabulary:
     return Vocabulary(
         {"tasks": {name: name for name in (*TASKS, *LATER)} | MEANINGS, "formats": task.formats},
         {
-            word: f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+            word: f"{fields.join_words(others)} {'has' if len(others) == 1 else 'have'} it"
             for word, others in having.items()
         },
     )

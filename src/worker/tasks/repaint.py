@@ -65,7 +65,7 @@ def _read_margin(value: Mapping[str, Any], side: str) -> int:
     is_whole = isinstance(pixels, int) and not isinstance(pixels, bool)
     if not is_whole or not 0 <= pixels <= LARGEST_MARGIN:
         raise ValueError(
-            f"{side} must be a whole number from 0 to {LARGEST_MARGIN} (got {show(given)})"
+            f"must have whole numbers from 0 to {LARGEST_MARGIN} (got {side} {show(given)})"
         )
     return int(pixels)
 

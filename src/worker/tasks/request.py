@@ -191,7 +191,7 @@ def _choose_model(
         others, able = able, [model for model in named if task in model.offers]
         if not able:
             first = named[0]
-            message = f"{first.id} does {' and '.join(first.tasks)}, not {task}"
+            message = f"{first.id} does {fields.join_words(first.tasks)}, not {task}"
             if values.task is None:
                 message += _advise_sign(first, task)
             message += f"; {others[0].id} does" if others else f"; {_advise_adding(task, addable)}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from worker.edge.fields import join_words
 from worker.edge.verdict import Verdict
 
 FROM_TEXT: Final = "text-to-image"
@@ -56,7 +57,7 @@ def check_uses(values: Any, verdict: Verdict, way: Way) -> None:
     """Check that each field has a use in the task, and that what it repaints is given."""
     for name, tasks in USES.items():
         if way.name not in tasks and getattr(values, name) is not None:
-            verdict.add_fault(name, f"is for {' and '.join(tasks)}, not {way.name}")
+            verdict.add_fault(name, f"is for {join_words(tasks)}, not {way.name}")
     part = way.part
     if part is not None and getattr(values, part) is None and not verdict.is_broken(part):
         verdict.add_fault(part, f"is required for {way.name}")

@@ -238,7 +238,7 @@ class QwenImage:
 
         def run_steps(_frugal: bool) -> Tensor:
             # a scheduler counts its steps: one that was stopped half-way cannot start again
-            steps = self._schedule(first)
+            steps = self._make_steps(first)
             sharing.reset()
             with clock.measure_phase("denoise"):
                 return denoise(
@@ -264,7 +264,7 @@ class QwenImage:
         """Return the (height, width) of a picture's latents."""
         return wish.height // self._vae.scale, wish.width // self._vae.scale
 
-    def _schedule(self, wish: PictureWish) -> Any:
+    def _make_steps(self, wish: PictureWish) -> Any:
         """Return the scheduler of a picture, from where it begins."""
         height, width = self._measure_latents(wish)
         tokens, strength = height * width // 4, wish.strength or 1.0
@@ -276,7 +276,7 @@ class QwenImage:
         """Return how much noise a picture began with, where it began from another."""
         if wish.source is None:
             return {}
-        return {"start_noise": round(float(self._schedule(wish).sigmas[0]), 4)}
+        return {"start_noise": round(float(self._make_steps(wish).sigmas[0]), 4)}
 
     def _decode(self, latents: Tensor, wish: PictureWish, clock: Clock) -> Image.Image | BadPicture:
         """Return the picture of one wish's latents, or why it is none."""
