@@ -12,7 +12,7 @@ SHARES: Final[Mapping[Preset, float]] = {"fast": 0.4, "balanced": 0.6, "quality"
 FEWEST: Final = 2
 
 
-class Row(NamedTuple):
+class PresetRow(NamedTuple):
     """What a preset stands for, by the names of the fields that it fills."""
 
     num_inference_steps: int
@@ -36,7 +36,7 @@ class Schedules(Protocol):
         """The counts whose Lightning LoRA is loaded."""
 
 
-def list_presets(offer: Schedules, settings: Settings) -> dict[Preset, Row]:
+def list_presets(offer: Schedules, settings: Settings) -> dict[Preset, PresetRow]:
     """Return what each preset stands for.
 
     With Lightning `fast` has its fewest steps and `balanced` its most; `quality` is the model's own
@@ -44,12 +44,12 @@ def list_presets(offer: Schedules, settings: Settings) -> dict[Preset, Row]:
     """
     loaded, scale = offer.lightning_steps, offer.true_cfg_scale
     base = {
-        name: Row(max(FEWEST, round(share * offer.steps)), scale, lightning=False)
+        name: PresetRow(max(FEWEST, round(share * offer.steps)), scale, lightning=False)
         for name, share in SHARES.items()
     }
     if not loaded:
         return base
-    fewest, most = (Row(count, 1.0, lightning=True) for count in (min(loaded), max(loaded)))
+    fewest, most = (PresetRow(count, 1.0, lightning=True) for count in (min(loaded), max(loaded)))
     best = most if settings.lightning_fused else base["quality"]
     return {"fast": fewest, "balanced": most, "quality": best}
 
