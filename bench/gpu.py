@@ -154,7 +154,7 @@ def _compute_peaks(run: Run, entry: Entry, case: Case, prompt_tokens: int) -> di
         case.references,
         case.batch,
         0 if entry.side in MERGED else 1,
-        entry.precision or "bf16",
+        precision=entry.precision or "bf16",
         steps=case.steps,
         prompt_tokens=prompt_tokens,
         shown_pixels=run.architecture.condition_area,

@@ -26,6 +26,7 @@ MEASURED: Final = ROOT / "bench" / "results"  # gpu-DEVICE.json
 PRETEND: Final = ROOT / "bench" / "results" / "pretend.json"
 HUB: Final = ROOT / ".runpod" / "hub.json"
 IMAGE: Final = ROOT / "bench" / "results" / "image.json"
+LORA: Final = ROOT / "bench" / "results" / "lora.json"
 OVERHEAD: Final = ROOT / "bench" / "results" / "overhead.json"
 
 # What there is next to src/worker, in the order of a reader's interest.
@@ -173,6 +174,23 @@ def overhead_table() -> str:
     return markdown(header, (row(name) for name in ("png", "jpeg", "webp")))
 
 
+def lora_table() -> str:
+    """Return what a job's LoRA takes before its first step, as bench/lora.py measured it."""
+    seconds = json.loads(LORA.read_text(encoding="utf-8"))["seconds"]
+    ours = ("cold", "cached", "warm")
+    theirs = seconds["diffusers load"] + seconds["diffusers unload"]
+    rows = [
+        ("the worker", *(f"{seconds[name]:.3f}" for name in ours), f"{seconds['job']:.2f}"),
+        (
+            "diffusers' load and unload / the worker",
+            *(f"{theirs / seconds[n]:.1f}" for n in ours),
+            "",
+        ),
+        ("of a job", *(f"{seconds[name] / seconds['job']:.1%}" for name in ours), ""),
+    ]
+    return markdown(("s", *ours, "a job"), rows)
+
+
 def precisions_table() -> str:
     """Return the space that each precision takes, as bench/sizes.py computed it."""
     results = json.loads(SIZES.read_text(encoding="utf-8"))
@@ -307,6 +325,7 @@ PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
     "docs/deploy.md": {"pools": pools_table},
     "docs/numbers.md": {
         "overhead": overhead_table,
+        "lora": lora_table,
         "image": image_table,
         "pretend": pretend_table,
         "roofline": roofline_table,

@@ -27,12 +27,15 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, TypeVar
+from unittest.mock import patch
 
 from PIL import Image
 
 from tools.readme import docstring, fill
 from worker import boot, settings
+from worker.bundle.open import make_shared
 from worker.doors.runpod import wire
+from worker.families import opener
 from worker.jobs.serve import Worker
 from worker.seam import Control, Model, Models, Outcome
 from worlds import hub
@@ -234,7 +237,9 @@ def _served(home: Path, given: Mapping[str, Any], *, cancelled: bool) -> list[st
 
 def shown(name: str) -> str:
     """Return a walk as docs/architecture.md has it: each file with what it is."""
-    with tempfile.TemporaryDirectory() as home:
+    # what other models of this process hold open would be shared, and not opened again
+    alone = patch.object(opener, "SHARED", make_shared())
+    with tempfile.TemporaryDirectory() as home, alone:
         files = WALKS[name](Path(home))
     lines = [f"{number:>2}  {file:<38}{docstring(SOURCE / file)}"
              for number, file in enumerate(files, 1)]  # fmt: skip

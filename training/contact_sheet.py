@@ -1,7 +1,8 @@
 """Draw the pictures of docs/ with the embedded models: `python -m training.contact_sheet`.
 
 contact-sheet.png: pictures from prompts in the upper row, each edited in the lower row.
-lightning.png: the first prompts of `make eval-tiny`, one column for each of its ways.
+lightning.png: the first prompts of `make eval-tiny`, one column for each of its ways, and one for
+each of its ways with the style LoRA.
 Nothing is picked by eye: the seeds are 1, 2, 3 ..., or the evaluation's.
 """
 
@@ -17,6 +18,7 @@ from worker.seam import Model
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 DOCS: Final = ROOT / "docs"
+TINY: Final = ROOT / "checkpoints" / "tiny"
 SHOWN: Final = 248
 CAPTION: Final = 18
 PAIRS: Final = (
@@ -46,13 +48,15 @@ def ways(models: Mapping[str, Model]) -> None:
     """Draw and write lightning.png."""
     cases = list(evaluate.prompts(evaluate.SHOWN, evaluate.PROMPT_SEED))
     drawn = {way: [evaluate.make(models["image"], c, way) for c in cases] for way in evaluate.WAYS}
+    for way in evaluate.STYLE_WAYS:
+        drawn[way] = evaluate.draw_styled(models["image"], cases, TINY, way)
     evaluate.sheet(cases, drawn, DOCS / "lightning.png")
 
 
 def main() -> None:
     """Draw both."""
     with tempfile.TemporaryDirectory() as home:
-        models = evaluate.opened(ROOT / "checkpoints" / "tiny", "bf16", Path(home))
+        models = evaluate.opened(TINY, "bf16", Path(home))
         pairs(models)
         ways(models)
 

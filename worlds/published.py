@@ -18,6 +18,7 @@ _OFFER = PictureOffer(
     max_pixels=2048 * 2048,
     max_references=0,
     sizes=PUBLISHED_SIZES,
+    no_loras=None,
 )
 IMAGE = Served(
     id="qwen-image-2512",

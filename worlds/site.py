@@ -118,6 +118,7 @@ class Site:
         self.headers: dict[str, str] = {}
         self._arrived = threading.Condition()
         self.intruders = 0
+        self.released = threading.Event()  # releases what waits
         self.http_port = self.https_port = self.dns_port = 0
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -300,6 +301,14 @@ class Site:
             yield _head(200, "")
             while True:
                 yield bytes(1 << 16)
+        elif word == "endless-after":
+            yield _head(200, "") + picture
+            while True:
+                yield bytes(1 << 16)
+        elif word == "waits":
+            yield _head(200, f"Content-Length: {len(picture)}\r\n") + picture[:40]
+            await asyncio.to_thread(self.released.wait, 60)
+            yield picture[40:]
         elif word == "endless-chunks":
             yield _head(200, "Transfer-Encoding: chunked\r\n")
             while True:

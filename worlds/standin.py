@@ -18,7 +18,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ OFFER = PictureOffer(
     max_pixels=2048 * 2048,
     max_references=3,
     sizes={"1:1": (64, 64)},
+    no_loras=None,
     strength=0.6,
 )
 SERVED = Served(
@@ -187,7 +188,9 @@ class StandIn:
         size = (1024, 1024) if "big" in script.words else (wish.width, wish.height)
         rng = random.Random(f"{wish.seed} {wish.prompt}")
         image = Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1]))
-        return Made(Picture(image, wish.final), {"denoise": (time.monotonic() - start) * 1000})
+        loras = tuple(replace(lora, modules=lora.path.stat().st_size) for lora in wish.loras)
+        spent = {"denoise": (time.monotonic() - start) * 1000}
+        return Made(Picture(image, wish.final), spent, found={"loras": loras})
 
     def warm(self) -> None:
         """Do nothing: there is nothing to load."""

@@ -25,6 +25,8 @@ WorkerError
     |   `-- HubUnreachable        WEIGHTS_UNAVAILABLE   (a retry may succeed)
     |-- VolumeFull            VOLUME_FULL
     |-- LoraNotApplied        LORA_NOT_APPLIED
+    |   |-- LoraRefused           LORA_NOT_APPLIED      (for the caller to fix)
+    |   `-- LoraFetchFailed       LORA_NOT_APPLIED      (a retry may succeed)
     |-- InvalidSettings       WORKER_NOT_READY
     |   `-- UnfitHost         WORKER_NOT_READY      (this host only)
     |-- StartFailed           WORKER_NOT_READY
@@ -83,7 +85,7 @@ class Transient(WorkerError):
 class Fault(WorkerError):
     """For us or the operator to fix."""
 
-    error_type = "internal"
+    error_type: ClassVar[ErrorType] = "internal"
 
 
 class InvalidInput(BadRequest):
@@ -214,6 +216,19 @@ class LoraNotApplied(Fault):
     """A LoRA is incomplete or not a plain LoRA, or a module of it matches no weight."""
 
     code = "LORA_NOT_APPLIED"
+
+
+class LoraRefused(LoraNotApplied):
+    """A caller's LoRA cannot be fetched or applied, however often it is requested."""
+
+    error_type = "bad_request"
+
+
+class LoraFetchFailed(LoraNotApplied):
+    """A LoRA did not arrive this time."""
+
+    error_type = "transient"
+    retryable = True
 
 
 class InvalidSettings(Fault):

@@ -26,7 +26,7 @@ from worker.errors import Detail, InvalidSettings
 
 MB: Final = 1_000_000
 # For torch, by the variable's name and an older one. Pictures differ in size: segments that grow do
-# not fragment. And cuDNN's attention builds a plan for each length of prompt: 36 ms on an H100, with
+# not fragment. And cuDNN's attention builds a plan for each prompt length: 36 ms on an H100, with
 # this as without it in torch 2.11; other versions are not measured.
 LIBRARIES: Final = {
     ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"): "expandable_segments:True",
@@ -41,6 +41,22 @@ UNITS: Final = {"KB": 1000, "MB": MB, "GB": 1000 * MB}
 BEARER: Final = re.compile(r"^(?:authorization\s*:\s*)?bearer\s+", re.IGNORECASE)
 
 LONGEST_TOKEN: Final = 4096
+
+# A name by which callers ask for a LoRA, never a path: it begins no hidden file, and has no "..".
+LORA_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,99}")
+LORA_KINDS: Final = ("names", "hub", "urls")
+# org/repository, a file in it, a revision. No part begins with a dot, and the characters that mean
+# something in a URL or to another system's paths are in none.
+_PART: Final = r"[A-Za-z0-9_-](?:[A-Za-z0-9_-]|\.(?!\.)){0,95}"
+_FOLDER: Final = r"[^\x00-\x20./\\@%?#][^\x00-\x1f/\\@%?#]{0,199}"
+HUB_FILE: Final = re.compile(
+    rf"(?P<repository>{_PART}/{_PART})"
+    rf"(?:/(?P<path>(?:{_FOLDER}/){{0,8}}{_FOLDER}\.safetensors))?"
+    rf"(?:@(?P<revision>{_PART}(?:/{_PART}){{0,4}}))?"
+)
+HUB_FOLDER: Final = re.compile(rf"{_PART}/{_PART}(?:/{_FOLDER}){{0,8}}")
+# The number of steps in the names of Lightning's files.
+STEPS_IN_NAME: Final = re.compile(r"lightning-(\d{1,3})steps?\b", re.IGNORECASE)
 
 Network = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, int]
 
@@ -78,6 +94,22 @@ def _read_networks(value: Any) -> Any:
             raise ValueError('must be a list of "CIDR:port", as in 127.0.0.0/8:8080')
         networks.append((network, int(port)))
     return tuple(networks)
+
+
+def _read_loras(value: Any) -> Any:
+    """Read "style=org/repository/file.safetensors,other=org/repository" as pairs."""
+    words = _split_words(value)
+    if not all(isinstance(word, str) for word in words):
+        return value
+    pairs = [(name.strip(), place.strip()) for name, _, place in (w.partition("=") for w in words)]
+    for name, place in pairs:
+        if not LORA_NAME.fullmatch(name) or not HUB_FILE.fullmatch(place):
+            raise ValueError(
+                "must be a list of name=org/repository/file; a name has letters, digits, - _ ."
+            )
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("must have each name once")
+    return tuple(pairs)
 
 
 def _read_bytes(value: Any) -> Any:
@@ -145,8 +177,31 @@ def _read_level(value: Any) -> Any:
     return theirs.get(value.upper(), value.upper())
 
 
+def _check_lightning(value: str) -> str:
+    """Check "org/repository/file-{n}steps.safetensors": {n} stands for the number of steps."""
+    match = HUB_FILE.fullmatch(value.replace("{n}", "8"))
+    if match is None or match["path"] is None or match["revision"] is not None:
+        raise ValueError(
+            "must be org/repository/file.safetensors, with {n} where it has the number of steps"
+        )
+    if "{n}" not in value and STEPS_IN_NAME.search(value) is None:
+        raise ValueError("must have {n} in the file's name, or a name as in Lightning-8steps")
+    return value
+
+
+def _check_transformer(value: str) -> str:
+    """Check "org/repository" or "org/repository/folder"."""
+    if not HUB_FOLDER.fullmatch(value):
+        raise ValueError("must be org/repository or org/repository/folder")
+    return value
+
+
 Words = Annotated[tuple[str, ...], BeforeValidator(_split_words)]
 Counts = Annotated[tuple[int, ...], BeforeValidator(_split_words), AfterValidator(_read_steps)]
+Loras = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_read_loras)]
+LightningPlace = Annotated[str, AfterValidator(_check_lightning)]
+TransformerPlace = Annotated[str, AfterValidator(_check_transformer)]
+LoraKinds = Annotated[tuple[Literal["names", "hub", "urls"], ...], BeforeValidator(_split_words)]
 Bytes = Annotated[int, BeforeValidator(_read_bytes)]
 Token = Annotated[SecretStr, BeforeValidator(_read_token)]
 Place = Annotated[Path, AfterValidator(_place)]
@@ -234,8 +289,41 @@ class Settings(BaseModel):
         "`8`, `4` or `8,4`: the counts kept warm, the first is the default",
         shown="`8`; tiny `8,4`",
     )
+    lightning: LightningPlace | None = _declare(
+        None,
+        "the Lightning LoRA of that one model: `org/repository/file-{n}steps.safetensors`",
+        shown="the catalogue's, or the model's own",
+    )
+    transformer: TransformerPlace | None = _declare(
+        None,
+        "another transformer for that one model: `org/repository[/folder]`, as diffusers saves it",
+        shown="the model's own",
+    )
     lightning_fused: bool = _declare(
         False, "bake that one LoRA into the weights: faster, serves nothing else"
+    )
+
+    loras: Loras = _declare(
+        (), "LoRAs that callers may name: `name=org/repository/file[@revision],...`"
+    )
+    lora_dir: Place | None = _declare(
+        None, "a folder of LoRAs that callers may name: `NAME.safetensors`, or a folder `NAME`"
+    )
+    lora_sources: LoraKinds | None = _declare(
+        None,
+        "which LoRAs callers may request: `names` (of `LORAS` and `LORA_DIR`), `hub`, `urls`",
+        shown="`names`; off RunPod `names,hub,urls`",
+    )
+    lora_hub_token: bool = _declare(
+        False, "fetch callers' LoRAs from the hub with `HF_TOKEN`, so private ones too"
+    )
+    max_loras: int = _declare(3, "maximum LoRAs per job", ge=0, le=8)
+    max_lora_bytes: Bytes = _declare(1500 * MB, "maximum bytes per LoRA", ge=1024)
+    lora_fetch_s: float = _declare(300, "seconds for all LoRAs of a job to arrive", gt=0)
+    lora_cache_gb: float = _declare(
+        10,
+        "GB of fetched LoRAs that stay in `MODEL_DIR`; the least recently used is evicted",
+        gt=0,
     )
 
     download_workers: int = _declare(8, "parallel ranges of a download", ge=1, le=64)
@@ -379,6 +467,18 @@ class Settings(BaseModel):
         one's answer.
         """
         return 1 if self.refresh_worker else self.batch_size + self.prefetch
+
+    @property
+    def lora_kinds(self) -> tuple[str, ...]:
+        """Which LoRAs callers may request: LORA_SOURCES, else names, and all off the platform."""
+        if self.lora_sources is not None:
+            return self.lora_sources
+        return LORA_KINDS[:1] if self.on_platform else LORA_KINDS
+
+    @property
+    def expects_loras(self) -> bool:
+        """Whether the operator says which LoRAs jobs may bring: memory is planned for them."""
+        return bool(self.lora_kinds) and any((self.loras, self.lora_dir, self.lora_sources))
 
     @property
     def hub_cache(self) -> Path | None:
@@ -544,6 +644,9 @@ def _find_contradictions(settings: Settings) -> list[Detail]:
     ]
     if settings.lightning_fused and len(settings.lightning_steps) != 1:
         details.append(Detail("LIGHTNING_FUSED", "bakes one LoRA: give LIGHTNING_STEPS one count"))
+    if settings.lora_cache_gb * 1000 * MB < settings.max_loras * settings.max_lora_bytes:
+        message = "must have room for MAX_LORAS x MAX_LORA_BYTES, the LoRAs of one job"
+        details.append(Detail("LORA_CACHE_GB", message))
     if settings.lightning_fused and not settings.use_lightning_lora:
         details.append(Detail("LIGHTNING_FUSED", "needs USE_LIGHTNING_LORA"))
     return details

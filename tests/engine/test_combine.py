@@ -8,6 +8,7 @@ import pytest
 import torch
 from bitsandbytes import functional as bnb
 from torch import Tensor, nn
+from torch._dynamo.backends.debugging import aot_eager
 
 from worker.engine import combine, nf4_kernel
 from worker.engine import compiled as compiled_module
@@ -246,3 +247,31 @@ def test_a_compiled_function_calls_the_kernel_within_its_one_graph(
         assert torch.equal(compiled(wrapped, x)[0], wrapped(x) + 1)
     assert len(graphs) == compiled.graphs == 1
     assert "unpack_sum" in str(graphs[0].graph)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_an_8bit_linear_is_one_graph(monkeypatch: pytest.MonkeyPatch, *, has_bias: bool) -> None:
+    """For any number of tokens, although it writes to a tensor of its own."""
+    monkeypatch.setattr(compiled_module, "compile_for_device", aot_eager)
+    bias = torch.randn(96).bfloat16() if has_bias else None
+    parts = quantise(torch.randn(96, 128).bfloat16(), "8bit", CPU)
+    linear = make_linear(parts, bias, "8bit", CPU)
+    compiled = Compiled(lambda module, x: (module(x) + 1,))
+    for tokens in (5, 7, 9):
+        x = torch.randn(1, tokens, 128).bfloat16()
+        assert torch.equal(compiled(linear, x)[0], linear(x) + 1)
+    assert (compiled.graphs, compiled.is_active) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Triton Error [CUDA]: out of memory"), torch.AcceleratorError("lost")]
+)
+def test_what_the_device_raises_is_no_fault_of_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_given: Any) -> Tensor:
+        raise error
+
+    monkeypatch.setattr(combine, "combine_nf4", fail)
+    with pytest.raises(type(error)):
+        try_nf4(CPU)

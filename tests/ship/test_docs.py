@@ -110,6 +110,7 @@ def test_every_job_that_a_guide_shows_is_accepted() -> None:
         {
             "MODEL": "tiny",
             "STRICT_INPUT": "true",
+            "LORAS": "pixel=org/repository",
             "BUCKET_ENDPOINT_URL": "https://s3.example.com",
             "BUCKET_ACCESS_KEY_ID": "key-of-a-test",
             "BUCKET_SECRET_ACCESS_KEY": "secret-of-a-test",

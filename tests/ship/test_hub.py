@@ -42,10 +42,21 @@ POOLS = {
 PARSED: dict[str, tuple[str, Any]] = {
     "MODEL": ("tiny, org/name@v1", ("tiny", "org/name@v1")),
     "HF_TOKEN_PATH": (__file__, Path(__file__)),
+    "LIGHTNING": ("a/b/x-{n}.safetensors", "a/b/x-{n}.safetensors"),
+    "TRANSFORMER": ("a/b/c", "a/b/c"),
+    "LORAS": ("a=org/name/x.safetensors", (("a", "org/name/x.safetensors"),)),
+    "LORA_SOURCES": ("names, hub", ("names", "hub")),
     "ALLOWED_IMAGE_HOSTS": ("a.example, *.b.example", ("a.example", "*.b.example")),
     **{
         key: ("/runpod-volume/x", Path("/runpod-volume/x"))
-        for key in ("HF_HOME", "HF_HUB_CACHE", "MODEL_PATH", "MODEL_DIR", "RUNPOD_CACHE_DIR")
+        for key in (
+            "HF_HOME",
+            "HF_HUB_CACHE",
+            "MODEL_PATH",
+            "MODEL_DIR",
+            "RUNPOD_CACHE_DIR",
+            "LORA_DIR",
+        )
     },
 }
 # What some settings are wrong without, and others do not mind.

@@ -47,6 +47,11 @@ def test_the_answer_is_plain_json_without_the_operators_secrets() -> None:
 def test_a_model_is_reported_as_it_is() -> None:
     chosen = settings.read({"MAX_IMAGES_PER_REQUEST": "3", "MAX_IMAGE_BYTES": "7 MB"})
     answer = list_capabilities((EDIT,), chosen, 18_000_000)
+    assert answer["loras"] == {
+        "sources": ["names", "hub", "urls"],
+        "names": [],
+        "max_lora_bytes": 1_500_000_000,
+    }
     assert answer["models"] == [
         {
             "id": EDIT.id,
@@ -62,6 +67,7 @@ def test_a_model_is_reported_as_it_is() -> None:
             "area": 1024 * 1024,
             "max_pixels": 2048 * 2048,
             "max_images": 3,
+            "max_loras": 3,
             "sizes": {ratio: list(size) for ratio, size in offer_of(EDIT).sizes.items()},
             "presets": {
                 "fast": {"num_inference_steps": 4, "true_cfg_scale": 1.0, "lightning": True},
@@ -76,7 +82,7 @@ def test_a_model_is_reported_as_it_is() -> None:
         "max_reply_bytes": 18_000_000,
     }
     assert answer["worker_version"] == read_worker_version()
-    assert set(answer) == {"models", "input", "limits", "worker_version"}
+    assert set(answer) == {"models", "input", "loras", "limits", "worker_version"}
     row = next(row for row in answer["input"] if row["field"] == "num_images")
     assert row == {
         "field": "num_images",

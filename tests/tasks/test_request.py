@@ -18,6 +18,7 @@ from worker import settings
 from worker.edge.blank import is_blank
 from worker.errors import Detail, InvalidInput, ModelNotServed, UnsupportedTask, WorkerError
 from worker.families.qwen_image.models import NEGATIVE_2512
+from worker.loras.origin import LoraSource
 from worker.media.fetch import ImageSource
 from worker.seam import Served
 from worker.tasks import registry
@@ -51,6 +52,7 @@ class Flat:
     steps: int
     true_cfg_scale: float
     lightning: bool
+    loras: tuple[LoraSource, ...]
     seed: int
     num_images: int
     output_format: str
@@ -69,6 +71,7 @@ def flat(request: Request) -> Flat:
         task=request.task.name,
         model=request.model,
         sources=asked.sources,
+        loras=asked.loras,
         size=asked.size,
         seed=request.seed,
         num_images=request.count,
@@ -150,6 +153,8 @@ VALUES: dict[str, Any] = {
     "num_inference_steps": 4,
     "true_cfg_scale": 1.0,
     "lightning": True,
+    "loras": "org/style",
+    "lora_scale": 0.5,
     "preset": "balanced",
     "strength": 0.5,
     "mask": URL,
@@ -184,7 +189,7 @@ def test_the_table_has_the_contracts_fields() -> None:
 )
 def test_an_alias_means_its_field(alias: str, name: str) -> None:
     value = VALUES[name][0] if alias in REFERENCES.slots else VALUES[name]
-    others = {} if name == "prompt" else {"prompt": "a cat", **NEEDS.get(name, {})}
+    others: dict[str, Any] = {} if name == "prompt" else {"prompt": "a cat", **NEEDS.get(name, {})}
     by_alias = parsed({**others, alias: value, "seed": 1} if name != "seed" else {alias: value})
     by_name = parsed({**others, name: value, "seed": 1})
     by_alias, by_name = (
@@ -214,6 +219,7 @@ def test_two_names_of_one_field_must_agree(alias: str, name: str) -> None:
         "num_inference_steps": 8,
         "true_cfg_scale": 2,
         "lightning": False,
+        "loras": "org/other",
         "strength": 0.6,
         "mask": PNG,
         "invert_mask": False,
@@ -374,6 +380,7 @@ BOUNDS: dict[str, tuple[str, list[Any], list[Any]]] = {
         ["63x64", "64x63", "65537x64", "64x65537"],
     ),
     "num_inference_steps": ("2-100", [2, 100], [1, 101]),
+    "lora_scale": ("-2 to 2", [-2, 2, 0.5], [-2.001, 2.001]),
     "true_cfg_scale": ("1-20", [1, 20, 20.0], [0.9999, 20.001, 0, 21]),
     "strength": ("0.01-1", [0.01, 1, 1.0], [0, 0.0099, 1.0001]),
     "invert_mask": ("0 and 1", [0, 1, True], [-1, 2, 1.0]),
@@ -549,7 +556,7 @@ def test_an_unknown_field_is_reported_with_what_it_was_meant_to_be(word: str, me
 @pytest.mark.parametrize(
     "word",
     [
-        *("x", "loras", "voice", "", "___", "\ud800", "\u732b"),
+        *("x", "lorries", "voice", "", "___", "\ud800", "\u732b"),
         *("idwht", "diwth", "prompt" + "_" * 55, "_" * 1_000_000 + "prompt"),
     ],
 )

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from torch.utils import _triton as triton_of_torch
 
-from tools.pretend.inductor import BUDGETS, Generated, Kind, generate, list_excesses
+from tools.pretend.inductor import Generated, Kind, find_budget, generate, list_excesses
 
 
 def test_an_edit_with_a_lora_is_compiled_to_no_more_than_its_budget() -> None:
@@ -14,7 +14,7 @@ def test_an_edit_with_a_lora_is_compiled_to_no_more_than_its_budget() -> None:
     before = triton_of_torch.has_triton()
     kind = Kind(is_edit=True, has_lora=True)
     found = generate(kind)
-    assert list_excesses(found, BUDGETS[kind]) == []
+    assert list_excesses(found, find_budget(kind)) == []
     assert found.code.count(".run(") == found.kernels
     # all sizes share the code: what it allocates has this picture's tokens nowhere
     allocated = re.findall(r"empty_strided_cuda\(\(([^)]*)\)", found.code)

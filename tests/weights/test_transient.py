@@ -209,13 +209,13 @@ def resolve(home: Path, **environ: str) -> Any:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Count the attempts of `metadata`."""
     attempts: list[str] = []
-    ask = metadata._ask
+    ask = metadata.ask
 
     def counting(*given: Any) -> Any:
         attempts.append("asked")
         return ask(*given)
 
-    monkeypatch.setattr(metadata, "_ask", counting)
+    monkeypatch.setattr(metadata, "ask", counting)
     return attempts
 
 
@@ -418,7 +418,7 @@ def unknown(tmp_path: Path) -> Iterator[str]:
 
 
 def _by_huggingface_hub(endpoint: str) -> None:
-    metadata._ask("org/model", None, client.Hub(endpoint, None), QUICK)
+    metadata.ask("org/model", None, client.Hub(endpoint, None), QUICK)
 
 
 def _by_requests(endpoint: str) -> None:

@@ -27,9 +27,10 @@ class Case:
     """A job: a square picture of `side` pixels, from so many references, `batch` of them at once.
 
     `begins` is a task that begins from a picture, which models that edit have as a reference too.
-    `guided` is the base schedule with true CFG in `steps` steps, else it is Lightning. `words` is
-    the length of the prompt. `room` is the device's memory beyond the weights in bytes, None for no
-    limit. `known` is a fault that is known and why it stays: the case fails once it is gone.
+    With it come `loras` of rank 64 in every module of a block. `guided` is the base schedule with
+    true CFG in `steps` steps, else it is Lightning. `words` is the length of the prompt. `room` is
+    the device's memory beyond the weights in bytes, None for no limit. `known` is a fault that is
+    known and why it stays: the case fails once it is gone.
     """
 
     opened: Opened
@@ -37,6 +38,7 @@ class Case:
     references: int = 0
     begins: str = ""
     batch: int = 1
+    loras: int = 0
     guided: bool = False
     steps: int = 4
     words: int = 8
@@ -64,6 +66,7 @@ class Case:
             parts.append("first")
         parts.append(self.opened.precision + ("-fused" if self.opened.is_fused else ""))
         parts += [f"batch{self.batch}"] if self.batch > 1 else []
+        parts += [f"loras{self.loras}"] if self.loras else []
         parts += ["cfg"] if self.guided else []
         parts += ["long"] if self.words > SHORT else []
         parts += ["tiled"] if self.room is not None else []
@@ -106,6 +109,7 @@ def list_cases() -> list[Case]:
         )
         cases += [Case(opened=image), Case(opened=edit, references=1)]
         if precision == "bf16":
+            cases += [Case(opened=one, references=r, loras=3) for one, r in ((image, 0), (edit, 1))]
             cases += [Case(opened=image, batch=batch) for batch in (2, 4)]
             cases += [Case(opened=edit, references=1, batch=batch) for batch in (2, 4)]
             cases += [Case(opened=image, room=SCARCE)]

@@ -1,6 +1,7 @@
 """A Qwen-Image on the pretend device: the worker's own modules in their published sizes."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from tools.pretend.device import PretendDevice
 from tools.pretend.stored import store
 from worker.bundle.layout import name_adapter
 from worker.bundle.open import FusedAdapter
-from worker.engine.lora import Adapters
+from worker.engine.lora import Adapters, ScaledLora
 from worker.families.qwen_image import rows
 from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.forward import Forward
@@ -21,6 +22,7 @@ from worker.families.qwen_image.lightning import list_lightning_modules
 from worker.families.qwen_image.model import QwenImage
 from worker.families.qwen_image.modulation import STREAMS, RowModulation, RowPart, RowTable
 from worker.families.qwen_image.recipe import RECIPE
+from worker.loras.ready import ReadyLora
 from worker.seam import Served
 from worker.tasks.picture import PictureOffer
 from worker.tasks.way import FROM_PICTURES, FROM_TEXT
@@ -109,7 +111,10 @@ def forget(model: QwenImage) -> None:
     model._cache.clear()  # noqa: SLF001 - the same
     parts.forward = Forward(parts.transformer)
     modulation: Any = parts.modulation
-    modulation._loaded = modulation._loaded_index = None  # noqa: SLF001 - the same
+    modulation._loaded = None  # noqa: SLF001 - the same
+    modulation._kept_adapted.clear()  # noqa: SLF001 - the same
+    model._loras._guests.use({})  # noqa: SLF001 - the same
+    model._loras.forget()  # noqa: SLF001 - the same
 
 
 def describe(architecture: Architecture, opened: Opened) -> Served:
@@ -146,10 +151,39 @@ def make_table(transformer: Any, architecture: Architecture) -> RowTable:
 
 def make_lora(device: PretendDevice, transformer: Any) -> dict[str, Tensor]:
     """Return a Lightning LoRA of a transformer on the device."""
+    return make_pairs(device, transformer, len(transformer.transformer_blocks))
+
+
+def bring_loras(device: PretendDevice, model: QwenImage, count: int) -> tuple[ReadyLora, ...]:
+    """Attach LoRAs of every module of a block to a model, as jobs would that brought them."""
+    loras: Any = model._loras  # noqa: SLF001 - a worker reads them from files
+    transformer = model._parts.transformer  # noqa: SLF001 - the same
+    found = []
+    for number in range(count):
+        lora = ReadyLora("lora", str(number), 1.0, Path(), None, is_callers=True)
+        tensors = make_pairs(device, transformer, len(transformer.transformer_blocks))
+        for name, place in model._parts.modulation.outside.items():  # noqa: SLF001 - the same
+            tensors |= make_pair(device, name, place)
+        scales = dict.fromkeys((key.rsplit(".lora_", 1)[0] for key in tensors), 1.0)
+        loras._guests.attach(repr(lora.identity), ScaledLora(tensors, scales))  # noqa: SLF001 - the same
+        loras._sizes[lora.identity] = 0  # noqa: SLF001 - the same
+        found.append(lora)
+    return tuple(found)
+
+
+def make_pairs(device: PretendDevice, transformer: Any, blocks: int) -> dict[str, Tensor]:
+    """Return A and B for all modules of so many blocks that Lightning reaches."""
     made: dict[str, Tensor] = {}
-    for name in list_lightning_modules(len(transformer.transformer_blocks)):
+    for name in list_lightning_modules(blocks):
         linear = transformer.get_submodule(name)
         linear = getattr(linear, "base", linear)  # another adapter may be attached already
-        made[f"{name}.lora_A.weight"] = device.make((RANK, linear.in_features), torch.bfloat16)
-        made[f"{name}.lora_B.weight"] = device.make((linear.out_features, RANK), torch.bfloat16)
+        made |= make_pair(device, name, linear)
     return made
+
+
+def make_pair(device: PretendDevice, name: str, linear: Any) -> dict[str, Tensor]:
+    """Return A and B for one module."""
+    return {
+        f"{name}.lora_A.weight": device.make((RANK, linear.in_features), torch.bfloat16),
+        f"{name}.lora_B.weight": device.make((linear.out_features, RANK), torch.bfloat16),
+    }

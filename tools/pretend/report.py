@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 from tools.pretend.cases import Case
+from tools.pretend.model import RANK
 from tools.pretend.run import Seen
 from worker.families.qwen_image.planning import SEES_ALL
 from worker.families.qwen_image.working import SHOWN_PIXELS, Load, estimate_phases
@@ -24,6 +25,7 @@ def estimate(case: Case) -> dict[str, int]:
             case.references,
             case.batch,
             adapters=int(is_adapted),
+            ranks=case.loras * RANK,
             precision=case.opened.precision,
             tiled=case.room is not None,
             steps=case.steps,

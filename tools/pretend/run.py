@@ -81,9 +81,10 @@ def run(device: PretendDevice, model: QwenImage, case: Case) -> Seen:
     ledger = device.ledger = Ledger()
     device.memory.reset()
     device.memory.room = None if case.room is None else weights + case.room
-    wishes = [make_wish(case, number) for number in range(case.batch)]
     with pretend(device), follow_phases(device):
         device.enter_phase("between")
+        loras = models.bring_loras(device, model, case.loras)
+        wishes = [replace(make_wish(case, n), loras=loras) for n in range(case.batch)]
         make(model, wishes, Follow(ledger))
     device.memory.room = None
     peaks = {phase: peak - weights for phase, peak in device.memory.peaks.items()}

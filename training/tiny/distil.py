@@ -173,11 +173,12 @@ class Lora(nn.Module):
         super().__init__()
         self.layer = layer
         self.down, self.up = nn.Parameter(down), nn.Parameter(up)
+        self.scale = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output plus the factors' (alpha equals the rank)."""
+        """Return the layer's output plus the factors' at `scale` (alpha equals the rank)."""
         out: Tensor = self.layer(x)
-        return out + (x @ self.down.T) @ self.up.T
+        return out + (x @ self.down.T) @ self.up.T * self.scale
 
 
 def attach(transformer: Any, state: dict[str, Tensor]) -> dict[str, Lora]:

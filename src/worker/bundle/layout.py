@@ -106,6 +106,8 @@ class Bundle(_Record):
     0.1.0 prepared. `fused` is the step count of the Lightning LoRA in the weights, None without
     one. `offered` are all Lightning LoRAs among the model's published files (step count -> file),
     whether in the bundle or not. `facts` is the model's own worker.json, if it has one.
+    `lightning_place` and `replaced` are the settings LIGHTNING and TRANSFORMER that it was made
+    with, "" without.
     """
 
     format: int
@@ -121,6 +123,8 @@ class Bundle(_Record):
     components: dict[str, SafeName]
     libraries: dict[str, str]
     facts: dict[str, Any] = {}
+    lightning_place: str = ""
+    replaced: str = ""
 
 
 Manifest = TypeVar("Manifest", Bundle, Component)

@@ -11,6 +11,7 @@ from worker.bundle.stated import digest_scale
 from worker.engine.quantise import Precision
 from worker.weights.names import MAIN, is_same_repository
 from worker.weights.snapshot import LOCAL
+from worker.weights.sources import find_other_parts
 from worker.weights.spec import LoraFile, ModelSpec
 
 
@@ -72,6 +73,8 @@ def find_mismatch(folder: Path, bundle: Bundle, required: Required) -> str | Non
     spec = required.spec
     if spec.pipeline and bundle.pipeline != spec.pipeline:
         return f"holds a {bundle.pipeline[:60]}, not a {spec.pipeline}"
+    if (reason := find_other_parts(spec, bundle.model_dump())) is not None:
+        return reason
     if bundle.revision != LOCAL and not required.only_folder:
         return _find_published_mismatch(folder, bundle, required)
     is_claimed = required.only_folder or is_same_repository(bundle.repository, spec.repository)

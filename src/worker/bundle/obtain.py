@@ -1,5 +1,6 @@
 """The bundle of one model, wherever its weights are: found, downloaded or prepared."""
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from worker.weights.spec import LoraFile, ModelSpec, list_default_steps, list_li
 
 DOWNLOADS: Final = "downloads"
 NO_BUNDLE: Final = Path("no-bundle")
+WORDS_DIGITS: Final = 8  # of the digest of two settings in a bundle's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,14 @@ class _Search:
                 raise space.make_unwritable(f" and {reason}")
         snapshot = self._open_snapshot(source)
         self._spec = sources.complete(self._spec, snapshot, self._catalogue)
-        return self._download(snapshot) if _is_bundle(snapshot) else None
+        if not _is_bundle(snapshot):
+            return None
+        if self._spec.lightning_place or self._spec.transformer:
+            raise WeightsUnavailable(
+                f"{self._spec.repository} is a bundle: LIGHTNING and TRANSFORMER are for published"
+                " weights alone"
+            )
+        return self._download(snapshot)
 
     def _learn(self, source: WeightSource) -> str | None:
         """Learn what the model is from a usable bundle of it; return why there is none."""
@@ -141,7 +150,7 @@ class _Search:
         for _, bundle in match.find_matching(self._settings.home, self._make_required(source)):
             try:
                 known = self._catalogue.complete_by_manifest(self._spec, bundle.model_dump())
-                if bundle.offered:
+                if bundle.offered and not self._spec.lightning_place:
                     own = {steps: LoraFile(None, name) for steps, name in bundle.offered.items()}
                     known = replace(known, lightning=own)
                 list_lightning_steps(known, self._settings)
@@ -191,6 +200,9 @@ class _Search:
         else:
             name = plain if spec.listing.is_row else spec.repository
             name = make_file_name(name, spec.revision or MAIN)
+        if spec.lightning_place or spec.transformer:
+            words = f"{spec.lightning_place}\n{spec.transformer}"
+            name = f"{name}-{hashlib.sha256(words.encode()).hexdigest()[:WORDS_DIGITS]}"
         if self._fused:
             return f"{name}-{chosen}-lightning{self._fused}"
         if set(self._lightning) == set(list_default_steps(spec)):

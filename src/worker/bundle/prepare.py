@@ -218,6 +218,8 @@ def _make_manifest(planned: Plan) -> Bundle:
         components={one.role: one.identity for one in planned.components},
         libraries=layout.list_libraries(),
         facts=dict(planned.published.facts),
+        lightning_place=order.spec.lightning_place,
+        replaced=order.spec.transformer,
     )
 
 

@@ -35,13 +35,15 @@ class Listed:
     """How a field that accepts a list may be written.
 
     `item` is the word for one of at most `most`. `slots` maps an alias that names a position, from
-    1, to it; `keys` are those of an item that is written as an object.
+    1, to it; `keys` are those of an item that is written as an object. With `is_mapping`, an object
+    without any of them maps items to values.
     """
 
     item: str
     most: int
     slots: Mapping[str, int]
     keys: tuple[str, ...]
+    is_mapping: bool = False
 
 
 def show(value: Any) -> str:
@@ -68,7 +70,8 @@ def read_integer(value: Any) -> Any:
     return int(value) if isinstance(value, str) and INTEGER.fullmatch(value) else value
 
 
-def _read_decimal(value: Any) -> Any:
+def read_decimal(value: Any) -> Any:
+    """Return the number that a string writes exactly; anything else unchanged."""
     return float(value) if isinstance(value, str) and DECIMAL.fullmatch(value) else value
 
 
@@ -138,7 +141,7 @@ def _make_choice(choices: str) -> BeforeValidator:
 Plain: Final = AfterValidator(_check_plain)
 Visible: Final = AfterValidator(_check_visible)
 Whole: Final = BeforeValidator(read_integer)
-Number: Final = BeforeValidator(_read_decimal)
+Number: Final = BeforeValidator(read_decimal)
 Word: Final = BeforeValidator(_to_lower)
 Addresses = Annotated[
     list[Annotated[str, Field(max_length=8190), AfterValidator(_check_https)]],

@@ -134,6 +134,8 @@ def _list_extra_keys(
     """Return the unknown keys of items that were given as objects, with their field."""
     items = value[: listed.most] if isinstance(value, list) else [value]
     objects = [item for item in items if isinstance(item, dict)]
+    if listed.is_mapping and value in objects and not set(listed.keys).intersection(value):
+        return []
     keys = dict.fromkeys(listed.keys, "")
     return [(f"{word}.", key, keys) for item in objects for key in item if key not in keys]
 

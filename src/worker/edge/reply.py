@@ -91,7 +91,14 @@ def sum_timings(spent_ms: Mapping[str, float], keys: Mapping[str, str]) -> dict[
 
     `keys` maps the phases of making to the reply's keys, each of which may sum up several.
     """
-    every = {"fetch": "fetch", **keys, "encode": "encode", "deliver": "deliver", "total": "total"}
+    every = {
+        "fetch": "fetch",
+        "loras": "fetch",
+        **keys,
+        "encode": "encode",
+        "deliver": "deliver",
+        "total": "total",
+    }
     sums = dict.fromkeys(every.values(), 0.0)
     for phase, key in every.items():
         sums[key] += spent_ms.get(phase, 0)

@@ -19,9 +19,17 @@ class Verdict:
         """Return the caller's name for a field."""
         return self.given.words.get(name, name)
 
-    def add_fault(self, name: str, message: str, kind: type[WorkerError] = InvalidInput) -> None:
-        """Add what is wrong with a field."""
-        self._faults.append((kind, Detail(self.find_word(name), message)))
+    def add_fault(
+        self,
+        name: str,
+        message: str,
+        kind: type[WorkerError] = InvalidInput,
+        *,
+        index: int | None = None,
+    ) -> None:
+        """Add what is wrong with a field, or with the item at `index` of a list."""
+        place = "" if index is None else f"[{index}]"
+        self._faults.append((kind, Detail(self.find_word(name) + place, message)))
 
     def warn(self, name: str, message: str) -> None:
         """Add what the caller should know about a field."""

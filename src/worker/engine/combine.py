@@ -5,13 +5,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from worker.engine.device import is_out_of_memory
 from worker.engine.lora import Adapters, fuse
 from worker.engine.quantise import make_linear, quantise
 
 # Columns and rows of the weights that the kernel is tried on; their LoRA has the published rank.
 TRIED: Final = (256, 128, 64)
-# Half a step of bf16, relative; and by what share of the largest sum float32 sums of 64 products in
-# another order may differ.
+# Half a step of bf16, relative; and the share of the largest sum by which float32 sums of 64
+# products in another order may differ.
 HALF_STEP: Final = 2**-8
 REORDERED: Final = 2**-20
 
@@ -76,9 +77,9 @@ def try_nf4(device: torch.device) -> str:
     up = torch.randn(rows, rank, generator=made).bfloat16().to(device)
     try:
         found = combine_nf4(base, down, up)
-    except (torch.OutOfMemoryError, torch.AcceleratorError):
-        raise
-    except Exception as error:  # noqa: BLE001 - a compiler raises anything
+    except Exception as error:
+        if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+            raise
         return f"{type(error).__name__}: {error}".partition("\n")[0]
     expected = add_nf4(base, down, up)
     plain = add_nf4(base, torch.zeros_like(down), up)

@@ -30,6 +30,15 @@ def compile_for_device(graph: Any, inputs: list[Any]) -> Callable[..., Any]:
     return compiled  # type: ignore[no-any-return] # torch types it by what its options can yield
 
 
+def configure_compiler() -> None:
+    """Tell torch, for the whole process, how graphs are traced."""
+    # As dimensions that happen to be equal at first would have to stay equal (duck shapes).
+    torch.fx.experimental._config.use_duck_shape = False  # noqa: SLF001 - torch's name for it
+    torch._dynamo.config.recompile_limit = MOST_GRAPHS  # noqa: SLF001 - the same
+    # Numbers such as a norm's epsilon never change: as variables they would be compiled twice.
+    torch._dynamo.config.specialize_float = True  # noqa: SLF001 - the same
+
+
 class Compiled:
     """A function of tensors, modules and numbers that returns tensors, compiled as one graph.
 
@@ -43,11 +52,7 @@ class Compiled:
     def __init__(self, function: Callable[..., Tensors]) -> None:
         self._plain = function
         self._graphs = self._checked = 0
-        # As dimensions that happen to be equal at first would have to stay equal (duck shapes).
-        torch.fx.experimental._config.use_duck_shape = False  # noqa: SLF001 - torch's name for it
-        torch._dynamo.config.recompile_limit = MOST_GRAPHS  # noqa: SLF001 - the same
-        # Numbers such as a norm's epsilon never change: as variables they would be compiled twice.
-        torch._dynamo.config.specialize_float = True  # noqa: SLF001 - the same
+        configure_compiler()
         self._compiled: Callable[..., Tensors] | None = torch.compile(
             _copy(function), backend=self._compile, fullgraph=True, dynamic=True
         )

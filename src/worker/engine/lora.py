@@ -25,6 +25,27 @@ MATRIX: Final = 2  # dimensions
 SIDES: Final = ("down", "up")
 
 
+@dataclass(frozen=True, slots=True)
+class ScaledLora:
+    """A LoRA as `<module>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank].
+
+    `scales` is what B(A(x)) of each module is multiplied by.
+    """
+
+    tensors: dict[str, Tensor]
+    scales: dict[str, float]
+
+    @property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Return how many features each module has, in and out."""
+        pairs = {module: self.find_sides(module) for module in self.scales}
+        return {module: (down.shape[1], up.shape[0]) for module, (down, up) in pairs.items()}
+
+    def find_sides(self, module: str) -> tuple[Tensor, Tensor]:
+        """Return A and B of a module."""
+        return self.tensors[f"{module}.lora_A.weight"], self.tensors[f"{module}.lora_B.weight"]
+
+
 def make_canonical(
     state: Mapping[str, Tensor],
     modules: Collection[str] | None = None,
@@ -33,22 +54,61 @@ def make_canonical(
     """Return a LoRA as `<module>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank].
 
     Accepts the keys of `lora_keys`; `modules` names the transformer's own modules, which flat keys
-    need. The scale of `lora_scale` is folded into A in A's own dtype, as diffusers does (in its
-    private LoRA converters), so that the adapter's scale is 1 and results are equal to the last
-    bit. float8 becomes float32. A canonical LoRA is returned unchanged.
+    need. The scale of `lora_scale` is folded into A and B, so that the adapter's scale is 1. float8
+    becomes float32. A canonical LoRA is returned unchanged.
 
     Raises LoraNotApplied, naming the key or the module, for anything but a plain, complete LoRA.
     """
+    return _make_lora(state, modules, sources, is_all=True).tensors
+
+
+def make_scaled(
+    state: Mapping[str, Tensor],
+    modules: Collection[str] | None = None,
+    sources: Sequence[Stated] = (),
+) -> ScaledLora:
+    """Return what `make_canonical` does, with a scale only where the stock stack folds it too.
+
+    That is a module's own alpha; what `sources` state stays a scale, as peft applies it. Raises
+    LoraNotApplied.
+    """
+    return _make_lora(state, modules, sources, is_all=False)
+
+
+def _make_lora(
+    state: Mapping[str, Tensor],
+    modules: Collection[str] | None,
+    sources: Sequence[Stated],
+    *,
+    is_all: bool,
+) -> ScaledLora:
     found = sort_by_module(state, modules)
     scale_of = compute_scales({module: _check_own(part) for module, part in found.items()}, sources)
-    canonical_state: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
+    left: dict[str, float] = {}
     for module, part in found.items():
         down, up = _match_dtypes(part.down, part.up)
-        scale = scale_of[module]
-        canonical_state[f"{module}.lora_A.weight"] = down if scale == 1 else down * scale
-        canonical_state[f"{module}.lora_B.weight"] = up
-    _require_finite(canonical_state)
-    return canonical_state
+        is_folded = is_all or part.alpha is not None
+        left[module] = 1.0 if is_folded else scale_of[module]
+        for_down, for_up = split_scale(scale_of[module] if is_folded else 1.0)
+        tensors[f"{module}.lora_A.weight"] = down if for_down == 1 else down * for_down
+        tensors[f"{module}.lora_B.weight"] = up if for_up == 1 else up * for_up
+    _require_finite(tensors, left)
+    return ScaledLora(tensors, left)
+
+
+def split_scale(scale: float) -> tuple[float, float]:
+    """Return what A and B are multiplied by for a scale, which is their product.
+
+    Halves of a small one go to B, so that a float16 A does not vanish: get_alpha_scales of
+    diffusers' private LoRA converters. Results are equal to the last bit either way.
+    """
+    if scale == 0:
+        return 0.0, 1.0
+    down, up = scale, 1.0
+    while abs(down) * 2 < up:
+        down, up = down * 2, up / 2
+    return down, up
 
 
 def _check_own(part: ModuleTensors) -> Own:
@@ -86,14 +146,17 @@ def _match_dtypes(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return wide[0].to(dtype), wide[1].to(dtype)
 
 
-def _require_finite(state: Mapping[str, Tensor]) -> None:
-    """Raise LoraNotApplied for a weight that is not finite, in its own dtype or in bf16."""
+def _require_finite(state: Mapping[str, Tensor], scales: Mapping[str, float]) -> None:
+    """Raise LoraNotApplied for a weight or scale that is not finite, in its own dtype or bf16."""
     most = torch.finfo(torch.bfloat16).max
     # One transfer for all: waiting for the device once, not for each of 1440 tensors.
     ends = torch.stack([end.float() for tensor in state.values() for end in torch.aminmax(tensor)])
     for key, (low, high) in zip(state, ends.view(-1, 2).tolist(), strict=True):
         if not (low >= -most and high <= most):
             raise LoraNotApplied(f"{key} holds NaN or infinity, or does once it is scaled")
+    for module, scale in scales.items():
+        if abs(scale) > most:
+            raise LoraNotApplied(f"the scale of {module} is {scale:g}, more than numbers can hold")
 
 
 def _name_buffer(adapter: str, side: str) -> str:
@@ -255,18 +318,9 @@ class Adapters:
         self, state: Mapping[str, Tensor], modules: Sequence[str]
     ) -> dict[str, nn.Module]:
         """Return the Linears that an adapter is attached to; raises LoraNotApplied."""
-        by_name = dict(self._transformer.named_modules())
         found = {}
         for module in modules:
-            if module in self._fixed.modules or module.startswith(self._fixed.sources):
-                raise LoraNotApplied(
-                    f"{module} changes {self._fixed.what} that were computed without the LoRA: only"
-                    " one that is fused before can change it"
-                )
-            linear = by_name[module]
-            base = linear.base if isinstance(linear, LoraLinear) else linear
-            if not isinstance(base, nn.Linear):
-                raise LoraNotApplied(f"{module} is a {type(base).__name__}, not a Linear")
+            base = self.find_linear(module)
             fits = (
                 state[f"{module}.lora_A.weight"].shape[1],
                 state[f"{module}.lora_B.weight"].shape[0],
@@ -276,8 +330,24 @@ class Adapters:
                     f"{module} maps {base.in_features} to {base.out_features}, the LoRA"
                     f" {fits[0]} to {fits[1]}"
                 )
-            found[module] = linear
+            found[module] = self._transformer.get_submodule(module)
         return found
+
+    def find_linear(self, module: str) -> nn.Linear:
+        """Return the Linear of a module without its adapters.
+
+        Raises LoraNotApplied for one that is fixed, and for what is no Linear.
+        """
+        if module in self._fixed.modules or module.startswith(self._fixed.sources):
+            raise LoraNotApplied(
+                f"{module} changes {self._fixed.what} that were computed without the LoRA: only"
+                " one that is fused before can change it"
+            )
+        linear = self._transformer.get_submodule(module)
+        base = linear.base if isinstance(linear, LoraLinear) else linear
+        if not isinstance(base, nn.Linear):
+            raise LoraNotApplied(f"{module} is a {type(base).__name__}, not a Linear")
+        return base
 
     def use(self, name: str | None) -> None:
         """Make one adapter active, or none.

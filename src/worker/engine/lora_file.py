@@ -8,7 +8,7 @@ from typing import Final
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from worker.engine.lora import make_canonical
+from worker.engine.lora import ScaledLora, make_canonical, make_scaled
 from worker.engine.lora_scale import ADAPTER_CONFIG, pick_relevant, read_stated
 from worker.errors import LoraNotApplied
 
@@ -27,6 +27,19 @@ def read(
     next to the file. Raises LoraNotApplied for a file that cannot be applied as intended,
     FileNotFoundError when there is none.
     """
+    state, metadata = _read_state(path)
+    return make_canonical(state, modules, read_stated(metadata, configuration))
+
+
+def read_scaled(
+    path: Path, modules: Collection[str], configuration: bytes | None = None
+) -> ScaledLora:
+    """Read a LoRA file into the form of `lora.make_scaled`; otherwise as `read`."""
+    state, metadata = _read_state(path)
+    return make_scaled(state, modules, read_stated(metadata, configuration))
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
@@ -38,7 +51,7 @@ def read(
         raise LoraNotApplied(
             f"the LoRA is not a readable safetensors file ({reason[:200]})"
         ) from None
-    return make_canonical(state, modules, read_stated(metadata, configuration))
+    return state, metadata
 
 
 def read_config(path: Path) -> bytes | None:

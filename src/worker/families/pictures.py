@@ -38,6 +38,7 @@ def describe(
         max_pixels=largest,
         max_references=min(defaults.max_references, settings.max_input_images),
         sizes=defaults.sizes,
+        no_loras=None if defaults.takes_loras else f"{spec.name} takes none",
         strength=defaults.strength if IMG2IMG in spec.tasks else None,
     )
     return Served(

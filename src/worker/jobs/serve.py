@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -26,6 +27,7 @@ from worker.jobs.job import Answer, Job
 from worker.jobs.lane import Lane
 from worker.jobs.progress import Progress
 from worker.jobs.ticket import Placed, Ticket
+from worker.loras.fetching import LoraFetcher
 from worker.media.deliver import check_upload_urls
 from worker.media.fetch import fetch_all
 from worker.seam import Model, Models, Wish
@@ -54,6 +56,7 @@ class Worker:
             timeout_s=settings.batch_timeout_ms / 1000,
             note=self._note,
         )
+        self._loras = LoraFetcher(settings)
         self._started = time.monotonic()
         self._out_of_memory = 0
         self._counts = {"done": 0, "failed": 0, "cancelled": 0}
@@ -153,9 +156,10 @@ class Worker:
             **facts,
         )
         settled = await self._settle(job, request)
-        wishes = request.make_wishes(settled.wish)
-        encoder = Encoder(request, wishes, self._settings)
-        placed = await self._make(job, request, wishes, encoder)
+        async with self._obtain_loras(job, request, settled.wish) as wish:
+            wishes = request.make_wishes(wish)
+            encoder = Encoder(request, wishes, self._settings)
+            placed = await self._make(job, request, wishes, encoder)
         return await fit(job, request, wishes, placed, encoder, settled.adjusted, self._settings)
 
     async def _settle(self, job: Job, request: Request) -> Settled:
@@ -166,6 +170,16 @@ class Worker:
             return await request.task.settle(
                 request.asked, fetched, self._settings, job.warnings.append
             )
+
+    @asynccontextmanager
+    async def _obtain_loras(self, job: Job, request: Request, wish: Any) -> AsyncIterator[Wish]:
+        """Yield the wish with its LoRAs, whose files stay here until it is made."""
+        async with AsyncExitStack() as stack:
+            if sources := request.asked.loras:
+                with job.measure_phase("loras"):
+                    loras = await stack.enter_async_context(self._loras.obtain(sources))
+                wish = replace(wish, loras=loras)
+            yield wish
 
     async def _make(
         self, job: Job, request: Request, wishes: Sequence[Wish], encoder: Encoder

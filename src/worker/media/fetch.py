@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import urljoin
@@ -92,17 +93,40 @@ async def fetch_url(text: str, settings: Settings) -> bytes:
 
     Reading stops at MAX_IMAGE_BYTES. Raises ImageFetchRefused, ImageFetchFailed or ImageTooLarge.
     """
+    async with open_url(text, settings, REQUEST_HEADERS) as response:
+        return await _read(response, settings.max_image_bytes)
+
+
+@asynccontextmanager
+async def open_url(
+    text: str, settings: Settings, headers: Mapping[str, str]
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Yield the answer to a URL, of any status but a redirect, to be read inside the block.
+
+    At most three redirects are followed, each checked like the first. Raises ImageFetchRefused or
+    ImageFetchFailed, also for what goes wrong while the answer is read.
+    """
     url = check_url(text, settings)
     for _ in range(MAX_REDIRECTS + 1):
         try:
-            async with send_request("GET", url, settings, headers=REQUEST_HEADERS) as response:
+            async with send_request("GET", url, settings, headers=headers) as response:
                 if response.status not in REDIRECTS:
-                    return await _read(response, settings.max_image_bytes)
+                    yield response
+                    return
                 location = response.headers.get("Location", "")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise _translate(error) from None
         url = _follow(url, location, settings)
     raise ImageUnavailable(f"the site redirected more than {MAX_REDIRECTS} times")
+
+
+def check_status(response: aiohttp.ClientResponse) -> None:
+    """Raise ImageFetchFailed unless an answer has what was requested."""
+    status = response.status
+    if status != OK:
+        is_temporary = is_temporary_status(status) or status == ACCEPTED
+        failure = ImageFetchFailed if is_temporary else ImageUnavailable
+        raise failure(f"the site answered with status {status}")
 
 
 def _follow(url: URL, location: str, settings: Settings) -> URL:
@@ -122,11 +146,7 @@ def _follow(url: URL, location: str, settings: Settings) -> URL:
 
 
 async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    status = response.status
-    if status != OK:
-        is_temporary = is_temporary_status(status) or status == ACCEPTED
-        failure = ImageFetchFailed if is_temporary else ImageUnavailable
-        raise failure(f"the site answered with status {status}")
+    check_status(response)
     compressed = parse_codings(",".join(response.headers.getall("Content-Encoding", ())))
     most = compute_max_packed(max_bytes) if compressed else max_bytes
     too_large = ImageTooLarge(f"a picture must have at most {max_bytes} bytes")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from worker.edge.reply import read_worker_version
+from worker.loras.allowed import list_names
 from worker.seam import Served
 from worker.settings import Settings
 from worker.tasks import registry
@@ -12,7 +13,9 @@ from worker.tasks import registry
 def list_capabilities(
     served: Sequence[Served], settings: Settings, most_bytes: int
 ) -> dict[str, Any]:
-    """Return what callers may request of this worker: plain JSON, the same as long as it runs.
+    """Return what callers may request of this worker: plain JSON.
+
+    Only the names of LoRAs may change while it runs, as files come into LORA_DIR.
 
     A field that not every task has names those that have it. `most_bytes` is what a reply may have
     at the door that asks.
@@ -29,6 +32,11 @@ def list_capabilities(
             }
             for row in registry.list_fields()
         ],
+        "loras": {
+            "sources": list(settings.lora_kinds),
+            "names": list(list_names(settings)),
+            "max_lora_bytes": settings.max_lora_bytes,
+        },
         "limits": {
             "max_images_per_request": settings.max_images_per_request,
             "max_image_bytes": settings.max_image_bytes,

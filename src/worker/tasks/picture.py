@@ -16,10 +16,12 @@ from worker.edge.echo import declare_private, declare_public, show_given
 from worker.edge.fields import CommonInput, Listed, Number, Plain, Visible, Whole, Word, show
 from worker.edge.verdict import Verdict
 from worker.errors import InvalidInput
+from worker.loras.origin import LoraWord
+from worker.loras.ready import ReadyLora, show_loras
 from worker.media.fetch import ImageSource
 from worker.seam import Served
 from worker.settings import Settings
-from worker.tasks import reference, repaint
+from worker.tasks import adapter, reference, repaint
 from worker.tasks.preset import Preset, fill_preset, list_presets
 from worker.tasks.repaint import Margins, Repaint, read_margins
 from worker.tasks.size import LARGEST, SMALLEST, Size, choose
@@ -65,6 +67,13 @@ Side = Annotated[int, Whole, Field(ge=SMALLEST, le=LARGEST)]
 References = Annotated[
     list[Annotated[ImageSource, BeforeValidator(reference.read_source)]],
     fields.limit_length(REFERENCES.most),
+]
+
+
+LoraWords = Annotated[
+    list[Annotated[LoraWord, BeforeValidator(adapter.read_lora)]],
+    fields.limit_length(adapter.MOST_LORAS),
+    BeforeValidator(adapter.split_loras),
 ]
 
 
@@ -172,6 +181,18 @@ class PictureInput(CommonInput):
         "`{left, top, right, bottom}`: pixels that are added to the picture, 0-4096 each",
         "none",
     )
+    loras: LoraWords | None = fields.declare(
+        'a list of {"path"|"url"|"name", "scale"}, such words alone, or {name: scale};'
+        " see [LoRAs](#loras)",
+        "none",
+        "lora",
+        "lora_weights",
+        "lora_url",
+        listed=adapter.LISTED,
+    )
+    lora_scale: Annotated[float, Number, Field(ge=-2, le=2, allow_inf_nan=False)] | None = (
+        fields.declare("-2 to 2, for each of `loras` without a scale of its own", "1")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +201,8 @@ class PictureOffer:
 
     `area` is the model's native number of pixels; `lightning_steps` are the step counts whose LoRA
     is loaded, the first being the default, empty when none is; `sizes` maps an aspect ratio such as
-    "16:9" to (width, height) in pixels. `strength` is the default of img2img, None where the model
-    has no such task.
+    "16:9" to (width, height) in pixels. `no_loras` is why a job may bring no LoRAs, None where it
+    may. `strength` is the default of img2img, None where the model has no such task.
     """
 
     steps: int
@@ -192,6 +213,7 @@ class PictureOffer:
     max_pixels: int
     max_references: int
     sizes: Mapping[str, tuple[int, int]]
+    no_loras: str | None = "this model takes none"
     strength: float | None = None
 
     def describe(self, settings: Settings) -> Mapping[str, Any]:
@@ -208,6 +230,7 @@ class PictureOffer:
             "area": self.area,
             "max_pixels": self.max_pixels,
             "max_images": self.count_most(settings),
+            "max_loras": 0 if self.no_loras else settings.max_loras,
             **({} if self.strength is None else {"strength": self.strength}),
             "sizes": {ratio: list(size) for ratio, size in self.sizes.items()},
             "presets": {name: row._asdict() for name, row in list_presets(self, settings).items()},
@@ -245,6 +268,7 @@ class PictureWish:
     width: int = declare_private(log=True)
     height: int = declare_private(log=True)
     final: tuple[int, int] | None = declare_private(default=None)
+    loras: tuple[ReadyLora, ...] = declare_public(show=show_loras, default=())
     source: Image.Image | None = declare_private(default=None)  # noqa: RUF009 - a field
     mask: Image.Image | None = declare_private(default=None)  # noqa: RUF009 - a field
     preserves: bool = declare_private(default=True)
@@ -328,10 +352,14 @@ def judge(
     sources = tuple(values.images or ())
     if values.mask is not None:
         sources += (replace(values.mask, field=verdict.find_word("mask")),)
+    loras = adapter.choose_loras(
+        values.loras or (), values.lora_scale, settings, verdict, refusal=offer.no_loras
+    )
     return PictureAsked(
         draft,
         draft.prompt,
         sources,
+        loras,
         size=size,
         offer=offer,
         repaint=_choose_repaint(values, verdict, way),

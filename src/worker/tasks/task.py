@@ -6,6 +6,7 @@ from typing import Any
 
 from worker.edge.fields import CommonInput
 from worker.edge.verdict import Verdict
+from worker.loras.origin import LoraSource
 from worker.media.fetch import ImageSource
 from worker.seam import Phase, Served, Wish
 from worker.settings import Settings
@@ -18,12 +19,14 @@ class Asked:
     """What a job requests of its task, checked and complete except for what must be fetched.
 
     `draft` is the wish with all that is known of it: its seed, and what depends on `sources`, come
-    later. `prompt` is what the caller wrote, for a log that may include it.
+    later. `prompt` is what the caller wrote, for a log that may include it. `loras` are those whose
+    files the field of that name in the wish takes, once they are here.
     """
 
     draft: Any
     prompt: str
     sources: tuple[ImageSource, ...] = ()
+    loras: tuple[LoraSource, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

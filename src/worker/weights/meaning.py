@@ -13,7 +13,7 @@ from worker.weights.apart import drop_doubles, rename_doubles
 from worker.weights.checkpoint import ABOUT, BUNDLE_MANIFEST, CONFIG, INDEX, read_class
 from worker.weights.instead import find_instead
 from worker.weights.names import is_same_repository
-from worker.weights.spec import Listing, LoraFile, ModelSpec, Parts
+from worker.weights.spec import Listing, LoraFile, ModelSpec, Parts, choose_parts
 
 REPOSITORY: Final = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # huggingface_hub's validate_repo_id: "a--b/c" and "a/b--c" would have one folder in its cache
@@ -89,7 +89,7 @@ class Catalogue:
         embedded models when there is neither a GPU nor RunPod, else the default model.
         Models that share a name get distinct ones, see `rename_doubles`. Raises
         WeightsUnavailable for a word that means nothing, InvalidSettings when MODEL_REVISION could
-        mean more than one model.
+        mean more than one model, as LIGHTNING and TRANSFORMER could.
         """
         words = list(models)
         if not words and settings.model_path is not None:
@@ -109,7 +109,14 @@ class Catalogue:
                 else replace(spec, revision=settings.model_revision)
                 for spec in specs
             ]
-        return tuple(replace(spec, is_alone=len(published) <= 1) for spec in rename_doubles(specs))
+        if len(specs) > 1 and settings.lightning is not None:
+            raise InvalidSettings("LIGHTNING: is for one model, and MODEL names several")
+        if len(specs) > 1 and settings.transformer is not None:
+            raise InvalidSettings("TRANSFORMER: is for one model, and MODEL names several")
+        return tuple(
+            replace(choose_parts(spec, settings), is_alone=len(published) <= 1)
+            for spec in rename_doubles(specs)
+        )
 
     def describe_folder(self, folder: Path) -> ModelSpec:
         """Describe a local folder: a bundle, or published weights that name their class.
@@ -200,6 +207,9 @@ class Catalogue:
                     embedded=None,
                     is_alone=spec.is_alone,
                     listing=self.make_listing(spec.repository, pipeline),
+                    lightning=spec.lightning or row.lightning,
+                    lightning_place=spec.lightning_place,
+                    transformer=spec.transformer,
                 )
         loras = manifest.get("lightning")
         files = [str(lora.get("filename")) for lora in loras.values()] if loras else []

@@ -48,7 +48,7 @@ def resolve(
     log.hide(hub.token)
     path, known = _find_record(repository, revision or MAIN, settings)
     if known is None:
-        known = patience.retry(lambda: _ask(repository, revision, hub, patience), repository)
+        known = patience.retry(lambda: ask(repository, revision, hub, patience), repository)
         _write_record(path, repository, revision or MAIN, *known)
     commit, files = known
     return HubSnapshot(repository, commit, files, settings, hub, patience, record=path)
@@ -60,7 +60,7 @@ def find_known_commit(repository: str, revision: str | None, settings: Settings)
     return known[0] if known else None
 
 
-def _ask(
+def ask(
     repository: str, revision: str | None, hub: Hub, patience: Patience
 ) -> tuple[str, tuple[RemoteFile, ...]]:
     """Ask once, by huggingface_hub; raises AttemptFailed or WeightsUnavailable."""

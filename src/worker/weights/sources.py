@@ -11,6 +11,7 @@ from worker.errors import WeightsUnavailable
 from worker.settings import Settings
 from worker.weights import checkpoint, metadata
 from worker.weights.digest_cache import DigestCache
+from worker.weights.joined import join
 from worker.weights.meaning import Catalogue
 from worker.weights.names import MAIN, is_same_repository
 from worker.weights.proof import RemoteFile
@@ -103,8 +104,16 @@ def open_snapshot(source: WeightSource, spec: ModelSpec, settings: Settings) -> 
     """
     if source.folder is not None:
         digests = DigestCache(source.folder, settings.home)
-        return LocalSnapshot(source.folder, spec.repository, source.commit or LOCAL, digests)
-    return metadata.resolve(spec.repository, spec.revision, settings)
+        commit = source.commit or LOCAL
+        model: Snapshot = LocalSnapshot(source.folder, spec.repository, commit, digests)
+    else:
+        model = metadata.resolve(spec.repository, spec.revision, settings)
+    if not spec.transformer:
+        return model
+    owner, name, *folder = spec.transformer.split("/", 2)
+    repository = f"{owner}/{name}"
+    other = _open_cached(repository, "", settings) or metadata.resolve(repository, None, settings)
+    return join(model, other, "".join(folder), spec.parts.weights[0])
 
 
 def open_lora(lora: LoraFile, model: Snapshot, settings: Settings) -> Snapshot:
@@ -114,11 +123,17 @@ def open_lora(lora: LoraFile, model: Snapshot, settings: Settings) -> Snapshot:
     """
     if lora.repository is None:
         return model
+    cached = _open_cached(lora.repository, lora.filename, settings)
+    return cached or metadata.resolve(lora.repository, None, settings)
+
+
+def _open_cached(repository: str, file: str, settings: Settings) -> Snapshot | None:
+    """Return a repository in a cache that has a file of it; "" is its folder. None without one."""
     for _, cache in list_caches(settings):
-        folder, commit = find_cached(lora.repository, None, cache)
-        if isinstance(folder, Path) and (folder / lora.filename).is_file():
-            return LocalSnapshot(folder, lora.repository, commit or LOCAL)
-    return metadata.resolve(lora.repository, None, settings)
+        folder, commit = find_cached(repository, None, cache)
+        if isinstance(folder, Path) and (folder / file).exists():
+            return LocalSnapshot(folder, repository, commit or LOCAL)
+    return None
 
 
 def complete(spec: ModelSpec, snapshot: Snapshot, catalogue: Catalogue) -> ModelSpec:
@@ -294,9 +309,25 @@ def _find_bundle_mismatch(
     revisions = (manifest.get("asked"), manifest.get("revision"))
     if place.commit is None and spec.revision and spec.revision not in revisions:
         return f"is not known to be at {spec.revision}"
+    if (fault := find_other_parts(spec, manifest)) is not None:
+        return fault
     pipeline = manifest.get("pipeline")
     if spec.pipeline and pipeline != spec.pipeline:
         return f"holds a {str(pipeline)[:60]}, not a {spec.pipeline}"
+    return None
+
+
+def find_other_parts(spec: ModelSpec, manifest: Mapping[str, Any]) -> str | None:
+    """Return why a bundle lacks the parts that LIGHTNING and TRANSFORMER name; None if it has them.
+
+    It was not made for them where its manifest says nothing of them.
+    """
+    made = str(manifest.get("lightning_place") or "")
+    if made != spec.lightning_place:
+        return f"was made with LIGHTNING={made[:100]}" if made else "was made without LIGHTNING"
+    made = str(manifest.get("replaced") or "")
+    if made != spec.transformer:
+        return f"was made with TRANSFORMER={made[:100]}" if made else "was made without TRANSFORMER"
     return None
 
 

@@ -1,12 +1,12 @@
 """What a model is as published: where, by whom, of which class, and with which Lightning LoRAs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from worker.errors import InvalidSettings
-from worker.settings import Settings
+from worker.settings import STEPS_IN_NAME, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class ModelSpec:
     the weights are a local folder, `embedded` is that folder's path below checkpoints/ for a model
     that ships with the worker. `needs_gpu` is False where a CPU serves it in seconds. `is_alone`
     says whether MODEL names no other published model, so that MODEL_PATH must mean this one.
+    `lightning_place` and `transformer` are the settings LIGHTNING and TRANSFORMER, "" where they
+    are not set.
     """
 
     name: str
@@ -71,6 +73,8 @@ class ModelSpec:
     needs_gpu: bool = True
     is_alone: bool = True
     listing: Listing = Listing()
+    lightning_place: str = ""
+    transformer: str = ""
 
     @property
     def word(self) -> str:
@@ -78,6 +82,24 @@ class ModelSpec:
         if self.folder is not None:
             return self.name
         return f"{self.repository}@{self.revision}" if self.revision else self.repository
+
+
+def choose_parts(spec: ModelSpec, settings: Settings) -> ModelSpec:
+    """Return a model with the Lightning LoRA and the transformer that the settings name."""
+    lightning, place = spec.lightning, settings.lightning or ""
+    if place:
+        owner, name, path = place.split("/", 2)
+        found = STEPS_IN_NAME.search(path)
+        counts: tuple[int, ...] = (8, 4) if found is None else (int(found[1]),)
+        if found is None and "lightning_steps" in settings.model_fields_set:
+            counts = settings.lightning_steps
+        lightning = {n: LoraFile(f"{owner}/{name}", path.replace("{n}", str(n))) for n in counts}
+    return replace(
+        spec,
+        lightning=lightning,
+        lightning_place=place,
+        transformer=settings.transformer or "",
+    )
 
 
 def list_lightning_steps(spec: ModelSpec, settings: Settings) -> tuple[int, ...]:

@@ -19,10 +19,11 @@ from worker.families.opener import choose_compiled_batch
 from worker.families.qwen_image.denoising import Conditioning, LatentShape
 from worker.families.qwen_image.forward import Forward
 from worker.families.qwen_image.model import QwenImage
+from worker.loras.ready import ReadyLora
 from worker.seam import Unheard, take_made
 from worker.tasks.picture import PictureWish
 from worlds.compilers import run_as_traced
-from worlds.loras import published_lora, small_transformer
+from worlds.loras import FORMS, published_lora, small_transformer, write_form
 
 # an output alone, with one reference and with two; with as many tokens as the first text has
 SHAPES: list[list[LatentShape]] = [
@@ -93,6 +94,14 @@ def draw(model: QwenImage, wish: PictureWish, rows: int) -> list[bytes]:
     return [one.image.tobytes() for one in made]
 
 
+def write_lora(path: Path, module: str) -> ReadyLora:
+    """Write a LoRA of one module of a published transformer, which has 128 channels."""
+    width = 128 * 6 if "mod" in module else 128
+    pairs = {module: (torch.full((1, 128), 0.1), torch.full((width, 1), 0.1))}
+    write_form(pairs, 1.0, FORMS["fal"], path)
+    return ReadyLora("a", f"sha256:{module}", 1.0, path, None, is_callers=True)
+
+
 def open_compiled(monkeypatch: pytest.MonkeyPatch, home: Path, **more: str) -> QwenImage:
     """Boot with one model as on a GPU, with graphs run as they are traced."""
     environ = {"MODEL": "tiny-edit", "MODEL_DIR": str(home), "LIGHTNING_STEPS": "4", **more}
@@ -103,12 +112,19 @@ def open_compiled(monkeypatch: pytest.MonkeyPatch, home: Path, **more: str) -> Q
 
 
 def test_no_job_waits_for_the_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A start compiles for every adapter and none, alone and in batches."""
+    """A start compiles for every adapter and none, alone and in batches.
+
+    LoRAs of jobs run uncompiled, and leave what was compiled as it was.
+    """
     model = open_compiled(monkeypatch, tmp_path, BATCH_SIZE="4")
     run = model._parts.forward._run_block
     assert isinstance(run, Compiled)
     assert run.graphs == 4
     found = [draw(model, wish, rows) for rows in (1, 2) for wish in WISHES]
+    for seed, name in enumerate(("attn.to_q", "img_mod.1")):
+        lora = write_lora(tmp_path / f"{seed}.safetensors", f"transformer_blocks.0.{name}")
+        assert draw(model, replace(WISHES[0], loras=(lora,)), 1) != found[0]
+        assert draw(model, WISHES[0], 1) == found[0]
     assert (run.graphs, run.is_active) == (4, True)
     run._compiled = None
     assert [draw(model, wish, rows) for rows in (1, 2) for wish in WISHES] == found
@@ -121,7 +137,11 @@ def test_a_model_with_one_fused_adapter_compiles_for_that_alone(
     model = open_compiled(monkeypatch, tmp_path, LIGHTNING_FUSED="true")
     run: Any = model._parts.forward._run_block
     assert (run.graphs, run.is_active) == (1, True)
-    assert draw(model, EDIT, 1)
+    plain = draw(model, EDIT, 1)
+    lora = write_lora(tmp_path / "a.safetensors", "transformer_blocks.0.attn.to_q")
+    assert draw(model, replace(EDIT, loras=(lora,)), 1) != plain
+    assert draw(model, EDIT, 1) == plain
+    assert (run.graphs, run.is_active) == (1, True)
 
 
 def test_models_are_compiled_for_gpus_alone_and_unless_it_is_off() -> None:

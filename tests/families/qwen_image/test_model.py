@@ -15,9 +15,11 @@ import torch
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION_IMAGE_SIZE
 from PIL import Image, ImageChops
+from safetensors.torch import save_file
 
 from worker import boot, residency, settings
 from worker.driver import CONTEXT_BYTES, Gpu
+from worker.engine.lora import LoraLinear
 from worker.engine.sampler import make_noise
 from worker.errors import (
     BadPicture,
@@ -25,6 +27,7 @@ from worker.errors import (
     DeviceLost,
     InvalidSettings,
     LoraNotApplied,
+    LoraRefused,
     UnfitHost,
 )
 from worker.families import opener
@@ -34,6 +37,7 @@ from worker.families.qwen_image import model as qwen_image
 from worker.families.qwen_image import vae
 from worker.families.qwen_image.model import QwenImage
 from worker.families.qwen_image.working import count_frame_bytes
+from worker.loras.ready import ReadyLora
 from worker.seam import Phase
 from worker.tasks.picture import PictureWish, offer_of
 from worlds import making
@@ -95,6 +99,66 @@ def test_any_order_gives_the_same_pictures(models: dict[str, QwenImage]) -> None
     assert len(set(first)) == len(jobs)
     for order in itertools.permutations(range(len(jobs)), 3):
         assert [drawn(model, jobs[i]) for i in order] == [first[i] for i in order]
+
+
+def lora_for(model: QwenImage, folder: Path, seed: int, modules: list[str]) -> ReadyLora:
+    """Write a LoRA for a model, strong enough to be seen."""
+    path = folder / f"{seed}.safetensors"
+    transformer = model._parts.transformer
+    linears: dict[str, Any] = {name: transformer.get_submodule(name) for name in modules}
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, linear in linears.items():
+        inner: Any = linear.base if isinstance(linear, LoraLinear) else linear
+        state[f"{name}.lora_A.weight"] = torch.randn(seed, inner.in_features, generator=generator)
+        state[f"{name}.lora_B.weight"] = torch.randn(inner.out_features, seed, generator=generator)
+    save_file({key: tensor * 0.1 for key, tensor in state.items()}, path)
+    return ReadyLora(f"lora {seed}", f"sha256:{path}", 0.8, path, None, is_callers=True)
+
+
+def test_a_job_with_loras_leaves_no_trace(models: dict[str, QwenImage], tmp_path: Path) -> None:
+    """Beside Lightning and without, of different ranks, one on modules that Lightning has not."""
+    model = models["tiny-image"]
+    block = "transformer_blocks.0.attn.to_q"
+    loras = (
+        lora_for(model, tmp_path, 3, [block, "proj_out"]),
+        lora_for(model, tmp_path, 5, [block, "img_in", "txt_in"]),
+    )
+    for wish in (TEXT, replace(TEXT, **BASE)):
+        before = drawn(model, wish)
+        styled = replace(wish, loras=loras)
+        with_both = drawn(model, styled)
+        found = made(model, styled).found["loras"]
+        assert [one.modules for one in found] == [2, 3]
+        pictures = {before, with_both, drawn(model, replace(wish, loras=loras[:1]))}
+        assert len(pictures) == 3
+        assert drawn(model, wish) == before
+        assert drawn(model, styled) == with_both
+        assert drawn(model, replace(wish, loras=())) == before
+
+
+def test_pictures_with_other_loras_share_no_step(
+    models: dict[str, QwenImage], tmp_path: Path
+) -> None:
+    model = models["tiny-image"]
+    lora = lora_for(model, tmp_path, 3, ["proj_out"])
+    one = model.make_key(replace(TEXT, loras=(lora,)))
+    assert one == model.make_key(replace(TEXT, seed=9, loras=(replace(lora, name="other"),)))
+    for other in ((), (replace(lora, scale=0.7),), (replace(lora, digest="sha256:1"),)):
+        assert one != model.make_key(replace(TEXT, loras=other))
+
+
+def test_a_lora_of_the_time_embedding_is_refused_and_the_next_job_is_as_ever(
+    models: dict[str, QwenImage], tmp_path: Path
+) -> None:
+    """The rows were computed from it."""
+    model = models["tiny-image"]
+    name = "time_text_embed.timestep_embedder.linear_1"
+    lora = lora_for(model, tmp_path, 3, ["proj_out", name])
+    before = drawn(model, TEXT)
+    with pytest.raises(LoraRefused, match=rf"lora 3: {name} changes the modulation"):
+        drawn(model, replace(TEXT, loras=(lora,)))
+    assert drawn(model, TEXT) == before
 
 
 def test_edits_share_nothing_either(models: dict[str, QwenImage]) -> None:

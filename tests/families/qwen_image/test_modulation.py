@@ -7,14 +7,16 @@ import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 
-from worker.errors import Internal
+from worker.engine.guests import GuestAdapters
+from worker.engine.lora import Adapters, ScaledLora, make_scaled
+from worker.errors import Internal, LoraNotApplied
 from worker.families.qwen_image.modulation import (
     RowModulation,
-    RowPart,
     RowTable,
     WeightModulation,
     round_timesteps,
 )
+from worlds.loras import MODULATION, TIME, published_lora, table_of
 
 LIGHTNING = torch.tensor([1000.0, 954.5455, 900.0, 833.3333, 750.0, 642.8572, 500.0, 300.0])
 
@@ -35,29 +37,6 @@ def small(*, seed: int = 0, **config: Any) -> Any:
         }
     )
     return model.to(torch.bfloat16).eval()
-
-
-def table_of(model: Any, timesteps: torch.Tensor) -> RowTable:
-    """Ask the model's own modules for its rows, one timestep at a time, as a forward would."""
-    keys = torch.unique(round_timesteps(timesteps).float()).to(torch.bfloat16)
-    hidden = torch.empty(0, dtype=torch.bfloat16)
-    flag = torch.zeros(1, dtype=torch.long) if model.config.use_additional_t_cond else None
-    rows, zero = [], torch.empty(0, 6 * model.inner_dim, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        for key in keys:
-            timestep = torch.stack([key, key * 0]) if model.zero_cond_t else key[None]
-            temb = model.time_text_embed(timestep, hidden, flag)
-            image = torch.stack([b.img_mod(temb) for b in model.transformer_blocks])
-            text = torch.stack([b.txt_mod(temb[:1]) for b in model.transformer_blocks])
-            rows.append(torch.cat([image[:, 0], text[:, 0]]))
-            zero = image[:, 1] if model.zero_cond_t else zero
-    table, half = torch.stack(rows), len(model.transformer_blocks)
-    # two files, as if the blocks lay in two shards: one has every image stream, one every text's
-    parts = (
-        RowPart(table[:, :half], torch.arange(half), zero, torch.arange(len(zero))),
-        RowPart(table[:, half:], torch.arange(half, 2 * half), zero[:0], torch.arange(0)),
-    )
-    return RowTable(keys, parts)
 
 
 def forward(model: Any, timestep: torch.Tensor, *, batch: int = 1, side: int = 4) -> torch.Tensor:
@@ -213,3 +192,112 @@ def test_rows_are_gathered_for_each_step_in_its_own_order_and_format() -> None:
     assert torch.equal(rows[1, 0], table.parts[0].rows[-1])
     assert torch.equal(rows[1, 1], table.parts[1].rows[-1])
     assert [one.tolist() for one in calls] == [index.tolist()] * 2
+
+
+LAYERS = [*MODULATION, "transformer_blocks.0.attn.to_q", "norm_out.linear", "img_in", "txt_in"]
+SCALES = {"first": 0.7, "second": -0.3}
+
+
+def lora_for(model: Any, seed: int, modules: list[str] = LAYERS) -> ScaledLora:
+    """Return a LoRA in bf16 for modules of a model with all its weights."""
+    state = published_lora(model, seed, modules=modules)
+    small_state = {k: t if k.endswith("alpha") else 0.2 * t.bfloat16() for k, t in state.items()}
+    return make_scaled(small_state)
+
+
+class Rows:
+    """A model with rows, and adapters of jobs next to it: `first` and `second`."""
+
+    def __init__(self, **config: Any) -> None:
+        self.weights, self.model = small(**config), small(**config)
+        self.modulation = RowModulation(
+            self.model, table_of(self.weights, LIGHTNING), torch.device("cpu")
+        )
+        own = Adapters(self.model, self.modulation.fixed)
+        self.guests = GuestAdapters(self.model, own, self.modulation.outside)
+        self.loras = {"first": lora_for(small(**config), 1), "second": lora_for(small(**config), 2)}
+        for name, lora in self.loras.items():
+            self.guests.attach(name, lora)
+
+    def predict(self, step: int) -> torch.Tensor:
+        """Return what the model predicts at a step of Lightning's schedule."""
+        self.modulation.load(LIGHTNING)
+        self.modulation.select(step)
+        return forward(self.model, LIGHTNING[step])
+
+    def predict_stock(self, scales: dict[str, float], step: int) -> torch.Tensor:
+        """Return what it would predict with its weights, through peft."""
+        for name in scales:
+            if name not in getattr(self.weights, "peft_config", {}):
+                tensors = dict(self.loras[name].tensors)
+                self.weights.load_lora_adapter(tensors, prefix=None, adapter_name=name)
+        self.weights.set_adapters(list(scales), list(scales.values()))
+        return forward(self.weights, LIGHTNING[step])
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"zero_cond_t": True}, {"use_additional_t_cond": True, "use_layer3d_rope": True}],
+    ids=["base", "zero_cond_t", "layered"],
+)
+def test_loras_of_jobs_change_rows_as_they_would_change_weights(config: dict[str, Any]) -> None:
+    """To the last bit, one and several, references' rows of t = 0 too; then as if never."""
+    rows = Rows(**config)
+    before = [rows.predict(step) for step in (0, 3, 7)]
+    for scales in ({"first": 1.0}, SCALES, {"second": -0.3, "first": 0.7}):
+        rows.guests.use(scales)
+        for step in (0, 3, 7):
+            expected = rows.predict_stock(scales, step)
+            assert torch.equal(rows.predict(step), expected)
+        assert not torch.equal(expected, before[-1])
+    rows.guests.use({})
+    assert all(torch.equal(rows.predict(s), b) for s, b in zip((0, 3, 7), before, strict=True))
+
+
+def test_rows_of_loras_are_computed_once_for_their_timesteps_and_scales() -> None:
+    rows = Rows(zero_cond_t=True)
+    computed: list[torch.Tensor] = []
+    rows.model.time_text_embed.register_forward_hook(lambda *given: computed.append(given[0]))
+
+    def load(scales: dict[str, float], timesteps: torch.Tensor) -> int:
+        """Return for how many timesteps something is computed."""
+        before = len(computed)
+        rows.guests.use(scales)
+        rows.modulation.load(timesteps)
+        return len(computed) - before
+
+    one, both, few = {"first": 1.0}, {"first": 1.0, "second": 1.0}, LIGHTNING[:2]
+    found = [
+        *(load(one, few), load({}, few), load(one, few), load(one, LIGHTNING[2:4])),
+        *(load(both, few), load({"first": 0.9}, few), load(one, few)),
+    ]
+    assert found == [2, 0, 0, 2, 2, 2, 0]
+
+
+def test_a_lora_of_the_time_embedding_is_refused_beside_rows_and_added_beside_weights() -> None:
+    """Rows were computed from it, and the weights that others would need are gone."""
+    lora = lora_for(small(), 1, [*TIME, *MODULATION])
+    rows = Rows()
+    with pytest.raises(LoraNotApplied, match=r"time_text_embed\S+ changes the modulation"):
+        rows.guests.attach("time", lora)
+    weights = small()
+    guests = GuestAdapters(weights, Adapters(weights), WeightModulation().outside)
+    assert guests.attach("time", lora) == len(TIME) + len(MODULATION)
+
+
+def test_a_lora_of_few_layers_leaves_the_rows_of_others_as_they_are() -> None:
+    rows = Rows(zero_cond_t=True)
+    rows.modulation.load(LIGHTNING)
+    rows.modulation.select(2)
+    blocks, temb = rows.model.transformer_blocks, torch.zeros(2, 1)
+    before = [block.img_mod(temb).clone() for block in blocks]
+    texts = [block.txt_mod(temb[:1]).clone() for block in blocks]
+    rows.guests.attach("few", lora_for(small(zero_cond_t=True), 3, MODULATION[:1]))
+    rows.guests.use({"few": 1.0})
+    rows.modulation.load(LIGHTNING)
+    rows.modulation.select(2)
+    changed = blocks[0].img_mod(temb)
+    assert [bool((changed[row] != before[0][row]).any()) for row in (0, 1)] == [True, True]
+    assert torch.equal(blocks[1].img_mod(temb), before[1])
+    assert all(torch.equal(b.txt_mod(temb[:1]), t) for b, t in zip(blocks, texts, strict=True))

@@ -101,3 +101,35 @@ def test_a_plan_counts_a_batch_where_pictures_share_forwards() -> None:
     raised = plan(BATCH_SIZE="4", BATCH_MAX_PIXELS=str(4 * SIDE))
     assert raised > plan(BATCH_SIZE="2", BATCH_MAX_PIXELS=str(2 * SIDE)) > plan()
     assert plan(BATCH_MAX_PIXELS=str(4 * SIDE)) == plan()
+
+
+def test_loras_of_jobs_take_18_megabytes_per_rank_in_every_phase() -> None:
+    """In each of 60 blocks 14 modules, in bf16; and a third row per block and step."""
+    ranks = 3 * 64
+    before, after = estimate_phases(LOAD), estimate_phases(replace(LOAD, ranks=ranks))
+    per_rank = 2 * sum(
+        2 * 60 * (ins + outs) * 3072 // 2
+        for ins, outs in [*[(1, 1)] * 8, *[(1, 4), (4, 1)] * 2, *[(1, 6)] * 2]
+    )
+    assert per_rank == 18_432_000
+    grown = {phase: after[phase] - before[phase] for phase in before}
+    rows = LOAD.steps * 60 * 6 * 3072 * 2
+    assert grown == {
+        "text": ranks * per_rank,
+        "denoise": ranks * per_rank + rows,
+        "decode": ranks * per_rank + rows,
+        "reference": ranks * per_rank,
+    }
+    assert estimate_phases(replace(LOAD, adapters=0, ranks=64))["denoise"] > (
+        estimate_phases(replace(LOAD, adapters=0))["denoise"] + 64 * per_rank + rows
+    )
+
+
+def test_a_plan_counts_loras_where_the_operator_says_which_jobs_may_bring() -> None:
+    named: Any = {"LORAS": "style=org/style"}
+    assert plan() == plan(MAX_LORAS="0", **named)
+    plans = [plan(MAX_LORAS=str(most), **named) for most in (0, 1, 3)]
+    assert plans[1] - plans[0] >= 64 * 18_432_000
+    assert plans[2] - plans[1] == 2 * 64 * 18_432_000
+    assert plans[2] == plan(**named) == plan(LORA_SOURCES="hub") == plan(LORA_DIR="/loras")
+    assert plan(LORA_SOURCES="names", RUNPOD_ENDPOINT_ID="x") == plan(**named)

@@ -19,13 +19,15 @@ class Forward:
     device: positions are cached by shape, and with zero_cond_t the sequence is split where the
     references begin instead of indexed from a list of every token. The modules are looked up at
     every call, so adapters may be attached and switched at any time. With `is_compiled` the blocks
-    share compiled graphs, whose results differ by rounding.
+    share compiled graphs, whose results differ by rounding. With `is_eager` they run as they are:
+    each caller's LoRA would be a graph of its own, compiled while its job waits.
     """
 
     def __init__(self, transformer: Any, *, is_compiled: bool = False) -> None:
         self._transformer = transformer
         self._positions = Positions(transformer)
         self._run_block = Compiled(run_block) if is_compiled else run_block
+        self.is_eager = False
 
     def __call__(
         self,
@@ -49,10 +51,9 @@ class Forward:
         tables = self._positions.find(shapes, text.shape[1], image.device)
         mask = _join_mask(condition.mask, image)
         frames, height, width = shapes[0]
+        run = run_block if self.is_eager else self._run_block
         for block in model.transformer_blocks:
-            image, text = self._run_block(
-                block, image, text, temb, tables, mask, frames * height * width
-            )
+            image, text = run(block, image, text, temb, tables, mask, frames * height * width)
         predicted: Tensor = model.proj_out(model.norm_out(image, temb[: len(image)]))
         return predicted
 

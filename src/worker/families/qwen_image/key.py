@@ -1,5 +1,6 @@
 """What pictures must agree in to share the transformer's forwards."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 PixelSize = tuple[int, int]
@@ -12,7 +13,8 @@ class PictureKey:
     Prompts are never padded: a mask changes what attention computes, and a padded row was up to
     0.03 off in its latents. `tokens` are the lengths of the prompt and, where CFG runs, of the
     negative prompt, without those of the references. `references` are the (width, height) at which
-    each is encoded and at which the text encoder sees it: they decide all other lengths.
+    each is encoded and at which the text encoder sees it: they decide all other lengths. Each of
+    `loras` is the identity and the scale of one that a caller requested.
     `begins` is the strength with which a picture begins from another and whether it has a mask: the
     steps follow from it.
     """
@@ -25,6 +27,7 @@ class PictureKey:
     true_cfg_scale: float
     tokens: tuple[int, ...]
     references: tuple[tuple[PixelSize, PixelSize], ...]
+    loras: tuple[tuple[Hashable, float], ...] = ()
     begins: tuple[float | None, bool] = (None, False)
 
     @property

@@ -15,9 +15,11 @@ from worker.engine import device as devices
 from worker.engine.begin import Beginning
 from worker.engine.cache import TensorCache
 from worker.engine.decoded import make_picture
+from worker.engine.guests import GuestAdapters
 from worker.engine.sampler import make_noise
 from worker.engine.schedule import make_schedule
 from worker.errors import BadPicture, Internal, LoraNotApplied
+from worker.families.adapting import WishedLoras
 from worker.families.clock import Clock
 from worker.families.masking import find_original, make_masks
 from worker.families.memory import Phases, check_freed
@@ -113,7 +115,15 @@ class QwenImage:
         )
         self._vae = Vae(components.vae)
         self._cache = TensorCache(CACHE_BYTES)
-        self._phases = Phases(self._cache.clear)
+        self._loras = WishedLoras(
+            components.adapters,
+            GuestAdapters(
+                components.transformer, components.adapters, components.modulation.outside
+            ),
+            components.device,
+            components.dtype,
+        )
+        self._phases = Phases(self._forget)
 
     def make_key(self, wish: PictureWish) -> PictureKey:
         """Return what other pictures must have too to share forwards with this one."""
@@ -133,6 +143,7 @@ class QwenImage:
                 (self.choose_reference_size(image, wish), self._choose_shown_size(image))
                 for image in wish.references
             ),
+            tuple((lora.identity, lora.scale) for lora in wish.loras),
             begins=(wish.strength, wish.mask is not None),
         )
 
@@ -166,8 +177,12 @@ class QwenImage:
                 dict(clock.spent),
                 peak_vram_mb=devices.read_peak_mb(device),
                 warnings=self._list_warnings(wish),
-                found=self._find_start(wish),
+                found={"loras": self._loras.count(wish.loras), **self._find_start(wish)},
             )
+
+    def _forget(self) -> None:
+        self._cache.clear()
+        self._loras.forget()
 
     def warm(self) -> None:
         """Make pictures of the kinds that jobs will request, and compile what others will need.
@@ -188,7 +203,7 @@ class QwenImage:
         """
         self._cache.clear()
         transformer = weakref.ref(self._parts.transformer)
-        del self._parts, self._prompts, self._vae
+        del self._parts, self._prompts, self._vae, self._loras, self._phases
         check_freed(transformer)
 
     def choose_reference_size(self, image: Image.Image, wish: PictureWish) -> tuple[int, int]:
@@ -211,7 +226,9 @@ class QwenImage:
         name = name_adapter(first.steps) if first.lightning else None
         if name is not None and name not in parts.adapters.attached:
             raise LoraNotApplied(f"no Lightning LoRA for {first.steps} steps is loaded")
-        parts.adapters.use(name)
+        parts.forward.is_eager = bool(first.loras)
+        kind = tuple(lora.identity for lora in first.loras)
+        self._phases.run("loras", kind, lambda _: self._loras.use(name, first.loras))
 
         pictures = ReferencePictures()
         prompt, negative = self._phases.run(

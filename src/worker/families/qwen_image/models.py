@@ -57,7 +57,7 @@ class Defaults:
     `area` is its native number of pixels, `sizes` maps an aspect ratio to (width, height) in
     pixels, `max_references` is how many reference pictures one job may give, `strength` is how far
     img2img changes one. Whether the transformer has zero_cond_t (Edit-2511) is in its config.json,
-    not here.
+    not here. `takes_loras` says whether jobs may bring LoRAs.
     """
 
     steps: int
@@ -68,6 +68,7 @@ class Defaults:
     sizes: Sizes = field(default_factory=lambda: PUBLISHED_SIZES)
     # That of diffusers' QwenImageImg2ImgPipeline.
     strength: float = 0.6
+    takes_loras: bool = True
 
 
 @dataclass(frozen=True, slots=True)

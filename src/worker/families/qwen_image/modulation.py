@@ -1,13 +1,15 @@
 """What each block is modulated by: its own weights, or rows computed once for every timestep."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import torch
+from torch.nn import functional
 
 from worker.engine.cache import TensorCache
+from worker.engine.guests import Guests
 from worker.engine.lora import Fixed
 from worker.errors import Internal
 
@@ -35,6 +37,10 @@ def round_timesteps(timesteps: torch.Tensor) -> torch.Tensor:
 class Modulation(Protocol):
     """How the denoising loop chooses the step that the blocks compute."""
 
+    @property
+    def outside(self) -> Mapping[str, Guests]:
+        """Return the layers whose results are in memory, and the LoRAs of jobs that reach them."""
+
     def load(self, timesteps: torch.Tensor) -> None:
         """Prepare a loop over `timesteps` (float32 [steps], 0..1000), or raise Internal."""
 
@@ -44,6 +50,9 @@ class Modulation(Protocol):
 
 class WeightModulation:
     """Leave the modulation to the blocks' own weights: any dtype, any timestep."""
+
+    def __init__(self) -> None:
+        self.outside: Mapping[str, Guests] = {}
 
     def load(self, timesteps: torch.Tensor) -> None:
         """Do nothing: the weights serve every timestep."""
@@ -149,36 +158,49 @@ class RowModulation:
 
     They depend on the timestep alone (transformer_qwenimage.py: temb = time_text_embed(timestep))
     and hold a third of the transformer's parameters. `transformer` may be on meta; the rows of one
-    loop live on `device`.
+    loop live on `device`. What LoRAs of jobs add to them is computed for the timesteps of a loop,
+    from the transformer's time embedding.
     """
 
     def __init__(self, transformer: Any, table: RowTable, device: torch.device) -> None:
         blocks = transformer.transformer_blocks
         zero = bool(transformer.zero_cond_t)
         table.check(len(blocks), 6 * transformer.inner_dim, zero=zero)
+        self._transformer = transformer
         self._table = table
         self._device = device
-        self._loaded_index: tuple[int, ...] = ()
+        self._loaded_key: tuple[Hashable, ...] = ()
         self._loaded: torch.Tensor | None = None
-        self._kept = TensorCache(KEPT_STEPS * 2 * len(STREAMS) * len(blocks) * table.width)
+        step_bytes = 2 * len(blocks) * table.width
+        self._kept = TensorCache(KEPT_STEPS * len(STREAMS) * step_bytes)
+        self._kept_adapted = TensorCache(KEPT_STEPS * (len(STREAMS) + zero) * step_bytes)
         dtype, width = table.keys.dtype, table.width
         self._image = torch.empty(len(blocks), 1 + zero, width, dtype=dtype, device=device)
         self._text = torch.empty(len(blocks), 1, width, dtype=dtype, device=device)
         for part in table.parts:
             if len(part.zero):
                 self._image[part.zero_blocks.to(device), 1] = part.zero.to(device)
+        self._zero = self._image[:, 1:].clone()
         self._forget()
         for block, image, text in zip(blocks, self._image, self._text, strict=True):
             block.img_mod = _Rows(image)
             block.txt_mod = _Rows(text)
+        self._guests = [[Guests(transformer.inner_dim, width) for _ in blocks] for _ in STREAMS]
+
+    @property
+    def outside(self) -> Mapping[str, Guests]:
+        """Return the layers that the rows replace, and the LoRAs of jobs that reach them."""
+        return {
+            _name_layer(block, stream): guests
+            for stream, row in zip(STREAMS, self._guests, strict=True)
+            for block, guests in enumerate(row)
+        }
 
     @property
     def fixed(self) -> Fixed:
-        """Return what a LoRA cannot change: the rows were computed without it."""
-        blocks = range(len(self._image))
-        layers = (f"transformer_blocks.{n}.{stream}.1" for n in blocks for stream in STREAMS)
+        """Return what a LoRA in the modules cannot change: the rows were computed without it."""
         what = "the modulation, which this bundle holds as rows"
-        return Fixed(frozenset(layers), (TIME_EMBEDDING,), what)
+        return Fixed(frozenset(self.outside), (TIME_EMBEDDING,), what)
 
     def _forget(self) -> None:
         # A forward without a selection gives NaN, which is caught, never an earlier step's rows.
@@ -190,17 +212,46 @@ class RowModulation:
 
         Raises Internal naming every timestep without a row of exactly its value. The rows of the
         last schedule stay loaded, and so do Lightning's: the same at every size, they are read once
-        whatever comes between.
+        whatever comes between, and computed once for a job's LoRAs.
         """
         self._forget()
+        self._image[:, 1:].copy_(self._zero)
         found = self._table.find(timesteps)
-        index = tuple(found.tolist())
-        if self._loaded is None or index != self._loaded_index:
-            self._loaded = None
-            self._loaded = self._kept.get(
-                index, lambda: self._table.gather(found, len(self._image), self._device)
-            )
-            self._loaded_index = index
+        used = tuple(guests.key for row in self._guests for guests in row)
+        needed = tuple(found.tolist()), used if any(used) else ()
+        if self._loaded is not None and needed == self._loaded_key:
+            return
+        self._loaded = None
+        cache, compute = (
+            (self._kept_adapted, lambda: self._adapt(found))
+            if any(used)
+            else (self._kept, lambda: self._gather(found))
+        )
+        self._loaded = cache.get(needed, compute)
+        self._loaded_key = needed
+
+    def _gather(self, found: torch.Tensor) -> torch.Tensor:
+        return self._table.gather(found, len(self._image), self._device)
+
+    @torch.inference_mode()
+    def _adapt(self, found: torch.Tensor) -> torch.Tensor:
+        """Return the rows at `found` with the LoRAs in use: [steps, 2 or 3, blocks, 6 * dim].
+
+        The third are the image rows of t = 0. In the shapes and the order in which a LoRA next to
+        the layers' weights would be added, so that they are equal to the last bit.
+        """
+        rows = self._gather(found)
+        if self._zero.shape[1]:
+            rows = torch.cat([rows, self._zero[:, 0].expand(len(rows), 1, -1, -1)], dim=1)
+        activated = compute_activated(self._transformer, self._table.keys[found].to(self._device))
+        for step, temb in enumerate(activated):
+            for block, guests in enumerate(self._guests[0]):
+                if guests.used:
+                    rows[step, ::2, block] = guests.add_to(rows[step, ::2, block], temb)
+            for block, guests in enumerate(self._guests[1]):
+                if guests.used:
+                    rows[step, 1:2, block] = guests.add_to(rows[step, 1:2, block], temb[:1])
+        return rows
 
     def select(self, step: int) -> None:
         """Make the next forwards those of `timesteps[step]` of the last `load`."""
@@ -208,3 +259,23 @@ class RowModulation:
             raise Internal("select before load: no modulation rows on the device")
         self._image[:, 0].copy_(self._loaded[step, 0])
         self._text[:, 0].copy_(self._loaded[step, 1])
+        if self._loaded.shape[1] > len(STREAMS):
+            self._image[:, 1].copy_(self._loaded[step, 2])
+
+
+def _name_layer(block: int, stream: str) -> str:
+    return f"transformer_blocks.{block}.{stream}.1"
+
+
+def compute_activated(transformer: Any, keys: torch.Tensor) -> list[torch.Tensor]:
+    """Return silu(temb) of every key (bf16 [T]), which modulation layers multiply: [1 or 2, dim].
+
+    Each is computed alone, as a forward at batch 1 does, since GEMMs of other row counts round
+    differently; with zero_cond_t it is the pair [t, 0].
+    """
+    like = torch.empty(0, dtype=keys.dtype, device=keys.device)
+    # The layered pipeline passes 0 for every picture it makes.
+    flagged = bool(transformer.config.use_additional_t_cond)
+    flag = torch.zeros(1, dtype=torch.long, device=keys.device) if flagged else None
+    pairs = (torch.stack([key, key * 0]) if transformer.zero_cond_t else key[None] for key in keys)
+    return [functional.silu(transformer.time_text_embed(pair, like, flag)) for pair in pairs]

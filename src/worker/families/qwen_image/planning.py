@@ -10,6 +10,9 @@ from worker.weights.spec import ModelSpec, list_lightning_steps
 
 # The most steps that a job may request, with the base schedule and without a LoRA.
 MOST_STEPS: Final = 100
+# The rank that each LoRA of a job is counted with, for every module of a block: the largest common
+# one. Those of other jobs that are kept take less (families/adapting.py).
+COUNTED_RANK: Final = 64
 # The class whose text encoder sees its one reference at the model's own area.
 SEES_ALL: Final = "QwenImageEditPipeline"
 
@@ -22,12 +25,15 @@ def plan_working(
     By default it is the largest that MAX_PIXELS accepts, without it the model's own area. Each has
     as many references as callers may give, a prompt of the greatest length, begins from a picture,
     and has the more expensive of Lightning and the base schedule in most steps; where pictures
-    share forwards, a batch of BATCH_MAX_PIXELS is among them.
+    share forwards, a batch of BATCH_MAX_PIXELS is among them. MAX_LORAS of rank 64 are
+    counted where the operator says which LoRAs jobs may bring.
     """
     defaults = spec.defaults
     largest = pixels or settings.max_pixels or defaults.area
     references = min(defaults.max_references, settings.max_input_images)
     shown = defaults.area if spec.pipeline == SEES_ALL else SHOWN_PIXELS
+    brings = settings.expects_loras and defaults.takes_loras
+    ranks = settings.max_loras * COUNTED_RANK if brings else 0
     steps = list_lightning_steps(spec, settings)
     count = settings.most_in_batch
     sizes = [(largest, 1)]
@@ -44,8 +50,10 @@ def plan_working(
                 references,
                 batch,
                 adapters,
+                ranks,
                 precision,
-                steps=count,
+                # those with LoRAs of earlier jobs are kept too
+                steps=count + (KEPT_STEPS if ranks else 0),
                 shown_pixels=shown,
                 begins=True,
             )

@@ -32,8 +32,8 @@ TILED_FRAME: Final = 8
 # Bytes per pixel of a decoded picture.
 PICTURE: Final = 6
 # Bytes per picture token in the MLP of a block, the widest place of the transformer: in 8bit the
-# scaling through fp32 is wider than the products of a LoRA.
-IMAGE_TOKEN: Final[dict[Precision, int]] = {"bf16": 74_500, "4bit": 74_500, "8bit": 121_000}
+# scaling in fp32 is wider than the products of a LoRA.
+IMAGE_TOKEN: Final[dict[Precision, int]] = {"bf16": 74_500, "4bit": 74_500, "8bit": 124_000}
 ADAPTED_TOKEN: Final = 99_500
 # The largest weight in bf16 while it is multiplied, and the bytes per token meanwhile.
 UNPACKED: Final[dict[Precision, int]] = {"bf16": 0, "4bit": 80_500_000, "8bit": 75_500_000}
@@ -43,8 +43,12 @@ TEXT_TOKEN: Final = 31_000
 # Bytes that stay during the loop: modulation rows per step (60 blocks, 2 streams, 6 x 3072 values
 # in bf16), positions and latents per picture token, and what does not depend on the size.
 STEP_ROWS: Final = 60 * 2 * 6 * 3072 * 2
+# With LoRAs of jobs the rows have a third part where references are modulated by t = 0.
+ADAPTED_ROWS: Final = STEP_ROWS * 3 // 2
 KEPT_TOKEN: Final = 2_400
 KEPT: Final = 10_000_000
+# Bytes of a LoRA in bf16 per rank: 60 blocks, 14 modules with 50 x 3072 inputs and outputs.
+RANK_BYTES: Final = 2 * 60 * 50 * 3072
 # Bytes per token of the picture that another is begun from: its latents, 64 channels in bf16, and
 # its mask.
 BEGUN_TOKEN: Final = 64 * (2 + 1)
@@ -61,7 +65,8 @@ class Load:
     """What is made together: `batch` pictures of `pixels`, each of `references` of its own size.
 
     With `begins` they begin from pictures, of which they keep what masks leave.
-    `adapters` is 1 where a LoRA beside the weights is in use. `tiled` is how the VAE runs.
+    `adapters` is 1 where a LoRA beside the weights is in use, `ranks` the sum of the ranks of
+    those that jobs brought. `tiled` is how the VAE runs.
     `prompt_tokens` is the length of the user's text; `shown_pixels` is the size of each reference
     as the text encoder sees it.
     """
@@ -70,6 +75,7 @@ class Load:
     references: int = 0
     batch: int = 1
     adapters: int = 0
+    ranks: int = 0
     precision: Precision = "bf16"
     tiled: bool = False
     steps: int = 8
@@ -90,16 +96,18 @@ def estimate_phases(load: Load) -> dict[Phase, int]:
     prompt = load.prompt_tokens + SYSTEM_TOKENS + shown // SHOWN_TOKEN_PIXELS
     tokens = batch * (1 + load.references) * load.pixels // TOKEN_PIXELS
     positions = KEPT + KEPT_TOKEN * tokens
-    kept = positions + load.steps * STEP_ROWS
+    brought = load.ranks * RANK_BYTES
+    positions += brought
+    kept = positions + load.steps * (ADAPTED_ROWS if load.ranks else STEP_ROWS)
     frame = count_frame_bytes(load.pixels)
     if load.tiled:
         frame = count_frame_bytes(TILE_PIXELS) + TILED_FRAME * load.pixels
     begun = BEGUN_TOKEN * batch * load.pixels // TOKEN_PIXELS if load.begins else 0
-    wide = max(IMAGE_TOKEN[precision], ADAPTED_TOKEN if load.adapters else 0) * tokens
+    wide = max(IMAGE_TOKEN[precision], ADAPTED_TOKEN if load.adapters or load.ranks else 0) * tokens
     unpacked = UNPACKED[precision] + UNPACKED_TOKEN * tokens
     encoded = TEXT_UNPACKED[precision] + TEXT_UNPACKED_TOKEN * prompt
     phases = {
-        "text": max(encoded, ENCODED_TOKEN * prompt) + SHOWN * shown,
+        "text": brought + max(encoded, ENCODED_TOKEN * prompt) + SHOWN * shown,
         "denoise": kept + begun + max(wide, unpacked) + TEXT_TOKEN * batch * prompt,
         "decode": kept + frame + PICTURE * load.pixels * batch,
     }

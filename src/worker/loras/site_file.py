@@ -1,0 +1,118 @@
+"""A LoRA by URL: under the address policy of references, to a part file, and never kept unread."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import aiohttp
+
+from worker.errors import (
+    ImageFetchFailed,
+    ImageFetchRefused,
+    ImageUnavailable,
+    LoraFetchFailed,
+    LoraRefused,
+)
+from worker.loras.form import START_BYTES, find_form_fault, name_other
+from worker.loras.kept import Fetched, KeptLoras
+from worker.media.fetch import check_status, open_url
+from worker.settings import Settings
+from worker.weights import space
+
+RECEIVE: Final = 1 << 20
+NOT_MODIFIED: Final = 304
+SITE_HEADERS: Final = {"Accept": "*/*", "User-Agent": "worker"}
+
+
+async def fetch_from_site(
+    url: str, key: str, kept: KeptLoras, settings: Settings, known: Fetched | None = None
+) -> Fetched:
+    """Bring what a URL holds into the cache, and return what it is.
+
+    `known` is what it had before: a site that says that nothing has changed is not read again.
+    Raises LoraRefused, LoraFetchFailed, VolumeFull.
+    """
+    headers = dict(SITE_HEADERS)
+    if known is not None and known.tag is not None:
+        headers["If-None-Match"] = known.tag
+    try:
+        async with open_url(url, settings, headers) as response:
+            if known is not None and response.status == NOT_MODIFIED:
+                await asyncio.to_thread(kept.record, key, known)
+                return known
+            check_status(response)
+            return await _receive(response, key, kept, settings)
+    except (ImageFetchRefused, ImageUnavailable) as error:
+        raise LoraRefused(error.message) from None
+    except ImageFetchFailed as error:
+        raise LoraFetchFailed(error.message) from None
+
+
+async def _receive(
+    response: aiohttp.ClientResponse, key: str, kept: KeptLoras, settings: Settings
+) -> Fetched:
+    most = settings.max_lora_bytes
+    too_large = LoraRefused(f"a LoRA must have at most {most} bytes")
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise LoraRefused("the site sent it compressed")
+    length = response.content_length
+    if (length or 0) > most:
+        raise too_large
+    start = await _read_start(response.content)
+    if (other := name_other(start)) is not None:
+        raise LoraRefused(f"it is {other}; a LoRA is a safetensors file")
+    expected = most if length is None else length
+    await asyncio.to_thread(kept.make_room, expected)
+    part = kept.make_part(key)
+    receiver = _Receiver(part, expected, settings)
+    try:
+        await asyncio.to_thread(receiver.write, start)
+        async for chunk in response.content.iter_chunked(RECEIVE):
+            if receiver.size + len(chunk) > most:
+                raise too_large
+            await asyncio.to_thread(receiver.write, chunk)
+        receiver.close()
+        fetched = Fetched(receiver.read_sha256(), receiver.size, tag=response.headers.get("ETag"))
+        if fault := await asyncio.to_thread(find_form_fault, part):
+            raise LoraRefused(f"{fault}; a LoRA is a safetensors file")
+        await asyncio.to_thread(kept.keep, part, key, fetched)
+    finally:
+        receiver.close()
+        part.unlink(missing_ok=True)
+    return fetched
+
+
+async def _read_start(content: aiohttp.StreamReader) -> bytes:
+    """Return the first bytes of a body, fewer only where it ends before."""
+    start = b""
+    while len(start) < START_BYTES and (more := await content.read(START_BYTES - len(start))):
+        start += more
+    return start
+
+
+class _Receiver:
+    """A part file that is written and digested in order; its methods may block."""
+
+    def __init__(self, part: Path, expected: int, settings: Settings) -> None:
+        self.size = 0
+        self._part, self._expected, self._settings = part, expected, settings
+        self._digest = hashlib.sha256()
+        self._file: BinaryIO = part.open("xb", buffering=0)
+
+    def write(self, chunk: bytes) -> None:
+        """Append bytes; raises VolumeFull."""
+        view = memoryview(chunk)
+        self._digest.update(view)
+        self.size += len(view)
+        with space.translate_errors(self._expected, self._part.parent, self._settings):
+            while view:
+                view = view[self._file.write(view) :]
+
+    def read_sha256(self) -> str:
+        """Return the sha256 of what was written, in hex."""
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

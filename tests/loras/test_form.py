@@ -1,0 +1,32 @@
+"""What is no complete safetensors file is refused by name, before a byte of weights is read."""
+
+from pathlib import Path
+
+import pytest
+
+from worker.loras.form import LONGEST_LORA_HEADER, START_BYTES, find_form_fault, name_other
+from worlds.adapters import NO_LORAS, lora_bytes
+
+
+@pytest.mark.parametrize("name", NO_LORAS)
+def test_another_file_is_named_as_what_it_is(tmp_path: Path, name: str) -> None:
+    data, words = NO_LORAS[name]
+    (tmp_path / "file").write_bytes(data)
+    assert words in (find_form_fault(tmp_path / "file") or "")
+
+
+def test_a_lora_has_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(lora_bytes())
+    assert find_form_fault(tmp_path / "file") is None
+    assert name_other(lora_bytes()[:START_BYTES]) is None
+
+
+@pytest.mark.parametrize(("length", "is_one"), [(1, False), (2, True), (0, False)])
+def test_a_header_has_at_least_an_empty_object(length: int, is_one: bool) -> None:
+    assert (name_other(length.to_bytes(8, "little") + b"{") is None) == is_one
+
+
+def test_a_header_has_a_bound() -> None:
+    start = [(LONGEST_LORA_HEADER + more).to_bytes(8, "little") + b"{" for more in (0, 1)]
+    assert name_other(start[0]) is None
+    assert name_other(start[1]) == "no safetensors file"
