@@ -225,10 +225,9 @@ def test_how_much_noise_it_began_with_is_found(
 ) -> None:
     """Nothing where it begins from noise alone."""
     found = made(image_model, replace(FROM, strength=0.5, **changes)).found
-    assert list(found) == ["start_noise"]
     assert found["start_noise"] == pytest.approx(start)
-    assert made(image_model, replace(FROM, strength=1.0)).found == {"start_noise": 1.0}
-    assert made(image_model, TEXT).found == {}
+    assert made(image_model, replace(FROM, strength=1.0)).found["start_noise"] == 1.0
+    assert "start_noise" not in made(image_model, TEXT).found
 
 
 class Listener(Control):
