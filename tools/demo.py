@@ -1,8 +1,8 @@
-"""make demo: two jobs through RunPod's API on loopback to the real worker; pictures in out/.
+"""make demo: jobs through RunPod's API on loopback to the real worker; pictures in out/.
 
-The first job makes a picture from text; the second, test_input.json, edits its reference. The
-worker is handler.py with MODEL=tiny behind worlds/pod.py; the caller is curl, as on RunPod (Python
-where there is no curl).
+The first makes a picture from text; the second, test_input.json, edits its reference; the third
+repaints the white of a mask. The worker is handler.py with MODEL=tiny behind worlds/pod.py; the
+caller is curl, as on RunPod (Python where there is no curl).
 """
 
 import base64
@@ -100,7 +100,7 @@ def run(pod: Pod, job: str, name: str) -> bool:
 
 
 def main() -> int:
-    """Run the demo; return 0 when both pictures are saved."""
+    """Run the demo; return 0 when all pictures are saved."""
     # an interrupted demo must leave the worker's context too, so that no process stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # one thread, as Process sets it: a model this small gains nothing from more, and loses much if
@@ -117,7 +117,9 @@ def main() -> int:
         ready_s = time.monotonic() - worker.started
         print(f"  ready after {ready_s:.1f} s")
         edit = (ROOT / "test_input.json").read_text()
-        if not (run(pod, json.dumps(TEXT_JOB), "demo-drawn") and run(pod, edit, "demo-edited")):
+        repaint = (ROOT / "docs" / "examples" / "inpaint.json").read_text()
+        jobs = {"drawn": json.dumps(TEXT_JOB), "edited": edit, "repainted": repaint}
+        if not all(run(pod, job, f"demo-{name}") for name, job in jobs.items()):
             print(worker.stderr, file=sys.stderr)
             return 1
         worker.send(signal.SIGTERM)

@@ -110,11 +110,11 @@ def models_table() -> str:
 def facts(row: ModelSpec) -> tuple[str, ...]:
     """Return a model's row without its name."""
     own = row.defaults
-    references = f", 1-{own.max_references} references" if own.max_references > 1 else ""
+    references = f" with 1-{own.max_references} references" if own.max_references > 1 else ""
     negative = ", a negative prompt" if own.negative_prompt.strip() else ""
     return (
         f"checkpoints/{row.embedded} (embedded)" if row.embedded else row.repository,
-        ", ".join(row.tasks) + references,
+        ", ".join((row.tasks[0] + references, *row.tasks[1:])),
         f"{own.steps} steps, CFG {own.true_cfg_scale:g}{negative}",
         ", ".join(map(str, row.lightning)),
         row.licence,

@@ -19,8 +19,9 @@ from worker.families.family import Family
 from worker.media.picture import Picture
 from worker.seam import Control, Made, Openable, Served, Unheard
 from worker.settings import Settings
-from worker.tasks.picture import FROM_TEXT, PictureOffer, PictureWish, warm_up
+from worker.tasks.picture import PictureOffer, PictureWish, warm_up
 from worker.tasks.registry import TASKS
+from worker.tasks.way import FROM_TEXT
 from worker.weights.spec import ModelSpec
 from worlds import tone
 from worlds.speech import SPEECH

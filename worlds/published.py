@@ -26,13 +26,18 @@ IMAGE = Served(
     revision="0123456789abcdef0123456789abcdef01234567",
     precision="4bit",
     licence="apache-2.0",
-    offers={"text-to-image": _OFFER},
+    offers=dict.fromkeys(
+        ("text-to-image", "img2img", "inpaint", "outpaint"), replace(_OFFER, strength=0.6)
+    ),
 )
 EDIT = replace(
     IMAGE,
     id="qwen-image-edit-2511",
     repository="Qwen/Qwen-Image-Edit-2511",
-    offers={"edit": replace(_OFFER, negative_prompt=" ", steps=40, max_references=3)},
+    offers=dict.fromkeys(
+        ("edit", "inpaint", "outpaint"),
+        replace(_OFFER, negative_prompt=" ", steps=40, max_references=3),
+    ),
 )
 
 

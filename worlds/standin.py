@@ -54,6 +54,7 @@ OFFER = PictureOffer(
     max_references=3,
     sizes={"1:1": (64, 64)},
     no_loras=None,
+    strength=0.6,
 )
 SERVED = Served(
     id="standin",
@@ -61,7 +62,7 @@ SERVED = Served(
     revision="local",
     precision="bf16",
     licence="apache-2.0",
-    offers={"text-to-image": OFFER, "edit": OFFER},
+    offers=dict.fromkeys(("text-to-image", "edit", "img2img", "inpaint", "outpaint"), OFFER),
 )
 
 

@@ -385,6 +385,9 @@ class Settings(BaseModel):
     max_pixels: int | None = _declare(
         None, "maximum pixels per picture", shown="by the device's memory", ge=64 * 64
     )
+    shrink: bool = _declare(
+        False, "reduce a size over the limit in proportion, and say so, instead of refusing it"
+    )
     max_input_images: int = _declare(3, "maximum references per job", ge=1, le=3)
     max_image_bytes: Bytes = _declare(20 * MB, "maximum bytes per reference", ge=1024)
     max_image_pixels: int = _declare(

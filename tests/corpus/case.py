@@ -20,6 +20,9 @@ Family = Literal[
     "URL behaviour",
     "protocol",
     "upload targets",
+    "strengths",
+    "masks",
+    "margins",
 ]
 
 

@@ -57,7 +57,8 @@ def test_speech_is_checked_by_its_own_fields(pod: Pod) -> None:
         {"field": "prompt", "message": "must be a string (got 5)"},
         {"field": "output_format", "message": "must be 'wav' (got 'png')"},
     ]
-    assert wrong["warnings"] == ["width: is not a known field; text-to-image and edit have it"]
+    having = "text-to-image, edit, img2img, inpaint and outpaint have it"
+    assert wrong["warnings"] == [f"width: is not a known field; {having}"]
 
 
 def test_a_second_family_of_pictures_is_asked_as_the_first(pod: Pod) -> None:

@@ -14,7 +14,12 @@ def test_every_model_is_reported_with_its_limits() -> None:
     chosen = settings.read({"MAX_INPUT_IMAGES": "2"})
     answer = list_capabilities((IMAGE, offering(EDIT, sizes={})), chosen, 1000)
     first, second = answer["models"]
-    assert (first["id"], first["tasks"], first["max_images"]) == (IMAGE.id, ["text-to-image"], 0)
+    assert (first["id"], first["tasks"], first["max_images"]) == (
+        IMAGE.id,
+        ["text-to-image", "img2img", "inpaint", "outpaint"],
+        1,
+    )
+    assert (first["strength"], "strength" in second) == (0.6, False)
     assert first["sizes"]["16:9"] == [1664, 928]
     assert first["lightning_steps"] == [8, 4]
     assert (first["negative_prompt"], second["negative_prompt"]) == (
@@ -54,7 +59,7 @@ def test_a_model_is_reported_as_it_is() -> None:
             "revision": EDIT.revision,
             "precision": "4bit",
             "licence": "apache-2.0",
-            "tasks": ["edit"],
+            "tasks": ["edit", "inpaint", "outpaint"],
             "steps": 40,
             "true_cfg_scale": 4.0,
             "negative_prompt": " ",
@@ -64,6 +69,11 @@ def test_a_model_is_reported_as_it_is() -> None:
             "max_images": 3,
             "max_loras": 3,
             "sizes": {ratio: list(size) for ratio, size in offer_of(EDIT).sizes.items()},
+            "presets": {
+                "fast": {"num_inference_steps": 4, "true_cfg_scale": 1.0, "lightning": True},
+                "balanced": {"num_inference_steps": 8, "true_cfg_scale": 1.0, "lightning": True},
+                "quality": {"num_inference_steps": 40, "true_cfg_scale": 4.0, "lightning": False},
+            },
         }
     ]
     assert answer["limits"] == {

@@ -1,4 +1,4 @@
-"""More than 150 bad inputs in 12 families: each gets its code, quickly, and leaves no trace.
+"""More than 150 bad inputs in 15 families: each gets its code, quickly, and leaves no trace.
 
 After each, the next good job is byte-identical; no reply and no log line leaks; nothing is dialled
 that the settings do not open.
@@ -19,7 +19,7 @@ from typing import Any, get_args
 from urllib.parse import quote
 
 import pytest
-from corpus import pictures, web, words
+from corpus import begun, pictures, web, words
 from corpus.case import Case, Family
 
 from worker import log, settings
@@ -33,7 +33,7 @@ SECRETS = re.compile(
     r"Traceback|site-packages|/worker/|127\.0\.0\.|root:|hidden-secret|AKIDEXAMPLE"
     rf"|\b{re.escape(socket.gethostname())}\b"
 )
-CASES = [*words.CASES, *pictures.CASES, *web.CASES]
+CASES = [*words.CASES, *pictures.CASES, *web.CASES, *begun.CASES]
 CPU_SECONDS = 2.0  # of this process, since a neighbour may take the machine's
 TOTAL_S = 60
 EXTRA_MB = 300
@@ -170,7 +170,7 @@ def _leaks_nothing(case: Case, job: dict[str, Any], reply: dict[str, Any], logge
 def test_the_corpus_is_as_large_as_it_says() -> None:
     families = Counter(case.family for case in CASES)
     assert set(families) == set(get_args(Family))
-    assert len(families) == 12
+    assert len(families) == 15
     assert min(families.values()) >= 10
     assert len({str(case) for case in CASES}) == len(CASES)
     assert sum(case.code is not None for case in CASES) >= 150

@@ -153,6 +153,13 @@ VALUES: dict[str, Any] = {
     "num_inference_steps": 4,
     "true_cfg_scale": 1.0,
     "lightning": True,
+    "preset": "balanced",
+    "strength": 0.5,
+    "mask": URL,
+    "invert_mask": True,
+    "mask_blur": 3,
+    "preserve_unmasked": False,
+    "outpaint": {"left": 64},
     "loras": "org/style",
     "lora_scale": 0.5,
     "seed": 5,
@@ -165,6 +172,13 @@ VALUES: dict[str, Any] = {
     "op": "generate",
 }
 
+# What a job must have besides a field that only some tasks have a use for.
+NEEDS: dict[str, dict[str, Any]] = {
+    "strength": {"image": URL},
+    "mask": {"image": URL},
+    "invert_mask": {"image": URL, "mask": URL},
+}
+
 
 def test_the_table_has_the_contracts_fields() -> None:
     assert [row.name for row in registry.list_fields()] == list(VALUES)
@@ -175,9 +189,13 @@ def test_the_table_has_the_contracts_fields() -> None:
 )
 def test_an_alias_means_its_field(alias: str, name: str) -> None:
     value = VALUES[name][0] if alias in REFERENCES.slots else VALUES[name]
-    others: dict[str, Any] = {} if name == "prompt" else {"prompt": "a cat"}
+    others: dict[str, Any] = {} if name == "prompt" else {"prompt": "a cat", **NEEDS.get(name, {})}
     by_alias = parsed({**others, alias: value, "seed": 1} if name != "seed" else {alias: value})
     by_name = parsed({**others, name: value, "seed": 1})
+    by_alias, by_name = (
+        replace(one, sources=tuple(replace(source, field=None) for source in one.sources))
+        for one in (by_alias, by_name)
+    )
     assert replace(by_alias, size=by_name.size, warnings=()) == replace(by_name, warnings=())
     assert replace(by_alias.size, field="") == replace(by_name.size, field="")
 
@@ -202,17 +220,23 @@ def test_two_names_of_one_field_must_agree(alias: str, name: str) -> None:
         "true_cfg_scale": 2,
         "lightning": False,
         "loras": "org/other",
+        "strength": 0.6,
+        "mask": PNG,
+        "invert_mask": False,
         "num_images": 3,
         "output_format": "png",
         "output_quality": 81,
     }
+    needs = NEEDS.get(name, {})
     message = next(
         message
-        for field, message in faults({"prompt": "a cat", name: VALUES[name], alias: other[name]})
+        for field, message in faults(
+            {"prompt": "a cat", **needs, name: VALUES[name], alias: other[name]}
+        )
         if field == alias
     )
     assert f"differs from {name}" in message
-    job_input = {"prompt": "a cat", name: VALUES[name], alias: VALUES[name]}
+    job_input = {"prompt": "a cat", **needs, name: VALUES[name], alias: VALUES[name]}
     assert "differs" not in str(parsed(job_input).warnings)
 
 
@@ -358,6 +382,14 @@ BOUNDS: dict[str, tuple[str, list[Any], list[Any]]] = {
     "num_inference_steps": ("2-100", [2, 100], [1, 101]),
     "lora_scale": ("-2 to 2", [-2, 2, 0.5], [-2.001, 2.001]),
     "true_cfg_scale": ("1-20", [1, 20, 20.0], [0.9999, 20.001, 0, 21]),
+    "strength": ("0.01-1", [0.01, 1, 1.0], [0, 0.0099, 1.0001]),
+    "invert_mask": ("0 and 1", [0, 1, True], [-1, 2, 1.0]),
+    "mask_blur": ("0-64 pixels", [0, 64], [-1, 65]),
+    "outpaint": (
+        "0-4096 each",
+        [{"left": 1}, {"bottom": 4096, "top": 0}],
+        [{"left": 0}, {"top": 4097}, {"right": -1}],
+    ),
     "seed": ("0 to 2^63-1; -1", [-1, 0, 2**63 - 1], [-2, 2**63]),
     "num_images": ("1-4", [1, 4], [0, 5]),
     "output_quality": ("1-100", [1, 100], [0, 101]),
@@ -524,7 +556,7 @@ def test_an_unknown_field_is_reported_with_what_it_was_meant_to_be(word: str, me
 @pytest.mark.parametrize(
     "word",
     [
-        *("x", "masks", "lorries", "voice", "preset", "", "___", "\ud800", "\u732b"),
+        *("x", "lorries", "voice", "", "___", "\ud800", "\u732b"),
         *("idwht", "diwth", "prompt" + "_" * 55, "_" * 1_000_000 + "prompt"),
     ],
 )
@@ -812,7 +844,7 @@ def test_a_task_that_no_model_can_do_says_what_to_add() -> None:
         parsed({"prompt": "a"}, (EDIT,))
 
 
-@pytest.mark.parametrize("task", ["img2img", "inpaint", "layered", "speech"])
+@pytest.mark.parametrize("task", ["layered", "speech"])
 def test_a_task_of_later_versions_is_unsupported(task: str) -> None:
     with pytest.raises(UnsupportedTask, match="this version has no model for it"):
         parsed({"prompt": "a", "task": task})
@@ -1270,9 +1302,13 @@ def test_what_a_model_cannot_do_says_what_it_does_and_who_can() -> None:
     reported = "both does text-to-image and edit, not layered; this version has no model for it"
     assert message == reported
     ((_, message),) = faults({"prompt": "a", "model": EDIT.id, "task": "text-to-image"})
-    assert message == f"{EDIT.id} does edit, not text-to-image; {IMAGE.id} does"
+    assert (
+        message == f"{EDIT.id} does edit, inpaint and outpaint, not text-to-image; {IMAGE.id} does"
+    )
     ((_, message),) = faults({"prompt": "a", "model": EDIT.id})
-    assert message.startswith(f"{EDIT.id} does edit, not text-to-image; give images to edit; ")
+    assert message.startswith(
+        f"{EDIT.id} does edit, inpaint and outpaint, not text-to-image; give images to edit; "
+    )
     ((_, message),) = faults({"prompt": "a", "model": IMAGE.id, "image": URL}, (IMAGE,))
     assert "give images" not in message
     assert "; add one of " in message

@@ -271,3 +271,37 @@ def test_the_size_of_an_input_that_is_not_there_is_refused_by_its_field() -> Non
     with pytest.raises(InvalidInput, match="there is no input picture") as refused:
         choose(Size(as_input=True, field="image_size"), EDIT, None)
     assert [detail.field for detail in refused.value.details] == ["image_size"]
+
+
+def test_a_size_over_the_limit_is_reduced_in_proportion_where_that_is_wished() -> None:
+    """And what was asked is said with what it became."""
+    for asked in ((4096, 4096), (8192, 2048), (2064, 2063)):
+        found = choose(Size(*asked), IMAGE, None, shrink=True)
+        assert found.width * found.height <= IMAGE.max_pixels
+        assert found.width * found.height > 0.9 * IMAGE.max_pixels
+        assert abs(found.width / found.height / (asked[0] / asked[1]) - 1) < 0.05
+        assert found.adjusted == {
+            "width": (asked[0], found.width),
+            "height": (asked[1], found.height),
+        }
+        assert len(found.warnings) == 1
+        with pytest.raises(InvalidInput):
+            choose(Size(*asked), IMAGE, None)
+    within = Size(2048, 2047)
+    assert choose(within, IMAGE, None, shrink=True) == choose(within, IMAGE, None)
+
+
+def test_an_input_over_the_limit_is_delivered_smaller_where_that_is_wished() -> None:
+    found = choose(Size(as_input=True), EDIT, (6000, 4000), shrink=True)
+    assert found.final is not None
+    assert found.final[0] * found.final[1] <= 4096 * 4096
+    assert found.final[0] * found.final[1] > 0.99 * 4096 * 4096
+    assert abs(found.final[0] / found.final[1] - 1.5) < 0.001
+    assert found.warnings[-1] == (
+        "size: the input's 6000x4000 is over 16777216 pixels; delivered at"
+        f" {found.final[0]}x{found.final[1]}"
+    )
+    with pytest.raises(InvalidInput):
+        choose(Size(as_input=True), EDIT, (6000, 4000))
+    within = choose(Size(as_input=True), EDIT, (4096, 4096), shrink=True)
+    assert within == choose(Size(as_input=True), EDIT, (4096, 4096))

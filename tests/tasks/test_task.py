@@ -45,33 +45,33 @@ PICTURE = base64.b64encode(ONE.getvalue()).decode()
 # A field added to a task, and nothing else.
 
 
-class StrengthInput(PictureInput):
-    """An edit's input with how much of the picture may change."""
+class WarmthInput(PictureInput):
+    """An edit's input with how warm its light is."""
 
-    strength: Annotated[float, Number, Field(ge=0, le=1)] | None = fields.declare(
-        "0-1, how much may change", "0.75", "denoise"
+    warmth: Annotated[float, Number, Field(ge=0, le=1)] | None = fields.declare(
+        "0-1, how warm", "0.75", "heat"
     )
 
 
 @dataclass(frozen=True, slots=True)
-class StrengthWish(PictureWish):
-    """An edit with how much of the picture may change."""
+class WarmthWish(PictureWish):
+    """An edit with how warm its light is."""
 
-    strength: float = declare_public(default=0.75)
+    warmth: float = declare_public(default=0.75)
 
 
-def judge(values: StrengthInput, model: Served, verdict: Verdict, given: Settings) -> Asked:
-    """Check an edit, and its strength."""
+def judge(values: WarmthInput, model: Served, verdict: Verdict, given: Settings) -> Asked:
+    """Check an edit, and its warmth."""
     asked = EDIT.judge(values, model, verdict, given)
     known = {f.name: getattr(asked.draft, f.name) for f in dataclasses.fields(asked.draft)}
-    chosen = 0.75 if values.strength is None else values.strength
-    return replace(asked, draft=StrengthWish(**known, strength=chosen))
+    chosen = 0.75 if values.warmth is None else values.warmth
+    return replace(asked, draft=WarmthWish(**known, warmth=chosen))
 
 
 @pytest.fixture
-def strength(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Edits take a strength."""
-    task = replace(EDIT, input=StrengthInput, wish=StrengthWish, judge=judge)
+def warmth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edits have a warmth."""
+    task = replace(EDIT, input=WarmthInput, wish=WarmthWish, judge=judge)
     monkeypatch.setitem(TASKS, "edit", task)
 
 
@@ -81,42 +81,42 @@ def served(job_input: Any) -> dict[str, Any]:
     return asyncio.run(answered(worker, {"id": "job-1", "input": job_input}))
 
 
-@pytest.mark.usefixtures("strength")
+@pytest.mark.usefixtures("warmth")
 def test_a_field_that_a_task_adds_is_in_the_reply_and_in_the_png() -> None:
-    for given, echoed in (({"denoise": "0.5"}, 0.5), ({}, 0.75)):
+    for given, echoed in (({"heat": "0.5"}, 0.5), ({}, 0.75)):
         reply = served({"prompt": "a hat", "image": PICTURE, **given})
-        assert reply["strength"] == echoed
-        assert list(reply).index("strength") == list(reply).index("lightning_enabled") + 1
+        assert reply["warmth"] == echoed
+        assert list(reply).index("warmth") == list(reply).index("lightning_enabled") + 1
         metadata = Image.open(io.BytesIO(base64.b64decode(reply["images"][0]["base64"]))).info
-        assert metadata["strength"] == str(echoed)
+        assert metadata["warmth"] == str(echoed)
         assert reply["warnings"] == []
 
 
-@pytest.mark.usefixtures("strength")
+@pytest.mark.usefixtures("warmth")
 def test_a_field_that_a_task_adds_is_in_capabilities_and_in_the_reference() -> None:
     rows = {
         row["field"]: row for row in list_capabilities((SERVED,), settings.read({}), 1000)["input"]
     }
-    assert rows["strength"] == {
-        "field": "strength",
-        "aliases": ["denoise"],
-        "accepts": "0-1, how much may change",
+    assert rows["warmth"] == {
+        "field": "warmth",
+        "aliases": ["heat"],
+        "accepts": "0-1, how warm",
         "default": "0.75",
         "tasks": ["edit"],
     }
     assert "tasks" not in rows["width"]
-    assert "| `strength` | `denoise` | 0-1, how much may change | 0.75 |" in readme.input_table()
+    assert "| `warmth` | `heat` | 0-1, how warm | 0.75 |" in readme.input_table()
 
 
-@pytest.mark.usefixtures("strength")
+@pytest.mark.usefixtures("warmth")
 def test_a_field_that_a_task_adds_is_checked_in_it_and_unknown_to_the_others() -> None:
-    refused = served({"prompt": "a hat", "image": PICTURE, "strength": 2})
-    assert refused["error"] == "INVALID_INPUT: strength: must be at most 1 (got 2)"
-    reply = served({"prompt": "a hat", "denoise": 1})
-    assert reply["warnings"] == ["denoise: is not a known field; edit has it"]
-    assert "strength" not in reply
-    (slip,) = served({"prompt": "a hat", "image": PICTURE, "strenght": 1})["warnings"]
-    assert slip.endswith("did you mean strength?")
+    refused = served({"prompt": "a hat", "image": PICTURE, "warmth": 2})
+    assert refused["error"] == "INVALID_INPUT: warmth: must be at most 1 (got 2)"
+    reply = served({"prompt": "a hat", "heat": 1})
+    assert reply["warnings"] == ["heat: is not a known field; edit has it"]
+    assert "warmth" not in reply
+    (slip,) = served({"prompt": "a hat", "image": PICTURE, "warmht": 1})["warnings"]
+    assert slip.endswith("did you mean warmth?")
 
 
 # What every task has.
@@ -133,7 +133,8 @@ def test_every_field_of_a_wish_is_public_everywhere_or_private(task: Task) -> No
         if not in_reply:
             assert not in_file, f"{field.name} is private in the reply alone"
             continue
-        assert {field.name, in_reply} & set(asked_for), f"no caller can ask for {field.name}"
+        if field.name != "start_noise":  # what a strength comes to
+            assert {field.name, in_reply} & set(asked_for), f"no caller can ask for {field.name}"
         assert in_file or field.name == "task", f"{field.name} is not inside the file"
         names["reply"].add(in_reply)
         names["text"].add(in_file)
@@ -252,8 +253,8 @@ def test_the_words_of_a_job_are_those_of_its_task() -> None:
     with pytest.raises(InvalidInput) as refused:
         asked({"prompt": "x", "task": "say", "widht": 5}, SPEAKER)
     assert refused.value.message == (
-        "line: is required; prompt: is not a known field; text-to-image and edit have it;"
-        " widht: is not a known field"
+        "line: is required; prompt: is not a known field; text-to-image, edit, img2img,"
+        " inpaint and outpaint have it; widht: is not a known field"
     )
     with pytest.raises(InvalidInput) as doubled:
         asked({"input": {"line": "x"}}, SPEAKER)
@@ -267,8 +268,8 @@ def test_messages_name_every_task_that_is_known() -> None:
         asked({"prompt": "x", "task": "sing"}, SERVED)
     (detail,) = refused.value.details
     assert detail.message == (
-        "must be 'text-to-image', 'edit', 'say', 'img2img', 'inpaint', 'layered' or 'speech'"
-        " (got 'sing')"
+        "must be 'text-to-image', 'edit', 'img2img', 'inpaint', 'outpaint', 'say', 'layered' or"
+        " 'speech' (got 'sing')"
     )
     with pytest.raises(UnsupportedTask) as unable:
         asked({"prompt": "x", "model": "speaker", "task": "edit", "image": PICTURE}, SPEAKER)
@@ -286,9 +287,13 @@ def test_capabilities_have_the_fields_and_the_offers_of_every_task() -> None:
     assert names.count("seed") == names.count("num_images") == 1
     rows = {row["field"]: row for row in answer["input"]}
     assert rows["line"]["tasks"] == ["say"]
-    assert rows["prompt"]["tasks"] == ["text-to-image", "edit"]
-    assert rows["task"]["accepts"] == "`text-to-image`, `edit`, `say`"
-    assert rows["task"]["default"] == "images: edit, else text-to-image"
+    assert rows["prompt"]["tasks"] == ["text-to-image", "edit", "img2img", "inpaint", "outpaint"]
+    assert rows["task"]["accepts"] == (
+        "`text-to-image`, `edit`, `img2img`, `inpaint`, `outpaint`, `say`"
+    )
+    assert rows["task"]["default"] == (
+        "outpaint: outpaint, mask: inpaint, strength: img2img, images: edit, else text-to-image"
+    )
     assert "tasks" not in rows["num_images"]
     formats = [row for row in answer["input"] if row["field"] == "output_format"]
     assert [(row["accepts"], row["default"]) for row in formats] == [

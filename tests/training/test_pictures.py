@@ -4,11 +4,13 @@ The model card's figures are of hundreds of pictures (`make eval-tiny`); here a 
 room for one miss, so that a rounding elsewhere changes no verdict.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 
 import pytest
+from PIL import Image
 
-from training.tiny import checker, evaluate
+from training.tiny import begun, checker, evaluate, world
 from worker import boot, settings
 from worker.seam import Model
 
@@ -54,3 +56,37 @@ def test_two_references_give_the_object_of_one_and_the_background_of_the_other(
     cases = list(evaluate.exchanges(CASES, 23))
     drawn = [evaluate.make(models["edit"], case, "lightning-8") for case in cases]
     assert evaluate.rates(cases, drawn)["all five"] >= 0.9
+
+
+@pytest.mark.parametrize("kind", [begun.vary, begun.repaint, begun.widen])
+def test_what_begins_from_a_picture_changes_what_it_must_and_nothing_else(
+    models: dict[str, Model], kind: Callable[[int, int], Iterator[begun.Begun]]
+) -> None:
+    cases = list(kind(CASES, 24))
+    assert {case.scene.held_out for case in cases} == {True, False}
+    right = [
+        begun.is_right(case, begun.make(models, case, evaluate.WAYS["lightning-8"]).show())
+        for case in cases
+    ]
+    assert sum(right) >= CASES - 1
+
+
+def test_a_source_is_not_what_it_must_become() -> None:
+    """But for what stays: the checker would count a model that changes nothing."""
+    for kind, least in ((begun.vary, 0.4), (begun.repaint, 1.0), (begun.widen, 0.5)):
+        cases = list(kind(2 * CASES, 25))
+        wrong = [not begun.is_right(case, case.source) for case in cases]
+        assert sum(wrong) >= least * len(cases)
+
+
+def test_a_pixel_outside_of_the_mask_is_seen() -> None:
+    (case,) = begun.repaint(1, 26)
+    shown = case.source.copy()
+    assert begun.is_right(replace(case, scene=scene_of(shown)), shown)
+    shown.putpixel((0, 95), (1, 2, 3))
+    assert not begun.is_right(replace(case, scene=scene_of(shown)), shown)
+
+
+def scene_of(picture: Image.Image) -> world.Scene:
+    """Return the scene that the checker reads."""
+    return world.Scene(**asdict(checker.read(picture)))

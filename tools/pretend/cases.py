@@ -5,7 +5,7 @@ from typing import Final
 
 from worker.engine.quantise import Precision
 from worker.families.qwen_image.prompts import MAX_TOKENS
-from worker.tasks.picture import FROM_PICTURES, FROM_TEXT
+from worker.tasks.way import FROM_PICTURES, FROM_TEXT, IMG2IMG, INPAINT, OUTPAINT
 
 # The editions of the transformer and of the template: by diffusers' name of the pipeline class.
 IMAGE: Final = "QwenImagePipeline"
@@ -26,6 +26,7 @@ class Opened:
 class Case:
     """A job: a square picture of `side` pixels, from so many references, `batch` of them at once.
 
+    `begins` is a task that begins from a picture, which models that edit have as a reference too.
     With it come `loras` of rank 64 in every module of a block. `guided` is the base schedule with
     true CFG in `steps` steps, else it is Lightning. `words` is the length of the prompt. `room` is
     the device's memory beyond the weights in bytes, None for no limit. `known` is a fault that is
@@ -35,6 +36,7 @@ class Case:
     opened: Opened
     side: int = 1024
     references: int = 0
+    begins: str = ""
     batch: int = 1
     loras: int = 0
     guided: bool = False
@@ -51,12 +53,15 @@ class Case:
     @property
     def task(self) -> str:
         """Name its task."""
-        return FROM_PICTURES if self.references else FROM_TEXT
+        return self.begins or (FROM_PICTURES if self.references else FROM_TEXT)
 
     @property
     def name(self) -> str:
         """Name it as the tables do: task, side, references, and what is unusual."""
-        parts = [f"edit-{self.side}-{self.references}" if self.references else f"image-{self.side}"]
+        kind = self.begins or ("edit" if self.references else "image")
+        parts = [
+            f"{kind}-{self.side}-{self.references}" if self.references else f"{kind}-{self.side}"
+        ]
         if self.opened.pipeline == FIRST_EDIT:
             parts.append("first")
         parts.append(self.opened.precision + ("-fused" if self.opened.is_fused else ""))
@@ -84,6 +89,8 @@ def list_cases() -> list[Case]:
         Case(opened=image, words=LONG),
         Case(opened=image, guided=True),
         Case(opened=image, side=2048, room=2_200_000_000),
+        Case(opened=image, begins=IMG2IMG),
+        Case(opened=image, begins=INPAINT),
     ]
     cases += [
         Case(opened=edit, side=side, references=references)
@@ -92,6 +99,7 @@ def list_cases() -> list[Case]:
     cases += [
         Case(opened=edit, references=1, guided=True),
         Case(opened=edit, references=1, words=LONG),
+        Case(opened=edit, references=1, begins=OUTPAINT),
     ]
     exact: tuple[Precision, ...] = ("bf16", "8bit")
     for precision in exact:

@@ -24,7 +24,8 @@ from worker.families.qwen_image.modulation import STREAMS, RowModulation, RowPar
 from worker.families.qwen_image.recipe import RECIPE
 from worker.loras.ready import ReadyLora
 from worker.seam import Served
-from worker.tasks.picture import FROM_PICTURES, FROM_TEXT, PictureOffer
+from worker.tasks.picture import PictureOffer
+from worker.tasks.way import FROM_PICTURES, FROM_TEXT
 
 STEPS = (8, 4)
 RANK = 64  # of the published Lightning LoRAs

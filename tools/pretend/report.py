@@ -31,6 +31,7 @@ def estimate(case: Case) -> dict[str, int]:
             steps=case.steps,
             prompt_tokens=case.prompt_tokens,
             shown_pixels=1024**2 if is_first else SHOWN_PIXELS,
+            begins=bool(case.begins),
         )
     )
 

@@ -19,6 +19,7 @@ from worker.families.clock import Clock
 from worker.families.qwen_image.model import QwenImage
 from worker.seam import Control, Phase, take_made
 from worker.tasks.picture import PictureWish
+from worker.tasks.way import IMG2IMG
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +121,12 @@ def make_wish(case: Case, number: int) -> PictureWish:
     """Return a wish that no cache has seen; the prompts of a case are equally long."""
     digest = hashlib.sha256(f"{case} {number}".encode()).digest()
     colours = [tuple(digest[at : at + 3]) for at in range(case.references)]
-    return PictureWish(
+    references = tuple(Image.new("RGB", (case.side, case.side), colour) for colour in colours)
+    wish = PictureWish(
         task=case.task,
         prompt=f"{int.from_bytes(digest[:4]):010d}" + " word" * case.words,
         negative_prompt=" " if case.guided else None,
-        references=tuple(Image.new("RGB", (case.side, case.side), colour) for colour in colours),
+        references=references,
         width=case.side,
         height=case.side,
         steps=case.steps,
@@ -132,3 +134,9 @@ def make_wish(case: Case, number: int) -> PictureWish:
         lightning=not case.guided,
         seed=number,
     )
+    if not case.begins:
+        return wish
+    size = case.side, case.side
+    source = references[0] if references else Image.new("RGB", size, tuple(digest[:3]))
+    mask = None if case.begins == IMG2IMG else Image.linear_gradient("L").resize(size)
+    return replace(wish, source=source, mask=mask, strength=1.0)

@@ -4,6 +4,7 @@
 
 Seen and held-out combinations are reported apart; the checker does not know how scenes are drawn.
 The style LoRA is evaluated on prompts: whether the picture is framed, and right within its frame.
+What begins from a picture is in begun.py.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from training.tiny import checker, frames, phrases, style, world
+from training.tiny import begun, checker, frames, phrases, style, world
 from worker import boot, settings
 from worker.loras.ready import ReadyLora
 from worker.media.picture import Picture
@@ -318,7 +319,9 @@ def main() -> None:
     if GATED in ways:
         cases = list(prompts(options.count // 2, 14))
         missed += run_style(models["image"], cases, options.folder, options.out)
-        gates = sum(map(len, GATES.values())) + 2 * len(STYLE_WAYS)
+        schedules = {way: WAYS[way] for way in ("lightning-4", GATED)}
+        missed += begun.run(models, options.count, schedules, GATED, options.out)
+        gates = sum(map(len, GATES.values())) + 2 * len(STYLE_WAYS) + len(begun.GATES)
         print(f"{missed} of {gates} gates not met")
 
 

@@ -83,3 +83,8 @@ def _write(value: Any) -> str:
     if isinstance(value, list | dict):
         return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def show_given(value: Any) -> Any:
+    """Show a value as it is, where there is one."""
+    return value

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -70,7 +70,13 @@ def show(value: Any) -> str:
     return {"list": "a list", "dict": "an object"}.get(type(value).__name__, "no JSON value")
 
 
-def _read_integer(value: Any) -> Any:
+def join_words(words: Sequence[str]) -> str:
+    """Return words as a sentence lists them: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def read_integer(value: Any) -> Any:
+    """Return the whole number that a string writes; anything else unchanged."""
     return int(value) if isinstance(value, str) and INTEGER.fullmatch(value) else value
 
 
@@ -162,7 +168,7 @@ def _show_choice(choices: str) -> WithJsonSchema:
 
 Plain: Final = AfterValidator(_check_plain)
 Visible: Final = AfterValidator(_check_visible)
-Whole: Final = BeforeValidator(_read_integer)
+Whole: Final = BeforeValidator(read_integer)
 Number: Final = BeforeValidator(read_decimal)
 Word: Final = BeforeValidator(_to_lower)
 Addresses = Annotated[

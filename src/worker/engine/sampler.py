@@ -11,6 +11,8 @@ from torch import Tensor
 Predict = Callable[[Tensor, Tensor, int], Tensor]
 # A step that is done and how many there are -> the rows to go on with, None for all of them.
 OnStep = Callable[[int, int], Sequence[int] | None]
+# The latents after a step and the sigma that they have there -> the latents to go on with.
+Correct = Callable[[Tensor, float], Tensor]
 
 
 def pack(latents: Tensor) -> Tensor:
@@ -52,6 +54,12 @@ def keep_all(step: int, steps: int) -> None:
     del step, steps
 
 
+def correct_nothing(latents: Tensor, sigma: float) -> Tensor:
+    """Go on with the latents as they are."""
+    del sigma
+    return latents
+
+
 class _Pace:
     """Keep the CPU at most one step ahead of the GPU, so that a stop takes effect within a step."""
 
@@ -75,14 +83,16 @@ def sample(
     latents: Tensor,
     *,
     on_step: OnStep = keep_all,
+    correct: Correct = correct_nothing,
 ) -> Tensor:
     """Denoise packed latents [batch, tokens, channels] and return them, same shape and dtype.
 
-    `scheduler` has its timesteps set (float32 [steps], 1000 to 0). `on_step(step, steps)` is called
+    `scheduler` has its timesteps set (float32 [steps], 1000 to 0). `correct` changes the latents
+    after each step. `on_step(step, steps)` is called
     after each step; it may raise to stop there, or name the rows that are still of use: the others
     are left out of the latents from then on.
     """
-    timesteps = scheduler.timesteps
+    timesteps, sigmas = scheduler.timesteps, scheduler.sigmas.tolist()
     pace = _Pace(latents.device)
     # divided on the CPU: CUDA multiplies by 1/1000, which rounds some bf16 values to their
     # neighbour, and what was precomputed for a timestep is found by its exact value
@@ -90,6 +100,7 @@ def sample(
     for step, t in enumerate(timesteps):
         prediction = predict(latents, seen[step].expand(len(latents)), step)
         latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+        latents = correct(latents, sigmas[step + 1])
         pace.step()
         rows = on_step(step + 1, len(timesteps))
         if rows is not None:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
+
+from worker.engine.begin import list_sigmas
 
 
 def _compute_shift(config: Mapping[str, Any], tokens: int) -> float:
@@ -19,7 +20,12 @@ def _compute_shift(config: Mapping[str, Any], tokens: int) -> float:
 
 
 def make_schedule(
-    config: Mapping[str, Any], steps: int, tokens: int, *, mu: float | None = None
+    config: Mapping[str, Any],
+    steps: int,
+    tokens: int,
+    *,
+    mu: float | None = None,
+    strength: float = 1.0,
 ) -> FlowMatchEulerDiscreteScheduler:
     """Return a fresh scheduler with its `steps` timesteps set (float32 [steps], 1000 to 0).
 
@@ -27,9 +33,15 @@ def make_schedule(
     from which `mu`, the shift of the sigmas, is computed unless a family has another formula. A
     scheduler keeps its position in the loop, so every picture gets its own. Its numbers stay on the
     CPU: scalars reach a GPU with the kernels that use them, without a sync.
+
+    With a `strength` below 1 it begins there, between two of its steps, and has only those that
+    follow. A schedule that ends at a `shift_terminal` is stretched by its last step: no strength
+    begins below that one.
     """
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
-    sigmas = np.linspace(1.0, 1 / steps, steps)
+    if scheduler.config["shift_terminal"]:
+        strength = max(strength, 1 / steps)
+    sigmas = list_sigmas(steps, strength)
     shift = _compute_shift(scheduler.config, tokens) if mu is None else mu
     scheduler.set_timesteps(sigmas=sigmas, mu=shift)
     scheduler.set_begin_index(0)

@@ -6,6 +6,7 @@ from typing import Any
 from worker.seam import Served
 from worker.settings import Settings
 from worker.tasks.picture import PictureOffer
+from worker.tasks.way import IMG2IMG
 from worker.weights.spec import ModelSpec
 
 
@@ -38,6 +39,7 @@ def describe(
         max_references=min(defaults.max_references, settings.max_input_images),
         sizes=defaults.sizes,
         no_loras=None if defaults.takes_loras else f"{spec.name} takes none",
+        strength=defaults.strength if IMG2IMG in spec.tasks else None,
     )
     return Served(
         id=spec.name,

@@ -26,7 +26,7 @@ def to_rgb(image: Image.Image, profile: bytes | None, warn: Callable[[str], None
     A profile that cannot be read, or is for a different colour space from the picture's, gives a
     warning and leaves the colours as they are.
     """
-    plain = _simplify(image)
+    plain = simplify(image)
     if profile is not None:
         converted = to_srgb(plain, profile)
         if converted is None:
@@ -67,8 +67,8 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
     return converted
 
 
-def _simplify(image: Image.Image) -> Image.Image:
-    """Convert the picture to one of the modes that a profile can describe."""
+def simplify(image: Image.Image) -> Image.Image:
+    """Convert a picture to one of the modes that a profile can describe: with or without alpha."""
     if image.mode.startswith("I"):
         return _reduce_to_8_bits(image)
     if image.has_transparency_data and image.mode not in {"LA", "RGBA"}:

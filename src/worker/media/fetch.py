@@ -43,10 +43,14 @@ REQUEST_HEADERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """Where a reference picture is: an https URL, or base64 with or without a data URI's head."""
+    """Where a reference picture is: an https URL, or base64 with or without a data URI's head.
+
+    `field` is what messages call it, None where it is one of the `images`.
+    """
 
     kind: Literal["url", "base64"]
     value: str
+    field: str | None = None
 
 
 async def fetch_all(sources: Sequence[ImageSource], settings: Settings) -> list[bytes]:
@@ -55,7 +59,7 @@ async def fetch_all(sources: Sequence[ImageSource], settings: Settings) -> list[
     FETCH_TOTAL_S bounds all of them together, by the event loop's monotonic clock.
 
     Raises ImageFetchRefused, ImageFetchFailed, ImageTooLarge or InvalidInput; `details` names the
-    picture as images[i].
+    picture by its field, or as images[i].
     """
     try:
         async with asyncio.timeout(settings.fetch_total_s), asyncio.TaskGroup() as group:
@@ -78,7 +82,7 @@ async def _fetch_one(index: int, source: ImageSource, settings: Settings) -> byt
             return await asyncio.to_thread(decode_base64, source.value, settings.max_image_bytes)
         return await fetch_url(source.value, settings)
     except WorkerError as error:
-        field = f"images[{index}]"
+        field = source.field or f"images[{index}]"
         raise type(error)(
             f"{field}: {error.message}", details=(Detail(field, error.message),)
         ) from None

@@ -11,7 +11,7 @@ from typing import Final
 from PIL import Image, PngImagePlugin
 
 from worker.errors import ImageUnreadable, WorkerError
-from worker.media import colour, gif, header, heif, jpeg, png, webp
+from worker.media import colour, gif, header, heif, jpeg, masks, png, webp
 from worker.media.header import UNREADABLE, Format, Kind, Source
 from worker.media.jpeg_pixels import Reader
 from worker.media.limits import MAX_PIXELS, check_size
@@ -25,6 +25,8 @@ STRIP: Final[Mapping[Kind, Callable[[bytes], Source]]] = {
     "webp": webp.strip,
     "gif": gif.strip,
 }
+# A picture as stored, its colour profile and a place for warnings -> the picture in another form.
+Convert = Callable[[Image.Image, bytes | None, Callable[[str], None]], Image.Image]
 MIME_TYPES: Final[Mapping[Format, str]] = {
     "png": "image/png",
     "jpeg": "image/jpeg",
@@ -62,12 +64,29 @@ def decode(
     Raises ImageUnreadable, ImageTooLarge, or InvalidInput (a side under 16 pixels, or one 32 times
     the other).
     """
+    return _decode_as(colour.to_rgb, data, max_pixels, warn)
+
+
+def decode_mask(
+    data: bytes, max_pixels: int = MAX_PIXELS, warn: Callable[[str], None] = _ignore
+) -> Image.Image:
+    """Decode a picture that is a mask, upright and black or white: see media.masks.read_mask.
+
+    Everything else is as in `decode`.
+    """
+    return _decode_as(masks.read_mask, data, max_pixels, warn)
+
+
+def _decode_as(
+    convert: Convert, data: bytes, max_pixels: int, warn: Callable[[str], None]
+) -> Image.Image:
     kind = header.detect_kind(data)
     if kind is None:
         raise ImageUnreadable(UNREADABLE)
     with contextlib.ExitStack() as stack:
         try:
-            picture = turn_upright(*_decode(data, kind, max_pixels, warn, stack))
+            stored, orientation = _decode(data, kind, max_pixels, warn, stack, convert)
+            picture = turn_upright(stored, orientation)
         except WorkerError:
             raise
         except Exception as error:  # Pillow's plugins raise anything on broken bytes
@@ -108,15 +127,16 @@ def _decode(
     max_pixels: int,
     warn: Callable[[str], None],
     stack: contextlib.ExitStack,
+    convert: Convert,
 ) -> tuple[Image.Image, int]:
-    """Return the picture as stored, in RGB, and its orientation; the decoder's memory is freed.
+    """Return the converted picture and its orientation; the decoder's memory is freed.
 
     `stack` keeps other large pictures waiting until the caller closes it.
     """
     if kind not in STRIP:
         stack.enter_context(_one_at_a_time)
         stored = heif.decode(data, kind, max_pixels)
-        return colour.to_rgb(stored.picture, stored.profile, warn), stored.orientation
+        return convert(stored.picture, stored.profile, warn), stored.orientation
     source = STRIP[kind](data)
     if kind == "webp":  # its decoder takes memory for the canvas at once
         max_pixels //= 2
@@ -129,7 +149,7 @@ def _decode(
         picture = Image.open(io.BytesIO(source.pixels), formats=(kind.upper(),))
         _admit(picture.size, max_pixels, stack)
         picture.load()
-    return colour.to_rgb(picture, source.profile, warn), read_orientation(source.exif, source.xmp)
+    return convert(picture, source.profile, warn), read_orientation(source.exif, source.xmp)
 
 
 def _admit(

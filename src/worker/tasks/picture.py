@@ -1,9 +1,10 @@
-"""Pictures from text, and edits of pictures: fields, offer, checks, the wish, a warm-up."""
+"""Pictures from text and from pictures: fields, offer, checks, the wish, a warm-up."""
 
+import asyncio
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
 from PIL import Image
@@ -11,8 +12,8 @@ from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from worker.edge import fields
 from worker.edge.blank import is_blank
-from worker.edge.echo import declare_private, declare_public
-from worker.edge.fields import CommonInput, Listed, Number, Plain, Visible, Whole, show
+from worker.edge.echo import declare_private, declare_public, show_given
+from worker.edge.fields import CommonInput, Listed, Number, Plain, Visible, Whole, Word, show
 from worker.edge.verdict import Verdict
 from worker.errors import InvalidInput
 from worker.loras.origin import LoraWord
@@ -20,12 +21,16 @@ from worker.loras.ready import ReadyLora, show_loras
 from worker.media.fetch import ImageSource
 from worker.seam import Served
 from worker.settings import Settings
-from worker.tasks import adapter, reference
+from worker.tasks import adapter, reference, repaint
+from worker.tasks.preset import Preset, fill_preset, list_presets
+from worker.tasks.repaint import Margins, Repaint, read_margins
 from worker.tasks.size import LARGEST, NAMED, RATIOS, SMALLEST, Size, choose, describe_words
 from worker.tasks.task import Asked, Settled, Span, Task, Warn
+from worker.tasks.way import FROM_PICTURES, FROM_TEXT, IMG2IMG, OUTPAINT, WAYS, Way, check_uses
 
-FROM_TEXT: Final = "text-to-image"
-FROM_PICTURES: Final = "edit"
+# A schedule of the most steps, 100, ends where this strength begins: all have what it needs.
+LEAST_STRENGTH: Final = 0.01
+BLUR: Final = 8
 
 REFERENCES: Final = Listed("picture", 3, {"image_2": 2, "image_3": 3}, reference.KEYS)
 WIDTH_X_HEIGHT: Final = re.compile(r"([0-9]{1,6})[xX*]([0-9]{1,6})")
@@ -65,6 +70,12 @@ def _check_sides(pixels: Pixels, given: str) -> Pixels:
     if min(pixels) < SMALLEST or max(pixels) > LARGEST:
         raise ValueError(f"each side must be {SMALLEST} to {LARGEST} (got {show(given)})")
     return pixels
+
+
+def _read_flag(value: Any) -> Any:
+    """Read a boolean that is 0 or 1 in the API that its alias comes from."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return bool(value) if is_number and value in (0, 1) else value
 
 
 Side = Annotated[int, Whole, Field(ge=SMALLEST, le=LARGEST)]
@@ -175,6 +186,42 @@ class PictureInput(CommonInput):
     lightning: bool | None = fields.declare(
         "boolean", "USE_LIGHTNING_LORA", "use_lightning", "go_fast"
     )
+    preset: Annotated[Preset, Word] | None = fields.declare(
+        "`fast`, `balanced`, `quality`: steps, CFG and Lightning that are not given, reported in"
+        " `adjusted`",
+        "none",
+    )
+    strength: (
+        Annotated[float, Number, Field(ge=LEAST_STRENGTH, le=1, allow_inf_nan=False)] | None
+    ) = fields.declare(
+        "0.01-1, how far the picture may change: 1 begins from noise alone;"
+        " see [Strength and masks](#strength-and-masks)",
+        "img2img: the model's; inpaint and outpaint: 1",
+        "prompt_strength",
+        "denoise",
+        "denoising_strength",
+    )
+    mask: Annotated[ImageSource, BeforeValidator(reference.read_source)] | None = fields.declare(
+        "as one of `images`: white is repainted; where its alpha varies, transparent is",
+        "none",
+        "mask_image",
+        "mask_url",
+        "mask_base64",
+        listed=Listed("mask", 1, {}, reference.KEYS),
+    )
+    invert_mask: Annotated[bool, BeforeValidator(_read_flag)] | None = fields.declare(
+        "boolean, or 0 and 1: black is repainted", "false", "inpainting_mask_invert"
+    )
+    mask_blur: Annotated[int, Whole, Field(ge=0, le=repaint.MOST_BLUR)] | None = fields.declare(
+        "0-64 pixels of the picture over which what is repainted fades into what is not", f"{BLUR}"
+    )
+    preserve_unmasked: bool | None = fields.declare(
+        "boolean; false: all of the picture is as the model makes it", "true"
+    )
+    outpaint: Annotated[Margins, BeforeValidator(read_margins)] | None = fields.declare(
+        "`{left, top, right, bottom}`: pixels that are added to the picture, 0-4096 each",
+        "none",
+    )
     loras: LoraWords | None = fields.declare(
         'a list of {"path"|"url"|"name", "scale"}, such words alone, or {name: scale};'
         " see [LoRAs](#loras)",
@@ -196,7 +243,7 @@ class PictureOffer:
     `area` is the model's native number of pixels; `lightning_steps` are the step counts whose LoRA
     is loaded, the first being the default, empty when none is; `sizes` maps an aspect ratio such as
     "16:9" to (width, height) in pixels. `no_loras` is why a job may bring no LoRAs, None where it
-    may.
+    may. `strength` is the default of img2img, None where the model has no such task.
     """
 
     steps: int
@@ -208,6 +255,7 @@ class PictureOffer:
     max_references: int
     sizes: Mapping[str, tuple[int, int]]
     no_loras: str | None = "this model takes none"
+    strength: float | None = None
 
     def describe(self, settings: Settings) -> Mapping[str, Any]:
         """Return what op=capabilities reports about it.
@@ -222,10 +270,17 @@ class PictureOffer:
             "lightning_steps": list(self.lightning_steps),
             "area": self.area,
             "max_pixels": self.max_pixels,
-            "max_images": min(self.max_references, settings.max_input_images),
+            "max_images": self.count_most(settings),
             "max_loras": 0 if self.no_loras else settings.max_loras,
+            **({} if self.strength is None else {"strength": self.strength}),
             "sizes": {ratio: list(size) for ratio, size in self.sizes.items()},
+            "presets": {name: row._asdict() for name, row in list_presets(self, settings).items()},
         }
+
+    def count_most(self, settings: Settings) -> int:
+        """Return the most pictures that a job may give: one to begin from, or references."""
+        least = 0 if self.strength is None else 1
+        return max(min(self.max_references, settings.max_input_images), least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +290,11 @@ class PictureWish:
     `negative_prompt` is None when no CFG runs. `references` are RGB pictures, upright, in the
     caller's order. `width` and `height` are pixels, multiples of 16, at which the picture is
     generated; `final` is the (width, height) at which it is delivered, None for the same.
+
+    `source` is the picture that it begins from as far as `strength` says, None for noise alone. The
+    white of `mask` (L, of its size) is repainted, None for all of it; with `preserves`, what is
+    delivered has the source's own pixels elsewhere. `start_noise` is the part of the beginning that
+    was noise, 0 to 1, found while the picture is made.
     """
 
     prompt: str = declare_public()
@@ -250,14 +310,26 @@ class PictureWish:
     height: int = declare_private(log=True)
     final: tuple[int, int] | None = declare_private(default=None)
     loras: tuple[ReadyLora, ...] = declare_public(show=show_loras, default=())
+    source: Image.Image | None = declare_private(default=None)  # noqa: RUF009 - a field
+    mask: Image.Image | None = declare_private(default=None)  # noqa: RUF009 - a field
+    preserves: bool = declare_private(default=True)
+    strength: float | None = declare_public(show=show_given, default=None)
+    start_noise: float | None = declare_public(show=show_given, default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureAsked(Asked):
-    """What a job requests of a picture; the references settle `size`, within the `offer`."""
+    """What a job requests of a picture; the pictures settle `size`, within the `offer`.
+
+    The first of them is repainted as `repaint` says, if at all. With `sees` the model has them as
+    references. `adjusted` is what is known before.
+    """
 
     size: Size
     offer: PictureOffer
+    repaint: Repaint | None = None
+    sees: bool = True
+    adjusted: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 def offer_of(model: Served) -> PictureOffer:
@@ -265,8 +337,13 @@ def offer_of(model: Served) -> PictureOffer:
     return next(offer for offer in model.offers.values() if isinstance(offer, PictureOffer))
 
 
-def compare(values: PictureInput, verdict: Verdict, *, edit: bool) -> None:
-    """Check width, height, size and aspect_ratio against each other."""
+def compare(values: PictureInput, verdict: Verdict, *, way: Way) -> None:
+    """Check the fields against the task, and those of the size against each other."""
+    check_uses(values, verdict, way)
+    _compare_sizes(values, verdict, has_pictures=way.sign is not None)
+
+
+def _compare_sizes(values: PictureInput, verdict: Verdict, *, has_pictures: bool) -> None:
     width, height, aspect = values.width, values.height, values.aspect_ratio
     named = next((name for name in ("width", "height") if getattr(values, name)), None)
     as_input = values.size == "input"
@@ -277,31 +354,32 @@ def compare(values: PictureInput, verdict: Verdict, *, edit: bool) -> None:
         width, height = values.size
     elif as_input and named is not None:
         verdict.add_fault("size", f"input cannot be combined with {named}")
-    if as_input and not edit:
+    if as_input and not has_pictures:
         verdict.add_fault("size", "input is for edit: there is no input picture")
     if aspect is not None and width is not None and height is not None:
         verdict.warn("aspect_ratio", "has no effect with width and height")
-    if aspect == "match_input_image" and not edit:
+    if aspect == "match_input_image" and not has_pictures:
         verdict.add_fault("aspect_ratio", "match_input_image is for edit")
     elif aspect not in (None, "match_input_image") and as_input:
         verdict.add_fault("aspect_ratio", "differs from size input")
 
 
 def judge(
-    values: PictureInput, model: Served, verdict: Verdict, settings: Settings, *, edit: bool
+    values: PictureInput, model: Served, verdict: Verdict, settings: Settings, *, way: Way
 ) -> PictureAsked:
     """Check the fields against what a model offers."""
-    task = FROM_PICTURES if edit else FROM_TEXT
-    offer = cast("PictureOffer", model.offers[task])
-    _check_references(values, model, offer, settings, verdict, edit=edit)
+    offer = cast("PictureOffer", model.offers[way.name])
+    values, adjusted = fill_preset(values, offer, settings, verdict)
+    _check_references(values, model, offer, settings, verdict, way)
     lightning, steps = _choose_steps(values, model, offer, settings, verdict)
     scale, negative_prompt = _choose_guidance(values, offer, lightning=lightning, verdict=verdict)
-    size = _read_size(values, verdict)
-    _check_limits(size, offer, verdict, edit=edit)
+    size = _read_size(values, verdict, way)
+    if not settings.shrink:
+        _check_limits(size, offer, verdict, way)
     draft = PictureWish(
         prompt=values.prompt or "",
         negative_prompt=negative_prompt,
-        task=task,
+        task=way.name,
         seed=0,
         steps=steps,
         true_cfg_scale=scale,
@@ -309,33 +387,83 @@ def judge(
         references=(),
         width=0,
         height=0,
+        preserves=values.preserve_unmasked is not False,
+        strength=_choose_strength(values, offer, way),
     )
     sources = tuple(values.images or ())
+    if values.mask is not None:
+        sources += (replace(values.mask, field=verdict.find_word("mask")),)
     loras = adapter.choose_loras(
         values.loras or (), values.lora_scale, settings, verdict, refusal=offer.no_loras
     )
-    return PictureAsked(draft, draft.prompt, sources, loras, size=size, offer=offer)
+    return PictureAsked(
+        draft,
+        draft.prompt,
+        sources,
+        loras,
+        size=size,
+        offer=offer,
+        repaint=_choose_repaint(values, verdict, way),
+        sees=FROM_PICTURES in model.offers,
+        adjusted=adjusted,
+    )
 
 
 async def settle(
     asked: PictureAsked, fetched: Sequence[bytes], settings: Settings, warn: Warn
 ) -> Settled:
-    """Decode the references and choose the size; raises as media.images.decode and `choose`."""
-    references, warnings = await reference.decode_all(fetched, settings.max_image_pixels)
+    """Decode the pictures and choose the size.
+
+    It follows the last reference, or the picture that is begun from. Raises as media.images.decode,
+    `choose` and Repaint.apply.
+    """
+    has_mask = asked.repaint is not None and asked.repaint.margins is None
+    shown, mask = (fetched[:-1], fetched[-1]) if has_mask else (fetched, None)
+    pictures, warnings = await reference.decode_all(shown, settings.max_image_pixels)
     for text in warnings:
         warn(text)
-    last = references[-1].size if references else None
-    chosen = choose(asked.size, asked.offer, last)
+    begins = asked.draft.strength is not None
+    size = pictures[0 if begins else -1].size if pictures else None
+    if asked.repaint is not None:
+        size = asked.repaint.measure(pictures[0].size)
+    chosen = choose(asked.size, asked.offer, size, shrink=settings.shrink)
     for text in chosen.warnings:
         warn(text)
+    part = None
+    if asked.repaint is not None:
+        part = await asyncio.to_thread(asked.repaint.apply, pictures[0], mask, settings, warn)
+        pictures = (part.image, *pictures[1:])
     wish = replace(
         asked.draft,
-        references=references,
+        references=pictures if asked.sees else (),
+        source=pictures[0] if begins else None,
+        mask=None if part is None else part.mask,
         width=chosen.width,
         height=chosen.height,
         final=chosen.final,
     )
-    return Settled(wish, chosen.adjusted)
+    return Settled(wish, {**asked.adjusted, **chosen.adjusted})
+
+
+def _choose_strength(values: PictureInput, offer: PictureOffer, way: Way) -> float | None:
+    """Choose where to begin, None where it is not from a picture."""
+    if not way.begins:
+        return None
+    if values.strength is not None:
+        return values.strength
+    return 1.0 if way.part is not None or offer.strength is None else offer.strength
+
+
+def _choose_repaint(values: PictureInput, verdict: Verdict, way: Way) -> Repaint | None:
+    """Choose how the part that is repainted is found, None where it is all of the picture."""
+    if way.part is None:
+        return None
+    return Repaint(
+        blur=BLUR if values.mask_blur is None else values.mask_blur,
+        invert=bool(values.invert_mask),
+        margins=values.outpaint if way.part == OUTPAINT else None,
+        field=verdict.find_word(way.part),
+    )
 
 
 def _check_references(
@@ -344,17 +472,21 @@ def _check_references(
     offer: PictureOffer,
     settings: Settings,
     verdict: Verdict,
-    *,
-    edit: bool,
+    way: Way,
 ) -> None:
     if verdict.is_broken("images"):
         return
     count = len(values.images or ())
-    if edit and not count:
-        verdict.add_fault("images", "is required for edit")
-    elif not edit and count:
-        verdict.add_fault("images", "text-to-image takes none; leave it out or ask for task edit")
-    elif edit and count > (most := min(offer.max_references, settings.max_input_images)):
+    most = offer.count_most(settings)
+    if way.sign is None:
+        if count:
+            message = "text-to-image takes none; leave it out or ask for task edit"
+            verdict.add_fault("images", message)
+    elif not count:
+        verdict.add_fault("images", f"is required for {way.name}")
+    elif way.name == IMG2IMG and count > 1:
+        verdict.add_fault("images", f"must be one for img2img (got {count})")
+    elif count > most:
         verdict.add_fault("images", f"must be at most {most} for {model.id} (got {count})")
 
 
@@ -401,19 +533,23 @@ def _choose_guidance(
     return scale, None
 
 
-def _read_size(values: PictureInput, verdict: Verdict) -> Size:
-    """Combine width, height, size and aspect_ratio."""
+def _read_size(values: PictureInput, verdict: Verdict, way: Way) -> Size:
+    """Combine width, height, size and aspect_ratio; without any, repainting keeps the size."""
     aspect = None if values.aspect_ratio == "match_input_image" else values.aspect_ratio
     if isinstance(values.size, Pixels):
         return Size(*values.size, aspect, field=verdict.find_word("size"))
     named = next((name for name in ("width", "height") if getattr(values, name)), None)
     word = verdict.find_word(named or ("size" if values.size else "aspect_ratio"))
-    return Size(values.width, values.height, aspect, values.size == "input", word)
+    is_open = named is None and values.size is None and values.aspect_ratio is None
+    as_input = values.size == "input" or (is_open and way.part is not None)
+    return Size(
+        values.width, values.height, aspect, as_input, "size" if is_open and as_input else word
+    )
 
 
-def _check_limits(size: Size, offer: PictureOffer, verdict: Verdict, *, edit: bool) -> None:
+def _check_limits(size: Size, offer: PictureOffer, verdict: Verdict, way: Way) -> None:
     """Check a size that is known before the references are, with the other faults."""
-    needs_reference = size.as_input or (edit and size.aspect_ratio is None)
+    needs_reference = size.as_input or (way.sign is not None and size.aspect_ratio is None)
     if needs_reference and (size.width is None or size.height is None):
         return
     if verdict.is_broken("width", "height", "size", "aspect_ratio"):
@@ -449,9 +585,9 @@ def warm_up(model: Served) -> PictureWish:
     )
 
 
-def _make_task(name: str, *, edit: bool) -> Task:
+def _make_task(way: Way) -> Task:
     return Task(
-        name=name,
+        name=way.name,
         input=PictureInput,
         wish=PictureWish,
         key="images",
@@ -467,12 +603,13 @@ def _make_task(name: str, *, edit: bool) -> Task:
             Span("denoise", 88, "denoise", steps="steps"),
             Span("decode", 4, "decode"),
         ),
-        sign="images" if edit else None,
-        compare=functools.partial(compare, edit=edit),
-        judge=functools.partial(judge, edit=edit),
+        sign=way.sign,
+        compare=functools.partial(compare, way=way),
+        judge=functools.partial(judge, way=way),
         settle=settle,
     )
 
 
-TEXT_TO_IMAGE: Final = _make_task(FROM_TEXT, edit=False)
-EDIT: Final = _make_task(FROM_PICTURES, edit=True)
+PICTURE_TASKS: Final[Mapping[str, Task]] = {way.name: _make_task(way) for way in WAYS}
+TEXT_TO_IMAGE: Final = PICTURE_TASKS[FROM_TEXT]
+EDIT: Final = PICTURE_TASKS[FROM_PICTURES]

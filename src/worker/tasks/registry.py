@@ -11,14 +11,21 @@ from worker.tasks import picture
 from worker.tasks.task import Task
 
 # In the order in which messages list them.
-TASKS: Final[dict[str, Task]] = {task.name: task for task in (picture.TEXT_TO_IMAGE, picture.EDIT)}
+TASKS: Final[dict[str, Task]] = dict(picture.PICTURE_TASKS)
+# Other words for tasks.
+MEANINGS: Final[dict[str, str]] = {"txt2img": "text-to-image", "multi_reference": "edit"}
 # Known names of tasks that a later version may have: requesting one is not a typo.
-LATER: Final = ("img2img", "inpaint", "layered", "speech")
+LATER: Final = ("layered", "speech")
 
 
 def find_usual_task() -> Task:
     """Return the task that is meant where nothing requests another."""
     return next(task for task in TASKS.values() if task.sign is None)
+
+
+def list_signed() -> list[Task]:
+    """Return the tasks that a field of theirs asks for: of several, the first here is meant."""
+    return [task for task in reversed(TASKS.values()) if task.sign is not None]
 
 
 def build_vocabulary(task: Task) -> Vocabulary:
@@ -30,9 +37,9 @@ def build_vocabulary(task: Task) -> Vocabulary:
             if word not in own:
                 having.setdefault(word, []).append(other.name)
     return Vocabulary(
-        {"tasks": {name: name for name in (*TASKS, *LATER)}, "formats": task.formats},
+        {"tasks": {name: name for name in (*TASKS, *LATER)} | MEANINGS, "formats": task.formats},
         {
-            word: f"{' and '.join(others)} {'has' if len(others) == 1 else 'have'} it"
+            word: f"{fields.join_words(others)} {'has' if len(others) == 1 else 'have'} it"
             for word, others in having.items()
         },
     )
@@ -77,7 +84,7 @@ def list_fields() -> tuple[FieldFacts, ...]:
         }
         for row in fields.list_rows(task.input):
             having.setdefault(_fill(row, own), []).append(task)
-    signs = [f"{task.sign}: {task.name}" for task in TASKS.values() if task.sign is not None]
+    signs = [f"{task.sign}: {task.name}" for task in list_signed()]
     common = {
         "{tasks}": ", ".join(f"`{name}`" for name in TASKS),
         "{inferred}": ", ".join((*signs, f"else {find_usual_task().name}")),

@@ -137,8 +137,8 @@ def _choose_task(job_input: Mapping[Any, Any], served: Sequence[Served]) -> tupl
     choice = registry.read_input(own, usual)
     signed = [
         task
-        for task in registry.TASKS.values()
-        if task.sign is not None and _is_given(job_input, task, task.sign)
+        for task in registry.list_signed()
+        if task.sign and _is_given(job_input, task, task.sign)
     ]
     inferred = next(iter(signed), usual)
     if not choice.broken.isdisjoint(("task", "model")):
@@ -194,7 +194,7 @@ def _choose_model(
         others, able = able, [model for model in named if task in model.offers]
         if not able:
             first = named[0]
-            message = f"{first.id} does {' and '.join(first.tasks)}, not {task}"
+            message = f"{first.id} does {fields.join_words(first.tasks)}, not {task}"
             if values.task is None:
                 message += _advise_sign(first, task)
             message += f"; {others[0].id} does" if others else f"; {_advise_adding(task, addable)}"

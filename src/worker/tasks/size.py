@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from worker.errors import Detail, InvalidInput
@@ -107,16 +107,20 @@ class Canvas(Protocol):
         """The model's own size for an aspect ratio such as "16:9"."""
 
 
-def choose(size: Size, canvas: Canvas, last: tuple[int, int] | None) -> Dimensions:
+def choose(
+    size: Size, canvas: Canvas, last: tuple[int, int] | None, *, shrink: bool = False
+) -> Dimensions:
     """Choose what to generate; `last` is the last reference's (width, height), None without one.
 
-    Raises InvalidInput when the requested size has more pixels than the model's limit, or is
-    a reference's size and there is none.
+    Raises InvalidInput when the requested size has more pixels than the model's limit, but with
+    `shrink`, where it is reduced in proportion; and when it is a reference's and there is none.
     """
     if size.as_input:
         if last is None:
             raise _make_refusal(size, "there is no input picture to take the size from")
         most = max(MOST_DELIVERED, canvas.max_pixels)
+        if last[0] * last[1] > most and shrink:
+            return _reduce_like(last, canvas, most)
         if last[0] * last[1] > most:
             message = f"the input has {last[0]}x{last[1]} pixels, at most {most} can be delivered"
             raise _make_refusal(size, message)
@@ -128,7 +132,7 @@ def choose(size: Size, canvas: Canvas, last: tuple[int, int] | None) -> Dimensio
         height = _round_side(width / _compute_ratio(size, last))
     elif width is None:
         width = _round_side(height * _compute_ratio(size, last))
-    return _choose_exact(size, width, height, canvas)
+    return _choose_exact(size, width, height, canvas, shrink=shrink)
 
 
 def _choose_default(size: Size, canvas: Canvas, last: tuple[int, int] | None) -> tuple[int, int]:
@@ -172,9 +176,15 @@ def _make_refusal(size: Size, message: str) -> InvalidInput:
     return InvalidInput(f"{size.field}: {message}", details=[Detail(size.field, message)])
 
 
-def _choose_exact(size: Size, width: int, height: int, canvas: Canvas) -> Dimensions:
+def _choose_exact(
+    size: Size, width: int, height: int, canvas: Canvas, *, shrink: bool
+) -> Dimensions:
     """Return the requested size, floored to multiples of 16."""
     wide, high = width // MULTIPLE * MULTIPLE, height // MULTIPLE * MULTIPLE
+    if wide * high > canvas.max_pixels and shrink:
+        near = _choose_limited(wide, high, canvas)
+        adjusted = {"width": (width, near.width), "height": (height, near.height)}
+        return replace(near, adjusted=adjusted)
     if wide * high > canvas.max_pixels:
         got = f"(got {width}x{height} = {width * height})"
         raise _make_refusal(size, f"must have at most {canvas.max_pixels} pixels {got}")
@@ -199,6 +209,18 @@ def _choose_limited(width: int, height: int, canvas: Canvas) -> Dimensions:
         limit = f"size: {width}x{height} is over this worker's {canvas.max_pixels} pixels; "
         return Dimensions(wide, high, warnings=(f"{limit}generated at {wide}x{high}",))
     return Dimensions(wide, high)
+
+
+def _reduce_like(last: tuple[int, int], canvas: Canvas, most: int) -> Dimensions:
+    """Deliver the last reference's size in proportion, in at most so many pixels."""
+    scale = math.sqrt(most / (last[0] * last[1]))
+    final = max(1, int(last[0] * scale)), max(1, int(last[1] * scale))
+    warning = (
+        f"size: the input's {last[0]}x{last[1]} is over {most} pixels; delivered at"
+        f" {final[0]}x{final[1]}"
+    )
+    like = _choose_like(final, canvas)
+    return replace(like, final=final, warnings=(*like.warnings, warning))
 
 
 def _choose_like(last: tuple[int, int], canvas: Canvas) -> Dimensions:

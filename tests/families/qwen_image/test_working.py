@@ -29,6 +29,7 @@ def plan(spec: Any = EDIT, pixels: int | None = None, **environ: str) -> int:
         ({"batch": 2}, {"denoise", "decode", "reference"}),
         ({"steps": 9}, {"denoise", "decode"}),
         ({"shown_pixels": SIDE}, {"text", "denoise"}),
+        ({"begins": True}, {"denoise", "reference"}),
     ],
 )
 def test_more_takes_more_in_the_phases_that_it_concerns(
@@ -40,7 +41,9 @@ def test_more_takes_more_in_the_phases_that_it_concerns(
 
 
 def test_a_picture_from_text_has_no_phase_of_references() -> None:
+    """But one that begins from a picture has."""
     assert set(estimate_phases(LOAD)) - set(estimate_phases(Load(SIDE))) == {"reference"}
+    assert set(estimate_phases(Load(SIDE, begins=True))) == set(estimate_phases(LOAD))
 
 
 def test_tiles_take_less_and_a_lora_more() -> None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from worker.engine.begin import Beginning
 from worker.engine.sampler import OnStep, keep_all, sample
 from worker.families.qwen_image.modulation import Modulation
 
@@ -71,24 +72,28 @@ def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
     forward: Predictor,
     modulation: Modulation,
     scheduler: Any,
-    latents: Tensor,
+    noise: Tensor,
     prompt: Conditioning,
     shapes: Sequence[LatentShape],
     *,
+    beginning: Beginning | None = None,
     negative: Conditioning | None = None,
     true_cfg_scale: float = 1.0,
     references: Tensor | None = None,
     on_step: OnStep = keep_all,
 ) -> Tensor:
-    """Denoise packed latents [batch, tokens, channels] and return them, same shape and dtype.
+    """Denoise packed noise [batch, tokens, channels] and return the latents, same shape and dtype.
 
-    `shapes` are the (frames, height, width) in tokens of the output and then of every reference;
-    `references` are their packed latents [batch, reference tokens, channels]. With `negative`,
-    every step runs two forwards (true CFG), as the stock pipelines do. `on_step(step, steps)` is
-    called after each step; it may raise to stop there, or name the rows to go on with.
+    With a `beginning` they begin from that, with as much of its noise as the schedule's first step
+    has, and keep of it what its mask says. `shapes` are the (frames, height, width) in tokens of
+    the output and then of every reference; `references` are their packed latents [batch, reference
+    tokens, channels]. With `negative`, every step runs two forwards (true CFG), as the stock
+    pipelines do. `on_step(step, steps)` is called after each step; it may raise to stop there, or
+    name the rows to go on with.
     """
-    tokens = latents.shape[1]
+    tokens = noise.shape[1]
     modulation.load(scheduler.timesteps)
+    latents = noise if beginning is None else beginning.begin(float(scheduler.sigmas[0]))
 
     def predict(given: Tensor, timestep: Tensor, step: int) -> Tensor:
         modulation.select(step)
@@ -99,13 +104,17 @@ def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
         unconditional = forward(shown, timestep, negative, shapes)[:, :tokens]
         return _guide(prediction, unconditional, true_cfg_scale)
 
+    def correct(given: Tensor, sigma: float) -> Tensor:
+        return given if beginning is None else beginning.restore(given, sigma)
+
     def finish_step(step: int, steps: int) -> Sequence[int] | None:
-        nonlocal prompt, negative, references
+        nonlocal prompt, negative, references, beginning
         rows = on_step(step, steps)
         if rows is not None:
             prompt = prompt.keep(rows)
             negative = None if negative is None else negative.keep(rows)
             references = None if references is None else references[list(rows)]
+            beginning = None if beginning is None else beginning.keep(rows)
         return rows
 
-    return sample(predict, scheduler, latents, on_step=finish_step)
+    return sample(predict, scheduler, latents, on_step=finish_step, correct=correct)

@@ -15,6 +15,8 @@ class PictureKey:
     negative prompt, without those of the references. `references` are the (width, height) at which
     each is encoded and at which the text encoder sees it: they decide all other lengths. Each of
     `loras` is the identity and the scale of one that a caller requested.
+    `begins` is the strength with which a picture begins from another and whether it has a mask: the
+    steps follow from it.
     """
 
     task: str
@@ -26,6 +28,7 @@ class PictureKey:
     tokens: tuple[int, ...]
     references: tuple[tuple[PixelSize, PixelSize], ...]
     loras: tuple[tuple[Hashable, float], ...] = ()
+    begins: tuple[float | None, bool] = (None, False)
 
     @property
     def pixels(self) -> int:

@@ -59,14 +59,16 @@ def list_lightning_modules(blocks: int) -> list[str]:
     ]
 
 
-def make_lightning_schedule(steps: int, tokens: int) -> FlowMatchEulerDiscreteScheduler:
-    """Return Lightning's scheduler for 4 or 8 steps.
+def make_lightning_schedule(
+    steps: int, tokens: int, strength: float = 1.0
+) -> FlowMatchEulerDiscreteScheduler:
+    """Return Lightning's scheduler for 4 or 8 steps, begun at `strength`.
 
     Raises LoraNotApplied when its timesteps are not those that the LoRA was distilled on: a wrong
     schedule shows as a washed-out picture, not as an error.
     """
-    scheduler = make_schedule(LIGHTNING, steps, tokens)
+    complete = make_schedule(LIGHTNING, steps, tokens)
     expected = LIGHTNING_TIMESTEPS.get(steps)
-    if expected is None or not np.allclose(scheduler.timesteps.numpy(), expected):
+    if expected is None or not np.allclose(complete.timesteps.numpy(), expected):
         raise LoraNotApplied(f"the Lightning schedule for {steps} steps is not the distilled one")
-    return scheduler
+    return make_schedule(LIGHTNING, steps, tokens, strength=strength)

@@ -4,7 +4,7 @@ import math
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from PIL import Image
@@ -13,6 +13,7 @@ from torch import Tensor
 from worker.bundle.kept_graphs import KeptGraphs
 from worker.bundle.layout import Bundle, name_adapter
 from worker.engine import device as devices
+from worker.engine.begin import Beginning
 from worker.engine.cache import TensorCache
 from worker.engine.decoded import make_picture
 from worker.engine.guests import GuestAdapters
@@ -21,6 +22,7 @@ from worker.engine.schedule import make_schedule
 from worker.errors import BadPicture, Internal, LoraNotApplied
 from worker.families.adapting import WishedLoras
 from worker.families.clock import Clock
+from worker.families.masking import find_original, make_masks
 from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
 from worker.families.pictures import describe
@@ -145,6 +147,7 @@ class QwenImage:
                 for image in wish.references
             ),
             tuple((lora.identity, lora.scale) for lora in wish.loras),
+            begins=(wish.strength, wish.mask is not None),
         )
 
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> Iterator[Outcome]:
@@ -173,11 +176,11 @@ class QwenImage:
                 yield image
                 continue
             yield Made(
-                Picture(image, wish.final),
+                Picture(image, wish.final, find_original(wish)),
                 dict(clock.spent),
                 peak_vram_mb=devices.read_peak_mb(device),
                 warnings=self._list_warnings(wish),
-                found={"loras": self._loras.count(wish.loras)},
+                found={"loras": self._loras.count(wish.loras), **self._find_start(wish)},
             )
 
     def _forget(self) -> None:
@@ -242,13 +245,18 @@ class QwenImage:
         )
         sharing.report("text", 1, 1)
 
-        references, shapes = self._encode_references(wishes, pictures, sharing, clock)
-        step = self._vae.scale
-        height, width = first.height // step, first.width // step
-        start = make_noise(
+        references, shapes = self._encode_references(wishes, pictures, clock)
+        sources = self._encode_sources(wishes, pictures, clock)
+        if references is not None or sources is not None:
+            sharing.report("reference", 1, 1)
+        height, width = self._measure_latents(first)
+        noise = make_noise(
             [w.seed for w in wishes], self._vae.channels, height, width, parts.dtype
         ).to(parts.device, non_blocking=True)
-        tokens = start.shape[1]
+        beginning = None
+        if sources is not None:
+            repainted = make_masks(wishes, self._vae.channels, height, width, parts.device)
+            beginning = Beginning(sources, noise, repainted)
 
         def finish_step(step: int, steps: int) -> Sequence[int] | None:
             sharing.report("denoise", step, steps)
@@ -256,20 +264,17 @@ class QwenImage:
 
         def run_steps(_frugal: bool) -> Tensor:
             # a scheduler counts its steps: one that was stopped half-way cannot start again
-            steps = (
-                make_lightning_schedule(first.steps, tokens)
-                if first.lightning
-                else make_schedule(parts.scheduler, first.steps, tokens)
-            )
+            steps = self._make_steps(first)
             sharing.reset()
             with clock.measure_phase("denoise"):
                 return denoise(
                     parts.forward,
                     parts.modulation,
                     steps,
-                    start,
+                    noise,
                     prompt,
                     [(1, height // 2, width // 2), *shapes],
+                    beginning=beginning,
                     negative=negative,
                     true_cfg_scale=first.true_cfg_scale,
                     references=references,
@@ -280,6 +285,24 @@ class QwenImage:
             return run_steps(False)  # a batch that does not fit is halved where it was formed
         kind = (first.width * first.height, len(shapes))
         return self._phases.run("denoise", kind, run_steps)
+
+    def _measure_latents(self, wish: PictureWish) -> tuple[int, int]:
+        """Return the (height, width) of a picture's latents."""
+        return wish.height // self._vae.scale, wish.width // self._vae.scale
+
+    def _make_steps(self, wish: PictureWish) -> Any:
+        """Return the scheduler of a picture, from where it begins."""
+        height, width = self._measure_latents(wish)
+        tokens, strength = height * width // 4, wish.strength or 1.0
+        if wish.lightning:
+            return make_lightning_schedule(wish.steps, tokens, strength)
+        return make_schedule(self._parts.scheduler, wish.steps, tokens, strength=strength)
+
+    def _find_start(self, wish: PictureWish) -> dict[str, Any]:
+        """Return how much noise a picture began with, where it began from another."""
+        if wish.source is None:
+            return {}
+        return {"start_noise": round(float(self._make_steps(wish).sigmas[0]), 4)}
 
     def _decode(self, latents: Tensor, wish: PictureWish, clock: Clock) -> Image.Image | BadPicture:
         """Return the picture of one wish's latents, or why it is none."""
@@ -333,35 +356,43 @@ class QwenImage:
         return fit_area(area, image.width / image.height)
 
     def _encode_references(
-        self,
-        wishes: Sequence[PictureWish],
-        pictures: ReferencePictures,
-        control: Control,
-        clock: Clock,
+        self, wishes: Sequence[PictureWish], pictures: ReferencePictures, clock: Clock
     ) -> tuple[Tensor | None, list[LatentShape]]:
         """Return all references' packed latents [batch, tokens, channels] and their shapes."""
         first = wishes[0]
         if not first.references:
             return None, []
         sizes = [self.choose_reference_size(image, first) for image in first.references]
-
-        def encode(image: Image.Image, size: tuple[int, int]) -> Tensor:
-            key = ("reference", pictures.digest(image), size)
-            pixels = size[0] * size[1]
-
-            def run(tiled: bool) -> Tensor:
-                with clock.measure_phase("reference"):
-                    return self._cache.get(key, lambda: self._vae.encode(image, *size, tiled=tiled))
-
-            return self._phases.run("reference", pixels, run, has_room=self._vae.has_room(pixels))
-
         rows = []
         for wish in wishes:
             pairs = zip(wish.references, sizes, strict=True)
-            rows.append(torch.cat([encode(*pair) for pair in pairs], dim=1))
-        control.report("reference", 1, 1)
+            encoded = [self._encode(image, size, pictures, clock) for image, size in pairs]
+            rows.append(torch.cat(encoded, dim=1))
         unit = self._vae.scale * 2
         return torch.cat(rows), [(1, height // unit, width // unit) for width, height in sizes]
+
+    def _encode_sources(
+        self, wishes: Sequence[PictureWish], pictures: ReferencePictures, clock: Clock
+    ) -> Tensor | None:
+        """Return the packed latents [batch, tokens, channels] that pictures begin from, if any."""
+        sources = [wish.source for wish in wishes if wish.source is not None]
+        if not sources:
+            return None
+        size = wishes[0].width, wishes[0].height
+        return torch.cat([self._encode(image, size, pictures, clock) for image in sources])
+
+    def _encode(
+        self, image: Image.Image, size: tuple[int, int], pictures: ReferencePictures, clock: Clock
+    ) -> Tensor:
+        """Return a picture's packed latents [1, tokens, channels] at a size (width, height)."""
+        key = ("reference", pictures.digest(image), size)
+        pixels = size[0] * size[1]
+
+        def run(tiled: bool) -> Tensor:
+            with clock.measure_phase("reference"):
+                return self._cache.get(key, lambda: self._vae.encode(image, *size, tiled=tiled))
+
+        return self._phases.run("reference", pixels, run, has_room=self._vae.has_room(pixels))
 
 
 def build(parts: Components, served: Served, bundle: Bundle, kept: KeptGraphs | None) -> QwenImage:

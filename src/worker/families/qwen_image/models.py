@@ -55,9 +55,9 @@ class Defaults:
     """What a model uses unless a job says otherwise, and what it accepts.
 
     `area` is its native number of pixels, `sizes` maps an aspect ratio to (width, height) in
-    pixels, `max_references` is how many reference pictures one job may give. Whether the
-    transformer has zero_cond_t (Edit-2511) is in its config.json, not here. `takes_loras` says
-    whether jobs may bring LoRAs.
+    pixels, `max_references` is how many reference pictures one job may give, `strength` is how far
+    img2img changes one. Whether the transformer has zero_cond_t (Edit-2511) is in its config.json,
+    not here. `takes_loras` says whether jobs may bring LoRAs.
     """
 
     steps: int
@@ -66,6 +66,8 @@ class Defaults:
     negative_prompt: str = " "
     area: int = 1024 * 1024
     sizes: Sizes = field(default_factory=lambda: PUBLISHED_SIZES)
+    # That of diffusers' QwenImageImg2ImgPipeline.
+    strength: float = 0.6
     takes_loras: bool = True
 
 
@@ -77,13 +79,16 @@ class Pipeline:
     defaults: Defaults
 
 
+EDITS: Final = ("edit", "inpaint", "outpaint")
 # diffusers' class name, as model_index.json gives it -> what the model can do.
 # QwenImageEditPipeline (the first edition) resizes its one reference to the output's area and puts
 # no "Picture 1:" before it; EditPlus (2509 and later) takes up to three.
 PIPELINES: Final[Mapping[str, Pipeline]] = {
-    "QwenImagePipeline": Pipeline(("text-to-image",), Defaults(steps=50, max_references=0)),
-    "QwenImageEditPipeline": Pipeline(("edit",), Defaults(steps=50, max_references=1)),
-    "QwenImageEditPlusPipeline": Pipeline(("edit",), Defaults(steps=40, max_references=3)),
+    "QwenImagePipeline": Pipeline(
+        ("text-to-image", "img2img", "inpaint", "outpaint"), Defaults(steps=50, max_references=0)
+    ),
+    "QwenImageEditPipeline": Pipeline(EDITS, Defaults(steps=50, max_references=1)),
+    "QwenImageEditPlusPipeline": Pipeline(EDITS, Defaults(steps=40, max_references=3)),
 }
 
 

@@ -23,10 +23,10 @@ def plan_working(
     """Return the bytes that a picture of `pixels` takes at most, however it is requested.
 
     By default it is the largest that MAX_PIXELS accepts, without it the model's own area. Each has
-    as many references as callers may give, a prompt of the greatest length, and the more expensive
-    of Lightning and the base schedule in most steps; where pictures share forwards, a batch of
-    BATCH_MAX_PIXELS is among them. MAX_LORAS of rank 64 are counted where the operator says which
-    LoRAs jobs may bring.
+    as many references as callers may give, a prompt of the greatest length, begins from a picture,
+    and has the more expensive of Lightning and the base schedule in most steps; where pictures
+    share forwards, a batch of BATCH_MAX_PIXELS is among them. MAX_LORAS of rank 64 are
+    counted where the operator says which LoRAs jobs may bring.
     """
     defaults = spec.defaults
     largest = pixels or settings.max_pixels or defaults.area
@@ -55,6 +55,7 @@ def plan_working(
                 # those with LoRAs of earlier jobs are kept too
                 steps=count + (KEPT_STEPS if ranks else 0),
                 shown_pixels=shown,
+                begins=True,
             )
         )
         for side, batch in sizes

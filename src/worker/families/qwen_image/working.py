@@ -49,6 +49,9 @@ KEPT_TOKEN: Final = 2_400
 KEPT: Final = 10_000_000
 # Bytes of a LoRA in bf16 per rank: 60 blocks, 14 modules with 50 x 3072 inputs and outputs.
 RANK_BYTES: Final = 2 * 60 * 50 * 3072
+# Bytes per token of the picture that another is begun from: its latents, 64 channels in bf16, and
+# its mask.
+BEGUN_TOKEN: Final = 64 * (2 + 1)
 # The text encoder: its largest weight in bf16 while it is multiplied and the bytes per token
 # meanwhile, those of its MLP, and those of the vision tower per pixel of a reference.
 TEXT_UNPACKED: Final[dict[Precision, int]] = {"bf16": 0, "4bit": 142_000_000, "8bit": 137_000_000}
@@ -61,6 +64,7 @@ SHOWN: Final = 150
 class Load:
     """What is made together: `batch` pictures of `pixels`, each of `references` of its own size.
 
+    With `begins` they begin from pictures, of which they keep what masks leave.
     `adapters` is 1 where a LoRA beside the weights is in use, `ranks` the sum of the ranks of
     those that jobs brought. `tiled` is how the VAE runs.
     `prompt_tokens` is the length of the user's text; `shown_pixels` is the size of each reference
@@ -77,6 +81,7 @@ class Load:
     steps: int = 8
     prompt_tokens: int = MAX_TOKENS
     shown_pixels: int = SHOWN_PIXELS
+    begins: bool = False
 
 
 def count_frame_bytes(pixels: int, base_dim: int = BASE_DIM) -> int:
@@ -97,15 +102,17 @@ def estimate_phases(load: Load) -> dict[Phase, int]:
     frame = count_frame_bytes(load.pixels)
     if load.tiled:
         frame = count_frame_bytes(TILE_PIXELS) + TILED_FRAME * load.pixels
+    begun = BEGUN_TOKEN * batch * load.pixels // TOKEN_PIXELS if load.begins else 0
     wide = max(IMAGE_TOKEN[precision], ADAPTED_TOKEN if load.adapters or load.ranks else 0) * tokens
     unpacked = UNPACKED[precision] + UNPACKED_TOKEN * tokens
     encoded = TEXT_UNPACKED[precision] + TEXT_UNPACKED_TOKEN * prompt
     phases = {
         "text": brought + max(encoded, ENCODED_TOKEN * prompt) + SHOWN * shown,
-        "denoise": kept + max(wide, unpacked) + TEXT_TOKEN * batch * prompt,
+        "denoise": kept + begun + max(wide, unpacked) + TEXT_TOKEN * batch * prompt,
         "decode": kept + frame + PICTURE * load.pixels * batch,
     }
-    return phases | ({"reference": positions + frame} if load.references else {})
+    encodes = load.references or load.begins
+    return phases | ({"reference": positions + begun + frame} if encodes else {})
 
 
 def estimate_working(load: Load) -> int:
