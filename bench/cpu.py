@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import base64
 import io
+import itertools
 import json
 import platform
 import statistics
@@ -61,6 +62,7 @@ STEPS: Final = (8, 4)
 COUNTS: Final = (1, 4)
 SIDE: Final = 96
 COLD_ROUNDS: Final = 3
+NUMBERS: Final = itertools.count(10_000)  # five digits: as many tokens each
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +210,8 @@ def measure_kind(kind: Kind, sides: Mapping[str, Any], repeats: int) -> dict[str
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     phases: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
-        for place, (name, side) in enumerate(sides.items()):
-            job = make_input(kind, 10_000 + repeat * len(sides) + place)
+        for name, side in sides.items():
+            job = make_input(kind, next(NUMBERS))
             start = time.perf_counter()
             answer = side.handle(job)
             spent = time.perf_counter() - start

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from worker import settings, trial
+from worker.driver import Gpu
 from worker.finding import Finding
 from worker.media import objects, regions
 from worlds.bucket import ACCESS, SECRET, Store
@@ -105,3 +106,34 @@ def test_the_region_that_the_store_takes_is_what_to_set(site: Site) -> None:
     assert found["region"].level == "advice"
     assert found["region"].found == "the store takes moon-1, not us-east-1"
     assert "BUCKET_REGION=moon-1" in found["region"].change
+
+
+def test_without_a_gpu_nothing_is_said_of_attention() -> None:
+    assert trial.try_attention(None) == []
+
+
+def test_a_gpu_on_which_torch_fails_is_found_by_the_doctor() -> None:
+    """As here, where there is none: the doctor itself does not fail."""
+    (found,) = trial.try_attention(Gpu("a card", (9, 0), 80 << 30, 80 << 30))
+    assert (found.check, found.level) == ("attention", "advice")
+    assert "torch does not answer on this GPU" in found.found
+
+
+@pytest.mark.parametrize(
+    ("backend", "capability", "level", "change"),
+    [
+        ("cudnn", (9, 0), "ok", ""),
+        ("flash", (8, 9), "ok", ""),
+        ("flash", (9, 0), "advice", "CUDA 13.0"),
+        ("efficient", (8, 9), "advice", "torch"),
+        ("math", (9, 0), "advice", "torch"),
+    ],
+)
+def test_the_kernel_of_attention_is_named(
+    backend: str, capability: tuple[int, int], level: str, change: str
+) -> None:
+    found = trial.describe_attention(backend, capability)
+    assert (found.check, found.level) == ("attention", level)
+    assert found.found.startswith(f"{backend} kernel")
+    assert change in found.change
+    assert bool(found.change) is (level != "ok")

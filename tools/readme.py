@@ -27,6 +27,7 @@ PRETEND: Final = ROOT / "bench" / "results" / "pretend.json"
 HUB: Final = ROOT / ".runpod" / "hub.json"
 IMAGE: Final = ROOT / "bench" / "results" / "image.json"
 LORA: Final = ROOT / "bench" / "results" / "lora.json"
+CPU: Final = ROOT / "bench" / "results" / "cpu.json"
 OVERHEAD: Final = ROOT / "bench" / "results" / "overhead.json"
 
 # What there is next to src/worker, in the order of a reader's interest.
@@ -191,6 +192,33 @@ def lora_table() -> str:
     return markdown(("s", *ours, "a job"), rows)
 
 
+def cpu_table() -> str:
+    """Return how the embedded models compare to the stock pipeline, as bench/cpu.py measured it."""
+    cases = json.loads(CPU.read_text(encoding="utf-8"))["cases"]
+
+    def row(name: str, sides: Mapping[str, Any]) -> tuple[str, ...]:
+        found = sides["worker"]
+        shares = (
+            f"{phase} {spent / found['median_ms']:.0%}"
+            for phase, spent in sorted(found["phases_ms"].items(), key=lambda one: -one[1])[:3]
+        )
+        together = sides.get("together", {}).get("stock_by_it")
+        return (
+            code(name),
+            f"{sides['stock']['median_ms']:.0f}",
+            f"{found['median_ms']:.0f}",
+            f"{found['stock_by_it']:.2f}",
+            "" if together is None else f"{together:.2f}",
+            ", ".join(shares),
+        )
+
+    header = (
+        *("case", "stock, ms", "worker, ms", "stock / it"),
+        *("stock / it, `BATCH_SIZE=4`", "what takes the worker's time"),
+    )
+    return markdown(header, (row(*one) for one in cases.items()))
+
+
 def precisions_table() -> str:
     """Return the space that each precision takes, as bench/sizes.py computed it."""
     results = json.loads(SIZES.read_text(encoding="utf-8"))
@@ -325,6 +353,7 @@ PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
     "docs/deploy.md": {"pools": pools_table},
     "docs/numbers.md": {
         "overhead": overhead_table,
+        "cpu": cpu_table,
         "lora": lora_table,
         "image": image_table,
         "pretend": pretend_table,

@@ -34,7 +34,9 @@ def doctor(*, as_json: bool) -> int:
     from worker import preflight, settings, trial  # noqa: PLC0415 - the system is checked first
 
     given = settings.read()
-    return show([*preflight.check(given), *trial.try_bucket(given)], as_json=as_json)
+    findings = [*preflight.check(given), *trial.try_bucket(given)]
+    findings += trial.try_attention(preflight.find_usable_gpu())
+    return show(findings, as_json=as_json)
 
 
 def show(findings: Sequence[Finding], *, as_json: bool) -> int:

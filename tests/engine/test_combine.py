@@ -28,6 +28,12 @@ from worlds.loras import predict, published_lora, small_transformer
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep 4-bit weights packed, as on a GPU: small ones are unpacked on a CPU."""
+    monkeypatch.setattr("worker.engine.quantise.SMALL_WEIGHT", 0)
+
+
 def packed_linear(rows: int, columns: int, *, has_bias: bool = False) -> nn.Linear:
     """Return a 4-bit Linear of random weights."""
     weight = torch.randn(rows, columns).bfloat16() * 0.05

@@ -23,6 +23,7 @@ def test_the_doctor_knows_this_machine(figures: Figures, tmp_path: Path) -> None
     figures.put(**{name: f"{one['level']}: {one['found']}" for name, one in by_name.items()})
     assert {by_name[name]["level"] for name in ("driver", "gpu", "vram")} == {"ok"}
     assert by_name["compiler"]["level"] in ("ok", "advice")
+    assert by_name["attention"]["found"].partition(" ")[0] in ("cudnn", "flash")
 
 
 def test_the_precision_is_chosen_by_what_fits(

@@ -21,6 +21,12 @@ from worlds import prepared
 BLOCK = "transformer_blocks.0"
 
 
+@pytest.fixture(autouse=True)
+def packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep 4-bit weights packed, as on a GPU: small ones are unpacked on a CPU."""
+    monkeypatch.setattr("worker.engine.quantise.SMALL_WEIGHT", 0)
+
+
 def merged(parts: Components) -> list[str]:
     """Name the adapters that have a weight of their own."""
     wrapped = parts.transformer.get_submodule(f"{BLOCK}.attn.to_q")
