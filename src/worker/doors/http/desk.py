@@ -104,6 +104,7 @@ class Desk:
             limit=self._choose_limit(limit),
             is_plain=is_plain,
             warnings=list(warnings),
+            wait=entry.wait_for_turn,
         )
         self.results.add(entry)
         entry.task = asyncio.create_task(self._run(entry, job, handle, is_kept=is_kept))
@@ -135,13 +136,9 @@ class Desk:
         return min(limits, key=lambda one: one.seconds, default=None)
 
     async def _run(self, entry: Tracked, job: Job, handle: Handle, *, is_kept: bool) -> None:
-        """Wait for the job's turn, handle it, and record its end."""
+        """Handle a job, which waits for its turn once it is known to be right; record its end."""
         end: JobState = "CANCELLED"
         try:
-            await entry.place.turn.wait()
-            entry.begun = time.monotonic()
-            entry.state = "IN_PROGRESS"
-            entry.note_change()
 
             async def listen(one: Job) -> Answer:
                 entry.answer = await handle(one)

@@ -113,14 +113,16 @@ class QueueRoutes:
         return await _make_state(entry)
 
     async def _run_flat(self, request: web.Request) -> web.Response:
-        entry = self._desk.take_in(await read_json(request, self._settings))
+        entry = self._desk.take_in(await read_json(request, self._settings), is_plain=True)
         await entry.wait()
         if isinstance(entry.answer, Failure):
             return make_failed(entry.answer, {"x-request-id": entry.id})
         return await _make_result(entry)
 
     async def _plan_flat(self, request: web.Request) -> web.Response:
-        entry = self._desk.take_in(await read_json(request, self._settings), is_kept=True)
+        entry = self._desk.take_in(
+            await read_json(request, self._settings), is_plain=True, is_kept=True
+        )
         return make_json({"job_id": entry.id, "status": "queued", "detail": None})
 
     async def _show_result(self, request: web.Request) -> web.Response:

@@ -42,6 +42,13 @@ class Tracked:
         news, self.news = self.news, asyncio.Event()
         news.set()
 
+    async def wait_for_turn(self) -> None:
+        """Wait for its turn."""
+        await self.place.turn.wait()
+        self.begun = time.monotonic()
+        self.state = "IN_PROGRESS"
+        self.note_change()
+
     async def announce(self, update: Mapping[str, Any]) -> None:
         """Take the job's progress."""
         self.progress = update
