@@ -1,6 +1,7 @@
 """The event loop of this door, in a thread of its own: it listens, answers and ends there."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -17,6 +18,10 @@ BURST_S: Final = 0.1
 MAX_HEADER_BYTES: Final = 16_384
 # How long responses may take once every job has its answer.
 FLUSH_S: Final = 10.0
+
+# Of a malformed request aiohttp logs a traceback with a line of it, which may be a key's.
+QUIET: Final = logging.getLogger("worker.http")
+QUIET.disabled = True
 
 Endpoint = tuple[str, int]
 Begin = Callable[[], Sequence[tuple[Endpoint, web.Application]]]
@@ -62,6 +67,7 @@ class Server:
                 max_field_size=MAX_HEADER_BYTES,
                 max_line_size=MAX_HEADER_BYTES,
                 auto_decompress=False,
+                logger=QUIET,
                 shutdown_timeout=FLUSH_S,
             )
             await runner.setup()
