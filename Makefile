@@ -5,7 +5,7 @@ TORCH ?= cu128
 VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores gpu-check quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
+.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores clients load gpu-check quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -47,6 +47,13 @@ first-hour: setup ## run every command of README and docs in a fresh Debian (as 
 stores: setup ## uploads to a real S3 server (rclone), and to yours with STORE_ENDPOINT and its keys
 	$(BIN)/uv pip install -q --require-hashes -r builder/requirements-stores.lock
 	$(BIN)/python -m pytest -q tests/stores/real_stores.py
+
+clients: setup ## the door with the clients that people use: Python's in .venv-clients/, node's if npm is there
+	test -x .venv-clients/bin/python || $(BIN)/uv venv -q --python $(BIN)/python .venv-clients
+	$(BIN)/uv pip install -q --python .venv-clients/bin/python --require-hashes -r builder/requirements-clients.lock
+	if command -v npm; then cd tests/clients && npm install --silent --no-audit --no-fund --no-package-lock; \
+	  else echo "npm is missing: clients of node are not run (apt-get install nodejs npm)"; fi
+	$(BIN)/python -m pytest -q tests/clients/real_clients.py
 
 FIGURES ?= out/gpu-check.json
 gpu-check: setup ## on a CUDA machine: the embedded models, errors, waits, compiling, VAE, attention; figures in FIGURES
@@ -100,7 +107,7 @@ eval-tiny: setup ## check what checkpoints/tiny draws and edits, from its pixels
 	$(BIN)/python -m training.tiny.evaluate
 
 lock: setup ## resolve the dependencies again, with hashes
-	cd builder && for name in uv cu128 cu130 dev fuzz stores; do \
+	cd builder && for name in uv cu128 cu130 dev fuzz stores clients; do \
 	  UV_CUSTOM_COMPILE_COMMAND="make lock" ../$(BIN)/uv pip compile -q --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url -o requirements-$$name.lock requirements-$$name.in || exit 1; done
 
