@@ -68,6 +68,9 @@ PRECISION ?= bf16
 storm: setup ## JOBS mixed jobs that share steps, some cancelled: every picture equal to the one made alone
 	$(BIN)/python bench/storm.py --jobs $(JOBS) --precision $(PRECISION)
 
+load: setup ## 2,000 requests by 64 connections to the door with the embedded model, a third of them misbehaving
+	$(BIN)/python bench/load.py
+
 SEED ?= 1
 ROOM ?= all
 COUNT ?= 20
