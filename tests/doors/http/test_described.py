@@ -40,21 +40,17 @@ def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         return st.sampled_from(schema["enum"])
     if "anyOf" in schema:
         return st.one_of([values(one) for one in schema["anyOf"]])
-    match schema.get("type"):
-        case "integer":
-            return st.integers(schema.get("minimum", -10), schema.get("maximum", 2**63))
-        case "number":
-            return st.floats(schema.get("minimum", 0), schema.get("maximum", 100))
-        case "boolean":
-            return st.booleans()
-        case "array":
-            return st.lists(values(schema["items"]), min_size=1, max_size=schema["maxItems"])
-        case "object":
-            inner = {name: values(one) for name, one in schema["properties"].items()}
-            required = {name: inner[name] for name in schema.get("required", ())}
-            return st.fixed_dictionaries(required, optional={} if required else inner)
-        case _:
-            return st.text(max_size=40)
+    least, most = schema.get("minimum", 0), schema.get("maximum", 100)
+    inner = {name: values(one) for name, one in schema.get("properties", {}).items()}
+    items = values(schema["items"]) if "items" in schema else st.nothing()
+    by_type: dict[str | None, st.SearchStrategy[Any]] = {
+        "integer": st.integers(least, most),
+        "number": st.floats(least, most),
+        "boolean": st.booleans(),
+        "array": st.lists(items, max_size=schema.get("maxItems", 4)),
+        "object": st.fixed_dictionaries({}, optional=inner) | st.fixed_dictionaries(inner),
+    }
+    return by_type.get(schema.get("type"), st.text(max_size=40))
 
 
 @chosen(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -131,6 +131,7 @@ def test_a_compression_is_our_quality(door: Doorway) -> None:
         ({"n": 11}, (400, "invalid_input", "n")),
         ({"size": "3x3"}, (400, "invalid_input", "size")),
         ({"stream": "yes"}, (400, "invalid_input", "stream")),
+        ({"op": "health"}, (400, "invalid_input", "op")),
         ({"prompt": None}, (400, "invalid_input", "prompt")),
         ({"model": "flux"}, (404, "model_not_found", "model")),
         ({"prompt": "nan"}, (500, "bad_picture", None)),
@@ -244,6 +245,10 @@ def test_a_worker_that_speaks_answers_with_its_sound() -> None:
         with wave.open(io.BytesIO(response.content)) as track:
             assert track.getnframes() / track.getframerate() == 0.5
         assert set(door.post("/generate", {"text": "hi"}).json()) >= {"audio", "seed"}
+        for streams in (False, True):
+            wish = {"text": "hi", "stream": streams}
+            refused = door.post("/v1/images/generations", wish)
+            assert "makes no pictures" in refused.text
 
 
 # RunPod's
@@ -265,7 +270,7 @@ def test_a_job_is_queued_followed_and_fetched_as_at_runpod(door: Doorway, gate: 
     assert state["status"] == "COMPLETED"
     assert state["executionTime"] >= 0
     assert shown(state["output"]["output_image_base64"]).size == (64, 64)
-    assert state["output"]["warnings"] == ["webhook: has no effect at this door"]
+    assert state["output"]["warnings"] == ["'webhook': has no effect at this door"]
 
 
 def test_a_job_that_fails_is_failed_as_at_runpod(door: Doorway) -> None:
@@ -300,6 +305,16 @@ def test_an_id_that_nobody_knows_is_not_found(door: Doorway, path: str) -> None:
 def test_a_body_of_runpods_has_an_input(door: Doorway, body: Any) -> None:
     refused = door.post("/run", body) if body is not None else door.call("POST", "/run", json=None)
     assert refused.status_code in (400, 415)
+
+
+def test_a_name_that_is_no_unicode_is_no_fault_of_the_worker(door: Doorway) -> None:
+    headers = {"Content-Type": "application/json"}
+    body = b'{"input": {"prompt": "x", "\\ud800": 1}, "\\udfff": 2}'
+    state = door.call("POST", "/runsync", data=body, headers=headers).json()
+    assert (state["status"], len(state["output"]["warnings"])) == ("COMPLETED", 2)
+    form = b'--b\r\nContent-Disposition: form-data; name="\xff"; filename="a"\r\n\r\nx\r\n--b--\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    assert door.call("POST", "/v1/images/edits", data=form, headers=headers).status_code == 400
 
 
 def test_a_policy_is_a_deadline(door: Doorway, gate: Gate) -> None:

@@ -22,6 +22,8 @@ from worker.settings import MB, Settings
 
 # RunPod's load balancer carries 30 MB, of which the reply's own frame takes some.
 MOST_REPLY_BYTES: Final = 30 * MB - 100_000
+# How long a worker that leaves waits for callers to fetch what it has just made.
+FETCH_S: Final = 10.0
 # It ends a request after 330 s: an answer that says so must arrive before.
 BALANCED: Final = Limit(320, "the longest that RunPod's load balancer waits")
 
@@ -113,9 +115,16 @@ class Desk:
         return entry
 
     async def finish(self) -> None:
-        """Wait until every job that was taken has ended."""
+        """Take no more jobs; wait until those that were taken have ended.
+
+        What callers must come for is kept until they have, for at most FETCH_S.
+        """
+        self.is_leaving = True
         while self._running:
             await asyncio.wait(self._running)
+        end = time.monotonic() + FETCH_S
+        while self.results.has_unseen and time.monotonic() < end:  # noqa: ASYNC110 - callers poll too
+            await asyncio.sleep(0.1)
 
     def _require_open(self) -> Handle:
         if self._handle is not None and self.is_ready:

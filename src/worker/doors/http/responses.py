@@ -112,5 +112,5 @@ def make_json(
 
 
 def encode_json(value: Any) -> bytes:
-    """Return a value as JSON in UTF-8."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    """Return a value as JSON in UTF-8; a lone surrogate, which has none, is a question mark."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode(errors="replace")
