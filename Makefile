@@ -5,7 +5,7 @@ TORCH ?= cu128
 VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores gpu-check quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
+.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores clients load gpu-check quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -48,6 +48,13 @@ stores: setup ## uploads to a real S3 server (rclone), and to yours with STORE_E
 	$(BIN)/uv pip install -q --require-hashes -r builder/requirements-stores.lock
 	$(BIN)/python -m pytest -q tests/stores/real_stores.py
 
+clients: setup ## the door with the clients that people use: Python's in .venv-clients/, node's if npm is there
+	test -x .venv-clients/bin/python || $(BIN)/uv venv -q --python $(BIN)/python .venv-clients
+	$(BIN)/uv pip install -q --python .venv-clients/bin/python --require-hashes -r builder/requirements-clients.lock
+	if command -v npm; then cd tests/clients && npm install --silent --no-audit --no-fund --no-package-lock; \
+	  else echo "npm is missing: clients of node are not run (apt-get install nodejs npm)"; fi
+	$(BIN)/python -m pytest -q tests/clients/real_clients.py
+
 FIGURES ?= out/gpu-check.json
 gpu-check: setup ## on a CUDA machine: the embedded models, errors, waits, compiling, VAE, attention; figures in FIGURES
 	mkdir -p $(dir $(FIGURES))
@@ -60,6 +67,9 @@ JOBS ?= 1000
 PRECISION ?= bf16
 storm: setup ## JOBS mixed jobs that share steps, some cancelled: every picture equal to the one made alone
 	$(BIN)/python bench/storm.py --jobs $(JOBS) --precision $(PRECISION)
+
+load: setup ## 2,000 requests by 64 connections to the door with the embedded model, a third of them misbehaving
+	$(BIN)/python bench/load.py
 
 SEED ?= 1
 ROOM ?= all
@@ -100,7 +110,7 @@ eval-tiny: setup ## check what checkpoints/tiny draws and edits, from its pixels
 	$(BIN)/python -m training.tiny.evaluate
 
 lock: setup ## resolve the dependencies again, with hashes
-	cd builder && for name in uv cu128 cu130 dev fuzz stores; do \
+	cd builder && for name in uv cu128 cu130 dev fuzz stores clients; do \
 	  UV_CUSTOM_COMPILE_COMMAND="make lock" ../$(BIN)/uv pip compile -q --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url -o requirements-$$name.lock requirements-$$name.in || exit 1; done
 

@@ -1,5 +1,6 @@
 """A worker that serves HTTP on loopback, in a process of its own, and those who call it."""
 
+import contextlib
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -81,13 +82,11 @@ class Doorway:
         """Return a connection of one's own."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=HANG_S)
 
-    def send(self, *pieces: bytes) -> bytes:
-        """Send bytes on a connection of one's own, and return all that comes back."""
-        with self.dial() as line:
-            for piece in pieces:
-                line.sendall(piece)
-            line.shutdown(socket.SHUT_WR)
-            received = b""
-            while data := line.recv(65536):
-                received += data
+    def send(self, data: bytes) -> bytes:
+        """Send bytes on a connection of one's own, and return all that comes until it is closed."""
+        received = b""
+        with self.dial() as line, contextlib.suppress(ConnectionError):
+            line.sendall(data)
+            while more := line.recv(65536):
+                received += more
         return received

@@ -19,7 +19,7 @@ import structlog
 from PIL import Image
 
 from worker.doors.runpod.wire import Announce
-from worker.edge.reply import read_worker_version
+from worker.edge.reply import Failure, read_worker_version
 from worker.errors import CudaOutOfMemory, DeviceLost
 from worker.jobs import progress
 from worker.jobs.control import Stopped
@@ -62,6 +62,35 @@ def test_a_reply_says_what_makes_the_picture_again() -> None:
     assert picture.info["seed"] == "6"
     assert picture.info["prompt"] == "a fox"
     assert reply["model"] == {"id": "standin", "revision": "local", "precision": "bf16"}
+
+
+def test_a_job_waits_where_its_door_says_once_its_input_is_right() -> None:
+    """What is wrong is answered at once, and what is right fetches nothing before its turn."""
+    waited: list[str] = []
+
+    async def case() -> None:
+        worker = Worker(read({}), StandIns())
+        reached, turn = asyncio.Event(), asyncio.Event()
+
+        async def wait() -> None:
+            waited.append("waits")
+            reached.set()
+            await turn.wait()
+
+        wrong = Job("a", {"prompt": "x", "width": 3}, 1_000_000, wait=wait)
+        asked = Job("b", {"op": "health"}, 1_000_000, wait=wait)
+        await worker.handle(wrong)
+        await worker.handle(asked)
+        assert waited == []
+        right = asyncio.create_task(worker.handle(Job("c", {"prompt": "x"}, 1_000_000, wait=wait)))
+        await reached.wait()
+        assert not right.done()
+        turn.set()
+        answer = await right
+        assert not isinstance(answer, Failure)
+        assert len(answer["images"]) == 1
+
+    asyncio.run(case())
 
 
 def test_png_metadata_can_be_switched_off() -> None:

@@ -152,11 +152,14 @@ def test_no_package_index_is_named_in_what_the_image_is_built_from() -> None:
         assert not [url for url in named if "astral" not in url and "example" not in url], file
 
 
-def test_compose_serves_the_same_command_on_the_local_api_with_a_gpu() -> None:
+def test_compose_serves_the_same_command_by_http_with_a_gpu() -> None:
     service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["worker"]
     (command,) = (json.loads(rest) for keyword, rest in STEPS if keyword == "CMD")
-    assert service["command"][: len(command)] == command
-    assert "--rp_serve_api" in service["command"]
+    assert service["command"] == command
+    given = {name: str(value) for name, value in service["environment"].items()}
+    fixed = {name: value for name, value in given.items() if "$" not in value}
+    opened = settings.read({**fixed, "API_KEYS": "none"})
+    assert (opened.serves_http, opened.http_keys) == (True, ())
     assert service["build"]["target"] in {"slim", "baked"}
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     known = {name for group in settings.list_variables() for name in group}

@@ -21,7 +21,8 @@ class Job:
     `bucket_name` is what callers of this door call such a bucket, None where they cannot bring one.
     `fault` is what is wrong with the job outside its input. `listener` gets the job's progress.
     `limit` is how long it may take by what its caller or its door says. `is_plain` says that the
-    door gives the reply a form of its own, so that RESPONSE_COMPAT does not apply.
+    door gives the reply a form of its own, so that RESPONSE_COMPAT does not apply. `wait` is what
+    it waits for once its input is known to be right, before anything is fetched for it.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Job:
     listener: Post | None = None
     limit: Limit | None = None
     is_plain: bool = False
+    wait: Callable[[], Awaitable[None]] | None = None
     start: float = field(default_factory=time.monotonic)
     timings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

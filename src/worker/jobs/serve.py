@@ -148,6 +148,8 @@ class Worker:
         if job.bucket is not None:
             job.bucket.require()
             job.warnings += job.bucket.warnings
+        if job.wait is not None:
+            await job.wait()
         asked = request.asked
         facts = {"prompt": asked.prompt} if self._settings.log_prompts else {}
         log.get().info(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from worker.edge.reply import Failure, format_answer, make_failure
-from worker.errors import Detail, InvalidInput, ModelNotServed, WorkerError
+from worker.errors import Detail, InvalidInput, ModelNotServed, UnsupportedTask, WorkerError
 from worker.jobs.job import Answer, Handle, Job
 from worker.openai.replies import find_model, format_error, format_pictures, list_models
 from worker.openai.translate import EVENTS, LISTING, translate
@@ -55,7 +55,12 @@ async def _answer_route(job: Job, handle: Handle) -> Answer:
     if call.streams:
         warnings.append("stream: has no effect in a job, whose reply comes complete")
     answer = await handle(replace(job, input=call.input, warnings=warnings, is_plain=True))
-    return answer if isinstance(answer, Failure) else format_pictures(answer, int(time.time()))
+    if isinstance(answer, Failure):
+        return answer
+    try:
+        return format_pictures(answer, int(time.time()))
+    except UnsupportedTask as error:
+        return make_failure(error)
 
 
 async def _answer_listing(key: str, route: str, job: Job, handle: Handle) -> Answer:

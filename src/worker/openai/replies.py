@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from worker.edge.reply import Failure
+from worker.errors import UnsupportedTask
 
 USAGE: Final = {
     "input_tokens": 0,
@@ -19,9 +20,10 @@ ERROR_TYPES: Final = {"bad_request": "invalid_request_error"}
 def format_pictures(output: Mapping[str, Any], created: int) -> dict[str, Any]:
     """Return OpenAI's reply for a job's output; `created` is in seconds of Unix time.
 
-    What our reply has in addition is under `worker`.
+    What our reply has in addition is under `worker`. Raises UnsupportedTask if the task that was
+    asked for, or is the only one here, makes something else.
     """
-    entries: Sequence[Mapping[str, Any]] = output["images"]
+    entries = _find_pictures(output)
     return {
         "created": created,
         "data": [_rename_data(entry) for entry in entries],
@@ -31,8 +33,11 @@ def format_pictures(output: Mapping[str, Any], created: int) -> dict[str, Any]:
 
 
 def list_events(name: str, output: Mapping[str, Any], created: int) -> Iterator[dict[str, Any]]:
-    """Yield the last event of each picture; `name` is how its type begins."""
-    for entry in output["images"]:
+    """Yield the last event of each picture; `name` is how its type begins.
+
+    Raises as format_pictures.
+    """
+    for entry in _find_pictures(output):
         yield {
             "type": f"{name}.completed",
             **_rename_data(entry),
@@ -42,6 +47,13 @@ def list_events(name: str, output: Mapping[str, Any], created: int) -> Iterator[
             "usage": USAGE,
             "worker": describe_making(output),
         }
+
+
+def _find_pictures(output: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    if "images" not in output:
+        raise UnsupportedTask(f"task: {output.get('task')} makes no pictures")
+    found: Sequence[Mapping[str, Any]] = output["images"]
+    return found
 
 
 def describe_making(output: Mapping[str, Any]) -> dict[str, Any]:

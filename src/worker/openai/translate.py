@@ -60,6 +60,8 @@ def translate(route: str, body: Any) -> Call:
         message = "must be a JSON object"
         raise InvalidInput(f"body: {message}", details=[Detail("body", message)])
     draft = _Draft({name: value for name, value in body.items() if value is not None})
+    if draft.left.get("op", "generate") != "generate":
+        draft.faults.append(Detail("op", "is not for this route"))
     streams = draft.take("stream")
     if streams not in (None, True, False):
         draft.faults.append(Detail("stream", "must be true or false"))

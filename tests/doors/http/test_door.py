@@ -126,6 +126,21 @@ def test_sigterm_refuses_new_jobs_finishes_those_that_were_taken_and_ends_with_0
         assert door.process.wait() == 0
 
 
+def test_one_that_leaves_keeps_what_it_has_made_until_it_is_fetched(gates: Path) -> None:
+    gate = Gate(gates, "fetching")
+    with Doorway({"STANDIN_GATES": str(gates)}) as door:
+        door.opened()
+        body = {"input": {"prompt": f"hold=denoise gate={gate.name}"}}
+        job_id = door.post("/run", body).json()["id"]
+        until(lambda: gate.is_reached)
+        door.process.send(signal.SIGTERM)
+        door.opened(503)
+        gate.open()
+        until(lambda: door.process.log("job done"))
+        until(lambda: door.get(f"/status/{job_id}").json()["status"] == "COMPLETED")
+        assert door.process.wait() == 0
+
+
 def test_a_worker_that_cannot_go_on_answers_what_it_has_and_ends_with_failure(
     gates: Path,
 ) -> None:

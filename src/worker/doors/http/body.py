@@ -79,6 +79,9 @@ async def _limit_sending() -> AsyncIterator[None]:
 
 def _check_type(request: web.Request, expected: str) -> None:
     """Check the media type: another origin's page can send only other ones without asking first."""
+    if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+        message = "no other Transfer-Encoding than chunked is accepted"
+        raise Refused(HTTPStatus.BAD_REQUEST, "invalid_body", message)
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         message = "a compressed body is not accepted"
         raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)

@@ -22,6 +22,8 @@ from worker.settings import MB, Settings
 
 # RunPod's load balancer carries 30 MB, of which the reply's own frame takes some.
 MOST_REPLY_BYTES: Final = 30 * MB - 100_000
+# How long a worker that leaves waits for callers to fetch what it has just made.
+FETCH_S: Final = 10.0
 # It ends a request after 330 s: an answer that says so must arrive before.
 BALANCED: Final = Limit(320, "the longest that RunPod's load balancer waits")
 
@@ -104,6 +106,7 @@ class Desk:
             limit=self._choose_limit(limit),
             is_plain=is_plain,
             warnings=list(warnings),
+            wait=entry.wait_for_turn,
         )
         self.results.add(entry)
         entry.task = asyncio.create_task(self._run(entry, job, handle, is_kept=is_kept))
@@ -112,9 +115,16 @@ class Desk:
         return entry
 
     async def finish(self) -> None:
-        """Wait until every job that was taken has ended."""
+        """Take no more jobs; wait until those that were taken have ended.
+
+        What callers must come for is kept until they have, for at most FETCH_S.
+        """
+        self.is_leaving = True
         while self._running:
             await asyncio.wait(self._running)
+        end = time.monotonic() + FETCH_S
+        while self.results.has_unseen and time.monotonic() < end:  # noqa: ASYNC110 - callers poll too
+            await asyncio.sleep(0.1)
 
     def _require_open(self) -> Handle:
         if self._handle is not None and self.is_ready:
@@ -135,13 +145,9 @@ class Desk:
         return min(limits, key=lambda one: one.seconds, default=None)
 
     async def _run(self, entry: Tracked, job: Job, handle: Handle, *, is_kept: bool) -> None:
-        """Wait for the job's turn, handle it, and record its end."""
+        """Handle a job, which waits for its turn once it is known to be right; record its end."""
         end: JobState = "CANCELLED"
         try:
-            await entry.place.turn.wait()
-            entry.begun = time.monotonic()
-            entry.state = "IN_PROGRESS"
-            entry.note_change()
 
             async def listen(one: Job) -> Answer:
                 entry.answer = await handle(one)

@@ -1,8 +1,8 @@
 """HTTP as a door: it listens first, opens once the worker is warm, and leaves without a loss."""
 
-import asyncio
+import contextlib
+import queue
 import signal
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +26,8 @@ class Http:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._server = Server()
-        self._leaving = threading.Event()
+        # reentrant: a signal's handler may interrupt what waits for it
+        self._reasons: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._desk: Desk | None = None
 
     def listen(self) -> None:
@@ -34,7 +35,7 @@ class Http:
         settings = self._settings
 
         def make_apps() -> list[Any]:
-            self._desk = Desk(settings, self._leaving.set)
+            self._desk = Desk(settings, self._ask_to_leave)
             main = (settings.http_host.strip("[]"), settings.http_port)
             found: list[Any] = [(main, make_app(settings, self._desk))]
             if settings.port_health not in (None, settings.http_port):
@@ -80,20 +81,22 @@ class Http:
         """Wait until asked to leave, by a signal or by a job after which no more can be done."""
         for one in SIGNALS:
             signal.signal(one, self._note_signal)
-        self._leaving.wait(seconds)
+        with contextlib.suppress(queue.Empty):
+            self._reasons.get(timeout=seconds)
 
     def _note_signal(self, signum: int, frame: object) -> None:
         del frame
         log.get().info("leaving", signal=signal.Signals(signum).name)
-        self._leaving.set()
+        self._ask_to_leave()
+
+    def _ask_to_leave(self) -> None:
+        self._reasons.put(None)
 
     def _leave(self, desk: Desk) -> None:
         """Refuse new work, finish what was taken, then close."""
 
         async def finish() -> None:
-            desk.is_leaving = True
             await desk.finish()
-            await asyncio.sleep(0)
 
         self._server.call(finish())
         self._server.stop()

@@ -41,6 +41,9 @@ class Guard:
     def check(self, request: web.Request) -> None:
         """Raise Refused if the request may not be answered."""
         host = request.headers.get("Host", "")
+        if not request.raw_path.startswith("/"):
+            message = "the target of a request must be a path"
+            raise Refused(HTTPStatus.BAD_REQUEST, "invalid_target", message)
         if self._checks_host and not self._is_own(host):
             message = "this door has another name; see ALLOWED_HOSTS"
             raise Refused(HTTPStatus.MISDIRECTED_REQUEST, "wrong_host", message)

@@ -41,17 +41,22 @@ class Meters:
         self._sizes[output.get("batch", {}).get("size", 1)] += 1
         self._memory_mb = max(self._memory_mb, output.get("peak_vram_mb", 0))
 
-    def write(self, *, waiting: int, inside: int, is_ready: bool) -> str:
+    def write(self, *, waiting: int, inside: int, tasks: int, is_ready: bool) -> str:
         """Return the page of metrics."""
-        return "\n".join([*self._list_lines(waiting, inside, is_ready=is_ready), ""])
+        lines = self._list_lines(waiting, inside, tasks, is_ready=is_ready)
+        return "\n".join([*lines, ""])
 
-    def _list_lines(self, waiting: int, inside: int, *, is_ready: bool) -> Iterator[str]:
+    def _list_lines(
+        self, waiting: int, inside: int, tasks: int, *, is_ready: bool
+    ) -> Iterator[str]:
         yield from _open("worker_ready", "gauge", "Whether jobs are accepted.")
         yield f"worker_ready {int(is_ready)}"
         yield from _open("worker_jobs_waiting", "gauge", "Jobs in the waiting line.")
         yield f"worker_jobs_waiting {waiting}"
         yield from _open("worker_jobs_in_flight", "gauge", "Jobs that are being handled.")
         yield f"worker_jobs_in_flight {inside}"
+        yield from _open("worker_tasks", "gauge", "Tasks of the event loop.")
+        yield f"worker_tasks {tasks}"
         yield from _open("worker_jobs_total", "counter", "Jobs by their end.")
         for end in ("completed", "failed", "cancelled", "refused"):
             yield f'worker_jobs_total{{end="{end}"}} {self.ends[end]}'

@@ -15,7 +15,7 @@ from worker.doors.http.events import EventStream, follow
 from worker.doors.http.responses import Refused, encode_json, make_failed, make_json
 from worker.doors.http.tracked import Tracked
 from worker.edge.reply import Failure, make_failure
-from worker.errors import InvalidInput
+from worker.errors import InvalidInput, UnsupportedTask
 from worker.openai.replies import (
     find_model,
     format_error,
@@ -108,8 +108,11 @@ class OpenAIRoutes:
                 await entry.stop()
         answer = entry.answer
         if isinstance(answer, Mapping):
-            for event in list_events(EVENTS[call.route], answer, int(time.time())):
-                await events.send(event["type"], event)
+            try:
+                for event in list_events(EVENTS[call.route], answer, int(time.time())):
+                    await events.send(event["type"], event)
+            except UnsupportedTask as error:
+                await events.send("error", {"type": "error", **format_error(make_failure(error))})
         else:
             await events.send("error", {"type": "error", **_describe_end(answer)})
         return response
@@ -126,7 +129,10 @@ async def _make_reply(route: str, entry: Tracked) -> web.Response:
         sound = answer["audio"][0]
         data = await asyncio.to_thread(base64.b64decode, sound["base64"])
         return web.Response(body=data, content_type=sound["mime_type"], headers=headers)
-    reply = format_pictures(answer, int(time.time()))
+    try:
+        reply = format_pictures(answer, int(time.time()))
+    except UnsupportedTask as error:
+        return make_failed(make_failure(error), headers)
     body = await asyncio.to_thread(encode_json, reply)
     return web.Response(body=body, content_type="application/json", headers=headers)
 

@@ -1,5 +1,6 @@
 """The door's own routes: health, metrics and what can be called."""
 
+import asyncio
 from http import HTTPStatus
 
 from aiohttp import web
@@ -68,7 +69,10 @@ class OwnRoutes:
     async def _show_metrics(self, _: web.Request) -> web.Response:
         line = self._desk.line
         text = self._desk.meters.write(
-            waiting=line.waiting, inside=line.inside, is_ready=self._desk.is_ready
+            waiting=line.waiting,
+            inside=line.inside,
+            tasks=len(asyncio.all_tasks()),
+            is_ready=self._desk.is_ready,
         )
         return web.Response(body=text.encode(), headers={"Content-Type": METRICS_TYPE})
 

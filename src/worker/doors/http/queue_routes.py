@@ -18,6 +18,7 @@ from worker.doors.http.responses import (
     make_json,
 )
 from worker.doors.http.tracked import Tracked
+from worker.edge.fields import show
 from worker.edge.reply import Failure, find_carrier
 from worker.jobs.limit import read_limit
 from worker.settings import Settings
@@ -25,6 +26,7 @@ from worker.settings import Settings
 # As long as RunPod's own /runsync waits; then its callers go on with /status.
 WAIT_S: Final = 90.0
 KNOWN: Final = frozenset({"input", "policy", "id"})
+MOST_NAMED: Final = 10
 SIMPLE_WORDS: Final = {
     "IN_QUEUE": "queued",
     "IN_PROGRESS": "running",
@@ -59,10 +61,10 @@ class QueueRoutes:
         if not isinstance(body, dict) or "input" not in body:
             message = 'the body must be an object with "input", as in {"input": {"prompt": "..."}}'
             raise Refused(HTTPStatus.BAD_REQUEST, "invalid_input", message, param="input")
-        others = sorted(set(body) - KNOWN)[:10]
+        others = sorted(show(name) for name in set(body) - KNOWN)[:MOST_NAMED]
         return self._desk.take_in(
             body["input"],
-            warnings=[f"{name[:60]}: has no effect at this door" for name in others],
+            warnings=[f"{name}: has no effect at this door" for name in others],
             limit=read_limit(body.get("policy")),
             is_kept=True,
         )
@@ -113,14 +115,16 @@ class QueueRoutes:
         return await _make_state(entry)
 
     async def _run_flat(self, request: web.Request) -> web.Response:
-        entry = self._desk.take_in(await read_json(request, self._settings))
+        entry = self._desk.take_in(await read_json(request, self._settings), is_plain=True)
         await entry.wait()
         if isinstance(entry.answer, Failure):
             return make_failed(entry.answer, {"x-request-id": entry.id})
         return await _make_result(entry)
 
     async def _plan_flat(self, request: web.Request) -> web.Response:
-        entry = self._desk.take_in(await read_json(request, self._settings), is_kept=True)
+        entry = self._desk.take_in(
+            await read_json(request, self._settings), is_plain=True, is_kept=True
+        )
         return make_json({"job_id": entry.id, "status": "queued", "detail": None})
 
     async def _show_result(self, request: web.Request) -> web.Response:
@@ -128,6 +132,7 @@ class QueueRoutes:
         if not entry.is_final:
             word = SIMPLE_WORDS[entry.state]
             return make_json({"detail": f"Job status: {word}"}, HTTPStatus.ACCEPTED)
+        entry.is_seen = True
         if isinstance(entry.answer, Failure):
             return make_failed(entry.answer, {"x-request-id": entry.id})
         return await _make_result(entry)

@@ -28,6 +28,16 @@ KINDS: Final[Mapping[int, str]] = {
     HTTPStatus.NOT_FOUND: "not_found_error",
     HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
 }
+# What is refused without its body, or because of it: the connection ends, for what comes next on it
+# could be a part of that body.
+UNREAD: Final = frozenset(
+    {
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    }
+)
 # A worker that restarts is back after a cold start; the soonest one takes about this long.
 RETRY_S: Final = 5
 SHOULD_RETRY: Final = "x-should-retry"
@@ -62,7 +72,10 @@ class Refused(Exception):
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
         body = make_error(self.message, kind, self.code, self.param)
-        return make_json(body, self.status, headers)
+        response = make_json(body, self.status, headers)
+        if self.status in UNREAD:
+            response.force_close()
+        return response
 
 
 def find_status(failure: Failure) -> int:
@@ -99,5 +112,5 @@ def make_json(
 
 
 def encode_json(value: Any) -> bytes:
-    """Return a value as JSON in UTF-8."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    """Return a value as JSON in UTF-8; a lone surrogate, which has none, is a question mark."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode(errors="replace")

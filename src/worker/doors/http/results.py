@@ -24,6 +24,11 @@ class Results:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def has_unseen(self) -> bool:
+        """Whether a job that has ended is kept, and nobody has seen its end."""
+        return any(not self._entries[name].is_seen for name in self._ended)
+
     def add(self, entry: Tracked) -> None:
         """Make a job known while it runs."""
         self._entries[entry.id] = entry

@@ -1,6 +1,7 @@
 """The event loop of this door, in a thread of its own: it listens, answers and ends there."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -18,6 +19,10 @@ MAX_HEADER_BYTES: Final = 16_384
 # How long responses may take once every job has its answer.
 FLUSH_S: Final = 10.0
 
+# Of a malformed request aiohttp logs a traceback with a line of it, which may be a key's.
+QUIET: Final = logging.getLogger("worker.http")
+QUIET.disabled = True
+
 Endpoint = tuple[str, int]
 Begin = Callable[[], Sequence[tuple[Endpoint, web.Application]]]
 
@@ -26,32 +31,45 @@ class Server:
     """Applications at their addresses; the calls from other threads return when it is done."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._runners: list[web.AppRunner] = []
         self._servers: list[asyncio.Server] = []
 
     def start(self, begin: Begin) -> None:
         """Listen at the addresses of what `begin`, called on the loop, returns; raises OSError."""
+        self._loop = asyncio.new_event_loop()
         self._thread.start()
-        self.call(self._listen(begin))
+        try:
+            self.call(self._listen(begin))
+        except BaseException:
+            self.stop()
+            raise
 
     def call(self, work: Any) -> Any:
         """Run a coroutine on the loop, from another thread, and return what it returns."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result()
+        return asyncio.run_coroutine_threadsafe(work, self._require_loop()).result()
 
     def stop(self) -> None:
         """Close everything, once what is being sent has been sent, and end the loop."""
+        loop = self._require_loop()
         self.call(self._close())
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        loop.call_soon_threadsafe(loop.stop)
         self._thread.join()
-        self.loop.close()
+        loop.close()
+
+    def _require_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise RuntimeError("the server was not started")
+        return self._loop
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        loop = self._require_loop()
+        asyncio.set_event_loop(loop)
+        loop.run_forever()
 
     async def _listen(self, begin: Begin) -> None:
+        loop = asyncio.get_running_loop()
         for (host, port), app in begin():
             runner = web.AppRunner(
                 app,
@@ -62,13 +80,14 @@ class Server:
                 max_field_size=MAX_HEADER_BYTES,
                 max_line_size=MAX_HEADER_BYTES,
                 auto_decompress=False,
+                logger=QUIET,
                 shutdown_timeout=FLUSH_S,
             )
             await runner.setup()
             self._runners.append(runner)
-            factory = Connections(runner, self.loop)
+            factory = Connections(runner, loop)
             self._servers.append(
-                await self.loop.create_server(factory, host, port, reuse_address=True, backlog=256)
+                await loop.create_server(factory, host, port, reuse_address=True, backlog=256)
             )
 
     async def _close(self) -> None:

@@ -17,7 +17,7 @@ class Tracked:
     """One job; times are seconds of the monotonic clock.
 
     `answer` is what the worker said, `output` the same in RunPod's form. `news` is set, and
-    replaced, with each change.
+    replaced, with each change. `is_seen` says that somebody has asked for its end.
     """
 
     id: str
@@ -31,6 +31,7 @@ class Tracked:
     output: dict[str, Any] | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+    is_seen: bool = False
 
     @property
     def is_final(self) -> bool:
@@ -41,6 +42,13 @@ class Tracked:
         """Wake those who follow it."""
         news, self.news = self.news, asyncio.Event()
         news.set()
+
+    async def wait_for_turn(self) -> None:
+        """Wait for its turn."""
+        await self.place.turn.wait()
+        self.begun = time.monotonic()
+        self.state = "IN_PROGRESS"
+        self.note_change()
 
     async def announce(self, update: Mapping[str, Any]) -> None:
         """Take the job's progress."""
@@ -65,6 +73,7 @@ class Tracked:
     def describe(self) -> dict[str, Any]:
         """Return what RunPod's callers see of it, with `position` while it waits."""
         answer: dict[str, Any] = {"id": self.id, "status": self.state}
+        self.is_seen = self.is_final
         now = time.monotonic()
         if self.begun is not None:
             answer["delayTime"] = round((self.begun - self.arrived) * 1000)

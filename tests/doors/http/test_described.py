@@ -1,0 +1,94 @@
+"""What /openapi.json describes, called with whatever it allows and with what it does not."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as chosen
+from hypothesis import strategies as st
+
+from worlds.doorway import Doorway
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+# None of these comes from the worker's own fault.
+OURS = (500, 501, 505)
+
+
+@pytest.fixture(scope="module")
+def door() -> Iterator[Doorway]:
+    with Doorway({"HTTP_QUEUE": "100", "ALLOWED_IMAGE_HOSTS": "none.example"}) as door:
+        yield door.opened()
+
+
+@pytest.fixture(scope="module")
+def api(door: Doorway) -> dict[str, Any]:
+    described: dict[str, Any] = door.get("/openapi.json").json()
+    return described
+
+
+def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Return values that a field's schema allows, as far as it says."""
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    if "anyOf" in schema:
+        return st.one_of([values(one) for one in schema["anyOf"]])
+    least, most = schema.get("minimum", 0), schema.get("maximum", 100)
+    inner = {name: values(one) for name, one in schema.get("properties", {}).items()}
+    items = values(schema["items"]) if "items" in schema else st.nothing()
+    by_type: dict[str | None, st.SearchStrategy[Any]] = {
+        "integer": st.integers(least, most),
+        "number": st.floats(least, most),
+        "boolean": st.booleans(),
+        "array": st.lists(items, max_size=schema.get("maxItems", 4)),
+        "object": st.fixed_dictionaries({}, optional=inner) | st.fixed_dictionaries(inner),
+    }
+    return by_type.get(schema.get("type"), st.text(max_size=40))
+
+
+@chosen(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_body_is_a_fault_of_the_worker(door: Doorway, api: dict[str, Any], data: Any) -> None:
+    fields = api["components"]["schemas"]["Input"]["properties"]
+    # a side of 64, so that what is right is made at once
+    names = data.draw(st.lists(st.sampled_from(sorted(fields)), max_size=4, unique=True))
+    body = {"prompt": "x", "width": 64, "height": 64} | {
+        name: data.draw(values(fields[name]) | ANY) for name in names
+    }
+    posts = [path for path, methods in api["paths"].items() if "post" in methods]
+    path = data.draw(st.sampled_from([path for path in posts if "{" not in path]))
+    wrapped = {"input": body} if path.startswith("/run") else body
+    given_body = data.draw(st.just(wrapped) | ANY) if data.draw(st.booleans()) else wrapped
+    text = json.dumps(given_body).encode()
+    response = door.call("POST", path, data=text, headers={"Content-Type": "application/json"})
+    assert response.status_code not in OURS, response.text
+    if response.status_code != 200:
+        error = response.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+
+
+@chosen(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(job_id=st.text(max_size=40))
+def test_no_id_is_a_fault_of_the_worker(door: Doorway, job_id: str) -> None:
+    for method, path in (("GET", "status"), ("POST", "cancel"), ("GET", "result")):
+        try:
+            response = door.call(method, f"/{path}/{job_id}")
+        except UnicodeError:
+            continue  # the client's own
+        assert response.status_code in (400, 404, 405), response.text
+
+
+def test_every_route_that_is_described_is_there(door: Doorway, api: dict[str, Any]) -> None:
+    for path, methods in api["paths"].items():
+        for method in methods:
+            response = door.call(method.upper(), path.replace("{id}", "x"))
+            if response.status_code == 404:
+                assert response.json()["error"]["code"] in ("job_not_found", "model_not_found")
+            assert response.status_code not in (405, *OURS)

@@ -1,0 +1,81 @@
+"""A request of OpenAI's, as a job: by itself, without a door."""
+
+from typing import Any
+
+import pytest
+
+from worker.errors import InvalidInput
+from worker.openai.translate import EDITS, GENERATIONS, SPEECH_ROUTE, translate
+
+
+def test_what_is_ours_passes_and_what_is_openais_is_translated() -> None:
+    call = translate(
+        GENERATIONS,
+        {
+            "prompt": "x",
+            "seed": 1,
+            "true_cfg_scale": 2,
+            "background": "auto",
+            "user": "u",
+            "style": None,
+        },
+    )
+    assert call.input == {
+        "prompt": "x",
+        "seed": 1,
+        "true_cfg_scale": 2,
+        "response_format": "b64_json",
+    }
+    assert (call.warnings, call.streams) == ((), False)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gpt-image-1", "gpt-image-2.6-x", "dall-e-3", "chatgpt-image-latest", "GPT-IMAGE-1", "tts-1"],
+)
+def test_a_name_of_openais_means_the_default(name: str) -> None:
+    call = translate(GENERATIONS, {"model": name})
+    assert "model" not in call.input
+    assert len(call.warnings) == 1
+
+
+@pytest.mark.parametrize("name", ["flux", "my-gpt-image-1", "dall-e/x", "gpt-imagex", 5])
+def test_another_name_is_that_of_a_model(name: Any) -> None:
+    assert translate(GENERATIONS, {"model": name}).input["model"] == name
+
+
+def test_pictures_are_gathered_in_order_from_wherever_they_are() -> None:
+    body = {"url": "c", "image[]": ["b"], "image": "a", "images": [{"image_url": "d"}]}
+    assert translate(EDITS, body).input["images"] == ["a", "b", {"image_url": "d"}, "c"]
+    assert "task" not in translate(EDITS, body).input
+    assert translate(EDITS, {}).input["task"] == "edit"
+    assert "task" not in translate(GENERATIONS, {}).input
+
+
+@pytest.mark.parametrize("body", [None, [], "x", 5], ids=str)
+def test_a_body_is_an_object(body: Any) -> None:
+    with pytest.raises(InvalidInput, match="body: must be a JSON object"):
+        translate(GENERATIONS, body)
+
+
+@pytest.mark.parametrize("value", ["true", 1.5, {}, 2], ids=str)
+def test_stream_is_true_or_false(value: Any) -> None:
+    with pytest.raises(InvalidInput, match="stream: must be true or false"):
+        translate(GENERATIONS, {"stream": value})
+
+
+def test_a_speech_is_a_job_of_its_task() -> None:
+    body = {"input": "hi", "voice": "alloy", "response_format": "wav", "model": "tts-1"}
+    assert translate(SPEECH_ROUTE, body).input == {
+        "task": "speech",
+        "prompt": "hi",
+        "voice": "alloy",
+        "output_format": "wav",
+        "response_format": "base64",
+    }
+
+
+def test_partial_pictures_are_a_warning_of_streams_alone() -> None:
+    assert translate(GENERATIONS, {"partial_images": 2}).warnings == ()
+    assert len(translate(GENERATIONS, {"partial_images": 2, "stream": True}).warnings) == 1
+    assert translate(GENERATIONS, {"partial_images": 0, "stream": True}).warnings == ()

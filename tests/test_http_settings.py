@@ -1,0 +1,139 @@
+"""What the settings say about HTTP: whether it is served, where, and to whom."""
+
+import pytest
+
+from worker import entrance, settings
+from worker.doors.http.door import Http
+from worker.doors.runpod.loop import RunPod
+from worker.errors import InvalidSettings
+
+QUEUE = {"RUNPOD_WEBHOOK_GET_JOB": "https://platform.test/job-take/$ID"}
+ENDPOINT = {"RUNPOD_ENDPOINT_ID": "e"}
+POD = {"RUNPOD_POD_ID": "p", "API_KEYS": "a-key-of-sixteen"}
+
+
+def refused(environ: dict[str, str]) -> list[tuple[str, str]]:
+    with pytest.raises(InvalidSettings) as error:
+        settings.read(environ)
+    return [(detail.field, detail.message) for detail in error.value.details]
+
+
+@pytest.mark.parametrize(
+    ("environ", "http"),
+    [
+        ({}, False),
+        ({"PORT": "80"}, True),
+        ({"PORT_HEALTH": "80"}, True),
+        ({"PORT": "80", **QUEUE}, False),
+        ({"SERVE": "http"}, True),
+        ({"SERVE": "HTTP", **QUEUE}, True),
+        ({"SERVE": "queue", "PORT": "80"}, False),
+        (QUEUE, False),
+        (ENDPOINT, False),
+    ],
+    ids=str,
+)
+def test_the_door_is_http_where_that_is_said_or_a_port_is_set_without_a_queue(
+    environ: dict[str, str], http: bool
+) -> None:
+    chosen = settings.read(environ)
+    assert chosen.serves_http is http
+    assert type(entrance.open_door(chosen)) is (Http if http else RunPod)
+
+
+@pytest.mark.parametrize(
+    ("environ", "place"),
+    [
+        ({"SERVE": "http"}, ("127.0.0.1", 8000)),
+        ({"SERVE": "http", "PORT": "9"}, ("127.0.0.1", 9)),
+        ({"SERVE": "http", **ENDPOINT}, ("0.0.0.0", 80)),  # noqa: S104 - what is checked
+        ({"SERVE": "http", **POD}, ("0.0.0.0", 80)),  # noqa: S104 - the same
+        ({"SERVE": "http", **POD, "HOST": "::1", "PORT": "7"}, ("::1", 7)),
+    ],
+    ids=str,
+)
+def test_it_is_served_on_loopback_and_at_runpod_on_every_address(
+    environ: dict[str, str], place: tuple[str, int]
+) -> None:
+    chosen = settings.read(environ)
+    assert (chosen.http_host, chosen.http_port) == place
+
+
+@pytest.mark.parametrize(
+    ("environ", "platform", "balanced"),
+    [
+        ({"SERVE": "http"}, False, False),
+        ({"SERVE": "http", **ENDPOINT}, True, True),
+        ({"PORT": "80", **ENDPOINT}, True, True),
+        (ENDPOINT, False, False),
+        (QUEUE | ENDPOINT, True, False),
+        ({"SERVE": "http", **POD}, False, False),
+    ],
+    ids=str,
+)
+def test_a_balanced_worker_is_one_of_an_endpoint_without_a_queue(
+    environ: dict[str, str], platform: bool, balanced: bool
+) -> None:
+    chosen = settings.read(environ)
+    assert (chosen.on_platform, chosen.is_load_balanced) == (platform, balanced)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("LOCALHOST", True),
+        ("192.168.0.1", False),
+        ("::", False),
+        ("localhost.example", False),
+    ],
+)
+def test_this_machine_alone_is_loopback(host: str, loopback: bool) -> None:
+    assert settings.read({"HOST": host}).is_loopback is loopback
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("API_KEYS", "too-short"),
+        ("API_KEYS", "a-key-of-sixteen, short"),
+        ("API_KEYS", "a key of sixteen letters"),
+        ("API_KEYS", "none, a-key-of-sixteen"),
+        ("CORS_ORIGINS", "*"),
+        ("CORS_ORIGINS", "example.com"),
+        ("CORS_ORIGINS", "https://example.com/path"),
+        ("HEALTH_CHECK_PATH", "ping"),
+        ("HEALTH_CHECK_PATH", "/{x}"),
+        ("PORT", "0"),
+        ("PORT", "70000"),
+        ("SERVE", "both"),
+        ("HTTP_QUEUE", "-1"),
+    ],
+)
+def test_a_wrong_value_is_named(variable: str, value: str) -> None:
+    assert [field for field, _ in refused({variable: value})] == [variable]
+
+
+def test_keys_are_read_without_blanks_and_none_means_that_there_is_none() -> None:
+    keys = settings.read({"API_KEYS": " a-key-of-sixteen ,another-key-of-more"}).http_keys
+    assert keys == ("a-key-of-sixteen", "another-key-of-more")
+    assert settings.read({"API_KEYS": "none"}).http_keys == ()
+    assert settings.read({"CORS_ORIGINS": "https://A.example/"}).cors_origins == (
+        "https://a.example",
+    )
+
+
+def test_what_can_be_read_of_a_wrong_environment_still_opens_the_right_door(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The reason of a failed start must be told where callers are."""
+    given = {"SERVE": "http", "PORT": "many", "HEALTH_CHECK_PATH": "/up", "HOST": "10.0.0.1"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    found = settings.read_platform()
+    assert (found.serves_http, found.health_check_path) == (True, "/up")
+    assert (found.http_host, found.http_port) == ("127.0.0.1", 8000), "no key: for nobody else"
+    assert not settings.read_platform({"SERVE": "queue"}).serves_http
