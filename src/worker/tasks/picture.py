@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from worker.tasks.way import FROM_PICTURES, FROM_TEXT, IMG2IMG, OUTPAINT, WAYS, 
 # A schedule of the most steps, 100, ends where this strength begins: all have what it needs.
 LEAST_STRENGTH: Final = 0.01
 BLUR: Final = 8
+ROUNDED: Final = 1e-6
 
 REFERENCES: Final = Listed("picture", 3, {"image_2": 2, "image_3": 3}, reference.KEYS)
 WIDTH_X_HEIGHT: Final = re.compile(r"([0-9]{1,6})[xX*]([0-9]{1,6})")
@@ -274,6 +276,14 @@ class PictureWish:
     preserves: bool = declare_private(default=True)
     strength: float | None = declare_public(show=show_given, default=None)
     start_noise: float | None = declare_public(show=show_given, default=None)
+
+    @property
+    def run_steps(self) -> int:
+        """How many of the steps run: those from where `strength` begins.
+
+        A strength that is a step's own, but for rounding, begins at that step.
+        """
+        return max(1, math.ceil((self.strength or 1.0) * self.steps - ROUNDED))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -559,7 +569,7 @@ def _make_task(way: Way) -> Task:
         spans=(
             Span("text", 4, "text"),
             Span("reference", 4, "text"),
-            Span("denoise", 88, "denoise", steps="steps"),
+            Span("denoise", 88, "denoise", steps="run_steps"),
             Span("decode", 4, "decode"),
         ),
         sign=way.sign,
