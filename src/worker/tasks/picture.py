@@ -373,7 +373,7 @@ def judge(
         size=size,
         offer=offer,
         repaint=_choose_repaint(values, verdict, way),
-        sees=FROM_PICTURES in model.offers,
+        sees=FROM_PICTURES in model.offers and way.name != IMG2IMG,
         adjusted=adjusted,
     )
 
@@ -510,10 +510,9 @@ def _read_size(values: PictureInput, verdict: Verdict, way: Way) -> Size:
     named = next((name for name in ("width", "height") if getattr(values, name)), None)
     word = verdict.find_word(named or ("size" if values.size else "aspect_ratio"))
     is_open = named is None and values.size is None and values.aspect_ratio is None
-    as_input = values.size == "input" or (is_open and way.part is not None)
-    return Size(
-        values.width, values.height, aspect, as_input, "size" if is_open and as_input else word
-    )
+    if is_open and way.part is not None:
+        return Size(as_input=True)
+    return Size(values.width, values.height, aspect, values.size == "input", word)
 
 
 def _check_limits(size: Size, offer: PictureOffer, verdict: Verdict, way: Way) -> None:
