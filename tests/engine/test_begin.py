@@ -1,5 +1,7 @@
 """A schedule begins where the strength says, without a jump, and a mask keeps its source."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from worker.engine.schedule import make_schedule
 from worker.families.qwen_image import rows
 from worker.families.qwen_image.lightning import LIGHTNING, make_lightning_schedule
 from worker.families.qwen_image.modulation import round_timesteps
+from worker.tasks.picture import warm_up
+from worlds import published
 
 BASE = {
     "base_image_seq_len": 256,
@@ -52,6 +56,16 @@ def test_a_quotient_that_is_no_exact_number_has_no_step_of_its_own() -> None:
     """25 x 0.56 is more than 14 by rounding, and the stock pipeline runs 15."""
     assert len(list_sigmas(25, 0.56)) == 14
     assert len(list_sigmas(25, 0.57)) == 15
+
+
+def test_the_steps_that_run_are_known_before() -> None:
+    """A job's progress counts them from the first."""
+    wish = warm_up(published.IMAGE)
+    for steps in range(2, 101):
+        for strength in GRID:
+            begun = replace(wish, steps=steps, strength=strength)
+            assert len(list_sigmas(steps, strength)) == begun.run_steps
+    assert (wish.run_steps, wish.strength) == (wish.steps, None)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -253,6 +254,13 @@ def test_a_picture_that_is_begun_from_is_no_reference_of_a_model_that_sees_none(
         assert wish.source is not None
         assert wish.source.tobytes() == SOURCE.tobytes()
     assert wish_of(IMG2IMG).mask is None
+
+
+def test_a_variation_is_of_noise_and_the_prompt_alone_where_a_model_edits_too() -> None:
+    """As a reference the picture would stay whatever the strength."""
+    both = replace(IMAGE, offers={**EDIT.offers, **IMAGE.offers})
+    assert wish_of(IMG2IMG, both).references == ()
+    assert len(wish_of(INPAINT, both).references) == 1
 
 
 def test_an_edit_model_sees_the_picture_that_it_repaints_and_the_others() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from worker.tasks.way import FROM_PICTURES, FROM_TEXT, IMG2IMG, OUTPAINT, WAYS, 
 # A schedule of the most steps, 100, ends where this strength begins: all have what it needs.
 LEAST_STRENGTH: Final = 0.01
 BLUR: Final = 8
+ROUNDED: Final = 1e-6
 
 REFERENCES: Final = Listed("picture", 3, {"image_2": 2, "image_3": 3}, reference.KEYS)
 WIDTH_X_HEIGHT: Final = re.compile(r"([0-9]{1,6})[xX*]([0-9]{1,6})")
@@ -316,6 +318,14 @@ class PictureWish:
     strength: float | None = declare_public(show=show_given, default=None)
     start_noise: float | None = declare_public(show=show_given, default=None)
 
+    @property
+    def run_steps(self) -> int:
+        """How many of the steps run: those from where `strength` begins.
+
+        A strength that is a step's own, but for rounding, begins at that step.
+        """
+        return max(1, math.ceil((self.strength or 1.0) * self.steps - ROUNDED))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PictureAsked(Asked):
@@ -404,7 +414,7 @@ def judge(
         size=size,
         offer=offer,
         repaint=_choose_repaint(values, verdict, way),
-        sees=FROM_PICTURES in model.offers,
+        sees=FROM_PICTURES in model.offers and way.name != IMG2IMG,
         adjusted=adjusted,
     )
 
@@ -541,10 +551,9 @@ def _read_size(values: PictureInput, verdict: Verdict, way: Way) -> Size:
     named = next((name for name in ("width", "height") if getattr(values, name)), None)
     word = verdict.find_word(named or ("size" if values.size else "aspect_ratio"))
     is_open = named is None and values.size is None and values.aspect_ratio is None
-    as_input = values.size == "input" or (is_open and way.part is not None)
-    return Size(
-        values.width, values.height, aspect, as_input, "size" if is_open and as_input else word
-    )
+    if is_open and way.part is not None:
+        return Size(as_input=True)
+    return Size(values.width, values.height, aspect, values.size == "input", word)
 
 
 def _check_limits(size: Size, offer: PictureOffer, verdict: Verdict, way: Way) -> None:
@@ -600,7 +609,7 @@ def _make_task(way: Way) -> Task:
         spans=(
             Span("text", 4, "text"),
             Span("reference", 4, "text"),
-            Span("denoise", 88, "denoise", steps="steps"),
+            Span("denoise", 88, "denoise", steps="run_steps"),
             Span("decode", 4, "decode"),
         ),
         sign=way.sign,
