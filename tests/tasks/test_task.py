@@ -34,7 +34,7 @@ from worlds.standin import SERVED, StandIns, answered
 
 SOURCE = Path(__file__).parents[2] / "src" / "worker"
 # Tensors have sides and rows of a width; a model's row has its sizes.
-SAY_WIDTH = {"tasks/picture.py", "tasks/size.py"}
+SAY_WIDTH = {"tasks/picture.py", "tasks/size.py", "openai/replies.py"}
 ROOMS_THAT_SAY_WIDTH = {"media", "families", "engine"}
 
 ONE = io.BytesIO()
@@ -101,6 +101,7 @@ def test_a_field_that_a_task_adds_is_in_capabilities_and_in_the_reference() -> N
         "field": "warmth",
         "aliases": ["heat"],
         "accepts": "0-1, how warm",
+        "schema": {"type": "number", "minimum": 0, "maximum": 1},
         "default": "0.75",
         "tasks": ["edit"],
     }
