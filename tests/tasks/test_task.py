@@ -34,7 +34,7 @@ from worlds.standin import SERVED, StandIns, answered
 
 SOURCE = Path(__file__).parents[2] / "src" / "worker"
 # Tensors have sides and rows of a width; a model's row has its sizes.
-SAY_WIDTH = {"tasks/picture.py", "tasks/size.py"}
+SAY_WIDTH = {"openai/replies.py", "tasks/picture.py", "tasks/size.py"}
 ROOMS_THAT_SAY_WIDTH = {"media", "families", "engine"}
 
 ONE = io.BytesIO()
@@ -102,6 +102,7 @@ def test_a_field_that_a_task_adds_is_in_capabilities_and_in_the_reference() -> N
         "aliases": ["denoise"],
         "accepts": "0-1, how much may change",
         "default": "0.75",
+        "schema": {"type": "number", "minimum": 0, "maximum": 1},
         "tasks": ["edit"],
     }
     assert "tasks" not in rows["width"]

@@ -431,6 +431,7 @@ def test_metrics_count_jobs_by_their_end_and_seconds_by_phase(door: Doorway) -> 
         rows = [line.rpartition(" ") for line in lines if not line.startswith("#")]
         return {name: float(value) for name, _, value in rows}
 
+    until(lambda: read()["worker_jobs_in_flight"] == 0)  # what the tests before have left
     before = read()
     generated(door)
     refused(door, size="3x3")
