@@ -26,8 +26,8 @@ from worker.errors import Detail, InvalidSettings
 
 MB: Final = 1_000_000
 # For torch, by the variable's name and an older one. Pictures differ in size: segments that grow do
-# not fragment. And cuDNN's attention builds a plan for each length of prompt: 36 ms on an H100,
-# with this as without it in torch 2.11; other versions are not measured.
+# not fragment. And cuDNN's attention builds a plan for each prompt length: 36 ms on an H100, with
+# this as without it in torch 2.11; other versions are not measured.
 LIBRARIES: Final = {
     ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"): "expandable_segments:True",
     ("TORCH_CUDNN_SDPA_AVOID_RECOMPILE",): "1",
