@@ -5,7 +5,7 @@ TORCH ?= cu128
 VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores clients load gpu-check quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
+.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores clients browser playground load gpu-check quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -68,6 +68,16 @@ PRECISION ?= bf16
 storm: setup ## JOBS mixed jobs that share steps, some cancelled: every picture equal to the one made alone
 	$(BIN)/python bench/storm.py --jobs $(JOBS) --precision $(PRECISION)
 
+browser: setup ## the playground in Debian's chromium: text, edit, cancel, restore, error, phone, axe if npm is there
+	test -x .venv-browser/bin/python || $(BIN)/uv venv -q --python $(BIN)/python .venv-browser
+	$(BIN)/uv pip install -q --python .venv-browser/bin/python --require-hashes -r builder/requirements-browser.lock
+	if command -v npm; then cd tests/browser && npm install --silent --no-audit --no-fund --no-package-lock; \
+	  else echo "npm is missing: axe is not run (apt-get install nodejs npm)"; fi
+	$(BIN)/python -m pytest -q tests/browser/real_browser.py
+
+playground: setup ## the HTTP door and its page with the embedded model, on http://127.0.0.1:8000
+	MODEL=tiny $(BIN)/python -m worker serve
+
 load: setup ## 2,000 requests by 64 connections to the door with the embedded model, a third of them misbehaving
 	$(BIN)/python bench/load.py
 
@@ -110,7 +120,7 @@ eval-tiny: setup ## check what checkpoints/tiny draws and edits, from its pixels
 	$(BIN)/python -m training.tiny.evaluate
 
 lock: setup ## resolve the dependencies again, with hashes
-	cd builder && for name in uv cu128 cu130 dev fuzz stores clients; do \
+	cd builder && for name in uv cu128 cu130 dev fuzz stores clients browser; do \
 	  UV_CUSTOM_COMPILE_COMMAND="make lock" ../$(BIN)/uv pip compile -q --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url -o requirements-$$name.lock requirements-$$name.in || exit 1; done
 

@@ -76,6 +76,8 @@ def test_a_balanced_worker_is_one_of_an_endpoint_without_a_queue(
 ) -> None:
     chosen = settings.read(environ)
     assert (chosen.on_platform, chosen.is_load_balanced) == (platform, balanced)
+    assert chosen.has_playground is not balanced
+    assert settings.read({**environ, "PLAYGROUND": "1"}).has_playground
 
 
 @pytest.mark.parametrize(

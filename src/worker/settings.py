@@ -523,6 +523,9 @@ class Settings(BaseModel):
         "names by which a door without a key may be called",
         shown="`localhost` and addresses",
     )
+    playground: bool | None = _declare(
+        None, "serve a page for browsers at `/`", shown="`true`; behind RunPod's balancer `false`"
+    )
     runpod_webhook_get_job: str | None = _declare(
         None, "set by RunPod; shows the worker that it runs there"
     )
@@ -550,6 +553,11 @@ class Settings(BaseModel):
         if self.serve != "auto":
             return self.serve == "http"
         return not self.has_queue and (self.port is not None or self.port_health is not None)
+
+    @property
+    def has_playground(self) -> bool:
+        """Whether a page for browsers is served: behind RunPod's balancer none could load it."""
+        return not self.is_load_balanced if self.playground is None else self.playground
 
     @property
     def http_host(self) -> str:

@@ -81,7 +81,7 @@ def held(door: Doorway, gate: Gate, pool: ThreadPoolExecutor, **named: Any) -> F
 
 
 def test_a_door_is_seen_while_the_worker_starts_and_open_once_it_is_warm() -> None:
-    with Doorway({"STANDIN_BOOT_S": "3"}) as door:
+    with Doorway({"STANDIN_BOOT_S": "1.5"}) as door:
         door.opened(204)
         assert door.get("/ping").content == b""
         refused = door.post("/runsync", {"input": {"prompt": "x"}})

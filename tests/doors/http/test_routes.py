@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import json
+import re
 import sys
 import time
 import wave
@@ -366,6 +367,30 @@ def test_a_jobs_route_is_answered_in_openais_form(door: Doorway) -> None:
     assert shown(output["data"][0]["b64_json"]).size == (64, 64)
 
 
+# The page
+
+
+def test_the_page_is_the_doors_own_and_may_ask_no_other(door: Doorway) -> None:
+    page = door.get("/")
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    policy = page.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+    assert "unsafe" not in policy
+    named = re.findall(r"""(?:src|href)="(page/[^"]+)\"""", page.text)
+    assert len(named) == 2
+    for path in named:
+        assert door.get(f"/{path}").status_code == 200
+
+
+def test_the_page_needs_no_key_what_it_calls_does_and_it_can_be_left_out() -> None:
+    environ = {"API_KEYS": "a-key-that-nobody-guesses"}
+    with Doorway(environ) as locked, Doorway({"PLAYGROUND": "false"}) as plain:
+        locked.opened()
+        assert (locked.get("/").status_code, locked.get("/health").status_code) == (200, 401)
+        plain.opened()
+        assert plain.get("/").status_code == 404
+
+
 # Flat jobs
 
 
@@ -406,6 +431,7 @@ def test_metrics_count_jobs_by_their_end_and_seconds_by_phase(door: Doorway) -> 
         rows = [line.rpartition(" ") for line in lines if not line.startswith("#")]
         return {name: float(value) for name, _, value in rows}
 
+    until(lambda: read()["worker_jobs_in_flight"] == 0)  # what the tests before have left
     before = read()
     generated(door)
     refused(door, size="3x3")
@@ -434,7 +460,9 @@ def test_what_can_be_called_is_described_from_the_table_of_fields(door: Doorway)
     assert fields["lightning"]["type"] == "boolean"
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/images/variations", "/run/x", "/%00", "//run"])
+@pytest.mark.parametrize(
+    "path", ["/v1", "/page/x", "/v1/images/variations", "/run/x", "/%00", "//run"]
+)
 def test_what_is_not_there_is_not_found(door: Doorway, path: str) -> None:
     missing = door.get(path)
     assert (missing.status_code, missing.json()["error"]["type"]) == (404, "not_found_error")

@@ -12,6 +12,7 @@ from worker.doors.http.desk import Desk
 from worker.doors.http.guard import Guard
 from worker.doors.http.openai_routes import OpenAIRoutes
 from worker.doors.http.own_routes import OwnRoutes
+from worker.doors.http.playground import list_page_routes, list_paths
 from worker.doors.http.queue_routes import QueueRoutes
 from worker.doors.http.responses import Refused, make_failed
 from worker.edge.reply import log_bug, make_failure
@@ -27,9 +28,12 @@ def make_app(settings: Settings, desk: Desk) -> web.Application:
     """Return the application of the door."""
     own, queue = OwnRoutes(settings, desk), QueueRoutes(settings, desk)
     openai = OpenAIRoutes(settings, desk)
-    guard = Guard(settings, (settings.health_check_path,))
+    pages = list_paths() if settings.has_playground else ()
+    guard = Guard(settings, (settings.health_check_path, *pages))
     app = web.Application(middlewares=[_guard_with(guard)])
     app.add_routes([*own.list_checks(), *openai.list_routes()])
+    if settings.has_playground:
+        app.add_routes(list_page_routes())
     for prefix in ("", ENDPOINT):
         app.add_routes([*own.list_routes(prefix), *queue.list_routes(prefix)])
         app.add_routes(openai.list_routes(f"{prefix}/openai"))
