@@ -153,7 +153,7 @@ def _compute_peaks(run: Run, entry: Entry, case: Case, prompt_tokens: int) -> di
         case.side**2,
         case.references,
         case.batch,
-        0 if entry.side in MERGED else 1,
+        adapters=0 if entry.side in MERGED else 1,
         precision=entry.precision or "bf16",
         steps=case.steps,
         prompt_tokens=prompt_tokens,
