@@ -145,6 +145,9 @@ def test_noise_is_as_much_as_sigma_says_in_bf16_too() -> None:
     source, noise = torch.zeros(1, dtype=torch.bfloat16), torch.full((1,), 512.0).bfloat16()
     assert mix_noise(source, noise, 0.729) == torch.tensor(0.729 * 512).bfloat16()
     assert mix_noise(source, noise, 0.729).dtype == torch.bfloat16
+    source, noise = torch.randn(2, 4096).bfloat16()
+    exact = 0.75 * noise.double() + 0.25 * source.double()  # rounded once, if in float32
+    assert torch.equal(mix_noise(source, noise, 0.75), exact.float().bfloat16())
 
 
 def test_what_is_not_repainted_is_the_source_again_after_each_step() -> None:

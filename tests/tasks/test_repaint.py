@@ -234,6 +234,14 @@ def test_what_is_wrong_with_margins_is_said(margins: Any, fault: str) -> None:
     assert refused({**OUTPAINT, "outpaint": margins}) == [f"outpaint: {fault}"]
 
 
+def test_margins_may_make_a_picture_as_large_as_can_be_delivered() -> None:
+    full = {**OUTPAINT, "outpaint": {"left": 3456, "top": 3616}, "size": "512x512"}
+    source = wish_of(full).source
+    assert source is not None
+    assert source.size == (4096, 4096)
+    assert "may have at most" in refused({**full, "outpaint": {"left": 3457, "top": 3616}})[0]
+
+
 def test_margins_that_make_a_strip_are_refused() -> None:
     narrow = text_of(noisy((320, 16)))
     for width, fits in ((192, True), (193, False)):
@@ -269,7 +277,10 @@ def test_an_edit_model_sees_the_picture_that_it_repaints_and_the_others() -> Non
     wish = wish_of({k: v for k, v in given.items() if v is not None}, EDIT)
     assert [one.tobytes() for one in wish.references] == [SOURCE.tobytes(), other.tobytes()]
     assert wish.source is wish.references[0]
-    assert wish.final == (640, 480) or (wish.width, wish.height) == (640, 480)
+    assert (wish.width, wish.height) == (640, 480)
+    wide = {**given, "images": [PICTURE, text_of(noisy((256, 64)))], "size": "auto"}
+    wish = wish_of({k: v for k, v in wide.items() if v is not None}, EDIT)
+    assert (wish.width, wish.height) == (1184, 896)  # the aspect of what is repainted
 
 
 def test_a_mask_fades_around_its_white_and_may_be_inverted() -> None:
@@ -288,6 +299,8 @@ def test_a_mask_fades_around_its_white_and_may_be_inverted() -> None:
 
 
 def test_a_mask_of_another_resolution_is_resized_and_that_is_said() -> None:
+    (fault,) = refused({**INPAINT, "mask": text_of(half((660, 480)))})
+    assert "it has 660x480 pixels" in fault
     warned: list[str] = []
     given = {**INPAINT, "mask": text_of(half((320, 240))), "mask_blur": 0}
     mask = wish_of(given, warned=warned).mask

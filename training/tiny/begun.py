@@ -90,7 +90,7 @@ def repaint(count: int, seed: int) -> Iterator[Begun]:
 
 
 def widen(count: int, seed: int) -> Iterator[Begun]:
-    """Yield pictures that lack what is left or right of their object, each model in turn."""
+    """Yield pictures that lack a side, a part of the object with it, each model in turn."""
     rng, given = random.Random(seed), settings.read({})
     while count:
         model = ("image", "edit")[count % 2]
@@ -100,10 +100,10 @@ def widen(count: int, seed: int) -> Iterator[Begun]:
         count -= 1
         prompt = phrases.describe(scene, rng.choice(phrases.WHOLE)).prompt
         if model == "edit":
-            phrase = rng.choice(phrases.EDITS["background"])
-            prompt = phrases.instruct(scene, scene, "background", phrase).prompt
+            phrase = rng.choice(phrases.EDITS["position"])
+            prompt = phrases.instruct(scene, scene, "position", phrase).prompt
         complete = world.draw(scene, world.random_jitter(rng))
-        if scene.position == "right":
+        if scene.position == "left":
             source, margins = complete.crop((CUT, 0, *complete.size)), Margins(left=CUT)
         else:
             source = complete.crop((0, 0, world.SIDE - CUT, world.SIDE))

@@ -424,8 +424,8 @@ async def settle(
 ) -> Settled:
     """Decode the pictures and choose the size.
 
-    It follows the last reference, or the picture that is begun from. Raises as media.images.decode,
-    `choose` and Repaint.apply.
+    The size follows the last picture, or the first where that is repainted. Raises as
+    media.images.decode, `choose` and Repaint.apply.
     """
     has_mask = asked.repaint is not None and asked.repaint.margins is None
     shown, mask = (fetched[:-1], fetched[-1]) if has_mask else (fetched, None)
@@ -433,7 +433,7 @@ async def settle(
     for text in warnings:
         warn(text)
     begins = asked.draft.strength is not None
-    size = pictures[0 if begins else -1].size if pictures else None
+    size = pictures[-1].size if pictures else None
     if asked.repaint is not None:
         size = asked.repaint.measure(pictures[0].size)
     chosen = choose(asked.size, asked.offer, size, shrink=settings.shrink)

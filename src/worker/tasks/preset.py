@@ -69,9 +69,5 @@ def fill_preset(
         given = "true" if values.lightning else "false"
         verdict.warn("preset", f"{values.preset} has no effect with lightning {given}")
         return values, {}
-    filled = {
-        name: value
-        for name, value in row._asdict().items()
-        if getattr(values, name) is None and not verdict.is_broken(name)
-    }
+    filled = {name: value for name, value in row._asdict().items() if getattr(values, name) is None}
     return values.model_copy(update=filled), {"preset": (values.preset, filled)}
