@@ -1,11 +1,16 @@
 """What other workers' callers send: understood, or refused where the picture would differ."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from worker import settings
+from worker.edge.fields import CommonInput
+from worker.edge.reading import Read
+from worker.edge.verdict import Verdict
 from worker.errors import InvalidInput
+from worker.tasks import unhonoured
 from worker.tasks.request import Request, parse
 from worker.tasks.size import NAMED
 from worlds.published import EDIT, IMAGE
@@ -124,12 +129,24 @@ def test_the_name_of_a_forms_list_is_one_for_pictures() -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("strict", ["0", "1"])
-def test_what_would_change_the_picture_and_cannot_is_refused(given: Any, strict: str) -> None:
-    """A picture without it would be a wrong one."""
+def test_what_would_change_the_result_and_cannot_is_refused(given: Any) -> None:
+    """Of a task that has no such field and takes pictures: a result without it would be wrong."""
     (name,) = given.keys() - {"image"}
+    task: Any = SimpleNamespace(input=CommonInput, sign="images")
+    read = Read(CommonInput.model_construct(), {}, frozenset(), (), ())
+    verdict = Verdict(read)
+    unhonoured.check(given, task, verdict)
+    with pytest.raises(InvalidInput) as error:
+        verdict.raise_faults()
     message = "is not supported by this worker; leave it out"
-    assert refused({"STRICT_INPUT": strict}, **given) == [(name, message)]
+    assert [(one.field, one.message) for one in error.value.details] == [(name, message)]
+
+
+@pytest.mark.parametrize("strict", ["0", "1"])
+def test_a_transparent_background_is_refused_of_pictures(strict: str) -> None:
+    message = "is not supported by this worker; leave it out"
+    found = refused({"STRICT_INPUT": strict}, background="transparent")
+    assert found == [("background", message)]
 
 
 @pytest.mark.parametrize(
@@ -140,9 +157,6 @@ def test_what_would_change_the_picture_and_cannot_is_refused(given: Any, strict:
         {"loras": []},
         {"background": "opaque"},
         {"background": "auto"},
-        {"denoising_strength": 0.75},
-        {"prompt_strength": 0.8},
-        {"lora_scale": 1},
     ],
     ids=str,
 )

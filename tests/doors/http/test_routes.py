@@ -128,7 +128,7 @@ def test_a_compression_is_our_quality(door: Doorway) -> None:
         ({"output_format": "gif"}, (400, "invalid_input", "output_format")),
         ({"response_format": "url"}, (400, "invalid_input", "response_format")),
         ({"background": "transparent"}, (400, "invalid_input", "background")),
-        ({"mask": "x"}, (400, "invalid_input", "mask")),
+        ({"mask": "x"}, (400, "invalid_input", "images")),
         ({"n": 11}, (400, "invalid_input", "n")),
         ({"size": "3x3"}, (400, "invalid_input", "size")),
         ({"stream": "yes"}, (400, "invalid_input", "stream")),
