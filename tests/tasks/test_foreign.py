@@ -153,8 +153,6 @@ def test_a_transparent_background_is_refused_of_pictures(strict: str) -> None:
     "given",
     [
         {"mask": None},
-        {"mask": ""},
-        {"loras": []},
         {"background": "opaque"},
         {"background": "auto"},
     ],

@@ -128,7 +128,7 @@ def test_a_compression_is_our_quality(door: Doorway) -> None:
         ({"output_format": "gif"}, (400, "invalid_input", "output_format")),
         ({"response_format": "url"}, (400, "invalid_input", "response_format")),
         ({"background": "transparent"}, (400, "invalid_input", "background")),
-        ({"mask": "x"}, (400, "invalid_input", "images")),
+        ({"mask": "x"}, (400, "invalid_input", "mask")),
         ({"n": 11}, (400, "invalid_input", "n")),
         ({"size": "3x3"}, (400, "invalid_input", "size")),
         ({"stream": "yes"}, (400, "invalid_input", "stream")),
@@ -456,7 +456,7 @@ def test_what_can_be_called_is_described_from_the_table_of_fields(door: Doorway)
     assert fields["seed"]["type"] == "integer"
     assert fields["steps"]["maximum"] == 100
     assert fields["output_format"]["enum"] == ["png", "jpeg", "jpg", "webp"]
-    assert fields["task"]["enum"] == ["text-to-image", "edit"]
+    assert fields["task"]["enum"] == ["text-to-image", "edit", "img2img", "inpaint", "outpaint"]
     assert fields["lightning"]["type"] == "boolean"
 
 
