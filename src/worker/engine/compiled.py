@@ -31,7 +31,7 @@ def compile_for_device(graph: Any, inputs: list[Any]) -> Callable[..., Any]:
 
 
 def configure_compiler() -> None:
-    """Tell torch, for the whole process, how graphs are traced."""
+    """Set how torch traces graphs, for the whole process."""
     # As dimensions that happen to be equal at first would have to stay equal (duck shapes).
     torch.fx.experimental._config.use_duck_shape = False  # noqa: SLF001 - torch's name for it
     torch._dynamo.config.recompile_limit = MOST_GRAPHS  # noqa: SLF001 - the same

@@ -79,7 +79,7 @@ class Pipeline:
     defaults: Defaults
 
 
-EDITS: Final = ("edit", "inpaint", "outpaint")
+FROM_REFERENCES: Final = ("edit", "inpaint", "outpaint")
 # diffusers' class name, as model_index.json gives it -> what the model can do.
 # QwenImageEditPipeline (the first edition) resizes its one reference to the output's area and puts
 # no "Picture 1:" before it; EditPlus (2509 and later) takes up to three.
@@ -87,8 +87,8 @@ PIPELINES: Final[Mapping[str, Pipeline]] = {
     "QwenImagePipeline": Pipeline(
         ("text-to-image", "img2img", "inpaint", "outpaint"), Defaults(steps=50, max_references=0)
     ),
-    "QwenImageEditPipeline": Pipeline(EDITS, Defaults(steps=50, max_references=1)),
-    "QwenImageEditPlusPipeline": Pipeline(EDITS, Defaults(steps=40, max_references=3)),
+    "QwenImageEditPipeline": Pipeline(FROM_REFERENCES, Defaults(steps=50, max_references=1)),
+    "QwenImageEditPlusPipeline": Pipeline(FROM_REFERENCES, Defaults(steps=40, max_references=3)),
 }
 
 
