@@ -290,6 +290,9 @@ def test_capabilities_and_health(pod: Pod, worker: Process) -> None:
     assert {task for model in able["models"] for task in model["tasks"]} == {
         "text-to-image",
         "edit",
+        "img2img",
+        "inpaint",
+        "outpaint",
     }
     health = pod.answer(pod.submit({"op": "health"}), JOB_S).output
     assert health["status"] == "ready"
