@@ -1,5 +1,6 @@
 """Opening: complete bundles only, nothing on meta, shared parts once; damage named and repaired."""
 
+import gc
 import json
 import shutil
 import threading
@@ -18,12 +19,13 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from worker.bundle import layout, lock, tensors
 from worker.bundle.fill import fill, find_on_meta, make_empty
 from worker.bundle.layout import Damaged
-from worker.bundle.open import make_shared
+from worker.bundle.open import Opening, make_shared
 from worker.bundle.prepare import prepare
 from worker.bundle.read import BIG_BYTES, REQUEST_BYTES, FileReader
 from worker.engine.quantise import PRECISIONS, Linear8bit, Precision
 from worker.errors import LoraNotApplied
 from worker.families.qwen_image.opening import open_bundle
+from worker.families.qwen_image.recipe import RECIPE
 from worlds import prepared
 
 CPU = torch.device("cpu")
@@ -121,6 +123,19 @@ def test_models_of_one_process_share_a_text_encoder_and_vae(home: Path) -> None:
     assert kept() is second.vae
     del second
     assert kept() is None  # what no open model uses is freed
+
+
+def test_a_part_that_another_model_has_stays_while_a_bundle_opens(home: Path) -> None:
+    """That model may close after the files are chosen and before the part is asked for."""
+    place = make_shared()
+    first = open_bundle(bundle(home, "tiny-image"), CPU, share=place)
+    kept = weakref.ref(first.vae)
+    with Opening(bundle(home, "tiny-edit"), RECIPE, CPU, share=place) as opening:
+        del first
+        gc.collect()
+        assert opening.open_module("vae") is kept()
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_bundle_that_was_pushed_is_opened_from_its_own_folder(home: Path, tmp_path: Path) -> None:

@@ -34,9 +34,14 @@ def _shapes(path: Path) -> dict[str, tuple[list[int], str]]:
 
 
 def test_both_variants_fit_in_32_megabytes_of_real_files() -> None:
-    paths = list(ROOT.rglob("*"))
-    assert not [path for path in paths if path.is_symlink()]
+    assert not [path for path in ROOT.rglob("*") if path.is_symlink()]
+    paths = [path for variant in ("edit", "image") for path in (ROOT / variant).rglob("*")]
     assert sum(path.stat().st_size for path in paths if path.is_file()) <= 32_000_000
+
+
+def test_the_style_is_less_than_a_megabyte() -> None:
+    (path,) = (ROOT / "style").glob("*.safetensors")
+    assert path.stat().st_size < 1_000_000
 
 
 def test_the_variants_share_encoder_vae_and_tokenizer_files() -> None:

@@ -88,7 +88,7 @@ def test_a_catalogue_name_is_its_row() -> None:
         "QwenImageEditPlusPipeline",
         40,
     )
-    assert (spec.tasks, spec.defaults.max_references) == (("edit",), 3)
+    assert (spec.tasks, spec.defaults.max_references) == (("edit", "inpaint", "outpaint"), 3)
 
 
 def test_the_first_edit_model_takes_one_reference() -> None:
@@ -108,7 +108,10 @@ def test_several_models_keep_their_order_and_lose_their_doubles() -> None:
 
 def test_tiny_is_both_embedded_models(tiny: Path) -> None:
     found = resolved("tiny")
-    assert [spec.tasks for spec in found] == [("text-to-image",), ("edit",)]
+    assert [spec.tasks for spec in found] == [
+        ("text-to-image", "img2img", "inpaint", "outpaint"),
+        ("edit", "inpaint", "outpaint"),
+    ]
     assert [spec.folder for spec in found] == [tiny / "tiny/image", tiny / "tiny/edit"]
 
 
@@ -138,7 +141,11 @@ def test_an_installation_without_checkpoints_says_so(
 def test_without_model_model_path_is_the_model(tmp_path: Path) -> None:
     folder = a_folder(tmp_path / "mine", "QwenImagePipeline")
     (spec,) = resolved(MODEL_PATH=str(folder))
-    assert (spec.name, spec.folder, spec.tasks) == ("mine", folder, ("text-to-image",))
+    assert (spec.name, spec.folder, spec.tasks) == (
+        "mine",
+        folder,
+        ("text-to-image", "img2img", "inpaint", "outpaint"),
+    )
 
 
 def test_a_folder_brings_its_own_lightning_files(tmp_path: Path) -> None:
@@ -175,7 +182,10 @@ def test_another_repository_is_a_model_once_its_index_is_read() -> None:
     (spec,) = resolved("someone/Painter@v2")
     assert (spec.name, spec.revision, spec.pipeline, spec.tasks) == ("painter", "v2", "", ())
     known = CATALOGUE.classify(spec, {"_class_name": "QwenImagePipeline"}, ["a.txt"])
-    assert (known.tasks, dict(known.lightning)) == (("text-to-image",), {})
+    assert (known.tasks, dict(known.lightning)) == (
+        ("text-to-image", "img2img", "inpaint", "outpaint"),
+        {},
+    )
     assert known.defaults.steps == 50
 
 

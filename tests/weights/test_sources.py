@@ -456,5 +456,5 @@ def test_another_repository_describes_itself(home: Path) -> None:
     (folder / "worker.json").write_text(json.dumps({"area": 96 * 96}))
     (spec,) = CATALOGUE.resolve(["someone/painter"], configured(home), has_gpu=True)
     known = sources.complete(spec, LocalSnapshot(folder, "someone/painter"), CATALOGUE)
-    assert known.tasks == ("edit",)
+    assert known.tasks == ("edit", "inpaint", "outpaint")
     assert (known.defaults.area, known.defaults.max_references) == (96 * 96, 3)

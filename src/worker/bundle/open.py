@@ -57,6 +57,7 @@ class Opening:
         self._device = device
         self._waiting = waiting or device
         self._shared: Shared = {} if share is None else share
+        self._found_open: list[nn.Module] = []
         self._threads = threads
         self._readers: dict[str, FileReader] = {}
         self._entered = ExitStack()
@@ -72,9 +73,12 @@ class Opening:
             far = stack.enter_context(FileReader(self._waiting, self._threads, mapped=mapped))
             self._readers = {self._recipe.waiting: far, "": near}
             for role in self._found.parts:
-                if self._make_key(role) not in self._shared:
-                    for path in self._list_weights(role):
-                        self._pick_reader(role).start(path)
+                if (found := self._shared.get(self._make_key(role))) is not None:
+                    # held until it is asked for: the model that has it may close meanwhile
+                    self._found_open.append(found)
+                    continue
+                for path in self._list_weights(role):
+                    self._pick_reader(role).start(path)
             self._entered = stack.pop_all()
         return self
 
@@ -84,6 +88,7 @@ class Opening:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._found_open.clear()
         self._entered.__exit__(kind, error, trace)
 
     def has_part(self, role: str) -> bool:

@@ -126,7 +126,14 @@ class QwenImage:
             components.device,
             components.dtype,
         )
-        self._phases = Phases(self._forget)
+        cache, loras = self._cache, self._loras
+
+        def forget() -> None:
+            cache.clear()
+            loras.forget()
+
+        # not of this model: a cycle would keep its modules until they are collected
+        self._phases = Phases(forget)
 
     def make_key(self, wish: PictureWish) -> PictureKey:
         """Return what other pictures must have too to share forwards with this one."""
@@ -182,10 +189,6 @@ class QwenImage:
                 warnings=self._list_warnings(wish),
                 found={"loras": self._loras.count(wish.loras), **self._find_start(wish)},
             )
-
-    def _forget(self) -> None:
-        self._cache.clear()
-        self._loras.forget()
 
     def warm(self) -> None:
         """Make pictures of the kinds that jobs will request, and compile what others will need.
