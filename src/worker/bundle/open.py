@@ -74,7 +74,7 @@ class Opening:
             self._readers = {self._recipe.waiting: far, "": near}
             for role in self._found.parts:
                 if (found := self._shared.get(self._make_key(role))) is not None:
-                    # held until it is asked for: the model that has it may close meanwhile
+                    # kept here until it is taken: the model that has it may be released before
                     self._found_open.append(found)
                     continue
                 for path in self._list_weights(role):
