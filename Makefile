@@ -19,8 +19,10 @@ setup: $(VENV)/.ready ## install everything into .venv/
 demo: setup ## a job through RunPod's API on loopback to the real worker; pictures in out/
 	$(BIN)/python -m tools.demo
 
+# Three on two cores, since many tests wait for processes: 10 minutes, 12 with two.
+TESTERS ?= 3
 test: setup ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TESTERS) --dist loadfile
 
 TIMES ?= 10
 certain: setup ## run the tests TIMES times in random order, half of them with a busy neighbour; name what failed
