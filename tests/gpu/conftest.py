@@ -17,12 +17,14 @@ ORDER = (
     "opening",
     "pictures",
     "compiling",
+    "kept_graphs",
     "errors",
     "loop",
     "combining",
     "vae",
     "doctor",
     "attention",
+    "begun",
 )
 
 
