@@ -13,7 +13,7 @@ from worker import boot, settings
 from worker.errors import BadPicture, CudaOutOfMemory, Internal
 from worker.families.clock import Clock
 from worker.families.qwen_image.model import QwenImage
-from worker.families.qwen_image.references import ReferencePictures
+from worker.families.references import ReferencePictures
 from worker.families.sharing import Sharing
 from worker.media.picture import Picture
 from worker.seam import Control, Outcome, Phase, Unheard, take_made

@@ -22,6 +22,7 @@ from worker.engine.schedule import make_schedule
 from worker.errors import BadPicture, Internal, LoraNotApplied
 from worker.families.adapting import WishedLoras
 from worker.families.clock import Clock
+from worker.families.key import PictureKey
 from worker.families.masking import find_original, make_masks
 from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
@@ -30,13 +31,12 @@ from worker.families.qwen_image import prompts
 from worker.families.qwen_image.compiling import compile_rest
 from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.denoising import Conditioning, LatentShape, denoise, stack
-from worker.families.qwen_image.key import PictureKey
 from worker.families.qwen_image.lightning import make_lightning_schedule
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.prompts import PromptEncoder, Template
 from worker.families.qwen_image.recipe import RECIPE
-from worker.families.qwen_image.references import ReferencePictures
 from worker.families.qwen_image.vae import Vae
+from worker.families.references import ReferencePictures
 from worker.families.sharing import Sharing
 from worker.media.picture import Picture
 from worker.seam import Control, Made, Outcome, Served, Unheard, take_made
