@@ -1,4 +1,4 @@
-"""Denoising with what the rows of a batch are predicted from, and with the picture they begin from."""
+"""Denoising with what a batch is predicted from, and with the pictures that it begins from."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, Self

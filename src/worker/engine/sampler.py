@@ -37,10 +37,10 @@ def make_noise(
 
     `height` and `width` are latent sizes.
     """
-    return pack(draw_noise(seeds, (channels, height, width), dtype))
+    return pack(sample_noise(seeds, (channels, height, width), dtype))
 
 
-def draw_noise(seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def sample_noise(seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return the starting noise of each seed, [len(seeds), *shape].
 
     Generated on the CPU in the model's dtype, so that a seed means the same noise on every GPU type

@@ -1,7 +1,9 @@
 """What every family of pictures does around its transformer: made together, encoded, decoded."""
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Final, Protocol
 
 import torch
 from PIL import Image
@@ -17,8 +19,14 @@ from worker.families.memory import Phases
 from worker.families.references import ReferencePictures
 from worker.families.sharing import Sharing
 from worker.media.picture import Picture
-from worker.seam import Control, Made, Outcome
-from worker.tasks.picture import PictureWish
+from worker.seam import Control, Made, Outcome, Served
+from worker.tasks.picture import PictureWish, offer_of, warm_up
+
+# How often the longer prompt of a warm-up repeats the shorter: about 80 tokens.
+WARM_LENGTH: Final = 16
+# An output whose aspect is this close to a reference's (natural logarithm of the ratio) shares its
+# size, so that an edit neither shifts nor zooms; rounding to 16 pixels alone moves 1024 by 0.016.
+SAME_ASPECT: Final = 0.03
 
 
 class PictureVae(Protocol):
@@ -140,3 +148,25 @@ def encode_sources(wishes: Sequence[PictureWish], encode: Encode) -> Tensor | No
         return None
     size = wishes[0].width, wishes[0].height
     return torch.cat([encode(image, size) for image in sources])
+
+
+def has_same_aspect(image: Image.Image, wish: PictureWish) -> bool:
+    """Return whether a reference is encoded at the output's own size."""
+    return abs(math.log(wish.width * image.height / wish.height / image.width)) < SAME_ASPECT
+
+
+def list_warm_ups(served: Served, *, has_gpu: bool) -> list[PictureWish]:
+    """Return what a model makes before its first job.
+
+    A GPU picks and loads kernels by size: there it is a prompt of another length too, and each of
+    the other adapters.
+    """
+    first = warm_up(served)
+    if not has_gpu:
+        return [first]
+    others = offer_of(served).lightning_steps[1:] if first.lightning else ()
+    return [
+        first,
+        replace(first, prompt=" ".join([first.prompt] * WARM_LENGTH)),
+        *(replace(first, steps=steps) for steps in others),
+    ]

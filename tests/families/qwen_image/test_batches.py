@@ -146,7 +146,7 @@ def test_on_a_gpu_the_batch_keeps_its_shape_and_a_row_that_ended_is_not_given(
     wishes = texts()
     alone = [drawn(model, one).tobytes() for one in wishes]
     monkeypatch.setattr(
-        "worker.families.qwen_image.model.Sharing",
+        "worker.families.drawing.Sharing",
         lambda controls, drops: Sharing(controls, drops=not drops),
     )
     with counted_rows(model) as rows:
