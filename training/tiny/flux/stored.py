@@ -1,0 +1,75 @@
+"""The state of a stage on disk: finished weights, or all that a stopped stage needs to go on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Stage:
+    """A stage's two files: FOLDER/NAME.pt once it is done, FOLDER/begun/NAME.pt until then."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.done = folder / f"{name}.pt"
+        self.begun = folder / "begun" / f"{name}.pt"
+        self.begun.parent.mkdir(parents=True, exist_ok=True)
+
+    def finished(self, device: torch.device) -> dict[str, Tensor] | None:
+        """Return the finished weights, or None."""
+        return self._load(self.done, device)
+
+    def _load(self, file: Path, device: torch.device) -> Any:
+        if not file.exists():
+            return None
+        return torch.load(file, map_location=device, weights_only=True)
+
+    def resume(
+        self,
+        model: nn.Module,
+        average: dict[str, Tensor],
+        optimisers: Sequence[torch.optim.Optimizer],
+    ) -> float:
+        """Load a stopped stage in place; return its seconds, 0 where there is none."""
+        state = self._load(self.begun, next(model.parameters()).device)
+        if state is None:
+            return 0.0
+        model.load_state_dict(state["weights"])
+        average.update(state["average"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        return float(state["seconds"])
+
+    def save(
+        self,
+        model: nn.Module,
+        average: dict[str, Tensor],
+        optimisers: Sequence[torch.optim.Optimizer],
+        seconds: float,
+    ) -> None:
+        """Store a stage that goes on."""
+        state = {
+            "weights": model.state_dict(),
+            "average": average,
+            "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+            "seconds": seconds,
+        }
+        self._write(state, self.begun)
+
+    def finish(self, weights: dict[str, Tensor]) -> None:
+        """Store the finished weights; what was begun is done."""
+        self._write(weights, self.done)
+        self.begun.unlink(missing_ok=True)
+
+    def _write(self, state: Any, file: Path) -> None:
+        torch.save(state, file.with_suffix(".part"))
+        file.with_suffix(".part").replace(file)
+
+
+@torch.no_grad()
+def follow(average: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
+    """Move averaged weights towards the model's: quickly in the first steps."""
+    mix = 1 - min(decay, (step + 1) / (step + 10))
+    named = [(average[n], w) for n, w in model.state_dict().items() if w.is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in named], [w for _, w in named], mix)
