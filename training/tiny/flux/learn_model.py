@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from training.tiny.flux.flow import Flow, Given
 from training.tiny.flux.pace import Pace
-from training.tiny.flux.stored import Stage, follow
+from training.tiny.flux.stored import Average, Stage
 from training.tiny.flux.tables import Examples, Tables
 
 RATE: Final = 2e-3
@@ -105,9 +105,10 @@ def set_rate(optimisers: Sequence[torch.optim.Optimizer], factor: float) -> None
             group["lr"] = group["full"] * factor
 
 
-def update(flow: Flow, optimisers: Sequence[torch.optim.Optimizer]) -> None:
+def update(optimisers: Sequence[torch.optim.Optimizer]) -> None:
     """Take one step along the gradients, which are clipped to a norm of 1."""
-    nn.utils.clip_grad_norm_([w for _, w in flow.learned()], 1.0)
+    groups = [group for optimiser in optimisers for group in optimiser.param_groups]
+    nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], 1.0)
     for optimiser in optimisers:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -128,7 +129,7 @@ def train(
     if finished is not None:
         flow.load_state_dict(finished)
         return
-    average = {name: weight.detach().clone() for name, weight in flow.state_dict().items()}
+    average = Average(flow, DECAY)
     optimisers = optimisers_of(flow)
     pace.spent = stage.resume(flow, average, optimisers)
     step, told, saved, since = 0, pace.share, pace.now, 0
@@ -143,8 +144,8 @@ def train(
             parts = zip(counts, each.detach().split(list(counts.values())), strict=True)
             for task, part in parts:
                 losses[task] = losses.get(task, part.new_zeros(())) + part.mean()
-        update(flow, optimisers)
-        follow(average, flow, DECAY, step)
+        update(optimisers)
+        average.follow()
         step, since = step + 1, since + 1
         if step % 10 == 0 and flow.device.type == "cuda":
             torch.cuda.synchronize()
@@ -156,5 +157,5 @@ def train(
         if pace.now - saved > SAVED:
             saved = pace.now
             stage.save(flow, average, optimisers, pace.now)
-    flow.load_state_dict(average)
+    flow.load_state_dict(average.weights)
     stage.finish(flow.state_dict())

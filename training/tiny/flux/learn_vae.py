@@ -13,7 +13,7 @@ from training.tiny import phrases, world
 from training.tiny.flux import shapes
 from training.tiny.flux.drawn import Hands, wrong
 from training.tiny.flux.pace import Pace
-from training.tiny.flux.stored import Stage, follow
+from training.tiny.flux.stored import Average, Stage
 from training.tiny.latents import pack
 from training.tiny.pixels import psnr, stack, unit
 
@@ -64,7 +64,7 @@ def train(
     bank = pictures.flatten(0, 1)
     tests = unit(bank[:: max(1, len(bank) // 64)][:64].to(device))
     optimiser = torch.optim.AdamW(vae.parameters(), RATE, (0.9, 0.95), weight_decay=0.0)
-    average = {name: weight.detach().clone() for name, weight in vae.state_dict().items()}
+    average = Average(vae, DECAY)
     pace.spent = stage.resume(vae, average, [optimiser])
     step, told, saved = 0, pace.share, pace.now
     sums = torch.zeros(2, device=device)
@@ -84,7 +84,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        follow(average, vae, DECAY, step)
+        average.follow()
         sums += torch.stack((loss.detach(), divergence.detach()))
         step += 1
         if step % 10 == 0 and device.type == "cuda":
@@ -101,7 +101,7 @@ def train(
         if pace.now - saved > SAVED:
             saved = pace.now
             stage.save(vae, average, [optimiser], pace.now)
-    vae.load_state_dict(average)
+    vae.load_state_dict(average.weights)
     measure(vae, pictures, bf16=bf16)
     stage.finish(vae.state_dict())
     return vae

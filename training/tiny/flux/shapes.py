@@ -28,16 +28,16 @@ SCHEDULER: Final[dict[str, Any]] = {
 
 
 def build_vae() -> Any:
-    """Return an AutoencoderKLFlux2: 16 channels, 8x, 1.5 M parameters, ready to be trained.
+    """Return an AutoencoderKLFlux2: 16 channels, 8x, 1.0 M parameters, ready to be trained.
 
     The second convolution of each residual block is scaled by 0.3, the mean is the encoder's own
     output, and the log-variance starts at -4: the first pictures are not drowned in noise.
     """
     vae = AutoencoderKLFlux2(
-        block_out_channels=(32, 64, 64, 64),
+        block_out_channels=(16, 32, 64, 64),
         layers_per_block=1,
         latent_channels=CHANNELS,
-        norm_num_groups=16,
+        norm_num_groups=4,
         sample_size=96,
     )
     with torch.no_grad():

@@ -8,6 +8,35 @@ import torch
 from torch import Tensor, nn
 
 
+class Average:
+    """The running average of a model's weights, which is what a stage ends with."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.count = decay, 0
+        state = model.state_dict()
+        self.weights = {name: weight.detach().clone() for name, weight in state.items()}
+        self.pairs = [
+            (self.weights[name], weight)
+            for name, weight in state.items()
+            if weight.is_floating_point()
+        ]
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move towards the model's weights: quickly in the first steps."""
+        mix = 1 - min(self.decay, (self.count + 1) / (self.count + 10))
+        self.count += 1
+        ours, theirs = ([pair[i] for pair in self.pairs] for i in (0, 1))
+        torch._foreach_lerp_(ours, theirs, mix)
+
+    @torch.no_grad()
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Go on from stored averages."""
+        for name, weight in weights.items():
+            self.weights[name].copy_(weight)
+        self.count = 1 << 20
+
+
 class Stage:
     """A stage's two files: FOLDER/NAME.pt once it is done, FOLDER/begun/NAME.pt until then."""
 
@@ -26,17 +55,14 @@ class Stage:
         return torch.load(file, map_location=device, weights_only=True)
 
     def resume(
-        self,
-        model: nn.Module,
-        average: dict[str, Tensor],
-        optimisers: Sequence[torch.optim.Optimizer],
+        self, model: nn.Module, average: Average, optimisers: Sequence[torch.optim.Optimizer]
     ) -> float:
         """Load a stopped stage in place; return its seconds, 0 where there is none."""
         state = self._load(self.begun, next(model.parameters()).device)
         if state is None:
             return 0.0
         model.load_state_dict(state["weights"])
-        average.update(state["average"])
+        average.load(state["average"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         return float(state["seconds"])
@@ -44,14 +70,14 @@ class Stage:
     def save(
         self,
         model: nn.Module,
-        average: dict[str, Tensor],
+        average: Average,
         optimisers: Sequence[torch.optim.Optimizer],
         seconds: float,
     ) -> None:
         """Store a stage that goes on."""
         state = {
             "weights": model.state_dict(),
-            "average": average,
+            "average": average.weights,
             "optimisers": [optimiser.state_dict() for optimiser in optimisers],
             "seconds": seconds,
         }
@@ -65,11 +91,3 @@ class Stage:
     def _write(self, state: Any, file: Path) -> None:
         torch.save(state, file.with_suffix(".part"))
         file.with_suffix(".part").replace(file)
-
-
-@torch.no_grad()
-def follow(average: dict[str, Tensor], model: nn.Module, decay: float, step: int) -> None:
-    """Move averaged weights towards the model's: quickly in the first steps."""
-    mix = 1 - min(decay, (step + 1) / (step + 10))
-    named = [(average[n], w) for n, w in model.state_dict().items() if w.is_floating_point()]
-    torch._foreach_lerp_([a for a, _ in named], [w for _, w in named], mix)
