@@ -25,13 +25,14 @@ from training.tiny.flux.learn_model import (
 )
 from training.tiny.flux.learn_vae import decode, restore
 from training.tiny.flux.pace import Pace
-from training.tiny.flux.stored import Stage, follow
+from training.tiny.flux.stored import Average, Stage
 from training.tiny.flux.tables import Examples, Tables
 from training.tiny.latents import unpack
 
 STEPS: Final = 4
 TEACHER_STEPS: Final = 14
 TEACHER_SHIFT: Final = 3.0
+TEACHER_DRAWN: Final = 32  # places of the padding: computed once for all its steps
 SLOWER: Final = 0.25  # of the model's rates
 DECAY: Final = 0.99
 LEAST_ERROR: Final = 0.002  # in normalised latents: too small to be seen once decoded
@@ -58,11 +59,10 @@ def levels(steps: int, shift: float) -> list[float]:
 @torch.no_grad()
 def teach(flow: Flow, bank: Bank, examples: Examples, noise: Tensor) -> Tensor:
     """Return the packed latents that the model draws in many steps of the second order."""
-    given = conditioned(flow, bank, examples, 4 * 8)
+    given = conditioned(flow, bank, examples, TEACHER_DRAWN)
     x, before, last = noise, 1.0, torch.zeros_like(noise)
-    for i, (level, following) in enumerate(
-        itertools.pairwise(levels(TEACHER_STEPS, TEACHER_SHIFT))
-    ):
+    walk = levels(TEACHER_STEPS, TEACHER_SHIFT)
+    for i, (level, following) in enumerate(itertools.pairwise(walk)):
         leap = following - level
         v = flow(x, x.new_full((len(x),), level), given)
         x = x + leap * (v + (v - last) / before * leap / 2 if i else v)
@@ -74,9 +74,6 @@ def seen_in(vae: Any, tokens: Tensor, *, bf16: bool) -> Tensor:
     """Return frames (B, 3, H, W) of normalised packed latents."""
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bf16):
         return decode(vae, unpack(restore(vae, tokens)))
-
-
-Lesson = tuple[int, dict[str, Any]]
 
 
 @torch.no_grad()
@@ -138,7 +135,7 @@ def train(
 
     A stage that was begun goes on.
     """
-    average = {name: weight.detach().clone() for name, weight in flow.state_dict().items()}
+    average = Average(flow, DECAY)
     optimisers = optimisers_of(flow, SLOWER)
     pace.spent = stage.resume(flow, average, optimisers)
     vae.requires_grad_(requires_grad=False)
@@ -166,9 +163,9 @@ def train(
                 loss = loss + PIXELS * relative(apart, LEAST_SEEN)
                 errors[STEPS] += apart.detach().mean()
             loss.backward()
-            update(flow, optimisers)
+            update(optimisers)
             x = x + (following - level) * v.detach()
-        follow(average, flow, DECAY, turn)
+        average.follow()
         turn, since = turn + 1, since + 1
         if turn % 4 == 0 and flow.device.type == "cuda":
             torch.cuda.synchronize()
@@ -185,5 +182,5 @@ def train(
         if pace.now - saved > SAVED:
             saved = pace.now
             stage.save(flow, average, optimisers, pace.now)
-    flow.load_state_dict(average)
+    flow.load_state_dict(average.weights)
     stage.finish(flow.state_dict())

@@ -1,6 +1,6 @@
 """Train the embedded FLUX.2 checkpoint from scratch, in stages that resume.
 
-    python -m training.tiny.flux.make FOLDER [--minutes 90] [--device cpu] [--out checkpoints/tiny/flux]
+    python -m training.tiny.flux.make FOLDER [--minutes 90] [--device cpu] [--out DIR]
 
 FOLDER has the state of every stage (never committed); a killed run resumes from it. Stages: vae,
 model, teacher (what the four steps learn from), steps. Each takes its share of the minutes.
@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=8, help="of a step of the VAE")
     parser.add_argument("--jitters", type=int, default=8, help="in which every scene is drawn")
     parser.add_argument("--mixed", action="store_true", help="one batch a step: fewer launches")
+    parser.add_argument("--taught", type=int, default=96, help="examples of a lesson")
     parser.add_argument("--lessons", type=int, default=4, help="least batches of the teacher")
     parser.add_argument("--cases", type=int, default=200, help="of each kind that are judged")
     options = parser.parse_args()
@@ -98,6 +99,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)  # it does not take every mask
     tokenizer = build_tokenizer()
     tables = Tables(tokenizer, options.jitters, device)
     say("tables", f"{len(tables.ids)} prompts of at most {tables.ids.shape[1]} tokens")
@@ -139,12 +141,14 @@ def main() -> None:
             bank,
             hands,
             pace("teacher"),
-            options.batch,
+            options.taught,
             mix,
             options.lessons,
         )
         say("teacher", f"{len(taught)} batches")
-        learn_steps.train(stage, flow, vae, bank, taught, pace("steps"), options.batch // 8)
+        learn_steps.train(
+            stage, flow, vae, bank, taught, pace("steps"), max(1, options.taught // 6)
+        )
     else:
         flow.load_state_dict(finished)
     write(options.out, flow, vae, tokenizer)
