@@ -114,7 +114,8 @@ def update(optimisers: Sequence[torch.optim.Optimizer]) -> None:
         optimiser.zero_grad(set_to_none=True)
 
 
-def _counts(shares: Mapping[str, float], batch: int) -> dict[str, int]:
+def split(shares: Mapping[str, float], batch: int) -> dict[str, int]:
+    """Return how many examples of each task a batch has."""
     return {task: max(1, round(share * batch)) for task, share in shares.items()}
 
 
@@ -137,7 +138,7 @@ def train(
     while pace.share < 1:
         set_rate(optimisers, pace.rate(0.4))
         for slots, shares in mix:
-            counts = _counts(shares, batch)
+            counts = split(shares, batch)
             examples = tables.sample(counts, slots)
             each = flow_loss(flow, bank, examples)
             (each.sum() / batch).backward()

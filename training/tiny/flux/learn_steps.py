@@ -8,6 +8,8 @@ on the states that it will meet. The last prediction is also compared in decoded
 
 import itertools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -21,6 +23,7 @@ from training.tiny.flux.learn_model import (
     conditioned,
     optimisers_of,
     set_rate,
+    split,
     update,
 )
 from training.tiny.flux.learn_vae import decode, restore
@@ -37,6 +40,7 @@ SLOWER: Final = 0.25  # of the model's rates
 DECAY: Final = 0.99
 LEAST_ERROR: Final = 0.002  # in normalised latents: too small to be seen once decoded
 LEAST_SEEN: Final = 0.00005  # in pixels of 0..1
+DECODED: Final = 6  # one picture in so many is compared in pixels
 PIXELS: Final = 1.0  # weight of the pixels against the latents
 LOGGED: Final = 15
 SAVED: Final = 120.0
@@ -70,50 +74,65 @@ def teach(flow: Flow, bank: Bank, examples: Examples, noise: Tensor) -> Tensor:
     return x
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """All that is known of the world: its VAE, examples, pictures, and who draws and reads."""
+
+    vae: Any
+    tables: Tables
+    bank: Bank
+    hands: Hands
+
+
 def seen_in(vae: Any, tokens: Tensor, *, bf16: bool) -> Tensor:
     """Return frames (B, 3, H, W) of normalised packed latents."""
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bf16):
         return decode(vae, unpack(restore(vae, tokens)))
 
 
-@torch.no_grad()
-def lessons(
-    flow: Flow,
-    vae: Any,
-    tables: Tables,
-    bank: Bank,
-    hands: Hands,
-    pace: Pace,
-    batch: int,
-    mix: Mix,
-    least: int,
-) -> list[tuple[Examples, Tensor, Tensor]]:
-    """Return batches of examples, their noise and what is to be drawn from it.
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A batch of examples, their noise, and what is to be drawn from it (B, 36, 64)."""
 
-    At least so many of each kind of batch, and more until `pace` is over.
-    """
-    made: list[tuple[Examples, Tensor, Tensor]] = []
-    asked = kept = 0
+    examples: Examples
+    noise: Tensor
+    target: Tensor
+
+    def some(self, count: int) -> "Lesson":
+        """Return so many of the batch, at random."""
+        few = torch.randperm(len(self.noise), device=self.noise.device)[:count]
+        names = Examples.__dataclass_fields__
+        examples = Examples(**{name: getattr(self.examples, name)[few] for name in names})
+        return Lesson(examples, self.noise[few], self.target[few])
+
+
+@torch.no_grad()
+def lesson(flow: Flow, world: Drawn, examples: Examples) -> tuple[Lesson, int]:
+    """Return what the teacher draws of examples, and how many of its pictures are right."""
+    target = world.bank.targets(examples)
+    noise = torch.randn_like(target)
+    drawn = teach(flow, world.bank, examples, noise)
+    frames = torch.cat([seen_in(world.vae, part, bf16=flow.bf16) for part in drawn.split(128)])
+    scenes = [world.tables.scenes[i] for i in examples.target.tolist()]
+    bad = wrong(world.hands.read(frames), scenes, examples.fixed.tolist())
+    chosen = torch.tensor(bad, device=target.device)[:, None, None]
+    return Lesson(examples, noise, torch.where(chosen, target, drawn)), bad.count(False)
+
+
+def lessons(flow: Flow, world: Drawn, pace: Pace, batch: int, mix: Mix, least: int) -> list[Lesson]:
+    """Return at least so many lessons of each kind of batch, and more until `pace` is over."""
+    made, right, asked = list[Lesson](), 0, 0
     while len(made) < least * len(mix) or pace.share < 1:
         slots, shares = mix[len(made) % len(mix)]
-        counts = {task: max(1, round(share * batch)) for task, share in shares.items()}
+        counts = split(shares, batch)
         if "image" in counts:  # most of the words leave nothing free
             counts["whole"] = counts["image"] - counts["image"] // 3
             counts["image"] //= 3
-        examples = tables.sample(counts, slots)
-        target = bank.targets(examples)
-        noise = torch.randn_like(target)
-        drawn = teach(flow, bank, examples, noise)
-        frames = torch.cat([seen_in(vae, part, bf16=flow.bf16) for part in drawn.split(128)])
-        scenes = [tables.scenes[i] for i in examples.target.tolist()]
-        bad = wrong(hands.read(frames), scenes, examples.fixed.tolist())
-        chosen = torch.tensor(bad, device=target.device)[:, None, None]
-        made.append((examples, noise, torch.where(chosen, target, drawn)))
-        asked, kept = asked + len(bad), kept + len(bad) - sum(bad)
+        one, good = lesson(flow, world, world.tables.sample(counts, slots))
+        made.append(one)
+        right, asked = right + good, asked + len(one.noise)
         if len(made) % 5 == 0:
-            print(
-                f"teacher {len(made)} x {batch}: {kept}/{asked} right, {pace.now:.0f} s", flush=True
-            )
+            print(f"teacher {len(made)}: {right}/{asked} right, {pace.now:.0f} s", flush=True)
     return made
 
 
@@ -125,28 +144,28 @@ def relative(each: Tensor, least: float) -> Tensor:
 def train(
     stage: Stage,
     flow: Flow,
-    vae: Any,
-    bank: Bank,
-    taught: list[tuple[Examples, Tensor, Tensor]],
+    world: Drawn,
+    taught: Sequence[Lesson],
     pace: Pace,
-    decoded: int,
+    batch: int,
 ) -> None:
-    """Distil for `pace`; the model ends with averaged weights. `decoded` pictures a batch are seen.
+    """Distil for `pace`, some of a lesson at a time; the model ends with averaged weights.
 
     A stage that was begun goes on.
     """
     average = Average(flow, DECAY)
     optimisers = optimisers_of(flow, SLOWER)
     pace.spent = stage.resume(flow, average, optimisers)
+    bank, vae = world.bank, world.vae
     vae.requires_grad_(requires_grad=False)
     walk = levels(STEPS, shift_of(STEPS))
     turn, told, saved, since = 0, pace.share, pace.now, 0
     errors = torch.zeros(STEPS + 1, device=flow.device)
     while pace.share < 1:
-        examples, noise, target = taught[int(torch.randint(len(taught), ()))]
+        given = taught[int(torch.randint(len(taught), ()))].some(batch)
+        examples, target, x = given.examples, given.target, given.noise
         weight = bank.weights(examples)
         set_rate(optimisers, pace.rate(0.7))
-        x = noise
         for i, (level, following) in enumerate(itertools.pairwise(walk)):
             t = x.new_full((len(x),), level).bfloat16().float()  # as a pipeline in bf16 tells it
             v = flow(x, t, conditioned(flow, bank, examples))
@@ -155,7 +174,7 @@ def train(
             loss = relative(each, LEAST_ERROR)
             errors[i] += each.detach().mean()
             if following == 0.0:
-                some = torch.randperm(len(x), device=x.device)[:decoded]
+                some = torch.randperm(len(x), device=x.device)[: max(1, batch // DECODED)]
                 ours, theirs = (
                     seen_in(vae, one[some], bf16=flow.bf16) for one in (reached, target)
                 )

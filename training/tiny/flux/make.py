@@ -17,13 +17,14 @@ from typing import Any, Final
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 
-from training.tiny import world
+from training.tiny import world as little
 from training.tiny.bank import OBJECT_APART
 from training.tiny.cases import edits, exchanges, prompts
 from training.tiny.flux import learn_model, learn_steps, learn_vae, shapes
 from training.tiny.flux.drawn import Hands
 from training.tiny.flux.flow import Flow
 from training.tiny.flux.learn_model import Bank
+from training.tiny.flux.learn_steps import Drawn
 from training.tiny.flux.pace import Pace
 from training.tiny.flux.stored import Stage
 from training.tiny.flux.tables import Tables
@@ -31,9 +32,10 @@ from training.tiny.flux.trial import judge
 from training.tiny.flux.words import build_tokenizer
 from training.tiny.latents import pack
 
+BEGAN: Final = time.monotonic()
 SEED: Final = 20
 SHARES: Final = {"vae": 0.2, "model": 0.5, "teacher": 0.05, "steps": 0.25}
-ABOUT: Final = {"area": world.SIDE**2, "text_layers": list(shapes.TEXT_LAYERS)}
+ABOUT: Final = {"area": little.SIDE**2, "text_layers": list(shapes.TEXT_LAYERS)}
 
 
 def encode(vae: Any, pictures: torch.Tensor, *, bf16: bool) -> Bank:
@@ -68,6 +70,46 @@ def write(folder: Path, flow: Flow, vae: Any, tokenizer: Any) -> None:
     (folder / "worker.json").write_text(json.dumps(ABOUT, indent=2) + "\n")
 
 
+def say(stage: str, figures: str) -> None:
+    """Print a stage's figures, with the seconds since the start."""
+    print(f"{stage}: {figures} ({time.monotonic() - BEGAN:.0f} s since start)", flush=True)
+
+
+def tell(stage: str, flow: Flow, world: Drawn, tokenizer: Any, count: int) -> None:
+    """Print how many of the judge's cases are right, seen and held out apart."""
+    for cases in (
+        list(prompts(count, 11)),
+        list(edits(count, 12)),
+        list(exchanges(count // 4, 13)),
+    ):
+        for held in (False, True):
+            some = [case for case in cases if case.held_out == held]
+            rates = judge(flow, world.vae, tokenizer, some, world.hands)
+            shown = " | ".join(f"{name} {rate:.1%}" for name, rate in rates.items())
+            kind = f"{cases[0].kind}, {'held out' if held else 'seen'} {len(some)}"
+            print(f"{stage} | {kind} | {shown}", flush=True)
+
+
+def begin(options: argparse.Namespace, tokenizer: Any, hands: Hands) -> Drawn:
+    """Draw the pictures and run the first stage: all that the model learns from."""
+    device, bf16 = torch.device(options.device), options.bf16
+    pictures = hands.draw(options.jitters, SEED).to(device)
+    say("drawn", f"{options.jitters} x {pictures.shape[1]} pictures")
+    torch.manual_seed(SEED)
+    tables = Tables(tokenizer, options.jitters, device)
+    say("tables", f"{len(tables.ids)} prompts of at most {tables.ids.shape[1]} tokens")
+    stage, pace = Stage(options.folder, "vae"), timed("vae", options)
+    vae = learn_vae.train(stage, pictures, pace, device, options.pictures, bf16=bf16)
+    bank = encode(vae, pictures, bf16=bf16)
+    say("vae", learn_vae.read_back(vae, hands, SEED, bf16=bf16))
+    return Drawn(vae, tables, bank, hands)
+
+
+def timed(stage: str, options: argparse.Namespace) -> Pace:
+    """Return how long a stage may take."""
+    return Pace(SHARES[stage] * options.minutes * 60)
+
+
 def main() -> None:
     """Run the stages that are not done yet, then write the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -77,83 +119,42 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="matrix products in bf16: AMX, CUDA")
     parser.add_argument("--batch", type=int, default=192, help="examples of a step")
+    parser.add_argument("--taught", type=int, default=96, help="examples of a distilling step")
     parser.add_argument("--pictures", type=int, default=8, help="of a step of the VAE")
     parser.add_argument("--jitters", type=int, default=8, help="in which every scene is drawn")
     parser.add_argument("--mixed", action="store_true", help="one batch a step: fewer launches")
-    parser.add_argument("--taught", type=int, default=96, help="examples of a lesson")
-    parser.add_argument("--lessons", type=int, default=4, help="least batches of the teacher")
+    parser.add_argument("--lessons", type=int, default=12, help="least batches of the teacher")
     parser.add_argument("--cases", type=int, default=200, help="of each kind that are judged")
     options = parser.parse_args()
-    device, bf16 = torch.device(options.device), options.bf16
-    began = time.monotonic()
-
-    def say(stage: str, figures: str) -> None:
-        print(f"{stage}: {figures} ({time.monotonic() - began:.0f} s since start)", flush=True)
-
-    def pace(stage: str) -> Pace:
-        return Pace(SHARES[stage] * options.minutes * 60)
-
     hands = Hands(len(os.sched_getaffinity(0)))
-    pictures = hands.draw(options.jitters, SEED).to(device)
-    say("drawn", f"{options.jitters} x {pictures.shape[1]} pictures")
-    torch.manual_seed(SEED)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.enable_cudnn_sdp(enabled=False)  # it does not take every mask
     tokenizer = build_tokenizer()
-    tables = Tables(tokenizer, options.jitters, device)
-    say("tables", f"{len(tables.ids)} prompts of at most {tables.ids.shape[1]} tokens")
-
-    stage = Stage(options.folder, "vae")
-    vae = learn_vae.train(stage, pictures, pace("vae"), device, options.pictures, bf16=bf16)
-    bank = encode(vae, pictures, bf16=bf16)
-    say("vae", learn_vae.read_back(vae, hands, SEED, bf16=bf16))
+    world = begin(options, tokenizer, hands)
 
     text_encoder, transformer = shapes.build_text_encoder(tokenizer), shapes.build_transformer()
-    flow = Flow(text_encoder, transformer, bf16=bf16).to(device)
+    flow = Flow(text_encoder, transformer, bf16=options.bf16).to(options.device)
     mix = learn_model.MIXED if options.mixed else learn_model.APART
-    stage = Stage(options.folder, "model")
-    learn_model.train(stage, flow, tables, bank, pace("model"), options.batch, mix)
-    write(options.out, flow, vae, tokenizer)
+    stage, pace = Stage(options.folder, "model"), timed("model", options)
+    learn_model.train(stage, flow, world.tables, world.bank, pace, options.batch, mix)
+    write(options.out, flow, world.vae, tokenizer)
     say("model", "trained")
+    tell("model", flow, world, tokenizer, options.cases)
 
-    def tell(stage: str) -> None:
-        for cases in (
-            list(prompts(options.cases, 11)),
-            list(edits(options.cases, 12)),
-            list(exchanges(options.cases // 4, 13)),
-        ):
-            for held in (False, True):
-                some = [case for case in cases if case.held_out == held]
-                rates = judge(flow, vae, tokenizer, some, hands)
-                shown = " | ".join(f"{name} {rate:.1%}" for name, rate in rates.items())
-                kind = f"{cases[0].kind}, {'held out' if held else 'seen'} {len(some)}"
-                print(f"{stage} | {kind} | {shown}", flush=True)
-
-    tell("model")
     stage = Stage(options.folder, "steps")
-    finished = stage.finished(device)
+    finished = stage.finished(flow.device)
     if finished is None:
-        taught = learn_steps.lessons(
-            flow,
-            vae,
-            tables,
-            bank,
-            hands,
-            pace("teacher"),
-            options.taught,
-            mix,
-            options.lessons,
-        )
+        pace = timed("teacher", options)
+        taught = learn_steps.lessons(flow, world, pace, options.batch, mix, options.lessons)
         say("teacher", f"{len(taught)} batches")
-        learn_steps.train(
-            stage, flow, vae, bank, taught, pace("steps"), max(1, options.taught // 6)
-        )
+        pace = timed("steps", options)
+        learn_steps.train(stage, flow, world, taught, pace, options.taught)
     else:
         flow.load_state_dict(finished)
-    write(options.out, flow, vae, tokenizer)
+    write(options.out, flow, world.vae, tokenizer)
     say("steps", f"written to {options.out}")
-    tell("steps")
+    tell("steps", flow, world, tokenizer, options.cases)
     hands.close()
     say("judged", "done")
 

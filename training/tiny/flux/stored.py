@@ -47,7 +47,8 @@ class Stage:
 
     def finished(self, device: torch.device) -> dict[str, Tensor] | None:
         """Return the finished weights, or None."""
-        return self._load(self.done, device)
+        state: dict[str, Tensor] | None = self._load(self.done, device)
+        return state
 
     def _load(self, file: Path, device: torch.device) -> Any:
         if not file.exists():

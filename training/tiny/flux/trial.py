@@ -45,12 +45,7 @@ def draw(
             logits.expand(len(some), -1).to(flow.device),
             TEXT_LENGTH - ids.shape[1],
         )
-        noise = torch.cat(
-            [
-                torch.randn(1, TOKENS, references.shape[-1], generator=_seeded(case.seed))
-                for case in some
-            ]
-        )
+        noise = torch.cat([seeded(case.seed, references.shape[-1]) for case in some])
         x = noise.to(flow.device)
         for level, following in itertools.pairwise(levels(STEPS, shift_of(STEPS))):
             t = x.new_full((len(x),), level)
@@ -64,8 +59,10 @@ def _parts(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
         yield cases[start : start + BATCH]
 
 
-def _seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def seeded(seed: int, channels: int) -> Tensor:
+    """Return the packed noise (1, 36, C) that the pipeline draws from a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, channels, TOKENS, generator=generator).transpose(1, 2)
 
 
 def judge(
