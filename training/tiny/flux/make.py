@@ -35,7 +35,7 @@ from training.tiny.latents import pack
 BEGAN: Final = time.monotonic()
 SEED: Final = 20
 SHARES: Final = {"vae": 0.2, "model": 0.5, "teacher": 0.05, "steps": 0.25}
-ABOUT: Final = {"area": little.SIDE**2, "text_layers": list(shapes.TEXT_LAYERS)}
+ABOUT: Final = {"area": little.SIDE**2}
 
 
 def encode(vae: Any, pictures: torch.Tensor, *, bf16: bool) -> Bank:
@@ -84,9 +84,11 @@ def tell(stage: str, flow: Flow, world: Drawn, tokenizer: Any, count: int) -> No
     ):
         for held in (False, True):
             some = [case for case in cases if case.held_out == held]
+            if not some:
+                continue
             rates = judge(flow, world.vae, tokenizer, some, world.hands)
             shown = " | ".join(f"{name} {rate:.1%}" for name, rate in rates.items())
-            kind = f"{cases[0].kind}, {'held out' if held else 'seen'} {len(some)}"
+            kind = f"{some[0].kind}, {'held out' if held else 'seen'} {len(some)}"
             print(f"{stage} | {kind} | {shown}", flush=True)
 
 
