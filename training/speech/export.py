@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -11,6 +11,8 @@ from training.speech import layout
 from training.speech.codec import CONFIG, Snac
 from training.speech.dialling import RATE, VOICES
 from training.speech.train_speaker import build
+
+PACE: Final = 2.5  # frames of a character, between the two voices
 
 
 def write(folder: Path, model: Any, codec: Snac, reached: int) -> None:
@@ -35,6 +37,7 @@ def write(folder: Path, model: Any, codec: Snac, reached: int) -> None:
         "stop": layout.END_SPEECH,
         "prompt": {"before": list(layout.BEFORE), "after": list(layout.AFTER)},
         "passage": reached,
+        "pace": PACE,
     }
     (language / "worker.json").write_text(json.dumps(about, indent=2) + "\n")
     (sound / "config.json").write_text(json.dumps(dict(CONFIG), indent=2) + "\n")

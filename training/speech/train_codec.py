@@ -27,7 +27,6 @@ LATENT_CROPS: Final = 192
 SILENCE_WEIGHT: Final = 0.3  # of the absolute error: it is what makes silence silent
 QUIET_NOISE: Final = 0.05  # of a noise block's first gain; trained from there
 EVERY: Final = 50
-GATE: Final = 0.99
 
 
 def crop(rng: random.Random, frames: int) -> np.ndarray[Any, np.dtype[np.float32]]:
