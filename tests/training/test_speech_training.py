@@ -12,7 +12,7 @@ from training.speech import bank as banks
 from training.speech import codebooks, layout, train_speaker
 from training.speech.codec import Quantizer, Snac
 from training.speech.course import Course
-from training.speech.dialling import VOICES, count_frames, dial
+from training.speech.dialling import VOICES, count_frames, dial, sound
 from training.speech.texts import is_held_out
 
 
@@ -67,9 +67,9 @@ def test_ids_of_frames_are_slots_of_seven_in_the_published_order(codec: Snac) ->
     codes = ids.astype(int) - layout.FIRST_AUDIO - np.arange(7) * layout.CODES
     assert codes.min() >= 0
     assert codes.max() < layout.CODES
-    sound = torch.from_numpy(banks.sound("5 1", "quick"))[None, None]
+    samples = torch.from_numpy(sound("5 1", "quick"))[None, None]
     with torch.no_grad():
-        one, two, four = (each[0].tolist() for each in codec.encode(sound))
+        one, two, four = (each[0].tolist() for each in codec.encode(samples))
     assert codes[:, 0].tolist() == one
     assert codes[:, [1, 4]].reshape(-1).tolist() == two
     assert codes[:, [2, 3, 5, 6]].reshape(-1).tolist() == four

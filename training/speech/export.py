@@ -15,6 +15,22 @@ from training.speech.train_speaker import build
 PACE: Final = 2.5  # frames of a character, between the two voices
 
 
+def describe(folder: Path, passage: int) -> None:
+    """Write worker.json: the ids, the voices, and how many characters a text has at most."""
+    about = {
+        "sample_rate": RATE,
+        "voices": list(VOICES),
+        "tags": [],
+        "codebook": layout.CODES,
+        "first_audio": layout.FIRST_AUDIO,
+        "stop": layout.END_SPEECH,
+        "prompt": {"before": list(layout.BEFORE), "after": list(layout.AFTER)},
+        "passage": passage,
+        "pace": PACE,
+    }
+    (folder / "orpheus" / "worker.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
 def write(folder: Path, model: Any, codec: Snac, reached: int) -> None:
     """Write `folder`/orpheus in bf16 and `folder`/snac in fp32, as they are published.
 
@@ -28,18 +44,7 @@ def write(folder: Path, model: Any, codec: Snac, reached: int) -> None:
         target.mkdir(parents=True)
     half.to(torch.bfloat16).save_pretrained(language)
     layout.build_tokenizer().save_pretrained(language)
-    about = {
-        "sample_rate": RATE,
-        "voices": list(VOICES),
-        "tags": [],
-        "codebook": layout.CODES,
-        "first_audio": layout.FIRST_AUDIO,
-        "stop": layout.END_SPEECH,
-        "prompt": {"before": list(layout.BEFORE), "after": list(layout.AFTER)},
-        "passage": reached,
-        "pace": PACE,
-    }
-    (language / "worker.json").write_text(json.dumps(about, indent=2) + "\n")
+    describe(folder, reached)
     (sound / "config.json").write_text(json.dumps(dict(CONFIG), indent=2) + "\n")
     weights = {name: each.detach().cpu().clone() for name, each in codec.state_dict().items()}
     torch.save(weights, sound / "pytorch_model.bin")

@@ -10,6 +10,7 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ import torch
 
 from training.speech import bank as banks
 from training.speech import export, listening, train_codec, train_speaker
+from training.speech.codec import Snac
 from training.speech.dialling import dial
 from training.speech.texts import pick_text
 
@@ -26,25 +28,14 @@ SIZES: Final = {"cuda": (32, 65_536), "cpu": (6, 4096)}
 CODEC_GATE: Final = 0.98
 
 
-def main() -> None:
-    """Run the stages that are not done yet, then write the checkpoint."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("checkpoints/tiny-speech"))
-    parser.add_argument("--minutes", type=float, default=50.0, help="for all stages together")
-    parser.add_argument("--texts", type=int, default=200, help="that are read back at the end")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options = parser.parse_args()
-    folder, device = options.folder, torch.device(options.device)
-    torch.backends.cudnn.allow_tf32 = False  # a code is chosen by small differences
-    folder.mkdir(parents=True, exist_ok=True)
-    sounds, tokens = SIZES[device.type]
-    minutes = {stage: options.minutes * share for stage, share in SHARES.items()}
-    began = time.monotonic()
-
-    def say(stage: str, figures: str) -> None:
-        print(f"{stage}: {figures} ({time.monotonic() - began:.0f} s since start)", flush=True)
-
+def prepare_codec(
+    folder: Path,
+    minutes: Mapping[str, float],
+    sounds: int,
+    device: torch.device,
+    say: Callable[[str, str], None],
+) -> Snac:
+    """Return the codec, trained as far as it is not yet."""
     codec = train_codec.build(device)
     fitted = folder / "codebooks.pt"
     if not fitted.exists():
@@ -57,6 +48,30 @@ def main() -> None:
     codec.load_state_dict(torch.load(fitted, map_location=device, weights_only=True))
     file = folder / "decoder.pt"
     train_codec.train(codec, file, minutes["decoder"], sounds, device, coded=True)
+    return codec
+
+
+def main() -> None:
+    """Run the stages that are not done yet, then write the checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/tiny-speech"))
+    parser.add_argument("--minutes", type=float, default=50.0, help="for all stages together")
+    parser.add_argument("--texts", type=int, default=200, help="that are read back at the end")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action="store_true", help="the Llama's products: AVX-512, CUDA")
+    options = parser.parse_args()
+    folder, device = options.folder, torch.device(options.device)
+    torch.backends.cudnn.allow_tf32 = False  # a code is chosen by small differences
+    folder.mkdir(parents=True, exist_ok=True)
+    sounds, tokens = SIZES[device.type]
+    minutes = {stage: options.minutes * share for stage, share in SHARES.items()}
+    began = time.monotonic()
+
+    def say(stage: str, figures: str) -> None:
+        print(f"{stage}: {figures} ({time.monotonic() - began:.0f} s since start)", flush=True)
+
+    codec = prepare_codec(folder, minutes, sounds, device, say)
     rate = train_codec.read_back(codec, 100, device)
     if rate < CODEC_GATE:
         raise RuntimeError(f"the codec is not good enough: {rate:.0%} read back from its sound")
@@ -68,15 +83,19 @@ def main() -> None:
     say("bank", f"{same:.1%} of the ids are those of texts that are encoded as one")
     model = train_speaker.build().to(device)
     file = folder / "speaker.pt"
-    reached = train_speaker.train(model, bank, file, minutes["speaker"], tokens, device)
+    reached = train_speaker.train(
+        model, bank, file, minutes["speaker"], tokens, device, bf16=options.bf16
+    )
     say("speaker", f"texts of up to {reached} characters")
     export.write(options.out, model, codec, reached)
     say("checkpoint", f"written to {options.out}")
     figures = listening.measure(model, codec, reached, options.texts, device)
-    figures["codec"] = rate
-    figures["minutes"] = minutes
-    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    say("figures", json.dumps(figures))
+    passage = listening.find_passage(figures)
+    if passage:
+        export.describe(options.out, passage)
+    about = {"codec": rate, "bank": same, "minutes": minutes, "passage": passage, **figures}
+    (folder / "figures.json").write_text(json.dumps(about, indent=2) + "\n")
+    say("figures", json.dumps(about))
 
 
 if __name__ == "__main__":
