@@ -114,7 +114,10 @@ class QwenImage:
         self._pipeline = pipeline
         self._condition_area = condition_area
         self._prompts = PromptEncoder(
-            components.tokenizer, components.processor, components.text_encoder
+            components.tokenizer,
+            components.processor,
+            components.text_encoder,
+            components.device,
         )
         self._vae = Vae(components.vae)
         self._cache = TensorCache(CACHE_BYTES)

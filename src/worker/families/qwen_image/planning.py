@@ -28,6 +28,19 @@ def plan_working(
     share forwards, a batch of BATCH_MAX_PIXELS is among them. MAX_LORAS of rank 64 are
     counted where the operator says which LoRAs jobs may bring.
     """
+    return _plan(spec, settings, precision, pixels, passing=False)
+
+
+def plan_passing(
+    spec: ModelSpec, settings: Settings, precision: Precision, pixels: int | None = None
+) -> int:
+    """Return what `plan_working` does where the text encoder passes through the device."""
+    return _plan(spec, settings, precision, pixels, passing=True)
+
+
+def _plan(
+    spec: ModelSpec, settings: Settings, precision: Precision, pixels: int | None, *, passing: bool
+) -> int:
     defaults = spec.defaults
     largest = pixels or settings.max_pixels or defaults.area
     references = min(defaults.max_references, settings.max_input_images)
@@ -56,6 +69,7 @@ def plan_working(
                 steps=count + (KEPT_STEPS if ranks else 0),
                 shown_pixels=shown,
                 begins=True,
+                passing=passing,
             )
         )
         for side, batch in sizes

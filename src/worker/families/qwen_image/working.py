@@ -57,6 +57,12 @@ BEGUN_TOKEN: Final = 64 * (2 + 1)
 TEXT_UNPACKED: Final[dict[Precision, int]] = {"bf16": 0, "4bit": 142_000_000, "8bit": 137_000_000}
 TEXT_UNPACKED_TOKEN: Final = 106_000
 ENCODED_TOKEN: Final = 150_000
+# Two layers of it, as they pass through the device where it waits in the host's memory.
+PASSING: Final[dict[Precision, int]] = {
+    "bf16": 932_300_000,
+    "8bit": 466_600_000,
+    "4bit": 240_500_000,
+}
 SHOWN: Final = 150
 
 
@@ -66,7 +72,8 @@ class Load:
 
     With `begins` they begin from pictures, of which they keep what masks leave.
     `adapters` is 1 where a LoRA beside the weights is in use, `ranks` the sum of the ranks of
-    those that jobs brought. `tiled` is how the VAE runs.
+    those that jobs brought. `tiled` is how the VAE runs; with `passing` the text encoder waits in
+    the host's memory.
     `prompt_tokens` is the length of the user's text; `shown_pixels` is the size of each reference
     as the text encoder sees it.
     """
@@ -82,6 +89,7 @@ class Load:
     prompt_tokens: int = MAX_TOKENS
     shown_pixels: int = SHOWN_PIXELS
     begins: bool = False
+    passing: bool = False
 
 
 def count_frame_bytes(pixels: int, base_dim: int = BASE_DIM) -> int:
@@ -107,7 +115,10 @@ def estimate_phases(load: Load) -> dict[Phase, int]:
     unpacked = UNPACKED[precision] + UNPACKED_TOKEN * tokens
     encoded = TEXT_UNPACKED[precision] + TEXT_UNPACKED_TOKEN * prompt
     phases = {
-        "text": brought + max(encoded, ENCODED_TOKEN * prompt) + SHOWN * shown,
+        "text": brought
+        + max(encoded, ENCODED_TOKEN * prompt)
+        + SHOWN * shown
+        + (PASSING[precision] if load.passing else 0),
         "denoise": kept + begun + max(wide, unpacked) + TEXT_TOKEN * batch * prompt,
         "decode": kept + frame + PICTURE * load.pixels * batch,
     }
