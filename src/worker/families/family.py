@@ -6,6 +6,29 @@ from dataclasses import dataclass, field
 from worker.weights.meaning import Complete
 from worker.weights.spec import ModelSpec
 
+# An aspect ratio such as "16:9" -> (width, height) in pixels.
+Sizes = Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureDefaults:
+    """What a model of pictures uses unless a job says otherwise, and what it accepts.
+
+    `area` is its native number of pixels, `max_references` is how many reference pictures one job
+    may give, `strength` is how far img2img changes one. `takes_loras` says whether jobs may bring
+    LoRAs. Whether the transformer modulates references apart (Qwen-Image-Edit-2511) is in its own
+    configuration, not here.
+    """
+
+    steps: int
+    max_references: int
+    sizes: Sizes
+    true_cfg_scale: float
+    negative_prompt: str
+    strength: float
+    area: int = 1024 * 1024
+    takes_loras: bool = True
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
