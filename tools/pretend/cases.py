@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from worker.engine.quantise import Precision
-from worker.families.qwen_image.prompts import MAX_TOKENS
+from worker.families.qwen_image.working import MAX_TOKENS
 from worker.tasks.way import FROM_PICTURES, FROM_TEXT, IMG2IMG, INPAINT, OUTPAINT
 
 # The editions of the transformer and of the template: by diffusers' name of the pipeline class.

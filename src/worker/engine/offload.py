@@ -120,7 +120,7 @@ class _Unit:
             made = slot.view(memory)
             old = getattr(owner, slot.name)
             if slot.state:
-                _set_in_state(old.quant_state, slot.state, made)
+                _put_in_state(old.quant_state, slot.state, made)
             elif isinstance(old, nn.Parameter):
                 new: Any = nn.Parameter(made, requires_grad=False)
                 if (state := getattr(old, "quant_state", None)) is not None:
@@ -146,7 +146,7 @@ def _list_tensors(module: nn.Module) -> Iterator[tuple[str, str, tuple[str, ...]
             yield path, name, (), buffer
 
 
-def _set_in_state(state: Any, path: tuple[str, ...], value: Tensor) -> None:
+def _put_in_state(state: Any, path: tuple[str, ...], value: Tensor) -> None:
     *parts, name = path
     for part in parts:
         state = getattr(state, part)
@@ -180,7 +180,7 @@ class _Passing:
     def make_entry(self, index: int) -> Any:
         """Return what is called before the unit at `index` runs."""
 
-        def enter(module: nn.Module, _given: Any) -> None:
+        def begin(module: nn.Module, _given: Any) -> None:
             self._start()
             self._load(index)
             self._load(index + 1)
@@ -190,7 +190,7 @@ class _Passing:
             self._units[index].put(module, place.memory)
             self._running = self._units[index], module
 
-        return enter
+        return begin
 
     def make_exit(self, index: int) -> Any:
         """Return what is called after the unit at `index` has run."""

@@ -4,14 +4,14 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Precision = Literal["4bit", "8bit", "bf16"]
-PRECISIONS: Final[tuple[Precision, ...]] = ("4bit", "8bit", "bf16")
+from worker.settings import PRECISIONS as PRECISIONS  # noqa: PLC0414 - what is quantised is asked here
+from worker.settings import Precision as Precision  # noqa: PLC0414 - the same
 
 # Weights per block of bitsandbytes' NF4, and maxima per block of its second quantisation.
 NF4_BLOCK: Final = 64

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from worker.families.qwen_image.working import MAX_TOKENS
+
 # The templates that the published models were trained with (diffusers' pipelines have the same).
 # Their first tokens, up to and including "user\n", are dropped from the embeddings.
 DESCRIBE: Final = (
@@ -20,7 +22,6 @@ ALTER: Final = (
     " Generate a new image that meets the user's requirements while maintaining consistency with"
     " the original input where appropriate."
 )
-MAX_TOKENS: Final = 1024
 TURN: Final = "user\n"
 CPU: Final = torch.device("cpu")
 

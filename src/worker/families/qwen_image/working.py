@@ -9,10 +9,12 @@ libraries come on top (driver.CONTEXT_BYTES).
 from dataclasses import dataclass
 from typing import Final
 
-from worker.engine.quantise import Precision
-from worker.families.qwen_image.prompts import MAX_TOKENS
-from worker.seam import Phase
+from worker.settings import Precision
 
+# The tokens that are used of a prompt.
+MAX_TOKENS: Final = 1024
+# The steps whose modulation rows are kept: Lightning's, 8 and 4, 53 MB for 60 blocks.
+KEPT_STEPS: Final = 12
 # Pixels of a token of the transformer (8 x 8 per latent, 2 x 2 latents), and of one of the text
 # encoder (14 x 14 per patch, 2 x 2 patches).
 TOKEN_PIXELS: Final = 16 * 16
@@ -97,7 +99,7 @@ def count_frame_bytes(pixels: int, base_dim: int = BASE_DIM) -> int:
     return int(FRAME_CHANNEL * base_dim * pixels)
 
 
-def estimate_phases(load: Load) -> dict[Phase, int]:
+def estimate_phases(load: Load) -> dict[str, int]:
     """Return the peak in bytes of each phase, in addition to the weights."""
     precision, batch = load.precision, load.batch
     shown = load.references * load.shown_pixels
