@@ -15,6 +15,7 @@ from worker import log
 # What matters most comes first: a run may be cut short.
 ORDER = (
     "opening",
+    "offload",
     "pictures",
     "compiling",
     "kept_graphs",
