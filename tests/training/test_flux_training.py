@@ -190,7 +190,7 @@ def test_a_teacher_of_the_second_order_ends_where_many_steps_do(
     monkeypatch.setattr(learn_steps, "conditioned", lambda *_: given)
     noise = torch.randn(2, 36, 64)
     x = noise
-    for level, following in itertools.pairwise(learn_steps.levels(400, 3.0)):
+    for level, following in itertools.pairwise(learn_steps.levels(112, 3.0)):
         x = x + (following - level) * flow(x, x.new_full((2,), level), given)
     taught = learn_steps.teach(flow, None, some, noise)  # type: ignore[arg-type] # of no use here
     plain = noise
