@@ -484,7 +484,7 @@ class Settings(BaseModel):
         "`auto`: on a GPU, add the Lightning LoRA to the weights: in bf16 once, where one model"
         " leaves room for a second copy; in 4bit while they are unpacked; `off`",
     )
-    png_metadata: bool = _declare(True, "write the generation's parameters into PNGs")
+    png_metadata: bool = _declare(True, "write into a picture's file how it was made")
     response_compat: Literal["output_image_base64", "image", "image_base64", "image_url"] | None = (
         _declare(
             None,

@@ -14,7 +14,7 @@ from worker.doors.http.queue_routes import QueueRoutes
 from worker.settings import Settings
 
 # As in RunPod's addresses, so that a client needs no other than its base.
-PREFIX: Final = "/v2/{endpoint}"
+ENDPOINT_BASE: Final = "/v2/{endpoint}"
 # Where the page's examples expect a key: a name that no other program reads.
 KEY_VARIABLE: Final = "WORKER_KEY"
 
@@ -30,7 +30,7 @@ def make_app(settings: Settings, desk: Desk) -> web.Application:
     if settings.has_playground:
         variable = KEY_VARIABLE if settings.http_keys else None
         app.add_routes(list_page_routes(jobs="", openai="v1", variable=variable))
-    for prefix in ("", PREFIX):
+    for prefix in ("", ENDPOINT_BASE):
         app.add_routes([*own.list_routes(prefix), *queue.list_routes(prefix)])
         app.add_routes(openai.list_routes(f"{prefix}/openai"))
     return app

@@ -27,7 +27,7 @@ ENDPOINT_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 class Endpoint:
     """One endpoint at `base`, such as https://api.runpod.ai/v2/ID, and the key that it asks for.
 
-    Calls raise Refused. Where an id is wanted, one that cannot be RunPod's is known by nobody.
+    Calls raise Refused, also for an id that cannot be RunPod's.
     """
 
     def __init__(self, base: str, key: str) -> None:

@@ -32,9 +32,9 @@ def list_paths() -> tuple[str, ...]:
 def list_page_routes(*, jobs: str, openai: str, variable: str | None) -> list[web.RouteDef]:
     """Return the routes of the page.
 
-    For the requests that it shows for other programs it is told the base of RunPod's routes and
-    that of OpenAI's, each an address or relative to the page, and the environment variable from
-    which such a program takes its key, None if it needs none.
+    `jobs` and `openai` are the bases of RunPod's routes and of OpenAI's in the requests that the
+    page shows for other programs, addresses or relative to the page; `variable` is the environment
+    variable that has their key, None if they need none.
     """
     place = {"jobs": jobs, "openai": openai, "variable": variable}
 
