@@ -25,7 +25,7 @@ def write_parameters(record: Mapping[str, str], size: tuple[int, int]) -> str:
     """
     facts = {**record, "size": f"{size[0]}x{size[1]}"}
     pairs = [
-        f"{word}: {_quote(facts[name])}" for name, word in PARAMETER_NAMES.items() if name in facts
+        f"{word}: {_escape(facts[name])}" for name, word in PARAMETER_NAMES.items() if name in facts
     ]
     lines = [record.get("prompt", "")]
     if negative := record.get("negative_prompt", "").strip():
@@ -33,5 +33,5 @@ def write_parameters(record: Mapping[str, str], size: tuple[int, int]) -> str:
     return "\n".join([*lines, ", ".join(pairs)])
 
 
-def _quote(value: str) -> str:
+def _escape(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if SPECIAL & set(value) else value

@@ -35,7 +35,7 @@ class Endpoint:
         self._headers = {"Authorization": f"Bearer {key}"}
         self._session: aiohttp.ClientSession | None = None
 
-    async def submit(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def post(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Queue the job of a body in RunPod's form; return its id and status."""
         return await self._call("POST", "run", body)
 
@@ -43,7 +43,7 @@ class Endpoint:
         """Return a job's state."""
         return await self._call("GET", f"status/{_check_id(job_id)}")
 
-    async def cancel(self, job_id: str) -> dict[str, Any]:
+    async def stop(self, job_id: str) -> dict[str, Any]:
         """Cancel a job; return its state."""
         return await self._call("POST", f"cancel/{_check_id(job_id)}")
 

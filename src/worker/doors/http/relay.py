@@ -64,18 +64,18 @@ class Relay:
         return make_json(await self._endpoint.show_health())
 
     async def _run(self, request: web.Request) -> web.Response:
-        return make_json(await self._endpoint.submit(await self._read_job(request)))
+        return make_json(await self._endpoint.post(await self._read_job(request)))
 
     async def _show_status(self, request: web.Request) -> web.Response:
         return make_json(await self._endpoint.show_status(request.match_info["id"]))
 
     async def _stop_job(self, request: web.Request) -> web.Response:
-        return make_json(await self._endpoint.cancel(request.match_info["id"]))
+        return make_json(await self._endpoint.stop(request.match_info["id"]))
 
     async def _run_and_wait(self, request: web.Request) -> web.StreamResponse:
         """Answer when the job has ended, with events until then if they are accepted."""
         body = await self._read_job(request)
-        async with self._submit(body) as states:
+        async with self._follow_job(body) as states:
             if not is_for_events(request):
                 async for state in states:
                     last = state
@@ -98,14 +98,14 @@ class Relay:
         return body
 
     @asynccontextmanager
-    async def _submit(
+    async def _follow_job(
         self, body: Mapping[str, Any]
     ) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
         """Queue a job and yield its states; one that is left before its end is cancelled."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a handler is a task
         self._running.add(task)
-        submitting = asyncio.create_task(self._endpoint.submit(body))
+        posting = asyncio.create_task(self._endpoint.post(body))
         last: dict[str, Any] = {}
 
         async def follow(job_id: str) -> AsyncIterator[dict[str, Any]]:
@@ -114,18 +114,18 @@ class Relay:
                 yield state
 
         try:
-            queued = await asyncio.shield(submitting)
+            queued = await asyncio.shield(posting)
             yield follow(str(queued.get("id")))
         finally:
             self._running.discard(task)
             if last.get("status") not in FINAL:
-                await asyncio.shield(self._cancel(submitting))
+                await asyncio.shield(self._stop(posting))
 
-    async def _cancel(self, submitting: asyncio.Task[dict[str, Any]]) -> None:
-        """Cancel what may just be submitted, or may have ended."""
+    async def _stop(self, posting: asyncio.Task[dict[str, Any]]) -> None:
+        """Cancel what may just be posted, or may have ended."""
         with suppress(Refused):
-            queued = await submitting
-            await self._endpoint.cancel(str(queued.get("id")))
+            queued = await posting
+            await self._endpoint.stop(str(queued.get("id")))
 
     async def _end(self, _: web.Application) -> None:
         """Leave the jobs that are followed, which cancels them."""
