@@ -139,6 +139,7 @@ async function submit(event) {
   find("stop").disabled = false;
   find("progress").hidden = false;
   find("progress").removeAttribute("value");
+  find("state").textContent = "sent";
   showProblem("");
   try {
     const input = readInput();
