@@ -80,6 +80,8 @@ def play_edit(person: Person, first: bytes) -> None:
     person.make("a hare")
     expect(page.locator("input[aria-label='Before and after']")).to_have_count(1)
     expect(page.locator("#reply")).to_contain_text('"task": "edit"')
+    after, before = (page.locator("#result img").nth(place).bounding_box() for place in (0, 1))
+    assert before == after, "they are compared where they lie"
     person.check_accessibility()
     page.click("button[aria-label='remove: two.png']")
     expect(page.locator("#task")).to_have_value("text-to-image")
@@ -259,7 +261,7 @@ def take_pictures(context: BrowserContext) -> None:
     person.drop("#references", star, "star.png")
     person.make("make the star green")
     page.fill("input[aria-label='Before and after']", "50")
-    page.set_viewport_size({"width": 1200, "height": 1000})
+    page.set_viewport_size({"width": 1200, "height": 760})
     page.evaluate("() => { document.activeElement.blur(); scrollTo(0, 0); }")
     page.screenshot(path=f"{GIVEN['out']}/playground.png")
     page.set_viewport_size({"width": 360, "height": 740})

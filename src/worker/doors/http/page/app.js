@@ -19,7 +19,8 @@ let running = null;
 
 const has = (field, task = find("task").value) => listRows(capabilities, task).some((row) => row.field === field);
 const chosenModel = () => capabilities.models.find((one) => one.id === find("model").value);
-const servedTasks = () => [...new Set(capabilities.models.flatMap((one) => one.tasks))];
+// In the order in which capabilities list them: the first that takes what is given is meant.
+const servedTasks = () => capabilities.input.find((row) => row.field === "task").schema.enum.filter((task) => capabilities.models.some((one) => one.tasks.includes(task)));
 
 async function start() {
   for (;;) {
