@@ -138,7 +138,6 @@ def play_mask(person: Person) -> None:
     paint(person)
     page.fill("[name=strength]", "0.5")
     person.check_accessibility()
-    page.screenshot(path=f"{GIVEN['out']}/playground-mask.png")
     person.make("a hat")
     expect(page.locator("#reply")).to_contain_text('"task": "inpaint"')
     assert read_mask(person) == [0, 255, 0]
