@@ -232,6 +232,16 @@ def play_speech(context: BrowserContext) -> None:
     page.select_option("#task", "speech")
     for hidden in ("#references", "#aspects", "#mask"):
         expect(page.locator(hidden)).to_be_hidden()
+    served = page.evaluate(
+        """async () => {
+          const body = JSON.stringify({ input: { op: "capabilities" } });
+          const headers = { "Content-Type": "application/json" };
+          const response = await fetch("runsync", { method: "POST", body, headers });
+          return (await response.json()).output.models[0];
+        }"""
+    )
+    voices = page.locator("[name=voice] option").all_text_contents()
+    assert voices[1:] == served.get("voices", [])
     assert person.make("hello", "audio").startswith(b"RIFF")
     length = page.evaluate(
         """async () => {

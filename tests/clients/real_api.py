@@ -30,7 +30,10 @@ def test_whatever_is_sent_gets_an_answer_that_is_described() -> None:
         command += ["--checks", ",".join(CHECKS), "--suppress-health-check", "all", "--seed", "1"]
         command += ["--max-examples", os.environ.get("API_EXAMPLES", "30")]
         command += ["--generation-database", "none", "--continue-on-failure"]
+        out = ROOT / "out"
+        out.mkdir(exist_ok=True)
         done = subprocess.run(command, capture_output=True, text=True, check=False)
+        (out / "api.txt").write_text(done.stdout)
         assert done.returncode == 0, done.stdout[-9000:] + done.stderr[-3000:]
         sent = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
         assert sent is not None

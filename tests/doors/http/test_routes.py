@@ -269,7 +269,7 @@ def test_a_worker_that_speaks_answers_with_its_sound() -> None:
             assert track.getnframes() / track.getframerate() == 0.5
         assert set(door.post("/generate", {"text": "hi"}).json()) >= {"audio", "seed"}
         for streams in (False, True):
-            wish = {"text": "hi", "stream": streams, "n": 2}
+            wish = {"text": "hi", "stream": streams}
             refused = door.post("/v1/images/generations", wish)
             assert "makes no pictures" in refused.text
 

@@ -111,11 +111,10 @@ class OpenAIRoutes:
         name = EVENTS[call.route]
 
         async def send_ready(piece: Ready) -> None:
-            mime_type = piece.file.mime_type
-            if len(sent) == piece.count - 1 or not mime_type.startswith("image/"):
+            if len(sent) == piece.count - 1:
                 return
             data = await asyncio.to_thread(base64.b64encode, piece.file.data)
-            facts = {"mime_type": mime_type, **piece.file.facts}
+            facts = {"mime_type": piece.file.mime_type, **piece.file.facts}
             making = {"seed": piece.seed, "index": piece.index}
             picture = {"base64": data.decode("ascii"), **facts}
             event = make_event(name, picture, int(time.time()), making)

@@ -2,6 +2,11 @@
 const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const inPython = (value) => `json.loads(${JSON.stringify(JSON.stringify(value))})`;
 
+const start = (openai, variable) => `import json, os
+from openai import OpenAI
+
+client = OpenAI(base_url="${openai}", api_key=${variable ? `os.environ["${variable}"]` : '"none"'})`;
+
 export const LANGUAGES = {
   curl: ({ jobs, variable }, input) => `curl -s ${jobs}/runsync -H 'Content-Type: application/json' \\\n${variable ? `  -H "Authorization: Bearer $${variable}" \\\n` : ""}  -d ${quote(JSON.stringify({ input }))}`,
   Python: ({ jobs, variable }, input) => `import json, os, urllib.request
@@ -16,10 +21,19 @@ print(json.load(urllib.request.urlopen(request))["output"]["seed"])`,
   body: JSON.stringify(${JSON.stringify({ input }, null, 2)}),
 });
 const { output } = await response.json();`,
-  OpenAI: ({ openai, variable }, { images, ...input }) => `import json, os
-from openai import OpenAI
-
-client = OpenAI(base_url="${openai}", api_key=${variable ? `os.environ["${variable}"]` : '"none"'})
-body = ${inPython({ ...input, ...(images ? { images } : {}) })}
-reply = client.post("/images/${images ? "edits" : "generations"}", body=body, cast_to=object)`,
+  OpenAI: (place, input) => (input.task === "speech" ? saySpeech(place, input) : askForPictures(place, input)),
 };
+
+function askForPictures({ openai, variable }, { images, ...input }) {
+  return `${start(openai, variable)}
+body = ${inPython({ ...input, ...(images ? { images } : {}) })}
+reply = client.post("/images/${images ? "edits" : "generations"}", body=body, cast_to=object)`;
+}
+
+function saySpeech({ openai, variable }, { prompt, voice, model, task, ...input }) {
+  return `${start(openai, variable)}
+speech = client.audio.speech.create(
+    model="${model}", voice="${voice ?? ""}", input=json.loads(${JSON.stringify(JSON.stringify(prompt))}), extra_body=${inPython(input)}
+)
+speech.write_to_file("speech.wav")`;
+}

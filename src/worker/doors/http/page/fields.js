@@ -2,7 +2,7 @@
 import { make } from "./dom.js";
 
 // Made by other parts of the page, or of no use in it.
-const ELSEWHERE = new Set(["prompt", "images", "mask", "model", "task", "size", "aspect_ratio", "op", "upload_url", "response_format", "batch"]);
+const ELSEWHERE = new Set(["prompt", "images", "mask", "model", "task", "size", "aspect_ratio", "op", "upload_url", "response_format", "batch", "stream"]);
 // What people set most, of the fields that every task has.
 const FIRST = new Set(["num_inference_steps", "preset", "seed", "num_images"]);
 
@@ -13,11 +13,11 @@ const chooseWords = (row, model) => row.schema.enum ?? (row.schema.type === "boo
 
 function makeInput(row, model, schema = row.schema) {
   const words = chooseWords({ ...row, schema }, model);
-  if (Array.isArray(words) && words.every((word) => typeof word === "string")) {
+  if (words?.length && words.every((word) => typeof word === "string")) {
     return make("select", {}, make("option", { value: "", textContent: "default" }), ...words.map((word) => make("option", { value: word, textContent: word })));
   }
   const isNumber = schema.type === "number" || (schema.type === "integer" && row.field !== "seed");
-  const input = make("input", { type: isNumber ? "number" : "text", placeholder: row.default ?? "" });
+  const input = make("input", { type: isNumber ? "number" : "text", placeholder: model[row.field] ?? row.default ?? "" });
   if (isNumber && "minimum" in schema) input.min = schema.minimum;
   if (isNumber && "maximum" in schema) input.max = schema.maximum;
   if (schema.type === "number") input.step = "any";
@@ -38,7 +38,8 @@ function makeField(row, model) {
 // Show the fields of a task in two places; what was typed stays where the field does.
 export function showFields(capabilities, task, model, first, more) {
   const typed = new Map([...first.querySelectorAll("[name]"), ...more.querySelectorAll("[name]")].map((input) => [input.name, input.value]));
-  const rows = listRows(capabilities, task).filter((row) => !ELSEWHERE.has(row.field));
+  const isOpen = ({ schema }) => !("minimum" in schema) || schema.minimum !== schema.maximum;
+  const rows = listRows(capabilities, task).filter((row) => !ELSEWHERE.has(row.field) && isOpen(row));
   const isFirst = (row) => row.tasks || FIRST.has(row.field);
   first.replaceChildren(...rows.filter(isFirst).map((row) => makeField(row, model)));
   more.replaceChildren(...rows.filter((row) => !isFirst(row)).map((row) => makeField(row, model)));

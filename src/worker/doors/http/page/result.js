@@ -2,8 +2,11 @@
 import { make, makeButton } from "./dom.js";
 import { setSources } from "./references.js";
 
-// The list of pieces in a reply, under whatever name its task has for them.
-export const listPieces = (output) => Object.values(output).find((value) => Array.isArray(value) && value[0]?.mime_type) ?? [];
+// The pieces in a reply, a list or a single one, under whatever name its task has for them.
+export function listPieces(output) {
+  const found = Object.values(output).map((value) => [value].flat()).find(([first]) => first?.mime_type) ?? [];
+  return found.map((piece) => ({ seed: output.seed, ...piece }));
+}
 export const addressOf = (piece) => piece.data_url ?? piece.url;
 
 export const showShort = (state) => JSON.stringify(state, (_, value) => (typeof value === "string" && value.length > 2000 ? `${value.slice(0, 40)}... (${value.length} characters)` : value), 2);
