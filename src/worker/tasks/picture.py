@@ -99,6 +99,15 @@ LoraWords = Annotated[
     list[Annotated[LoraWord, BeforeValidator(adapter.read_lora)]],
     fields.limit_length(adapter.MOST_LORAS),
     BeforeValidator(adapter.split_loras),
+    WithJsonSchema(adapter.describe_loras()),
+]
+Mask = Annotated[
+    ImageSource,
+    BeforeValidator(reference.read_source),
+    WithJsonSchema(reference.describe_one()),
+]
+Outpaint = Annotated[
+    Margins, BeforeValidator(read_margins), WithJsonSchema(repaint.describe_margins())
 ]
 
 
@@ -203,7 +212,7 @@ class PictureInput(CommonInput):
         "denoise",
         "denoising_strength",
     )
-    mask: Annotated[ImageSource, BeforeValidator(reference.read_source)] | None = fields.declare(
+    mask: Mask | None = fields.declare(
         "as one of `images`: white is repainted; where its alpha varies, transparent is",
         "none",
         "mask_image",
@@ -220,7 +229,7 @@ class PictureInput(CommonInput):
     preserve_unmasked: bool | None = fields.declare(
         "boolean; false: all of the picture is as the model makes it", "true"
     )
-    outpaint: Annotated[Margins, BeforeValidator(read_margins)] | None = fields.declare(
+    outpaint: Outpaint | None = fields.declare(
         "`{left, top, right, bottom}`: pixels that are added to the picture, 0-4096 each",
         "none",
     )
@@ -616,6 +625,7 @@ def _make_task(way: Way) -> Task:
             Span("decode", 4, "decode"),
         ),
         sign=way.sign,
+        unused=way.unused,
         compare=functools.partial(compare, way=way),
         judge=functools.partial(judge, way=way),
         settle=settle,

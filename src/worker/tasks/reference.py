@@ -33,10 +33,15 @@ PATH: Final = re.compile(
 )
 
 
+def describe_one() -> dict[str, Any]:
+    """Return the JSON Schema of one picture; its media type says that it is one."""
+    keyed = {"type": "object", "properties": {key: {"type": "string"} for key in KEYS}}
+    return {"anyOf": [{"type": "string"}, keyed], "contentMediaType": "image/*"}
+
+
 def describe_list(most: int) -> dict[str, Any]:
     """Return the JSON Schema of one picture or a list of them."""
-    keyed = {"type": "object", "properties": {key: {"type": "string"} for key in KEYS}}
-    one = {"anyOf": [{"type": "string"}, keyed]}
+    one = describe_one()
     return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": most}]}
 
 
