@@ -19,8 +19,9 @@ class PictureDefaults:
     may give, `strength` is how far img2img changes one. `takes_loras` says whether jobs may bring
     LoRAs. Without `takes_cfg` no negative prompt has an effect; `guidance` is the strength of
     guidance that the model takes as an input instead, None where it has no such input.
-    `weighs_references` says whether a reference may count more or less than once. Whether the transformer modulates references apart (Qwen-Image-Edit-2511) is in its own
-    configuration, not here.
+    `weighs_references` says whether a reference may count more or less than once. Whether the
+    transformer modulates references apart (Qwen-Image-Edit-2511) is in its own configuration, not
+    here.
     """
 
     steps: int

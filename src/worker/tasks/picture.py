@@ -296,7 +296,9 @@ class PictureWish:
     `source` is the picture that it begins from as far as `strength` says, None for noise alone. The
     white of `mask` (L, of its size) is repainted, None for all of it; with `preserves`, what is
     delivered has the source's own pixels elsewhere. `start_noise` is the part of the beginning that
-    was noise, 0 to 1, found while the picture is made.
+    was noise, 0 to 1, found while the picture is made. `reference_weights` are how often each
+    reference counts, empty where each counts once. `guidance` is that of a model which takes it as
+    an input, None for any other.
     """
 
     prompt: str = declare_public()
@@ -317,6 +319,8 @@ class PictureWish:
     preserves: bool = declare_private(default=True)
     strength: float | None = declare_public(show=show_given, default=None)
     start_noise: float | None = declare_public(show=show_given, default=None)
+    reference_weights: tuple[float, ...] = declare_public(show=list, default=())
+    guidance: float | None = declare_public(show=show_given, default=None)
 
     @property
     def run_steps(self) -> int:

@@ -94,7 +94,7 @@ def _attend_both(
 
 def _part(flat: Tensor, attention: Any) -> Tensor:
     """Return [batch, tokens, heads, channels] of [batch, tokens, dim]."""
-    return flat.unflatten(-1, (-1, attention.head_dim))
+    return flat.view(*flat.shape[:-1], -1, attention.head_dim)
 
 
 def _split(rows: Tensor, count: int) -> tuple[Tensor, ...]:

@@ -47,7 +47,8 @@ class LatentVae:
         pixels = self._processor.preprocess(image, height, width).to(self._vae.dtype)
         placed = pixels.to(self._vae.device, non_blocking=True)
         latents = self._run(self._encode, placed, tiled=tiled, grows=False)
-        return (pack(latents) - self._mean) / self._deviation
+        normalised: Tensor = (pack(latents) - self._mean) / self._deviation
+        return normalised
 
     @torch.inference_mode()
     def decode(self, tokens: Tensor, width: int, height: int, *, tiled: bool = False) -> Tensor:
