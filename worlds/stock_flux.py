@@ -1,12 +1,13 @@
 """A small FLUX.2, open twice: by us and as the stock pipeline of a careful user."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
+from PIL import Image
 
 from worker import settings
 from worker.families.clock import Clock
@@ -21,6 +22,18 @@ from worker.weights.spec import ModelSpec
 from worlds.small_flux import OUT_LAYERS, Kind
 
 CPU = torch.device("cpu")
+WISH = PictureWish(
+    task="text-to-image",
+    prompt="a small red circle on a blue background, on the left",
+    negative_prompt=None,
+    references=(),
+    width=96,
+    height=96,
+    steps=4,
+    true_cfg_scale=1.0,
+    lightning=False,
+    seed=7,
+)
 DEFAULTS = {"klein": DISTILLED, "base": BASE, "dev": GUIDED}
 
 
@@ -28,7 +41,7 @@ def served_as(kind: Kind, **changes: Any) -> Served:
     """Return what a small model of a kind serves."""
     pipeline = "Flux2Pipeline" if kind == "dev" else "Flux2KleinPipeline"
     defaults = replace(DEFAULTS[kind], sizes=SMALL_SIZES, **{"area": 96 * 96, **changes})
-    spec = ModelSpec("small-flux", "x/small-flux", pipeline, tasks=TASKS, defaults=defaults)
+    spec = ModelSpec("small-flux", "x/small-flux", pipeline, tasks=ALL_TASKS, defaults=defaults)
     return describe(
         spec,
         settings.read({}),
@@ -40,7 +53,7 @@ def served_as(kind: Kind, **changes: Any) -> Served:
     )
 
 
-TASKS = ("text-to-image", "edit", "img2img", "inpaint", "outpaint")
+ALL_TASKS = ("text-to-image", "edit", "img2img", "inpaint", "outpaint")
 
 
 def latents_of(model: Flux2, *wishes: PictureWish) -> torch.Tensor:
@@ -94,11 +107,13 @@ class FluxPair:
         return latents_of(self.ours, *wishes)
 
 
-def weighed(wish: PictureWish, *weights: float) -> PictureWish:
-    """Return a wish whose references count so often."""
-    return replace(wish, reference_weights=weights)
+def drawing(width: int, height: int, seed: int) -> Image.Image:
+    """Make a picture that no other seed gives."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def without_some(wish: PictureWish, kept: Sequence[int]) -> PictureWish:
-    """Return a wish with some of its references alone."""
-    return replace(wish, references=tuple(wish.references[i] for i in kept))
+def references(count: int) -> tuple[Image.Image, ...]:
+    """Return references of different shapes, the second neither of the output's nor of 16s."""
+    sizes = [(96, 96), (150, 90), (80, 160)][:count]
+    return tuple(drawing(*size, seed) for seed, size in enumerate(sizes))

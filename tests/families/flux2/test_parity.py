@@ -5,41 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from worker.tasks.picture import PictureWish
 from worlds.small_flux import Kind
-from worlds.stock_flux import FluxPair
+from worlds.stock_flux import WISH, FluxPair, references
 
-BASE = PictureWish(
-    task="text-to-image",
-    prompt="a small red circle on a blue background, on the left",
-    negative_prompt=None,
-    references=(),
-    width=96,
-    height=96,
-    steps=4,
-    true_cfg_scale=1.0,
-    lightning=False,
-    seed=7,
-)
 CFG = {"negative_prompt": "", "true_cfg_scale": 4.0}
 WIDE = {"width": 128, "height": 64}
-
-
-def drawing(width: int, height: int, seed: int) -> Image.Image:
-    """Make a picture that no other seed gives."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def references(count: int) -> tuple[Image.Image, ...]:
-    """Return references of different shapes, the second neither of the output's nor of 16s."""
-    sizes = [(96, 96), (150, 90), (80, 160)][:count]
-    return tuple(drawing(*size, seed) for seed, size in enumerate(sizes))
 
 
 @pytest.fixture(scope="module")
@@ -74,5 +47,5 @@ def pairs(publish: Callable[[Kind], Path]) -> Callable[[Kind], FluxPair]:
 def test_latents_equal_the_stock_pipeline_s(
     pairs: Callable[[Kind], FluxPair], kind: Kind, changes: Any
 ) -> None:
-    pair, wish = pairs(kind), replace(BASE, **changes)
+    pair, wish = pairs(kind), replace(WISH, **changes)
     assert torch.equal(pair.our_latents(wish), pair.stock_latents(wish))

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worker.families.flux2.attention import attend
+from worker.families.flux2.shares import attend
 from worker.families.rotary import rotate
 
 
@@ -31,10 +31,10 @@ def run_double(
     heard_image, heard_text = _attend_both(block.attn, shown_image, shown_text, table, shares)
     image = image + gate * heard_image
     shown_image = block.norm2(image) * (1 + scale_after) + shift_after
-    image = image + gate_after * _feed(block.ff, shown_image)
+    image = image + gate_after * _run_mlp(block.ff, shown_image)
     text = text + text_gate * heard_text
     shown_text = block.norm2_context(text) * (1 + text_after[1]) + text_after[0]
-    text = text + text_after[2] * _feed(block.ff_context, shown_text)
+    text = text + text_after[2] * _run_mlp(block.ff_context, shown_text)
     return image, text
 
 
@@ -53,9 +53,9 @@ def run_single(
     projected = attention.to_qkv_mlp_proj(shown)
     query, key, value = projected[..., :inner].chunk(3, dim=-1)
     heard = attend(
-        rotate(attention.norm_q(_part(query, attention)), table),
-        rotate(attention.norm_k(_part(key, attention)), table),
-        _part(value, attention),
+        rotate(attention.norm_q(_split_heads(query, attention)), table),
+        rotate(attention.norm_k(_split_heads(key, attention)), table),
+        _split_heads(value, attention),
         shares,
     )
     fed = attention.mlp_act_fn(projected[..., inner:])
@@ -68,22 +68,22 @@ def _attend_both(
     """Return what each stream gets from both."""
     query = torch.cat(
         [
-            attention.norm_added_q(_part(attention.add_q_proj(text), attention)),
-            attention.norm_q(_part(attention.to_q(image), attention)),
+            attention.norm_added_q(_split_heads(attention.add_q_proj(text), attention)),
+            attention.norm_q(_split_heads(attention.to_q(image), attention)),
         ],
         dim=1,
     )
     key = torch.cat(
         [
-            attention.norm_added_k(_part(attention.add_k_proj(text), attention)),
-            attention.norm_k(_part(attention.to_k(image), attention)),
+            attention.norm_added_k(_split_heads(attention.add_k_proj(text), attention)),
+            attention.norm_k(_split_heads(attention.to_k(image), attention)),
         ],
         dim=1,
     )
     value = torch.cat(
         [
-            _part(attention.add_v_proj(text), attention),
-            _part(attention.to_v(image), attention),
+            _split_heads(attention.add_v_proj(text), attention),
+            _split_heads(attention.to_v(image), attention),
         ],
         dim=1,
     )
@@ -92,7 +92,7 @@ def _attend_both(
     return attention.to_out[0](heard[:, count:]), attention.to_add_out(heard[:, :count])
 
 
-def _part(flat: Tensor, attention: Any) -> Tensor:
+def _split_heads(flat: Tensor, attention: Any) -> Tensor:
     """Return [batch, tokens, heads, channels] of [batch, tokens, dim]."""
     return flat.view(*flat.shape[:-1], -1, attention.head_dim)
 
@@ -102,7 +102,7 @@ def _split(rows: Tensor, count: int) -> tuple[Tensor, ...]:
     return rows.unsqueeze(1).chunk(count, dim=-1)
 
 
-def _feed(layers: Any, x: Tensor) -> Tensor:
+def _run_mlp(layers: Any, x: Tensor) -> Tensor:
     """Return what an MLP makes of a stream."""
     fed: Tensor = layers.linear_out(layers.act_fn(layers.linear_in(x)))
     return fed

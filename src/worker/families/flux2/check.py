@@ -13,7 +13,7 @@ from worker.families.flux2.models import DEV
 from worker.families.flux2.modules import MISTRAL, QUARTERS
 from worker.families.flux2.parts import COPIED, WITH_WEIGHTS
 from worker.families.flux2.prompts import DEV_TEMPLATE, KLEIN_TEMPLATE, TextEncoder
-from worker.families.flux2.schedule import compute_mu
+from worker.families.flux2.shift import compute_mu
 from worker.families.flux2.vae import PATCH
 from worker.weights.checkpoint import ABOUT, INDEX
 from worker.weights.snapshot import Snapshot

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from worker.engine.lora import Adapters
-from worker.families.flux2.forward import Forward
+from worker.families.flux2.forward import Flux2Forward
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class Flux2Parts:
     device: torch.device
     dtype: torch.dtype
     compiled_batch: int = 0
-    forward: Forward = field(init=False)
+    forward: Flux2Forward = field(init=False)
 
     def __post_init__(self) -> None:
-        self.forward = Forward(self.transformer, is_compiled=self.compiled_batch > 0)
+        self.forward = Flux2Forward(self.transformer, is_compiled=self.compiled_batch > 0)

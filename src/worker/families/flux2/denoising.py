@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from worker.families.flux2.forward import Forward, Place
+from worker.families.flux2.forward import Flux2Forward, PicturePlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +18,9 @@ class Conditions:
     theirs. `guidance` float32 [batch] is the embedded one; `shares` is that of `attend`.
     """
 
-    forward: Forward
+    forward: Flux2Forward
     prompt: Tensor
-    places: Sequence[Place]
+    places: Sequence[PicturePlace]
     negative: Tensor | None = None
     true_cfg_scale: float = 1.0
     references: Tensor | None = None

@@ -12,12 +12,12 @@ from worker.families.flux2.block import run_double, run_single
 
 # A picture's place among the others (0 for the output, 10, 20 ... for references), and its height
 # and width in tokens.
-Place = tuple[int, int, int]
+PicturePlace = tuple[int, int, int]
 # 1 KB per token at 128 channels per head: the largest picture with four references of its size.
 CACHED_BYTES: Final = 64 << 20
 
 
-class Forward:
+class Flux2Forward:
     """A Flux2Transformer2DModel as the denoising loop calls it.
 
     It gives what the module's own forward gives, to the last bit on a CPU, and never waits for the
@@ -45,7 +45,7 @@ class Forward:
         latents: Tensor,
         timestep: Tensor,
         prompt: Tensor,
-        places: Sequence[Place],
+        places: Sequence[PicturePlace],
         *,
         guidance: Tensor | None = None,
         shares: Tensor | None = None,
@@ -77,7 +77,9 @@ class Forward:
         predicted: Tensor = model.proj_out(model.norm_out(tokens[:, count:], temb))
         return predicted
 
-    def _find_table(self, places: Sequence[Place], text: int, device: torch.device) -> Tensor:
+    def _find_table(
+        self, places: Sequence[PicturePlace], text: int, device: torch.device
+    ) -> Tensor:
         """Return the positions of the text's and the pictures' tokens as `rotate` takes them."""
         key: Hashable = (tuple(places), text, device)
 

@@ -28,16 +28,16 @@ from worker.families.drawing import (
     make_encode,
     make_pictures,
 )
-from worker.families.flux2.attention import make_shares
 from worker.families.flux2.components import Flux2Parts
 from worker.families.flux2.denoising import Conditions
-from worker.families.flux2.forward import Place
+from worker.families.flux2.forward import PicturePlace
+from worker.families.flux2.framing import choose_framing, fit_reference
 from worker.families.flux2.models import DEV
 from worker.families.flux2.opening import open_bundle
 from worker.families.flux2.prompts import DEV_TEMPLATE, KLEIN_TEMPLATE, TOKENS, TextEncoder
 from worker.families.flux2.recipe import RECIPE
-from worker.families.flux2.references import choose_framing, frame
-from worker.families.flux2.schedule import compute_mu
+from worker.families.flux2.shares import make_shares
+from worker.families.flux2.shift import compute_mu
 from worker.families.flux2.vae import LatentVae
 from worker.families.key import PictureKey
 from worker.families.masking import make_masks
@@ -250,7 +250,7 @@ class Flux2:
 
     def _encode_references(
         self, wishes: Sequence[PictureWish], pictures: ReferencePictures, encode: Encode
-    ) -> tuple[Tensor | None, list[Place], list[int]]:
+    ) -> tuple[Tensor | None, list[PicturePlace], list[int]]:
         """Return the packed latents [batch, tokens, channels] of all references that count.
 
         With their places and how many tokens each has. One of weight 0 is left out, and the others
@@ -267,7 +267,7 @@ class Flux2:
         # all are kept until each is encoded: a picture is known by its object
         framed = [
             [
-                (frame(w.references[number], framing, pictures), framing)
+                (fit_reference(w.references[number], framing, pictures), framing)
                 for number, framing in counted
             ]
             for w in wishes

@@ -13,7 +13,7 @@ MODULE: Final = "worker.families.flux2.model"
 KLEIN: Final = "Flux2KleinPipeline"
 DEV: Final = "Flux2Pipeline"
 KLEIN_4B: Final = "flux-2-klein-4b"
-TASKS: Final = ("text-to-image", "edit", "img2img", "inpaint", "outpaint")
+ALL_TASKS: Final = ("text-to-image", "edit", "img2img", "inpaint", "outpaint")
 
 # Width and height by aspect ratio: about a million pixels in multiples of 16.
 KLEIN_SIZES: Final[Sizes] = {
@@ -66,7 +66,7 @@ def _make_row(
         repository,
         pipeline,
         family=MODULE,
-        tasks=TASKS,
+        tasks=ALL_TASKS,
         defaults=defaults,
         licence=licence,
         parts=PARTS,
@@ -103,7 +103,7 @@ def _complete(pipeline: str, spec: ModelSpec, about: Mapping[str, Any]) -> Model
     if isinstance(area, int) and area > 0:
         sizes = SMALL_SIZES if area == SMALL_AREA else defaults.sizes
         defaults = replace(defaults, area=area, sizes=sizes)
-    return replace(spec, family=MODULE, tasks=TASKS, defaults=defaults, parts=PARTS)
+    return replace(spec, family=MODULE, tasks=ALL_TASKS, defaults=defaults, parts=PARTS)
 
 
 FAMILY: Final = Family(

@@ -69,7 +69,7 @@ def find_language_model(encoder: Any) -> Any:
     return getattr(encoder.model, "language_model", encoder.model)
 
 
-def cut_text_encoder(encoder: Any) -> Any:
+def strip_text_encoder(encoder: Any) -> Any:
     """Remove what no prompt needs: the last quarter of the layers, the final norm, all around it.
 
     The library norms the last of the hidden states: without the norm, the last layer that is left

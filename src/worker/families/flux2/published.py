@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, Mistral3ForConditionalGeneration, Qwen3F
 
 from worker.engine.lora import Adapters
 from worker.families.flux2.components import Flux2Parts
-from worker.families.flux2.modules import MISTRAL, cut_text_encoder
+from worker.families.flux2.modules import MISTRAL, strip_text_encoder
 
 
 def open_published(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Flux2Parts:
@@ -26,7 +26,7 @@ def open_published(folder: Path, *, dtype: torch.dtype, device: torch.device) ->
     transformer = build_module(Flux2Transformer2DModel, "transformer")
     return Flux2Parts(
         transformer=transformer,
-        text_encoder=cut_text_encoder(build_module(encoder, "text_encoder")),
+        text_encoder=strip_text_encoder(build_module(encoder, "text_encoder")),
         vae=build_module(AutoencoderKLFlux2, "vae"),
         tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         scheduler=json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),

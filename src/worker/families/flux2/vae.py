@@ -14,7 +14,7 @@ from worker.families.tiles import Tiling, run_in_tiles
 
 # The side of a tile in pixels where a picture does not fit in one piece, and the step to the next.
 TILE: Final = 512
-STEP: Final = 384
+TILE_STEP: Final = 384
 PATCH: Final = 2
 
 
@@ -68,7 +68,7 @@ class LatentVae:
     def _run(self, run: Any, frames: Tensor, *, tiled: bool, grows: bool) -> Tensor:
         if not tiled:
             return torch.as_tensor(run(frames))
-        pixels, latents = (TILE, STEP), (TILE // self.scale, STEP // self.scale)
+        pixels, latents = (TILE, TILE_STEP), (TILE // self.scale, TILE_STEP // self.scale)
         return run_in_tiles(
             run, frames, Tiling(*((latents, pixels) if grows else (pixels, latents)))
         )

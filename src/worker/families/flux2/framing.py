@@ -36,10 +36,10 @@ def choose_framing(image: Image.Image, wish: PictureWish, area: int) -> Framing:
         scale = math.sqrt(area / (width * height))
         width, height = int(width * scale), int(height * scale)
     width, height = max(SHORTEST, width), max(SHORTEST, height)
-    return Framing((width, height), (_floor(width), _floor(height)))
+    return Framing((width, height), (_round_down(width), _round_down(height)))
 
 
-def frame(image: Image.Image, framing: Framing, pictures: ReferencePictures) -> Image.Image:
+def fit_reference(image: Image.Image, framing: Framing, pictures: ReferencePictures) -> Image.Image:
     """Return a reference at the size at which it is encoded."""
     (width, height), cropped = framing.scaled, framing.cropped
     scaled = image if image.size == framing.scaled else pictures.resize(image, framing.scaled)
@@ -49,5 +49,5 @@ def frame(image: Image.Image, framing: Framing, pictures: ReferencePictures) -> 
     return scaled.crop((left, top, left + cropped[0], top + cropped[1]))
 
 
-def _floor(side: int) -> int:
+def _round_down(side: int) -> int:
     return side // MULTIPLE * MULTIPLE
