@@ -1,7 +1,7 @@
 """A Qwen2 tokenizer for the little world: one token per word, bytes for everything else."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
@@ -36,10 +36,11 @@ def _texts() -> Iterator[str]:
     yield from (f"Picture {i}: " for i in range(1, 4))
 
 
-def build_tokenizer() -> Any:
-    """Train a byte-level BPE until every known word is one token; return a Qwen2Tokenizer.
+def train_tokenizer(texts: Iterator[str], special: Sequence[str], added: Sequence[str] = ()) -> Any:
+    """Train a byte-level BPE until every word of `texts` is one token; return a Qwen2Tokenizer.
 
-    Raises ValueError unless the prefixes of the two templates have 34 and 64 tokens.
+    `special` are names of special tokens, written between "<|" and "|>"; `added` are whole tokens
+    that are not special.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -54,7 +55,7 @@ def build_tokenizer() -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(_texts(), trainer)
+    bpe.train_from_iterator(texts, trainer)
     model = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=model["vocab"],
@@ -62,8 +63,19 @@ def build_tokenizer() -> Any:
         eos_token="<|im_end|>",  # noqa: S106 - a special token, not a secret
         model_max_length=4096,
     )
-    added = [AddedToken(f"<|{name}|>", special=True, normalized=False) for name in SPECIAL]
-    tokenizer.add_tokens(added, special_tokens=True)
+    tokens = [AddedToken(f"<|{name}|>", special=True, normalized=False) for name in special]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+    if added:
+        tokenizer.add_tokens([AddedToken(word, normalized=False) for word in added])
+    return tokenizer
+
+
+def build_tokenizer() -> Any:
+    """Return the tokenizer of the two stock pipelines' templates.
+
+    Raises ValueError unless the prefixes of the two templates have 34 and 64 tokens.
+    """
+    tokenizer = train_tokenizer(_texts(), SPECIAL)
     for task, template in templates().items():
         count = len(tokenizer(template.split("{}")[0]).input_ids)
         if count != PREFIX_TOKENS[task]:

@@ -134,7 +134,8 @@ def make_encode(
 
         def run(tiled: bool) -> Tensor:
             with clock.measure_phase("reference"):
-                return cache.get(key, lambda: vae.encode(image, *size, tiled=tiled))
+                found = pictures.find(image, size)
+                return cache.get(key, lambda: vae.encode(found, *size, tiled=tiled))
 
         return phases.run("reference", pixels, run, has_room=vae.has_room(pixels))
 

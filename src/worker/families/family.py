@@ -1,8 +1,9 @@
 """One family of models, as it is known before its module is imported."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from worker.settings import Precision, Settings
 from worker.weights.instead import Relative
 from worker.weights.meaning import Complete
 from worker.weights.spec import ModelSpec
@@ -38,6 +39,24 @@ class PictureDefaults:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceNeed:
+    """Device bytes of a model and its largest job: with all of its weights there, and at least."""
+
+    whole: int
+    least: int
+
+
+# A model and the settings -> what it needs by precision, the smallest first.
+EstimateNeeds = Callable[[ModelSpec, Settings], Mapping[Precision, DeviceNeed]]
+
+
+def ignore_needs(spec: ModelSpec, settings: Settings) -> Mapping[Precision, DeviceNeed]:
+    """Return nothing: what a model needs is known once its files are read."""
+    del spec, settings
+    return {}
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """What is known of a family without torch.
 
@@ -46,6 +65,7 @@ class Family:
     `groups` maps a word of MODEL to the names of several rows. `classes` maps each class under
     which it is published to how a model of that class is completed. `form` says in words what a
     folder of its published weights looks like. `relatives` are models that are taken for it.
+    `needs` is what one of its models takes, as far as that is known before its files are read.
     """
 
     rows: tuple[ModelSpec, ...]
@@ -53,3 +73,4 @@ class Family:
     form: str
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     relatives: tuple[Relative, ...] = ()
+    needs: EstimateNeeds = ignore_needs

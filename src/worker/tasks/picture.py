@@ -334,6 +334,8 @@ class PictureWish:
     was noise, 0 to 1, found while the picture is made. `reference_weights` are how often each
     reference counts, empty where each counts once. `guidance` is that of a model which takes it as
     an input, None for any other.
+
+    `ahead` is the model's: what it has done for the wish before its turn, if anything.
     """
 
     prompt: str = declare_public()
@@ -356,6 +358,7 @@ class PictureWish:
     start_noise: float | None = declare_public(show=show_given, default=None)
     reference_weights: tuple[float, ...] = declare_public(show=list, default=())
     guidance: float | None = declare_public(show=show_given, default=None)
+    ahead: object = declare_private(default=None, compare=False, repr=False)
 
     @property
     def run_steps(self) -> int:

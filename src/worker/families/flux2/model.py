@@ -18,6 +18,7 @@ from worker.engine.sampler import sample_noise
 from worker.engine.schedule import make_schedule
 from worker.errors import BadPicture
 from worker.families.adapting import WishedLoras
+from worker.families.ahead import Resizing, gather_pictures, read_ahead
 from worker.families.clock import Clock
 from worker.families.drawing import (
     Encode,
@@ -34,11 +35,12 @@ from worker.families.flux2.forward import PicturePlace
 from worker.families.flux2.framing import choose_framing, fit_reference
 from worker.families.flux2.models import DEV
 from worker.families.flux2.opening import open_bundle
-from worker.families.flux2.prompts import DEV_TEMPLATE, KLEIN_TEMPLATE, TOKENS, TextEncoder
+from worker.families.flux2.prompts import DEV_TEMPLATE, KLEIN_TEMPLATE, TextEncoder
 from worker.families.flux2.recipe import RECIPE
 from worker.families.flux2.shares import make_shares
 from worker.families.flux2.shift import compute_mu
 from worker.families.flux2.vae import LatentVae
+from worker.families.flux2.working import TOKENS
 from worker.families.key import PictureKey
 from worker.families.masking import make_masks
 from worker.families.memory import Phases, check_freed
@@ -69,6 +71,7 @@ class Flux2:
             components.tokenizer,
             components.text_encoder,
             DEV_TEMPLATE if pipeline == DEV else KLEIN_TEMPLATE,
+            components.device,
         )
         self._vae = LatentVae(components.vae)
         self._cache = TensorCache(CACHE_BYTES)
@@ -78,6 +81,7 @@ class Flux2:
             components.device,
             components.dtype,
         )
+        self._reader = self._loras.reader
         cache, loras = self._cache, self._loras
 
         def forget() -> None:
@@ -109,6 +113,17 @@ class Flux2:
             weights=wish.reference_weights,
             guidance=wish.guidance,
         )
+
+    def read_ahead(self, wish: PictureWish) -> PictureWish:
+        """Return a wish with its pictures resized and its LoRAs read; raises as LoraReader.read."""
+        return read_ahead(wish, self._list_resizings(wish), self._reader)
+
+    def _list_resizings(self, wish: PictureWish) -> Iterator[Resizing]:
+        """Yield the pictures of a wish with the sizes at which the VAE has them."""
+        for image in wish.references:
+            yield image, choose_framing(image, wish, self._area).scaled
+        if wish.source is not None:
+            yield wish.source, (wish.width, wish.height)
 
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> Iterator[Outcome]:
         """Make pictures that have equal keys, and give each as soon as it is decoded.
@@ -153,7 +168,7 @@ class Flux2:
         prompt, negative = self._phases.run("text", 0, lambda _: self._embed_all(wishes, clock))
         sharing.report("text", 1, 1)
 
-        pictures = ReferencePictures()
+        pictures = gather_pictures(wishes)
         encode = make_encode(self._vae, self._cache, pictures, self._phases, clock)
         references, places, counts = self._encode_references(wishes, pictures, encode)
         sources = encode_sources(wishes, encode)

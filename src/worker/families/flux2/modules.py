@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from worker.bundle.fill import make_empty
+from worker.engine.offload import Streamed
 
 # How many of a text encoder's layers are run: a prompt is its hidden states after a quarter, a half
 # and three quarters of them (9, 18 and 27 of Qwen3's 36; 10, 20 and 30 of Mistral's 40).
@@ -83,6 +84,15 @@ def strip_text_encoder(encoder: Any) -> Any:
         if hasattr(encoder.model, name):
             setattr(encoder.model, name, nn.Identity())
     return encoder
+
+
+def stream_text_encoder(encoder: Any) -> Streamed:
+    """Return what of a text encoder passes through the device: its layers, one by one.
+
+    The table of embeddings, of which a prompt takes a few rows, stays on the host.
+    """
+    model = find_language_model(encoder)
+    return Streamed(model, [*model.layers], [model.embed_tokens])
 
 
 def count_run_layers(layers: int) -> int:

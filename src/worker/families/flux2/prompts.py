@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from worker.families.flux2.modules import QUARTERS, find_language_model
+from worker.families.flux2.working import TOKENS
 
-# Every prompt has this many tokens: the transformer attends to the padding too.
-TOKENS: Final = 512
+CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,19 @@ DEV_TEMPLATE: Final = ChatTemplate(
 
 
 class TextEncoder:
-    """Tokenise and embed prompts with an open model's tokenizer and text encoder."""
+    """Tokenise and embed prompts on a device.
 
-    def __init__(self, tokenizer: Any, text_encoder: Any, template: ChatTemplate) -> None:
+    The table of embeddings may stay on the CPU, which then has the tokens too.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        text_encoder: Any,
+        template: ChatTemplate,
+        device: torch.device = CPU,
+    ) -> None:
+        self._device = device
         self._tokenizer = tokenizer
         self._encoder = text_encoder
         self._template = template
@@ -108,9 +118,11 @@ class TextEncoder:
         else:
             ids, mask = [*ids, *padding], [*mask, *[0] * missing]
         model = find_language_model(self._encoder)
+        table = model.embed_tokens
+        placed = torch.tensor([ids]).to(table.weight.device, non_blocking=True)
         output = model(
-            input_ids=torch.tensor([ids]).to(model.device, non_blocking=True),
-            attention_mask=torch.tensor([mask]).to(model.device, non_blocking=True),
+            inputs_embeds=table(placed),
+            attention_mask=torch.tensor([mask]).to(self._device, non_blocking=True),
             output_hidden_states=True,
             use_cache=False,
         )

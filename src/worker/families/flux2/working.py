@@ -2,6 +2,8 @@
 
 from typing import Final
 
+# Every prompt has this many tokens: the transformer attends to the padding too.
+TOKENS: Final = 512
 FRAME_CHANNEL: Final = 8.21
 BASE_WIDTH: Final = 128
 

@@ -19,6 +19,7 @@ from worker.engine.sampler import make_noise
 from worker.engine.schedule import make_schedule
 from worker.errors import BadPicture, LoraNotApplied
 from worker.families.adapting import WishedLoras
+from worker.families.ahead import Resizing, gather_pictures, read_ahead
 from worker.families.clock import Clock
 from worker.families.drawing import (
     Encode,
@@ -44,6 +45,7 @@ from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.prompts import PromptEncoder, Template
 from worker.families.qwen_image.recipe import RECIPE
 from worker.families.qwen_image.vae import Vae
+from worker.families.qwen_image.working import MAX_TOKENS
 from worker.families.references import ReferencePictures
 from worker.families.sharing import Sharing
 from worker.seam import Control, Outcome, Served, Unheard, take_made
@@ -91,7 +93,10 @@ class QwenImage:
         self._pipeline = pipeline
         self._condition_area = condition_area
         self._prompts = PromptEncoder(
-            components.tokenizer, components.processor, components.text_encoder
+            components.tokenizer,
+            components.processor,
+            components.text_encoder,
+            components.device,
         )
         self._vae = Vae(components.vae)
         self._cache = TensorCache(CACHE_BYTES)
@@ -103,6 +108,7 @@ class QwenImage:
             components.device,
             components.dtype,
         )
+        self._reader = self._loras.reader
         cache, loras = self._cache, self._loras
 
         def forget() -> None:
@@ -138,6 +144,18 @@ class QwenImage:
             tuple((lora.identity, lora.scale) for lora in wish.loras),
             begins=(wish.strength, wish.mask is not None),
         )
+
+    def read_ahead(self, wish: PictureWish) -> PictureWish:
+        """Return a wish with its pictures resized and its LoRAs read; raises as LoraReader.read."""
+        return read_ahead(wish, self._list_resizings(wish), self._reader)
+
+    def _list_resizings(self, wish: PictureWish) -> Iterator[Resizing]:
+        """Yield the pictures of a wish with the sizes at which its prompt and the VAE have them."""
+        for image in wish.references:
+            yield image, self._choose_shown_size(image)
+            yield image, self.choose_reference_size(image, wish)
+        if wish.source is not None:
+            yield wish.source, (wish.width, wish.height)
 
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> Iterator[Outcome]:
         """Make pictures that have equal keys, and give each as soon as it is decoded.
@@ -198,7 +216,7 @@ class QwenImage:
         kind = tuple(lora.identity for lora in first.loras)
         self._phases.run("loras", kind, lambda _: self._loras.use(name, first.loras))
 
-        pictures = ReferencePictures()
+        pictures = gather_pictures(wishes)
         prompt, negative = self._phases.run(
             "text", len(first.references), lambda _: self._embed_all(wishes, pictures, clock)
         )
@@ -272,7 +290,7 @@ class QwenImage:
     def list_warnings(self, wish: PictureWish) -> tuple[str, ...]:
         """Return a warning for each text that was used and cut."""
         return tuple(
-            f"the {name} was cut at {prompts.MAX_TOKENS} tokens"
+            f"the {name} was cut at {MAX_TOKENS} tokens"
             for name, text in list_texts(wish).items()
             if self._prompts.is_cut(text, references=bool(wish.references))
         )

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Final
 
 from worker.families.family import Family, PictureDefaults, Sizes
+from worker.families.qwen_image.planning import estimate_needs
 from worker.weights.spec import LoraFile, ModelSpec, Parts
 
 MODULE: Final = "worker.families.qwen_image.model"
@@ -175,4 +176,5 @@ FAMILY: Final = Family(
     classes={pipeline: partial(_complete, pipeline) for pipeline in PIPELINES},
     form=FORM,
     groups={EMBEDDED: ("tiny-image", "tiny-edit")},
+    needs=estimate_needs,
 )
