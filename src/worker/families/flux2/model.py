@@ -33,6 +33,7 @@ from worker.families.flux2.components import Flux2Parts
 from worker.families.flux2.denoising import Conditions
 from worker.families.flux2.forward import PicturePlace
 from worker.families.flux2.framing import choose_framing, fit_reference
+from worker.families.flux2.lora_names import list_joined
 from worker.families.flux2.models import DEV
 from worker.families.flux2.opening import open_bundle
 from worker.families.flux2.prompts import DEV_TEMPLATE, KLEIN_TEMPLATE, TextEncoder
@@ -80,6 +81,7 @@ class Flux2:
             GuestAdapters(components.transformer, components.adapters, {}),
             components.device,
             components.dtype,
+            joined=list_joined(components.transformer.config),
         )
         self._reader = self._loras.reader
         cache, loras = self._cache, self._loras

@@ -1,8 +1,7 @@
 """How much device memory the largest job that callers may request takes beside the weights."""
 
-from worker.engine.quantise import Precision
 from worker.families.flux2.working import count_frame_bytes
-from worker.settings import Settings
+from worker.settings import Precision, Settings
 from worker.weights.spec import ModelSpec
 
 
