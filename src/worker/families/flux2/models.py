@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Final
 
 from worker.families.family import Family, PictureDefaults, Sizes
+from worker.families.flux2.planning import estimate_needs
 from worker.weights.instead import Relative
 from worker.weights.spec import ModelSpec, Parts
 
@@ -110,6 +111,7 @@ FAMILY: Final = Family(
     rows=TABLE,
     classes={pipeline: partial(_complete, pipeline) for pipeline in (KLEIN, DEV)},
     form="a diffusers checkpoint (transformer/, text_encoder/, vae/, tokenizer/, scheduler/)",
+    needs=estimate_needs,
     relatives=(
         Relative("FLUX.1", r"black-forest-labs/flux\.1-", r"Flux(?![23])\w*Pipeline", KLEIN_4B),
         Relative("FLUX.3", r"black-forest-labs/flux[.-]3-", r"Flux3\w*Pipeline", KLEIN_4B),
