@@ -42,6 +42,11 @@ PRESETS: Final[Mapping[str, Mapping[str, str | bool]]] = {
         "MODEL": "flux-2-klein-4b",
         "PRECISION_MODE": "bf16",
     },
+    "Edits by Qwen-Image, text and weighed references by FLUX.2 klein": {
+        "MODEL": "qwen-image-edit-2511,flux-2-klein-4b",
+        "PRECISION_MODE": "4bit",
+        "LIGHTNING_STEPS": "8",
+    },
     "Edit at the base schedule": {
         "MODEL": "qwen-image-edit-2511",
         "PRECISION_MODE": "bf16",

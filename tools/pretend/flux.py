@@ -66,6 +66,11 @@ class FluxCase:
     room: int | None = None
 
     @property
+    def pipeline(self) -> str:
+        """Name diffusers' class that it is published as."""
+        return DEV if self.edition == "dev" else KLEIN
+
+    @property
     def name(self) -> str:
         """Name it by what is in it."""
         parts = [self.edition, self.precision, str(self.side), f"{self.references}"]
@@ -136,7 +141,7 @@ def build(device: PretendDevice, case: FluxCase, edition: Edition) -> Flux2:
         sizes={},
     )
     served = Served(case.edition, "pretend", "none", case.precision, "none", {"edit": offer})
-    return Flux2(parts, served, DEV if case.edition == "dev" else KLEIN)
+    return Flux2(parts, served, case.pipeline)
 
 
 def describe_parts(case: FluxCase, edition: Edition) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from worker import boot, settings
 from worker.errors import WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
 from worker.families.flux2.check import check
+from worker.families.flux2.compiling import compile_rest
 from worker.media.picture import Picture
 from worker.seam import Unheard, take_made
 from worker.tasks.picture import PictureWish
@@ -101,6 +102,25 @@ def test_a_reference_of_another_shape_is_cropped_not_squeezed(models: Any) -> No
         ).references
     }
     assert sizes == {(96, 96), (160, 48), (16, 16)}
+
+
+@pytest.mark.parametrize("compiled_batch", [0, 1, 4])
+def test_what_jobs_will_need_is_compiled_before_the_first(
+    models: Any, monkeypatch: pytest.MonkeyPatch, compiled_batch: int
+) -> None:
+    """One row and several, with weights of references and without; nothing where it runs plain."""
+    model, runs = models.take("klein"), list[tuple[int, bool]]()
+    stock = model._parts.forward
+
+    def counted(latents: Any, *given: Any, **more: Any) -> Any:
+        runs.append((len(latents), more["shares"] is not None))
+        return stock(latents, *given, **more)
+
+    monkeypatch.setattr(model._parts, "forward", counted)
+    monkeypatch.setattr(model._parts, "compiled_batch", compiled_batch)
+    compile_rest(model._parts)
+    rows = (1, 3)[:compiled_batch]
+    assert runs == [(count, is_weighed) for count in rows for is_weighed in (False, True)]
 
 
 @pytest.mark.parametrize(
