@@ -30,8 +30,8 @@ from worker.families.flux2.model import Flux2
 from worker.families.flux2.models import DEV, KLEIN
 from worker.families.flux2.recipe import RECIPE
 from worker.families.flux2.working import (
-    KLEIN_4B,
-    KLEIN_9B,
+    LARGE_EDITION,
+    SMALL_EDITION,
     Edition,
     FluxLoad,
     estimate_phases,
@@ -44,9 +44,9 @@ GIGABYTE: Final = 1e9
 
 
 EDITIONS: Final[Mapping[str, Edition]] = {
-    "klein-4b": KLEIN_4B,
-    "klein-9b": KLEIN_9B,
-    "dev": working.DEV,
+    "klein-4b": SMALL_EDITION,
+    "klein-9b": LARGE_EDITION,
+    "dev": working.DEV_EDITION,
 }
 
 

@@ -5,9 +5,9 @@ from typing import Final
 
 from worker.families.family import DeviceNeed
 from worker.families.flux2.working import (
-    DEV,
-    KLEIN_4B,
-    KLEIN_9B,
+    DEV_EDITION,
+    LARGE_EDITION,
+    SMALL_EDITION,
     VAE_BYTES,
     Edition,
     FluxLoad,
@@ -19,9 +19,9 @@ from worker.weights.spec import ModelSpec
 # The rank that each LoRA of a job is counted with: the largest common one.
 COUNTED_RANK: Final = 64
 EDITIONS: Final[Mapping[str, Edition]] = {
-    "black-forest-labs/flux.2-klein-4b": KLEIN_4B,
-    "black-forest-labs/flux.2-klein-base-4b": KLEIN_4B,
-    "black-forest-labs/flux.2-dev": DEV,
+    "black-forest-labs/flux.2-klein-4b": SMALL_EDITION,
+    "black-forest-labs/flux.2-klein-base-4b": SMALL_EDITION,
+    "black-forest-labs/flux.2-dev": DEV_EDITION,
 }
 # diffusers' class whose only published model is dev.
 GUIDED_CLASS: Final = "Flux2Pipeline"
@@ -32,7 +32,7 @@ def find_edition(spec: ModelSpec) -> Edition:
     known = EDITIONS.get(spec.repository.lower())
     if known is not None:
         return known
-    return DEV if spec.pipeline == GUIDED_CLASS else KLEIN_9B
+    return DEV_EDITION if spec.pipeline == GUIDED_CLASS else LARGE_EDITION
 
 
 def estimate_needs(spec: ModelSpec, settings: Settings) -> dict[Precision, DeviceNeed]:

@@ -19,8 +19,8 @@ TOKEN_PIXELS: Final = 16 * 16
 # Channels of a head in the transformer, and of all heads for queries and for keys in Qwen3 and
 # Mistral.
 HEAD: Final = 128
-QUERIES: Final = 32 * HEAD
-KEYS: Final = 8 * HEAD
+QUERY_CHANNELS: Final = 32 * HEAD
+KEY_CHANNELS: Final = 8 * HEAD
 # Bytes per pixel of the norms at full size while decoding and encoding, for each channel there.
 FRAME_CHANNEL: Final = 12.01
 ENCODED_CHANNEL: Final = 10.3
@@ -81,7 +81,7 @@ class Edition:
     @property
     def layer(self) -> int:
         """How many weights one layer of the text encoder has."""
-        attention = 2 * self.hidden * QUERIES + 2 * self.hidden * KEYS
+        attention = 2 * self.hidden * QUERY_CHANNELS + 2 * self.hidden * KEY_CHANNELS
         return attention + 3 * self.hidden * self.intermediate
 
     @property
@@ -103,9 +103,9 @@ class Edition:
         )
 
 
-KLEIN_4B: Final = Edition(24, 5, 20, 2560, 9728, 151_936)
-KLEIN_9B: Final = Edition(32, 8, 24, 4096, 12_288, 151_936)
-DEV: Final = Edition(48, 8, 48, 5120, 32_768, 131_072, layers=40)
+SMALL_EDITION: Final = Edition(24, 5, 20, 2560, 9728, 151_936)
+LARGE_EDITION: Final = Edition(32, 8, 24, 4096, 12_288, 151_936)
+DEV_EDITION: Final = Edition(48, 8, 48, 5120, 32_768, 131_072, layers=40)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class FluxLoad:
     references: int = 0
     batch: int = 1
     precision: Precision = "bf16"
-    edition: Edition = KLEIN_4B
+    edition: Edition = SMALL_EDITION
     ranks: int = 0
     begins: bool = False
     guided: bool = False
