@@ -18,12 +18,14 @@ ORDER = (
     "offload",
     "pictures",
     "compiling",
+    "kept_graphs",
     "errors",
     "loop",
     "combining",
     "vae",
     "doctor",
     "attention",
+    "begun",
 )
 
 
