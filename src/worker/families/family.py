@@ -17,7 +17,8 @@ class PictureDefaults:
 
     `area` is its native number of pixels, `max_references` is how many reference pictures one job
     may give, `strength` is how far img2img changes one. `takes_loras` says whether jobs may bring
-    LoRAs. Whether the transformer modulates references apart (Qwen-Image-Edit-2511) is in its own
+    LoRAs, each of `rank_bytes` of device memory per rank where it reaches every module (0: not
+    known). Whether the transformer modulates references apart (Qwen-Image-Edit-2511) is in its own
     configuration, not here.
     """
 
@@ -29,6 +30,7 @@ class PictureDefaults:
     strength: float
     area: int = 1024 * 1024
     takes_loras: bool = True
+    rank_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

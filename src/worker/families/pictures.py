@@ -40,6 +40,7 @@ def describe(
         sizes=defaults.sizes,
         no_loras=None if defaults.takes_loras else f"{spec.name} takes none",
         strength=defaults.strength if IMG2IMG in spec.tasks else None,
+        rank_bytes=defaults.rank_bytes,
     )
     return Served(
         id=spec.name,

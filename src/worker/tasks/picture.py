@@ -245,7 +245,8 @@ class PictureOffer:
     `area` is the model's native number of pixels; `lightning_steps` are the step counts whose LoRA
     is loaded, the first being the default, empty when none is; `sizes` maps an aspect ratio such as
     "16:9" to (width, height) in pixels. `no_loras` is why a job may bring no LoRAs, None where it
-    may. `strength` is the default of img2img, None where the model has no such task.
+    may; each takes `rank_bytes` of device memory per rank where it reaches all that LoRAs reach.
+    `strength` is the default of img2img, None where the model has no such task.
     """
 
     steps: int
@@ -258,6 +259,7 @@ class PictureOffer:
     sizes: Mapping[str, tuple[int, int]]
     no_loras: str | None = "this model takes none"
     strength: float | None = None
+    rank_bytes: int = 0
 
     def describe(self, settings: Settings) -> Mapping[str, Any]:
         """Return what op=capabilities reports about it.
@@ -274,10 +276,15 @@ class PictureOffer:
             "max_pixels": self.max_pixels,
             "max_images": self.count_most(settings),
             "max_loras": 0 if self.no_loras else settings.max_loras,
+            **({} if self.no_loras else self._describe_loras()),
             **({} if self.strength is None else {"strength": self.strength}),
             "sizes": {ratio: list(size) for ratio, size in self.sizes.items()},
             "presets": {name: row._asdict() for name, row in list_presets(self, settings).items()},
         }
+
+    def _describe_loras(self) -> dict[str, int]:
+        """Return what LoRAs take of the device's memory, where that is known."""
+        return {"lora_bytes_per_rank": self.rank_bytes} if self.rank_bytes else {}
 
     def count_most(self, settings: Settings) -> int:
         """Return the most pictures that a job may give: one to begin from, or references."""
