@@ -42,7 +42,7 @@ FLOOR = {"errors", "log", "settings", "driver", "versions"}  # they know nothing
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes"}
 # what families say of themselves before any is imported
 LISTED = {"catalogue", "family", "models"}
-PLANNED = {f"worker.families.qwen_image.{name}" for name in ("planning", "working")}
+PLANNED = re.compile(r"worker\.families\.\w+\.(?:planning|working)")
 HEAVY_ROOMS = {"engine", "bundle", "families"}
 PICTURE_ROOMS = {"media", "tasks", "engine", "families"}
 
@@ -57,7 +57,7 @@ FILES = {module(file): file for file in sorted((SOURCE / "worker").rglob("*.py")
 
 def room(name: str) -> str:
     inner = name.split(".")[1:]
-    if (inner[:1] == ["families"] and inner[-1] in LISTED) or name in PLANNED:
+    if (inner[:1] == ["families"] and inner[-1] in LISTED) or PLANNED.fullmatch(name):
         return "catalogue"
     if inner and inner[0] in ROOMS:
         return inner[0]

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from worker.families.catalogue import CATALOGUE
+from worker.families.flux2.models import KLEIN_SIZES
 from worker.families.qwen_image.models import NEGATIVE_2512, PUBLISHED_SIZES
 from worker.seam import Served
 from worker.tasks.picture import PictureOffer, offer_of
@@ -37,6 +38,27 @@ EDIT = replace(
     offers=dict.fromkeys(
         ("edit", "inpaint", "outpaint"),
         replace(_OFFER, negative_prompt=" ", steps=40, max_references=3),
+    ),
+)
+
+KLEIN = replace(
+    IMAGE,
+    id="flux-2-klein-4b",
+    repository="black-forest-labs/FLUX.2-klein-4B",
+    offers=dict.fromkeys(
+        ("text-to-image", "edit", "img2img", "inpaint", "outpaint"),
+        replace(
+            _OFFER,
+            steps=4,
+            true_cfg_scale=1.0,
+            negative_prompt="",
+            lightning_steps=(),
+            max_references=4,
+            sizes=KLEIN_SIZES,
+            strength=0.3,
+            takes_cfg=False,
+            weighs_references=True,
+        ),
     ),
 )
 

@@ -39,6 +39,7 @@ class Served:
     """What callers may request of one model; `offers` maps the name of each task it can do.
 
     `working` is what the largest of it takes on the device in addition to the weights, in bytes.
+    `is_gated` says whether its publisher gives it to those alone who accepted the licence.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Served:
     licence: str
     offers: Mapping[str, Offer]
     working: int = 0
+    is_gated: bool = False
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -391,7 +391,7 @@ class Settings(BaseModel):
     shrink: bool = _declare(
         False, "reduce a size over the limit in proportion, and say so, instead of refusing it"
     )
-    max_input_images: int = _declare(3, "maximum references per job", ge=1, le=3)
+    max_input_images: int = _declare(4, "maximum references per job", ge=1, le=4)
     max_image_bytes: Bytes = _declare(20 * MB, "maximum bytes per reference", ge=1024)
     max_image_pixels: int = _declare(
         25_000_000,

@@ -59,6 +59,7 @@ def test_a_model_is_reported_as_it_is() -> None:
             "revision": EDIT.revision,
             "precision": "4bit",
             "licence": "apache-2.0",
+            "gated": False,
             "tasks": ["edit", "inpaint", "outpaint"],
             "steps": 40,
             "true_cfg_scale": 4.0,

@@ -146,6 +146,7 @@ VALUES: dict[str, Any] = {
     "images": [URL],
     "task": "text-to-image",
     "model": "qwen-image-2512",
+    "reference_weights": [1],
     "width": 512,
     "height": 512,
     "size": "512x512",
@@ -174,6 +175,7 @@ VALUES: dict[str, Any] = {
 
 # What a job must have besides a field that only some tasks have a use for.
 NEEDS: dict[str, dict[str, Any]] = {
+    "reference_weights": {"image": URL},
     "strength": {"image": URL},
     "mask": {"image": URL},
     "invert_mask": {"image": URL, "mask": URL},
@@ -371,7 +373,8 @@ def test_a_negative_prompt_of_blanks_keeps_its_meaning() -> None:
 BOUNDS: dict[str, tuple[str, list[Any], list[Any]]] = {
     "prompt": ("1-5000 characters", ["a", "a" * 5000], ["", "a" * 5001]),
     "negative_prompt": ("up to 2000 characters", ["", "a" * 2000], ["a" * 2001]),
-    "images": ("1-3 of", [[URL], [URL] * 3], [[], [URL] * 4]),
+    "images": ("1-4 of", [[URL], [URL] * 3], [[], [URL] * 5]),
+    "reference_weights": ("0-4 for each", [[1]], [[-0.001], [4.001], []]),
     "width": ("pixels, 64", [64, 65536], [63, 65537]),
     "height": ("as `width`", [64, 65536], [63, 65537]),
     "size": (
@@ -1122,7 +1125,7 @@ def test_an_upload_url_has_a_scheme_in_any_case_and_8190_characters_at_most() ->
 
 
 def test_a_list_of_the_wrong_length_is_reported_with_both_numbers() -> None:
-    assert refused("images", [URL] * 4) == ["must be 1 to 3 (got 4); leave it out for none"]
+    assert refused("images", [URL] * 5) == ["must be 1 to 4 (got 5); leave it out for none"]
     assert refused("upload_url", [PUT] * 5) == ["must be 1 to 4 (got 5); leave it out for none"]
 
 
@@ -1150,13 +1153,14 @@ def test_a_clash_of_numbered_pictures_says_which() -> None:
 
 
 def test_keys_are_looked_at_in_the_pictures_that_count() -> None:
-    many = [{"url": URL, f"k{n}": 1} for n in range(4)]
+    many = [{"url": URL, f"k{n}": 1} for n in range(5)]
     with pytest.raises(InvalidInput) as reported:
         parsed({"prompt": "a", "images": many})
     assert [text.partition(":")[0] for text in reported.value.warnings] == [
         "images.k0",
         "images.k1",
         "images.k2",
+        "images.k3",
     ]
 
 

@@ -39,13 +39,22 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("row", CATALOGUE.rows, ids=lambda row: row.name)
 def test_a_row_holds_together(row: ModelSpec) -> None:
-    assert row.pipeline in models.PIPELINES
+    assert row.pipeline in CATALOGUE.classes
     assert row.tasks
-    assert set(row.lightning) == {4, 8}
+    assert set(row.lightning) in ({4, 8}, set())
     assert all(str(n) + "steps" in file.filename for n, file in row.lightning.items())
     assert set(row.defaults.sizes) == {"1:1", "16:9", "9:16", "4:3", "3:4", "3:2", "2:3"}
     assert all(side % 16 == 0 for size in row.defaults.sizes.values() for side in size)
-    assert row.licence == "apache-2.0"
+    assert row.is_gated == (row.licence != "apache-2.0")
+
+
+def test_what_may_not_be_used_commercially_is_gated() -> None:
+    """Of the models of FLUX.2, the two of 4 billion parameters are free."""
+    gated = [row.name for row in CATALOGUE.rows if row.is_gated]
+    assert gated == ["flux-2-dev", "flux-2-klein-base-9b", "flux-2-klein-9b"]
+    assert {row.licence for row in CATALOGUE.rows if row.is_gated} == {
+        "flux-non-commercial-license"
+    }
 
 
 def test_names_are_unique() -> None:
@@ -62,7 +71,7 @@ def test_a_size_is_its_aspect_ratio_turned() -> None:
 
 def test_only_qwen_image_2512_has_a_negative_prompt_of_its_own() -> None:
     """The one of its publisher's README, word for word."""
-    given = {row.name: row.defaults.negative_prompt for row in CATALOGUE.rows}
+    given = {row.name: row.defaults.negative_prompt for row in models.TABLE}
     own = {name: prompt for name, prompt in given.items() if prompt != " "}
     assert own == {
         "qwen-image-2512": "低分辨率，低画质，肢体畸形，手指畸形，画面过饱和，蜡像感，"  # noqa: RUF001
@@ -195,9 +204,64 @@ def test_another_owners_copy_does_not_take_the_rows_name() -> None:
 
 
 def test_another_family_is_refused_with_what_is_served() -> None:
-    (spec,) = resolved("black-forest-labs/FLUX.1-dev")
-    with pytest.raises(WeightsUnavailable, match=r"FluxPipeline.*QwenImagePipeline"):
-        CATALOGUE.classify(spec, {"_class_name": "FluxPipeline"}, [])
+    (spec,) = resolved("someone/sd3")
+    with pytest.raises(WeightsUnavailable, match=r"StableDiffusion3Pipeline.*QwenImagePipeline"):
+        CATALOGUE.classify(spec, {"_class_name": "StableDiffusion3Pipeline"}, [])
+
+
+@pytest.mark.parametrize(
+    ("word", "pipeline", "name", "instead"),
+    [
+        ("black-forest-labs/FLUX.1-schnell", "FluxPipeline", "FLUX.1", "flux-2-klein-4b"),
+        (
+            "black-forest-labs/FLUX.1-Kontext-dev",
+            "FluxKontextPipeline",
+            "FLUX.1",
+            "flux-2-klein-4b",
+        ),
+        ("black-forest-labs/flux-3-image-klein", "Flux3Pipeline", "FLUX.3", "flux-2-klein-4b"),
+        (
+            "black-forest-labs/FLUX.2-klein-9b-kv",
+            "Flux2KleinKVPipeline",
+            "FLUX.2 klein KV",
+            "flux-2-klein-9b",
+        ),
+        ("Tongyi-MAI/Z-Image-Turbo", "ZImagePipeline", "Z-Image", "flux-2-klein-4b"),
+    ],
+)
+def test_a_relative_is_refused_by_its_name_and_by_its_class(
+    word: str, pipeline: str, name: str, instead: str
+) -> None:
+    """Before a hub is asked, and as anyone's copy; with what is served instead."""
+    with pytest.raises(WeightsUnavailable) as refused:
+        resolved(word)
+    assert refused.value.message == (
+        f"MODEL: {word} is {name}, which this worker does not serve; take {instead}"
+    )
+    (copy,) = resolved("someone/copy")
+    with pytest.raises(WeightsUnavailable) as refused:
+        CATALOGUE.classify(copy, {"_class_name": pipeline}, [])
+    assert f"copy is {name} ({pipeline}), which" in refused.value.message
+    assert refused.value.message.endswith(f"take {instead}")
+    assert CATALOGUE.find_row(instead).licence
+
+
+@pytest.mark.parametrize(
+    ("index", "steps", "cfg", "guidance"),
+    [
+        ({"_class_name": "Flux2KleinPipeline", "is_distilled": True}, 4, False, None),
+        ({"_class_name": "Flux2KleinPipeline", "is_distilled": False}, 50, True, None),
+        ({"_class_name": "Flux2KleinPipeline"}, 50, True, None),
+        ({"_class_name": "Flux2Pipeline"}, 50, False, 4.0),
+    ],
+)
+def test_whether_a_klein_is_distilled_is_in_its_own_files(
+    index: dict[str, object], steps: int, cfg: bool, guidance: float | None
+) -> None:
+    (spec,) = resolved("someone/klein")
+    known = CATALOGUE.classify(spec, index, [], {"area": 96 * 96}).defaults
+    assert (known.steps, known.takes_cfg, known.guidance) == (steps, cfg, guidance)
+    assert (known.area, known.sizes["1:1"]) == (96 * 96, (96, 96))
 
 
 @pytest.mark.parametrize("word", ["qwen-image-3000", "a/b/c", "../nowhere", "/no/such/folder"])

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worker.engine.lora_keys import ModuleTensors, show, sort_by_module
+from worker.engine.lora_keys import (
+    NONE_JOINED,
+    Joined,
+    ModuleTensors,
+    show,
+    sort_by_module,
+)
 from worker.engine.lora_scale import EXACT, Own, Stated, compute_scales
 from worker.errors import LoraNotApplied
 
@@ -70,13 +76,35 @@ def make_scaled(
     state: Mapping[str, Tensor],
     modules: Collection[str] | None = None,
     sources: Sequence[Stated] = (),
+    joined: Joined = NONE_JOINED,
 ) -> ScaledLora:
     """Return what `make_canonical` does, with a scale only where the stock stack folds it too.
 
-    That is a module's own alpha; what `sources` state stays a scale, as peft applies it. Raises
+    That is a module's own alpha; what `sources` state stays a scale, as peft applies it. A module
+    of `joined` becomes those that it stands for: each has its A, and its own rows of its B. Raises
     LoraNotApplied.
     """
-    return _make_lora(state, modules, sources, is_all=False)
+    known = None if modules is None else [*modules, *joined]
+    return _split_joined(_make_lora(state, known, sources, is_all=False), joined)
+
+
+def _split_joined(lora: ScaledLora, joined: Joined) -> ScaledLora:
+    """Return a LoRA of the transformer's own modules; raises LoraNotApplied."""
+    tensors: dict[str, Tensor] = {}
+    scales: dict[str, float] = {}
+    for module in lora.scales:
+        down, up = lora.find_sides(module)
+        own = joined.get(module, (module,))
+        if up.shape[0] % len(own):
+            raise LoraNotApplied(
+                f"{module} has {up.shape[0]} outputs, which are not those of {len(own)} modules"
+            )
+        for name, rows in zip(own, up.chunk(len(own)), strict=True):
+            if name in scales:
+                raise LoraNotApplied(f"the LoRA has {name} twice, by two of its names")
+            tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = down, rows
+            scales[name] = lora.scales[module]
+    return ScaledLora(tensors, scales)
 
 
 def _make_lora(

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from worker.engine.lora import ScaledLora, make_canonical, make_scaled
+from worker.engine.lora_keys import NONE_JOINED, Joined
 from worker.engine.lora_scale import ADAPTER_CONFIG, pick_relevant, read_stated
 from worker.errors import LoraNotApplied
 
@@ -32,11 +33,14 @@ def read(
 
 
 def read_scaled(
-    path: Path, modules: Collection[str], configuration: bytes | None = None
+    path: Path,
+    modules: Collection[str],
+    configuration: bytes | None = None,
+    joined: Joined = NONE_JOINED,
 ) -> ScaledLora:
     """Read a LoRA file into the form of `lora.make_scaled`; otherwise as `read`."""
     state, metadata = _read_state(path)
-    return make_scaled(state, modules, read_stated(metadata, configuration))
+    return make_scaled(state, modules, read_stated(metadata, configuration), joined)
 
 
 def _read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:

@@ -1,7 +1,7 @@
 """The names of tensors in public LoRA files, mapped to the transformer's own modules."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
@@ -83,6 +83,12 @@ def show(key: str) -> str:
     """Return a key as messages show it: on one line, and cut when it is long."""
     text = key.encode("unicode_escape").decode("ascii")
     return text if len(text) <= LONGEST_KEY else f"{text[:LONGEST_KEY]}..."
+
+
+# Names under which publishers know several Linears as one, or one by another name -> ours, in the
+# order in which the outputs of one follow each other.
+Joined = Mapping[str, Sequence[str]]
+NONE_JOINED: Final[Joined] = {}
 
 
 class Names:

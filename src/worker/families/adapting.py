@@ -10,6 +10,7 @@ import torch
 from worker import log
 from worker.engine.guests import GuestAdapters
 from worker.engine.lora import Adapters, ScaledLora
+from worker.engine.lora_keys import NONE_JOINED, Joined
 from worker.errors import LoraNotApplied, LoraRefused
 from worker.families.lora_reader import LoraReader
 from worker.loras.ready import ReadyLora
@@ -22,7 +23,7 @@ class WishedLoras:
     """The LoRAs of wishes on one transformer, in `dtype` on `device`, up to `budget` bytes.
 
     `own` are the model's adapters, `guests` those of wishes. What the wish needs that is made is
-    there whatever its size. For one thread.
+    there whatever its size. `joined` are other names of modules. For one thread.
     """
 
     def __init__(
@@ -32,12 +33,13 @@ class WishedLoras:
         device: torch.device,
         dtype: torch.dtype,
         budget: int = ADAPTER_BYTES,
+        joined: Joined = NONE_JOINED,
     ) -> None:
         self._own, self._guests = own, guests
         self._device, self._dtype = device, dtype
         self._budget = budget
         self._sizes: OrderedDict[Hashable, int] = OrderedDict()
-        self.reader = LoraReader(own.modules, self._sizes, dtype)
+        self.reader = LoraReader(own.modules, self._sizes, dtype, joined=joined)
 
     def use(self, name: str | None, loras: Sequence[ReadyLora]) -> None:
         """Make the model's own adapter `name` active, or none, and next to it these LoRAs.

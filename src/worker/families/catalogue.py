@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from worker.families.family import DeviceNeed, Family
+from worker.families.flux2 import models as flux2
 from worker.families.qwen_image import models as qwen_image
 from worker.settings import Precision, Settings
 from worker.weights.meaning import Catalogue
 from worker.weights.spec import ModelSpec
 
-FAMILIES: Final = (qwen_image.FAMILY,)
+FAMILIES: Final = (qwen_image.FAMILY, flux2.FAMILY)
 
 
 def combine(families: Sequence[Family]) -> Catalogue:
@@ -18,9 +19,10 @@ def combine(families: Sequence[Family]) -> Catalogue:
         rows=tuple(row for family in families for row in family.rows),
         groups={word: names for family in families for word, names in family.groups.items()},
         classes={name: known for family in families for name, known in family.classes.items()},
-        forms=tuple(family.form for family in families),
+        forms=tuple(dict.fromkeys(family.form for family in families)),
         default=qwen_image.DEFAULT,
         embedded=qwen_image.EMBEDDED,
+        relatives=tuple(one for family in families for one in family.relatives),
     )
 
 

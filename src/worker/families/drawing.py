@@ -171,3 +171,11 @@ def list_warm_ups(served: Served, *, has_gpu: bool) -> list[PictureWish]:
         replace(first, prompt=" ".join([first.prompt] * WARM_LENGTH)),
         *(replace(first, steps=steps) for steps in others),
     ]
+
+
+def list_texts(wish: PictureWish) -> dict[str, str]:
+    """Return the texts that a picture is made of, by what they are called."""
+    texts = {"prompt": wish.prompt}
+    if wish.negative_prompt is not None and wish.true_cfg_scale > 1:
+        texts["negative prompt"] = wish.negative_prompt
+    return texts

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from worker.settings import Precision, Settings
+from worker.weights.instead import Relative
 from worker.weights.meaning import Complete
 from worker.weights.spec import ModelSpec
 
@@ -17,8 +18,11 @@ class PictureDefaults:
 
     `area` is its native number of pixels, `max_references` is how many reference pictures one job
     may give, `strength` is how far img2img changes one. `takes_loras` says whether jobs may bring
-    LoRAs. Whether the transformer modulates references apart (Qwen-Image-Edit-2511) is in its own
-    configuration, not here.
+    LoRAs. Without `takes_cfg` no negative prompt has an effect; `guidance` is the strength of
+    guidance that the model takes as an input instead, None where it has no such input.
+    `weighs_references` says whether a reference may count more or less than once. Whether the
+    transformer modulates references apart (Qwen-Image-Edit-2511) is in its own configuration, not
+    here.
     """
 
     steps: int
@@ -29,6 +33,9 @@ class PictureDefaults:
     strength: float
     area: int = 1024 * 1024
     takes_loras: bool = True
+    takes_cfg: bool = True
+    guidance: float | None = None
+    weighs_references: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +64,13 @@ class Family:
     that module has `make_ready(spec, settings, gpu, taken=...)` and `prepare(spec, settings, gpu)`.
     `groups` maps a word of MODEL to the names of several rows. `classes` maps each class under
     which it is published to how a model of that class is completed. `form` says in words what a
-    folder of its published weights looks like. `needs` is what one of its models takes, as far as
-    that is known before its files are read.
+    folder of its published weights looks like. `relatives` are models that are taken for it.
+    `needs` is what one of its models takes, as far as that is known before its files are read.
     """
 
     rows: tuple[ModelSpec, ...]
     classes: Mapping[str, Complete]
     form: str
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    relatives: tuple[Relative, ...] = ()
     needs: EstimateNeeds = ignore_needs

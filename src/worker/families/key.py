@@ -15,6 +15,7 @@ class PictureKey:
     negative prompt, without those of the references. `references` are the (width, height) at which
     each is encoded and at which the text encoder sees it: they decide all other lengths. Each of
     `loras` is the identity and the scale of one that a caller requested.
+    `weights` are those of the references, `guidance` is the embedded one.
     `begins` is the strength with which a picture begins from another and whether it has a mask: the
     steps follow from it.
     """
@@ -29,6 +30,8 @@ class PictureKey:
     references: tuple[tuple[PixelSize, PixelSize], ...]
     loras: tuple[tuple[Hashable, float], ...] = ()
     begins: tuple[float | None, bool] = (None, False)
+    weights: tuple[float, ...] = ()
+    guidance: float | None = None
 
     @property
     def pixels(self) -> int:

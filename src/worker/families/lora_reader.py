@@ -9,6 +9,7 @@ import torch
 
 from worker.engine import lora_file
 from worker.engine.lora import ScaledLora
+from worker.engine.lora_keys import NONE_JOINED, Joined
 from worker.errors import LoraFetchFailed, LoraNotApplied, LoraRefused
 from worker.loras.ready import ReadyLora
 
@@ -21,7 +22,8 @@ class LoraReader:
     """Read the LoRAs of wishes for a transformer with these `modules`, in any thread.
 
     Those that are `attached` need no reading. What is read ahead is in `dtype`, in memory of its
-    own, since others may replace a file, and is kept for as long as a wish has it.
+    own, since others may replace a file, and is kept for as long as a wish has it. `joined` are
+    other names of modules.
     """
 
     def __init__(
@@ -30,11 +32,13 @@ class LoraReader:
         attached: Container[Hashable],
         dtype: torch.dtype,
         budget: int = AHEAD_BYTES,
+        joined: Joined = NONE_JOINED,
     ) -> None:
         self._modules = modules
         self._attached = attached
         self._dtype = dtype
         self._budget = budget
+        self._joined = joined
         self._turn = threading.Lock()
         self._read: weakref.WeakValueDictionary[Hashable, ScaledLora] = (
             weakref.WeakValueDictionary()
@@ -63,7 +67,7 @@ class LoraReader:
             return known
         kind = LoraRefused if lora.is_callers else LoraNotApplied
         try:
-            return lora_file.read_scaled(lora.path, self._modules, lora.configuration)
+            return lora_file.read_scaled(lora.path, self._modules, lora.configuration, self._joined)
         except FileNotFoundError:
             raise LoraFetchFailed(f"{lora.name}: its file is gone; try again") from None
         except LoraNotApplied as error:

@@ -40,6 +40,9 @@ def describe(
         sizes=defaults.sizes,
         no_loras=None if defaults.takes_loras else f"{spec.name} takes none",
         strength=defaults.strength if IMG2IMG in spec.tasks else None,
+        takes_cfg=defaults.takes_cfg,
+        guidance=defaults.guidance,
+        weighs_references=defaults.weighs_references,
     )
     return Served(
         id=spec.name,
@@ -47,6 +50,7 @@ def describe(
         revision=revision,
         precision=precision,
         licence=spec.licence,
+        is_gated=spec.is_gated,
         offers=dict.fromkeys(spec.tasks, offer),
         working=working(largest),
     )

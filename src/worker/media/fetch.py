@@ -45,12 +45,14 @@ REQUEST_HEADERS: Final = {
 class ImageSource:
     """Where a reference picture is: an https URL, or base64 with or without a data URI's head.
 
-    `field` is what messages call it, None where it is one of the `images`.
+    `field` is what messages call it, None where it is one of the `images`. `weight` is what its
+    caller wrote next to it, None for nothing.
     """
 
     kind: Literal["url", "base64"]
     value: str
     field: str | None = None
+    weight: float | None = None
 
 
 async def fetch_all(sources: Sequence[ImageSource], settings: Settings) -> list[bytes]:

@@ -54,6 +54,7 @@ def _describe_model(model: Served, settings: Settings) -> dict[str, Any]:
         "revision": model.revision,
         "precision": model.precision,
         "licence": model.licence,
+        "gated": model.is_gated,
         "tasks": list(model.tasks),
     }
     for offer in model.offers.values():

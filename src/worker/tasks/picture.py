@@ -27,14 +27,28 @@ from worker.tasks.preset import Preset, fill_preset, list_presets
 from worker.tasks.repaint import Margins, Repaint, read_margins
 from worker.tasks.size import LARGEST, NAMED, RATIOS, SMALLEST, Size, choose, describe_words
 from worker.tasks.task import Asked, Settled, Span, Task, Warn
-from worker.tasks.way import FROM_PICTURES, FROM_TEXT, IMG2IMG, OUTPAINT, WAYS, Way, check_uses
+from worker.tasks.way import (
+    FROM_PICTURES,
+    FROM_TEXT,
+    IMG2IMG,
+    OUTPAINT,
+    USES,
+    WAYS,
+    Way,
+    check_uses,
+)
 
 # A schedule of the most steps, 100, ends where this strength begins: all have what it needs.
 LEAST_STRENGTH: Final = 0.01
 BLUR: Final = 8
 ROUNDED: Final = 1e-6
 
-REFERENCES: Final = Listed("picture", 3, {"image_2": 2, "image_3": 3}, reference.KEYS)
+REFERENCES: Final = Listed(
+    "picture",
+    4,
+    {"image_2": 2, "image_3": 3, "image_4": 4},
+    (*reference.KEYS, reference.WEIGHT),
+)
 WIDTH_X_HEIGHT: Final = re.compile(r"([0-9]{1,6})[xX*]([0-9]{1,6})")
 
 
@@ -82,7 +96,7 @@ def _read_flag(value: Any) -> Any:
 
 Side = Annotated[int, Whole, Field(ge=SMALLEST, le=LARGEST)]
 References = Annotated[
-    list[Annotated[ImageSource, BeforeValidator(reference.read_source)]],
+    list[Annotated[ImageSource, BeforeValidator(reference.read_reference)]],
     fields.limit_length(REFERENCES.most),
     WithJsonSchema(reference.describe_list(REFERENCES.most)),
 ]
@@ -120,8 +134,8 @@ class PictureInput(CommonInput):
         place=fields.WHAT,
     )
     images: References | None = fields.declare(
-        '1-3 of: https URL, data URI, base64, or `{"image"\\|"url"\\|"data"\\|"base64": ...}`; '
-        "never a file path",
+        '1-4 of: https URL, data URI, base64, or `{"image"\\|"url"\\|"data"\\|"base64": ...}`, '
+        'there also with a "weight"; never a file path',
         "none",
         "image",
         "image_url",
@@ -134,6 +148,19 @@ class PictureInput(CommonInput):
         *REFERENCES.slots,
         place=fields.WHAT,
         listed=REFERENCES,
+    )
+    reference_weights: (
+        Annotated[
+            list[
+                Annotated[float, Number, Field(ge=0, le=reference.MOST_WEIGHT, allow_inf_nan=False)]
+            ],
+            fields.limit_length(REFERENCES.most),
+        ]
+        | None
+    ) = fields.declare(
+        "0-4 for each of `images`: how often it counts, 0 for not at all; see"
+        " [References](#references)",
+        "1 for each",
     )
     width: Side | None = fields.declare(
         "pixels, 64 to the worker's limit, floored to a multiple of 16 and reported in `adjusted`",
@@ -245,7 +272,10 @@ class PictureOffer:
     `area` is the model's native number of pixels; `lightning_steps` are the step counts whose LoRA
     is loaded, the first being the default, empty when none is; `sizes` maps an aspect ratio such as
     "16:9" to (width, height) in pixels. `no_loras` is why a job may bring no LoRAs, None where it
-    may. `strength` is the default of img2img, None where the model has no such task.
+    may. `strength` is the default of img2img, None where the model has no such task. Without
+    `takes_cfg` there is no negative prompt; `guidance` is the default of a model that takes it as
+    an input, None for any other. `weighs_references` says whether a reference may count more or
+    less than once.
     """
 
     steps: int
@@ -258,6 +288,9 @@ class PictureOffer:
     sizes: Mapping[str, tuple[int, int]]
     no_loras: str | None = "this model takes none"
     strength: float | None = None
+    takes_cfg: bool = True
+    guidance: float | None = None
+    weighs_references: bool = False
 
     def describe(self, settings: Settings) -> Mapping[str, Any]:
         """Return what op=capabilities reports about it.
@@ -275,6 +308,8 @@ class PictureOffer:
             "max_images": self.count_most(settings),
             "max_loras": 0 if self.no_loras else settings.max_loras,
             **({} if self.strength is None else {"strength": self.strength}),
+            **({} if self.guidance is None else {"guidance": self.guidance}),
+            **({"max_reference_weight": reference.MOST_WEIGHT} if self.weighs_references else {}),
             "sizes": {ratio: list(size) for ratio, size in self.sizes.items()},
             "presets": {name: row._asdict() for name, row in list_presets(self, settings).items()},
         }
@@ -296,7 +331,9 @@ class PictureWish:
     `source` is the picture that it begins from as far as `strength` says, None for noise alone. The
     white of `mask` (L, of its size) is repainted, None for all of it; with `preserves`, what is
     delivered has the source's own pixels elsewhere. `start_noise` is the part of the beginning that
-    was noise, 0 to 1, found while the picture is made.
+    was noise, 0 to 1, found while the picture is made. `reference_weights` are how often each
+    reference counts, empty where each counts once. `guidance` is that of a model which takes it as
+    an input, None for any other.
 
     `ahead` is the model's: what it has done for the wish before its turn, if anything.
     """
@@ -319,6 +356,8 @@ class PictureWish:
     preserves: bool = declare_private(default=True)
     strength: float | None = declare_public(show=show_given, default=None)
     start_noise: float | None = declare_public(show=show_given, default=None)
+    reference_weights: tuple[float, ...] = declare_public(show=list, default=())
+    guidance: float | None = declare_public(show=show_given, default=None)
     ahead: object = declare_private(default=None, compare=False, repr=False)
 
     @property
@@ -385,7 +424,7 @@ def judge(
     values, adjusted = fill_preset(values, offer, settings, verdict)
     _check_references(values, model, offer, settings, verdict, way)
     lightning, steps = _choose_steps(values, model, offer, settings, verdict)
-    scale, negative_prompt = _choose_guidance(values, offer, lightning=lightning, verdict=verdict)
+    scale, negative_prompt = _choose_cfg(values, offer, lightning=lightning, verdict=verdict)
     size = _read_size(values, verdict, way)
     if not settings.shrink:
         _check_limits(size, offer, verdict, way)
@@ -402,6 +441,8 @@ def judge(
         height=0,
         preserves=values.preserve_unmasked is not False,
         strength=_choose_strength(values, offer, way),
+        reference_weights=_choose_weights(values, model, offer, verdict, way),
+        guidance=_choose_guidance(values, offer),
     )
     sources = tuple(values.images or ())
     if values.mask is not None:
@@ -527,10 +568,13 @@ def _choose_steps(
     return True, steps or loaded[0]
 
 
-def _choose_guidance(
+def _choose_cfg(
     values: PictureInput, offer: PictureOffer, *, lightning: bool, verdict: Verdict
 ) -> tuple[float, str | None]:
     """Choose the CFG scale and, where CFG runs, the negative prompt."""
+    if not offer.takes_cfg:
+        _refuse_cfg(values, offer, verdict)
+        return 1.0, None
     scale = offer.true_cfg_scale if values.true_cfg_scale is None else values.true_cfg_scale
     if lightning:
         if values.true_cfg_scale not in (None, 1.0):
@@ -544,6 +588,53 @@ def _choose_guidance(
     if values.negative_prompt and not is_blank(values.negative_prompt):
         verdict.warn("negative_prompt", "has no effect at a true_cfg_scale of 1.0")
     return scale, None
+
+
+def _refuse_cfg(values: PictureInput, offer: PictureOffer, verdict: Verdict) -> None:
+    """Refuse a negative prompt, and warn of a scale, where a model runs without CFG."""
+    if values.negative_prompt and not is_blank(values.negative_prompt):
+        verdict.add_fault("negative_prompt", "this model runs without CFG and takes none")
+    if offer.guidance is None and values.true_cfg_scale not in (None, 1.0):
+        message = f"set to 1.0: this model runs without CFG (got {values.true_cfg_scale:g})"
+        verdict.warn("true_cfg_scale", message)
+
+
+def _choose_guidance(values: PictureInput, offer: PictureOffer) -> float | None:
+    """Choose the guidance of a model that takes it as an input, None for any other."""
+    if offer.guidance is None or values.true_cfg_scale is None:
+        return offer.guidance
+    return values.true_cfg_scale
+
+
+def _choose_weights(
+    values: PictureInput, model: Served, offer: PictureOffer, verdict: Verdict, way: Way
+) -> tuple[float, ...]:
+    """Choose how often each reference counts, nothing where no weight is given."""
+    images, listed = values.images or (), values.reference_weights
+    beside = [image.weight for image in images]
+    has_own = any(weight is not None for weight in beside)
+    if verdict.is_broken("images", "reference_weights") or (listed is None and not has_own):
+        return ()
+    name = "images" if listed is None else "reference_weights"
+    if listed is not None and has_own:
+        verdict.add_fault(name, "cannot be combined with weights in images")
+        return ()
+    weights = tuple(1.0 if weight is None else weight for weight in beside)
+    if listed is not None:
+        weights = tuple(listed)
+    if way.name not in USES["reference_weights"]:
+        if listed is None:
+            verdict.add_fault(name, f"have no weights in {way.name}")
+        return ()
+    if len(weights) != len(images):
+        verdict.add_fault(name, f"must be one for each of {len(images)} (got {len(weights)})")
+    elif not offer.weighs_references and any(weight != 1 for weight in weights):
+        verdict.add_fault(
+            name,
+            f"must be 1 for {model.id}: its prompt has seen the references, so that a weight has no"
+            " meaning there",
+        )
+    return weights
 
 
 def _read_size(values: PictureInput, verdict: Verdict, way: Way) -> Size:

@@ -3,11 +3,13 @@
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import unquote
 
 from PIL import Image
 
+from worker.edge.fields import read_decimal, show
 from worker.errors import Detail, WorkerError
 from worker.media import images
 from worker.media.fetch import ImageSource
@@ -17,6 +19,10 @@ KEYS: Final = ("image", "url", "data", "base64", "image_url", "b64_json")
 FORMS: Final = 'an https URL, a data URI, base64, or {"image"|"url"|"data"|"base64": ...}'
 
 # Bounded: 27 MB of base64 are all letters, for which an unbounded star takes 0.7 s.
+# What an object may say of a reference next to where it is, and the most of it.
+WEIGHT: Final = "weight"
+MOST_WEIGHT: Final = 4
+
 SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]{0,31}://", re.IGNORECASE)
 DATA_HEADER: Final = 256
 ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_"
@@ -35,9 +41,23 @@ PATH: Final = re.compile(
 
 def describe_list(most: int) -> dict[str, Any]:
     """Return the JSON Schema of one picture or a list of them."""
-    keyed = {"type": "object", "properties": {key: {"type": "string"} for key in KEYS}}
+    weight = {"type": "number", "minimum": 0, "maximum": MOST_WEIGHT}
+    keys = {key: {"type": "string"} for key in KEYS}
+    keyed = {"type": "object", "properties": {**keys, WEIGHT: weight}}
     one = {"anyOf": [{"type": "string"}, keyed]}
     return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": most}]}
+
+
+def read_reference(value: Any) -> ImageSource:
+    """Read one picture that may say how often it counts; otherwise as `read_source`."""
+    if not isinstance(value, dict) or value.get(WEIGHT) is None:
+        return read_source(value)
+    weight = read_decimal(value[WEIGHT])
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not 0 <= weight <= MOST_WEIGHT:
+        raise ValueError(f"its weight must be 0 to {MOST_WEIGHT} (got {show(weight)})")
+    source = read_source({key: item for key, item in value.items() if key != WEIGHT})
+    return replace(source, weight=float(weight))
 
 
 def read_source(value: Any) -> ImageSource:

@@ -16,6 +16,7 @@ OUTPAINT: Final = "outpaint"
 PARTS: Final[Mapping[str, str]] = {INPAINT: "mask", OUTPAINT: "outpaint"}
 # The fields that only some tasks have a use for.
 USES: Final[Mapping[str, tuple[str, ...]]] = {
+    "reference_weights": (FROM_PICTURES, INPAINT, OUTPAINT),
     "strength": (IMG2IMG, INPAINT, OUTPAINT),
     "mask": (INPAINT,),
     "invert_mask": (INPAINT,),

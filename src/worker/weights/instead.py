@@ -2,8 +2,34 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from worker.weights.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """Models that are taken for those of a family and that this worker does not serve.
+
+    `repositories` and `classes` are patterns of what their publishers call them, in any case;
+    `instead` is the row to take.
+    """
+
+    name: str
+    repositories: str
+    classes: str
+    instead: str
+
+
+def find_relative(
+    relatives: Sequence[Relative], repository: str, pipeline: str = ""
+) -> Relative | None:
+    """Return what a repository is by its name or, where that is known, its class."""
+    for relative in relatives:
+        named = not pipeline and re.match(relative.repositories, repository, re.IGNORECASE)
+        if named or re.fullmatch(relative.classes, pipeline):
+            return relative
+    return None
 
 
 def find_instead(

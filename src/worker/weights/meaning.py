@@ -11,7 +11,7 @@ from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.settings import Settings
 from worker.weights.apart import drop_doubles, rename_doubles
 from worker.weights.checkpoint import ABOUT, BUNDLE_MANIFEST, CONFIG, INDEX, read_class
-from worker.weights.instead import find_instead
+from worker.weights.instead import Relative, find_instead, find_relative
 from worker.weights.names import is_same_repository
 from worker.weights.spec import Listing, LoraFile, ModelSpec, Parts, choose_parts
 
@@ -38,7 +38,7 @@ class Catalogue:
 
     `groups` maps a word to the names of several rows. `default` is the word that an empty MODEL
     stands for, `embedded` the one where there is neither a GPU nor RunPod. `forms` say in words
-    what a folder of published weights may be.
+    what a folder of published weights may be. `relatives` are refused by their names.
     """
 
     rows: tuple[ModelSpec, ...]
@@ -47,6 +47,7 @@ class Catalogue:
     forms: tuple[str, ...]
     default: str
     embedded: str
+    relatives: tuple[Relative, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -165,6 +166,7 @@ class Catalogue:
         """
         pipeline = read_class(description)
         if pipeline not in self.classes:
+            self._refuse_relative(spec.name, spec.repository, pipeline)
             raise WeightsUnavailable(
                 f"MODEL: {spec.name} is a {pipeline[:60] or 'repository without a pipeline class'};"
                 f" this worker serves {', '.join(self.classes)}"
@@ -182,7 +184,9 @@ class Catalogue:
             lightning=spec.lightning or own,
             listing=self.make_listing(spec.repository, pipeline),
         )
-        return self.classes[pipeline](known, about or {})
+        # what a pipeline's own switches say (is_distilled), and what the model says to this worker
+        switches = {key: value for key, value in description.items() if isinstance(value, bool)}
+        return self.classes[pipeline](known, {**switches, **(about or {})})
 
     def complete_by_manifest(self, spec: ModelSpec, manifest: Mapping[str, Any]) -> ModelSpec:
         """Complete a model that is a bundle from the bundle's manifest.
@@ -228,10 +232,21 @@ class Catalogue:
             for row in self.rows:
                 if is_same_repository(repository, row.repository):
                     return (_place(replace(self.find_row(row.name), revision=revision or None)),)
+            self._refuse_relative(word, repository)
             return (replace(self._describe_outside(repository), revision=revision or None),)
         raise WeightsUnavailable(
             f"MODEL: no model is called {word[:80]!r}; known are {', '.join(self.names)}; a"
             " repository (org/name) and an absolute folder work too"
+        )
+
+    def _refuse_relative(self, name: str, repository: str, pipeline: str = "") -> None:
+        """Raise WeightsUnavailable for a model that is known and not served."""
+        relative = find_relative(self.relatives, repository, pipeline)
+        if relative is None:
+            return
+        raise WeightsUnavailable(
+            f"MODEL: {name[:80]} is {relative.name}{f' ({pipeline})' if pipeline else ''}, which"
+            f" this worker does not serve; take {relative.instead}"
         )
 
     def _describe_outside(self, repository: str, folder: Path | None = None) -> ModelSpec:

@@ -54,6 +54,7 @@ class ModelSpec:
     the weights are a local folder, `embedded` is that folder's path below checkpoints/ for a model
     that ships with the worker. `needs_gpu` is False where a CPU serves it in seconds. `is_alone`
     says whether MODEL names no other published model, so that MODEL_PATH must mean this one.
+    `is_gated` says whether the hub gives the files to those alone who accepted the licence.
     `lightning_place` and `transformer` are the settings LIGHTNING and TRANSFORMER, "" where they
     are not set.
     """
@@ -71,6 +72,7 @@ class ModelSpec:
     embedded: str | None = None
     folder: Path | None = None
     needs_gpu: bool = True
+    is_gated: bool = False
     is_alone: bool = True
     listing: Listing = Listing()
     lightning_place: str = ""

@@ -20,7 +20,10 @@ MOST_FILES: Final = 16
 MOST_FIELDS: Final = 64
 MOST_TEXT_BYTES: Final = 65_536
 # Fields of a form that take files, or addresses of pictures as text.
-FILE_FIELDS: Final = ("image", "image[]", "images", "images[]", "mask", "image_2", "image_3")
+FILE_FIELDS: Final = (
+    *("image", "image[]", "images", "images[]", "mask"),
+    *("image_2", "image_3", "image_4"),
+)
 TRUTHS: Final[Mapping[str, bool]] = {"true": True, "false": False}
 
 

@@ -26,6 +26,7 @@ from worker.families.drawing import (
     decode_picture,
     encode_sources,
     has_same_aspect,
+    list_texts,
     list_warm_ups,
     make_encode,
     make_pictures,
@@ -71,14 +72,6 @@ def fit_area(area: int, ratio: float) -> tuple[int, int]:
     width = math.sqrt(area * ratio)
     height = width / ratio
     return max(32, round(width / 32) * 32), max(32, round(height / 32) * 32)
-
-
-def _list_texts(wish: PictureWish) -> dict[str, str]:
-    """Return the texts that a picture is made of, by what they are called."""
-    texts = {"prompt": wish.prompt}
-    if wish.negative_prompt is not None and wish.true_cfg_scale > 1:
-        texts["negative prompt"] = wish.negative_prompt
-    return texts
 
 
 class QwenImage:
@@ -142,7 +135,7 @@ class QwenImage:
             wish.true_cfg_scale,
             tuple(
                 self._prompts.count_tokens(text, template, shown)
-                for text in _list_texts(wish).values()
+                for text in list_texts(wish).values()
             ),
             tuple(
                 (self.choose_reference_size(image, wish), self._choose_shown_size(image))
@@ -298,7 +291,7 @@ class QwenImage:
         """Return a warning for each text that was used and cut."""
         return tuple(
             f"the {name} was cut at {MAX_TOKENS} tokens"
-            for name, text in _list_texts(wish).items()
+            for name, text in list_texts(wish).items()
             if self._prompts.is_cut(text, references=bool(wish.references))
         )
 
@@ -307,7 +300,7 @@ class QwenImage:
     ) -> tuple[Conditioning, Conditioning | None]:
         """Return the prompts of wishes and, where CFG runs, their negative prompts."""
         prompt = stack([self._embed(w, w.prompt, pictures, clock) for w in wishes])
-        if "negative prompt" not in _list_texts(wishes[0]):
+        if "negative prompt" not in list_texts(wishes[0]):
             return prompt, None
         negative = [self._embed(w, w.negative_prompt or "", pictures, clock) for w in wishes]
         return prompt, stack(negative)

@@ -2,12 +2,10 @@
 
 import json
 import re
-import tempfile
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping
+from typing import Any, Final
 
-from worker.bundle.plain import open_processor, open_tokenizer
+from worker.bundle.plain import open_processor, open_tokenizer, try_opening
 from worker.errors import WeightsUnavailable
 from worker.families.qwen_image.prompts import EDIT_TEMPLATE, TEXT_TEMPLATE, PromptEncoder, Template
 
@@ -22,8 +20,6 @@ SPECIAL: Final = (
     "<|vision_end|>",
     "<|image_pad|>",
 )
-
-T = TypeVar("T")
 
 
 def rename_classes(name: str, data: bytes) -> bytes:
@@ -52,25 +48,11 @@ def check(
     `small` maps a component to its small files, `config` is the text encoder's with its defaults.
     Raises WeightsUnavailable.
     """
-    tokenizer = _try_opening("tokenizer", small["tokenizer"], open_tokenizer)
+    tokenizer = try_opening("tokenizer", small["tokenizer"], open_tokenizer, "Qwen2.5-VL")
     _check_tokenizer(tokenizer, config, EDIT_TEMPLATE if edits else TEXT_TEMPLATE)
     if edits:
-        processor = _try_opening("processor", small["processor"], open_processor)
+        processor = try_opening("processor", small["processor"], open_processor, "Qwen2.5-VL")
         _check_processor(processor, config)
-
-
-def _try_opening(component: str, files: Mapping[str, bytes], opening: Callable[[Path], T]) -> T:
-    with tempfile.TemporaryDirectory(prefix="worker-") as folder:
-        for name, data in files.items():
-            Path(folder, name).write_bytes(data)
-        try:
-            return opening(Path(folder))
-        except Exception as error:
-            # whatever transformers raises for such files, it raises every time
-            raise WeightsUnavailable(
-                f"{component}/ cannot be opened ({type(error).__name__}): its files are not those"
-                " of a Qwen2.5-VL"
-            ) from error
 
 
 def _check_tokenizer(tokenizer: Any, config: Mapping[str, Any], template: Template) -> None:

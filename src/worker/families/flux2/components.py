@@ -1,0 +1,35 @@
+"""What a model is made of once it is open: modules on the device and what steers them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from worker.engine.lora import Adapters
+from worker.families.flux2.forward import Flux2Forward
+
+
+@dataclass(slots=True)
+class Flux2Parts:
+    """The open parts of one FLUX.2 model.
+
+    `transformer`, `text_encoder` and `vae` are diffusers' and transformers' own modules on
+    `device`, in eval mode; floating tensors have `dtype` unless the precision keeps them otherwise.
+    `scheduler` is the schedule's configuration (scheduler_config.json). `compiled_batch` is the
+    most rows that the transformer's blocks are compiled for, 0 where they run as they are.
+    `forward` runs the transformer.
+    """
+
+    transformer: Any
+    text_encoder: Any
+    vae: Any
+    tokenizer: Any
+    scheduler: dict[str, Any]
+    adapters: Adapters
+    device: torch.device
+    dtype: torch.dtype
+    compiled_batch: int = 0
+    forward: Flux2Forward = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.forward = Flux2Forward(self.transformer, is_compiled=self.compiled_batch > 0)

@@ -1,0 +1,76 @@
+"""Prompts are the stock pipelines' tokens; the user's text is cut, never what follows it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from worker.families.flux2.prompts import (
+    DEV_TEMPLATE,
+    KLEIN_TEMPLATE,
+    ChatTemplate,
+    TextEncoder,
+)
+from worker.families.flux2.published import open_published
+from worker.seam import Unheard, take_made
+from worlds.small_flux import Kind
+from worlds.stock_flux import CPU, WISH, FluxPair
+
+TEMPLATES: dict[Kind, ChatTemplate] = {"klein": KLEIN_TEMPLATE, "dev": DEV_TEMPLATE}
+
+
+@pytest.fixture(scope="module", params=["klein", "dev"])
+def opened(request: pytest.FixtureRequest, publish: Callable[[Kind], Path]) -> tuple[Any, Any]:
+    """A tokenizer with its template, and the encoder of prompts over it."""
+    kind: Kind = request.param
+    parts = open_published(publish(kind), dtype=torch.float32, device=CPU)
+    template = TEMPLATES[kind]
+    return parts.tokenizer, TextEncoder(parts.tokenizer, parts.text_encoder, template)
+
+
+@pytest.mark.parametrize("prompt", ["", "a", "two\n\nlines", "  spaces ", "a small red circle"])
+def test_tokens_are_those_of_the_tokenizer_s_own_template(
+    opened: tuple[Any, Any], prompt: str
+) -> None:
+    tokenizer, encoder = opened
+    template = DEV_TEMPLATE if tokenizer.padding_side == "left" else KLEIN_TEMPLATE
+    assert encoder.tokenise(prompt) == template.apply(tokenizer, prompt)
+
+
+@pytest.mark.parametrize(
+    "word", ["<|im_end|>", "<|im_start|>system", "<think>", "[/INST]", "<|endoftext|>"]
+)
+def test_a_user_s_text_is_never_a_special_token(opened: tuple[Any, Any], word: str) -> None:
+    """Not the end of the turn, nor anything else that the template has tokens for."""
+    tokenizer, encoder = opened
+    special = set(tokenizer.added_tokens_decoder)
+    plain, given = (
+        [one for one in encoder.tokenise(text) if one in special] for text in ("a", f"a {word} b")
+    )
+    assert given == plain
+
+
+def test_a_long_prompt_keeps_the_template_s_end(opened: tuple[Any, Any]) -> None:
+    _, encoder = opened
+    short, long = encoder.tokenise("a"), encoder.tokenise("a " * 1000)
+    assert len(long) == 512
+    assert long[-1] == short[-1]
+    count = encoder.count_used("a " * 1000)
+    assert count is not None
+    assert count == 512 - len(encoder.tokenise(""))
+    assert encoder.count_used("a") is None
+    assert encoder.encode("a " * 1000).shape == encoder.encode("a").shape == (1, 512, 192)
+
+
+def test_the_caller_is_told_where_a_prompt_was_cut(publish: Callable[[Kind], Path]) -> None:
+    pair = FluxPair(publish("base"), "base")
+    long = "a red circle " * 400
+    wish = replace(WISH, width=64, height=64, steps=2, prompt=long, seed=3)
+    cut = replace(wish, negative_prompt=long, true_cfg_scale=4.0)
+    for one, names in ((WISH, []), (wish, ["prompt"]), (cut, ["prompt", "negative prompt"])):
+        (outcome,) = pair.ours.make([replace(one, width=64, height=64, steps=2)], [Unheard()])
+        warned = take_made(outcome).warnings
+        assert [text.partition(" was cut at ")[0] for text in warned] == [f"the {n}" for n in names]
