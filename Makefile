@@ -120,11 +120,19 @@ lint: setup ## ruff, its format check, mypy strict
 format: setup ## format with ruff
 	$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format .
 
-train-tiny: setup ## train checkpoints/tiny from scratch (TRAIN="--compile --bf16" with g++ and AMX: 2 hours on 2 cores)
+train-tiny: setup ## train checkpoints/tiny from scratch (TRAIN="--compile --bf16" with g++ and AMX: 2 hours on 2 cores); MODEL=tiny-flux
+ifeq ($(MODEL),tiny-flux)
+	$(BIN)/python -m training.tiny.flux.make out/train-tiny-flux --out out/tiny-flux $(TRAIN)
+else
 	$(BIN)/python -m training.tiny.train out/train-tiny $(TRAIN)
+endif
 
-eval-tiny: setup ## check what checkpoints/tiny draws and edits, from its pixels
+eval-tiny: setup ## check what checkpoints/tiny draws and edits, from its pixels; MODEL=tiny-flux
+ifeq ($(MODEL),tiny-flux)
+	$(BIN)/python -m training.tiny.flux.evaluate
+else
 	$(BIN)/python -m training.tiny.evaluate
+endif
 
 lock: setup ## resolve the dependencies again, with hashes
 	cd builder && for name in uv cu128 cu130 dev fuzz stores clients api browser; do \

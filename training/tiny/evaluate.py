@@ -9,7 +9,7 @@ What begins from a picture is in begun.py.
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Final
@@ -74,8 +74,12 @@ def draw(
     seed: int,
     way: str,
     loras: tuple[ReadyLora, ...] = (),
+    weights: tuple[float, ...] = (),
 ) -> Image.Image:
-    """Return one picture by the engine, at the checkpoint's own size."""
+    """Return one picture by the engine, at the checkpoint's own size.
+
+    `weights` are the references', where a model weighs them; none for 1 each.
+    """
     lightning, steps, scale = WAYS[way]
     wish = PictureWish(
         task="edit" if references else "text-to-image",
@@ -89,6 +93,7 @@ def draw(
         lightning=lightning,
         seed=seed,
         loras=loras,
+        reference_weights=weights,
     )
     (made,) = map(take_made, model.make([wish], [Unheard()]))
     assert isinstance(made.piece, Picture)
@@ -121,12 +126,25 @@ def sheet(cases: Sequence[Case], drawn: dict[str, list[Image.Image]], target: Pa
     page.quantize(64).save(target, optimize=True)
 
 
-def gate(kind: str, result: dict[str, float]) -> int:
+def gate(kind: str, result: Mapping[str, float], gates: Mapping[str, float]) -> int:
     """Print the gates that one kind's held-out figures miss; return how many."""
-    missed = {name: least for name, least in GATES[kind].items() if result.get(name, 0.0) < least}
+    missed = {name: least for name, least in gates.items() if result.get(name, 0.0) < least}
     for name, least in missed.items():
         print(f"gate not met | {kind} | {name} {result.get(name, 0.0):.1%} of {least:.0%}")
     return len(missed)
+
+
+def tell(
+    way: str, cases: Sequence[Case], pictures: Sequence[Image.Image], seconds: float
+) -> dict[str, float]:
+    """Print what is right of one kind's cases, in `seconds` each; return the held-out rates."""
+    kind, result = cases[0].kind, dict[str, float]()
+    for name, held_out in (("seen", False), ("held-out", True)):
+        pairs = [(c, p) for c, p in zip(cases, pictures, strict=True) if c.held_out == held_out]
+        result = rates([c for c, _ in pairs], [p for _, p in pairs])
+        cells = " | ".join(f"{part} {rate:.1%}" for part, rate in result.items())
+        print(f"{kind} | {way} | {name} {len(pairs)} | {cells} | {seconds:.2f} s", flush=True)
+    return result
 
 
 def run(models: dict[str, Model], cases: list[Case], ways: Sequence[str], out: Path) -> int:
@@ -138,15 +156,9 @@ def run(models: dict[str, Model], cases: list[Case], ways: Sequence[str], out: P
         start = time.monotonic()
         drawn[way] = [make(model, case, way) for case in cases]
         each = (time.monotonic() - start) / len(cases)
-        for name, held_out in (("seen", False), ("held-out", True)):
-            pairs = [
-                (c, p) for c, p in zip(cases, drawn[way], strict=True) if c.held_out == held_out
-            ]
-            result = rates([c for c, _ in pairs], [p for _, p in pairs])
-            cells = " | ".join(f"{part} {rate:.1%}" for part, rate in result.items())
-            print(f"{kind} | {way} | {name} {len(pairs)} | {cells} | {each:.2f} s", flush=True)
-            if held_out and way == GATED:
-                missed = gate(kind, result)
+        result = tell(way, cases, drawn[way], each)
+        if way == GATED:
+            missed = gate(kind, result, GATES[kind])
         if way != ways[0] and "teacher" in drawn:
             print(
                 f"{kind} | {way} | error to the teacher {error(drawn[way], drawn['teacher']):.6f}"
