@@ -15,14 +15,17 @@ from worker import log
 # What matters most comes first: a run may be cut short.
 ORDER = (
     "opening",
+    "offload",
     "pictures",
     "compiling",
+    "kept_graphs",
     "errors",
     "loop",
     "combining",
     "vae",
     "doctor",
     "attention",
+    "begun",
 )
 
 
