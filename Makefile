@@ -5,7 +5,7 @@ TORCH ?= cu128
 VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores clients api browser playground load gpu-check quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
+.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores clients api browser playground load gpu-check quick check readme lint format train-tiny train-speech eval-tiny lock image-check first-hour clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -126,6 +126,9 @@ ifeq ($(MODEL),tiny-flux)
 else
 	$(BIN)/python -m training.tiny.train out/train-tiny $(TRAIN)
 endif
+
+train-speech: setup ## train checkpoints/tiny-speech from scratch (SPEECH="--minutes 50 --bf16")
+	$(BIN)/python -m training.speech.make out/train-speech $(SPEECH)
 
 eval-tiny: setup ## check what checkpoints/tiny draws and edits, from its pixels; MODEL=tiny-flux
 ifeq ($(MODEL),tiny-flux)
