@@ -126,7 +126,7 @@ async def _make_reply(route: str, entry: Tracked) -> web.Response:
     if answer is None:
         raise _make_cancelled()
     if route == SPEECH_ROUTE:
-        sound = answer["audio"][0]
+        sound = answer["audio"]
         data = await asyncio.to_thread(base64.b64decode, sound["base64"])
         return web.Response(body=data, content_type=sound["mime_type"], headers=headers)
     try:
