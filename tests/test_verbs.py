@@ -10,11 +10,11 @@ SOURCE = Path(__file__).parents[1] / "src"
 FILES = sorted(SOURCE.rglob("*.py"))
 WORDS = """
     adapt add admit adopt advise agree announce answer append apply ask attach attempt attend
-    begin block boot build cache call can cast check choose claim classify clear close collect
+    arrange begin block boot build cache call can cast check choose claim classify clear close collect
     combine compare compile complete compute configure confine convert copy correct count decide
     declare decode deliver denoise describe detach detect die digest download drop embed encode
     end escape estimate evict examine explain extract fail feather fetch fill find finish fit
-    flatten follow forget format forward free fuse gather get grow guard guess guide handle has
+    flatten fold follow forget format forward free fuse gather get grow guard guess guide handle has
     hash hide identify ignore import inflate invert is iterate join judge keep kill learn leave
     limit list listen load log look make map match measure merge mix modulate multiply name
     normalise note obtain offer omit open pack pair parse patch pause pick ping place plan poll
@@ -22,7 +22,7 @@ WORDS = """
     receive recognise record redact reduce refuse release remove rename report request require
     reset resize resolve restore retry rotate round route run sample scale select send serve
     settle show sign simplify skip sort split stack start step stop stream strip suggest sum
-    sweep synchronize take tie tile tokenise translate transmit try turn undo unpack unquote
+    speak sweep synchronize take tie tile tokenise translate transmit try turn undo unpack unquote
     unwrap upload use verify view wait warm warn watch widen write
 """
 VERBS = frozenset(WORDS.split())

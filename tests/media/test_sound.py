@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from worker.media.sound import MIME_TYPES, Sound, round_samples
+from worker.media.sound import SOUND_TYPES, Sound, round_samples
 
 RATE = 24_000
 
@@ -59,10 +59,10 @@ def test_the_same_sound_has_the_same_bytes(form: str) -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("form", MIME_TYPES)
+@pytest.mark.parametrize("form", SOUND_TYPES)
 def test_a_reply_says_how_long_it_is(form: str) -> None:
     encoded = a_sound(1536).encode(form, 95, {})
-    assert encoded.mime_type == MIME_TYPES[form]
+    assert encoded.mime_type == SOUND_TYPES[form]
     assert encoded.facts == {"sample_rate": RATE, "channels": 1, "duration_s": 0.064}
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.tasks.passages import LEAST, MOST, split, tidy
+from worker.tasks.passages import LEAST, MOST, split, clean
 
 SENTENCE = "The quick brown fox jumps over the lazy dog near the river bank."
 TEXTS = st.one_of(
@@ -33,7 +33,7 @@ TEXTS = st.one_of(
 
 @given(TEXTS)
 def test_passages_are_the_text_and_none_is_too_long_or_too_short(text: str) -> None:
-    whole = tidy(text)
+    whole = clean(text)
     pieces = split(whole)
     assert "".join(pieces) == whole
     assert all(len(piece.strip()) <= MOST for piece in pieces)
@@ -41,9 +41,9 @@ def test_passages_are_the_text_and_none_is_too_long_or_too_short(text: str) -> N
 
 
 @given(st.text(max_size=300))
-def test_a_tidy_text_has_the_words_of_the_text(text: str) -> None:
-    assert tidy(text).split() == text.split()
-    assert tidy(tidy(text)) == tidy(text)
+def test_a_clean_text_has_the_words_of_the_text(text: str) -> None:
+    assert clean(text).split() == text.split()
+    assert clean(clean(text)) == clean(text)
 
 
 def test_a_text_of_one_passage_stays_as_it_is() -> None:
@@ -54,7 +54,7 @@ def test_a_text_of_one_passage_stays_as_it_is() -> None:
 
 
 def test_sentences_are_kept_together_as_far_as_they_fit() -> None:
-    pieces = split(tidy(" ".join([SENTENCE] * 6)))
+    pieces = split(clean(" ".join([SENTENCE] * 6)))
     assert [piece.strip() for piece in pieces] == [
         " ".join([SENTENCE] * 4),
         " ".join([SENTENCE] * 2),
@@ -62,7 +62,7 @@ def test_sentences_are_kept_together_as_far_as_they_fit() -> None:
 
 
 def test_a_blank_line_always_ends_a_passage() -> None:
-    assert split(tidy(f"{SENTENCE}\n \n{SENTENCE}\n{SENTENCE}")) == (
+    assert split(clean(f"{SENTENCE}\n \n{SENTENCE}\n{SENTENCE}")) == (
         f"{SENTENCE}\n\n",
         f"{SENTENCE} {SENTENCE}",
     )
@@ -102,7 +102,7 @@ def test_long_sentences_are_cut_at_commas_then_at_words() -> None:
 
 
 def test_a_short_rest_is_joined_to_what_is_before_it() -> None:
-    pieces = split(tidy(f"{SENTENCE}\n\nYes.\n\n{SENTENCE} {SENTENCE}"))
+    pieces = split(clean(f"{SENTENCE}\n\nYes.\n\n{SENTENCE} {SENTENCE}"))
     assert pieces == (f"{SENTENCE}\n\nYes.\n\n", f"{SENTENCE} {SENTENCE}")
     first, second = split("word " * 55 + "last.\n\nYes.")
     assert abs(len(first) - len(second)) < 10

@@ -14,7 +14,7 @@ from worker.media.piece import Encoded
 Samples = NDArray[np.int16]
 
 # Format -> its MIME type, and libsndfile's words for the file and what is in it.
-MIME_TYPES: Final[Mapping[str, str]] = {
+SOUND_TYPES: Final[Mapping[str, str]] = {
     "wav": "audio/wav",
     "flac": "audio/flac",
     "mp3": "audio/mpeg",
@@ -62,7 +62,7 @@ class Sound:
             "channels": 1,
             "duration_s": round(self.seconds, 3),
         }
-        return Encoded(data, MIME_TYPES[form], facts)
+        return Encoded(data, SOUND_TYPES[form], facts)
 
     def _to_pcm(self) -> bytes:
         return self.samples.astype("<i2").tobytes()

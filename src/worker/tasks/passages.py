@@ -20,14 +20,14 @@ CLAUSE: Final = re.compile(r"[,;:、，；]++\s*+")  # noqa: RUF001 - the marks 
 SPACE: Final = re.compile(r"\s++")
 
 
-def tidy(text: str) -> str:
+def clean(text: str) -> str:
     """Return a text with one space between words, and two line ends where a line was blank."""
     paragraphs = BLANK_LINE.split(text.strip())
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def split(text: str) -> tuple[str, ...]:
-    """Cut a tidy text into passages; joined they are the text again.
+    """Cut a clean text into passages; joined they are the text again.
 
     Each has at most 280 characters but for the space at its end, and none has less than 20 unless
     it is the only one. They end at a blank line, a sentence, a comma, a word, or in one, in this
@@ -49,11 +49,11 @@ def _fit(piece: str, ends: Sequence[re.Pattern[str]]) -> list[str]:
         return [piece]
     if not ends:
         return [piece[start : start + MOST] for start in range(0, len(piece), MOST)]
-    parts = (part for cut in _cut(piece, ends[0]) for part in _fit(cut, ends[1:]))
+    parts = (part for cut in _divide(piece, ends[0]) for part in _fit(cut, ends[1:]))
     return _pack(parts, lambda joined: _measure(joined) <= MOST)
 
 
-def _cut(piece: str, end: re.Pattern[str]) -> Iterator[str]:
+def _divide(piece: str, end: re.Pattern[str]) -> Iterator[str]:
     start = 0
     for match in end.finditer(piece):
         yield piece[start : match.end()]
@@ -83,11 +83,11 @@ def _join_short(pieces: list[str]) -> list[str]:
         other = min(beside, key=lambda i: _measure(joined[i]))
         first = min(short, other)
         both = joined[first] + joined[first + 1]
-        joined[first : first + 2] = [both] if _measure(both) <= MOST else _halve(both)
+        joined[first : first + 2] = [both] if _measure(both) <= MOST else _split_in_half(both)
     return joined
 
 
-def _halve(piece: str) -> list[str]:
+def _split_in_half(piece: str) -> list[str]:
     """Cut a piece at the space nearest to its middle, or there, with enough on both sides."""
     middle = len(piece) // 2
     spaces = [match.end() for match in SPACE.finditer(piece)]

@@ -12,7 +12,7 @@ from worker.edge.blank import is_blank
 from worker.edge.echo import declare_private, declare_public, show_given
 from worker.edge.fields import CommonInput, Number, Plain, Visible, Whole
 from worker.edge.verdict import Verdict
-from worker.media.sound import MIME_TYPES
+from worker.media.sound import SOUND_TYPES
 from worker.seam import Served
 from worker.settings import Settings
 from worker.tasks import passages
@@ -198,10 +198,10 @@ class SpeechWish:
     truncated: bool = declare_public(text="", default=False)
 
 
-def reread(values: SpeechInput, verdict: Verdict) -> SpeechInput:
+def read_again(values: SpeechInput, verdict: Verdict) -> SpeechInput:
     """Take a format that stands under OpenAI's name for it as `output_format`."""
     form = values.response_format
-    if form not in MIME_TYPES:
+    if form not in SOUND_TYPES:
         return values
     if values.output_format not in (None, form):
         other = verdict.find_word("output_format")
@@ -222,7 +222,7 @@ def judge(values: SpeechInput, model: Served, verdict: Verdict, settings: Settin
     """Check the fields against what a model offers."""
     del settings
     offer = cast("SpeechOffer", model.offers[SPEECH.name])
-    text = passages.tidy(values.prompt or "")
+    text = passages.clean(values.prompt or "")
     voice = _choose_voice(values.voice, model, offer, verdict)
     _warn_of_text(text, offer, verdict)
     penalty = values.repetition_penalty
@@ -297,9 +297,9 @@ SPEECH: Final = Task(
     wish=SpeechWish,
     key="audio",
     noun="speech",
-    formats={form: form for form in MIME_TYPES},
+    formats={form: form for form in SOUND_TYPES},
     smaller=("flac", "mp3"),
-    lossless=tuple(MIME_TYPES),  # none has a quality to choose
+    lossless=tuple(SOUND_TYPES),  # none has a quality to choose
     advice="output_format flac, mp3 or opus, or a shorter text",
     # The tokens are nearly all of it.
     spans=(
@@ -307,7 +307,7 @@ SPEECH: Final = Task(
         Span("generate", 90, "generate", steps="frames"),
         Span("decode", 8, "decode"),
     ),
-    reread=reread,
+    reread=read_again,
     compare=compare,
     judge=judge,
     sign="voice",

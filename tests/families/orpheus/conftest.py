@@ -1,0 +1,1 @@
+"""A small SNAC and a small Llama of random weights, made once."""
