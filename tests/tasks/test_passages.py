@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.tasks.passages import LEAST, MOST, split, clean
+from worker.tasks.passages import LEAST, MOST, clean, split
 
 SENTENCE = "The quick brown fox jumps over the lazy dog near the river bank."
 TEXTS = st.one_of(
@@ -31,13 +31,14 @@ TEXTS = st.one_of(
 )
 
 
-@given(TEXTS)
-def test_passages_are_the_text_and_none_is_too_long_or_too_short(text: str) -> None:
+@given(TEXTS, st.sampled_from([40, 100, MOST]))
+def test_passages_are_the_text_and_none_is_too_long_or_too_short(text: str, most: int) -> None:
     whole = clean(text)
-    pieces = split(whole)
+    pieces = split(whole, most)
     assert "".join(pieces) == whole
-    assert all(len(piece.strip()) <= MOST for piece in pieces)
-    assert len(pieces) == 1 or all(len(piece.strip()) >= LEAST for piece in pieces)
+    assert all(len(piece.strip()) <= most for piece in pieces)
+    least = min(LEAST, most // 4)
+    assert len(pieces) == 1 or all(len(piece.strip()) >= least for piece in pieces)
 
 
 @given(st.text(max_size=300))

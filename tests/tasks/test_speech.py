@@ -99,7 +99,7 @@ def test_a_field_of_speech_is_not_for_pictures(word: str, value: Any) -> None:
 
 
 def test_a_field_of_others_may_be_empty_false_or_null() -> None:
-    given = {"prompt": "Hi", "mask": "", "images": None, "loras": []}
+    given: dict[str, Any] = {"prompt": "Hi", "mask": "", "images": None, "loras": []}
     assert len(requested(given).warnings) == 2  # null is left out
     assert requested({"prompt": "Hi", "stream": False, "voice": None}, IMAGE).task.name
 

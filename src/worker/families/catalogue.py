@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from worker.families.family import Family
+from worker.families.orpheus import models as orpheus
 from worker.families.qwen_image import models as qwen_image
 from worker.weights.meaning import Catalogue
 
-FAMILIES: Final = (qwen_image.FAMILY,)
+FAMILIES: Final = (qwen_image.FAMILY, orpheus.FAMILY)
 
 
 def combine(families: Sequence[Family]) -> Catalogue:

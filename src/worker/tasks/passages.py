@@ -26,31 +26,31 @@ def clean(text: str) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-def split(text: str) -> tuple[str, ...]:
+def split(text: str, most: int = MOST) -> tuple[str, ...]:
     """Cut a clean text into passages; joined they are the text again.
 
-    Each has at most 280 characters but for the space at its end, and none has less than 20 unless
-    it is the only one. They end at a blank line, a sentence, a comma, a word, or in one, in this
-    order of preference.
+    Each has at most so many characters but for the space at its end, and none has less than 20 (a
+    quarter of the most, if that is less) unless it is the only one. They end at a blank line, a
+    sentence, a comma, a word, or in one, in this order of preference.
     """
     pieces: list[str] = []
     for paragraph in re.split(r"(?<=\n\n)", text):
-        pieces += _fit(paragraph, (SENTENCE, CLAUSE, SPACE))
-    return tuple(_join_short(pieces))
+        pieces += _fit(paragraph, (SENTENCE, CLAUSE, SPACE), most)
+    return tuple(_join_short(pieces, most))
 
 
 def _measure(piece: str) -> int:
     return len(piece.strip())
 
 
-def _fit(piece: str, ends: Sequence[re.Pattern[str]]) -> list[str]:
+def _fit(piece: str, ends: Sequence[re.Pattern[str]], most: int) -> list[str]:
     """Cut a piece that is too long at the first kind of end, and what is still too long further."""
-    if _measure(piece) <= MOST:
+    if _measure(piece) <= most:
         return [piece]
     if not ends:
-        return [piece[start : start + MOST] for start in range(0, len(piece), MOST)]
-    parts = (part for cut in _divide(piece, ends[0]) for part in _fit(cut, ends[1:]))
-    return _pack(parts, lambda joined: _measure(joined) <= MOST)
+        return [piece[start : start + most] for start in range(0, len(piece), most)]
+    parts = (part for cut in _divide(piece, ends[0]) for part in _fit(cut, ends[1:], most))
+    return _pack(parts, lambda joined: _measure(joined) <= most)
 
 
 def _divide(piece: str, end: re.Pattern[str]) -> Iterator[str]:
@@ -72,18 +72,18 @@ def _pack(parts: Iterable[str], may_join: Callable[[str], bool]) -> list[str]:
     return packed
 
 
-def _join_short(pieces: list[str]) -> list[str]:
+def _join_short(pieces: list[str], most: int) -> list[str]:
     """Join each short piece to a neighbour; where that is too long, cut both anew in the middle."""
-    joined = list(pieces)
+    joined, least = list(pieces), min(LEAST, most // 4)
     while len(joined) > 1:
-        short = next((i for i, piece in enumerate(joined) if _measure(piece) < LEAST), None)
+        short = next((i for i, piece in enumerate(joined) if _measure(piece) < least), None)
         if short is None:
             break
         beside = [i for i in (short - 1, short + 1) if 0 <= i < len(joined)]
         other = min(beside, key=lambda i: _measure(joined[i]))
         first = min(short, other)
         both = joined[first] + joined[first + 1]
-        joined[first : first + 2] = [both] if _measure(both) <= MOST else _split_in_half(both)
+        joined[first : first + 2] = [both] if _measure(both) <= most else _split_in_half(both)
     return joined
 
 
@@ -91,6 +91,6 @@ def _split_in_half(piece: str) -> list[str]:
     """Cut a piece at the space nearest to its middle, or there, with enough on both sides."""
     middle = len(piece) // 2
     spaces = [match.end() for match in SPACE.finditer(piece)]
-    near = [end for end in spaces if abs(end - middle) < middle - 2 * LEAST]
+    near = [end for end in spaces if abs(end - middle) < middle // 2]
     place = min(near, key=lambda end: abs(end - middle), default=middle)
     return [piece[:place], piece[place:]]

@@ -128,7 +128,8 @@ class SpeechOffer:
 
     `voices` may be empty: it then takes any name, or none. `tags` are those that it acts instead of
     reading them aloud. `rate` is samples per second. `pace` is how many frames of speech a
-    character takes about, for the progress of a job.
+    character takes about, for the progress of a job; `passage` is how many characters are spoken
+    at once.
     """
 
     voices: tuple[str, ...]
@@ -138,6 +139,7 @@ class SpeechOffer:
     top_p: float = 0.8
     repetition_penalty: float = 1.1
     pace: float = 0.9
+    passage: int = passages.MOST
 
     def describe(self, settings: Settings) -> Mapping[str, Any]:
         """Return what op=capabilities reports about it."""
@@ -238,7 +240,7 @@ def judge(values: SpeechInput, model: Served, verdict: Verdict, settings: Settin
         top_p=_choose(values.top_p, offer.top_p),
         repetition_penalty=_choose(penalty, offer.repetition_penalty),
         max_tokens=values.max_tokens,
-        passages=tuple(passage.strip() for passage in passages.split(text)),
+        passages=tuple(passage.strip() for passage in passages.split(text, offer.passage)),
         frames=max(1, round(offer.pace * len(text))),
         streams=bool(values.stream),
     )

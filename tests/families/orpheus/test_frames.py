@@ -62,6 +62,7 @@ class Legal(LogitsProcessor):  # type: ignore[misc] # transformers ships no type
     """Leave only the tokens that a place of a frame may have."""
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores with all others at minus infinity."""
         slot = (ids.shape[1] - len(PROMPT)) % SLOTS
         first = IDS.first + slot * IDS.codes
         masked = torch.full_like(scores, -torch.inf)

@@ -181,18 +181,20 @@ class SnacDecoder(nn.Module):
         """
         x = self._look_up(frames)
         levels = iter(noise)
-        for part in self.decoder.model:
+        layers: Any = self.decoder.model
+        for part in layers:
             x = part(x, next(levels)[None, None]) if isinstance(part, Widening) else part(x)
         return torch.tanh(x)[0, 0]
 
     def _look_up(self, frames: Tensor) -> Tensor:
         """Return the sum of the codebooks' vectors [1, width, 4 x frames]."""
         found: Tensor | None = None
+        codebooks: Any = self.quantizer.quantizers
         for level, repeats in enumerate(self.repeats):
             slots = [slot for slot, (of, _) in enumerate(PLACES) if of == level]
             slots.sort(key=lambda slot: PLACES[slot][1])
             codes = frames[:, slots].reshape(1, -1)
-            vectors = self.quantizer.quantizers[level](codes).repeat_interleave(repeats, dim=-1)
+            vectors = codebooks[level](codes).repeat_interleave(repeats, dim=-1)
             found = vectors if found is None else found + vectors
         assert found is not None  # noqa: S101 - there are three levels
         return found

@@ -69,7 +69,7 @@ class Decoding:
         rows = [make_noise(self._seed, frame, self._codec.spans) for frame in range(first, last)]
         noise = [torch.cat(parts).to(self._device) for parts in zip(*rows, strict=True)]
         codes = torch.tensor([list(frame) for frame in frames[first:last]], device=self._device)
-        samples = self._codec(codes, noise)
+        samples: Tensor = self._codec(codes, noise)
         stride = self._codec.stride
         return samples[(start - first) * stride : (end - first) * stride]
 

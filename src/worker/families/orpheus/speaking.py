@@ -1,0 +1,115 @@
+"""One passage spoken: attempts until one ends by itself, and its sound as it comes."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from worker.engine.token_choice import Choosing
+from worker.errors import BadAudio
+from worker.families.orpheus.frames import Frames, Writer
+from worker.families.orpheus.windows import Decoding, join_samples
+from worker.media.sound import round_samples
+
+MOST_ATTEMPTS: Final = 3
+# Of 32767: about what the noise of a codec sounds like where nothing is said.
+QUIETEST: Final = 16
+
+Samples = NDArray[np.int16]
+MakeDecoding = Callable[[int], Decoding]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many frames a passage may have: by its text, and what is left of the job's tokens."""
+
+    by_text: int
+    left: int | None = None
+
+    @property
+    def most(self) -> int:
+        """The frames after which it is stopped."""
+        return self.by_text if self.left is None else min(self.by_text, self.left)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether reaching the most is what the job asked for, not a fault of the model."""
+        return self.left is not None and self.left < self.by_text
+
+
+@dataclass(slots=True)
+class Passage:
+    """What has become of a passage: how often it began, its frames and its sound so far."""
+
+    attempts: int = 0
+    frames: int = 0
+    is_cut: bool = False
+    sound: list[Samples] = field(default_factory=list)
+
+    def join(self) -> Samples:
+        """Return all of its samples."""
+        return join_samples(self.sound)
+
+
+def derive_seed(seed: int, passage: int, attempt: int) -> int:
+    """Return the seed of one attempt at one passage of a job, from 0 each."""
+    digest = hashlib.sha256(f"{seed} {passage} {attempt}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
+
+
+def speak(
+    writer: Writer,
+    make_decoding: MakeDecoding,
+    prompt: Sequence[int],
+    seeds: Sequence[int],
+    how: Choosing,
+    limits: Limits,
+    *,
+    streams: bool,
+) -> Iterator[Passage]:
+    """Yield a passage after each of its frames; once it is exhausted, it is complete.
+
+    Each attempt has its own of the `seeds`, for its tokens and its noise. One that loops or does
+    not end by its text is begun anew; where it `streams`, only as long as none of its sound is
+    there. Otherwise its sound is decoded at its end. Raises BadAudio when no attempt ends, or one
+    is silent or no sound.
+    """
+    passage = Passage()
+    for seed in seeds:
+        passage.attempts += 1
+        passage.sound, passage.frames, passage.is_cut = [], 0, False
+        decoding, frames = make_decoding(seed), Frames()
+        for frames in writer.write(prompt, seed, how, limits.most):
+            passage.frames = len(frames.codes)
+            if streams:
+                passage.sound += _convert(decoding, frames, is_end=False)
+            yield passage
+            if frames.is_loop:
+                break
+        passage.is_cut = limits.is_cut and not frames.is_ended and not frames.is_loop
+        if (frames.is_ended or passage.is_cut) and frames.codes:
+            passage.sound += _convert(decoding, frames, is_end=True)
+            _check_audible(passage.sound)
+            yield passage
+            return
+        if passage.sound:
+            break  # what was handed over cannot be taken back
+    raise BadAudio(f"the speech did not end after {passage.attempts} attempts; try another seed")
+
+
+def _convert(decoding: Decoding, frames: Frames, *, is_end: bool) -> list[Samples]:
+    found = []
+    for window in decoding.decode_ready(frames.codes, is_end=is_end):
+        if not bool(torch.isfinite(window).all()):
+            raise BadAudio("the model's sound has values that are not numbers")
+        found.append(round_samples(window.cpu().numpy()))
+    return found
+
+
+def _check_audible(sound: Sequence[Samples]) -> None:
+    if max((int(np.abs(part).max()) for part in sound), default=0) < QUIETEST:
+        raise BadAudio("the model's sound is silent throughout; try another seed")
