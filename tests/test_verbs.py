@@ -10,7 +10,8 @@ SOURCE = Path(__file__).parents[1] / "src"
 FILES = sorted(SOURCE.rglob("*.py"))
 WORDS = """
     adapt add admit adopt advise agree announce answer append apply ask attach attempt attend
-    arrange begin block boot build cache call can cast check choose claim classify clear close collect
+    arrange begin block boot build cache call can cast check choose claim classify clear close
+    collect
     combine compare compile complete compute configure confine convert copy correct count decide
     declare decode deliver denoise describe detach detect die digest download drop embed encode
     end escape estimate evict examine explain extract fail feather fetch fill find finish fit

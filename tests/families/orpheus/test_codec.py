@@ -1,6 +1,5 @@
 """Our decoder is SNAC's, and what it makes piece by piece is what it makes at once."""
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -11,41 +10,15 @@ from torch import Tensor
 from worker.bundle.fill import fill, make_empty
 from worker.families.orpheus.codec import SnacDecoder, fold, name_tensor
 from worker.families.orpheus.windows import CONTEXT, GRID, Decoding, find_end, make_noise
+from worlds.speaking import CODEC, make_snac
 
-CONFIG: dict[str, Any] = {
-    "sampling_rate": 24_000,
-    "encoder_dim": 8,
-    "encoder_rates": [2, 4, 8, 8],
-    "decoder_dim": 64,
-    "decoder_rates": [8, 8, 4, 2],
-    "attn_window_size": None,
-    "codebook_size": 32,
-    "codebook_dim": 8,
-    "vq_strides": [4, 2, 1],
-    "noise": True,
-    "depthwise": True,
-}
 CPU = torch.device("cpu")
-
-
-def make_published(**changes: Any) -> Any:
-    """Return the package's own model with random weights."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it uses torch.jit.script
-        from snac import SNAC  # noqa: PLC0415 - where its warning is ignored
-
-        torch.manual_seed(5)
-        model = SNAC(**{**CONFIG, **changes}).eval()
-    for module in model.modules():
-        if hasattr(module, "alpha"):
-            module.alpha.data.uniform_(0.5, 2)
-    return model
 
 
 def open_ours(published: Any, **changes: Any) -> SnacDecoder:
     """Return our decoder with the weights of the package's model."""
     with make_empty():
-        ours = SnacDecoder({**CONFIG, **changes})
+        ours = SnacDecoder({**CODEC, **changes})
     kept = {name_tensor(name): tensor for name, tensor in published.state_dict().items()}
     fill(ours, {name: t for name, t in kept.items() if name}, "bf16", CPU)
     return fold(ours)
@@ -53,7 +26,7 @@ def open_ours(published: Any, **changes: Any) -> SnacDecoder:
 
 @pytest.fixture(scope="module")
 def published() -> Any:
-    return make_published()
+    return make_snac()
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +57,7 @@ def silence(codec: SnacDecoder, count: int) -> list[Tensor]:
 def test_without_noise_it_is_the_packages_decoder(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    published = make_published(**changes)
+    published = make_snac(**changes)
     ours = open_ours(published, **changes)
     frames = make_frames(5)
     monkeypatch.setattr(torch, "randn", torch.zeros)  # of its four blocks of noise
@@ -135,7 +108,7 @@ def test_the_names_of_older_files_are_known() -> None:
 )
 def test_another_layout_is_not_built(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"attention|vq_strides"):
-        SnacDecoder({**CONFIG, **changes})
+        SnacDecoder({**CODEC, **changes})
 
 
 def decode(codec: SnacDecoder, frames: list[list[int]], *, seed: int = 1) -> list[Tensor]:

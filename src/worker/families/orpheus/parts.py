@@ -39,6 +39,13 @@ def build_language(config: Configuration) -> Any:
         )
 
 
+def remove_tied(model: Any) -> Any:
+    """Remove a head that is not published: accelerate's empty modules are tied by no tensor."""
+    if model.config.tie_word_embeddings:
+        del model.lm_head
+    return model
+
+
 def describe_language(model: Any) -> Configuration:
     """Return the configuration of a language model, with its defaults."""
     config: Configuration = model.config.to_dict()
@@ -111,7 +118,7 @@ def make_language_transform(work: Work) -> Transform:
 
 LANGUAGE: Final = Part(
     "language",
-    Modules(build_language, filled=describe_language),
+    Modules(build_language, remove_tied, describe_language),
     quantised=re.compile(
         r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight"
     ),

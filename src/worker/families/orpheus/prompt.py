@@ -24,7 +24,7 @@ def make_prompt(tokenizer: Any, ids: TokenIds, voice: str | None, text: str) -> 
 
 
 def find_unknown(tokenizer: Any, ids: TokenIds) -> Sequence[str]:
-    """Say what does not fit between a tokenizer and a model's ids, whose audio is above a text's."""
+    """Say what does not fit between a tokenizer and a model's ids: its text is below the audio."""
     found = []
     highest = max(tokenise_text(tokenizer, "0 tara: A <laugh> \N{SNOWMAN}"), default=ids.first)
     if highest >= ids.first:

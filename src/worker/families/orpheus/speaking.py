@@ -98,7 +98,7 @@ def speak(
             return
         if passage.sound:
             break  # what was handed over cannot be taken back
-    raise BadAudio(f"the speech did not end after {passage.attempts} attempts; try another seed")
+    raise BadAudio(f"no speech that ends came of {passage.attempts} attempts; try another seed")
 
 
 def _convert(decoding: Decoding, frames: Frames, *, is_end: bool) -> list[Samples]:

@@ -1,1 +1,0 @@
-"""A small SNAC and a small Llama of random weights, made once."""
