@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from worker.driver import Gpu
+from worker.errors import BadAudio
 from worker.families.family import Family
 from worker.media.sound import Sound, round_samples
 from worker.seam import Control, Made, Openable, Served
@@ -44,9 +45,15 @@ class Fork:
 
     def make(self, wishes: Sequence[SpeechWish], controls: Sequence[Control]) -> list[Made]:
         """Hum."""
-        for control in controls:
+        made = [Made(make_tone(wish), {"generate": 5.0}) for wish in wishes]
+        for wish, control in zip(wishes, controls, strict=True):
+            if wish.streams:
+                for part in np.array_split(make_tone(wish).samples, 3):
+                    control.hand_over(Sound(part, RATE))
             control.report("generate", 1, 1)
-        return [Made(make_tone(wish), {"generate": 5.0}) for wish in wishes]
+            if wish.prompt == "breaks":
+                raise BadAudio("it broke")
+        return made
 
     def warm(self) -> None:
         """Load nothing."""

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import sys
 import wave
 from collections.abc import Iterator
@@ -56,6 +57,20 @@ def test_speech_comes_back_as_sound_with_what_makes_it_again(pod: Pod) -> None:
     other = replied(pod, {"voice": "Fork", "text": "hello", "seed": 8})
     assert other["voice"] == "fork"
     assert other["audio"]["base64"] != sound["base64"]
+
+
+def test_a_streamed_speech_is_posted_in_parts_and_its_reply_is_the_whole(pod: Pod) -> None:
+    job = pod.answer(pod.submit({"voice": "fork", "text": "hello", "seed": 7, "stream": True}))
+    reply: Any = job.output
+    whole = replied(pod, {"voice": "fork", "text": "hello", "seed": 7, "format": "pcm"})
+    items = [json.loads(one.data)["output"] for one in pod.seen("stream", job.id)]
+    assert [item["index"] for item in items] == [0, 1, 2]
+    assert {(item["mime_type"], item["sample_rate"]) for item in items} == {("audio/pcm", 24_000)}
+    joined = b"".join(base64.b64decode(item["base64"]) for item in items)
+    assert joined == base64.b64decode(whole["audio"]["base64"])
+    with wave.open(io.BytesIO(base64.b64decode(reply["audio"]["base64"]))) as track:
+        assert track.readframes(track.getnframes()) == joined
+    assert reply["warnings"] == []
 
 
 def test_speech_is_checked_by_its_own_fields(pod: Pod) -> None:

@@ -141,7 +141,7 @@ def test_every_field_of_a_wish_is_public_everywhere_or_private(task: Task) -> No
         if not in_reply:
             assert not in_file, f"{field.name} is private in the reply alone"
             continue
-        found = ("start_noise", "spoken", "truncated")  # while it is made
+        found = ("start_noise", "spoken", "truncated", "first_frames")  # while it is made
         if field.name not in found:
             assert {field.name, in_reply} & set(asked_for), f"no caller can ask for {field.name}"
         assert in_file or field.name in ("task", *found), f"{field.name} is not inside the file"

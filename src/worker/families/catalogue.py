@@ -8,7 +8,7 @@ from worker.families.orpheus import models as orpheus
 from worker.families.qwen_image import models as qwen_image
 from worker.weights.meaning import Catalogue
 
-FAMILIES: Final = (qwen_image.FAMILY, orpheus.FAMILY)
+FAMILIES: Final = (qwen_image.FAMILY, orpheus.ORPHEUS)
 
 
 def combine(families: Sequence[Family]) -> Catalogue:

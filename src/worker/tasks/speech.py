@@ -181,8 +181,8 @@ class SpeechWish:
 
     `passages` are the text in parts, each to be spoken for itself. `max_tokens` is for all of them,
     None where the text alone limits them. `frames` is how many frames it takes about. With
-    `streams`, sound is handed over while it is made. `spoken` and `truncated` are found while it is
-    made.
+    `streams`, sound is handed over while it is made. `spoken`, `truncated` and `first_frames`, how
+    many frames there were when the first sound was handed over, are found while it is made.
     """
 
     prompt: str = declare_public()
@@ -198,6 +198,9 @@ class SpeechWish:
     streams: bool = declare_private(default=False)
     spoken: tuple[Spoken, ...] = declare_public("passages", text="", show=show_spoken, default=())
     truncated: bool = declare_public(text="", default=False)
+    first_frames: int | None = declare_public(
+        "first_sound_frames", text="", show=show_given, default=None
+    )
 
 
 def read_again(values: SpeechInput, verdict: Verdict) -> SpeechInput:
@@ -244,7 +247,7 @@ def judge(values: SpeechInput, model: Served, verdict: Verdict, settings: Settin
         frames=max(1, round(offer.pace * len(text))),
         streams=bool(values.stream),
     )
-    return Asked(draft, draft.prompt)
+    return Asked(draft, draft.prompt, streams=draft.streams)
 
 
 def _choose(value: float | None, default: float) -> float:

@@ -20,13 +20,15 @@ class Asked:
 
     `draft` is the wish with all that is known of it: its seed, and what depends on `sources`, come
     later. `prompt` is what the caller wrote, for a log that may include it. `loras` are those whose
-    files the field of that name in the wish takes, once they are here.
+    files the field of that name in the wish takes, once they are here. With `streams` the wish has
+    a field of that name, and parts of what is made are sent while the rest is made.
     """
 
     draft: Any
     prompt: str
     sources: tuple[ImageSource, ...] = ()
     loras: tuple[LoraSource, ...] = ()
+    streams: bool = False
 
 
 @dataclass(frozen=True, slots=True)

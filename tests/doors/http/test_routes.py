@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from PIL import Image
 
 from worker.tasks.picture import PICTURE_TASKS
@@ -248,6 +249,20 @@ def test_a_worker_that_speaks_answers_with_its_sound() -> None:
             assert track.getnframes() / track.getframerate() == 0.5
         refused = door.post("/v1/audio/speech", {**body, "voice": "alloy"}).json()["error"]
         assert refused["message"] == "voice: tone has fork, not 'alloy'"
+        streamed = door.post(
+            "/v1/audio/speech", {"input": "hello", "voice": "fork", "stream": True}
+        )
+        assert streamed.headers["Content-Type"] == "audio/pcm"
+        assert streamed.headers["Transfer-Encoding"] == "chunked"
+        assert streamed.content == response.content[44:]
+        wrong = door.post("/v1/audio/speech", {**body, "stream": True})
+        assert wrong.json()["error"]["param"] == "stream"
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            door.post("/v1/audio/speech", {"input": "breaks", "stream": True})
+        failed = door.post("/v1/audio/speech", {"input": "breaks"})
+        assert (failed.status_code, failed.json()["error"]["code"]) == (500, "bad_audio")
+        warned = door.post("/runsync", {"input": {"text": "hi", "stream": True}}).json()
+        assert warned["output"]["warnings"][0].startswith("stream: has no effect at this door")
         assert set(door.post("/generate", {"text": "hi"}).json()) >= {"audio", "seed"}
         for streams in (False, True):
             wish = {"text": "hi", "stream": streams}

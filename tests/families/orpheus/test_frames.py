@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from worker.engine.token_choice import Choosing
-from worker.families.orpheus.frames import MOST_EQUAL, Frames, Writer
+from worker.families.orpheus.frames import MOST_EQUAL, Writer, Written
 from worker.families.orpheus.language import Language
 from worker.families.orpheus.models import SLOTS, TokenIds
 
@@ -74,7 +74,7 @@ class Legal(LogitsProcessor):  # type: ignore[misc] # transformers ships no type
 
 def write(
     model: tuple[Language, Tensor], how: Choosing, *, seed: int = 1, most: int = 20
-) -> Frames:
+) -> Written:
     writer = Writer(*model, room=len(PROMPT) + SLOTS * most)
     *_, last = writer.write(PROMPT, seed, how, most)
     return last
@@ -129,7 +129,7 @@ def test_a_limit_ends_a_model_that_never_stops() -> None:
 
 
 def test_a_stop_ends_without_a_frame_of_its_own() -> None:
-    frames = Frames()
+    frames = Written()
     frames.add([3, 1, 1, 1, 1, 1, 1], stop=32)
     frames.add([32, 9, 9, 9, 9, 9, 9], stop=32)
     assert frames.codes == [[3, 1, 1, 1, 1, 1, 1]]
@@ -137,7 +137,7 @@ def test_a_stop_ends_without_a_frame_of_its_own() -> None:
 
 
 def test_equal_first_codes_are_a_loop_when_there_are_twelve_in_a_row() -> None:
-    frames = Frames()
+    frames = Written()
     for number in range(MOST_EQUAL):
         frames.add([5, number, 0, 0, 0, 0, 0], stop=32)
         assert frames.is_loop == (number == MOST_EQUAL - 1)

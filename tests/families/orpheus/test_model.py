@@ -222,7 +222,8 @@ def test_a_bundle_keeps_text_on_the_disk_and_the_codec_exact(model: Model, home:
     assert torch.equal(parts.language.codes, table[speaking.IDS.first : speaking.IDS.end])
     assert torch.equal(parts.language.stop[0], table[speaking.IDS.stop])
     weights = make_folded()
-    assert torch.equal(parts.codec.decoder.model[0].weight, weights)
+    codec: Any = parts.codec
+    assert torch.equal(codec.decoder.model[0].weight, weights)
 
 
 def make_folded() -> Any:

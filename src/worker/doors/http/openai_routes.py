@@ -13,9 +13,11 @@ from worker.doors.http.body import is_form, read_form, read_json
 from worker.doors.http.desk import Desk
 from worker.doors.http.events import EventStream, follow
 from worker.doors.http.responses import Refused, encode_json, make_failed, make_json
+from worker.doors.http.sounding import stream_sound
 from worker.doors.http.tracked import Tracked
 from worker.edge.reply import Failure, make_failure
 from worker.errors import InvalidInput, UnsupportedTask
+from worker.jobs.outflow import Sink
 from worker.openai.replies import (
     find_model,
     format_error,
@@ -76,6 +78,8 @@ class OpenAIRoutes:
                 return make_failed(make_failure(error))
             if route == SPEECH_ROUTE:
                 await self._require_task("speech", route)
+            if call.streams and route == SPEECH_ROUTE:
+                return await self._stream_speech(request, call)
             entry = self._desk.take_in(call.input, warnings=call.warnings, is_plain=True)
             if call.streams and route in EVENTS:
                 return await self._stream(request, call, entry)
@@ -83,6 +87,15 @@ class OpenAIRoutes:
             return await _make_reply(route, entry)
 
         return handle
+
+    async def _stream_speech(self, request: web.Request, call: Call) -> web.StreamResponse:
+        """Answer with sound while it is made; with why there is none before the first of it."""
+
+        def hand_in(sink: Sink) -> Tracked:
+            return self._desk.take_in(call.input, warnings=call.warnings, sink=sink, is_plain=True)
+
+        entry, response = await stream_sound(request, hand_in)
+        return await _make_reply(call.route, entry) if response is None else response
 
     async def _list_switches(self) -> frozenset[str]:
         """Name the fields that are true or false."""

@@ -11,13 +11,13 @@ from worker.engine.token_choice import Choosing, choose_token
 from worker.families.orpheus.language import Language, embed_text
 from worker.families.orpheus.models import SLOTS
 
-# Frames in a row with the same first code: the training data had no two of them, and a second of
+# Written in a row with the same first code: the training data had no two of them, and a second of
 # one sound is no speech.
 MOST_EQUAL: Final = 12
 
 
 @dataclass(slots=True)
-class Frames:
+class Written:
     """The frames of one passage so far; `is_ended` when a stop came, `is_loop` when none can."""
 
     codes: list[list[int]] = field(default_factory=list)
@@ -47,7 +47,9 @@ class Writer:
         self._room = room
 
     @torch.inference_mode()
-    def write(self, prompt: Sequence[int], seed: int, how: Choosing, most: int) -> Iterator[Frames]:
+    def write(
+        self, prompt: Sequence[int], seed: int, how: Choosing, most: int
+    ) -> Iterator[Written]:
         """Yield the frames after each one, the last when it has ended, loops, or has `most`.
 
         The random numbers are seven per frame of a CPU generator of that seed.
@@ -59,7 +61,7 @@ class Writer:
             for slot in range(SLOTS)
         ]
         state = language.read(embed_text(self._text, prompt, self._device), self._cache, 0)
-        frames = Frames()
+        frames = Written()
         position = len(prompt)
         while not (frames.is_ended or frames.is_loop) and len(frames.codes) < most:
             uniforms = torch.rand(SLOTS, 1, generator=generator).to(self._device)
@@ -94,4 +96,4 @@ class Writer:
         return state, torch.cat(chosen)
 
 
-Write = Callable[[Sequence[int], int, Choosing, int], Iterator[Frames]]
+Write = Callable[[Sequence[int], int, Choosing, int], Iterator[Written]]

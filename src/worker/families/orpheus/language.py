@@ -11,9 +11,9 @@ from worker.engine.key_values import KeyValues, round_length
 from worker.families.orpheus.models import TokenIds
 
 # Our names of what is left of the embedding and the head: rows of codes, and of the stop.
-CODES: Final = "codes"
-HEAD: Final = "head"
-STOP: Final = "stop"
+AUDIO_ROWS: Final = "codes"
+HEAD_ROWS: Final = "head"
+STOP_ROW: Final = "stop"
 MASKED: Final = float("-inf")
 
 

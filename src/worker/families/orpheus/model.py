@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from worker.bundle.kept_graphs import KeptGraphs
 from worker.bundle.layout import Bundle
@@ -20,7 +19,7 @@ from worker.families.orpheus.models import SLOTS, Speaking, read_speaking
 from worker.families.orpheus.offer import describe_speech
 from worker.families.orpheus.opening import VoiceParts, open_bundle
 from worker.families.orpheus.prompt import make_prompt
-from worker.families.orpheus.recipe import RECIPE
+from worker.families.orpheus.recipe import SPEECH_RECIPE
 from worker.families.orpheus.speaking import (
     MOST_ATTEMPTS,
     Limits,
@@ -29,7 +28,7 @@ from worker.families.orpheus.speaking import (
     speak,
 )
 from worker.families.orpheus.windows import Decoding, join_samples
-from worker.media.sound import Sound
+from worker.media.sound import Samples, Sound
 from worker.seam import Control, Made, Outcome, Served, Unheard, take_made
 from worker.tasks.speech import SpeechWish, Spoken, warm_up
 
@@ -99,7 +98,11 @@ class Orpheus:
             dict(clock.spent),
             peak_vram_mb=devices.read_peak_mb(device),
             warnings=(TRUNCATED,) if is_cut else (),
-            found={"spoken": spoken, "truncated": is_cut},
+            found={
+                "spoken": spoken,
+                "truncated": is_cut,
+                "first_frames": passages[0].first_frames if wish.streams else None,
+            },
         )
 
     def _speak_all(self, wish: SpeechWish, control: Control, clock: Clock) -> list[Passage]:
@@ -120,10 +123,12 @@ class Orpheus:
                 )
                 if limits.most < 1:
                     break
-                passage = Passage()
+                passage, sent = Passage(), 0
                 for passage in self._speak_one(wish, number, prompt, limits):
                     done = before + passage.frames
                     control.report("generate", done, max(wish.frames, done))
+                    if wish.streams:
+                        sent = self._hand_over(passage, sent, control, is_first=not spoken)
                 spoken.append(passage)
         control.report("decode", 1, 1)
         return spoken
@@ -142,7 +147,16 @@ class Orpheus:
             streams=wish.streams,
         )
 
-    def _make_pause(self) -> NDArray[np.int16]:
+    def _hand_over(self, passage: Passage, sent: int, control: Control, *, is_first: bool) -> int:
+        """Hand over the sound of a passage from its piece `sent` on; return how many are out."""
+        parts = passage.sound[sent:]
+        if parts and not sent and not is_first:
+            parts = [self._make_pause(), *parts]
+        for part in parts:
+            control.hand_over(Sound(part, self._speaking.rate))
+        return len(passage.sound)
+
+    def _make_pause(self) -> Samples:
         return np.zeros(round(PAUSE_S * self._speaking.rate), np.int16)
 
 
@@ -153,6 +167,6 @@ def build(parts: VoiceParts, served: Served, bundle: Bundle, kept: KeptGraphs | 
     return Orpheus(parts, served, read_speaking(facts, Speaking()))
 
 
-OPENER: Final = Opener(RECIPE, describe_speech, open_bundle, build)
+OPENER: Final = Opener(SPEECH_RECIPE, describe_speech, open_bundle, build)
 make_ready = OPENER.make_ready
 prepare = OPENER.prepare

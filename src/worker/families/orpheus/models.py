@@ -174,4 +174,4 @@ def _complete(spec: ModelSpec, about: Mapping[str, Any]) -> ModelSpec:
     )
 
 
-FAMILY: Final = Family(rows=SPEECH_TABLE, classes={CLASS: _complete}, form=FORM_SPEECH)
+ORPHEUS: Final = Family(rows=SPEECH_TABLE, classes={CLASS: _complete}, form=FORM_SPEECH)

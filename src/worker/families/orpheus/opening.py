@@ -14,10 +14,10 @@ from worker.bundle.open import Opening, Shared
 from worker.bundle.plain import open_tokenizer
 from worker.bundle.read import READ_THREADS
 from worker.families.orpheus.codec import SnacDecoder
-from worker.families.orpheus.language import HEAD, Language
+from worker.families.orpheus.language import HEAD_ROWS, Language
 from worker.families.orpheus.models import Speaking, read_speaking
 from worker.families.orpheus.parts import TEXT_TABLE
-from worker.families.orpheus.recipe import RECIPE
+from worker.families.orpheus.recipe import SPEECH_RECIPE
 
 
 @dataclass(slots=True)
@@ -50,10 +50,10 @@ def open_bundle(
     del compiled_batch, spare
     ids = read_speaking(read_bundle(folder).facts, Speaking()).ids
     opening = Opening(
-        folder, RECIPE, device, verify=verify, waiting=waiting, share=share, threads=threads
+        folder, SPEECH_RECIPE, device, verify=verify, waiting=waiting, share=share, threads=threads
     )
     with opening as parts:
-        has_head = parts.has_tensor("language", HEAD)
+        has_head = parts.has_tensor("language", HEAD_ROWS)
         language = Language(parts.build_bare("language").model, ids, is_tied=not has_head)
         parts.fill("language", language)
         text = _map_text(parts.list_mapped("language"), folder)

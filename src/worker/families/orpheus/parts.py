@@ -14,7 +14,7 @@ from worker.bundle.layout import MAPPED, WEIGHTS
 from worker.bundle.recipe import Configuration, Modules, Part, Published, Replaced, Work
 from worker.bundle.stream import ReadTensor, Transform
 from worker.families.orpheus.codec import SnacDecoder, fold, name_tensor
-from worker.families.orpheus.language import CODES, HEAD, STOP
+from worker.families.orpheus.language import AUDIO_ROWS, HEAD_ROWS, STOP_ROW
 from worker.families.orpheus.models import Speaking, TokenIds, read_speaking
 
 EMBEDDING: Final = "model.embed_tokens.weight"
@@ -101,13 +101,13 @@ class LanguageWeights:
         if EMBEDDING in shard.header:
             table = cast_to_bf16(read(EMBEDDING))
             made[MAPPED] = {TEXT_TABLE: table[: ids.first]}
-            weights[CODES] = table[audio]
+            weights[AUDIO_ROWS] = table[audio]
             if not self._has_head:
-                weights[STOP] = table[ids.stop : ids.stop + 1]
+                weights[STOP_ROW] = table[ids.stop : ids.stop + 1]
         if LM_HEAD in shard.header:
             head = cast_to_bf16(read(LM_HEAD))
-            weights[HEAD] = head[audio]
-            weights[STOP] = head[ids.stop : ids.stop + 1]
+            weights[HEAD_ROWS] = head[audio]
+            weights[STOP_ROW] = head[ids.stop : ids.stop + 1]
         return made
 
 

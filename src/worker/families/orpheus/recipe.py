@@ -45,7 +45,7 @@ def learn(spec: ModelSpec, facts: Mapping[str, Any]) -> ModelSpec:
     return replace(spec, defaults=read_speaking(facts, spec.defaults or Speaking()))
 
 
-RECIPE: Final = Recipe(
+SPEECH_RECIPE: Final = Recipe(
     parts=(TOKENIZER, CODEC, LANGUAGE),
     check=check,
     adapted=LANGUAGE.role,

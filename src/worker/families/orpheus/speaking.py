@@ -7,19 +7,17 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from worker.engine.token_choice import Choosing
 from worker.errors import BadAudio
-from worker.families.orpheus.frames import Frames, Writer
+from worker.families.orpheus.frames import Writer, Written
 from worker.families.orpheus.windows import Decoding, join_samples
-from worker.media.sound import round_samples
+from worker.media.sound import Samples, round_samples
 
 MOST_ATTEMPTS: Final = 3
 # Of 32767: about what the noise of a codec sounds like where nothing is said.
 QUIETEST: Final = 16
 
-Samples = NDArray[np.int16]
 MakeDecoding = Callable[[int], Decoding]
 
 
@@ -43,12 +41,22 @@ class Limits:
 
 @dataclass(slots=True)
 class Passage:
-    """What has become of a passage: how often it began, its frames and its sound so far."""
+    """What has become of a passage: how often it began, its frames and its sound so far.
+
+    `first_frames` is how many frames there were when there was the first sound.
+    """
 
     attempts: int = 0
     frames: int = 0
+    first_frames: int | None = None
     is_cut: bool = False
     sound: list[Samples] = field(default_factory=list)
+
+    def add(self, sound: Sequence[Samples]) -> None:
+        """Add what was decoded."""
+        if sound and not self.sound:
+            self.first_frames = self.frames
+        self.sound += sound
 
     def join(self) -> Samples:
         """Return all of its samples."""
@@ -82,17 +90,17 @@ def speak(
     for seed in seeds:
         passage.attempts += 1
         passage.sound, passage.frames, passage.is_cut = [], 0, False
-        decoding, frames = make_decoding(seed), Frames()
+        decoding, frames = make_decoding(seed), Written()
         for frames in writer.write(prompt, seed, how, limits.most):
             passage.frames = len(frames.codes)
             if streams:
-                passage.sound += _convert(decoding, frames, is_end=False)
+                passage.add(_convert(decoding, frames, is_end=False))
             yield passage
             if frames.is_loop:
                 break
         passage.is_cut = limits.is_cut and not frames.is_ended and not frames.is_loop
         if (frames.is_ended or passage.is_cut) and frames.codes:
-            passage.sound += _convert(decoding, frames, is_end=True)
+            passage.add(_convert(decoding, frames, is_end=True))
             _check_audible(passage.sound)
             yield passage
             return
@@ -101,7 +109,7 @@ def speak(
     raise BadAudio(f"no speech that ends came of {passage.attempts} attempts; try another seed")
 
 
-def _convert(decoding: Decoding, frames: Frames, *, is_end: bool) -> list[Samples]:
+def _convert(decoding: Decoding, frames: Written, *, is_end: bool) -> list[Samples]:
     found = []
     for window in decoding.decode_ready(frames.codes, is_end=is_end):
         if not bool(torch.isfinite(window).all()):

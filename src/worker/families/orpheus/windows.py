@@ -6,15 +6,15 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from worker.families.orpheus.codec import SnacDecoder
+from worker.media.sound import Samples
 
-# Frames of each window; the last size is that of all that follow. Small ones first: of a stream,
+# Written of each window; the last size is that of all that follow. Small ones first: of a stream,
 # the first sound is there after 4 + 3 frames.
 GRID: Final = (4, 8, 16, 32)
-# Frames on both sides that change a frame's samples: the decoder sees 2.32 of them (measured by
+# Written on both sides that change a frame's samples: the decoder sees 2.32 of them (measured by
 # changing one code).
 CONTEXT: Final = 3
 
@@ -74,6 +74,6 @@ class Decoding:
         return samples[(start - first) * stride : (end - first) * stride]
 
 
-def join_samples(parts: Sequence[NDArray[np.int16]]) -> NDArray[np.int16]:
+def join_samples(parts: Sequence[Samples]) -> Samples:
     """Return samples one after another."""
     return np.concatenate(parts) if parts else np.zeros(0, np.int16)
