@@ -111,10 +111,14 @@ def models_table() -> str:
 def facts(row: ModelSpec) -> tuple[str, ...]:
     """Return a model's row without its name."""
     own = row.defaults
+    where = f"checkpoints/{row.embedded} (embedded)" if row.embedded else row.repository
+    if "speech" in row.tasks:
+        voices = f": {', '.join(own.voices)}" if own.voices else ""
+        return where, f"speech{voices}", "", "", row.licence
     references = f" with 1-{own.max_references} references" if own.max_references > 1 else ""
     negative = ", a negative prompt" if own.negative_prompt.strip() else ""
     return (
-        f"checkpoints/{row.embedded} (embedded)" if row.embedded else row.repository,
+        where,
         ", ".join((row.tasks[0] + references, *row.tasks[1:])),
         f"{own.steps} steps, CFG {own.true_cfg_scale:g}{negative}",
         ", ".join(map(str, row.lightning)),

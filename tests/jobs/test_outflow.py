@@ -29,7 +29,7 @@ def test_all_parts_of_another_thread_are_sent_in_order_before_it_is_left() -> No
     async def case() -> None:
         async with Outflow(collect(sent)) as outflow:
             parts = [make_part(number) for number in range(5)]
-            thread = threading.Thread(target=lambda: [outflow.take(part) for part in parts])
+            thread = threading.Thread(target=lambda: list(map(outflow.take, parts)))
             thread.start()
             await asyncio.to_thread(thread.join)
 
