@@ -1,10 +1,14 @@
 """The keys and values that a language model keeps of sequences, in memory that does not move."""
 
+from typing import Final
+
 import torch
 from torch import Tensor
 
 # Attention reads what is kept up to the next multiple: few shapes, and little that is not there.
-READ_STEP = 256
+# On CUDA each shape may be a graph of its own.
+READ_STEP: Final = 256
+CUDA_READ_STEP: Final = 1024
 
 
 class KeyValues:
@@ -24,7 +28,8 @@ class KeyValues:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.length = -(-length // READ_STEP) * READ_STEP
+        self._step = CUDA_READ_STEP if device.type == "cuda" else READ_STEP
+        self.length = self.round_length(length)
         shape = (layers, rows, heads, self.length, size)
         # zeros: a value that is masked still meets a weight of zero, and NaN times zero is NaN
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
@@ -46,7 +51,6 @@ class KeyValues:
         """Return the keys and values of the first `most` tokens, [rows, heads, most, size] each."""
         return self._keys[layer, :, :, :most], self._values[layer, :, :, :most]
 
-
-def round_length(count: int) -> int:
-    """Return how many tokens are read where sequences have so many: a multiple of a step."""
-    return -(-count // READ_STEP) * READ_STEP
+    def round_length(self, count: int) -> int:
+        """Return how many tokens are read where sequences have so many."""
+        return -(-count // self._step) * self._step

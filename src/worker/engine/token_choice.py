@@ -8,11 +8,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Choosing:
-    """How tokens are chosen. At a `temperature` of 0 it is always the likeliest."""
+    """How tokens are chosen; numbers on a device may change between replays of one graph.
 
-    temperature: float
-    top_p: float = 1.0
-    penalty: float = 1.0
+    At a `temperature` that is the number 0 it is always the likeliest.
+    """
+
+    temperature: float | Tensor
+    top_p: float | Tensor = 1.0
+    penalty: float | Tensor = 1.0
 
 
 def choose_token(logits: Tensor, seen: Tensor, uniforms: Tensor, how: Choosing) -> Tensor:
@@ -26,11 +29,10 @@ def choose_token(logits: Tensor, seen: Tensor, uniforms: Tensor, how: Choosing) 
     the same token on every device that has the same logits.
     """
     scores = logits.float()
-    if how.penalty != 1:
-        scores = torch.where(
-            seen, torch.where(scores < 0, scores * how.penalty, scores / how.penalty), scores
-        )
-    if how.temperature == 0:
+    scores = torch.where(
+        seen, torch.where(scores < 0, scores * how.penalty, scores / how.penalty), scores
+    )
+    if not isinstance(how.temperature, Tensor) and how.temperature == 0:
         return scores.argmax(dim=-1)
     shares, order = (
         (scores / how.temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from worker.engine.token_choice import Choosing
-from worker.families.orpheus.frames import MOST_EQUAL, Writer, Written
+from worker.families.orpheus.frames import MOST_EQUAL, Stage, Written
 from worker.families.orpheus.language import Language
 from worker.families.orpheus.models import SLOTS, TokenIds
 
@@ -73,11 +73,36 @@ class Legal(LogitsProcessor):  # type: ignore[misc] # transformers ships no type
 
 
 def write(
-    model: tuple[Language, Tensor], how: Choosing, *, seed: int = 1, most: int = 20
+    model: tuple[Language, Tensor],
+    how: Choosing,
+    *,
+    seed: int = 1,
+    most: int = 20,
+    prompt: Sequence[int] = PROMPT,
 ) -> Written:
-    writer = Writer(*model, room=len(PROMPT) + SLOTS * most)
-    *_, last = writer.write(PROMPT, seed, how, most)
-    return last
+    (written,) = write_all(model, how, [(prompt, seed)], most=most)
+    return written
+
+
+def write_all(
+    model: tuple[Language, Tensor],
+    how: Choosing,
+    begun: Sequence[tuple[Sequence[int], int]],
+    *,
+    most: int = 20,
+) -> list[Written]:
+    """Return what is written of prompts with seeds, all at once."""
+    stage = Stage(*model, rows=len(begun), room=40 + SLOTS * most)
+    stage.choose_by(how)
+    written = [Written() for _ in begun]
+    for row, (prompt, seed) in enumerate(begun):
+        stage.begin(row, prompt, seed)
+    while not all(one.is_over(most) for one in written):
+        for row, frame in stage.step().items():
+            written[row].add(frame, stage.stop)
+            if written[row].is_over(most):
+                stage.end(row)
+    return written
 
 
 def flatten(frames: Sequence[Sequence[int]]) -> list[int]:
@@ -152,3 +177,26 @@ def test_equal_rows_are_kept_once() -> None:
     other, _ = make_ours(make_stock(is_tied=False))
     assert not other.tie()
     assert other.head is not None
+
+
+def test_rows_of_one_stage_are_what_each_is_alone() -> None:
+    """Whatever the length of its prompt, and when the others end."""
+    model = make_ours(make_stock(is_tied=True))
+    how = Choosing(0.9, 0.9, 1.1)
+    begun = [(PROMPT, 1), ([34, 35, 9, 36, 37], 2), ([34, 35, *range(2, 30), 36, 37], 3)]
+    alone = [write(model, how, prompt=prompt, seed=seed).codes for prompt, seed in begun]
+    assert [one.codes for one in write_all(model, how, begun)] == alone
+    assert len({len(codes) for codes in alone}) > 1
+
+
+def test_a_row_that_is_begun_again_forgets_what_was_there() -> None:
+    model = make_ours(make_stock(is_tied=True))
+    stage = Stage(*model, rows=1, room=200)
+    stage.choose_by(Choosing(0.8, 0.9, 1.3))
+    first = []
+    for _ in range(2):
+        stage.begin(0, PROMPT, 5)
+        first.append([stage.step()[0] for _ in range(6)])
+    assert first[0] == first[1]
+    stage.end(0)
+    assert stage.step() == {}

@@ -166,8 +166,50 @@ def test_a_model_that_never_ends_is_tried_three_times_and_is_an_error(
     assert isinstance(outcome, BadAudio)
     assert "no speech that ends came of 3 attempts" in outcome.message
     limit = 40 + int(0.25 * len("One, two."))
-    assert control.most == limit
+    assert control.most == limit - 1  # with the last frame the next attempt begins
     assert control.begun == 3
+
+
+class Hearing(Control):
+    """Keeps what is handed over."""
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+
+    def report(self, phase: Phase, step: int, steps: int) -> None:
+        """Go on."""
+
+    def hand_over(self, part: Any) -> None:
+        """Keep it."""
+        self.parts.append(part.samples)
+
+
+TEXT = "One two three four five six. Seven eight nine ten eleven. Twelve."
+
+
+def test_what_is_streamed_is_the_whole(model: Model) -> None:
+    hearing = Hearing()
+    streamed = say(model, hearing, text=TEXT, stream=True)
+    assert isinstance(streamed, Made)
+    whole = made(model, text=TEXT)
+    assert np.array_equal(np.concatenate(hearing.parts), samples_of(whole))
+    assert np.array_equal(samples_of(streamed), samples_of(whole))
+    assert len(hearing.parts) > len(whole.found["spoken"])
+    assert max(map(len, hearing.parts)) <= 32 * 2048
+    first = whole.found["spoken"][0].seconds * 24_000 / 2048
+    assert streamed.found["first_frames"] == min(7, first)
+    assert whole.found["first_frames"] is None
+
+
+def test_a_stream_that_does_not_end_is_not_begun_again(published: Path, home: Path) -> None:
+    model: Any = open_model(published, home)
+    with torch.no_grad():
+        model._parts.language.stop.zero_()
+    hearing = Hearing()
+    outcome = say(model, hearing, stream=True)
+    assert isinstance(outcome, BadAudio)
+    assert "came of 1 attempts" in outcome.message
+    assert hearing.parts
 
 
 class Counting(Control):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, scaled_dot_product_attention
 
-from worker.engine.key_values import KeyValues, round_length
+from worker.engine.key_values import KeyValues
 from worker.families.orpheus.models import TokenIds
 
 # Our names of what is left of the embedding and the head: rows of codes, and of the stop.
@@ -77,12 +77,11 @@ class Language(nn.Module):
 
         return self._run(embedded, positions, attend)[:, -1]
 
-    def go_on(self, embedded: Tensor, positions: Tensor, cache: KeyValues, most: int) -> Tensor:
+    def go_on(self, embedded: Tensor, positions: Tensor, cache: KeyValues, length: int) -> Tensor:
         """Return the states [rows, width] after one more token of every row, [rows, 1, width].
 
-        `positions` [rows] are where the tokens stand; none is at `most` or beyond.
+        `positions` [rows] are where the tokens stand; none is at `length` or beyond.
         """
-        length = round_length(most)
         places = torch.arange(length, device=embedded.device)
         mask = torch.zeros(len(positions), 1, 1, length, device=embedded.device)
         unseen = places[None] > positions[:, None]

@@ -1,7 +1,8 @@
 """Orpheus: text to speech, in the order it runs."""
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -14,12 +15,13 @@ from worker.errors import BadAudio
 from worker.families.clock import Clock
 from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
-from worker.families.orpheus.frames import Writer
+from worker.families.orpheus.frames import Stage
 from worker.families.orpheus.models import SLOTS, Speaking, read_speaking
 from worker.families.orpheus.offer import describe_speech
 from worker.families.orpheus.opening import VoiceParts, open_bundle
 from worker.families.orpheus.prompt import make_prompt
-from worker.families.orpheus.recipe import SPEECH_RECIPE
+from worker.families.orpheus.recipe import MOST_ROWS, SPEECH_RECIPE, count_room
+from worker.families.orpheus.sending import Sent
 from worker.families.orpheus.speaking import (
     MOST_ATTEMPTS,
     Limits,
@@ -44,7 +46,13 @@ class Orpheus:
         self.served = served
         self._parts = parts
         self._speaking = speaking
-        self._phases = Phases(devices.free_memory)
+        self._stages: dict[int, Stage] = {}
+        stages = self._stages  # not of this model: a cycle would keep its modules
+
+        def forget() -> None:
+            stages.clear()
+
+        self._phases = Phases(forget)
 
     def make_key(self, wish: SpeechWish) -> None:
         """Return None: a wish is spoken alone, all of its passages one after another."""
@@ -75,6 +83,7 @@ class Orpheus:
         Raises DeviceLost when something still refers to the language model.
         """
         language = weakref.ref(self._parts.language)
+        self._stages.clear()
         del self._parts, self._phases
         check_freed(language)
 
@@ -107,54 +116,99 @@ class Orpheus:
 
     def _speak_all(self, wish: SpeechWish, control: Control, clock: Clock) -> list[Passage]:
         """Return the passages of a wish that its tokens suffice for."""
-        speaking, spoken = self._speaking, list[Passage]()
-        left = None if wish.max_tokens is None else wish.max_tokens // SLOTS
+        ids, parts = self._speaking.ids, self._parts
         with clock.measure_phase("text"):
             prompts = [
-                make_prompt(self._parts.tokenizer, speaking.ids, wish.voice, text)
-                for text in wish.passages
+                make_prompt(parts.tokenizer, ids, wish.voice, text) for text in wish.passages
             ]
         control.report("text", 1, 1)
-        with clock.measure_phase("generate"):
-            for number, (text, prompt) in enumerate(zip(wish.passages, prompts, strict=True)):
-                before = sum(passage.frames for passage in spoken)
-                limits = Limits(
-                    speaking.limit_frames(text), None if left is None else left - before
-                )
+        stage = self._choose_stage(wish, prompts)
+        stage.choose_by(Choosing(wish.temperature, wish.top_p, wish.repetition_penalty))
+        spoken, sent = list[Passage](), Sent(self._make_pause(), self._speaking.rate, control)
+        waiting = deque(enumerate(zip(wish.passages, prompts, strict=True)))
+        rows: dict[int, Generator[Passage, Sequence[int], None]] = {}
+        while waiting or rows:
+            for row in range(stage.rows):
+                if row in rows or not waiting:
+                    continue
+                number, (text, prompt) = waiting.popleft()
+                limits = self._make_limits(wish, text, spoken)
                 if limits.most < 1:
+                    waiting.clear()
                     break
-                passage, sent = Passage(), 0
-                for passage in self._speak_one(wish, number, prompt, limits):
-                    done = before + passage.frames
-                    control.report("generate", done, max(wish.frames, done))
-                    if wish.streams:
-                        sent = self._hand_over(passage, sent, control, is_first=not spoken)
-                spoken.append(passage)
+                rows[row] = self._speak_one(wish, number, stage, row, prompt, limits, clock)
+                spoken.append(next(rows[row]))
+            if not rows:
+                break
+            with clock.measure_phase("generate"):
+                frames = stage.step()
+            for row, frame in frames.items():
+                try:
+                    rows[row].send(frame)
+                except StopIteration:
+                    stage.end(row)
+                    del rows[row]
+            done = sum(passage.frames for passage in spoken)
+            control.report("generate", done, max(wish.frames, done))
+            if wish.streams:
+                sent.send_ready(spoken)
         control.report("decode", 1, 1)
         return spoken
 
+    def _make_limits(self, wish: SpeechWish, text: str, spoken: Sequence[Passage]) -> Limits:
+        """Return what a passage may have after those before it."""
+        by_text = self._speaking.limit_frames(text)
+        if wish.max_tokens is None:
+            return Limits(by_text)
+        used = sum(passage.frames for passage in spoken)
+        return Limits(by_text, wish.max_tokens // SLOTS - used)
+
+    def _choose_stage(self, wish: SpeechWish, prompts: Sequence[Sequence[int]]) -> Stage:
+        """Return where a wish's passages are written: on a GPU several at once.
+
+        How many depends on the wish alone, since a batch of another size rounds differently.
+        Tokens that may run out are spent on one passage after another.
+        """
+        alone = self._parts.device.type != "cuda" or wish.max_tokens is not None
+        rows = 1 if alone else min(MOST_ROWS, len(prompts))
+        needed = SLOTS + max(
+            len(prompt) + SLOTS * self._speaking.limit_frames(text)
+            for text, prompt in zip(wish.passages, prompts, strict=True)
+        )
+        stage = self._stages.get(rows)
+        if stage is None or not stage.has_room(needed):
+            room = max(needed, count_room(self._speaking))
+            self._stages.clear()
+            stage = Stage(self._parts.language, self._parts.text, rows=rows, room=room)
+            self._stages[rows] = stage
+        for row in range(rows):
+            stage.end(row)  # of a wish that was stopped
+        return stage
+
     def _speak_one(
-        self, wish: SpeechWish, number: int, prompt: Sequence[int], limits: Limits
-    ) -> Iterator[Passage]:
+        self,
+        wish: SpeechWish,
+        number: int,
+        stage: Stage,
+        row: int,
+        prompt: Sequence[int],
+        limits: Limits,
+        clock: Clock,
+    ) -> Generator[Passage, Sequence[int], None]:
         parts = self._parts
+
+        def begin(seed: int) -> None:
+            with clock.measure_phase("generate"):
+                stage.begin(row, prompt, seed)
+
         return speak(
-            Writer(parts.language, parts.text, room=len(prompt) + SLOTS * (limits.most + 1)),
-            lambda seed: Decoding(parts.codec, seed, parts.codec_device),
-            prompt,
+            begin,
+            lambda seed: Decoding(parts.codec, seed, parts.codec_device, clock),
             [derive_seed(wish.seed, number, attempt) for attempt in range(MOST_ATTEMPTS)],
-            Choosing(wish.temperature, wish.top_p, wish.repetition_penalty),
+            stage.stop,
             limits,
             streams=wish.streams,
         )
-
-    def _hand_over(self, passage: Passage, sent: int, control: Control, *, is_first: bool) -> int:
-        """Hand over the sound of a passage from its piece `sent` on; return how many are out."""
-        parts = passage.sound[sent:]
-        if parts and not sent and not is_first:
-            parts = [self._make_pause(), *parts]
-        for part in parts:
-            control.hand_over(Sound(part, self._speaking.rate))
-        return len(passage.sound)
 
     def _make_pause(self) -> Samples:
         return np.zeros(round(PAUSE_S * self._speaking.rate), np.int16)

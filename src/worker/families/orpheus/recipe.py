@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from worker.bundle.recipe import Configuration, Recipe
-from worker.engine.key_values import round_length
+from worker.engine.key_values import CUDA_READ_STEP
 from worker.engine.quantise import Precision
 from worker.families.orpheus.check import check
 from worker.families.orpheus.models import SLOTS, Speaking, read_speaking
@@ -18,6 +18,8 @@ CACHE_BYTES_PER_TOKEN: Final = 114_688
 # What one step and one window of the codec take beside it (est.): 38 frames of 1024 channels at the
 # last levels, in float32, a few times over.
 STEP_BYTES: Final = 600_000_000
+# Passages that are written at once on a GPU, where the weights are read once for all of them.
+MOST_ROWS: Final = 4
 
 
 def list_reached(config: Configuration) -> list[str]:
@@ -29,15 +31,16 @@ def list_reached(config: Configuration) -> list[str]:
 def plan_speech(
     spec: ModelSpec, settings: Settings, precision: Precision, pixels: int | None = None
 ) -> int:
-    """Return the bytes that the longest passage takes beside the weights."""
+    """Return the bytes that the longest text takes beside the weights."""
     del settings, precision, pixels
-    return round_length(count_room(spec.defaults)) * CACHE_BYTES_PER_TOKEN + STEP_BYTES
+    return MOST_ROWS * count_room(spec.defaults) * CACHE_BYTES_PER_TOKEN + STEP_BYTES
 
 
 def count_room(speaking: Speaking) -> int:
     """Return how many tokens the longest passage can have: its prompt, and frames to its limit."""
     prompt = 2 * speaking.passage + 100  # a token is about four characters, but bytes in rare ones
-    return prompt + SLOTS * speaking.limit_frames("x" * speaking.passage)
+    tokens = prompt + SLOTS * (speaking.limit_frames("x" * speaking.passage) + 1)
+    return -(-tokens // CUDA_READ_STEP) * CUDA_READ_STEP
 
 
 def learn(spec: ModelSpec, facts: Mapping[str, Any]) -> ModelSpec:

@@ -1,16 +1,15 @@
 """One passage spoken: attempts until one ends by itself, and its sound as it comes."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import torch
 
-from worker.engine.token_choice import Choosing
 from worker.errors import BadAudio
-from worker.families.orpheus.frames import Writer, Written
+from worker.families.orpheus.frames import Written
 from worker.families.orpheus.windows import Decoding, join_samples
 from worker.media.sound import Samples, round_samples
 
@@ -50,6 +49,7 @@ class Passage:
     frames: int = 0
     first_frames: int | None = None
     is_cut: bool = False
+    is_complete: bool = False
     sound: list[Samples] = field(default_factory=list)
 
     def add(self, sound: Sequence[Samples]) -> None:
@@ -70,39 +70,37 @@ def derive_seed(seed: int, passage: int, attempt: int) -> int:
 
 
 def speak(
-    writer: Writer,
+    begin: Callable[[int], None],
     make_decoding: MakeDecoding,
-    prompt: Sequence[int],
     seeds: Sequence[int],
-    how: Choosing,
+    stop: int,
     limits: Limits,
     *,
     streams: bool,
-) -> Iterator[Passage]:
-    """Yield a passage after each of its frames; once it is exhausted, it is complete.
+) -> Generator[Passage, Sequence[int], None]:
+    """Yield the passage whenever it needs its next frame, which is sent in; then it is complete.
 
-    Each attempt has its own of the `seeds`, for its tokens and its noise. One that loops or does
-    not end by its text is begun anew; where it `streams`, only as long as none of its sound is
-    there. Otherwise its sound is decoded at its end. Raises BadAudio when no attempt ends, or one
-    is silent or no sound.
+    Each attempt has its own of the `seeds`, for its tokens and its noise, and `begin` is called
+    with it. One that loops or does not end by its text is begun anew; where it `streams`, only as
+    long as none of its sound is there. Otherwise its sound is decoded at its end. Raises BadAudio
+    when no attempt ends, or one is silent or no sound.
     """
     passage = Passage()
     for seed in seeds:
         passage.attempts += 1
-        passage.sound, passage.frames, passage.is_cut = [], 0, False
+        passage.sound, passage.frames = [], 0
+        begin(seed)
         decoding, frames = make_decoding(seed), Written()
-        for frames in writer.write(prompt, seed, how, limits.most):
+        while not frames.is_over(limits.most):
+            frames.add((yield passage), stop)
             passage.frames = len(frames.codes)
             if streams:
                 passage.add(_convert(decoding, frames, is_end=False))
-            yield passage
-            if frames.is_loop:
-                break
         passage.is_cut = limits.is_cut and not frames.is_ended and not frames.is_loop
         if (frames.is_ended or passage.is_cut) and frames.codes:
             passage.add(_convert(decoding, frames, is_end=True))
             _check_audible(passage.sound)
-            yield passage
+            passage.is_complete = True
             return
         if passage.sound:
             break  # what was handed over cannot be taken back

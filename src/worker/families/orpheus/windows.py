@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from worker.families.clock import Clock
 from worker.families.orpheus.codec import SnacDecoder
 from worker.media.sound import Samples
 
@@ -44,10 +46,16 @@ def make_noise(seed: int, frame: int, spans: Sequence[int]) -> list[Tensor]:
 
 
 class Decoding:
-    """The sound of one passage, as its frames become known; `seed` is that of its noise."""
+    """The sound of one passage, as its frames become known; `seed` is that of its noise.
 
-    def __init__(self, codec: SnacDecoder, seed: int, device: torch.device) -> None:
+    `clock` measures the phase "decode", where one is given.
+    """
+
+    def __init__(
+        self, codec: SnacDecoder, seed: int, device: torch.device, clock: Clock | None = None
+    ) -> None:
         self._codec, self._seed, self._device = codec, seed, device
+        self._clock = clock
         self._done = 0
 
     def decode_ready(self, frames: Sequence[Sequence[int]], *, is_end: bool) -> Iterator[Tensor]:
@@ -60,7 +68,9 @@ class Decoding:
             if len(frames) < end + CONTEXT and not is_end:
                 return
             end = min(end, len(frames))
-            yield self._decode(frames, self._done, end)
+            with nullcontext() if self._clock is None else self._clock.measure_phase("decode"):
+                window = self._decode(frames, self._done, end)
+            yield window
             self._done = end
 
     @torch.inference_mode()
