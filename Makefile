@@ -5,7 +5,7 @@ TORCH ?= cu128
 VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores clients browser playground load gpu-check quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
+.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores clients browser playground load gpu-check quick check readme lint format train-tiny train-speech eval-tiny lock image-check first-hour clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -117,6 +117,9 @@ format: setup ## format with ruff
 
 train-tiny: setup ## train checkpoints/tiny from scratch (TRAIN="--compile --bf16" with g++ and AMX: 2 hours on 2 cores)
 	$(BIN)/python -m training.tiny.train out/train-tiny $(TRAIN)
+
+train-speech: setup ## train checkpoints/tiny-speech from scratch (SPEECH="--minutes 50 --bf16")
+	$(BIN)/python -m training.speech.make out/train-speech $(SPEECH)
 
 eval-tiny: setup ## check what checkpoints/tiny draws and edits, from its pixels
 	$(BIN)/python -m training.tiny.evaluate
