@@ -20,6 +20,7 @@ ORDER = (
     "errors",
     "loop",
     "combining",
+    "speech",
     "vae",
     "doctor",
     "attention",

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from training.speech.dialling import dial
 from training.speech.texts import pick_text
-from worlds.goertzel import listen, read_voice
-
 from worker import settings
 from worker.engine.quantise import PRECISIONS
 from worker.families import catalogue
 from worker.families.orpheus.model import make_ready
 from worker.seam import Made, Model, Unheard
 from worker.tasks.request import Request, parse
+from worlds.goertzel import listen, read_voice
 
 VOICES = ("quick", "steady")
 

@@ -22,6 +22,16 @@ class Graphs:
         self._graphs: dict[int, Any] = {}
         self._pool: Any = None
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._graphs)
+
+    def switch_off(self) -> None:
+        """Run every step as it is from now on."""
+        self._works = False
+        self._graphs.clear()
+
     def run(self, length: int, step: Callable[[int], None]) -> None:
         """Run a step of a length; on CUDA by its graph."""
         if not self._works:
@@ -46,8 +56,7 @@ class Graphs:
             if is_out_of_memory(error):
                 raise
             # whatever a library raises that cannot be captured
-            self._works = False
-            self._graphs.clear()
+            self.switch_off()
             reason = f"{type(error).__name__}: {error}"[:200]
             log.get().warning("steps run without graphs", reason=reason)
             return
