@@ -94,6 +94,10 @@ class StandIn:
         """Share no forward."""
         del wish
 
+    def read_ahead(self, wish: PictureWish) -> PictureWish:
+        """Return it as it is."""
+        return wish
+
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
         """Return the fixed picture for each."""
         for wish, control in zip(wishes, controls, strict=True):
@@ -119,6 +123,10 @@ class StandIns:
         """Return the stand-in."""
         assert model_id == SERVED.id
         return self._model
+
+    def find_open(self, model_id: str) -> StandIn:
+        """Return the stand-in."""
+        return self.take(model_id)
 
     def list_addable(self, task: str) -> Sequence[str]:
         """Know no other model."""

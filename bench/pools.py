@@ -1,7 +1,7 @@
 """What fits which card, computed by the worker's own functions: `python bench/pools.py`.
 
 The weights are those of bench/results/sizes.json with one LoRA, what jobs take is
-`plan_working`'s, and the context of CUDA is counted in. Nothing was measured on a GPU. Writes
+the recipe's, and the context of CUDA is counted in. Nothing was measured on a GPU. Writes
 bench/results/pools.json, from which `make readme` fills the table of docs/deploy.md.
 """
 
@@ -22,7 +22,7 @@ from worker.engine.precision import BF16_CAPABILITY, Need
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.families.catalogue import CATALOGUE
 from worker.families.pictures import choose_largest, list_areas
-from worker.families.qwen_image.planning import plan_working
+from worker.families.qwen_image.recipe import RECIPE
 
 SIZES: Final = Path(__file__).parent / "results" / "sizes.json"
 RESULTS: Final = Path(__file__).parent / "results" / "pools.json"
@@ -82,12 +82,14 @@ def read_weights() -> dict[Precision, Weights]:
 def compute(mebibytes: int) -> dict[str, Any]:
     """Return what a card holds, all of its memory being free."""
     gpu, weights = Gpu("", BF16_CAPABILITY, mebibytes << 20, mebibytes << 20), read_weights()
+    working = partial(RECIPE.compute_working, EDIT, SETTINGS)
     choice = choosing.choose(
         "auto",
         {p: Need(w.whole, w.whole - w.waiting) for p, w in weights.items()},
         free=gpu.room,
         capability=gpu.capability,
-        working=partial(plan_working, EDIT, SETTINGS),
+        working=working,
+        offloaded=partial(working, offload=True),
     )
     held = weights[choice.precision]
     left = gpu.room - held.whole + (held.waiting if choice.offload else 0)
@@ -97,8 +99,8 @@ def compute(mebibytes: int) -> dict[str, Any]:
         "bytes": gpu.total,
         "precision": choice.precision,
         "offload": choice.offload,
-        "edit": choose_side(EDIT, choice.precision, left),
-        "image": choose_side(IMAGE, choice.precision, left),
+        "edit": choose_side(EDIT, choice.precision, left, offload=choice.offload),
+        "image": choose_side(IMAGE, choice.precision, left, offload=choice.offload),
         "both": both,
         "both_edit": both and choose_side(EDIT, both, gpu.room - weights[both].both),
         "both_image": both and choose_side(IMAGE, both, gpu.room - weights[both].both),
@@ -107,12 +109,12 @@ def compute(mebibytes: int) -> dict[str, Any]:
 
 def can_share(left: int, precision: Precision) -> bool:
     """Return whether both models' jobs fit in what the weights of both leave."""
-    return max(plan_working(row, SETTINGS, precision) for row in (EDIT, IMAGE)) <= left
+    return max(RECIPE.compute_working(row, SETTINGS, precision) for row in (EDIT, IMAGE)) <= left
 
 
-def choose_side(row: Any, precision: Precision, left: int) -> int:
+def choose_side(row: Any, precision: Precision, left: int, *, offload: bool = False) -> int:
     """Return the side in pixels of the largest square picture that callers may request."""
-    working = partial(plan_working, row, SETTINGS, precision)
+    working = partial(RECIPE.compute_working, row, SETTINGS, precision, offload=offload)
     return int(choose_largest(list_areas(row.defaults), working, left) ** 0.5)
 
 

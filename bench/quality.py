@@ -34,7 +34,7 @@ import torch  # noqa: E402 - the same
 from PIL import Image  # noqa: E402 - the same
 
 from bench import pictures  # noqa: E402 - the same
-from training.tiny.evaluate import prompts  # noqa: E402 - the same
+from training.tiny.cases import prompts  # noqa: E402 - the same
 from worker import settings  # noqa: E402 - the same
 from worker.bundle.plan import Order  # noqa: E402 - the same
 from worker.bundle.prepare import prepare  # noqa: E402 - the same

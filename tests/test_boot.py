@@ -143,6 +143,10 @@ class Recording:
         """Share no forward."""
         del wish
 
+    def read_ahead(self, wish: PictureWish) -> PictureWish:
+        """Return it as it is."""
+        return wish
+
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
         """Draw next to nothing."""
         for wish, control in zip(wishes, controls, strict=True):

@@ -40,7 +40,9 @@ ROOMS = {
 LIMITS = "worker.tasks.capabilities"  # the name by which any door's limit is reported
 FLOOR = {"errors", "log", "settings", "driver", "versions"}  # they know nothing of ours
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes"}
-LISTED = {"catalogue", "family", "models"}  # what families say of themselves before any is imported
+# what families say of themselves before any is imported
+LISTED = {"catalogue", "family", "models"}
+PLANNED = {f"worker.families.qwen_image.{name}" for name in ("planning", "working")}
 HEAVY_ROOMS = {"engine", "bundle", "families"}
 PICTURE_ROOMS = {"media", "tasks", "engine", "families"}
 
@@ -55,7 +57,7 @@ FILES = {module(file): file for file in sorted((SOURCE / "worker").rglob("*.py")
 
 def room(name: str) -> str:
     inner = name.split(".")[1:]
-    if inner[:1] == ["families"] and inner[-1] in LISTED:
+    if (inner[:1] == ["families"] and inner[-1] in LISTED) or name in PLANNED:
         return "catalogue"
     if inner and inner[0] in ROOMS:
         return inner[0]

@@ -18,6 +18,9 @@ from packaging.version import Version
 
 from worker import driver, preflight, settings, versions
 from worker.__main__ import main
+from worker.driver import CONTEXT_BYTES
+from worker.families.catalogue import CATALOGUE, estimate_needs
+from worker.families.qwen_image.planning import PART_SIZES
 from worker.finding import Finding, Level
 from worlds.nvml import Fact, Nvml
 
@@ -29,6 +32,7 @@ RTX_4090 = ("NVIDIA GeForce RTX 4090", (8, 9), 25_757_220_864, 25_100_000_000)
 T4 = ("Tesla T4", (7, 5), 15_655_829_504, 15_500_000_000)
 V100 = ("Tesla V100-SXM2-32GB", (7, 0), 34_079_637_504, 34_000_000_000)
 RTX_3060 = ("NVIDIA GeForce RTX 3060", (8, 6), 12_619_612_160, 12_000_000_000)
+RTX_3050 = ("NVIDIA GeForce RTX 3050", (8, 6), 8_589_934_592, 8_400_000_000)
 
 
 def locked(lock: Path) -> dict[str, set[str]]:
@@ -224,7 +228,7 @@ def test_what_another_machine_of_the_endpoint_may_have_otherwise_is_marked(on: M
 def test_a_card_too_small_for_a_full_model_is_advised_against_but_serves_the_embedded(
     on: Machine,
 ) -> None:
-    nvml = Nvml("580.95.05", 13000, [RTX_3060])
+    nvml = Nvml("580.95.05", 13000, [RTX_3050])
     assert on(nvml)["vram"].level == "advice"
     assert on(nvml, MODEL="tiny")["vram"].level == "ok"
 
@@ -486,23 +490,81 @@ def test_names_are_read_as_long_as_nvml_may_write_them() -> None:
     assert (answer.version, answer.gpus[0].name) == ("5" * 79, "N" * 95)
 
 
-@pytest.mark.parametrize(
-    ("name", "total", "free", "level", "change"),
-    [
-        ("large", 15_000_000_000, 15_000_000_000, "ok", ""),
-        ("busy", 15_000_000_000, 14_999_999_999, "advice", "end the other process"),
-        ("small", 14_999_999_999, 14_999_999_999, "advice", "use a pool of 16 or 24 GB"),
-    ],
-)
-def test_a_full_model_needs_15_gb_of_the_card(
-    on: Machine, name: str, total: int, free: int, level: str, change: str
+def need(**environ: str) -> dict[str, tuple[int, int]]:
+    """Return what the default model takes of a GPU, CUDA's context included, by precision."""
+    given = settings.read(environ)
+    (spec,) = CATALOGUE.resolve(given.model, given, has_gpu=True)
+    needs = estimate_needs(spec, given)
+    return {p: (n.whole + CONTEXT_BYTES, n.least + CONTEXT_BYTES) for p, n in needs.items()}
+
+
+def card(total: int, free: int | None = None) -> Nvml:
+    return Nvml("580.95.05", 13000, [("card", (8, 0), total, total if free is None else free)])
+
+
+def test_a_card_is_enough_for_the_most_exact_precision_that_fits_it(on: Machine) -> None:
+    """To the byte; where the smallest fits only without the text encoder, that waits."""
+    sizes = need()
+    for precision, (whole, _) in sizes.items():
+        found = on(card(whole), MODEL="")["vram"]
+        assert (found.level, found.change) == ("ok", "")
+        assert found.found.endswith(f": qwen-image-edit-2511 in {precision}")
+    for total in (sizes["4bit"][0] - 1, sizes["4bit"][1]):
+        found = on(card(total), MODEL="")["vram"]
+        assert found.level == "ok"
+        assert found.found.endswith(" in 4bit, part of it in the host's memory")
+    found = on(card(sizes["4bit"][1] - 1), MODEL="")["vram"]
+    assert found.level == "advice"
+    assert found.found.endswith(", too little for qwen-image-edit-2511")
+    words = [f"{size / 1e9:.1f} GB" for size in sizes["4bit"]]
+    assert found.change.startswith(
+        f"use a pool of GPUs with {words[0]} for 4bit, at the least {words[1]}"
+    )
+
+
+def test_what_jobs_may_request_counts(on: Machine) -> None:
+    """Larger pictures, LoRAs and batches take more, which the card must have too."""
+    plain = need()["4bit"][0]
+    for environ in (
+        {"MAX_PIXELS": "4194304"},
+        {"LORAS": "style=org/name"},
+        {"BATCH_SIZE": "8", "BATCH_MAX_PIXELS": "8388608"},
+        {"LIGHTNING_STEPS": "8,4"},
+    ):
+        assert need(**environ)["4bit"][0] > plain
+        found = on(card(plain), MODEL="", **environ)["vram"].found
+        assert not found.endswith(": qwen-image-edit-2511 in 4bit")
+
+
+def test_a_precision_that_does_not_fit_is_advised_against_with_the_one_that_does(
+    on: Machine,
 ) -> None:
-    found = on(Nvml("580.95.05", 13000, [(name, (8, 0), total, free)]))
-    assert found["vram"].level == level
-    assert change in found["vram"].change
-    assert found["vram"].found == "15.0 of 15.0 GB free"
-    assert found["gpu"].found == f"{name}, compute capability 8.0"
-    assert found["gpu"].level == "ok"
+    sizes = need()
+    found = on(card(sizes["8bit"][0]), MODEL="", PRECISION_MODE="bf16")["vram"]
+    assert (found.level, found.change) == ("advice", "set PRECISION_MODE=8bit")
+    found = on(card(sizes["4bit"][1] - 1), MODEL="", PRECISION_MODE="8bit")["vram"]
+    assert f"{sizes['8bit'][0] / 1e9:.1f} GB for 8bit" in found.change
+
+
+def test_memory_that_another_process_has_is_not_counted(on: Machine) -> None:
+    whole, least = need()["4bit"]
+    assert on(card(2 * whole, least), MODEL="")["vram"].level == "ok"
+    found = on(card(2 * whole, least - 1), MODEL="")["vram"]
+    assert found.level == "advice"
+    assert found.change == "end the other process that holds the GPU's memory"
+
+
+def test_a_repository_that_is_not_known_yet_is_not_judged_by_its_memory(on: Machine) -> None:
+    found = on(card(12_000_000_000), MODEL="org/name")["vram"]
+    assert (found.level, found.found) == ("ok", "12.0 of 12.0 GB free")
+
+
+def test_what_is_known_of_the_parts_is_what_was_computed() -> None:
+    sizes = json.loads((ROOT / "bench" / "results" / "sizes.json").read_text())
+    assert PART_SIZES.keys() == sizes.keys()
+    for precision, parts in PART_SIZES.items():
+        for name in ("transformer", "text_encoder", "vae", "lora"):
+            assert getattr(parts, name) == round(sizes[precision][name] * 1e9)
 
 
 def test_the_embedded_model_needs_no_memory_of_a_card(on: Machine) -> None:

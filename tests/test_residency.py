@@ -48,6 +48,10 @@ class Recorded:
         """Share no forward."""
         del wish
 
+    def read_ahead(self, wish: PictureWish) -> PictureWish:
+        """Return it as it is."""
+        return wish
+
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
         """Draw grey pixels."""
         for wish, control in zip(wishes, controls, strict=True):

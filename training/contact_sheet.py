@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from PIL import Image, ImageChops, ImageDraw
 
 from training.tiny import begun, evaluate, phrases, world
+from training.tiny.cases import PROMPT_SEED, prompts
 from worker.seam import Model
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -87,7 +88,7 @@ def write(shown: Sequence[Shown], target: Path) -> None:
 
 def ways(models: Mapping[str, Model]) -> None:
     """Draw and write lightning.png."""
-    cases = list(evaluate.prompts(evaluate.SHOWN, evaluate.PROMPT_SEED))
+    cases = list(prompts(evaluate.SHOWN, PROMPT_SEED))
     drawn = {way: [evaluate.make(models["image"], c, way) for c in cases] for way in evaluate.WAYS}
     for way in evaluate.STYLE_WAYS:
         drawn[way] = evaluate.draw_styled(models["image"], cases, TINY, way)

@@ -45,6 +45,10 @@ class Noise:
         """Share no forward."""
         del wish
 
+    def read_ahead(self, wish: PictureWish) -> PictureWish:
+        """Return it as it is."""
+        return wish
+
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> list[Made]:
         """Make one picture after another."""
         return [self._make_one(*pair) for pair in zip(wishes, controls, strict=True)]

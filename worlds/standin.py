@@ -136,6 +136,10 @@ class StandIn:
         name = Script(wish.prompt).share
         return None if name is None else Shared(name, wish.width, wish.height)
 
+    def read_ahead(self, wish: PictureWish) -> PictureWish:
+        """Return it as it is."""
+        return wish
+
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> Iterator[Outcome]:
         """Make one picture, or several in the steps of the first."""
         if len(wishes) == 1:
@@ -210,6 +214,10 @@ class StandIns:
         """Return the stand-in."""
         assert model_id == SERVED.id
         return self._model
+
+    def find_open(self, model_id: str) -> StandIn:
+        """Return the stand-in."""
+        return self.take(model_id)
 
     def list_addable(self, task: str) -> Sequence[str]:
         """Return no other model."""

@@ -23,7 +23,7 @@ class Event:
     def record(self, stream: Any) -> None:
         """Put the mark at the end of a stream; on the main stream it notes what was allocated."""
         self.stream, self.end = stream, len(stream.queue)
-        self.allocated = list(self.world.allocated)
+        self.allocated = dict.fromkeys(self.world.allocated, self.world.tick())
 
     def synchronize(self) -> None:
         """Run what was queued before the mark."""
@@ -33,16 +33,26 @@ class Event:
 class Stream:
     """Work in order, none of it done before it is waited for."""
 
-    def __init__(self, _device: object = None) -> None:
+    def __init__(self, _device: object = None, *, is_main: bool = False) -> None:
+        self.is_main = is_main
         self.queue: list[Callable[[], object]] = []
         self.done = 0
-        self.may_write: list[int] = []
+        self.may_write: dict[int, int] = {}
         self._turn = threading.RLock()
         Event.world.streams.append(self)
 
     def wait_event(self, event: Event) -> None:
-        """Let what is queued later come after an event: memory allocated before it is usable."""
-        self.may_write += event.allocated
+        """Let what is queued later come after an event: memory allocated before it is usable.
+
+        The main stream, whose work is done at once, does what the event comes after.
+        """
+        self.may_write |= event.allocated
+        if self.is_main:
+            event.synchronize()
+
+    def wait_stream(self, other: "Stream") -> None:
+        """Let what is queued later come after another stream."""
+        other.synchronize()
 
     def run(self, end: int) -> None:
         """Run the queue up to an end."""
@@ -71,7 +81,9 @@ class Streams:
         self.allocated: list[int] = []
         self.pinned: list[weakref.ref[Tensor]] = []
         self.emptied: list[int] = []
-        self._main = Stream()
+        self.now = 0
+        self.used: dict[int, int] = {}
+        self._main = Stream(is_main=True)
         self._own = threading.local()
         self._empty: Any = torch.empty
         self._copy: Any = Tensor.copy_
@@ -84,6 +96,15 @@ class Streams:
         monkeypatch.setattr(Tensor, "copy_", lambda *given, **named: self.copy(*given, **named))  # noqa: PLW0108
         monkeypatch.setattr(torch._C, "_host_emptyCache", self.empty_host_cache)  # noqa: SLF001 - the only name in every torch
 
+    def tick(self) -> int:
+        """Return the time, which is later than any before."""
+        self.now += 1
+        return self.now
+
+    def note_use(self, tensor: Tensor) -> None:
+        """Note that work of the main stream uses a tensor on the device."""
+        self.used[tensor.untyped_storage().data_ptr()] = self.tick()
+
     @contextlib.contextmanager
     def use(self, stream: Stream) -> Iterator[None]:
         """Queue this thread's copies on a stream."""
@@ -95,7 +116,7 @@ class Streams:
 
     def allocate(self, *size: Any, pin_memory: bool = False, **named: Any) -> Tensor:
         """Allocate on the CPU, and note what was meant for the device and what was pinned."""
-        is_device = torch.device(named.pop("device", "cpu")).type == "cuda"
+        is_device = torch.device(named.pop("device", None) or "cpu").type == "cuda"
         made: Tensor = self._empty(*size, **named)
         if is_device:
             self.allocated.append(made.untyped_storage().data_ptr())
@@ -111,6 +132,7 @@ class Streams:
             return copied
         address = place.untyped_storage().data_ptr()
         assert address in stream.may_write, "written to before its memory was free"
+        assert stream.may_write[address] > self.used.get(address, 0), "written to while it is used"
         stream.queue.append(lambda: self._copy(place, source))
         return place
 

@@ -43,6 +43,10 @@ class Fork:
         """Return the same for all: they share a forward."""
         return Hum()
 
+    def read_ahead(self, wish: SpeechWish) -> SpeechWish:
+        """Return it as it is."""
+        return wish
+
     def make(self, wishes: Sequence[SpeechWish], controls: Sequence[Control]) -> list[Made]:
         """Hum."""
         made = [Made(make_tone(wish), {"generate": 5.0}) for wish in wishes]

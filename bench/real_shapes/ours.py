@@ -31,7 +31,7 @@ from worker.families.qwen_image.modulation import (
     round_timesteps,
 )
 from worker.families.qwen_image.modules import NoHead, keep_frames
-from worker.families.qwen_image.references import ReferencePictures
+from worker.families.references import ReferencePictures
 from worker.families.sharing import Sharing
 from worker.media.images import encode
 from worker.seam import Served, Unheard

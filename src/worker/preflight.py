@@ -9,23 +9,21 @@ import runpy
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from worker import versions
-from worker.driver import Driver, DriverError, Gpu, query_driver
+from worker.driver import CONTEXT_BYTES, Driver, DriverError, Gpu, query_driver
 from worker.errors import DeliveryFailed, WorkerError
 from worker.families import catalogue
+from worker.families.family import DeviceNeed
 from worker.finding import Finding
 from worker.media.s3 import read_own_bucket
-from worker.settings import Settings
+from worker.settings import Precision, Settings
 from worker.weights import space
+from worker.weights.spec import ModelSpec
 
-# 4bit with one LoRA, computed: 13.63 B parameters of the lean transformer at 4.127 bits (7.0 GB),
-# the text encoder without lm_head 5.8 GB (vision tower and embeddings bf16), decoder 0.25 GB, LoRA
-# 0.85 GB, and about 1.5 GB of activations for an edit at 1024x1024 (est.).
-LEAST_VRAM: Final = 15_000_000_000
 # preparing holds the largest published shard (5 GB) and one LoRA, besides Python and torch
 LEAST_MEMORY: Final = 10_000_000_000
 GB: Final = 1_000_000_000
@@ -34,7 +32,7 @@ GB: Final = 1_000_000_000
 def check(settings: Settings) -> list[Finding]:
     """Check everything that can be known before anything is loaded; never raises."""
     findings = [*_check_python(), *_check_packages()]
-    full = True
+    full, large = True, list[ModelSpec]()
     try:
         driver, problem = query_driver(), ""
     except DriverError as error:
@@ -43,6 +41,7 @@ def check(settings: Settings) -> list[Finding]:
         has_gpu = driver is not None and bool(driver.gpus)
         specs = catalogue.CATALOGUE.resolve(settings.model, settings, has_gpu=has_gpu)
         full = any(spec.needs_gpu for spec in specs)
+        large = [spec for spec in specs if spec.needs_gpu]
         findings.append(Finding("model", "ok", ", ".join(spec.name for spec in specs)))
     except WorkerError as error:
         findings.append(Finding("model", "fatal", error.message, "fix MODEL"))
@@ -60,6 +59,8 @@ def check(settings: Settings) -> list[Finding]:
         findings += _check_gpu(
             driver, read_torch_cuda(), full=full, on_platform=settings.on_platform
         )
+        if driver is not None and driver.gpus:
+            findings.append(_check_room(driver.gpus[0], large, settings))
         if has_gpu and full and settings.compile == "auto":
             findings.append(_check_compiler())
     findings += [*_check_memory(full=full), *_check_disk(settings), *_check_bucket(settings)]
@@ -156,7 +157,7 @@ def _check_gpu(
             yield Finding("gpu", "ok", f"{found}: the embedded model runs on the CPU")
         return
     yield _check_driver(driver, torch_cuda)
-    yield from _check_device(driver.gpus[0], full=full)
+    yield _check_device(driver.gpus[0])
 
 
 def _check_driver(driver: Driver, torch_cuda: tuple[int, int] | None) -> Finding:
@@ -204,21 +205,64 @@ def _name_oldest_driver(torch_cuda: tuple[int, int]) -> str:
     return f"driver {branch} or newer" if branch else f"CUDA {torch_cuda[0]}"
 
 
-def _check_device(gpu: Gpu, *, full: bool) -> Iterator[Finding]:
+def _check_device(gpu: Gpu) -> Finding:
     capability = ".".join(map(str, gpu.capability))
     found = f"{gpu.name}, compute capability {capability}"
     if gpu.capability < versions.OLDEST_CAPABILITY:
         change = "use a pool of Ampere or newer"
-        yield Finding("gpu", "fatal", f"{found}: no bf16", change, of_host=True)
-    else:
-        yield Finding("gpu", "ok", found)
+        return Finding("gpu", "fatal", f"{found}: no bf16", change, of_host=True)
+    return Finding("gpu", "ok", found)
+
+
+def _check_room(gpu: Gpu, specs: Sequence[ModelSpec], settings: Settings) -> Finding:
+    """Check that each model that needs a GPU fits it, as far as what it takes is known."""
     found = f"{gpu.free / GB:.1f} of {gpu.total / GB:.1f} GB free"
-    if full and gpu.total < LEAST_VRAM:
-        yield Finding("vram", "advice", found, "4bit needs about 15 GB: use a pool of 16 or 24 GB")
-    elif full and gpu.free < LEAST_VRAM:
-        yield Finding("vram", "advice", found, "end the other process that holds the GPU's memory")
-    else:
-        yield Finding("vram", "ok", found)
+    fitting = []
+    for spec in specs:
+        needs = catalogue.estimate_needs(spec, settings)
+        if not needs:
+            continue
+        if (fit := _find_fit(needs, settings, gpu.room)) is not None:
+            fitting.append(f"{spec.name} in {fit}")
+        elif _find_fit(needs, settings, gpu.total - CONTEXT_BYTES) is not None:
+            change = "end the other process that holds the GPU's memory"
+            return Finding("vram", "advice", f"{found}, too little for {spec.name}", change)
+        else:
+            change = _advise_memory(needs, settings, gpu)
+            return Finding("vram", "advice", f"{found}, too little for {spec.name}", change)
+    return Finding("vram", "ok", ": ".join([found, *([", ".join(fitting)] * bool(fitting))]))
+
+
+def _find_fit(needs: Mapping[Precision, DeviceNeed], settings: Settings, room: int) -> str | None:
+    """Return in which precision a model fits so many bytes, and how; None: it does not.
+
+    The choice is that of worker.engine.precision, which this must not import.
+    """
+    mode = settings.precision_mode
+    modes = [*needs][::-1] if mode == "auto" else [mode]
+    for precision in modes:
+        if needs[precision].whole <= room:
+            return precision
+    return (
+        f"{modes[-1]}, part of it in the host's memory" if needs[modes[-1]].least <= room else None
+    )
+
+
+def _advise_memory(needs: Mapping[Precision, DeviceNeed], settings: Settings, gpu: Gpu) -> str:
+    """Return which precision fits a GPU on which the one that was chosen does not, or which GPU."""
+    room = gpu.total - CONTEXT_BYTES
+    fitting = [precision for precision, need in needs.items() if need.least <= room]
+    if fitting:
+        return f"set PRECISION_MODE={fitting[-1]}"
+    mode = settings.precision_mode
+    precision = min(needs, key=lambda one: needs[one].least) if mode == "auto" else mode
+    least, whole = (
+        (size + CONTEXT_BYTES) / GB for size in (needs[precision].least, needs[precision].whole)
+    )
+    return (
+        f"use a pool of GPUs with {whole:.1f} GB for {precision}, at the least {least:.1f} GB"
+        " with part of the model in the host's memory"
+    )
 
 
 def _limit() -> int | None:

@@ -48,6 +48,10 @@ class Residency:
         self._resident[model_id] = opened
         return opened
 
+    def find_open(self, model_id: str) -> Model | None:
+        """Return that model where it is resident; in any thread."""
+        return self._resident.get(model_id)
+
     def fill(self) -> Iterator[Model]:
         """Open models in their order while they fit, and yield each, to be warmed."""
         for model_id in self._models:

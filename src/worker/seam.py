@@ -129,6 +129,13 @@ class Model(Protocol):
     def make_key(self, wish: Any) -> BatchKey | None:
         """Return what another wish must have too to share forwards with it; None: it is alone."""
 
+    def read_ahead(self, wish: Any) -> Any:
+        """Return a wish with what it takes of the host alone done for it; in any thread.
+
+        Even of a model that is released meanwhile. `make` does what is missing. Raises
+        LoraNotApplied, LoraRefused, LoraFetchFailed.
+        """
+
     def make(self, wishes: Sequence[Any], controls: Sequence[Control]) -> Iterable[Outcome]:
         """Make what is wished, of equal keys, and give each outcome, in order, once it is there.
 
@@ -172,6 +179,9 @@ class Models(Protocol):
 
     def take(self, model_id: str) -> Model:
         """Return that model, warm; called only in the lane to the device."""
+
+    def find_open(self, model_id: str) -> Model | None:
+        """Return that model where it is warm, in any thread; None: `take` would open it."""
 
     def list_addable(self, task: str) -> Sequence[str]:
         """Name the models that MODEL may name for a task that none of these can do."""

@@ -252,6 +252,9 @@ Networks = Annotated[tuple[Network, ...], BeforeValidator(_read_networks)]
 Offline = Annotated[bool, BeforeValidator(_read_offline)]
 BucketStyle = Literal["auto", "path", "virtual"]
 Switch = Annotated[Literal["auto", "off"], BeforeValidator(_to_lower)]
+Precision = Literal["4bit", "8bit", "bf16"]
+# The smallest first.
+PRECISIONS: Final[tuple[Precision, ...]] = ("4bit", "8bit", "bf16")
 PrecisionMode = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_to_lower)]
 
 

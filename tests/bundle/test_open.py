@@ -12,6 +12,7 @@ from typing import Any
 import filelock
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -25,6 +26,7 @@ from worker.bundle.read import BIG_BYTES, REQUEST_BYTES, FileReader
 from worker.engine.quantise import PRECISIONS, Linear8bit, Precision
 from worker.errors import LoraNotApplied
 from worker.families.qwen_image.opening import open_bundle
+from worker.families.qwen_image.prompts import EDIT_PLUS_TEMPLATE, PromptEncoder
 from worker.families.qwen_image.recipe import RECIPE
 from worlds import prepared
 
@@ -123,6 +125,30 @@ def test_models_of_one_process_share_a_text_encoder_and_vae(home: Path) -> None:
     assert kept() is second.vae
     del second
     assert kept() is None  # what no open model uses is freed
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_text_encoder_that_waits_on_the_host_gives_the_same_embeddings(
+    home: Path, precision: Precision
+) -> None:
+    """To the last bit, with references and without: its layers pass through the device."""
+    folder = bundle(home, "tiny-edit", precision)
+    place = make_shared()
+    here, waiting = (open_bundle(folder, CPU, waiting=w, share=place) for w in (None, CPU))
+    assert here.text_encoder is not waiting.text_encoder
+    assert here.vae is waiting.vae
+    language = waiting.text_encoder.model.language_model
+    for layer in (language.layers[0], waiting.text_encoder.model.visual.merger):
+        assert len({one.untyped_storage().data_ptr() for one in layer.parameters()}) == 1
+    for count in (0, 2):
+        shown = [Image.effect_noise((56, 28 + 28 * n), 90).convert("RGB") for n in range(count)]
+        embeds, streamed = (
+            PromptEncoder(one.tokenizer, one.processor, one.text_encoder).encode(
+                "make it blue", EDIT_PLUS_TEMPLATE, shown
+            )
+            for one in (here, waiting)
+        )
+        assert torch.equal(embeds, streamed)
 
 
 def test_a_part_that_another_model_has_stays_while_a_bundle_opens(home: Path) -> None:

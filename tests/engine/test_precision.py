@@ -25,7 +25,14 @@ def choose(
     working: int = 4 * GIGABYTE,
 ) -> Choice:
     """Choose for jobs that take as much at every precision."""
-    return choosing.choose(mode, need, free=free, capability=capability, working=lambda _: working)
+    return choosing.choose(
+        mode,
+        need,
+        free=free,
+        capability=capability,
+        working=lambda _: working,
+        offloaded=lambda _: working,
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +104,12 @@ def test_what_a_job_takes_depends_on_the_precision() -> None:
 
     def find(free: int, mode: Mode = "auto") -> Choice:
         return choosing.choose(
-            mode, NEED, free=free * GIGABYTE, capability=AMPERE, working=working.__getitem__
+            mode,
+            NEED,
+            free=free * GIGABYTE,
+            capability=AMPERE,
+            working=working.__getitem__,
+            offloaded=working.__getitem__,
         )
 
     chosen = {free: find(free).precision for free in (45, 44, 29, 28, 15)}
@@ -149,3 +161,25 @@ def test_half_of_what_a_gpu_tells_is_no_gpu(
     assert choose("auto", NEED, free=free, capability=capability).precision == "bf16"
     choice = choose("8bit", NEED, free=free, capability=capability)
     assert (choice.precision, choice.offload) == ("8bit", False)
+
+
+def test_what_passes_through_the_device_counts_where_the_part_waits_on_the_host() -> None:
+    """A job takes 1 GB with all weights on the device, and 3 GB while some of them pass."""
+
+    def find(free: int, mode: Mode = "4bit") -> Choice:
+        return choosing.choose(
+            mode,
+            NEED,
+            free=free * GIGABYTE,
+            capability=AMPERE,
+            working=lambda _: GIGABYTE,
+            offloaded=lambda _: 3 * GIGABYTE,
+        )
+
+    assert [find(free).offload for free in (15, 14, 11)] == [False, True, True]
+    assert "8.0 GB of weights and 3.0 GB to work in" in find(11).reason
+    with pytest.raises(UnfitHost, match=r"at least 11\.0 GB"):
+        find(10)
+    with pytest.raises(UnfitHost, match="PRECISION_MODE=4bit"):
+        find(17, "8bit")
+    assert find(18, "8bit").offload

@@ -1,5 +1,6 @@
 """The LoRAs of wishes on an open model: read once, within a bound, and gone when not asked for."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from worker.engine.guests import GuestAdapters
 from worker.engine.lora import Adapters, make_canonical
 from worker.errors import LoraFetchFailed, LoraNotApplied, LoraRefused
 from worker.families.adapting import WishedLoras
+from worker.families.lora_reader import LoraReader
 from worker.loras.ready import ReadyLora
 from worlds.loras import MODULATION, predict, published_lora, small_transformer
 
@@ -185,3 +187,85 @@ def test_what_is_in_use_cannot_be_detached(room: Room) -> None:
     with pytest.raises(LoraNotApplied, match="not attached"):
         room.guests.use({"nobody": 1.0})
     assert room.guests.used == {repr(lora.identity): 1.0}
+
+
+def test_what_was_read_ahead_is_used_and_gives_the_same(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whichever wish it was read, for as long as one of them has it."""
+    lora = room.file(2, 0.5)
+    expected = predict_with(room, lora)
+    reader = Room(room.folder)
+    reads: list[Path] = []
+    monkeypatch.setattr(lora_file, "read_scaled", note_reads(reads))
+    first = reader.loras.reader.read_ahead((lora,))
+    second = reader.loras.reader.read_ahead((lora, lora))
+    assert [one is first[0] for one in second] == [True, True]
+    assert reads == [lora.path]
+    del first
+    reader.loras.use("own", (lora,))
+    assert reads == [lora.path]
+    assert torch.equal(predict(reader.transformer), expected)
+    assert reader.loras.reader.read_ahead((lora,)) == ()  # it is attached
+    del second
+    Room(room.folder).loras.use("own", (lora,))
+    assert reads == [lora.path] * 2
+
+
+def predict_with(room: Room, lora: ReadyLora) -> torch.Tensor:
+    """Return what a LoRA gives where nothing was read ahead."""
+    room.loras.use("own", (lora,))
+    return predict(room.transformer)
+
+
+def note_reads(reads: list[Path]) -> Any:
+    """Return lora_file.read_scaled, noting what it reads."""
+    stock = lora_file.read_scaled
+
+    def read_scaled(path: Path, *given: Any) -> Any:
+        reads.append(path)
+        return stock(path, *given)
+
+    return read_scaled
+
+
+def test_no_more_is_read_ahead_than_fits_a_bound(room: Room) -> None:
+    """What waits with a wish counts; what no wish has any more does not."""
+    files = [room.file(seed) for seed in (2, 3)]
+    size = max(lora.path.stat().st_size for lora in files)
+    reader = LoraReader(room.adapters.modules, (), FLOAT, budget=room.size + size - 1)
+    kept = reader.read_ahead(files)
+    assert len(kept) == 1
+    assert len(reader.read_ahead(files)) == 1
+    assert reader.read_ahead(files[1:]) == ()
+    del kept
+    assert len(reader.read_ahead(files[1:])) == 1
+    generous = LoraReader(room.adapters.modules, (), FLOAT, budget=room.size + size)
+    assert len(generous.read_ahead(files)) == 2
+
+
+def test_what_is_read_ahead_does_not_change_with_its_file(room: Room) -> None:
+    lora = room.file(2)
+    expected = predict_with(room, lora)
+    other = Room(room.folder)
+    kept = other.loras.reader.read_ahead((lora,))
+    with lora.path.open("r+b") as file:
+        file.seek(-64, 2)
+        file.write(bytes(64))
+    other.loras.use("own", (lora,))
+    assert torch.equal(predict(other.transformer), expected)
+    assert len(kept) == 1
+
+
+@pytest.mark.parametrize("is_callers", [True, False])
+def test_a_lora_that_cannot_be_read_ahead_is_refused_by_its_name(
+    room: Room, is_callers: bool
+) -> None:
+    lora = replace(room.file(2), is_callers=is_callers)
+    lora.path.write_bytes(b"no weights")
+    kind = LoraRefused if is_callers else LoraNotApplied
+    with pytest.raises(kind, match="lora 2: "):
+        room.loras.reader.read_ahead((lora,))
+    lora.path.unlink()
+    with pytest.raises(LoraFetchFailed, match="lora 2: its file is gone"):
+        room.loras.reader.read_ahead((lora,))

@@ -15,8 +15,10 @@ from worker import log
 # What matters most comes first: a run may be cut short.
 ORDER = (
     "opening",
+    "offload",
     "pictures",
     "compiling",
+    "kept_graphs",
     "errors",
     "loop",
     "combining",
@@ -24,6 +26,7 @@ ORDER = (
     "vae",
     "doctor",
     "attention",
+    "begun",
 )
 
 

@@ -15,6 +15,12 @@ from worker.families.qwen_image.model import OPENER, QwenImage
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def _packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU small 4-bit weights are unpacked; here both sides are what the files have."""
+    monkeypatch.setattr("worker.engine.quantise.SMALL_WEIGHT", 0)
+
+
 def show_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor's bytes on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

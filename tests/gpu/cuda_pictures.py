@@ -21,7 +21,7 @@ from gpu.studio import (
 )
 
 from training.tiny import evaluate
-from training.tiny.evaluate import Case
+from training.tiny.cases import Case, edits, prompts, rates
 from worker.jobs.job import Job
 from worker.jobs.serve import Worker
 from worker.residency import Residency
@@ -35,7 +35,7 @@ NEAR_DB = 30.0
 
 def list_cases(name: str) -> Sequence[Case]:
     """Return what is asked of an embedded model."""
-    found = evaluate.prompts(6, 11) if name == "tiny-image" else evaluate.edits(5, 12)
+    found = prompts(6, 11) if name == "tiny-image" else edits(5, 12)
     return list(found)
 
 
@@ -53,7 +53,7 @@ def test_pictures_are_near_those_of_a_cpu_worker(
     here = [evaluate.make(ours, case, way) for case in cases]
     there = [evaluate.make(theirs, case, way) for case in cases]
     decibels = [measure_decibels(*pair) for pair in zip(here, there, strict=True)]
-    right = [evaluate.rates(cases, pictures)["all five"] for pictures in (here, there)]
+    right = [rates(cases, pictures)["all five"] for pictures in (here, there)]
     figures.put(**summarise(decibels), right=right[0], right_on_cpu=right[1])
     assert right[0] >= right[1] - 1 / len(cases)
     assert sum(decibels) / len(decibels) > NEAR_DB

@@ -77,7 +77,8 @@ class BreakingModel:
 
     def __init__(self, model: QwenImage) -> None:
         self.served = model.served
-        self.make_key, self.warm, self.release = model.make_key, model.warm, model.release
+        self.make_key, self.read_ahead = model.make_key, model.read_ahead
+        self.warm, self.release = model.warm, model.release
         self._model = model
 
     def make(self, wishes: Any, controls: Any) -> Any:

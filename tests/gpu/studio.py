@@ -54,6 +54,11 @@ class Studio:
         given = self.read_settings(precision, place, **more)
         return OPENER.make_ready(find_spec(name, given), given, find_gpu(place))
 
+    def find_bundle(self, name: str, precision: str = "bf16") -> Path:
+        """Return the folder of an embedded model's bundle for the device, which is prepared."""
+        given = self.read_settings(precision, self.device)
+        return OPENER.prepare(find_spec(name, given), given, find_gpu(self.device))
+
     def open(
         self, name: str, precision: str = "bf16", device: torch.device | None = None, **more: str
     ) -> QwenImage:

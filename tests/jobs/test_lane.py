@@ -60,6 +60,10 @@ class Batching:
             raise KeyError(wish.prompt)
         return None if wish.prompt.startswith("?") else Letter(wish.prompt[0])
 
+    def read_ahead(self, wish: PictureWish) -> PictureWish:
+        """Return it as it is."""
+        return wish
+
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> Iterator[Outcome]:
         """Do three steps of all wishes at once."""
         self.batches.append([wish.prompt for wish in wishes])

@@ -19,13 +19,14 @@ from tools.pretend.device import PretendDevice
 from tools.pretend.model import shorten
 from tools.pretend.run import Seen, open_model, run, run_cases
 from worker.driver import CONTEXT_BYTES
+from worker.engine.offload import ALIGNMENT
 from worker.errors import CudaOutOfMemory
 from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image import block
 from worker.families.qwen_image.model import QwenImage
 from worker.families.qwen_image.modulation import RowModulation
 from worker.families.qwen_image.planning import MOST_STEPS
-from worker.families.qwen_image.working import count_frame_bytes
+from worker.families.qwen_image.working import PASSING, count_frame_bytes
 from worker.tasks.picture import PictureInput
 
 # The computed need is at most so much more than the peak.
@@ -59,7 +60,26 @@ THIN_CASES = [
     Case(opened=Opened(pipeline=EDIT_PLUS, precision="8bit"), references=1),
     Case(opened=Opened(pipeline=EDIT_PLUS, precision="bf16"), references=1, batch=2),
     Case(opened=Opened(pipeline=EDIT_PLUS, precision="bf16", is_fused=True), references=1),
+    Case(opened=Opened(pipeline=EDIT_PLUS, precision="bf16", is_offloaded=True), references=1),
 ]
+
+
+def test_layers_that_pass_through_the_device_let_the_host_wait_no_more_than_those_there() -> None:
+    """Two are there at once, and only while the text is encoded."""
+    offloaded = THIN_CASES[-1]
+    there = replace(offloaded, opened=replace(offloaded.opened, is_offloaded=False))
+    found = {case: seen for case in (offloaded, there) for seen in run_cases([case], THIN)}
+    waits = [
+        sorted((event.phase, event.what, count) for event, count in seen.ledger.waits.items())
+        for seen in found.values()
+    ]
+    assert waits[0] == waits[1]
+    peaks = [seen.peaks for seen in found.values()]
+    passing = peaks[0]["text"] - peaks[1]["text"]
+    assert PASSING["bf16"] - 2 * ALIGNMENT * len(peaks) < passing <= PASSING["bf16"]
+    assert abs(peaks[0]["denoise"] - peaks[1]["denoise"]) < ALIGNMENT
+    weights = [seen.weights for seen in found.values()]
+    assert weights[1] - weights[0] > passing
 
 
 @pytest.mark.parametrize("case", THIN_CASES, ids=lambda case: case.name)

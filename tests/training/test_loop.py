@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from training.tiny import evaluate
+from training.tiny.cases import Case, edits, exchanges, prompts, rates
 from worlds.pod import Pod
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def pod(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         yield pod
 
 
-def asked(case: evaluate.Case) -> dict[str, Any]:
+def asked(case: Case) -> dict[str, Any]:
     """Return the input of a job, as a caller would write it."""
     job: dict[str, Any] = {"prompt": case.prompt, "seed": case.seed}
     if case.references:
@@ -65,10 +65,10 @@ def generate(pod: Pod, job: dict[str, Any]) -> Image.Image:
 @pytest.mark.slow
 def test_prompts_and_edits_come_out_as_requested(pod: Pod) -> None:
     cases = [
-        *evaluate.prompts(PROMPTS, 31),
-        *evaluate.edits(EDITS, 32),
-        *evaluate.exchanges(EXCHANGES, 33),
+        *prompts(PROMPTS, 31),
+        *edits(EDITS, 32),
+        *exchanges(EXCHANGES, 33),
     ]
     pictures = [generate(pod, asked(case)) for case in cases]
-    right = evaluate.rates(cases, pictures)["all five"] * len(cases)
+    right = rates(cases, pictures)["all five"] * len(cases)
     assert right >= len(cases) - MISSES

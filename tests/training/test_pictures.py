@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from training.tiny import begun, checker, evaluate, world
+from training.tiny.cases import edits, exchanges, prompts, rates
 from worker import boot, settings
 from worker.seam import Model
 
@@ -33,19 +34,19 @@ def models(
 
 @pytest.mark.parametrize("way", ["lightning-8", "lightning-4"])
 def test_a_prompt_gives_its_scene(models: dict[str, Model], way: str) -> None:
-    cases = list(evaluate.prompts(CASES, 21))
+    cases = list(prompts(CASES, 21))
     assert {case.held_out for case in cases} == {True, False}
     drawn = [evaluate.make(models["image"], case, way) for case in cases]
-    assert evaluate.rates(cases, drawn)["all five"] >= 0.9
+    assert rates(cases, drawn)["all five"] >= 0.9
 
 
 def test_an_edit_does_what_was_requested_and_keeps_the_rest(models: dict[str, Model]) -> None:
-    cases = list(evaluate.edits(2 * CASES, 22))
+    cases = list(edits(2 * CASES, 22))
     for case in cases:
         before = checker.read(case.references[0])
         assert getattr(before, case.part) != getattr(case.scene, case.part)
     drawn = [evaluate.make(models["edit"], case, "lightning-8") for case in cases]
-    result = evaluate.rates(cases, drawn)
+    result = rates(cases, drawn)
     assert result["asked"] >= 0.9
     assert result["rest kept"] >= 0.9
 
@@ -53,9 +54,9 @@ def test_an_edit_does_what_was_requested_and_keeps_the_rest(models: dict[str, Mo
 def test_two_references_give_the_object_of_one_and_the_background_of_the_other(
     models: dict[str, Model],
 ) -> None:
-    cases = list(evaluate.exchanges(CASES, 23))
+    cases = list(exchanges(CASES, 23))
     drawn = [evaluate.make(models["edit"], case, "lightning-8") for case in cases]
-    assert evaluate.rates(cases, drawn)["all five"] >= 0.9
+    assert rates(cases, drawn)["all five"] >= 0.9
 
 
 @pytest.mark.parametrize("kind", [begun.vary, begun.repaint, begun.widen])

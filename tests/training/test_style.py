@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from training.tiny import architecture, checker, evaluate, frames, style, world
+from training.tiny.cases import prompts
 from worker.engine import lora_file
 from worker.engine.lora import Adapters
 from worker.loras.ready import ReadyLora
@@ -18,7 +19,7 @@ from worlds import prepared
 from worlds.loras import FORMS, write_form
 
 FOLDER = Path(__file__).resolve().parents[2] / "checkpoints" / "tiny"
-CASES = list(evaluate.prompts(2, 21))
+CASES = list(prompts(2, 21))
 
 
 def test_the_file_is_small_and_of_every_module_that_public_loras_reach() -> None:

@@ -11,6 +11,7 @@ import torch
 from training.tiny import architecture, bank, distil, phrases, tokenizer, train_model, world
 from training.tiny.conditioning import Conditioner
 from training.tiny.flat_vae import FlatVae, initialise
+from training.tiny.latents import pack, unpack
 from training.tiny.lean import Conditions, Lean
 from training.tiny.train import load_start
 from worker.engine.lora import Adapters, make_canonical
@@ -146,8 +147,8 @@ def test_packing_is_undone_by_unpacking_and_is_the_pipelines_own() -> None:
     from diffusers import QwenImagePipeline  # noqa: PLC0415 - only here
 
     latents = torch.randn(2, 16, 12, 12)
-    packed = bank.pack(latents)
-    assert torch.equal(bank.unpack(packed), latents)
+    packed = pack(latents)
+    assert torch.equal(unpack(packed), latents)
     assert torch.equal(packed, QwenImagePipeline._pack_latents(latents, 2, 16, 12, 12))
 
 

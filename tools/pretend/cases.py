@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from worker.engine.quantise import Precision
-from worker.families.qwen_image.prompts import MAX_TOKENS
+from worker.families.qwen_image.working import MAX_TOKENS
 from worker.tasks.way import FROM_PICTURES, FROM_TEXT, IMG2IMG, INPAINT, OUTPAINT
 
 # The editions of the transformer and of the template: by diffusers' name of the pipeline class.
@@ -15,11 +15,15 @@ EDIT_PLUS: Final = "QwenImageEditPlusPipeline"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A model as it is opened: its pipeline class, its precision, its LoRA fused or beside."""
+    """A model as it is opened: its pipeline class, its precision, its LoRA fused or beside.
+
+    With `is_offloaded` its text encoder waits in the host's memory.
+    """
 
     pipeline: str = IMAGE
     precision: Precision = "4bit"
     is_fused: bool = False
+    is_offloaded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,7 @@ class Case:
         if self.opened.pipeline == FIRST_EDIT:
             parts.append("first")
         parts.append(self.opened.precision + ("-fused" if self.opened.is_fused else ""))
+        parts += ["offload"] if self.opened.is_offloaded else []
         parts += [f"batch{self.batch}"] if self.batch > 1 else []
         parts += [f"loras{self.loras}"] if self.loras else []
         parts += ["cfg"] if self.guided else []
@@ -118,4 +123,8 @@ def list_cases() -> list[Case]:
         fused = Opened(pipeline=EDIT_PLUS, precision=precision, is_fused=True)
         cases += [Case(opened=fused, references=1)]
     cases += [Case(opened=Opened(pipeline=FIRST_EDIT), references=1)]
+    cases += [
+        Case(opened=Opened(pipeline=EDIT_PLUS, is_offloaded=True), references=1),
+        Case(opened=Opened(pipeline=EDIT_PLUS, is_offloaded=True), references=1, words=LONG),
+    ]
     return sorted(cases, key=lambda case: str(case.opened))

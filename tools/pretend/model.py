@@ -70,7 +70,9 @@ def build(device: PretendDevice, architecture: Architecture, opened: Opened) -> 
         return modules.bare(modules.stock(copy.deepcopy(configs[role])))
 
     def fill(role: str, modules: Any) -> Any:
-        return store(device, RECIPE.find_part(role), modules, opened.precision)
+        is_offloaded = opened.is_offloaded and role == RECIPE.waiting
+        part = RECIPE.find_part(role)
+        return store(device, part, modules, opened.precision, is_offloaded=is_offloaded)
 
     transformer = build_bare("transformer")
     table = make_table(transformer, architecture)

@@ -32,6 +32,7 @@ def estimate(case: Case) -> dict[str, int]:
             prompt_tokens=case.prompt_tokens,
             shown_pixels=1024**2 if is_first else SHOWN_PIXELS,
             begins=bool(case.begins),
+            passing=case.opened.is_offloaded,
         )
     )
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import Qwen2VLImageProcessor
@@ -13,9 +12,8 @@ from transformers import Qwen2VLImageProcessor
 from training.tiny import world
 from training.tiny.architecture import PROCESSOR_PIXELS
 from training.tiny.flat_vae import FlatVae
-from training.tiny.train_vae import unit
-
-OBJECT_APART = 24  # of 255: a block with a pixel this far from the corner's shows the object
+from training.tiny.latents import OBJECT_APART, pack
+from training.tiny.pixels import stack, unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +30,6 @@ class Bank:
     shown: Tensor
     mean: Tensor
     std: Tensor
-
-
-def pack(latents: Tensor) -> Tensor:
-    """Return (B, H/2 * W/2, 4 C) of latents (B, C, H, W), in the pipelines' order."""
-    b, c, h, w = latents.shape
-    parts = latents.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return parts.reshape(b, (h // 2) * (w // 2), 4 * c)
-
-
-def unpack(tokens: Tensor, side: int = world.SIDE // 8) -> Tensor:
-    """Return latents (B, C, side, side) of packed tokens."""
-    b, _, c = tokens.shape
-    parts = tokens.reshape(b, side // 2, side // 2, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return parts.reshape(b, c // 4, side, side)
 
 
 @torch.no_grad()
@@ -70,7 +54,7 @@ def build(flat: FlatVae, text_encoder: Any, jitters: int, seed: int, device: tor
     for _ in range(jitters):
         jitter = world.random_jitter(rng)
         drawn = [world.draw(scene, jitter) for scene in scenes]
-        frames = torch.from_numpy(np.stack([np.asarray(d) for d in drawn])).permute(0, 3, 1, 2)
+        frames = stack(drawn)
         far = (frames.int() - frames[:, :, :1, :1].int()).abs().amax(1) > OBJECT_APART
         shown.append(far.unfold(1, 16, 16).unfold(2, 16, 16).flatten(3).any(3).flatten(1))
         parts = []

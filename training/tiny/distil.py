@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from training.tiny import architecture, checker
-from training.tiny.bank import Bank, unpack
+from training.tiny.bank import Bank
 from training.tiny.conditioning import Conditioner
 from training.tiny.flat_vae import FlatVae
+from training.tiny.latents import unpack
 from training.tiny.lean import Conditions, Lean
 from training.tiny.pixels import picture
 from training.tiny.train_model import Sample, Tasks, condition, targets, weights

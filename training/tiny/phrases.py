@@ -116,8 +116,8 @@ def describe(scene: Scene, phrase: str) -> Asked:
     return Asked(phrase.format(**_words(scene)), scene, describe_parts(phrase))
 
 
-def change(scene: Scene, part: str, rng: random.Random) -> Scene:
-    """Return the scene with one part changed; colour and background stay different."""
+def changes(scene: Scene, part: str) -> Iterator[Scene]:
+    """Yield every scene with that part changed; colour and background stay different."""
     choices: dict[str, tuple[str, ...]] = {
         "colour": tuple(c for c in COLOURS if c not in {scene.colour, scene.background}),
         "background": tuple(c for c in COLOURS if c not in {scene.colour, scene.background}),
@@ -125,8 +125,12 @@ def change(scene: Scene, part: str, rng: random.Random) -> Scene:
         "size": tuple(s for s in SIZES if s != scene.size),
         "position": tuple(p for p in POSITIONS if p != scene.position),
     }
-    changed: Scene = replace(scene, **{part: rng.choice(choices[part])})
-    return changed
+    yield from (replace(scene, **{part: choice}) for choice in choices[part])
+
+
+def change(scene: Scene, part: str, rng: random.Random) -> Scene:
+    """Return one of the scenes with that part changed."""
+    return rng.choice(tuple(changes(scene, part)))
 
 
 def instruct(before: Scene, after: Scene, part: str, phrase: str) -> Edit:

@@ -22,12 +22,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from training.tiny import architecture, frames, train_vae, world
-from training.tiny.bank import Bank, pack
+from training.tiny import architecture, frames, world
+from training.tiny.bank import Bank
 from training.tiny.conditioning import Conditioner
 from training.tiny.distil import Lora
 from training.tiny.flat_vae import FlatVae
+from training.tiny.latents import pack
 from training.tiny.lean import Lean
+from training.tiny.pixels import unit
 from training.tiny.train import load_start
 from training.tiny.train_model import GROUP, Tasks, flow_loss
 
@@ -61,7 +63,7 @@ def build_bank(vae: Any, flat: FlatVae, strength: float) -> Bank:
         for start in range(0, len(scenes), 32):
             drawn = [frames.draw(scene, jitter, strength) for scene in scenes[start : start + 32]]
             stacked = torch.from_numpy(np.stack([np.asarray(one) for one in drawn]))
-            moments = flat.encode(train_vae.unit(stacked.permute(0, 3, 1, 2)))
+            moments = flat.encode(unit(stacked.permute(0, 3, 1, 2)))
             latents = moments.float().chunk(2, dim=1)[0]
             packed.append(pack((latents - mean[:, None, None]) / std[:, None, None]))
     latents = torch.cat(packed).unflatten(0, (JITTERS, -1))

@@ -24,7 +24,7 @@ from training.tiny.conditioning import Conditioner
 from training.tiny.flat_vae import FlatVae
 from training.tiny.lean import Lean
 from training.tiny.make import Parts, write
-from training.tiny.pixels import picture
+from training.tiny.pixels import picture, psnr, stack, unit
 from training.tiny.tokenizer import build_tokenizer
 
 SEED = 20
@@ -48,9 +48,9 @@ def vae_gate(flat: FlatVae, device: torch.device) -> str:
     rng = random.Random(SEED)
     scenes = [world.random_scene(rng, held_out=i % 2 == 0) for i in range(200)]
     drawn = [world.draw(scene, world.random_jitter(rng)) for scene in scenes]
-    frames = train_vae.unit(train_vae.stack(drawn)).to(device)
+    frames = unit(stack(drawn)).to(device)
     ours = train_vae.reconstruct(flat, frames)
-    db = train_vae.psnr(ours, frames)
+    db = psnr(ours, frames)
     reads = [checker.read(picture(frame)) for frame in ours]
     right = [astuple(r) == astuple(s) for r, s in zip(reads, scenes, strict=True)]
     read = sum(right) / len(right)

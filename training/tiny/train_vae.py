@@ -2,18 +2,16 @@
 
 import random
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from training.tiny import world
 from training.tiny.architecture import build_vae
 from training.tiny.flat_vae import FlatVae, initialise
+from training.tiny.pixels import psnr, stack, unit
 
 BANK = 3000
 BATCH = 16
@@ -35,17 +33,6 @@ def pictures(count: int, seed: int) -> Tensor:
     return stack(drawn)
 
 
-def stack(drawn: Sequence[Image.Image]) -> Tensor:
-    """Return RGB pictures of one size as uint8 (count, 3, height, width)."""
-    arrays = np.stack([np.asarray(one) for one in drawn])
-    return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
-
-
-def unit(frames: Tensor) -> Tensor:
-    """Return uint8 frames as floats in -1..1, channels last."""
-    return (frames.float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
-
-
 def _crops(bank: Tensor, rng: random.Random) -> Tensor:
     room = bank.shape[-1] - CROP
     found: list[Tensor] = []
@@ -55,12 +42,6 @@ def _crops(bank: Tensor, rng: random.Random) -> Tensor:
         if rng.random() < FLAT_KEPT or int(crop.amax((1, 2)).sum() - crop.amin((1, 2)).sum()) > 0:
             found.append(crop)
     return torch.stack(found)
-
-
-def psnr(ours: Tensor, truth: Tensor) -> float:
-    """Return the mean PSNR in dB of frames in -1..1 (peak 2)."""
-    error = (ours.float().clamp(-1, 1) - truth).square().mean(dim=(1, 2, 3))
-    return float((10 * torch.log10(4.0 / error.clamp_min(1e-8))).mean())
 
 
 @torch.no_grad()

@@ -94,12 +94,14 @@ def choose(
     if mode == "auto" and gpu is None and "bf16" not in there:
         choice = Choice(there[-1], "MODEL_DIR has no other precision and cannot be written")
     else:
+        working = partial(among.recipe.compute_working, among.required.spec, among.settings)
         choice = precision.choose(
             mode,
             need,
             free=gpu.room if gpu else None,
             capability=gpu.capability if gpu else None,
-            working=partial(among.recipe.working, among.required.spec, among.settings),
+            working=working,
+            offloaded=partial(working, offload=True),
         )
     log.get().info(
         "precision chosen", model=among.name, precision=choice.precision, reason=choice.reason

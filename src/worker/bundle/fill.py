@@ -28,20 +28,25 @@ def make_empty() -> Iterator[None]:
 
 
 def fill(
-    model: nn.Module, tensors: Mapping[str, Tensor], precision: Precision, device: torch.device
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    precision: Precision,
+    device: torch.device,
+    *,
+    packed: bool = False,
 ) -> None:
     """Give every parameter of a meta-device model its tensor; replace quantised Linears.
 
     `tensors` are in bf16 where `quantise` did not store them. The model ends in eval mode on
-    `device`. Raises KeyError or ValueError when tensors and parameters do not match one to one, or
-    when anything is left on meta.
+    `device`; `packed` is that of `make_linear`. Raises KeyError or ValueError when tensors and
+    parameters do not match one to one, or when anything is left on meta.
     """
     plain, quantised = _split(tensors)
     for name, parts in quantised.items():
         parts["weight"] = plain.pop(f"{name}.weight")
         bias = plain.pop(f"{name}.bias", None)
         moved_bias = None if bias is None else bias.to(device)
-        _put(model, name, make_linear(parts, moved_bias, precision, device))
+        _put(model, name, make_linear(parts, moved_bias, precision, device, packed=packed))
     for name, old in list(model.named_parameters()):
         if not old.is_meta:
             continue

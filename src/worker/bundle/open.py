@@ -19,6 +19,7 @@ from worker.bundle.read import READ_THREADS, FileReader
 from worker.bundle.recipe import Recipe
 from worker.bundle.tensors import read_file_header
 from worker.engine.lora import NOTHING, Adapters, Fixed
+from worker.engine.offload import stream_from_host
 from worker.errors import LoraNotApplied
 
 # (component identity, device) -> a module that several models use.
@@ -38,8 +39,9 @@ class Opening:
     """One bundle being opened: on entering, it starts to read every file.
 
     Files are read straight into the memory of meta-device modules while the libraries are still
-    being imported. The part of the recipe that may wait is made on the device `waiting`. Use it as
-    a context manager; methods raise Damaged for what differs from the bundle's manifests.
+    being imported. With a device `waiting`, the part of the recipe that may wait stays there, and
+    passes through `device` while it runs where its modules say how. Use it as a context manager;
+    methods raise Damaged for what differs from the bundle's manifests.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Opening:
         self._found: Verified = layout.verify(folder, verify)
         self._recipe = recipe
         self._device = device
-        self._waiting = waiting or device
+        self._waiting = waiting
         self._shared: Shared = {} if share is None else share
         self._found_open: list[nn.Module] = []
         self._threads = threads
@@ -71,8 +73,10 @@ class Opening:
         mapped = self._device.type == "cpu"
         with ExitStack() as stack:
             near = stack.enter_context(FileReader(self._device, self._threads, mapped=mapped))
-            far = stack.enter_context(FileReader(self._waiting, self._threads, mapped=mapped))
-            self._readers = {self._recipe.waiting: far, "": near}
+            self._readers = {"": near}
+            if self._waiting is not None:
+                far = FileReader(self._waiting, self._threads, mapped=mapped)
+                self._readers[self._recipe.waiting] = stack.enter_context(far)
             for role in self._found.parts:
                 if (found := self._shared.get(self._make_key(role))) is not None:
                     # kept here until it is taken: the model that has it may be released before
@@ -108,6 +112,8 @@ class Opening:
             bare = self.build_bare(role)
             self.fill(role, bare)
             found = part.modules.final(bare)
+            if self._is_waiting(role) and part.modules.streamed is not None:
+                stream_from_host(found, part.modules.streamed(found), self._device)
             if part.is_shared:
                 self._shared[key] = found
         return found
@@ -125,9 +131,11 @@ class Opening:
 
     def fill(self, role: str, model: nn.Module) -> None:
         """Give bare modules the tensors of their part."""
-        precision = self._recipe.find_part(role).choose_precision(self._found.bundle.precision)
+        part, waits = self._recipe.find_part(role), self._is_waiting(role)
+        precision = part.choose_precision(self._found.bundle.precision)
+        packed = waits and part.modules.streamed is not None
         try:
-            fill(model, self._take(role), precision, self._pick_device(role))
+            fill(model, self._take(role), precision, self._pick_device(role), packed=packed)
         except (KeyError, ValueError) as error:
             folder = self._found.parts[role][0]
             raise Damaged(folder, f"it does not fit its modules: {error}") from error
@@ -190,10 +198,14 @@ class Opening:
         return self._readers.get(role) or self._readers[""]
 
     def _pick_device(self, role: str) -> torch.device:
-        return self._waiting if role == self._recipe.waiting else self._device
+        return self._waiting if self._waiting and self._is_waiting(role) else self._device
+
+    def _is_waiting(self, role: str) -> bool:
+        return self._waiting is not None and role == self._recipe.waiting
 
     def _make_key(self, role: str) -> tuple[str, str]:
-        return self._found.parts[role][1].identity, str(self._pick_device(role))
+        where = f"waits on {self._waiting}" if self._is_waiting(role) else str(self._device)
+        return self._found.parts[role][1].identity, where
 
 
 class FusedAdapter(Adapters):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from worker.bundle.headers import Shard
 from worker.bundle.stream import Transform
+from worker.engine.offload import Streamed
 from worker.engine.quantise import Precision
 from worker.settings import Settings
 from worker.weights.snapshot import Snapshot
@@ -84,13 +85,15 @@ class Modules:
 
     `stock` builds the library's own model, `bare` removes what is never run, `filled` returns the
     configuration with its defaults. `final` makes what runs of the modules once they have their
-    weights.
+    weights. Of a part that may wait in the host's memory, `streamed` says what of those passes
+    through the device while they run; without it they run on the host.
     """
 
     stock: Callable[[Configuration], Any]
     bare: Callable[[Any], Any] = keep_as_made
     filled: Callable[[Any], Configuration] = read_diffusers_config
     final: Callable[[Any], Any] = keep_as_made
+    streamed: Callable[[Any], Streamed] | None = None
 
 
 def refuse_modules(_config: Configuration) -> Any:
@@ -184,8 +187,9 @@ class Recipe:
     checks a published model by its small files and headers and raises WeightsUnavailable. LoRAs
     are applied to the part `adapted`; a Lightning LoRA must reach all modules that `reached` names,
     given that part's configuration. The part `waiting` may wait in the host's memory; messages call
-    it `waiting_word`. `working` computes what the largest job takes beside the weights. `learn`
-    returns a model with what its worker.json says about it.
+    it `waiting_word`. `working` computes what the largest job takes beside the weights, `passing`
+    what it takes while that part passes through the device. `learn` returns a model with what its
+    worker.json says about it.
     """
 
     parts: tuple[Part, ...]
@@ -195,11 +199,31 @@ class Recipe:
     waiting: str
     waiting_word: str
     working: ComputeWorking = require_nothing
+    passing: ComputeWorking = require_nothing
     learn: Callable[[ModelSpec, Mapping[str, Any]], ModelSpec] = keep_spec
 
     def find_part(self, role: str) -> Part:
         """Return the part of a role; raises KeyError when there is none."""
         return {part.role: part for part in self.parts}[role]
+
+    def compute_working(
+        self,
+        spec: ModelSpec,
+        settings: Settings,
+        precision: Precision,
+        pixels: int | None = None,
+        *,
+        offload: bool = False,
+    ) -> int:
+        """Return the bytes that the largest job takes beside the weights that are on the device.
+
+        With `offload` the part that may wait is not among those. `pixels` is that of
+        `ComputeWorking`.
+        """
+        working = self.working(spec, settings, precision, pixels)
+        if not offload:
+            return working
+        return max(working, self.passing(spec, settings, precision, pixels))
 
     @property
     def with_weights(self) -> tuple[str, ...]:

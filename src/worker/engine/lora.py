@@ -25,7 +25,7 @@ MATRIX: Final = 2  # dimensions
 SIDES: Final = ("down", "up")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class ScaledLora:
     """A LoRA as `<module>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank].
 
@@ -34,6 +34,10 @@ class ScaledLora:
 
     tensors: dict[str, Tensor]
     scales: dict[str, float]
+
+    def count_bytes(self) -> int:
+        """Return the bytes of its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
     def widths(self) -> dict[str, tuple[int, int]]:

@@ -43,12 +43,14 @@ def choose(
     free: int | None,
     capability: tuple[int, int] | None,
     working: Callable[[Precision], int],
+    offloaded: Callable[[Precision], int],
 ) -> Choice:
     """Choose the most exact precision whose weights fit, or check the requested one.
 
     `need` has every available precision; `free` is the memory in bytes that the device has for a
     model and `capability` its compute capability, both None without a GPU; `working` computes what
-    a job takes in addition to the weights. Raises UnfitHost, which says what to change, when
+    a job takes in addition to the weights, `offloaded` what it takes where some of those wait in
+    the host's memory. Raises UnfitHost, which says what to change, when
     nothing fits or the GPU has no bf16.
     """
     if free is None or capability is None:
@@ -67,11 +69,11 @@ def choose(
             reason = _describe_fit(need[precision].whole, working(precision), free)
             return Choice(precision, reason)
     last = candidates[-1]
-    if need[last].least + working(last) <= free:
-        reason = _describe_fit(need[last].least, working(last), free)
+    if need[last].least + offloaded(last) <= free:
+        reason = _describe_fit(need[last].least, offloaded(last), free)
         word = need[last].waiting
         return Choice(last, f"{reason} once the {word} waits in the host's memory", True)
-    raise UnfitHost(_advise(mode, need, free, working))
+    raise UnfitHost(_advise(mode, need, free, working, offloaded))
 
 
 def _describe_fit(whole: int, working: int, free: int) -> str:
@@ -79,11 +81,15 @@ def _describe_fit(whole: int, working: int, free: int) -> str:
 
 
 def _advise(
-    mode: Mode, need: Mapping[Precision, Need], free: int, working: Callable[[Precision], int]
+    mode: Mode,
+    need: Mapping[Precision, Need],
+    free: int,
+    working: Callable[[Precision], int],
+    offloaded: Callable[[Precision], int],
 ) -> str:
     available = [p for p in PRECISIONS if p in need]
-    smaller = [p for p in available if need[p].least + working(p) <= free]
-    least = need[available[0]].least + working(available[0])
+    smaller = [p for p in available if need[p].least + offloaded(p) <= free]
+    least = need[available[0]].least + offloaded(available[0])
     change = (
         f"set PRECISION_MODE={smaller[-1]}"
         if smaller

@@ -4,14 +4,14 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Precision = Literal["4bit", "8bit", "bf16"]
-PRECISIONS: Final[tuple[Precision, ...]] = ("4bit", "8bit", "bf16")
+from worker.settings import PRECISIONS as PRECISIONS  # noqa: PLC0414 - what is quantised is asked here
+from worker.settings import Precision as Precision  # noqa: PLC0414 - the same
 
 # Weights per block of bitsandbytes' NF4, and maxima per block of its second quantisation.
 NF4_BLOCK: Final = 64
@@ -22,8 +22,7 @@ PACKED_ROWS: Final = 32
 CHUNK_WEIGHTS: Final = 1 << 22
 # Weights that are unpacked once on a CPU, 2 MB each: those of the embedded models, whose products
 # take 55 us so and 142 us packed (128 x 128, 72 tokens; 98 us as bitsandbytes repacks them for
-# AVX512-BF16, which gives other bits). A full-size text encoder that waits in the host's memory has
-# larger ones, whose products take longer than their unpacking.
+# AVX512-BF16, which gives other bits).
 SMALL_WEIGHT: Final = 1 << 20
 NF4_STATE: Final = "quant_state.bitsandbytes__nf4"
 
@@ -155,12 +154,18 @@ class Linear8bit(nn.Linear):
 
 
 def make_linear(
-    parts: Mapping[str, Tensor], bias: Tensor | None, precision: Precision, device: torch.device
+    parts: Mapping[str, Tensor],
+    bias: Tensor | None,
+    precision: Precision,
+    device: torch.device,
+    *,
+    packed: bool = False,
 ) -> nn.Linear:
     """Make the Linear that computes with what `quantise` returned.
 
     `parts` may be on `device` already, except NF4's packed state, which stays on the CPU. A small
-    4-bit weight is unpacked on a CPU: the products are those of the packed one, to the last bit.
+    4-bit weight is unpacked on a CPU, unless it is to stay `packed`: the products are those of the
+    packed one, to the last bit.
     """
     if precision == "8bit":
         return Linear8bit(parts["weight"].to(device), parts["weight.scale"].to(device), bias)
@@ -183,7 +188,7 @@ def make_linear(
     )
     if bias is not None:
         module.bias = nn.Parameter(bias, requires_grad=False)
-    if device.type == "cpu" and math.prod(shape) <= SMALL_WEIGHT:
+    if device.type == "cpu" and math.prod(shape) <= SMALL_WEIGHT and not packed:
         return _unpack(module)
     # With AVX512-BF16 bitsandbytes would repack every weight in the first forward pass: half of the
     # time to a first picture, for products that take as long (0.07 s either way, 12288 x 3072).

@@ -35,18 +35,23 @@ def make_noise(
 ) -> Tensor:
     """Return the packed starting noise of each seed, [len(seeds), tokens, 4 * channels].
 
-    Generated on the CPU in the model's dtype, so that a seed means the same noise on every GPU type
-    and in every batch; `height` and `width` are latent sizes.
+    `height` and `width` are latent sizes.
     """
-    latents = [
-        torch.randn(
-            (1, 1, channels, height, width),
-            generator=torch.Generator("cpu").manual_seed(seed),
-            dtype=dtype,
-        )
-        for seed in seeds
-    ]
-    return pack(torch.cat(latents)[:, 0])
+    return pack(sample_noise(seeds, (channels, height, width), dtype))
+
+
+def sample_noise(seeds: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return the starting noise of each seed, [len(seeds), *shape].
+
+    Generated on the CPU in the model's dtype, so that a seed means the same noise on every GPU type
+    and in every batch.
+    """
+    return torch.stack(
+        [
+            torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=dtype)
+            for seed in seeds
+        ]
+    )
 
 
 def keep_all(step: int, steps: int) -> None:

@@ -8,10 +8,10 @@ from typing import Final
 import torch
 
 from worker import log
-from worker.engine import lora_file
 from worker.engine.guests import GuestAdapters
 from worker.engine.lora import Adapters, ScaledLora
-from worker.errors import LoraFetchFailed, LoraNotApplied, LoraRefused
+from worker.errors import LoraNotApplied, LoraRefused
+from worker.families.lora_reader import LoraReader
 from worker.loras.ready import ReadyLora
 
 # Device memory for the LoRAs of earlier wishes: one of the largest public ones, or five of rank 16.
@@ -37,6 +37,7 @@ class WishedLoras:
         self._device, self._dtype = device, dtype
         self._budget = budget
         self._sizes: OrderedDict[Hashable, int] = OrderedDict()
+        self.reader = LoraReader(own.modules, self._sizes, dtype)
 
     def use(self, name: str | None, loras: Sequence[ReadyLora]) -> None:
         """Make the model's own adapter `name` active, or none, and next to it these LoRAs.
@@ -69,21 +70,20 @@ class WishedLoras:
         self._drop(0, {one for one in self._sizes if _name_identity(one) in self._guests.used})
 
     def _attach(self, lora: ReadyLora, needed: set[Hashable]) -> None:
-        kind = LoraRefused if lora.is_callers else LoraNotApplied
+        read = self.reader.read(lora)
+        self._drop(self._budget - read.count_bytes(), needed)
+        # always a copy: what was read is mapped from a file that others may replace, and is not
+        # aligned, by which a CPU rounds products otherwise
+        tensors = {
+            key: t.to(self._device, self._dtype, copy=True) for key, t in read.tensors.items()
+        }
+        copied = ScaledLora(tensors, read.scales)
         try:
-            self._drop(self._budget - lora.path.stat().st_size, needed)
-            read = lora_file.read_scaled(lora.path, self._own.modules, lora.configuration)
-            # always a copy: what was read is mapped from a file that others may replace, and is not
-            # aligned, by which a CPU rounds products otherwise
-            tensors = {
-                key: t.to(self._device, self._dtype, copy=True) for key, t in read.tensors.items()
-            }
-            self._guests.attach(_name(lora), ScaledLora(tensors, read.scales))
-        except FileNotFoundError:
-            raise LoraFetchFailed(f"{lora.name}: its file is gone; try again") from None
+            self._guests.attach(_name(lora), copied)
         except LoraNotApplied as error:
+            kind = LoraRefused if lora.is_callers else LoraNotApplied
             raise kind(f"{lora.name}: {error.message}") from None
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        size = copied.count_bytes()
         self._sizes[lora.identity] = size
         log.get().info("lora attached", name=lora.name, digest=lora.digest, bytes=size)
 

@@ -1,12 +1,14 @@
 """The families of this version, their models as one catalogue; adding one means adding a name."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from worker.families.family import Family
+from worker.families.family import DeviceNeed, Family
 from worker.families.orpheus import models as orpheus
 from worker.families.qwen_image import models as qwen_image
+from worker.settings import Precision, Settings
 from worker.weights.meaning import Catalogue
+from worker.weights.spec import ModelSpec
 
 FAMILIES: Final = (qwen_image.FAMILY, orpheus.ORPHEUS)
 
@@ -21,6 +23,14 @@ def combine(families: Sequence[Family]) -> Catalogue:
         default=qwen_image.DEFAULT,
         embedded=qwen_image.EMBEDDED,
     )
+
+
+def estimate_needs(spec: ModelSpec, settings: Settings) -> Mapping[Precision, DeviceNeed]:
+    """Return what a model needs by precision, the smallest first; empty where that is not known."""
+    for family in FAMILIES:
+        if any(row.family == spec.family for row in family.rows):
+            return family.needs(spec, settings)
+    return {}
 
 
 # Always read through this module, so that a test can put a catalogue with another family here.

@@ -106,7 +106,13 @@ class Opener(Generic[T]):
                 revision=obtained.bundle.revision,
                 precision=precision,
                 lightning=obtained.lightning,
-                working=partial(self.recipe.working, own, settings, precision),
+                working=partial(
+                    self.recipe.compute_working,
+                    own,
+                    settings,
+                    precision,
+                    offload=obtained.offload,
+                ),
                 left=left,
             )
             return Openable(
@@ -191,7 +197,7 @@ class Opener(Generic[T]):
             log.get().warning("out of memory while opening", **place)
         raise UnfitHost(
             f"the GPU has too little memory for the model even with its {self.recipe.waiting_word}"
-            " on the CPU: set PRECISION_MODE=4bit, or choose a pool with more memory"
+            " in the host's memory: set PRECISION_MODE=4bit, or choose a pool with more memory"
         )
 
 

@@ -164,7 +164,8 @@ class Worker:
         )
         settled = await self._settle(job, request)
         async with self._obtain_loras(job, request, settled.wish) as wish:
-            wishes = request.make_wishes(_choose_streaming(job, request, wish))
+            ahead = await self._read_ahead(request, _choose_streaming(job, request, wish))
+            wishes = request.make_wishes(ahead)
             encoder = Encoder(request, wishes, self._settings)
             placed = await self._make(job, request, wishes, encoder)
         return await fit(job, request, wishes, placed, encoder, settled.adjusted, self._settings)
@@ -187,6 +188,17 @@ class Worker:
                     loras = await stack.enter_async_context(self._loras.obtain(sources))
                 wish = replace(wish, loras=loras)
             yield wish
+
+    async def _read_ahead(self, request: Request, wish: Wish) -> Wish:
+        """Do what a wish takes of the host alone, while others are made on the device.
+
+        For a model that is not open the lane does it.
+        """
+        model = self._models.find_open(request.model.id)
+        if model is None:
+            return wish
+        ahead: Wish = await asyncio.to_thread(model.read_ahead, wish)
+        return ahead
 
     async def _make(
         self, job: Job, request: Request, wishes: Sequence[Wish], encoder: Encoder

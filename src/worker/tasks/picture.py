@@ -297,6 +297,8 @@ class PictureWish:
     white of `mask` (L, of its size) is repainted, None for all of it; with `preserves`, what is
     delivered has the source's own pixels elsewhere. `start_noise` is the part of the beginning that
     was noise, 0 to 1, found while the picture is made.
+
+    `ahead` is the model's: what it has done for the wish before its turn, if anything.
     """
 
     prompt: str = declare_public()
@@ -317,6 +319,7 @@ class PictureWish:
     preserves: bool = declare_private(default=True)
     strength: float | None = declare_public(show=show_given, default=None)
     start_noise: float | None = declare_public(show=show_given, default=None)
+    ahead: object = declare_private(default=None, compare=False, repr=False)
 
     @property
     def run_steps(self) -> int:

@@ -13,7 +13,7 @@ from worker import boot, settings
 from worker.errors import BadPicture, CudaOutOfMemory, Internal
 from worker.families.clock import Clock
 from worker.families.qwen_image.model import QwenImage
-from worker.families.qwen_image.references import ReferencePictures
+from worker.families.references import ReferencePictures
 from worker.families.sharing import Sharing
 from worker.media.picture import Picture
 from worker.seam import Control, Outcome, Phase, Unheard, take_made
@@ -146,7 +146,7 @@ def test_on_a_gpu_the_batch_keeps_its_shape_and_a_row_that_ended_is_not_given(
     wishes = texts()
     alone = [drawn(model, one).tobytes() for one in wishes]
     monkeypatch.setattr(
-        "worker.families.qwen_image.model.Sharing",
+        "worker.families.drawing.Sharing",
         lambda controls, drops: Sharing(controls, drops=not drops),
     )
     with counted_rows(model) as rows:

@@ -13,7 +13,8 @@ from worker.engine.lora import Adapters
 from worker.families.qwen_image import rope
 from worker.families.qwen_image.denoising import Conditioning, LatentShape
 from worker.families.qwen_image.forward import Forward
-from worker.families.qwen_image.rope import Positions, make_table, rotate
+from worker.families.qwen_image.rope import Positions, make_table
+from worker.families.rotary import rotate
 from worlds.loras import published_lora, small_transformer
 
 CPU = torch.device("cpu")

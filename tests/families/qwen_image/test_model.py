@@ -30,7 +30,7 @@ from worker.errors import (
     LoraRefused,
     UnfitHost,
 )
-from worker.families import opener
+from worker.families import drawing, opener
 from worker.families.catalogue import CATALOGUE
 from worker.families.memory import Phases
 from worker.families.qwen_image import model as qwen_image
@@ -516,11 +516,11 @@ def test_a_gpu_is_warmed_with_every_adapter_and_two_lengths_of_prompt(
     served = models["tiny-edit"].served
     offer = replace(offer_of(served), lightning_steps=steps)
     served = replace(served, offers=dict.fromkeys(served.offers, offer))
-    first, longer, *others = qwen_image.list_warm_ups(served, has_gpu=True)
+    first, longer, *others = drawing.list_warm_ups(served, has_gpu=True)
     assert [wish.steps for wish in (first, *others)] == list(steps or (2,))
     assert longer == replace(first, prompt=longer.prompt)
     assert len(longer.prompt) > 10 * len(first.prompt)
-    assert qwen_image.list_warm_ups(served, has_gpu=False) == [first]
+    assert drawing.list_warm_ups(served, has_gpu=False) == [first]
 
 
 def test_a_model_runs_where_the_gpu_is_if_there_is_one() -> None:

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from worker.families.qwen_image import prompts
 from worker.families.qwen_image.prompts import PromptEncoder, Template
+from worker.families.qwen_image.working import MAX_TOKENS
 from worker.weights.meaning import find_checkpoints
 from worlds import prepared
 
@@ -78,7 +79,7 @@ def test_a_long_prompt_is_cut_inside_its_frame(template: Template, references: i
     long = "red " * 3000
     ids = encoder().tokenise(long, template, [1] * references)
     frame = encoder().tokenise("", template, [1] * references)
-    assert len(ids) == len(frame) + prompts.MAX_TOKENS
+    assert len(ids) == len(frame) + MAX_TOKENS
     assert TOKENIZER.decode(ids).endswith("<|im_end|>\n<|im_start|>assistant\n")
 
 
@@ -126,7 +127,7 @@ def test_text_to_image_equals_the_stock_pipeline_up_to_1019_tokens() -> None:
     def stock(count: int) -> list[int]:
         ids: list[int] = TOKENIZER(
             stock_text(words(count), template, 0),
-            max_length=prompts.MAX_TOKENS + template.dropped,
+            max_length=MAX_TOKENS + template.dropped,
             truncation=True,
         )["input_ids"]
         return ids

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from worker.families.qwen_image.rope import rotate
+from worker.families.rotary import rotate
 
 Tables = tuple[Tensor, Tensor]
 

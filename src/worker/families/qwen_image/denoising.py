@@ -1,14 +1,15 @@
 """What the transformer predicts at each step: its prompts, its references, true CFG."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from worker.engine.begin import Beginning
-from worker.engine.sampler import OnStep, keep_all, sample
+from worker.engine.condition import denoise_from
+from worker.engine.sampler import OnStep, keep_all
 from worker.families.qwen_image.modulation import Modulation
 
 LatentShape = tuple[int, int, int]
@@ -67,6 +68,41 @@ def _guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     return guided
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What one batch is predicted from; the fields are those of `denoise`."""
+
+    forward: Predictor
+    modulation: Modulation
+    prompt: Conditioning
+    shapes: Sequence[LatentShape]
+    negative: Conditioning | None
+    true_cfg_scale: float
+    references: Tensor | None
+
+    def predict(self, latents: Tensor, timestep: Tensor, step: int) -> Tensor:
+        """Return the velocity of packed latents [batch, tokens, channels], in their shape."""
+        tokens = latents.shape[1]
+        self.modulation.select(step)
+        shown = latents
+        if self.references is not None:
+            shown = torch.cat([latents, self.references], dim=1)
+        prediction = self.forward(shown, timestep, self.prompt, self.shapes)[:, :tokens]
+        if self.negative is None:
+            return prediction
+        unconditional = self.forward(shown, timestep, self.negative, self.shapes)[:, :tokens]
+        return _guide(prediction, unconditional, self.true_cfg_scale)
+
+    def keep(self, rows: Sequence[int]) -> "_Rows":
+        """Return these rows of the batch."""
+        return replace(
+            self,
+            prompt=self.prompt.keep(rows),
+            negative=None if self.negative is None else self.negative.keep(rows),
+            references=None if self.references is None else self.references[list(rows)],
+        )
+
+
 @torch.inference_mode()
 def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
     forward: Predictor,
@@ -91,30 +127,6 @@ def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
     pipelines do. `on_step(step, steps)` is called after each step; it may raise to stop there, or
     name the rows to go on with.
     """
-    tokens = noise.shape[1]
     modulation.load(scheduler.timesteps)
-    latents = noise if beginning is None else beginning.begin(float(scheduler.sigmas[0]))
-
-    def predict(given: Tensor, timestep: Tensor, step: int) -> Tensor:
-        modulation.select(step)
-        shown = given if references is None else torch.cat([given, references], dim=1)
-        prediction = forward(shown, timestep, prompt, shapes)[:, :tokens]
-        if negative is None:
-            return prediction
-        unconditional = forward(shown, timestep, negative, shapes)[:, :tokens]
-        return _guide(prediction, unconditional, true_cfg_scale)
-
-    def correct(given: Tensor, sigma: float) -> Tensor:
-        return given if beginning is None else beginning.restore(given, sigma)
-
-    def finish_step(step: int, steps: int) -> Sequence[int] | None:
-        nonlocal prompt, negative, references, beginning
-        rows = on_step(step, steps)
-        if rows is not None:
-            prompt = prompt.keep(rows)
-            negative = None if negative is None else negative.keep(rows)
-            references = None if references is None else references[list(rows)]
-            beginning = None if beginning is None else beginning.keep(rows)
-        return rows
-
-    return sample(predict, scheduler, latents, on_step=finish_step, correct=correct)
+    condition = _Rows(forward, modulation, prompt, shapes, negative, true_cfg_scale, references)
+    return denoise_from(condition, scheduler, noise, beginning=beginning, on_step=on_step)

@@ -15,7 +15,7 @@ from diffusers.models.autoencoders import autoencoder_kl_qwenimage as published
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worker.families.qwen_image.tiles import Tiling, run_in_tiles
+from worker.families.tiles import Tiling, run_in_tiles
 
 # Pixels of a tile's side and between the starts of two (diffusers' enable_tiling).
 TILE: Final = 256

@@ -3,7 +3,6 @@
 import math
 import weakref
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -15,14 +14,24 @@ from worker.bundle.layout import Bundle, name_adapter
 from worker.engine import device as devices
 from worker.engine.begin import Beginning
 from worker.engine.cache import TensorCache
-from worker.engine.decoded import make_picture
 from worker.engine.guests import GuestAdapters
 from worker.engine.sampler import make_noise
 from worker.engine.schedule import make_schedule
-from worker.errors import BadPicture, Internal, LoraNotApplied
+from worker.errors import BadPicture, LoraNotApplied
 from worker.families.adapting import WishedLoras
+from worker.families.ahead import Resizing, gather_pictures, read_ahead
 from worker.families.clock import Clock
-from worker.families.masking import find_original, make_masks
+from worker.families.drawing import (
+    Encode,
+    decode_picture,
+    encode_sources,
+    has_same_aspect,
+    list_warm_ups,
+    make_encode,
+    make_pictures,
+)
+from worker.families.key import PictureKey
+from worker.families.masking import make_masks
 from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
 from worker.families.pictures import describe
@@ -30,17 +39,16 @@ from worker.families.qwen_image import prompts
 from worker.families.qwen_image.compiling import compile_rest
 from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.denoising import Conditioning, LatentShape, denoise, stack
-from worker.families.qwen_image.key import PictureKey
 from worker.families.qwen_image.lightning import make_lightning_schedule
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.prompts import PromptEncoder, Template
 from worker.families.qwen_image.recipe import RECIPE
-from worker.families.qwen_image.references import ReferencePictures
 from worker.families.qwen_image.vae import Vae
+from worker.families.qwen_image.working import MAX_TOKENS
+from worker.families.references import ReferencePictures
 from worker.families.sharing import Sharing
-from worker.media.picture import Picture
-from worker.seam import Control, Made, Outcome, Served, Unheard, take_made
-from worker.tasks.picture import PictureWish, offer_of, warm_up
+from worker.seam import Control, Outcome, Served, Unheard, take_made
+from worker.tasks.picture import PictureWish, offer_of
 
 FIRST_EDIT: Final = "QwenImageEditPipeline"
 # by diffusers' name of the pipeline class that the checkpoint was published for
@@ -53,11 +61,6 @@ TEMPLATES: Final[dict[str, Template]] = {
 CONDITION_AREA: Final = 384 * 384
 # prompt embeddings are 7 MB at most (1024 tokens x 3584 x bf16), reference latents 0.5 MB each
 CACHE_BYTES: Final = 64 << 20
-# how often the longer prompt of a warm-up repeats the shorter: about 80 tokens
-WARM_LENGTH: Final = 16
-# an output whose aspect is this close to a reference's (natural logarithm of the ratio) shares its
-# size, so that an edit neither shifts nor zooms; rounding to 16 pixels alone moves 1024 by 0.016
-SAME_ASPECT: Final = 0.03
 
 
 def fit_area(area: int, ratio: float) -> tuple[int, int]:
@@ -76,23 +79,6 @@ def _list_texts(wish: PictureWish) -> dict[str, str]:
     if wish.negative_prompt is not None and wish.true_cfg_scale > 1:
         texts["negative prompt"] = wish.negative_prompt
     return texts
-
-
-def list_warm_ups(served: Served, *, has_gpu: bool) -> list[PictureWish]:
-    """Return what a model makes before its first job.
-
-    A GPU picks and loads kernels by size: there it is a prompt of another length too, and each of
-    the other adapters.
-    """
-    first = warm_up(served)
-    if not has_gpu:
-        return [first]
-    others = offer_of(served).lightning_steps[1:] if first.lightning else ()
-    return [
-        first,
-        replace(first, prompt=" ".join([first.prompt] * WARM_LENGTH)),
-        *(replace(first, steps=steps) for steps in others),
-    ]
 
 
 class QwenImage:
@@ -114,7 +100,10 @@ class QwenImage:
         self._pipeline = pipeline
         self._condition_area = condition_area
         self._prompts = PromptEncoder(
-            components.tokenizer, components.processor, components.text_encoder
+            components.tokenizer,
+            components.processor,
+            components.text_encoder,
+            components.device,
         )
         self._vae = Vae(components.vae)
         self._cache = TensorCache(CACHE_BYTES)
@@ -126,6 +115,7 @@ class QwenImage:
             components.device,
             components.dtype,
         )
+        self._reader = self._loras.reader
         cache, loras = self._cache, self._loras
 
         def forget() -> None:
@@ -134,6 +124,11 @@ class QwenImage:
 
         # not of this model: a cycle would keep its modules until they are collected
         self._phases = Phases(forget)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._parts.device
 
     def make_key(self, wish: PictureWish) -> PictureKey:
         """Return what other pictures must have too to share forwards with this one."""
@@ -157,38 +152,25 @@ class QwenImage:
             begins=(wish.strength, wish.mask is not None),
         )
 
+    def read_ahead(self, wish: PictureWish) -> PictureWish:
+        """Return a wish with its pictures resized and its LoRAs read; raises as LoraReader.read."""
+        return read_ahead(wish, self._list_resizings(wish), self._reader)
+
+    def _list_resizings(self, wish: PictureWish) -> Iterator[Resizing]:
+        """Yield the pictures of a wish with the sizes at which its prompt and the VAE have them."""
+        for image in wish.references:
+            yield image, self._choose_shown_size(image)
+            yield image, self.choose_reference_size(image, wish)
+        if wish.source is not None:
+            yield wish.source, (wish.width, wish.height)
+
     def make(self, wishes: Sequence[PictureWish], controls: Sequence[Control]) -> Iterator[Outcome]:
         """Make pictures that have equal keys, and give each as soon as it is decoded.
 
-        They are denoised together and decoded one after another, in the memory of one. A phase
-        that runs out of memory runs again with less, but for the steps of several pictures. Raises
-        CudaOutOfMemory, DeviceLost, LoraNotApplied, or what the last control raised; Internal when
-        the keys differ: the pictures would be wrong.
+        A phase that runs out of memory runs again with less, but for the steps of several pictures.
+        Raises as `make_pictures`, and LoraNotApplied.
         """
-        if len({self.make_key(wish) for wish in wishes}) > 1:
-            raise Internal("pictures of different keys cannot share forwards")
-        device, clock = self._parts.device, Clock(self._parts.device)
-        sharing = Sharing(controls, drops=device.type == "cpu")
-        with devices.translate_errors():
-            devices.reset_peak(device)
-            latents = self.make_latents(wishes, sharing, clock)
-        for place, wish in enumerate(wishes):
-            if (ended := sharing.find_end(place)) is not None:
-                yield ended
-                continue
-            row = sharing.find_row(place)
-            with devices.translate_errors():
-                image = self._decode(latents[row : row + 1], wish, clock)
-            if isinstance(image, BadPicture):
-                yield image
-                continue
-            yield Made(
-                Picture(image, wish.final, find_original(wish)),
-                dict(clock.spent),
-                peak_vram_mb=devices.read_peak_mb(device),
-                warnings=self._list_warnings(wish),
-                found={"loras": self._loras.count(wish.loras), **self._find_start(wish)},
-            )
+        return make_pictures(self, wishes, controls)
 
     def warm(self) -> None:
         """Make pictures of the kinds that jobs will request, and compile what others will need.
@@ -224,10 +206,9 @@ class QwenImage:
         The output's own where the aspects agree; else the reference's aspect at the model's area,
         as the stock pipeline does.
         """
-        ratio = image.width / image.height
-        if abs(math.log(wish.width / wish.height / ratio)) < SAME_ASPECT:
+        if has_same_aspect(image, wish):
             return wish.width, wish.height
-        return fit_area(self._area, ratio)
+        return fit_area(self._area, image.width / image.height)
 
     def make_latents(self, wishes: Sequence[PictureWish], sharing: Sharing, clock: Clock) -> Tensor:
         """Return the final packed latents [rows, tokens, channels] of wishes with equal keys.
@@ -242,14 +223,15 @@ class QwenImage:
         kind = tuple(lora.identity for lora in first.loras)
         self._phases.run("loras", kind, lambda _: self._loras.use(name, first.loras))
 
-        pictures = ReferencePictures()
+        pictures = gather_pictures(wishes)
         prompt, negative = self._phases.run(
             "text", len(first.references), lambda _: self._embed_all(wishes, pictures, clock)
         )
         sharing.report("text", 1, 1)
 
-        references, shapes = self._encode_references(wishes, pictures, clock)
-        sources = self._encode_sources(wishes, pictures, clock)
+        encode = make_encode(self._vae, self._cache, pictures, self._phases, clock)
+        references, shapes = self._encode_references(wishes, encode)
+        sources = encode_sources(wishes, encode)
         if references is not None or sources is not None:
             sharing.report("reference", 1, 1)
         height, width = self._measure_latents(first)
@@ -301,30 +283,21 @@ class QwenImage:
             return make_lightning_schedule(wish.steps, tokens, strength)
         return make_schedule(self._parts.scheduler, wish.steps, tokens, strength=strength)
 
-    def _find_start(self, wish: PictureWish) -> dict[str, Any]:
-        """Return how much noise a picture began with, where it began from another."""
-        if wish.source is None:
-            return {}
-        return {"start_noise": round(float(self._make_steps(wish).sigmas[0]), 4)}
+    def find(self, wish: PictureWish) -> dict[str, Any]:
+        """Return a wish's LoRAs as they were used, and how much noise it began with, if any."""
+        found: dict[str, Any] = {"loras": self._loras.count(wish.loras)}
+        if wish.source is not None:
+            found["start_noise"] = round(float(self._make_steps(wish).sigmas[0]), 4)
+        return found
 
-    def _decode(self, latents: Tensor, wish: PictureWish, clock: Clock) -> Image.Image | BadPicture:
+    def decode(self, latents: Tensor, wish: PictureWish, clock: Clock) -> Image.Image | BadPicture:
         """Return the picture of one wish's latents, or why it is none."""
-        pixels = wish.width * wish.height
+        return decode_picture(self._vae, latents, wish, self._phases, clock)
 
-        def run(tiled: bool) -> Image.Image:
-            with clock.measure_phase("decode"):
-                decoded = self._vae.decode(latents, wish.width, wish.height, tiled=tiled)
-                return make_picture(decoded[0])
-
-        try:
-            return self._phases.run("decode", pixels, run, has_room=self._vae.has_room(pixels))
-        except BadPicture as error:
-            return error.with_traceback(None)
-
-    def _list_warnings(self, wish: PictureWish) -> tuple[str, ...]:
+    def list_warnings(self, wish: PictureWish) -> tuple[str, ...]:
         """Return a warning for each text that was used and cut."""
         return tuple(
-            f"the {name} was cut at {prompts.MAX_TOKENS} tokens"
+            f"the {name} was cut at {MAX_TOKENS} tokens"
             for name, text in _list_texts(wish).items()
             if self._prompts.is_cut(text, references=bool(wish.references))
         )
@@ -359,7 +332,7 @@ class QwenImage:
         return fit_area(area, image.width / image.height)
 
     def _encode_references(
-        self, wishes: Sequence[PictureWish], pictures: ReferencePictures, clock: Clock
+        self, wishes: Sequence[PictureWish], encode: Encode
     ) -> tuple[Tensor | None, list[LatentShape]]:
         """Return all references' packed latents [batch, tokens, channels] and their shapes."""
         first = wishes[0]
@@ -369,33 +342,10 @@ class QwenImage:
         rows = []
         for wish in wishes:
             pairs = zip(wish.references, sizes, strict=True)
-            encoded = [self._encode(image, size, pictures, clock) for image, size in pairs]
+            encoded = [encode(image, size) for image, size in pairs]
             rows.append(torch.cat(encoded, dim=1))
         unit = self._vae.scale * 2
         return torch.cat(rows), [(1, height // unit, width // unit) for width, height in sizes]
-
-    def _encode_sources(
-        self, wishes: Sequence[PictureWish], pictures: ReferencePictures, clock: Clock
-    ) -> Tensor | None:
-        """Return the packed latents [batch, tokens, channels] that pictures begin from, if any."""
-        sources = [wish.source for wish in wishes if wish.source is not None]
-        if not sources:
-            return None
-        size = wishes[0].width, wishes[0].height
-        return torch.cat([self._encode(image, size, pictures, clock) for image in sources])
-
-    def _encode(
-        self, image: Image.Image, size: tuple[int, int], pictures: ReferencePictures, clock: Clock
-    ) -> Tensor:
-        """Return a picture's packed latents [1, tokens, channels] at a size (width, height)."""
-        key = ("reference", pictures.digest(image), size)
-        pixels = size[0] * size[1]
-
-        def run(tiled: bool) -> Tensor:
-            with clock.measure_phase("reference"):
-                return self._cache.get(key, lambda: self._vae.encode(image, *size, tiled=tiled))
-
-        return self._phases.run("reference", pixels, run, has_room=self._vae.has_room(pixels))
 
 
 def build(parts: Components, served: Served, bundle: Bundle, kept: KeptGraphs | None) -> QwenImage:

@@ -1,18 +1,17 @@
 """Qwen-Image's published models: one row per model, and what each pipeline class can do."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
-from worker.families.family import Family
+from worker.families.family import Family, PictureDefaults, Sizes
+from worker.families.qwen_image.planning import estimate_needs
 from worker.weights.spec import LoraFile, ModelSpec, Parts
 
 MODULE: Final = "worker.families.qwen_image.model"
 DEFAULT: Final = "qwen-image-edit-2511"
 EMBEDDED: Final = "tiny"
-
-Sizes = Mapping[str, tuple[int, int]]
 
 # Width and height by aspect ratio, as the model cards of Qwen-Image give them.
 PUBLISHED_SIZES: Final[Sizes] = {
@@ -51,32 +50,24 @@ FORM: Final = "a diffusers checkpoint (transformer/, text_encoder/, vae/, tokeni
 
 
 @dataclass(frozen=True, slots=True)
-class Defaults:
-    """What a model uses unless a job says otherwise, and what it accepts.
-
-    `area` is its native number of pixels, `sizes` maps an aspect ratio to (width, height) in
-    pixels, `max_references` is how many reference pictures one job may give, `strength` is how far
-    img2img changes one. Whether the transformer has zero_cond_t (Edit-2511) is in its config.json,
-    not here. `takes_loras` says whether jobs may bring LoRAs.
-    """
-
-    steps: int
-    max_references: int
-    true_cfg_scale: float = 4.0
-    negative_prompt: str = " "
-    area: int = 1024 * 1024
-    sizes: Sizes = field(default_factory=lambda: PUBLISHED_SIZES)
-    # That of diffusers' QwenImageImg2ImgPipeline.
-    strength: float = 0.6
-    takes_loras: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class Pipeline:
     """What a pipeline class does: its tasks, and its defaults."""
 
     tasks: tuple[str, ...]
-    defaults: Defaults
+    defaults: PictureDefaults
+
+
+def _make_defaults(steps: int, max_references: int) -> PictureDefaults:
+    """Return what the published models have in common."""
+    return PictureDefaults(
+        steps=steps,
+        max_references=max_references,
+        sizes=PUBLISHED_SIZES,
+        true_cfg_scale=4.0,
+        negative_prompt=" ",
+        # That of diffusers' QwenImageImg2ImgPipeline.
+        strength=0.6,
+    )
 
 
 FROM_REFERENCES: Final = ("edit", "inpaint", "outpaint")
@@ -85,10 +76,11 @@ FROM_REFERENCES: Final = ("edit", "inpaint", "outpaint")
 # no "Picture 1:" before it; EditPlus (2509 and later) takes up to three.
 PIPELINES: Final[Mapping[str, Pipeline]] = {
     "QwenImagePipeline": Pipeline(
-        ("text-to-image", "img2img", "inpaint", "outpaint"), Defaults(steps=50, max_references=0)
+        ("text-to-image", "img2img", "inpaint", "outpaint"),
+        _make_defaults(50, 0),
     ),
-    "QwenImageEditPipeline": Pipeline(FROM_REFERENCES, Defaults(steps=50, max_references=1)),
-    "QwenImageEditPlusPipeline": Pipeline(FROM_REFERENCES, Defaults(steps=40, max_references=3)),
+    "QwenImageEditPipeline": Pipeline(FROM_REFERENCES, _make_defaults(50, 1)),
+    "QwenImageEditPlusPipeline": Pipeline(FROM_REFERENCES, _make_defaults(40, 3)),
 }
 
 
@@ -184,4 +176,5 @@ FAMILY: Final = Family(
     classes={pipeline: partial(_complete, pipeline) for pipeline in PIPELINES},
     form=FORM,
     groups={EMBEDDED: ("tiny-image", "tiny-edit")},
+    needs=estimate_needs,
 )

@@ -12,6 +12,7 @@ from worker.engine.cache import TensorCache
 from worker.engine.guests import Guests
 from worker.engine.lora import Fixed
 from worker.errors import Internal
+from worker.families.qwen_image.working import KEPT_STEPS
 
 STREAMS: Final = ("img_mod", "txt_mod")
 # A tensor of a block's modulation layer: the block, the stream, "weight" or "bias".
@@ -20,8 +21,6 @@ MODULATION: Final = re.compile(
 )
 # The modules that make temb of the timestep: rows are computed from it, so they are fixed with it.
 TIME_EMBEDDING: Final = "time_text_embed."
-# Lightning's steps, 8 and 4: 53 MB of rows for 60 blocks.
-KEPT_STEPS: Final = 12
 
 
 def round_timesteps(timesteps: torch.Tensor) -> torch.Tensor:

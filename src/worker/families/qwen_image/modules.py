@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.bundle.fill import make_empty
+from worker.engine.offload import Streamed
 
 # The fields of a text encoder's language model that its neighbours depend on.
 TEXT: Final = ("hidden_size", "vocab_size")
@@ -61,6 +62,19 @@ def remove_head(encoder: Any) -> Any:
     """Remove the lm_head, 545 M parameters whose output nothing reads, from a text encoder."""
     encoder.lm_head = NoHead()
     return encoder
+
+
+def stream_text_encoder(encoder: Any) -> Streamed:
+    """Return what of a text encoder passes through the device: its towers, layer by layer.
+
+    The table of embeddings, of which a prompt takes a few rows, stays on the host.
+    """
+    tower, language = encoder.model.visual, encoder.model.language_model
+    return Streamed(
+        encoder.model,
+        [tower.patch_embed, *tower.blocks, tower.merger, *language.layers],
+        [language.embed_tokens],
+    )
 
 
 def describe_text_encoder(encoder: Any) -> dict[str, Any]:

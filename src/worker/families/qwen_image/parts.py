@@ -58,7 +58,12 @@ TRANSFORMER: Final = Part(
 )
 TEXT_ENCODER: Final = Part(
     "text_encoder",
-    Modules(modules.build_text_encoder, modules.remove_head, modules.describe_text_encoder),
+    Modules(
+        modules.build_text_encoder,
+        modules.remove_head,
+        modules.describe_text_encoder,
+        streamed=modules.stream_text_encoder,
+    ),
     keep=rename_text,
     shown=restore_text,
     quantised=re.compile(

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from worker.families.qwen_image.working import MAX_TOKENS
+
 # The templates that the published models were trained with (diffusers' pipelines have the same).
 # Their first tokens, up to and including "user\n", are dropped from the embeddings.
 DESCRIBE: Final = (
@@ -20,8 +22,8 @@ ALTER: Final = (
     " Generate a new image that meets the user's requirements while maintaining consistency with"
     " the original input where appropriate."
 )
-MAX_TOKENS: Final = 1024
 TURN: Final = "user\n"
+CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +41,20 @@ EDIT_PLUS_TEMPLATE: Final = Template(ALTER, dropped=64, reference="Picture {}: "
 
 
 class PromptEncoder:
-    """Tokenise and embed prompts, with references where the template has them."""
+    """Tokenise and embed prompts on a device, with references where the template has them.
 
-    def __init__(self, tokenizer: Any, processor: Any | None, text_encoder: Any) -> None:
+    The table of embeddings may stay on the CPU, which then has the tokens too.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        processor: Any | None,
+        text_encoder: Any,
+        device: torch.device = CPU,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._device = device
         self._processor = processor
         self._encoder = text_encoder
         self._image_pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
@@ -103,7 +115,7 @@ class PromptEncoder:
 
         `references` are RGB, already at the size at which the encoder sees them.
         """
-        device = self._encoder.device
+        device = self._device
         vision: dict[str, Tensor] = {}
         counts: list[int] = []
         grids: Tensor | None = None
@@ -120,8 +132,12 @@ class PromptEncoder:
             )
         # `.model` is the encoder without lm_head, whose logits over every token nothing reads.
         # Without a mask attention is causal and picks its own kernel; one of ones would be added.
+        table = self._encoder.get_input_embeddings()
         output = self._encoder.model(
-            input_ids=ids.to(device, non_blocking=True), use_cache=False, **vision
+            input_ids=ids.to(device, non_blocking=True),
+            inputs_embeds=table(ids.to(table.weight.device, non_blocking=True)),
+            use_cache=False,
+            **vision,
         )
         embeds: Tensor = output.last_hidden_state[:, template.dropped :]
         return embeds.clone()

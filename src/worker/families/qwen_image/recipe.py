@@ -6,7 +6,7 @@ from worker.bundle.recipe import Configuration, Recipe
 from worker.families.qwen_image.check import check
 from worker.families.qwen_image.lightning import list_lightning_modules
 from worker.families.qwen_image.parts import COPIED, TEXT_ENCODER, TRANSFORMER, VAE
-from worker.families.qwen_image.planning import plan_working
+from worker.families.qwen_image.planning import plan_passing, plan_working
 
 
 def list_reached(config: Configuration) -> list[str]:
@@ -22,4 +22,5 @@ RECIPE: Final = Recipe(
     waiting=TEXT_ENCODER.role,
     waiting_word="text encoder",
     working=plan_working,
+    passing=plan_passing,
 )

@@ -12,18 +12,6 @@ from worker.engine.cache import TensorCache
 CACHED_BYTES: Final = 64 << 20
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Rotate the pairs of channels of `x` [batch, tokens, heads, channels] by their positions.
-
-    `table` float32 [2, tokens, 1, channels] is what `make_table` returns. The products and their
-    sum are in float32 and rounded once, as diffusers' complex product is, so both agree to the
-    last bit on a CPU; inductor compiles real numbers only.
-    """
-    pairs = x.view(*x.shape[:-1], -1, 2)
-    rotated: Tensor = x * table[0] + pairs.flip(-1).view_as(x) * table[1]
-    return rotated.to(x.dtype)
-
-
 def make_table(frequencies: Tensor) -> Tensor:
     """Return cos and sin, float32 [2, tokens, 1, channels], of complex [tokens, channels / 2].
 

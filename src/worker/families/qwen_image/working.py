@@ -9,10 +9,12 @@ libraries come on top (driver.CONTEXT_BYTES).
 from dataclasses import dataclass
 from typing import Final
 
-from worker.engine.quantise import Precision
-from worker.families.qwen_image.prompts import MAX_TOKENS
-from worker.seam import Phase
+from worker.settings import Precision
 
+# The tokens that are used of a prompt.
+MAX_TOKENS: Final = 1024
+# The steps whose modulation rows are kept: Lightning's, 8 and 4, 53 MB for 60 blocks.
+KEPT_STEPS: Final = 12
 # Pixels of a token of the transformer (8 x 8 per latent, 2 x 2 latents), and of one of the text
 # encoder (14 x 14 per patch, 2 x 2 patches).
 TOKEN_PIXELS: Final = 16 * 16
@@ -57,6 +59,12 @@ BEGUN_TOKEN: Final = 64 * (2 + 1)
 TEXT_UNPACKED: Final[dict[Precision, int]] = {"bf16": 0, "4bit": 142_000_000, "8bit": 137_000_000}
 TEXT_UNPACKED_TOKEN: Final = 106_000
 ENCODED_TOKEN: Final = 150_000
+# Two layers of it, as they pass through the device where it waits in the host's memory.
+PASSING: Final[dict[Precision, int]] = {
+    "bf16": 932_300_000,
+    "8bit": 466_600_000,
+    "4bit": 240_500_000,
+}
 SHOWN: Final = 150
 
 
@@ -66,7 +74,8 @@ class Load:
 
     With `begins` they begin from pictures, of which they keep what masks leave.
     `adapters` is 1 where a LoRA beside the weights is in use, `ranks` the sum of the ranks of
-    those that jobs brought. `tiled` is how the VAE runs.
+    those that jobs brought. `tiled` is how the VAE runs; with `passing` the text encoder waits in
+    the host's memory.
     `prompt_tokens` is the length of the user's text; `shown_pixels` is the size of each reference
     as the text encoder sees it.
     """
@@ -82,6 +91,7 @@ class Load:
     prompt_tokens: int = MAX_TOKENS
     shown_pixels: int = SHOWN_PIXELS
     begins: bool = False
+    passing: bool = False
 
 
 def count_frame_bytes(pixels: int, base_dim: int = BASE_DIM) -> int:
@@ -89,7 +99,7 @@ def count_frame_bytes(pixels: int, base_dim: int = BASE_DIM) -> int:
     return int(FRAME_CHANNEL * base_dim * pixels)
 
 
-def estimate_phases(load: Load) -> dict[Phase, int]:
+def estimate_phases(load: Load) -> dict[str, int]:
     """Return the peak in bytes of each phase, in addition to the weights."""
     precision, batch = load.precision, load.batch
     shown = load.references * load.shown_pixels
@@ -107,7 +117,10 @@ def estimate_phases(load: Load) -> dict[Phase, int]:
     unpacked = UNPACKED[precision] + UNPACKED_TOKEN * tokens
     encoded = TEXT_UNPACKED[precision] + TEXT_UNPACKED_TOKEN * prompt
     phases = {
-        "text": brought + max(encoded, ENCODED_TOKEN * prompt) + SHOWN * shown,
+        "text": brought
+        + max(encoded, ENCODED_TOKEN * prompt)
+        + SHOWN * shown
+        + (PASSING[precision] if load.passing else 0),
         "denoise": kept + begun + max(wide, unpacked) + TEXT_TOKEN * batch * prompt,
         "decode": kept + frame + PICTURE * load.pixels * batch,
     }
