@@ -6,6 +6,7 @@ alone; a job whose page is closed is cancelled, since nobody would see what it m
 
 import asyncio
 import queue
+import re
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -28,6 +29,9 @@ from worker.errors import Detail, InvalidSettings
 from worker.settings import Settings
 
 VARIABLE: Final = "RUNPOD_API_KEY"
+# Checked here alone: workers have these variables too, and no use for them.
+KEY: Final = re.compile(r"[!-~]+")
+ADDRESS: Final = re.compile(r"https?://[^\s/@]+[^\s@?#]*", re.IGNORECASE)
 
 
 class Relay:
@@ -139,12 +143,16 @@ class Relay:
 def serve_page(settings: Settings, endpoint_id: str) -> int:
     """Serve the page for an endpoint until SIGINT or SIGTERM; return the exit code.
 
-    Raises InvalidSettings without a key or for an id that is none, and OSError where the port is
-    taken.
+    Raises InvalidSettings without a key, or for an id or an address that is none, and OSError where
+    the port is taken.
     """
     key = settings.runpod_api_key
     if key is None:
-        raise _refuse("RUNPOD_API_KEY", "is required to call an endpoint")
+        raise _refuse(VARIABLE, "is required to call an endpoint")
+    if not KEY.fullmatch(key.get_secret_value()):
+        raise _refuse(VARIABLE, "must be a key alone: no blanks, ASCII only")
+    if not ADDRESS.fullmatch(settings.runpod_endpoint_base_url):
+        raise _refuse("RUNPOD_ENDPOINT_BASE_URL", "must be an https:// address")
     if not ENDPOINT_ID.fullmatch(endpoint_id):
         raise _refuse("--endpoint", "must be the id of an endpoint, as in its address")
     reasons: queue.SimpleQueue[int] = queue.SimpleQueue()
