@@ -19,7 +19,7 @@ from worker import log
 from worker.doors.http.around import guard_with
 from worker.doors.http.body import read_json
 from worker.doors.http.door import SIGNALS
-from worker.doors.http.endpoint import ENDPOINT_ID, FINAL, Endpoint
+from worker.doors.http.endpoint import ENDPOINT_ID, FINAL, QueueEndpoint
 from worker.doors.http.events import EventStream, is_for_events
 from worker.doors.http.guard import Guard
 from worker.doors.http.playground import list_page_routes
@@ -37,7 +37,7 @@ ADDRESS: Final = re.compile(r"https?://[^\s/@]+[^\s@?#]*", re.IGNORECASE)
 class Relay:
     """The handlers of the routes that the page calls, for one endpoint."""
 
-    def __init__(self, settings: Settings, endpoint: Endpoint) -> None:
+    def __init__(self, settings: Settings, endpoint: QueueEndpoint) -> None:
         self._settings = settings
         self._endpoint = endpoint
         self._running: set[asyncio.Task[Any]] = set()
@@ -162,7 +162,7 @@ def serve_page(settings: Settings, endpoint_id: str) -> int:
     server, (host, port) = Server(), (settings.http_host, settings.http_port)
 
     def make_apps() -> list[tuple[tuple[str, int], web.Application]]:
-        relay = Relay(settings, Endpoint(base, key.get_secret_value()))
+        relay = Relay(settings, QueueEndpoint(base, key.get_secret_value()))
         return [((host, port), relay.make_app())]
 
     server.start(make_apps)
