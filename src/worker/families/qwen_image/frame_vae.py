@@ -164,8 +164,9 @@ def _compute_norm(wide: Tensor, dtype: torch.dtype) -> Tensor:
     if not is_plain or dtype != torch.bfloat16 or height * width < PLANE_PIXELS:
         norm: Tensor = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
         return norm
-    total, *others = wide.square().split(1, dim=1)
-    for plane in others:
+    planes: list[Tensor] = list(wide.square().split(1, dim=1))
+    total = planes[0]
+    for plane in planes[1:]:
         total.add_(plane)
     root: Tensor = total.double().sqrt_()
     return root.float()
