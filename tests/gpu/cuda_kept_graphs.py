@@ -42,8 +42,9 @@ def test_a_second_worker_compiles_nothing(figures: Figures, tmp_path: Path) -> N
         found.append(Child(["-c", START], **environ).find())
     first, second = found
     figures.put(first=first, second=second)
-    assert (first["hits"], first["misses"] > 0, first["loaded"]) == (0, True, None)
+    # a graph that equals an earlier one is found in the same process too
+    assert (first["misses"] > 0, first["loaded"]) == (True, None)
     assert (second["misses"], second["kept"]) == (0, None)
-    assert second["hits"] == first["misses"]
+    assert second["hits"] == first["hits"] + first["misses"]
     assert second["loaded"] == first["kept"] > 0
     assert len(second["graphs"]) == len(first["graphs"])

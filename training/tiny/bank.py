@@ -12,10 +12,8 @@ from transformers import Qwen2VLImageProcessor
 from training.tiny import world
 from training.tiny.architecture import PROCESSOR_PIXELS
 from training.tiny.flat_vae import FlatVae
-from training.tiny.latents import pack
+from training.tiny.latents import OBJECT_APART, pack
 from training.tiny.pixels import stack, unit
-
-OBJECT_APART = 24  # of 255: a block with a pixel this far from the corner's shows the object
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,16 +49,19 @@ class Begun:
     parts: Sequence[str] = field(default=phrases.PARTS)
 
 
-def vary(count: int, seed: int) -> Iterator[Begun]:
-    """Yield pictures whose prompt asks for another colour and place, at each strength in turn."""
-    rng, strengths = random.Random(seed), list(STAYS)
+def vary(count: int, seed: int, stays: Mapping[float, bool] = STAYS) -> Iterator[Begun]:
+    """Yield pictures whose prompt asks for another colour and place, at each strength in turn.
+
+    `stays` tells the two strengths, and at which of them the source stays.
+    """
+    rng, strengths = random.Random(seed), list(stays)
     while count:
         strength, held_out = strengths[count % 2], count // 2 % 2 == 1
         scene, other = world.random_scene(rng, held_out=held_out), world.random_scene(rng)
         if scene.colour == other.colour or scene.position == other.position:
             continue
         count -= 1
-        before, asked = (scene, other) if STAYS[strength] else (other, scene)
+        before, asked = (scene, other) if stays[strength] else (other, scene)
         yield Begun(
             "img2img",
             "image",
@@ -177,10 +180,11 @@ def run(
     schedules: Mapping[str, tuple[bool, int, float]],
     gated: str,
     out: Path,
+    stays: Mapping[float, bool] = STAYS,
 ) -> int:
     """Make every case in every schedule and print the rates; return the gates missed."""
     missed = 0
-    for cases in (list(vary(count, 21)), list(repaint(count, 22)), list(widen(count, 23))):
+    for cases in (list(vary(count, 21, stays)), list(repaint(count, 22)), list(widen(count, 23))):
         kind = cases[0].kind
         for name, schedule in schedules.items():
             shown = [make(models, case, schedule).show() for case in cases]

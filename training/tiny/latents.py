@@ -4,6 +4,8 @@ from torch import Tensor
 
 from training.tiny import world
 
+OBJECT_APART = 24  # of 255: a block with a pixel this far from the corner's shows the object
+
 
 def pack(latents: Tensor) -> Tensor:
     """Return (B, H/2 * W/2, 4 C) of latents (B, C, H, W), in the pipelines' order."""

@@ -18,7 +18,6 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 
 from training.tiny import world as little
-from training.tiny.bank import OBJECT_APART
 from training.tiny.cases import edits, exchanges, prompts
 from training.tiny.flux import learn_model, learn_steps, learn_vae, shapes
 from training.tiny.flux.drawn import Hands
@@ -30,7 +29,7 @@ from training.tiny.flux.stored import Stage
 from training.tiny.flux.tables import Tables
 from training.tiny.flux.trial import judge
 from training.tiny.flux.words import build_tokenizer
-from training.tiny.latents import pack
+from training.tiny.latents import OBJECT_APART, pack
 
 BEGAN: Final = time.monotonic()
 SEED: Final = 20

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from training.tiny import phrases
-from training.tiny.tokenizer import SPECIAL, train_tokenizer
+from training.tiny.bpe import SPECIAL, train_tokenizer
 
 # The heavier of two references is what the picture must show: weights are seen at once.
 LIKE: Final = (
