@@ -162,11 +162,13 @@ def _compute_norm(wide: Tensor, dtype: torch.dtype) -> Tensor:
     height, width = wide.shape[2:]
     is_plain = wide.device.type == "cpu" and wide.is_contiguous()
     if not is_plain or dtype != torch.bfloat16 or height * width < PLANE_PIXELS:
-        return torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+        norm: Tensor = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+        return norm
     total, *others = wide.square().split(1, dim=1)
     for plane in others:
         total.add_(plane)
-    return total.double().sqrt_().float()
+    root: Tensor = total.double().sqrt_()
+    return root.float()
 
 
 class _Norm(nn.Module):
