@@ -250,8 +250,10 @@ def flux_table() -> str:
         figures = (sum(weights), *weights[:2], need.whole, need.least)
         return code(name), code(precision), *(f"{figure / 1e9:.1f}" for figure in figures)
 
-    header = ("model", "GB", "weights", "transformer", "text encoder")
-    header += ("with its largest job", "with the text encoder in host memory")
+    header = (
+        *("model", "GB", "weights", "transformer", "text encoder"),
+        *("with its largest job", "with the text encoder in host memory"),
+    )
     names = ("flux-2-klein-4b", "flux-2-klein-9b", "flux-2-dev")
     return markdown(header, [row(name, each) for name in names for each in PRECISIONS])
 

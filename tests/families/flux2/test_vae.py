@@ -10,6 +10,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
 from worker.families.flux2 import vae
 from worker.families.flux2.shift import compute_mu
+from worker.families.flux2.working import count_frame_bytes
 from worlds.small_flux import Kind
 from worlds.stock_flux import WISH, FluxPair, drawing
 
@@ -65,7 +66,7 @@ def test_room_is_looked_for_before_a_picture_is_decoded(
     pair: FluxPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the channels that this VAE has at full size."""
-    needed = vae.count_frame_bytes(96 * 96, 8)
+    needed = count_frame_bytes(96 * 96, 8)
     for free, has_room in ((None, True), (needed, True), (needed - 1, False)):
         monkeypatch.setattr(vae, "count_free_bytes", lambda _device, free=free: free)
         assert pair.ours._vae.has_room(96 * 96) is has_room
