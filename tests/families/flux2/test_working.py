@@ -13,8 +13,9 @@ from worker.bundle.sizes import count_stored
 from worker.bundle.tensors import TensorEntry
 from worker.engine.quantise import PRECISIONS
 from worker.families.catalogue import CATALOGUE
-from worker.families.flux2 import planning
+from worker.families.flux2 import models, planning
 from worker.families.flux2.recipe import RECIPE
+from worker.weights.meaning import find_checkpoints
 
 # The computed need is at most so much more than the peak.
 SLACK = 1.15
@@ -67,7 +68,7 @@ def test_weights_take_what_their_shapes_say(name: str) -> None:
 @pytest.mark.parametrize(
     ("row", "precision", "whole", "least"),
     [
-        ("flux-2-klein-4b", "4bit", 8e9, 6e9),
+        ("flux-2-klein-4b", "4bit", 8e9, 5.8e9),
         ("flux-2-klein-4b", "bf16", 18e9, 11.5e9),
         ("flux-2-klein-9b", "4bit", 14e9, 10e9),
         ("flux-2-dev", "4bit", 35e9, 25e9),
@@ -78,6 +79,26 @@ def test_the_doctor_knows_what_fits(row: str, precision: Any, whole: float, leas
     need = planning.estimate_needs(CATALOGUE.find_row(row), settings.read({}))[precision]
     assert 0.9 * whole < need.whole < whole
     assert 0.9 * least < need.least < least
+
+
+@pytest.mark.parametrize("name", [row.name for row in models.TABLE])
+def test_a_lora_takes_so_much_of_the_device_for_each_rank(name: str) -> None:
+    """One row of A and one column of B for each Linear of every block, in bf16."""
+    row = CATALOGUE.find_row(name)
+    edition = planning.find_edition(row)
+    config = flux.describe_parts(FluxCase(), edition)["transformer"]
+    if row.embedded:
+        place = find_checkpoints() / row.embedded / "transformer" / "config.json"
+        config = json.loads(place.read_text())
+    transformer = RECIPE.find_part("transformer").modules.stock(config)
+    quantised = RECIPE.find_part("transformer").quantised
+    assert quantised is not None
+    sides = [
+        sum(tensor.shape)
+        for key, tensor in transformer.named_parameters()
+        if quantised.fullmatch(key)
+    ]
+    assert row.defaults.rank_bytes == 2 * sum(sides)
 
 
 def test_more_of_anything_takes_more() -> None:
