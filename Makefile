@@ -5,7 +5,7 @@ TORCH ?= cu128
 VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores clients browser playground load gpu-check quick check readme lint format train-tiny eval-tiny lock image-check first-hour clean
+.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores clients api browser playground load gpu-check quick check readme lint format train-tiny train-speech eval-tiny lock image-check first-hour clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -56,6 +56,11 @@ clients: setup ## the door with the clients that people use: Python's in .venv-c
 	if command -v npm; then cd tests/clients && npm install --silent --no-audit --no-fund --no-package-lock; \
 	  else echo "npm is missing: clients of node are not run (apt-get install nodejs npm)"; fi
 	$(BIN)/python -m pytest -q tests/clients/real_clients.py
+
+api: setup ## /openapi.json by schemathesis in .venv-api/: whatever it allows, and what it does not, against the door
+	test -x .venv-api/bin/python || $(BIN)/uv venv -q --python $(BIN)/python .venv-api
+	$(BIN)/uv pip install -q --python .venv-api/bin/python --require-hashes -r builder/requirements-api.lock
+	$(BIN)/python -m pytest -q tests/clients/real_api.py
 
 FIGURES ?= out/gpu-check.json
 gpu-check: setup ## on a CUDA machine: the embedded models, errors, waits, compiling, VAE, attention; figures in FIGURES
@@ -122,6 +127,9 @@ else
 	$(BIN)/python -m training.tiny.train out/train-tiny $(TRAIN)
 endif
 
+train-speech: setup ## train checkpoints/tiny-speech from scratch (SPEECH="--minutes 50 --bf16")
+	$(BIN)/python -m training.speech.make out/train-speech $(SPEECH)
+
 eval-tiny: setup ## check what checkpoints/tiny draws and edits, from its pixels; MODEL=tiny-flux
 ifeq ($(MODEL),tiny-flux)
 	$(BIN)/python -m training.tiny.flux.evaluate
@@ -130,7 +138,7 @@ else
 endif
 
 lock: setup ## resolve the dependencies again, with hashes
-	cd builder && for name in uv cu128 cu130 dev fuzz stores clients browser; do \
+	cd builder && for name in uv cu128 cu130 dev fuzz stores clients api browser; do \
 	  UV_CUSTOM_COMPILE_COMMAND="make lock" ../$(BIN)/uv pip compile -q --universal --python-version 3.11 \
 	    --generate-hashes --no-emit-index-url -o requirements-$$name.lock requirements-$$name.in || exit 1; done
 

@@ -864,3 +864,17 @@ def test_run_refuses_a_wrong_environment_as_handler_py_does(
     answer = json.loads(capfd.readouterr().err.splitlines()[-1])
     assert (answer["event"], answer["error_code"]) == ("start failed", "WORKER_NOT_READY")
     assert answer["reason"].startswith("MAX_PIXELS: ")
+
+
+def test_a_gated_model_needs_a_token_whose_account_accepted_its_licence(on: Machine) -> None:
+    """Said before the first byte is downloaded, as is the licence of every model."""
+    found = on(None, MODEL="flux-2-dev,flux-2-klein-4b")["licence"]
+    assert (found.level, found.found) == (
+        "advice",
+        "flux-2-dev flux-non-commercial-license, gated, flux-2-klein-4b apache-2.0",
+    )
+    assert found.change == (
+        "accept the licence of black-forest-labs/FLUX.2-dev on the hub, and set HF_TOKEN"
+    )
+    assert on(None, MODEL="flux-2-dev", HF_TOKEN="hf_x")["licence"].level == "ok"
+    assert on(None, MODEL="flux-2-klein-4b")["licence"].level == "ok"

@@ -596,6 +596,7 @@ def test_the_secrets_are_known_by_their_type() -> None:
     assert {
         "api_keys",
         "hf_token",
+        "runpod_api_key",
         "bucket_access_key_id",
         "bucket_secret_access_key",
         "bucket_session_token",

@@ -125,6 +125,7 @@ def main() -> int:
         worker.send(signal.SIGTERM)
         code = worker.wait(10)
         print(f"worker ended with {code}")
+        print("the same in a browser: make playground, then http://127.0.0.1:8000")
         return code
 
 

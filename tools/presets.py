@@ -1,13 +1,18 @@
 """The presets of RunPod's listing: what each serves, and the memory and pools that it needs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from worker import settings
 from worker.driver import CONTEXT_BYTES
 from worker.families.catalogue import CATALOGUE
+from worker.families.flux2 import models as flux2
+from worker.families.flux2 import planning
+from worker.families.flux2.working import VAE_BYTES
+from worker.families.qwen_image import models as qwen_image
 from worker.families.qwen_image.planning import plan_working
-from worker.weights.spec import list_lightning_steps
+from worker.settings import Settings
+from worker.weights.spec import ModelSpec, list_lightning_steps
 
 # the pools of docs/deploy.md with their GPUs' GB (RunPod's list of GPU pools)
 POOLS: Final[Mapping[str, int]] = {
@@ -33,11 +38,25 @@ PRESETS: Final[Mapping[str, Mapping[str, str | bool]]] = {
         "PRECISION_MODE": "4bit",
         "LIGHTNING_STEPS": "8,4",
     },
+    "Text, edits and weighed references by FLUX.2 klein": {
+        "MODEL": "flux-2-klein-4b",
+        "PRECISION_MODE": "bf16",
+    },
+    "Edits by Qwen-Image, text and weighed references by FLUX.2 klein": {
+        "MODEL": "qwen-image-edit-2511,flux-2-klein-4b",
+        "PRECISION_MODE": "4bit",
+        "LIGHTNING_STEPS": "8",
+    },
     "Edit at the base schedule": {
         "MODEL": "qwen-image-edit-2511",
         "PRECISION_MODE": "bf16",
         "USE_LIGHTNING_LORA": False,
     },
+}
+# How each family computes what its largest job takes, by its module.
+PLANS: Final[Mapping[str, Callable[[ModelSpec, Settings, Any, int | None], int]]] = {
+    qwen_image.MODULE: plan_working,
+    flux2.MODULE: planning.plan_working,
 }
 PRECISION_NAMES: Final = {"4bit": "4-bit NF4", "8bit": "8-bit", "bf16": "bf16"}
 
@@ -50,22 +69,36 @@ def compute_memory(chosen: Mapping[str, str | bool], sizes: Sizes) -> float:
     `sizes` are the GB by precision and part (bench/sizes.py).
     """
     given = settings.read({name: str(value).lower() for name, value in chosen.items()})
-    specs = CATALOGUE.resolve(given.model, given, has_gpu=True)
+    every = CATALOGUE.resolve(given.model, given, has_gpu=True)
+    specs = [spec for spec in every if spec.family == qwen_image.MODULE]
     adapters = sum(len(list_lightning_steps(spec, given)) for spec in specs)
     parts = sizes[given.precision_mode]
-    shared = parts["text_encoder"] + parts["vae"]
-    return len(specs) * parts["transformer"] + adapters * parts["lora"] + shared
+    shared = parts["text_encoder"] + parts["vae"] if specs else 0.0
+    others = [spec for spec in every if spec not in specs]
+    return (
+        len(specs) * parts["transformer"]
+        + adapters * parts["lora"]
+        + shared
+        + sum(compute_flux_weights(spec, given) for spec in others)
+    )
+
+
+def compute_flux_weights(spec: ModelSpec, given: Settings) -> float:
+    """Return the GB of all weights of a FLUX.2."""
+    precision: Any = given.precision_mode  # a preset never says auto
+    parts = planning.find_edition(spec).count_weights(precision)
+    return (sum(parts) + VAE_BYTES) / GB
 
 
 def compute_room(chosen: Mapping[str, str | bool]) -> float:
     """Return the GB that a preset's jobs take in addition to the weights, CUDA's context included.
 
-    The largest job of any of its models: `plan_working`.
+    The largest job of any of its models, by its family's `plan_working`.
     """
     given = settings.read({name: str(value).lower() for name, value in chosen.items()})
     specs = CATALOGUE.resolve(given.model, given, has_gpu=True)
     precision: Any = given.precision_mode  # a preset never says auto
-    working = max(plan_working(spec, given, precision) for spec in specs)
+    working = max(PLANS[spec.family](spec, given, precision, None) for spec in specs)
     return (working + CONTEXT_BYTES) / GB
 
 

@@ -17,6 +17,7 @@ from tools import presets
 from worker import errors, settings
 from worker.families.catalogue import CATALOGUE
 from worker.tasks import registry
+from worker.tasks.way import FROM_PICTURES
 from worker.weights.spec import ModelSpec
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -112,13 +113,17 @@ def facts(row: ModelSpec) -> tuple[str, ...]:
     """Return a model's row without its name."""
     own = row.defaults
     references = f" with 1-{own.max_references} references" if own.max_references > 1 else ""
+    tasks = (task + references if task == FROM_PICTURES else task for task in row.tasks)
     negative = ", a negative prompt" if own.negative_prompt.strip() else ""
+    guided = f"CFG {own.true_cfg_scale:g}" if own.takes_cfg else "no CFG"
+    if own.guidance is not None:
+        guided = f"guidance {own.guidance:g}"
     return (
         f"checkpoints/{row.embedded} (embedded)" if row.embedded else row.repository,
-        ", ".join((row.tasks[0] + references, *row.tasks[1:])),
-        f"{own.steps} steps, CFG {own.true_cfg_scale:g}{negative}",
+        ", ".join(tasks),
+        f"{own.steps} steps, {guided}{negative}",
         ", ".join(map(str, row.lightning)),
-        row.licence,
+        f"{row.licence}, gated" if row.is_gated else row.licence,
     )
 
 

@@ -189,7 +189,7 @@ class Pod:
         self._call(cancel())
 
     def misbehave(self, kind: str, *faults: Fault) -> None:
-        """Break the next requests: job-take, hand, job-stop, job-done, progress or ping."""
+        """Break the next requests: job-take, hand, job-stop, job-done, progress, ping or status."""
 
         async def add() -> None:
             self._faults.setdefault(kind, deque()).extend(faults)
@@ -282,6 +282,9 @@ class Pod:
         return web.json_response(job.describe())
 
     async def _status(self, request: web.Request) -> web.Response:
+        fault = await self._fault("status", request)
+        if isinstance(fault, web.Response):
+            return fault
         return web.json_response(self._job_of(request).describe())
 
     async def _cancel_request(self, request: web.Request) -> web.Response:

@@ -134,7 +134,7 @@ def _build_tokenizer(kind: Kind) -> Any:
     if kind == "dev":
         tokenizer.add_tokens(list(MISTRAL_TOKENS), special_tokens=True)
         tokenizer.bos_token = MISTRAL_TOKENS[0]
-        tokenizer.padding_side = "left"
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
         tokenizer.chat_template = MISTRAL_TEMPLATE
     else:
         tokenizer.add_tokens(["<think>", "</think>"])

@@ -5,6 +5,7 @@ A prompt is a script of words, carried out in order; without any a noisy picture
     pause=S         S seconds before each step
     hold=PHASE[:K]  wait in that phase (text, denoise, lost, decode), before step K ends ...
     gate=NAME       ... for the gate of this name to open
+    only=SEED       the picture of that seed alone waits
     share=NAME      share the steps of waiting pictures of this name and size; the oldest's are done
     oom=N           CudaOutOfMemory when N or more share
     nan oom lost bug slow-text   BadPicture; CudaOutOfMemory; DeviceLost; a bug; many text reports
@@ -90,16 +91,17 @@ class Gate:
 
 
 class Script:
-    """The script in a prompt."""
+    """The script in a prompt, for the picture of a seed."""
 
-    def __init__(self, prompt: str) -> None:
+    def __init__(self, prompt: str, seed: int = 0) -> None:
         words = prompt.split()
         values = dict(word.split("=", 1) for word in words if "=" in word)
         self.words = frozenset(words)
         self.steps = int(values.get("steps", "2"))
         self.pause = float(values.get("pause", "0"))
         phase, _, step = values.get("hold", "").partition(":")
-        self.hold = (phase, int(step or "1"))
+        waits = values.get("only", str(seed)) == str(seed)
+        self.hold = (phase if waits else "", int(step or "1"))
         self.share = values.get("share")
         self.most = int(values.get("oom", "99"))
         self.gate = Gate(GATES, values.get("gate", "gate"))
@@ -157,7 +159,7 @@ class StandIn:
 
     def draw(self, wish: PictureWish, control: Control) -> Made:
         """Make noise from the wish's seed, or do what the prompt says."""
-        script = Script(wish.prompt)
+        script = Script(wish.prompt, wish.seed)
         log.get().info("standin begins", seed=wish.seed)
         try:
             return self._follow(wish, control, script)

@@ -1,4 +1,4 @@
-"""The command line: python -m worker doctor | prepare | push | run | serve."""
+"""The command line: python -m worker doctor | playground | prepare | push | run | serve."""
 
 import argparse
 import json
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from worker import system
-from worker.errors import WeightsUnavailable, WorkerError
+from worker.errors import InvalidSettings, WeightsUnavailable, WorkerError
 from worker.finding import Finding
 
 
@@ -19,6 +19,9 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print JSON instead of lines")
     commands.add_parser("run", help="serve jobs, as handler.py does")
     commands.add_parser("serve", help="serve HTTP, as SERVE=http does")
+    page = commands.add_parser("playground", help="serve the page for an endpoint, on loopback")
+    page.add_argument("--endpoint", required=True, metavar="ID", help="the id of a queue endpoint")
+    page.add_argument("--port", type=int, metavar="N", help="8000 unless given")
     prepare = commands.add_parser("prepare", help="make a model's bundle, on a volume ahead of use")
     prepare.add_argument("model", metavar="MODEL", help="as the variable MODEL")
     prepare.add_argument("--precision", metavar="P", help="as PRECISION_MODE")
@@ -64,6 +67,19 @@ def run(instead: Mapping[str, str] | None = None) -> int:
     return start.run(entrance.open_door, boot.boot, instead=instead)
 
 
+def open_page(endpoint_id: str, port: int | None) -> int:
+    """Serve the page for an endpoint of RunPod's queue until stopped; return the exit code."""
+    from worker import log, settings  # noqa: PLC0415 - the system is checked first
+    from worker.doors.http import relay  # noqa: PLC0415 - only here
+
+    chosen = settings.read_caller(port)
+    log.configure(chosen.log_level)
+    try:
+        return relay.serve_page(chosen, endpoint_id)
+    except OSError as error:
+        raise InvalidSettings(f"--port {chosen.http_port}: {error.strerror}") from None
+
+
 def prepare(model: str, precision: str | None, out: str | None) -> int:
     """Prepare the bundles of MODEL's words and print their folders."""
     from worker import boot, log, settings  # noqa: PLC0415 - torch only where it is needed
@@ -90,6 +106,24 @@ def push(bundle: Path, repository: str) -> int:
     return 0
 
 
+def answer(given: argparse.Namespace) -> int:
+    """Run the command that was given; return its exit code."""
+    match given.command:
+        case "doctor":
+            code = doctor(as_json=given.json)
+        case "playground":
+            code = open_page(given.endpoint, given.port)
+        case "prepare":
+            code = prepare(given.model, given.precision, given.out)
+        case "push":
+            code = push(given.bundle, given.repository)
+        case "serve":
+            code = run({"SERVE": "http"})
+        case _:
+            code = run()
+    return code
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     given = make_parser().parse_args(arguments)
@@ -99,13 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     log.configure()
     try:
-        if given.command == "doctor":
-            return doctor(as_json=given.json)
-        if given.command == "prepare":
-            return prepare(given.model, given.precision, given.out)
-        if given.command == "push":
-            return push(given.bundle, given.repository)
-        return run({"SERVE": "http"} if given.command == "serve" else None)
+        return answer(given)
     except WorkerError as error:
         print(f"{error.code}: {error.message}", file=sys.stderr)  # noqa: T201 - its output
         return 1

@@ -43,6 +43,7 @@ def check(settings: Settings) -> list[Finding]:
         full = any(spec.needs_gpu for spec in specs)
         large = [spec for spec in specs if spec.needs_gpu]
         findings.append(Finding("model", "ok", ", ".join(spec.name for spec in specs)))
+        findings.append(_check_licences(specs, settings))
     except WorkerError as error:
         findings.append(Finding("model", "fatal", error.message, "fix MODEL"))
     if problem:
@@ -65,6 +66,18 @@ def check(settings: Settings) -> list[Finding]:
             findings.append(_check_compiler())
     findings += [*_check_memory(full=full), *_check_disk(settings), *_check_bucket(settings)]
     return findings
+
+
+def _check_licences(specs: Sequence[ModelSpec], settings: Settings) -> Finding:
+    """Name each model's licence; what is gated comes with a token whose account has accepted it."""
+    found = ", ".join(
+        f"{spec.name} {spec.licence}{', gated' if spec.is_gated else ''}" for spec in specs
+    )
+    gated = [spec.repository for spec in specs if spec.is_gated and spec.folder is None]
+    if gated and settings.hf_token is None:
+        change = f"accept the licence of {' and '.join(gated)} on the hub, and set HF_TOKEN"
+        return Finding("licence", "advice", found, change)
+    return Finding("licence", "ok", found)
 
 
 def find_usable_gpu() -> Gpu | None:

@@ -71,6 +71,17 @@ PLACE_VARIABLES: Final = (
     "HEALTH_CHECK_PATH",
     "API_KEYS",
 )
+# What a caller of RunPod's queue needs.
+CALLER_VARIABLES: Final = (
+    "RUNPOD_API_KEY",
+    "RUNPOD_ENDPOINT_BASE_URL",
+    "ALLOWED_HOSTS",
+    "PORT",
+    "LOG_LEVEL",
+)
+DEFAULT_PORT: Final = 8000
+# What RunPod's queue accepts of one job.
+MOST_QUEUED_BYTES: Final = 10 * MB
 
 Network = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, int]
 
@@ -476,7 +487,7 @@ class Settings(BaseModel):
         "`auto`: on a GPU, add the Lightning LoRA to the weights: in bf16 once, where one model"
         " leaves room for a second copy; in 4bit while they are unpacked; `off`",
     )
-    png_metadata: bool = _declare(True, "write the generation's parameters into PNGs")
+    png_metadata: bool = _declare(True, "write into a picture's file how it was made")
     response_compat: Literal["output_image_base64", "image", "image_base64", "image_url"] | None = (
         _declare(
             None,
@@ -529,6 +540,13 @@ class Settings(BaseModel):
     playground: bool | None = _declare(
         None, "serve a page for browsers at `/`", shown="`true`; behind RunPod's balancer `false`"
     )
+    runpod_api_key: Token | None = _declare(
+        None,
+        "the key with which `python -m worker playground` calls an endpoint; nothing else uses it",
+    )
+    runpod_endpoint_base_url: Address = _declare(
+        "https://api.runpod.ai/v2", "where it finds the endpoint"
+    )
     runpod_webhook_get_job: str | None = _declare(
         None, "set by RunPod; shows the worker that it runs there"
     )
@@ -572,7 +590,7 @@ class Settings(BaseModel):
     def http_port(self) -> int:
         """The port that HTTP is served on."""
         on_runpod = self.runpod_endpoint_id is not None or self.runpod_pod_id is not None
-        return self.port or (80 if on_runpod else 8000)
+        return self.port or (80 if on_runpod else DEFAULT_PORT)
 
     @property
     def is_loopback(self) -> bool:
@@ -666,6 +684,16 @@ def read_platform(instead: Mapping[str, str] | None = None) -> Settings:
                 given.pop(detail.field, None)
             if any(detail.field == "API_KEYS" for detail in error.details):
                 given["HOST"] = "127.0.0.1"  # a door whose keys are not known is opened to nobody
+
+
+def read_caller(port: int | None = None) -> Settings:
+    """Read what a program needs that calls an endpoint and listens on loopback alone.
+
+    `port` takes precedence over PORT. Raises InvalidSettings.
+    """
+    given = {name: os.environ.get(name, "") for name in CALLER_VARIABLES}
+    own = {"SERVE": "http", "HOST": "127.0.0.1", "MAX_BODY_BYTES": str(MOST_QUEUED_BYTES)}
+    return read({**given, **own, **({} if port is None else {"PORT": str(port)})})
 
 
 @dataclass(frozen=True, slots=True)

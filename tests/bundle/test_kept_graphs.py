@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,8 +72,9 @@ def kept(home: Path, *words: str, **environ: str) -> KeptGraphs:
 
 
 def compile_one(name: str, size: int = 1) -> None:
-    """Have torch record something as compiled."""
-    CacheArtifactManager.record_artifact("inductor", f"key-{name}", name.encode() * size)
+    """Have torch record something as compiled: a graph without Triton code."""
+    graph = SimpleNamespace(_triton_bundle=None, code=name * size)
+    CacheArtifactManager.record_artifact("inductor", f"key-{name}", pickle.dumps(graph))
 
 
 def installed(tmp_path: Path) -> list[str]:

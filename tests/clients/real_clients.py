@@ -48,6 +48,11 @@ def test_a_client_of_python_gets_what_it_expects(door: Doorway, name: str) -> No
     run([str(PYTHON), f"with_{name}.py"], door)
 
 
+def test_a_client_that_is_sent_away_comes_again_and_is_served() -> None:
+    with Doorway({"API_KEYS": KEY, "HTTP_QUEUE": "0"}) as busy:
+        run([str(PYTHON), "with_openai_busy.py"], busy.opened())
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is missing: apt-get install nodejs")
 @pytest.mark.skipif(not MODULES.is_dir(), reason="npm is missing: apt-get install npm")
 @pytest.mark.parametrize("name", ["openai", "ai_sdk"])

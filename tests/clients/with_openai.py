@@ -47,13 +47,15 @@ for files in (io.BytesIO(picture), [io.BytesIO(picture), ("b.png", picture, "ima
         9,
     )
 
-kinds = []
-with client.images.generate(prompt="a fox", stream=True, partial_images=2) as events:
+kinds, pictures = [], []
+with client.images.generate(prompt="a fox", n=2, stream=True, partial_images=2) as events:
     for event in events:
         kinds.append(event.type)
         assert start_of(event.b64_json) == PNG
+        pictures.append(event.b64_json)
         assert event.usage.total_tokens == 0
-assert kinds == ["image_generation.completed"]
+assert kinds == ["image_generation.completed"] * 2
+assert len(set(pictures)) == 2
 with client.images.edit(image=io.BytesIO(picture), prompt="x", stream=True) as changes:
     assert [change.type for change in changes] == ["image_edit.completed"]
 

@@ -29,6 +29,16 @@ def test_every_model_is_reported_with_its_limits() -> None:
     assert (second["max_images"], second["max_pixels"]) == (2, offer_of(EDIT).max_pixels)
 
 
+def test_what_a_lora_takes_on_the_device_is_reported_where_it_is_known_and_may_be_brought() -> None:
+    """Three of rank 64 take 3.5 GB of a published model's device."""
+    known = offering(EDIT, rank_bytes=18_432_000)
+    refusing = offering(EDIT, rank_bytes=18_432_000, no_loras="it takes none")
+    answer = list_capabilities((known, EDIT, refusing), settings.read({}), 1000)
+    found = [model.get("lora_bytes_per_rank") for model in answer["models"]]
+    assert found == [18_432_000, None, None]
+    assert [model["max_loras"] for model in answer["models"]] == [3, 3, 0]
+
+
 def test_every_field_and_alias_is_reported() -> None:
     answer = list_capabilities((IMAGE,), settings.read({}), 1000)["input"]
     names = {name for row in answer for name in (row["field"], *row["aliases"])}

@@ -503,6 +503,16 @@ def test_a_text_as_input_is_an_unknown_field_too() -> None:
     assert faults({"input": "a cat"}) == [("prompt", "is required")]
 
 
+@pytest.mark.parametrize("name", [row.name for row in registry.list_fields()])
+def test_no_other_empty_value_means_left_out(name: str) -> None:
+    """In no field, but for an empty negative prompt: it is the model's own."""
+    rest = {"prompt": "a fox"} if name != "prompt" else {}
+    values: list[Any] = ["", [], {}]
+    for value in values[1:] if name == "negative_prompt" else values:
+        found = faults({**rest, name: value})
+        assert found[0][0] == name
+
+
 def test_null_means_left_out() -> None:
     job_input: dict[str, Any] = dict.fromkeys(registry.map_words())
     assert parsed({**job_input, "prompt": "a", "seed": 1}) == parsed({"prompt": "a", "seed": 1})

@@ -50,11 +50,31 @@ def test_rates_count_what_is_framed_and_what_is_right() -> None:
         for strength in (0.0, 1.0, 0.5)
     )
     assert evaluate.rate_styled(CASES, framed, 1.0) == {"framed": 1.0, "all five": 1.0}
-    assert evaluate.rate_styled(CASES, half, 0.5) == {"weaker": 1.0, "all five": 1.0}
+    assert evaluate.rate_styled(CASES, half, 0.5) == {
+        "weaker": 1.0,
+        "all five": 1.0,
+        "mean strength": pytest.approx(0.5, abs=0.02),
+    }
     assert evaluate.rate_styled(CASES, half, 1.0)["framed"] == 0.0
     assert evaluate.rate_styled(CASES, framed, 0.5)["weaker"] == 0.0
     assert evaluate.rate_styled(CASES[::-1], framed, 1.0)["all five"] == 0.0
     assert evaluate.rate_styled(CASES, [framed[0], plain[1]], 1.0)["framed"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("result", "missed"),
+    [
+        ({"framed": 0.95, "all five": 0.949}, {"all five"}),
+        ({"weaker": 1.0, "all five": 1.0, "mean strength": 0.3}, set[str]()),
+        ({"weaker": 1.0, "all five": 1.0, "mean strength": 0.7}, set[str]()),
+        ({"weaker": 1.0, "all five": 1.0, "mean strength": 0.29}, {"mean strength"}),
+        ({"weaker": 0.9, "all five": 1.0, "mean strength": 0.71}, {"weaker", "mean strength"}),
+    ],
+)
+def test_half_the_strength_is_about_half_a_frame_in_the_mean(
+    result: dict[str, float], missed: set[str]
+) -> None:
+    assert evaluate.list_missed(result).keys() == missed
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +96,9 @@ def test_the_style_is_seen_beside_lightning_and_at_half_strength(
     """One case of two is held out of its training."""
     assert [case.held_out for case in CASES] == [False, True]
     assert evaluate.rate_styled(CASES, committed, 1.0) == {"framed": 1.0, "all five": 1.0}
-    half = evaluate.draw_styled(model, CASES, FOLDER, "lightning-8, half framed")
-    assert evaluate.rate_styled(CASES, half, 0.5) == {"weaker": 1.0, "all five": 1.0}
+    cases = list(evaluate.prompts(12, 21))
+    half = evaluate.draw_styled(model, cases, FOLDER, "lightning-8, half framed")
+    assert evaluate.list_missed(evaluate.rate_styled(cases, half, 0.5)) == {}
     plain = [evaluate.make(model, case, "lightning-8") for case in CASES]
     assert evaluate.rate_styled(CASES, plain, 1.0)["framed"] == 0.0
 

@@ -115,6 +115,13 @@ def test_several_models_keep_their_order_and_lose_their_doubles() -> None:
     assert [spec.name for spec in found] == ["qwen-image-2512", "qwen-image-edit-2511"]
 
 
+def test_the_embedded_flux_is_a_word_of_its_own() -> None:
+    (spec,) = resolved("tiny-flux")
+    assert spec.folder == meaning.find_checkpoints() / "tiny/flux"
+    assert (spec.needs_gpu, spec.is_gated, spec.defaults.area) == (False, False, 96 * 96)
+    assert CATALOGUE.describe_folder(spec.folder).defaults.steps == spec.defaults.steps == 4
+
+
 def test_tiny_is_both_embedded_models(tiny: Path) -> None:
     found = resolved("tiny")
     assert [spec.tasks for spec in found] == [

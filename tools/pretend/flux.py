@@ -24,11 +24,18 @@ from tools.pretend.stored import store
 from worker import log
 from worker.engine.lora import Adapters
 from worker.engine.quantise import Precision
+from worker.families.flux2 import working
 from worker.families.flux2.components import Flux2Parts
 from worker.families.flux2.model import Flux2
 from worker.families.flux2.models import DEV, KLEIN
 from worker.families.flux2.recipe import RECIPE
-from worker.families.flux2.working import FluxLoad, estimate_phases
+from worker.families.flux2.working import (
+    LARGE_EDITION,
+    SMALL_EDITION,
+    Edition,
+    FluxLoad,
+    estimate_phases,
+)
 from worker.seam import Served, take_made
 from worker.tasks.picture import PictureOffer, PictureWish
 
@@ -36,28 +43,10 @@ RESULTS: Final = Path(__file__).resolve().parents[2] / "bench" / "results" / "pr
 GIGABYTE: Final = 1e9
 
 
-@dataclass(frozen=True, slots=True)
-class Edition:
-    """The published widths of one size: heads of 128 channels, and its text encoder's."""
-
-    heads: int
-    hidden: int
-    intermediate: int
-    words: int
-    double: int
-    single: int
-    layers: int
-
-    def thin(self) -> "Edition":
-        """Return it with one block of each kind and four layers."""
-        return replace(self, double=1, single=1, layers=4)
-
-
-# Of the published configurations.
 EDITIONS: Final[Mapping[str, Edition]] = {
-    "klein-4b": Edition(24, 2560, 9728, 151_936, 5, 20, 36),
-    "klein-9b": Edition(32, 4096, 12_288, 151_936, 8, 24, 36),
-    "dev": Edition(48, 5120, 32_768, 131_072, 8, 48, 40),
+    "klein-4b": SMALL_EDITION,
+    "klein-9b": LARGE_EDITION,
+    "dev": working.DEV_EDITION,
 }
 
 
@@ -75,6 +64,11 @@ class FluxCase:
     guided: bool = False
     is_offloaded: bool = False
     room: int | None = None
+
+    @property
+    def pipeline(self) -> str:
+        """Name diffusers' class that it is published as."""
+        return DEV if self.edition == "dev" else KLEIN
 
     @property
     def name(self) -> str:
@@ -117,18 +111,7 @@ def list_cases() -> list[FluxCase]:
 
 def build(device: PretendDevice, case: FluxCase, edition: Edition) -> Flux2:
     """Return a model opened on the device, which must be entered."""
-    is_dev = case.edition == "dev"
-    configs = {
-        "transformer": {
-            "num_layers": edition.double,
-            "num_single_layers": edition.single,
-            "num_attention_heads": edition.heads,
-            "joint_attention_dim": 3 * edition.hidden,
-            "guidance_embeds": is_dev,
-        },
-        "text_encoder": describe_text_encoder(edition, is_dev=is_dev),
-        "vae": {},
-    }
+    configs = describe_parts(case, edition)
 
     def fill(role: str) -> Any:
         part = RECIPE.find_part(role)
@@ -158,7 +141,23 @@ def build(device: PretendDevice, case: FluxCase, edition: Edition) -> Flux2:
         sizes={},
     )
     served = Served(case.edition, "pretend", "none", case.precision, "none", {"edit": offer})
-    return Flux2(parts, served, DEV if is_dev else KLEIN)
+    return Flux2(parts, served, case.pipeline)
+
+
+def describe_parts(case: FluxCase, edition: Edition) -> dict[str, dict[str, Any]]:
+    """Return the configurations of a model's parts with weights."""
+    is_dev = case.edition == "dev"
+    return {
+        "transformer": {
+            "num_layers": edition.double,
+            "num_single_layers": edition.single,
+            "num_attention_heads": edition.heads,
+            "joint_attention_dim": 3 * edition.hidden,
+            "guidance_embeds": is_dev,
+        },
+        "text_encoder": describe_text_encoder(edition, is_dev=is_dev),
+        "vae": {},
+    }
 
 
 def describe_text_encoder(edition: Edition, *, is_dev: bool) -> dict[str, Any]:
@@ -208,21 +207,24 @@ def make_wish(case: FluxCase, number: int) -> PictureWish:
 
 def estimate(case: FluxCase) -> dict[str, int]:
     """Return what the worker computes for a case: bytes beside the weights, by phase."""
-    edition = EDITIONS[case.edition]
     return estimate_phases(
         FluxLoad(
             case.side**2,
             case.references,
             case.batch,
-            precision=case.precision,
-            heads=edition.heads,
-            hidden=edition.hidden,
-            intermediate=edition.intermediate,
+            case.precision,
+            thin(EDITIONS[case.edition]),
             begins=case.begins,
+            guided=case.guided,
             tiled=case.room is not None,
             passing=case.is_offloaded,
         )
     )
+
+
+def thin(edition: Edition) -> Edition:
+    """Return an edition with one block of each kind and four layers."""
+    return replace(edition, double=1, single=1, layers=4)
 
 
 def run_cases(cases: list[FluxCase]) -> Iterator[dict[str, Any]]:
@@ -230,7 +232,7 @@ def run_cases(cases: list[FluxCase]) -> Iterator[dict[str, Any]]:
     for case in cases:
         device = PretendDevice()
         with pretend(device):
-            model = build(device, case, EDITIONS[case.edition].thin())
+            model = build(device, case, thin(EDITIONS[case.edition]))
         weights = device.memory.live
         ledger = device.ledger = Ledger()
         device.memory.reset()

@@ -18,7 +18,8 @@ class PictureDefaults:
 
     `area` is its native number of pixels, `max_references` is how many reference pictures one job
     may give, `strength` is how far img2img changes one. `takes_loras` says whether jobs may bring
-    LoRAs. Without `takes_cfg` no negative prompt has an effect; `guidance` is the strength of
+    LoRAs, each of `rank_bytes` of device memory per rank where it reaches every module (0: not
+    known). Without `takes_cfg` no negative prompt has an effect; `guidance` is the strength of
     guidance that the model takes as an input instead, None where it has no such input.
     `weighs_references` says whether a reference may count more or less than once. Whether the
     transformer modulates references apart (Qwen-Image-Edit-2511) is in its own configuration, not
@@ -36,6 +37,7 @@ class PictureDefaults:
     takes_cfg: bool = True
     guidance: float | None = None
     weighs_references: bool = False
+    rank_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ def describe(
         takes_cfg=defaults.takes_cfg,
         guidance=defaults.guidance,
         weighs_references=defaults.weighs_references,
+        rank_bytes=defaults.rank_bytes,
     )
     return Served(
         id=spec.name,

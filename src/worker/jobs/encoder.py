@@ -2,9 +2,10 @@
 
 import asyncio
 import contextvars
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from worker.edge import reply
+from worker.jobs.job import Ready
 from worker.jobs.ticket import Placed
 from worker.media.piece import Encoded
 from worker.seam import Made, Wish, complete_wish
@@ -13,18 +14,37 @@ from worker.tasks.request import Request
 
 
 class Encoder:
-    """The files of one job; `start` begins those in the requested format before they are needed."""
+    """The files of one job; `start` begins those in the requested format before they are needed.
 
-    def __init__(self, request: Request, wishes: Sequence[Wish], settings: Settings) -> None:
+    `show` gets those of them that the reply has as base64, in the order in which they are ready.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        wishes: Sequence[Wish],
+        settings: Settings,
+        show: Callable[[Ready], None] | None = None,
+    ) -> None:
         self._request = request
         self._wishes = wishes
         self._has_text = settings.png_metadata
         self._context = contextvars.copy_context()  # `start` is called in another job's
+        self._show = show if request.delivery.response_format == "base64" else None
         self._begun: dict[int, asyncio.Task[Encoded]] = {}
 
     def start(self, index: int, placed: Placed) -> None:
         """Begin to encode one piece in the requested format."""
-        self._begun[index] = self._encode(index, placed.made, self._request.delivery.form)
+        task = self._encode(index, placed.made, self._request.delivery.form)
+        self._begun[index] = task
+        if (show := self._show) is not None:
+            count, seed = len(self._wishes), self._wishes[index].seed
+
+            def pass_on(done: asyncio.Task[Encoded]) -> None:
+                if not done.cancelled() and done.exception() is None:
+                    show(Ready(index, count, seed, done.result()))
+
+            task.add_done_callback(pass_on)
 
     def drop(self) -> None:
         """Forget what was begun."""

@@ -10,7 +10,18 @@ from worker.edge.reply import Failure
 from worker.errors import WorkerError
 from worker.jobs.limit import Limit
 from worker.jobs.progress import Post
+from worker.media.piece import Encoded
 from worker.media.s3 import CallersBucket
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """One of the `count` pieces of a job as a file, before the job has ended."""
+
+    index: int
+    count: int
+    seed: int
+    file: Encoded
 
 
 @dataclass(slots=True)
@@ -22,7 +33,8 @@ class Job:
     `fault` is what is wrong with the job outside its input. `listener` gets the job's progress.
     `limit` is how long it may take by what its caller or its door says. `is_plain` says that the
     door gives the reply a form of its own, so that RESPONSE_COMPAT does not apply. `wait` is what
-    it waits for once its input is known to be right, before anything is fetched for it.
+    it waits for once its input is known to be right, before anything is fetched for it. `show` gets
+    each piece that its reply will have as base64, as soon as it is a file.
     """
 
     id: str
@@ -35,6 +47,7 @@ class Job:
     limit: Limit | None = None
     is_plain: bool = False
     wait: Callable[[], Awaitable[None]] | None = None
+    show: Callable[[Ready], None] | None = None
     start: float = field(default_factory=time.monotonic)
     timings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

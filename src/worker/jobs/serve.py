@@ -164,7 +164,7 @@ class Worker:
         settled = await self._settle(job, request)
         async with self._obtain_loras(job, request, settled.wish) as wish:
             wishes = request.make_wishes(await self._read_ahead(request, wish))
-            encoder = Encoder(request, wishes, self._settings)
+            encoder = Encoder(request, wishes, self._settings, job.show)
             placed = await self._make(job, request, wishes, encoder)
         return await fit(job, request, wishes, placed, encoder, settled.adjusted, self._settings)
 

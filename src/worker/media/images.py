@@ -12,10 +12,12 @@ from PIL import Image, PngImagePlugin
 
 from worker.errors import ImageUnreadable, WorkerError
 from worker.media import colour, gif, header, heif, jpeg, masks, png, webp
+from worker.media.exif import write_exif
 from worker.media.header import UNREADABLE, Format, Kind, Source
 from worker.media.jpeg_pixels import Reader
 from worker.media.limits import MAX_PIXELS, check_size
 from worker.media.orientation import read_orientation, turn_upright
+from worker.media.parameters import write_parameters
 
 # Pictures of more pixels are decoded one after another: a file of 40 bytes can take 200 MB.
 LARGE: Final = 4_000_000
@@ -101,23 +103,28 @@ def encode(
     quality: int = 95,
     metadata: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Encode an RGB picture; `quality` is 1-100 for jpeg and webp, `metadata` PNG text chunks.
+    """Encode an RGB picture; `quality` is 1-100 for jpeg and webp.
+
+    `metadata` is what the file records of how it was made: text chunks of a PNG, EXIF in the
+    others, and in both also the text that other programs read (media.parameters).
 
     PNG uses zlib's run-length strategy: on a 1024 x 1024 photograph 82 ms and 1.07 MB, where level
     6 takes 539 ms and 1.17 MB; drawings grow (255 KB, not 95 KB). WEBP uses effort 2:
     35 ms instead of 75, at the same size. Call it off the event loop: encoders release the GIL.
     """
-    buffer = io.BytesIO()
+    buffer, record = io.BytesIO(), dict(metadata or {})
+    parameters = write_parameters(record, image.size) if record else ""
+    exif = write_exif(record, parameters) if record and format != "png" else b""
     if format == "png":
         text = PngImagePlugin.PngInfo()
-        for key, value in (metadata or {}).items():
+        for key, value in (record | {"parameters": parameters} if record else {}).items():
             text.add_text(key, value)
         image.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=text)
     elif format == "jpeg":
         subsampling = 0 if quality >= FULL_CHROMA_QUALITY else 2
-        image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+        image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, exif=exif)
     else:
-        image.save(buffer, "WEBP", quality=quality, method=2)
+        image.save(buffer, "WEBP", quality=quality, method=2, exif=exif)
     return buffer.getvalue()
 
 

@@ -44,7 +44,7 @@ class Picture:
     original: Original | None = None
 
     def encode(self, form: str, quality: int, text: Mapping[str, str]) -> Encoded:
-        """Return it as a png, jpeg or webp, with `text` inside a png; see media.images.encode."""
+        """Return it as a png, jpeg or webp, with `text` inside; see media.images.encode."""
         image = self.show()
         kind = FORMATS[form]
         data = images.encode(image, kind, quality, text)

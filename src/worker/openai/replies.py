@@ -1,6 +1,6 @@
 """A job's answer -> OpenAI's replies, events, errors and list of models."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from worker.edge.reply import Failure
@@ -32,21 +32,31 @@ def format_pictures(output: Mapping[str, Any], created: int) -> dict[str, Any]:
     }
 
 
-def list_events(name: str, output: Mapping[str, Any], created: int) -> Iterator[dict[str, Any]]:
+def list_events(
+    name: str, output: Mapping[str, Any], created: int, sent: Container[int] = ()
+) -> Iterator[dict[str, Any]]:
     """Yield the last event of each picture; `name` is how its type begins.
 
-    Raises as format_pictures.
+    Those whose index is in `sent` are left out. Raises as format_pictures.
     """
     for entry in _find_pictures(output):
-        yield {
-            "type": f"{name}.completed",
-            **_rename_data(entry),
-            "created_at": created,
-            "quality": "auto",
-            **_describe(entry),
-            "usage": USAGE,
-            "worker": describe_making(output),
-        }
+        if entry["index"] not in sent:
+            yield make_event(name, entry, created, describe_making(output))
+
+
+def make_event(
+    name: str, entry: Mapping[str, Any], created: int, making: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the last event of one picture; `making` says how it was made."""
+    return {
+        "type": f"{name}.completed",
+        **_rename_data(entry),
+        "created_at": created,
+        "quality": "auto",
+        **_describe(entry),
+        "usage": USAGE,
+        "worker": dict(making),
+    }
 
 
 def _find_pictures(output: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -30,6 +30,14 @@ KINDS: Final = {
 }
 
 
+def describe_loras() -> dict[str, Any]:
+    """Return the JSON Schema of a list of LoRAs."""
+    names = {key: {"type": "string"} for key in PLACE_KEYS}
+    keyed = {**names, **{key: {"type": "number"} for key in SCALE_KEYS}}
+    one = {"anyOf": [{"type": "string"}, {"type": "object", "properties": keyed}]}
+    return {"type": "array", "items": one, "minItems": 1, "maxItems": MOST_LORAS}
+
+
 def split_loras(value: Any) -> Any:
     """Return a list of LoRAs for one of them, and for an object of names with their scales."""
     if isinstance(value, dict) and not set(LISTED.keys).intersection(value):

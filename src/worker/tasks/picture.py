@@ -113,6 +113,15 @@ LoraWords = Annotated[
     list[Annotated[LoraWord, BeforeValidator(adapter.read_lora)]],
     fields.limit_length(adapter.MOST_LORAS),
     BeforeValidator(adapter.split_loras),
+    WithJsonSchema(adapter.describe_loras()),
+]
+Mask = Annotated[
+    ImageSource,
+    BeforeValidator(reference.read_source),
+    WithJsonSchema(reference.describe_one()),
+]
+Outpaint = Annotated[
+    Margins, BeforeValidator(read_margins), WithJsonSchema(repaint.describe_margins())
 ]
 
 
@@ -230,7 +239,7 @@ class PictureInput(CommonInput):
         "denoise",
         "denoising_strength",
     )
-    mask: Annotated[ImageSource, BeforeValidator(reference.read_source)] | None = fields.declare(
+    mask: Mask | None = fields.declare(
         "as one of `images`: white is repainted; where its alpha varies, transparent is",
         "none",
         "mask_image",
@@ -247,7 +256,7 @@ class PictureInput(CommonInput):
     preserve_unmasked: bool | None = fields.declare(
         "boolean; false: all of the picture is as the model makes it", "true"
     )
-    outpaint: Annotated[Margins, BeforeValidator(read_margins)] | None = fields.declare(
+    outpaint: Outpaint | None = fields.declare(
         "`{left, top, right, bottom}`: pixels that are added to the picture, 0-4096 each",
         "none",
     )
@@ -272,7 +281,8 @@ class PictureOffer:
     `area` is the model's native number of pixels; `lightning_steps` are the step counts whose LoRA
     is loaded, the first being the default, empty when none is; `sizes` maps an aspect ratio such as
     "16:9" to (width, height) in pixels. `no_loras` is why a job may bring no LoRAs, None where it
-    may. `strength` is the default of img2img, None where the model has no such task. Without
+    may; each takes `rank_bytes` of device memory per rank where it reaches all that LoRAs reach.
+    `strength` is the default of img2img, None where the model has no such task. Without
     `takes_cfg` there is no negative prompt; `guidance` is the default of a model that takes it as
     an input, None for any other. `weighs_references` says whether a reference may count more or
     less than once.
@@ -291,6 +301,7 @@ class PictureOffer:
     takes_cfg: bool = True
     guidance: float | None = None
     weighs_references: bool = False
+    rank_bytes: int = 0
 
     def describe(self, settings: Settings) -> Mapping[str, Any]:
         """Return what op=capabilities reports about it.
@@ -307,12 +318,17 @@ class PictureOffer:
             "max_pixels": self.max_pixels,
             "max_images": self.count_most(settings),
             "max_loras": 0 if self.no_loras else settings.max_loras,
+            **({} if self.no_loras else self._describe_loras()),
             **({} if self.strength is None else {"strength": self.strength}),
             **({} if self.guidance is None else {"guidance": self.guidance}),
             **({"max_reference_weight": reference.MOST_WEIGHT} if self.weighs_references else {}),
             "sizes": {ratio: list(size) for ratio, size in self.sizes.items()},
             "presets": {name: row._asdict() for name, row in list_presets(self, settings).items()},
         }
+
+    def _describe_loras(self) -> dict[str, int]:
+        """Return what LoRAs take of the device's memory, where that is known."""
+        return {"lora_bytes_per_rank": self.rank_bytes} if self.rank_bytes else {}
 
     def count_most(self, settings: Settings) -> int:
         """Return the most pictures that a job may give: one to begin from, or references."""
@@ -707,6 +723,7 @@ def _make_task(way: Way) -> Task:
             Span("decode", 4, "decode"),
         ),
         sign=way.sign,
+        unused=way.unused,
         compare=functools.partial(compare, way=way),
         judge=functools.partial(judge, way=way),
         settle=settle,

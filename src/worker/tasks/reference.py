@@ -39,12 +39,19 @@ PATH: Final = re.compile(
 )
 
 
+def describe_one(more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the JSON Schema of one picture; its media type says that it is one.
+
+    An object may have keys besides those of pictures, `more`.
+    """
+    keys = {key: {"type": "string"} for key in KEYS}
+    keyed = {"type": "object", "properties": {**keys, **(more or {})}}
+    return {"anyOf": [{"type": "string"}, keyed], "contentMediaType": "image/*"}
+
+
 def describe_list(most: int) -> dict[str, Any]:
     """Return the JSON Schema of one picture or a list of them."""
-    weight = {"type": "number", "minimum": 0, "maximum": MOST_WEIGHT}
-    keys = {key: {"type": "string"} for key in KEYS}
-    keyed = {"type": "object", "properties": {**keys, WEIGHT: weight}}
-    one = {"anyOf": [{"type": "string"}, keyed]}
+    one = describe_one({WEIGHT: {"type": "number", "minimum": 0, "maximum": MOST_WEIGHT}})
     return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": most}]}
 
 

@@ -72,7 +72,8 @@ def list_request_words() -> frozenset[str]:
 def list_fields() -> tuple[FieldFacts, ...]:
     """Return every field of every task, in the order of the documentation, each once.
 
-    A field that some tasks lack, or that differs between tasks, names those that have it.
+    A field that some tasks lack or do not use, or that differs between tasks, names those that
+    have it.
     """
     having: dict[FieldFacts, list[Task]] = {}
     for task in TASKS.values():
@@ -83,7 +84,9 @@ def list_fields() -> tuple[FieldFacts, ...]:
             "{lossy}": " and ".join(lossy) or "none",
         }
         for row in fields.list_rows(task.input):
-            having.setdefault(_fill(row, own), []).append(task)
+            tasks = having.setdefault(_fill(row, own), [])
+            if row.name not in task.unused:
+                tasks.append(task)
     signs = [f"{task.sign}: {task.name}" for task in list_signed()]
     common = {
         "{tasks}": ", ".join(f"`{name}`" for name in TASKS),
@@ -95,6 +98,7 @@ def list_fields() -> tuple[FieldFacts, ...]:
             tasks=() if len(tasks) == len(TASKS) else tuple(task.name for task in tasks),
         )
         for row, tasks in having.items()
+        if tasks
     )
 
 

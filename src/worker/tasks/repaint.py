@@ -38,6 +38,13 @@ class Margins(NamedTuple):
         return size[0] + self.left + self.right, size[1] + self.top + self.bottom
 
 
+def describe_margins() -> dict[str, Any]:
+    """Return the JSON Schema of margins."""
+    side = {"type": "integer", "minimum": 0, "maximum": LARGEST_MARGIN}
+    properties = dict.fromkeys(SIDES, side)
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
 def read_margins(value: Any) -> Margins:
     """Read margins as the caller wrote them; raises ValueError, with a message for the caller."""
     if isinstance(value, Margins):

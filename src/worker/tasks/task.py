@@ -72,7 +72,7 @@ class Task:
     them, the first being the default; `smaller` are those that a reply which must fit falls back
     to, in order, and `lossless` those without a quality; `advice` says what makes a reply smaller.
     `spans` are the phases of making a wish, in order. `sign` is the field that asks for this task
-    where none is named.
+    where none is named; `unused` are those of `input` that other tasks alone have a use for.
 
     `compare` checks fields against each other, before a model is known. `judge` checks them against
     what a model offers. `settle` makes the wish of what was asked and fetched, and may raise
@@ -93,6 +93,7 @@ class Task:
     lossless: tuple[str, ...] = ()
     advice: str = ""
     sign: str | None = None
+    unused: frozenset[str] = frozenset()
 
     @property
     def default_format(self) -> str:

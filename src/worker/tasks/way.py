@@ -43,6 +43,12 @@ class Way:
         """The field that says which part of the picture is repainted, None for all of it."""
         return PARTS.get(self.name)
 
+    @property
+    def unused(self) -> frozenset[str]:
+        """The fields that have no use in it."""
+        others = {name for name, tasks in USES.items() if self.name not in tasks}
+        return frozenset(others if self.sign else {*others, "images"})
+
 
 WAYS: Final = (
     Way(FROM_TEXT),

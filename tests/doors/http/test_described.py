@@ -1,6 +1,7 @@
 """What /openapi.json describes, called with whatever it allows and with what it does not."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,6 +84,26 @@ def test_no_id_is_a_fault_of_the_worker(door: Doorway, job_id: str) -> None:
         except UnicodeError:
             continue  # the client's own
         assert response.status_code in (400, 404, 405), response.text
+
+
+def test_every_reference_and_link_of_the_description_leads_somewhere(api: dict[str, Any]) -> None:
+    """A client that is generated from it fails at the first that does not."""
+    text = json.dumps(api)
+    schemas = set(re.findall(r'"\$ref": "([^"]+)"', text))
+    assert schemas == {f"#/components/schemas/{name}" for name in api["components"]["schemas"]}
+    found = [
+        route["operationId"] for methods in api["paths"].values() for route in methods.values()
+    ]
+    assert len(set(found)) == len(found)
+    linked = [
+        link["operationId"]
+        for methods in api["paths"].values()
+        for route in methods.values()
+        for link in route["responses"]["200"].get("links", {}).values()
+    ]
+    assert set(linked) == {"status_id", "cancel_id", "result_id"}
+    assert set(linked) < set(found)
+    assert "/v1/audio/speech" not in api["paths"], "no model here speaks"
 
 
 def test_every_route_that_is_described_is_there(door: Doorway, api: dict[str, Any]) -> None:

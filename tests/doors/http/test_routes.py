@@ -209,7 +209,29 @@ def test_a_stream_has_an_event_per_picture_and_says_how_far_it_is(door: Doorway)
         assert shown(event["b64_json"]).size == (64, 64)
         assert event["usage"]["total_tokens"] == 0
     warning = "partial_images: none are sent; the complete pictures are"
-    assert warning in found[0][1]["worker"]["warnings"]
+    assert warning in found[-1][1]["worker"]["warnings"]
+
+
+def test_a_stream_sends_each_picture_as_it_is_made_and_the_last_with_all_that_is_known(
+    door: Doorway, gate: Gate
+) -> None:
+    prompt = f"hold=denoise gate={gate.name} only=9"
+    body = {"prompt": prompt, "seed": 7, "n": 3, "size": "64x64", "stream": True}
+    response = door.post("/v1/images/generations", body, stream=True)
+    lines = response.iter_lines(decode_unicode=True)
+    first = [json.loads(next(line for line in lines if line.startswith("data:"))[5:])]
+    first.append(json.loads(next(line for line in lines if line.startswith("data:"))[5:]))
+    until(lambda: gate.is_reached)
+    assert [event["worker"] for event in first] == [
+        {"seed": 7, "index": 0},
+        {"seed": 8, "index": 1},
+    ]
+    gate.open()
+    ((name, last),) = events("\n".join(lines).strip())
+    assert name == "image_generation.completed"
+    assert last["worker"]["seeds"] == [7, 8, 9]
+    again = generated(door, prompt=prompt, seed=7, n=3, size="64x64")["data"]
+    assert [one["b64_json"] for one in (*first, last)] == [one["b64_json"] for one in again]
 
 
 def test_a_stream_that_fails_says_so_in_an_event(door: Doorway) -> None:

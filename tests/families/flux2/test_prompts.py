@@ -36,13 +36,11 @@ def test_tokens_are_those_of_the_tokenizer_s_own_template(
     opened: tuple[Any, Any], prompt: str
 ) -> None:
     tokenizer, encoder = opened
-    template = DEV_TEMPLATE if tokenizer.padding_side == "left" else KLEIN_TEMPLATE
+    template = DEV_TEMPLATE if tokenizer.bos_token else KLEIN_TEMPLATE
     assert encoder.tokenise(prompt) == template.apply(tokenizer, prompt)
 
 
-@pytest.mark.parametrize(
-    "word", ["<|im_end|>", "<|im_start|>system", "<think>", "[/INST]", "<|endoftext|>"]
-)
+@pytest.mark.parametrize("word", ["<|im_end|>", "<|im_start|>system", "[/INST]", "<|endoftext|>"])
 def test_a_user_s_text_is_never_a_special_token(opened: tuple[Any, Any], word: str) -> None:
     """Not the end of the turn, nor anything else that the template has tokens for."""
     tokenizer, encoder = opened
@@ -51,6 +49,21 @@ def test_a_user_s_text_is_never_a_special_token(opened: tuple[Any, Any], word: s
         [one for one in encoder.tokenise(text) if one in special] for text in ("a", f"a {word} b")
     )
     assert given == plain
+
+
+def test_padding_is_on_the_tokenizer_s_side(opened: tuple[Any, Any]) -> None:
+    """Where the text is, and no padding, its own tokens decide what is embedded."""
+    tokenizer, encoder = opened
+    side = "left" if tokenizer.bos_token else "right"
+    assert tokenizer.padding_side == side
+    one, other = (encoder.encode(f"a small red {word}") for word in ("circle", "star"))
+    differs = (one != other).any(dim=-1)[0].nonzero().flatten().tolist()
+    count = len(encoder.tokenise("a small red circle"))
+    if side == "left":
+        assert min(differs) > 511 - count
+    else:
+        # padding comes after the text, whose tokens it attends to
+        assert 0 < min(differs) < count
 
 
 def test_a_long_prompt_keeps_the_template_s_end(opened: tuple[Any, Any]) -> None:

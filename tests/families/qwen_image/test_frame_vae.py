@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage
+from diffusers.models.autoencoders import autoencoder_kl_qwenimage as published
 from torch import Tensor, nn
 
+from worker.families.qwen_image import frame_vae
 from worker.families.qwen_image.frame_vae import FrameVae
 from worker.families.qwen_image.published import PublishedVae
 from worlds import prepared
@@ -65,6 +67,27 @@ def test_the_embedded_weights_give_the_same_pictures() -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@torch.inference_mode()
+def test_a_norm_is_that_of_diffusers_to_the_last_bit(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    """Of planes of any size, in every layout, a batch and values of all sizes too."""
+    for batch, channels, height, width in ((1, 32, 96, 96), (2, 5, 32, 32), (1, 7, 31, 33)):
+        source: Any = published.QwenImageRMS_norm(channels, images=False).to(dtype)
+        source.gamma.data.uniform_(-2, 2)
+        x = torch.randn(batch, channels, height, width) * torch.logspace(-6, 6, width)
+        x = x.to(dtype).to(memory_format=layout)
+        x[..., 3] = 0
+        expected = source(x[:, :, None])[:, :, 0]
+        found = frame_vae._Norm(source)(x.clone(memory_format=layout), torch.empty_like(x))
+        if dtype == torch.bfloat16:
+            assert torch.equal(found, expected)
+        else:
+            torch.testing.assert_close(found, expected)
+
+
 def test_in_fp32_the_order_of_sums_is_the_only_difference() -> None:
     stock = make_vae(torch.float32, **SMALL)
     ours, theirs = FrameVae(stock), PublishedVae(stock)

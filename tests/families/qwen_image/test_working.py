@@ -1,5 +1,6 @@
 """What pictures take beside the weights grows with what is requested, and settings count."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -8,13 +9,37 @@ import pytest
 from worker import settings
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image.models import TABLE
 from worker.families.qwen_image.planning import plan_working
 from worker.families.qwen_image.working import Load, estimate_phases, estimate_working
+from worker.tasks.picture import offer_of
+from worker.weights.meaning import find_checkpoints
+from worlds.embedded import served
 
 SPECS = {row.name: row for row in CATALOGUE.rows}
 EDIT, IMAGE = SPECS["qwen-image-edit-2511"], SPECS["qwen-image"]
 SIDE = 1024 * 1024
 LOAD = Load(SIDE, references=1, adapters=1, precision="4bit")
+
+
+@pytest.mark.parametrize("name", [row.name for row in TABLE])
+def test_a_lora_takes_so_much_of_the_device_for_each_rank(name: str) -> None:
+    """One row of A and one column of B for each of the 14 Linears of a block, in bf16."""
+    config = {"num_layers": 60, "num_attention_heads": 24, "attention_head_dim": 128}
+    if SPECS[name].embedded:
+        folder = find_checkpoints() / str(SPECS[name].embedded) / "transformer"
+        config = json.loads((folder / "config.json").read_text())
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    attention = 8 * (width + width)
+    feed_forward = 2 * (width + 4 * width) + 2 * (4 * width + width)
+    modulation = 2 * (width + 6 * width)
+    values = config["num_layers"] * (attention + feed_forward + modulation)
+    assert SPECS[name].defaults.rank_bytes == 2 * values
+
+
+def test_what_a_lora_takes_is_offered_as_the_row_has_it() -> None:
+    for model in served(settings.read({"MODEL": "tiny"})):
+        assert offer_of(model).rank_bytes == SPECS[model.id].defaults.rank_bytes > 0
 
 
 def plan(spec: Any = EDIT, pixels: int | None = None, **environ: str) -> int:

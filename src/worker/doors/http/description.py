@@ -1,5 +1,6 @@
 """The door's routes as OpenAPI, with the fields that the worker itself reports."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -16,6 +17,8 @@ WRAPPED: Final = {
         "policy": {"type": "object", "properties": {"executionTimeout": {"type": "integer"}}},
     },
 }
+# The routes that answer with a job's id, and the key that has it.
+LINKED: Final = {"/run": "id", "/runsync": "id", "/generate_async": "job_id"}
 # path -> method, what it does, the schema of its body
 ROUTES: Final = (
     ("/run", "post", "Queue a job", WRAPPED),
@@ -38,8 +41,10 @@ ROUTES: Final = (
 def describe_api(capabilities: Mapping[str, Any]) -> dict[str, Any]:
     """Return the document, by what op=capabilities reports."""
     paths: dict[str, dict[str, Any]] = {}
+    has_speech = any("speech" in model["tasks"] for model in capabilities["models"])
     for path, method, summary, schema in ROUTES:
-        paths.setdefault(path, {})[method] = _describe_route(path, summary, schema)
+        if path != SPEECH_ROUTE or has_speech:
+            paths.setdefault(path, {})[method] = _describe_route(path, summary, schema)
     return {
         "openapi": "3.1.0",
         "info": {"title": "worker", "version": capabilities["worker_version"]},
@@ -73,9 +78,15 @@ _ERROR: Final = {
 def _describe_route(path: str, summary: str, schema: Any) -> dict[str, Any]:
     refused = {"description": "Refused", "content": {"application/json": {"schema": FAILED}}}
     found: dict[str, Any] = {
+        "operationId": _name_operation(path),
         "summary": summary,
         "responses": {"200": {"description": "Done"}, "4XX": refused, "5XX": refused},
     }
+    if path in LINKED:
+        found["responses"]["200"]["links"] = {
+            name: {"operationId": name, "parameters": {"id": f"$response.body#/{LINKED[path]}"}}
+            for name in ("status_id", "cancel_id", "result_id")
+        }
     if path == "/result/{id}":
         found["responses"]["202"] = {"description": "Not done yet"}
     if "{id}" in path:
@@ -84,6 +95,11 @@ def _describe_route(path: str, summary: str, schema: Any) -> dict[str, Any]:
         content = {"application/json": {"schema": schema}}
         found["requestBody"] = {"required": True, "content": content}
     return found
+
+
+def _name_operation(path: str) -> str:
+    """Return a path as a name: its words alone."""
+    return "_".join(re.findall(r"[a-z0-9]+", path.removeprefix("/v1"))) or "v1"
 
 
 def _describe_input(rows: Any) -> dict[str, Any]:

@@ -81,8 +81,11 @@ class Desk:
         limit: Limit | None = None,
         is_plain: bool = False,
         is_kept: bool = False,
+        shows_pieces: bool = False,
     ) -> Tracked:
         """Hand in a job; what becomes of it can be asked for by its id if it `is_kept`.
+
+        With `shows_pieces` what it returns gets each piece as soon as that is a file.
 
         Raises Refused where none is taken or too many wait.
         """
@@ -107,6 +110,7 @@ class Desk:
             is_plain=is_plain,
             warnings=list(warnings),
             wait=entry.wait_for_turn,
+            show=entry.add_ready if shows_pieces else None,
         )
         self.results.add(entry)
         entry.task = asyncio.create_task(self._run(entry, job, handle, is_kept=is_kept))

@@ -1,13 +1,14 @@
 """Server-sent events: what happens to a job, as it happens."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from aiohttp import web
 
 from worker.doors.http.responses import encode_json
 from worker.doors.http.tracked import Tracked
+from worker.jobs.job import Ready
 
 EVENT_STREAM: Final = "text/event-stream"
 # Proxies close what is silent: a Pod's after 100 s, others after 60 or 30.
@@ -48,10 +49,21 @@ def is_for_events(request: web.Request) -> bool:
     return EVENT_STREAM in request.headers.get("Accept", "")
 
 
-async def follow(entry: Tracked, events: EventStream, *, name: str | None) -> None:
-    """Send what happens to a job until its end, as events of that name or as comments."""
+async def follow(
+    entry: Tracked,
+    events: EventStream,
+    *,
+    name: str | None,
+    send_ready: Callable[[Ready], Awaitable[None]] | None = None,
+) -> None:
+    """Send what happens to a job until its end, as events of that name or as comments.
+
+    `send_ready` is called with each piece that is a file before the job has ended.
+    """
     while not entry.is_final:
         news = entry.news
+        while send_ready is not None and entry.ready:
+            await send_ready(entry.ready.popleft())
         if name is not None:
             await events.send(name, entry.describe())
         else:

@@ -16,12 +16,14 @@ from worker.doors.http.responses import Refused, encode_json, make_failed, make_
 from worker.doors.http.tracked import Tracked
 from worker.edge.reply import Failure, make_failure
 from worker.errors import InvalidInput, UnsupportedTask
+from worker.jobs.job import Ready
 from worker.openai.replies import (
     find_model,
     format_error,
     format_pictures,
     list_events,
     list_models,
+    make_event,
 )
 from worker.openai.translate import (
     EDITS,
@@ -76,8 +78,11 @@ class OpenAIRoutes:
                 return make_failed(make_failure(error))
             if route == SPEECH_ROUTE:
                 await self._require_task("speech", route)
-            entry = self._desk.take_in(call.input, warnings=call.warnings, is_plain=True)
-            if call.streams and route in EVENTS:
+            streams = call.streams and route in EVENTS
+            entry = self._desk.take_in(
+                call.input, warnings=call.warnings, is_plain=True, shows_pieces=streams
+            )
+            if streams:
                 return await self._stream(request, call, entry)
             await entry.wait()
             return await _make_reply(route, entry)
@@ -98,18 +103,34 @@ class OpenAIRoutes:
             raise Refused(HTTPStatus.NOT_FOUND, "unsupported_task", message)
 
     async def _stream(self, request: web.Request, call: Call, entry: Tracked) -> web.StreamResponse:
-        """Answer with an event per picture; comments say how far it is."""
-        events = EventStream(request, {"x-request-id": entry.id})
+        """Answer with an event per picture as it is made; comments say how far it is.
+
+        What is known of the job once it has ended is in the last event, which waits for that.
+        """
+        events, sent = EventStream(request, {"x-request-id": entry.id}), set[int]()
+        name = EVENTS[call.route]
+
+        async def send_ready(piece: Ready) -> None:
+            if len(sent) == piece.count - 1:
+                return
+            data = await asyncio.to_thread(base64.b64encode, piece.file.data)
+            facts = {"mime_type": piece.file.mime_type, **piece.file.facts}
+            making = {"seed": piece.seed, "index": piece.index}
+            picture = {"base64": data.decode("ascii"), **facts}
+            event = make_event(name, picture, int(time.time()), making)
+            sent.add(piece.index)
+            await events.send(event["type"], event)
+
         try:
             response = await events.open()
-            await follow(entry, events, name=None)
+            await follow(entry, events, name=None, send_ready=send_ready)
         finally:
             if not entry.is_final:
                 await entry.stop()
         answer = entry.answer
         if isinstance(answer, Mapping):
             try:
-                for event in list_events(EVENTS[call.route], answer, int(time.time())):
+                for event in list_events(name, answer, int(time.time()), sent):
                     await events.send(event["type"], event)
             except UnsupportedTask as error:
                 await events.send("error", {"type": "error", **format_error(make_failure(error))})

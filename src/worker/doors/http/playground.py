@@ -6,11 +6,13 @@ from typing import Final
 
 from aiohttp import web
 
-from worker.doors.http.responses import Refused
+from worker.doors.http.responses import Refused, make_json
 
 FOLDER: Final = Path(__file__).parent / "page"
 TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 FILES: Final = {file.name: file for file in sorted(FOLDER.iterdir()) if file.suffix in TYPES}
+# Where requests of other programs go, which the page itself cannot know.
+PLACE: Final = "/page/place.json"
 HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
@@ -24,12 +26,22 @@ HEADERS: Final = {
 
 def list_paths() -> tuple[str, ...]:
     """Return the paths of the page: they need no key, and ask for it themselves."""
-    return ("/", *(f"/page/{name}" for name in FILES))
+    return ("/", PLACE, *(f"/page/{name}" for name in FILES))
 
 
-def list_page_routes() -> list[web.RouteDef]:
-    """Return the routes of the page."""
-    return [web.get("/", _show), web.get("/page/{name}", _show)]
+def list_page_routes(*, jobs: str, openai: str, variable: str | None) -> list[web.RouteDef]:
+    """Return the routes of the page.
+
+    `jobs` and `openai` are the bases of RunPod's routes and of OpenAI's in the requests that the
+    page shows for other programs, addresses or relative to the page; `variable` is the environment
+    variable that has their key, None if they need none.
+    """
+    place = {"jobs": jobs, "openai": openai, "variable": variable}
+
+    async def show_place(_: web.Request) -> web.Response:
+        return make_json(place)
+
+    return [web.get("/", _show), web.get(PLACE, show_place), web.get("/page/{name}", _show)]
 
 
 async def _show(request: web.Request) -> web.Response:

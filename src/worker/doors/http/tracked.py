@@ -2,12 +2,13 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from worker.doors.http.line import Turn
-from worker.jobs.job import Answer
+from worker.jobs.job import Answer, Ready
 
 JobState = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED"]
 
@@ -16,8 +17,9 @@ JobState = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED"
 class Tracked:
     """One job; times are seconds of the monotonic clock.
 
-    `answer` is what the worker said, `output` the same in RunPod's form. `news` is set, and
-    replaced, with each change. `is_seen` says that somebody has asked for its end.
+    `answer` is what the worker said, `output` the same in RunPod's form. `ready` has the pieces
+    that were files before it and that nobody has taken yet. `news` is set, and replaced, with each
+    change. `is_seen` says that somebody has asked for its end.
     """
 
     id: str
@@ -29,6 +31,7 @@ class Tracked:
     progress: Mapping[str, Any] | None = None
     answer: Answer | None = None
     output: dict[str, Any] | None = None
+    ready: deque[Ready] = field(default_factory=deque)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     is_seen: bool = False
@@ -53,6 +56,11 @@ class Tracked:
     async def announce(self, update: Mapping[str, Any]) -> None:
         """Take the job's progress."""
         self.progress = update
+        self.note_change()
+
+    def add_ready(self, piece: Ready) -> None:
+        """Take a piece of the job."""
+        self.ready.append(piece)
         self.note_change()
 
     async def wait(self) -> None:

@@ -11,8 +11,6 @@ from worker.families.references import ReferencePictures
 from worker.tasks.picture import PictureWish
 
 MULTIPLE: Final = 16
-# diffusers' Flux2ImageProcessor refuses pictures with a shorter side.
-SHORTEST: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ def choose_framing(image: Image.Image, wish: PictureWish, area: int) -> Framing:
     if width * height > area:
         scale = math.sqrt(area / (width * height))
         width, height = int(width * scale), int(height * scale)
-    width, height = max(SHORTEST, width), max(SHORTEST, height)
+    width, height = max(MULTIPLE, width), max(MULTIPLE, height)
     return Framing((width, height), (_round_down(width), _round_down(height)))
 
 

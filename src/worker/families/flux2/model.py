@@ -10,6 +10,7 @@ from torch import Tensor
 
 from worker.bundle.kept_graphs import KeptGraphs
 from worker.bundle.layout import Bundle
+from worker.engine import device as devices
 from worker.engine.begin import Beginning
 from worker.engine.cache import TensorCache
 from worker.engine.condition import denoise_from
@@ -29,6 +30,7 @@ from worker.families.drawing import (
     make_encode,
     make_pictures,
 )
+from worker.families.flux2.compiling import compile_rest
 from worker.families.flux2.components import Flux2Parts
 from worker.families.flux2.denoising import Conditions
 from worker.families.flux2.forward import PicturePlace
@@ -136,10 +138,15 @@ class Flux2:
         return make_pictures(self, wishes, controls)
 
     def warm(self) -> None:
-        """Make pictures of the kinds that jobs will request; raises as `make`."""
+        """Make pictures of the kinds that jobs will request, and compile what others will need.
+
+        Raises as `make`.
+        """
         for wish in list_warm_ups(self.served, has_gpu=self._parts.device.type == "cuda"):
             for outcome in self.make([wish], [Unheard()]):
                 take_made(outcome)
+        with devices.translate_errors():
+            compile_rest(self._parts)
         if self._kept is None:
             return
         if self._parts.forward.is_compiled:

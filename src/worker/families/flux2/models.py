@@ -6,6 +6,8 @@ from functools import partial
 from typing import Any, Final
 
 from worker.families.family import Family, PictureDefaults, Sizes
+from worker.families.flux2.planning import estimate_needs, find_edition
+from worker.families.flux2.working import count_rank_bytes
 from worker.weights.instead import Relative
 from worker.weights.spec import ModelSpec, Parts
 
@@ -61,7 +63,7 @@ def _make_row(
     name: str, repository: str, pipeline: str, defaults: PictureDefaults, licence: str
 ) -> ModelSpec:
     """Return a row: what is not Apache's is gated."""
-    return ModelSpec(
+    spec = ModelSpec(
         name,
         repository,
         pipeline,
@@ -72,6 +74,8 @@ def _make_row(
         parts=PARTS,
         is_gated=licence != APACHE,
     )
+    rank_bytes = count_rank_bytes(find_edition(spec))
+    return replace(spec, defaults=replace(defaults, rank_bytes=rank_bytes))
 
 
 TABLE: Final = (
@@ -90,6 +94,17 @@ TABLE: Final = (
         "flux-2-klein-base-4b", "black-forest-labs/FLUX.2-klein-base-4B", KLEIN, BASE, APACHE
     ),
     _make_row(KLEIN_4B, "black-forest-labs/FLUX.2-klein-4B", KLEIN, DISTILLED, APACHE),
+    replace(
+        _make_row(
+            "tiny-flux",
+            "tiny/flux",
+            KLEIN,
+            replace(DISTILLED, area=SMALL_AREA, sizes=SMALL_SIZES),
+            APACHE,
+        ),
+        embedded="tiny/flux",
+        needs_gpu=False,
+    ),
 )
 
 
@@ -110,6 +125,7 @@ FAMILY: Final = Family(
     rows=TABLE,
     classes={pipeline: partial(_complete, pipeline) for pipeline in (KLEIN, DEV)},
     form="a diffusers checkpoint (transformer/, text_encoder/, vae/, tokenizer/, scheduler/)",
+    needs=estimate_needs,
     relatives=(
         Relative("FLUX.1", r"black-forest-labs/flux\.1-", r"Flux(?![23])\w*Pipeline", KLEIN_4B),
         Relative("FLUX.3", r"black-forest-labs/flux[.-]3-", r"Flux3\w*Pipeline", KLEIN_4B),

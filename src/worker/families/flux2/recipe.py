@@ -5,7 +5,7 @@ from typing import Final
 from worker.bundle.recipe import Configuration, Recipe
 from worker.families.flux2.check import check
 from worker.families.flux2.parts import COPIED, TEXT_ENCODER, TRANSFORMER, VAE
-from worker.families.flux2.planning import plan_working
+from worker.families.flux2.planning import plan_passing, plan_working
 
 
 def list_reached(_config: Configuration) -> list[str]:
@@ -21,4 +21,5 @@ RECIPE: Final = Recipe(
     waiting=TEXT_ENCODER.role,
     waiting_word="text encoder",
     working=plan_working,
+    passing=plan_passing,
 )

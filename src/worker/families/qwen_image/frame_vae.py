@@ -22,6 +22,8 @@ TILE: Final = 256
 STRIDE: Final = 192
 # The smallest norm that is divided by (torch.nn.functional.normalize).
 EPSILON: Final = 1e-12
+# The smallest plane of pixels that is worth one call of its own.
+PLANE_PIXELS: Final = 1024
 
 
 class FrameVae(nn.Module):
@@ -149,6 +151,24 @@ def _make_conv(source: Any, weight: Tensor, padding: int) -> nn.Conv2d:
     return made
 
 
+def _compute_norm(wide: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the norm over the channels of values that are exact in `dtype`, in fp32.
+
+    On a CPU torch's kernel adds one square after another, pixel by pixel: 1.6 ms for 32 channels of
+    96 x 96. The squares of bf16 are exact, so that the same sums, plane by plane, have the same
+    bits, in 0.16 ms; their roots are taken in fp64, since those of torch.sqrt in fp32 may be
+    rounded wrongly.
+    """
+    height, width = wide.shape[2:]
+    is_plain = wide.device.type == "cpu" and wide.is_contiguous()
+    if not is_plain or dtype != torch.bfloat16 or height * width < PLANE_PIXELS:
+        return torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    total, *others = wide.square().split(1, dim=1)
+    for plane in others:
+        total.add_(plane)
+    return total.double().sqrt_().float()
+
+
 class _Norm(nn.Module):
     """RMS norm over the channels, in fp32."""
 
@@ -160,7 +180,7 @@ class _Norm(nn.Module):
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
         """Write the normed [batch, channels, height, width] to `out`, which may be `x`."""
         wide = x.to(torch.float32, copy=True)
-        norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+        norm = _compute_norm(wide, x.dtype)
         out.copy_(wide.div_(norm.clamp_min_(EPSILON)))
         return out.mul_(self.scale).mul_(self.gamma)
 

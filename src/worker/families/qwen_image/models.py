@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from worker.families.family import Family, PictureDefaults, Sizes
 from worker.families.qwen_image.planning import estimate_needs
+from worker.families.qwen_image.working import RANK_BYTES
 from worker.weights.spec import LoraFile, ModelSpec, Parts
 
 MODULE: Final = "worker.families.qwen_image.model"
@@ -24,6 +25,8 @@ PUBLISHED_SIZES: Final[Sizes] = {
     "2:3": (1056, 1584),
 }
 TINY_AREA: Final = 96 * 96
+# As RANK_BYTES, of 6 blocks of 128 channels.
+TINY_RANK_BYTES: Final = 2 * 6 * 50 * 128
 TINY_SIZES: Final[Sizes] = {
     "1:1": (96, 96),
     "16:9": (128, 64),
@@ -67,6 +70,7 @@ def _make_defaults(steps: int, max_references: int) -> PictureDefaults:
         negative_prompt=" ",
         # That of diffusers' QwenImageImg2ImgPipeline.
         strength=0.6,
+        rank_bytes=RANK_BYTES,
     )
 
 
@@ -105,7 +109,16 @@ def _make_row(
 def _make_embedded(name: str, folder: str, pipeline: str) -> ModelSpec:
     """Return the row of a model that ships in checkpoints/."""
     lightning = (None, "lightning/tiny-Lightning-{n}steps.safetensors")
-    row = _make_row(name, folder, pipeline, lightning, steps=40, area=TINY_AREA, sizes=TINY_SIZES)
+    row = _make_row(
+        name,
+        folder,
+        pipeline,
+        lightning,
+        steps=40,
+        area=TINY_AREA,
+        sizes=TINY_SIZES,
+        rank_bytes=TINY_RANK_BYTES,
+    )
     return replace(row, embedded=folder, needs_gpu=False)
 
 

@@ -1,4 +1,4 @@
-// The pictures made in this browser, with what makes them again: IndexedDB, the newest 60.
+// What was made in this browser, with what makes it again: IndexedDB, the newest 60.
 const MOST = 60;
 
 const open = () => new Promise((resolve, reject) => {

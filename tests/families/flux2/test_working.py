@@ -1,0 +1,114 @@
+"""What weights and pictures take on the device is computed, and no less than what they do take."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from tools.pretend import flux
+from tools.pretend.flux import EDITIONS, RESULTS, FluxCase
+from worker import settings
+from worker.bundle.sizes import count_stored
+from worker.bundle.tensors import TensorEntry
+from worker.engine.quantise import PRECISIONS
+from worker.families.catalogue import CATALOGUE
+from worker.families.flux2 import models, planning
+from worker.families.flux2.recipe import RECIPE
+from worker.weights.meaning import find_checkpoints
+
+# The computed need is at most so much more than the peak.
+SLACK = 1.15
+
+
+def test_no_phase_took_more_than_is_computed_and_the_largest_nearly_as_much() -> None:
+    """As `python -m tools.pretend.flux --write` saw it; and no case had a fault."""
+    records: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    cases = {case.name: case for case in flux.list_cases()}
+    assert [record["case"] for record in records] == list(cases)
+    for record in records:
+        computed = flux.estimate(cases[record["case"]])
+        assert record["computed"] == computed
+        assert flux.find_faults(record) == []
+        peaks = record["peaks"]
+        assert max(computed.values()) <= SLACK * max(peaks.values()), record["case"]
+
+
+def test_it_is_so_in_this_version(pretended: dict[str, Any]) -> None:
+    """One case anew: weights of references need no mask, and the loop waits for nothing."""
+    assert flux.find_faults(pretended) == []
+    assert pretended["masked"] == pretended["waits_in_loop"] == pretended["mixed"] == []
+
+
+@pytest.fixture(scope="module")
+def pretended() -> dict[str, Any]:
+    """What a small picture from two weighed references does on the pretend device."""
+    (record,) = flux.run_cases([FluxCase(side=256, references=2, is_weighed=True)])
+    return record
+
+
+@pytest.mark.parametrize("name", EDITIONS)
+def test_weights_take_what_their_shapes_say(name: str) -> None:
+    """To one percent, for all published sizes and precisions."""
+    edition = EDITIONS[name]
+    configs = flux.describe_parts(FluxCase(edition=name), edition)
+    for precision in PRECISIONS:
+        expected = edition.count_weights(precision)
+        for role, computed in zip(("transformer", "text_encoder"), expected, strict=True):
+            part = RECIPE.find_part(role)
+            modules = part.modules.bare(part.modules.stock(configs[role]))
+            header = {
+                key: TensorEntry(torch.bfloat16, tuple(tensor.shape), 0, 0)
+                for key, tensor in modules.named_parameters()
+            }
+            stored = count_stored(part, header, precision)
+            assert computed == pytest.approx(stored, rel=0.01), (role, precision)
+
+
+@pytest.mark.parametrize(
+    ("row", "precision", "whole", "least"),
+    [
+        ("flux-2-klein-4b", "4bit", 8e9, 5.8e9),
+        ("flux-2-klein-4b", "bf16", 18e9, 11.5e9),
+        ("flux-2-klein-9b", "4bit", 14e9, 10e9),
+        ("flux-2-dev", "4bit", 35e9, 25e9),
+    ],
+)
+def test_the_doctor_knows_what_fits(row: str, precision: Any, whole: float, least: float) -> None:
+    """Klein 4B on 24 GB without loss, dev in 4bit on 48 GB."""
+    need = planning.estimate_needs(CATALOGUE.find_row(row), settings.read({}))[precision]
+    assert 0.9 * whole < need.whole < whole
+    assert 0.9 * least < need.least < least
+
+
+@pytest.mark.parametrize("name", [row.name for row in models.TABLE])
+def test_a_lora_takes_so_much_of_the_device_for_each_rank(name: str) -> None:
+    """One row of A and one column of B for each Linear of every block, in bf16."""
+    row = CATALOGUE.find_row(name)
+    edition = planning.find_edition(row)
+    config = flux.describe_parts(FluxCase(), edition)["transformer"]
+    if row.embedded:
+        place = find_checkpoints() / row.embedded / "transformer" / "config.json"
+        config = json.loads(place.read_text())
+    transformer = RECIPE.find_part("transformer").modules.stock(config)
+    quantised = RECIPE.find_part("transformer").quantised
+    assert quantised is not None
+    sides = [
+        sum(tensor.shape)
+        for key, tensor in transformer.named_parameters()
+        if quantised.fullmatch(key)
+    ]
+    assert row.defaults.rank_bytes == 2 * sum(sides)
+
+
+def test_more_of_anything_takes_more() -> None:
+    spec = CATALOGUE.find_row("flux-2-klein-4b")
+
+    def plan(**environ: str) -> int:
+        return planning.plan_working(spec, settings.read(environ), "bf16")
+
+    assert plan(MAX_INPUT_IMAGES="1") < plan(MAX_INPUT_IMAGES="4")
+    assert plan(MAX_PIXELS="262144") < plan()
+    assert plan() < plan(BATCH_SIZE="4", BATCH_MAX_PIXELS="4194304")
+    passing = planning.plan_passing(spec, settings.read({"MAX_PIXELS": "65536"}), "bf16")
+    assert plan(MAX_PIXELS="65536") < passing
