@@ -5,7 +5,7 @@ of each, with room for one miss, so that a rounding elsewhere changes no verdict
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -16,15 +16,13 @@ from training.tiny.flux import evaluate as judged
 from worker.seam import Model
 
 FOLDER = Path(__file__).parents[2] / "checkpoints" / "tiny" / "flux"
-CASES = 6
+CASES = 4
 
 
-@pytest.fixture(scope="module", params=["bf16", "4bit"])
-def model(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Model]:
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     """The embedded FLUX.2, opened as a worker opens it."""
-    opened = judged.opened(FOLDER, request.param, tmp_path_factory.mktemp("home"))
+    opened = judged.opened(FOLDER, "bf16", tmp_path_factory.mktemp("home"))
     yield opened
     opened.release()
 
@@ -44,9 +42,9 @@ def test_words_and_two_references_give_their_scene(
 
 
 def test_an_edit_does_what_was_requested_and_keeps_the_rest(model: Model) -> None:
-    cases = list(edits(10, 32))
+    cases = list(edits(5, 32))
     result = rates(cases, [judged.make(model, case) for case in cases])
-    assert min(result["asked"], result["rest kept"]) >= 0.9
+    assert min(result["asked"], result["rest kept"]) >= 0.8
 
 
 def test_the_heavier_of_two_references_is_shown_and_the_other_when_they_change_places(
@@ -54,13 +52,11 @@ def test_the_heavier_of_two_references_is_shown_and_the_other_when_they_change_p
 ) -> None:
     weighed = list(judged.weigh(CASES, 33))
     for (one, first), (other, second) in zip(weighed[::2], weighed[1::2], strict=True):
-        assert (one.prompt, one.references, one.seed) == (
-            other.prompt,
-            other.references,
-            other.seed,
-        )
+        assert replace(one, scene=other.scene) == other
         assert first == second[::-1]
-        assert not set(astuple(one.scene)) & set(astuple(other.scene))
+        assert not any(
+            a == b for a, b in zip(astuple(one.scene), astuple(other.scene), strict=True)
+        )
     shown = [is_shown(model, case, weights) for case, weights in weighed]
     assert sum(shown) >= CASES - 1
 
