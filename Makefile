@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-LOCKS := $(patsubst %,builder/requirements-%.lock,uv $(TORCH) dev)
+LOCKS := $(patsubst %,builder/requirements-%.lock,uv $(TORCH) dev parity)
 $(VENV)/.ready: $(LOCKS) builder/venv.sh pyproject.toml
 	CUDA=$(TORCH) VENV=$(VENV) PYTHON=$(PYTHON) bash builder/venv.sh --dev
 	touch $@
@@ -138,9 +138,9 @@ else
 endif
 
 lock: setup ## resolve the dependencies again, with hashes
-	cd builder && for name in uv cu128 cu130 dev fuzz stores clients api browser; do \
+	cd builder && for name in uv cu128 cu130 dev parity fuzz stores clients api browser; do \
 	  UV_CUSTOM_COMPILE_COMMAND="make lock" ../$(BIN)/uv pip compile -q --universal --python-version 3.11 \
-	    --generate-hashes --no-emit-index-url -o requirements-$$name.lock requirements-$$name.in || exit 1; done
+	    --generate-hashes --no-emit-index-url $$(test $$name != parity || echo --no-deps) -o requirements-$$name.lock requirements-$$name.in || exit 1; done
 
 image-check: setup ## build every image with buildah and use its worker (as root; 20 minutes, 25 GB of disk)
 	$(BIN)/python -m tools.image_check

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Make .venv/ in the project's root from the locks: uv by pip, then everything else by uv, with hashes.
 #   builder/venv.sh [--dev | --no-project]
-#     --dev         also the tools of the tests and linters
+#     --dev         also the tools of the tests and linters, and what the tests compare with, whose
+#                   own torch is not asked for
 #     --no-project  the dependencies only: an image layer that changes of code do not touch
 # CUDA names the lock: cu128 (default) or cu130. VENV names another folder than .venv. PYTHON names
 # the interpreter (3.11 or newer; default python3). TORCH_INDEX_URL, TORCH_VERSION and
@@ -59,9 +60,10 @@ if [ -n "${TORCH_INDEX_URL:-}" ]; then
   uv install --require-hashes --no-deps -r "$rest"
   uv install --index-url "$TORCH_INDEX_URL" "torch==$TORCH_VERSION" "torchvision==$TORCHVISION_VERSION"
   [ -z "$dev" ] || uv install --require-hashes -r builder/requirements-dev.lock
+  [ -z "$dev" ] || uv install --require-hashes --no-deps -r builder/requirements-parity.lock
 else
   # Exactly what the locks say: the CUDA packages of two torch builds write to the same folders, so
   # those of another build go before the locked ones come.
-  uv sync --require-hashes "$lock" builder/requirements-uv.lock ${dev:+builder/requirements-dev.lock}
+  uv sync --require-hashes "$lock" builder/requirements-uv.lock ${dev:+builder/requirements-dev.lock builder/requirements-parity.lock}
 fi
 [ -z "$project" ] || VENV=$venv bash builder/project.sh

@@ -9,21 +9,22 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 FILES = sorted(SOURCE.rglob("*.py"))
 WORDS = """
-    adapt add admit adopt advise agree announce answer append apply ask attach attempt attend
-    begin block boot build cache call can cast check choose claim classify clear close collect
-    combine compare compile complete compute configure confine convert copy correct count decide
-    declare decode deliver denoise describe detach detect die digest download drop embed encode
-    end escape estimate evict examine explain extract fail feather fetch fill find finish fit
-    flatten follow forget format forward free fuse gather get grow guard guess guide handle has
-    hash hide identify ignore import inflate invert is iterate join judge keep kill learn leave
-    limit list listen load log look make map match measure merge mix modulate multiply name
-    normalise note obtain offer omit open pack pair parse patch pause pick ping place plan poll
-    pool post predict prepare publish push put quantise quarantine query raise read recall
-    receive recognise record redact reduce refuse release remove rename report request require
-    reset resize resolve restore retry rotate round route run sample scale select send serve
-    settle show sign simplify skip sort split stack start step stop stream strip suggest sum
-    sweep synchronize take tie tile tokenise translate transmit try turn undo unpack unquote
-    unwrap upload use verify view wait warm warn watch widen write
+    adapt add admit adopt advise agree announce answer append apply arrange ask attach attempt
+    attend begin block boot build cache call can cast check choose claim classify clean clear
+    close collect combine compare compile complete compute configure confine convert copy
+    correct count decide declare decode deliver denoise derive describe detach detect die digest
+    divide download drop embed encode end escape estimate evict examine explain extract fail
+    feather fetch fill find finish fit flatten fold follow forget format forward free fuse
+    gather get go grow guard guess guide hand handle has hash hide identify ignore import
+    inflate invert is iterate join judge keep kill learn leave limit list listen load log look
+    make map match measure merge mix modulate multiply name normalise note obtain offer omit
+    open pack pair parse patch pause pick ping place plan poll pool post predict prepare publish
+    push put quantise quarantine query raise read recall receive recognise record redact reduce
+    refuse release remove rename report request require reset resize resolve restore retry
+    rotate round route run sample scale score select send serve settle show sign simplify skip
+    sort speak split stack start step stop stream strip suggest sum sweep synchronize take tie
+    tile tokenise translate transmit try turn undo unpack unquote unwrap upload use verify view
+    wait warm warn watch widen write
 """
 VERBS = frozenset(WORDS.split())
 # A conversion may be named by what it gives, as in Python's own library.

@@ -1,8 +1,9 @@
-"""make demo: jobs through RunPod's API on loopback to the real worker; pictures in out/.
+"""make demo: jobs through RunPod's API on loopback to the real worker; what they make in out/.
 
 The first makes a picture from text; the second, test_input.json, edits its reference; the third
-repaints the white of a mask. The worker is handler.py with MODEL=tiny behind worlds/pod.py; the
-caller is curl, as on RunPod (Python where there is no curl).
+repaints the white of a mask; the fourth dials a number, which is heard again from its sound. The
+worker is handler.py with MODEL=tiny,tiny-speech behind worlds/pod.py; the caller is curl, as on
+RunPod (Python where there is no curl).
 """
 
 import base64
@@ -13,9 +14,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+import wave
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from worlds.goertzel import Unreadable, read_keys
 from worlds.pod import FINAL, KEY, Pod
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +29,9 @@ EXTENSIONS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 TEXT_JOB = {
     "input": {"prompt": "a large yellow star on a purple background, on the right", "seed": 42}
 }
+NUMBER = "555 0199"
+SPEECH_JOB = {"input": {"text": NUMBER, "voice": "quick", "seed": 42}}
+MODELS = "tiny,tiny-speech"
 START_S = 300.0
 JOB_S = 120.0
 POLL_S = 0.3
@@ -67,12 +75,16 @@ def follow(pod: Pod, job_id: str) -> dict[str, Any]:
 
 
 def save(output: dict[str, Any], name: str) -> None:
-    """Write the pictures and, without their bytes, the output, as out/NAME-*."""
+    """Write what was made and, without its bytes, the output, as out/NAME*."""
     out = ROOT / "out"
     out.mkdir(exist_ok=True)
     for stale in out.glob(f"{name}*"):
         stale.unlink()
-    for image in output["images"]:
+    if "audio" in output:
+        path = out / f"{name}.wav"
+        path.write_bytes(base64.b64decode(output["audio"].pop("base64")))
+        print(f"  {path.relative_to(ROOT)}  {output['audio']['duration_s']} s, {_hear(path)}")
+    for image in output.get("images", ()):
         path = out / f"{name}-{image['index']}.{EXTENSIONS[image['mime_type']]}"
         path.write_bytes(base64.b64decode(image.pop("base64")))
         size = f"{image['width']} x {image['height']}"
@@ -82,10 +94,22 @@ def save(output: dict[str, Any], name: str) -> None:
     print(f"  {path.relative_to(ROOT)}")
 
 
+def _hear(path: Path) -> str:
+    """Say which keys are heard in a sound."""
+    with wave.open(str(path)) as track:
+        samples = np.frombuffer(track.readframes(track.getnframes()), "<i2") / 32768
+        rate = track.getframerate()
+    try:
+        return f"heard: {read_keys(samples, rate)}"
+    except Unreadable as error:
+        return f"not understood: {error}"
+
+
 def run(pod: Pod, job: str, name: str) -> bool:
     """Post a job, follow it and save its output; return whether it completed."""
     begin = time.monotonic()
-    print(f"POST /run  {json.loads(job)['input']['prompt']!r}", flush=True)
+    given = json.loads(job)["input"]
+    print(f"POST /run  {given.get('prompt', given.get('text'))!r}", flush=True)
     posted = call("POST", f"{pod.url}/run", job)
     result = follow(pod, posted["id"])
     total_s = time.monotonic() - begin
@@ -100,14 +124,14 @@ def run(pod: Pod, job: str, name: str) -> bool:
 
 
 def main() -> int:
-    """Run the demo; return 0 when all pictures are saved."""
+    """Run the demo; return 0 when everything is saved."""
     # an interrupted demo must leave the worker's context too, so that no process stays
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # one thread, as Process sets it: a model this small gains nothing from more, and loses much if
     # other processes compete for the cores
-    environ = {"MODEL": "tiny", "LOG_LEVEL": "WARNING"}
+    environ = {"MODEL": MODELS, "LOG_LEVEL": "WARNING"}
     with Pod() as pod, pod.worker([sys.executable, "handler.py"], environ, cwd=ROOT) as worker:
-        print(f"worker starting (MODEL=tiny), API at {pod.url}", flush=True)
+        print(f"worker starting (MODEL={MODELS}), API at {pod.url}", flush=True)
         start = time.monotonic()
         while not pod.seen("poll"):
             if not worker.running or time.monotonic() - start > START_S:
@@ -119,6 +143,7 @@ def main() -> int:
         edit = (ROOT / "test_input.json").read_text()
         repaint = (ROOT / "docs" / "examples" / "inpaint.json").read_text()
         jobs = {"drawn": json.dumps(TEXT_JOB), "edited": edit, "repainted": repaint}
+        jobs["dialled"] = json.dumps(SPEECH_JOB)
         if not all(run(pod, job, f"demo-{name}") for name, job in jobs.items()):
             print(worker.stderr, file=sys.stderr)
             return 1

@@ -139,7 +139,9 @@ class Newcomer:
         authority, known = folder / "authority.pem", os.environ.get("SSL_CERT_FILE", SYSTEM_TRUST)
         (folder / TRUST).write_bytes(authority.read_bytes() + Path(known).read_bytes())
         pod = self._open.enter_context(Pod())
-        environ = [f"{k}={v}" for k, v in {**pod.environment(), "MODEL": "tiny"}.items()]
+        environ = [
+            f"{k}={v}" for k, v in {**pod.environment(), "MODEL": "tiny,tiny-speech"}.items()
+        ]
         worker = (f"{PROJECT}/.venv/bin/python", "handler.py")
         process = self._start(PROJECT, "env", *environ, *worker)
         self._started.append(process)

@@ -112,6 +112,10 @@ def models_table() -> str:
 def facts(row: ModelSpec) -> tuple[str, ...]:
     """Return a model's row without its name."""
     own = row.defaults
+    where = f"checkpoints/{row.embedded} (embedded)" if row.embedded else row.repository
+    if "speech" in row.tasks:
+        voices = f", {len(own.voices)} voices" if own.voices else ""
+        return where, f"speech{voices}", "", "", row.licence
     references = f" with 1-{own.max_references} references" if own.max_references > 1 else ""
     tasks = (task + references if task == FROM_PICTURES else task for task in row.tasks)
     negative = ", a negative prompt" if own.negative_prompt.strip() else ""
@@ -119,7 +123,7 @@ def facts(row: ModelSpec) -> tuple[str, ...]:
     if own.guidance is not None:
         guided = f"guidance {own.guidance:g}"
     return (
-        f"checkpoints/{row.embedded} (embedded)" if row.embedded else row.repository,
+        where,
         ", ".join(tasks),
         f"{own.steps} steps, {guided}{negative}",
         ", ".join(map(str, row.lightning)),
@@ -390,7 +394,9 @@ def hub_listing() -> str:
     sizes = json.loads(SIZES.read_text(encoding="utf-8"))
     listing["config"]["presets"] = presets.make_presets(sizes)
     published = [row.name for row in CATALOGUE.rows if row.embedded is None]
-    words = [*reversed(published), *CATALOGUE.groups]
+    grouped = {name for names in CATALOGUE.groups.values() for name in names}
+    alone = [row.name for row in CATALOGUE.rows if row.embedded and row.name not in grouped]
+    words = [*reversed(published), *CATALOGUE.groups, *alone]
     for entry in listing["config"]["env"]:
         if entry["key"] == "MODEL":
             entry["input"]["description"] = (

@@ -119,7 +119,7 @@ class Held:
         """Return a model that is held."""
         model, reached, go = self._models.take(model_id), self._reached, self._go
 
-        class Waiting:
+        class Waiting(Control):
             def __init__(self, control: Control) -> None:
                 self._control = control
 

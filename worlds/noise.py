@@ -1,7 +1,7 @@
 """A second family of pictures, which makes coloured noise; as a script, it serves it and the tone.
 
 `MODEL=tone,noise python -m worlds.noise` serves them as handler.py serves a model: all that it adds
-is two names in the catalogue and one in the tasks.
+is two names in the catalogue.
 """
 
 import random
@@ -20,11 +20,9 @@ from worker.media.picture import Picture
 from worker.seam import Control, Made, Openable, Served, Unheard
 from worker.settings import Settings
 from worker.tasks.picture import PictureOffer, PictureWish, warm_up
-from worker.tasks.registry import TASKS
 from worker.tasks.way import FROM_TEXT
 from worker.weights.spec import ModelSpec
 from worlds import tone
-from worlds.speech import SPEECH
 
 OFFER = PictureOffer(
     steps=2,
@@ -82,6 +80,5 @@ ROW = ModelSpec("noise", "a/noise", "Noise", "worlds.noise", (FROM_TEXT,), needs
 FAMILY = Family(rows=(ROW,), classes={}, form="noise")
 
 if __name__ == "__main__":
-    TASKS[SPEECH.name] = SPEECH
     catalogue.CATALOGUE = catalogue.combine((*catalogue.FAMILIES, tone.FAMILY, FAMILY))
     sys.exit(start.run(entrance.open_door, boot.boot))

@@ -1,45 +1,30 @@
 """A complete family that makes tones: its row, its model, and what that makes."""
 
-import io
-import math
-import wave
-from array import array
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from worker.driver import Gpu
+from worker.errors import BadAudio
 from worker.families.family import Family
-from worker.media.piece import Encoded
+from worker.media.sound import Sound, round_samples
 from worker.seam import Control, Made, Openable, Served
 from worker.settings import Settings
+from worker.tasks.speech import SpeechOffer, SpeechWish
 from worker.weights.spec import ModelSpec
-from worlds.speech import SpeechWish
 
 RATE = 24_000  # samples per second
 
 
-class Offer:
-    """What a tone offers for speech."""
-
-    def describe(self, _settings: Settings) -> Mapping[str, int]:
-        """Return the rate of its samples."""
-        return {"sample_rate": RATE}
+OFFER = SpeechOffer(voices=("fork",), rate=RATE, repetition_penalty=1.0)
 
 
-@dataclass(frozen=True)
-class Tone:
-    """A tone of 0.1 s per character, at a pitch given by the seed."""
-
-    wish: SpeechWish
-
-    def encode(self, _form: str, _quality: int, _text: Mapping[str, str]) -> Encoded:
-        """Return a WAV file."""
-        turn = 2 * math.pi * (200 + self.wish.seed % 200) / RATE
-        count, file = len(self.wish.prompt) * RATE // 10, io.BytesIO()
-        with wave.open(file, "wb") as track:
-            track.setparams((1, 2, RATE, 0, "NONE", ""))
-            track.writeframes(array("h", (int(9999 * math.sin(turn * n)) for n in range(count))))
-        return Encoded(file.getvalue(), "audio/wav", {"seconds": count / RATE, "sample_rate": RATE})
+def make_tone(wish: SpeechWish) -> Sound:
+    """Return a tone of 0.1 s per character, at a pitch given by the seed."""
+    times = np.arange(len(wish.prompt) * RATE // 10) / RATE
+    pitch = 200 + wish.seed % 200
+    return Sound(round_samples(np.sin(2 * np.pi * pitch * times).astype(np.float32)), RATE)
 
 
 @dataclass(frozen=True)
@@ -52,7 +37,7 @@ class Hum:
 class Fork:
     """A model that hums; all of its wishes share a forward."""
 
-    served = Served("tone", "a/tone", "1", "none", "", {"speech": Offer()})
+    served = Served("tone", "a/tone", "1", "none", "", {"speech": OFFER})
 
     def make_key(self, _wish: SpeechWish) -> Hum:
         """Return the same for all: they share a forward."""
@@ -64,9 +49,15 @@ class Fork:
 
     def make(self, wishes: Sequence[SpeechWish], controls: Sequence[Control]) -> list[Made]:
         """Hum."""
-        for control in controls:
-            control.report("hum", 1, 1)
-        return [Made(Tone(wish), {"hum": 5.0}) for wish in wishes]
+        made = [Made(make_tone(wish), {"generate": 5.0}) for wish in wishes]
+        for wish, control in zip(wishes, controls, strict=True):
+            if wish.streams:
+                for part in np.array_split(make_tone(wish).samples, 3):
+                    control.hand_over(Sound(part, RATE))
+            control.report("generate", 1, 1)
+            if wish.prompt == "breaks":
+                raise BadAudio("it broke")
+        return made
 
     def warm(self) -> None:
         """Load nothing."""

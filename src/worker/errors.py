@@ -21,6 +21,7 @@ WorkerError
 |   `-- WorkerNotReady        WORKER_NOT_READY
 `-- Fault                 for us or the operator to fix
     |-- BadPicture            BAD_PICTURE
+    |-- BadAudio              BAD_AUDIO
     |-- WeightsUnavailable    WEIGHTS_UNAVAILABLE
     |   `-- HubUnreachable        WEIGHTS_UNAVAILABLE   (a retry may succeed)
     |-- VolumeFull            VOLUME_FULL
@@ -192,6 +193,12 @@ class BadPicture(Fault):
     """The model's picture is NaN, or all its pixels are equal."""
 
     code = "BAD_PICTURE"
+
+
+class BadAudio(Fault):
+    """The model's speech is NaN or silent, or it did not end after several attempts."""
+
+    code = "BAD_AUDIO"
 
 
 class WeightsUnavailable(Fault):

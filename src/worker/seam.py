@@ -108,6 +108,11 @@ class Control(Protocol):
     def report(self, phase: Phase, step: int, steps: int) -> None:
         """Record that `step` of `steps` of a phase is done; raises when the work must stop here."""
 
+    def hand_over(self, part: Piece) -> None:
+        """Take a part of what is made, in order, of a wish whose job has it sent meanwhile."""
+        del part
+        return  # noqa: PLR1711 - mypy takes an empty body for an abstract one
+
 
 class Unheard(Control):
     """The control of a wish that nothing follows or stops, such as a warm-up's."""

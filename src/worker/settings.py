@@ -488,12 +488,15 @@ class Settings(BaseModel):
         " leaves room for a second copy; in 4bit while they are unpacked; `off`",
     )
     png_metadata: bool = _declare(True, "write into a picture's file how it was made")
-    response_compat: Literal["output_image_base64", "image", "image_base64", "image_url"] | None = (
-        _declare(
-            None,
-            "`output_image_base64`, `image`, `image_base64` or `image_url`: the top-level key that"
-            " takes the first picture, for old callers",
-        )
+    response_compat: (
+        Literal[
+            "output_image_base64", "image", "image_base64", "image_url", "audio_base64", "audio_url"
+        ]
+        | None
+    ) = _declare(
+        None,
+        "`output_image_base64`, `image`, `image_base64` or `image_url`: the top-level key that"
+        " takes the first picture, for old callers; `audio_base64` or `audio_url`: the speech",
     )
     strict_input: bool = _declare(False, "refuse unknown fields instead of warning")
     refresh_worker: bool = _declare(False, "replace the worker after each job")

@@ -42,6 +42,7 @@ TESTED: Final = {
     "bitsandbytes": ("0.50.2",),
     "safetensors": ("0.8.0",),
     "pillow": ("13.0.0",),
+    "soundfile": ("0.14.0",),
     "runpod": ("1.12.0",),
     "hf-transfer": ("0.1.9",),
 }
@@ -69,8 +70,16 @@ KNOWN_BAD: Final = (
         "transformers", "<5.3", "CVE-2026-4372; several 4.5x break Qwen2.5-VL", "5.17 or newer"
     ),
     _make_known_bad("diffusers", "<0.40", "its Qwen-Image classes differ from ours", "0.42.1"),
-    _make_known_bad("bitsandbytes", "==0.46.0", "broken release", "0.50.2"),
-    _make_known_bad("bitsandbytes", "==0.48.0", "broken release", "0.50.2"),
+    _make_known_bad(
+        "bitsandbytes", "<0.45.5", "conflicts with later torch; Unsloth refuses it too", "0.50.2"
+    ),
+    _make_known_bad(
+        "bitsandbytes", "==0.46.0", "had a bug that its next patch release fixed", "0.50.2"
+    ),
+    _make_known_bad(
+        "bitsandbytes", "==0.48.0", "cannot open int8 weights that are quantised already", "0.50.2"
+    ),
+    _make_known_bad("soundfile", "<0.13", "cannot choose how strongly to compress", "0.14.0"),
     _make_known_bad("runpod", "<1.10.1", "jobs funnel to one worker", "1.12.0"),
     _make_known_bad("runpod", ">=1.10.1,<1.12", "no guard against internal addresses", "1.12.0"),
     _make_known_bad("pillow", "<12.3", "older than the fixes of its decoders", "12.3 or newer"),

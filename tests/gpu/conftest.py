@@ -22,6 +22,7 @@ ORDER = (
     "errors",
     "loop",
     "combining",
+    "speech",
     "vae",
     "doctor",
     "attention",

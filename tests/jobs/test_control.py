@@ -18,8 +18,8 @@ SPANS = TEXT_TO_IMAGE.spans
 def updates_of(reports: list[list[Report]], steps: int | None = None) -> list[dict[str, Any]]:
     """Return the updates of a job whose pictures make these reports, one list a picture."""
     updates: list[Any] = []
-    known = {} if steps is None else {"steps": steps}
-    control = JobControl(updates.append, SPANS, len(reports), **known)
+    known = (1,) if steps is None else (steps,)
+    control = JobControl(updates.append, SPANS, len(reports), *known)
     for picture, made in enumerate(reports):
         control.start(picture)
         for report in made:

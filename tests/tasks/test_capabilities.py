@@ -6,7 +6,7 @@ from worker import settings
 from worker.edge.reply import measure, read_worker_version
 from worker.tasks import registry
 from worker.tasks.capabilities import list_capabilities
-from worker.tasks.picture import offer_of
+from worker.tasks.picture import PICTURE_TASKS, offer_of
 from worlds.published import EDIT, IMAGE, offering
 
 
@@ -101,4 +101,5 @@ def test_a_model_is_reported_as_it_is() -> None:
         "accepts": "1-4; picture i has seed + i",
         "default": "1",
         "schema": {"type": "integer", "minimum": 1, "maximum": 4},
+        "tasks": list(PICTURE_TASKS),
     }

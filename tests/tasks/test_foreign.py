@@ -135,7 +135,7 @@ def test_what_would_change_the_result_and_cannot_is_refused(given: Any) -> None:
     task: Any = SimpleNamespace(input=CommonInput, sign="images")
     read = Read(CommonInput.model_construct(), {}, frozenset(), (), ())
     verdict = Verdict(read)
-    unhonoured.check(given, task, verdict)
+    unhonoured.check(given, task, {}, verdict)
     with pytest.raises(InvalidInput) as error:
         verdict.raise_faults()
     message = "is not supported by this worker; leave it out"

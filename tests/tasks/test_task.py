@@ -25,7 +25,14 @@ from worker.seam import Served
 from worker.settings import Settings
 from worker.tasks import picture
 from worker.tasks.capabilities import list_capabilities
-from worker.tasks.picture import EDIT, PictureInput, PictureOffer, PictureWish, offer_of
+from worker.tasks.picture import (
+    EDIT,
+    PICTURE_TASKS,
+    PictureInput,
+    PictureOffer,
+    PictureWish,
+    offer_of,
+)
 from worker.tasks.registry import TASKS
 from worker.tasks.request import Request, parse
 from worker.tasks.task import Asked, Task
@@ -105,7 +112,7 @@ def test_a_field_that_a_task_adds_is_in_capabilities_and_in_the_reference() -> N
         "default": "0.75",
         "tasks": ["edit"],
     }
-    assert "tasks" not in rows["width"]
+    assert rows["width"]["tasks"] == list(PICTURE_TASKS)
     assert "| `warmth` | `heat` | 0-1, how warm | 0.75 |" in readme.input_table()
 
 
@@ -134,9 +141,10 @@ def test_every_field_of_a_wish_is_public_everywhere_or_private(task: Task) -> No
         if not in_reply:
             assert not in_file, f"{field.name} is private in the reply alone"
             continue
-        if field.name != "start_noise":  # what a strength comes to
+        found = ("start_noise", "spoken", "truncated", "first_frames")  # while it is made
+        if field.name not in found:
             assert {field.name, in_reply} & set(asked_for), f"no caller can ask for {field.name}"
-        assert in_file or field.name == "task", f"{field.name} is not inside the file"
+        assert in_file or field.name in ("task", *found), f"{field.name} is not inside the file"
         names["reply"].add(in_reply)
         names["text"].add(in_file)
     assert {"task", "seed"} <= names["reply"]
@@ -238,7 +246,7 @@ def asked(job_input: Any, *models: Served) -> Request:
         ({"verse": "x", "task": "Say"}, (SERVED, SPEAKER), "say", "speaker"),
         ({"prompt": "x"}, (SPEAKER, SERVED), "text-to-image", "standin"),
         ({"prompt": "x", "image": PICTURE}, (SPEAKER, SERVED), "edit", "standin"),
-        ({"line": "x", "image": PICTURE}, (SPEAKER,), "say", "speaker"),
+        ({"line": "x", "seed": 5}, (SPEAKER,), "say", "speaker"),
     ],
 )
 def test_a_task_is_chosen_by_its_name_the_pictures_or_the_model(
@@ -254,13 +262,14 @@ def test_the_words_of_a_job_are_those_of_its_task() -> None:
     with pytest.raises(InvalidInput) as refused:
         asked({"prompt": "x", "task": "say", "widht": 5}, SPEAKER)
     assert refused.value.message == (
-        "line: is required; prompt: is not a known field; text-to-image, edit, img2img,"
-        " inpaint and outpaint have it; widht: is not a known field"
+        "prompt: is for pictures, not for say; line: is required; widht: is not a known field"
     )
     with pytest.raises(InvalidInput) as doubled:
         asked({"input": {"line": "x"}}, SPEAKER)
     assert "is doubled" in doubled.value.message
-    assert asked({"line": "x", "input": {}}, SPEAKER).warnings == ("input: is not a known field",)
+    assert asked({"line": "x", "input": {}}, SPEAKER).warnings == (
+        "input: is not a known field; speech has it",
+    )
 
 
 @pytest.mark.usefixtures("say")
@@ -269,8 +278,8 @@ def test_messages_name_every_task_that_is_known() -> None:
         asked({"prompt": "x", "task": "sing"}, SERVED)
     (detail,) = refused.value.details
     assert detail.message == (
-        "must be 'text-to-image', 'edit', 'img2img', 'inpaint', 'outpaint', 'say', 'layered' or"
-        " 'speech' (got 'sing')"
+        "must be 'text-to-image', 'edit', 'img2img', 'inpaint', 'outpaint', 'speech', 'say' or"
+        " 'layered' (got 'sing')"
     )
     with pytest.raises(UnsupportedTask) as unable:
         asked({"prompt": "x", "model": "speaker", "task": "edit", "image": PICTURE}, SPEAKER)
@@ -285,20 +294,22 @@ def test_capabilities_have_the_fields_and_the_offers_of_every_task() -> None:
     assert (second["tasks"], second["voices"]) == (["say"], ["a"])
     assert "steps" not in second
     names = [row["field"] for row in answer["input"]]
-    assert names.count("seed") == names.count("num_images") == 1
-    rows = {row["field"]: row for row in answer["input"]}
+    assert names.count("seed") == 1
+    rows = {row["field"]: row for row in answer["input"] if row.get("tasks") != ["speech"]}
     assert rows["line"]["tasks"] == ["say"]
     assert rows["prompt"]["tasks"] == ["text-to-image", "edit", "img2img", "inpaint", "outpaint"]
     assert rows["task"]["accepts"] == (
-        "`text-to-image`, `edit`, `img2img`, `inpaint`, `outpaint`, `say`"
+        "`text-to-image`, `edit`, `img2img`, `inpaint`, `outpaint`, `speech`, `say`"
     )
     assert rows["task"]["default"] == (
-        "outpaint: outpaint, mask: inpaint, strength: img2img, images: edit, else text-to-image"
+        "voice: speech, outpaint: outpaint, mask: inpaint, strength: img2img, images: edit,"
+        " else text-to-image"
     )
-    assert "tasks" not in rows["num_images"]
+    assert rows["num_images"]["tasks"] == [*PICTURE_TASKS, "say"]
     formats = [row for row in answer["input"] if row["field"] == "output_format"]
     assert [(row["accepts"], row["default"]) for row in formats] == [
         ("png, jpeg, jpg, webp", "png"),
+        ("wav, flac, mp3, opus, pcm; pcm is 16 bit, little-endian, without a header", "wav"),
         ("txt, text", "txt"),
     ]
 

@@ -61,7 +61,9 @@ def test_readme_is_read_in_a_few_minutes() -> None:
 
 
 def test_the_input_table_has_every_field_and_alias() -> None:
-    table = {words(row[0])[0]: words(row[1]) for row in rows("input")}
+    table: dict[str, list[str]] = {}
+    for row in rows("input"):  # a field that differs between tasks has a row for each kind
+        table.setdefault(words(row[0])[0], []).extend(words(row[1]))
     assert {alias for name, others in table.items() for alias in (name, *others)} == set(
         registry.map_words()
     )

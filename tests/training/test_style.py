@@ -96,7 +96,7 @@ def test_the_style_is_seen_beside_lightning_and_at_half_strength(
     """One case of two is held out of its training."""
     assert [case.held_out for case in CASES] == [False, True]
     assert evaluate.rate_styled(CASES, committed, 1.0) == {"framed": 1.0, "all five": 1.0}
-    cases = list(evaluate.prompts(12, 21))
+    cases = list(prompts(12, 21))
     half = evaluate.draw_styled(model, cases, FOLDER, "lightning-8, half framed")
     assert evaluate.list_missed(evaluate.rate_styled(cases, half, 0.5)) == {}
     plain = [evaluate.make(model, case, "lightning-8") for case in CASES]

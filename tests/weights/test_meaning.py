@@ -37,7 +37,10 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "checkpoints"
 
 
-@pytest.mark.parametrize("row", CATALOGUE.rows, ids=lambda row: row.name)
+PICTURES = [row for row in CATALOGUE.rows if "speech" not in row.tasks]
+
+
+@pytest.mark.parametrize("row", PICTURES, ids=lambda row: row.name)
 def test_a_row_holds_together(row: ModelSpec) -> None:
     assert row.pipeline in CATALOGUE.classes
     assert row.tasks

@@ -50,8 +50,12 @@ class Content:
         They identify it; empty when the folder has no component of that role.
         """
         if role not in self._digests:
-            has_weights = self.recipe.find_part(role).has_weights
-            weights = headers.list_weight_files(self.snapshot, role) if has_weights else []
+            part = self.recipe.find_part(role)
+            weights = (
+                headers.list_weight_files(self.snapshot, role, part.pickle)
+                if part.has_weights
+                else []
+            )
             small = headers.list_configuration_files(self.snapshot, role)
             self._digests[role] = sorted(
                 [*map(self._digest_meaning, small), *map(self.snapshot.digest, weights)]

@@ -42,7 +42,7 @@ class Weights:
                 parts = quantise(tensor, self._precision, self._device)
                 tensors |= {stem + suffix: part for suffix, part in parts.items()}
             else:
-                tensors[kept] = cast_to_bf16(tensor)
+                tensors[kept] = tensor if self._part.is_exact else cast_to_bf16(tensor)
         return {WEIGHTS: tensors}
 
     def fuse(self, name: str, tensor: Tensor) -> Tensor:

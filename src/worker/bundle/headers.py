@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from worker.bundle.pickled import is_pickle, read_pickled_header
 from worker.bundle.tensors import Header, UnknownFormat, read_header
 from worker.errors import WeightsUnavailable
 from worker.weights.checkpoint import SHARD, describe_other_weights, list_needed
@@ -24,10 +25,11 @@ class Shard:
     header: Header
 
 
-def list_weight_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
+def list_weight_files(snapshot: Snapshot, role: str, pickle: str = "") -> list[RemoteFile]:
     """Return the shards of a component, in order: those that its index names, if it has one.
 
-    Raises WeightsUnavailable when the index cannot be read or names a file that is not there.
+    Where there is none, it is the `pickle` of that name, if any. Raises WeightsUnavailable when the
+    index cannot be read or names a file that is not there.
     """
     by_path = {file.path: file for file in snapshot.files}
     there = {
@@ -49,6 +51,8 @@ def list_weight_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
             raise WeightsUnavailable(
                 f"{snapshot.repository} lacks {role}/{name}, a shard of its index"
             )
+    if not names and pickle and f"{role}/{pickle}" in by_path:
+        return [by_path[f"{role}/{pickle}"]]
     return [there[name] for name in names]
 
 
@@ -74,13 +78,16 @@ def list_configuration_files(snapshot: Snapshot, role: str) -> list[RemoteFile]:
     ]
 
 
-def read_shards(snapshot: Snapshot, role: str) -> list[Shard]:
-    """Read the headers of a component's shards by range.
+def read_shards(snapshot: Snapshot, role: str, pickle: str = "") -> list[Shard]:
+    """Read the headers of a component's shards by range; a `pickle` is read as a complete file.
 
     Raises UnknownFormat, and WeightsUnavailable when there is no shard or one cannot be read.
     """
     found = []
-    for file in list_weight_files(snapshot, role):
+    for file in list_weight_files(snapshot, role, pickle):
+        if is_pickle(file.path):
+            found.append(Shard(file, read_pickled_header(snapshot.read_file(file), file.path)))
+            continue
         try:
             contents = read_header(partial(snapshot.read_range, file))
         except UnknownFormat:

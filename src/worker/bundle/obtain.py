@@ -136,6 +136,7 @@ class _Search:
         snapshot = self._open_snapshot(source)
         self._spec = sources.complete(self._spec, snapshot, self._catalogue)
         if not _is_bundle(snapshot):
+            self._published = sources.arrange(snapshot, self._spec, self._settings)
             return None
         if self._spec.lightning_place or self._spec.transformer:
             raise WeightsUnavailable(

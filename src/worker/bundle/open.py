@@ -17,6 +17,7 @@ from worker.bundle.fill import fill
 from worker.bundle.layout import Damaged, Verified
 from worker.bundle.read import READ_THREADS, FileReader
 from worker.bundle.recipe import Recipe
+from worker.bundle.tensors import read_file_header
 from worker.engine.lora import NOTHING, Adapters, Fixed
 from worker.engine.offload import stream_from_host
 from worker.errors import LoraNotApplied
@@ -98,6 +99,10 @@ class Opening:
     def has_part(self, role: str) -> bool:
         """Return whether the bundle has a part."""
         return role in self._found.parts
+
+    def has_tensor(self, role: str, name: str) -> bool:
+        """Return whether a part's weights have a tensor of that name."""
+        return any(name in read_file_header(path) for path in self._list_weights(role))
 
     def open_module(self, role: str) -> Any:
         """Return a part's modules with their tensors, or those of an open model that shares it."""

@@ -12,7 +12,7 @@ from worker.bundle import headers, layout
 from worker.bundle.content import digest_meaning
 from worker.bundle.layout import METHOD
 from worker.bundle.recipe import Part, Published, Recipe
-from worker.bundle.sizes import count_mapped, count_stored
+from worker.bundle.sizes import count_loaded, count_mapped, count_stored
 from worker.bundle.stated import digest_scale
 from worker.engine.quantise import Precision
 from worker.settings import Settings
@@ -114,7 +114,7 @@ def _plan_part(
     size = sum(map(len, small.values()))
     if part.has_weights:
         size += count_stored(part, headers.merge(shards), part.choose_precision(order.precision))
-        size += count_mapped(part, published)
+        size += count_mapped(part, published) + count_loaded(part, published)
     return Planned(
         part.role, layout.compute_identity(part.role, digests, facts), facts, sources, size
     )
@@ -127,6 +127,8 @@ def _list_facts(
     if not part.has_weights:
         return {}
     facts: dict[str, Any] = {"precision": part.choose_precision(order.precision)}
+    if part.is_exact:
+        facts["precision"] = "published"
     if part.replaced is not None:
         facts |= part.replaced.facts(published)
     if order.fused and part.role == order.recipe.adapted:

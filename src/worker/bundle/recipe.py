@@ -47,18 +47,26 @@ class Work:
     lora: Mapping[str, Tensor] | None
 
 
+def count_nothing(published: Published) -> int:
+    """Return 0."""
+    del published
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Replaced:
     """Weights that a bundle replaces by what is computed from them, mapped and never all in memory.
 
     `names` are their names in our modules. `facts` go into the part's identity, `size` is the size
-    of the replacement on the disk in bytes, `transform` makes the part's files with it.
+    of what is mapped of the replacement in bytes, `loaded` of what is in the device's memory.
+    `transform` makes the part's files with it.
     """
 
     names: re.Pattern[str]
     facts: Callable[[Published], Mapping[str, Any]]
     size: Callable[[Published], int]
     transform: Callable[[Work], Transform]
+    loaded: Callable[[Published], int] = count_nothing
 
 
 def keep_as_made(model: Any) -> Any:
@@ -114,7 +122,9 @@ class Part:
     one in our modules, None for what is dropped; `shown` returns, given all published names, how a
     publisher names our tensors. `quantised` are our names of the weights [out, in] that are stored
     in the chosen precision: without it a part is bf16 at every precision. The models of one worker
-    share an `is_shared` part of the same identity; only some models have an `is_optional` part.
+    share an `is_shared` part of the same identity; only some models have an `is_optional` part. One
+    that is `is_exact` keeps the number formats of its publisher. `pickle` is the name of a pickled
+    file that may hold its weights, which is read as data alone; "" where none may.
     """
 
     role: str
@@ -125,6 +135,8 @@ class Part:
     replaced: Replaced | None = None
     is_shared: bool = False
     is_optional: bool = False
+    is_exact: bool = False
+    pickle: str = ""
 
     @property
     def has_weights(self) -> bool:
@@ -153,6 +165,12 @@ class ComputeWorking(Protocol):
         """
 
 
+def keep_spec(spec: ModelSpec, facts: Mapping[str, Any]) -> ModelSpec:
+    """Return a model as it is: its worker.json says nothing that its row does not."""
+    del facts
+    return spec
+
+
 def require_nothing(
     spec: ModelSpec, settings: Settings, precision: Precision, pixels: int | None = None
 ) -> int:
@@ -170,7 +188,8 @@ class Recipe:
     are applied to the part `adapted`; a Lightning LoRA must reach all modules that `reached` names,
     given that part's configuration. The part `waiting` may wait in the host's memory; messages call
     it `waiting_word`. `working` computes what the largest job takes beside the weights, `passing`
-    what it takes while that part passes through the device.
+    what it takes while that part passes through the device. `learn` returns a model with what its
+    worker.json says about it.
     """
 
     parts: tuple[Part, ...]
@@ -181,6 +200,7 @@ class Recipe:
     waiting_word: str
     working: ComputeWorking = require_nothing
     passing: ComputeWorking = require_nothing
+    learn: Callable[[ModelSpec, Mapping[str, Any]], ModelSpec] = keep_spec
 
     def find_part(self, role: str) -> Part:
         """Return the part of a role; raises KeyError when there is none."""

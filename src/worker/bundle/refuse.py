@@ -34,13 +34,13 @@ def check_configured(
             )
 
 
-def read_shards(snapshot: Snapshot, role: str, spec: ModelSpec) -> list[Shard]:
+def read_shards(snapshot: Snapshot, role: str, spec: ModelSpec, pickle: str = "") -> list[Shard]:
     """Read the headers of a component; refuse, by its name, a format that has no torch.dtype.
 
     Raises WeightsUnavailable.
     """
     try:
-        return headers.read_shards(snapshot, role)
+        return headers.read_shards(snapshot, role, pickle)
     except UnknownFormat as error:
         raise prequantised.make_refusal(
             f"{role}/", f"{error.written}, as {error.tensor}", spec

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from worker.bundle import headers
 from worker.bundle.recipe import Part, Published, Recipe
-from worker.bundle.tensors import Header
+from worker.bundle.tensors import Header, TensorEntry
 from worker.engine.quantise import Precision, count_stored_bytes, is_quantised
 
 
@@ -37,9 +37,19 @@ def count_stored(part: Part, tensors: Header, precision: Precision) -> int:
         total += (
             count_stored_bytes(entry.shape, precision)
             if is_quantised(part.quantised, kept, entry.shape, precision)
-            else entry.count * (2 if entry.dtype.is_floating_point else entry.dtype.itemsize)
+            else entry.count * _count_element_bytes(part, entry)
         )
     return total
+
+
+def _count_element_bytes(part: Part, entry: TensorEntry) -> int:
+    """Return the bytes of a number that is not quantised: bf16, or as it was published."""
+    return entry.dtype.itemsize if part.is_exact or not entry.dtype.is_floating_point else 2
+
+
+def count_loaded(part: Part, published: Published) -> int:
+    """Return the bytes of what replaces some of a part's weights in the device's memory."""
+    return 0 if part.replaced is None else part.replaced.loaded(published)
 
 
 def count_mapped(part: Part, published: Published) -> int:
@@ -54,6 +64,7 @@ def compute_sizes_at(
     parts = [recipe.find_part(role) for role in recipe.with_weights]
     memory = {
         part.role: count_stored(part, headers.merge(published.shards[part.role]), precision)
+        + count_loaded(part, published)
         for part in parts
     }
     return WeightSizes(

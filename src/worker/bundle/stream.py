@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Final
 
 from pydantic import TypeAdapter
-from safetensors import safe_open
 from torch import Tensor
 
 from worker import log
 from worker.bundle import tensors
 from worker.bundle.headers import Shard
 from worker.bundle.layout import FileRecord
+from worker.bundle.pickled import open_weights
 from worker.weights import temporary
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Proven, ReportProgress, Snapshot
@@ -107,8 +107,8 @@ def _make(
     for attempt in range(OPEN_TRIES):
         proven = fetched(shard.file)
         try:
-            with safe_open(proven.path, framework="pt") as file:
-                made = transform(shard, file.get_tensor)
+            with open_weights(proven.path) as read:
+                made = transform(shard, read)
                 records = {}
                 for stem, state in made.items():
                     if state:

@@ -147,7 +147,7 @@ def _check_https(value: str) -> str:
     return value
 
 
-def _make_choice(choices: str) -> BeforeValidator:
+def make_choice(choices: str) -> BeforeValidator:
     """Accept one of the words that the validation's context has under this name, in any case."""
 
     def choose(value: Any, info: ValidationInfo) -> Any:
@@ -162,7 +162,8 @@ def _make_choice(choices: str) -> BeforeValidator:
     return BeforeValidator(choose)
 
 
-def _show_choice(choices: str) -> WithJsonSchema:
+def show_choice(choices: str) -> WithJsonSchema:
+    """Describe the words that the validation's context has under this name."""
     return WithJsonSchema({"type": "string", CHOICES: choices})
 
 
@@ -203,7 +204,7 @@ class CommonInput(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, validate_by_name=True)
 
-    task: Annotated[str, _make_choice("tasks"), _show_choice("tasks")] | None = declare(
+    task: Annotated[str, make_choice("tasks"), show_choice("tasks")] | None = declare(
         "{tasks}", "{inferred}", "mode", "workflow", place=WHO
     )
     model: Annotated[str, Field(min_length=1, max_length=200), Plain] | None = declare(
@@ -229,8 +230,8 @@ class CommonInput(BaseModel):
         "true",
         place=ALWAYS,
     )
-    output_format: Annotated[str, _make_choice("formats"), _show_choice("formats")] | None = (
-        declare("{formats}", "{format}", "image_format", place=ALWAYS)
+    output_format: Annotated[str, make_choice("formats"), show_choice("formats")] | None = declare(
+        "{formats}", "{format}", "image_format", place=ALWAYS
     )
     output_quality: Annotated[
         Annotated[int, Whole, Field(ge=1, le=100)] | None, BeforeValidator(_read_quality)

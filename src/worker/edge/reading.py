@@ -54,7 +54,8 @@ def read(given: Mapping[Any, Any], kind: type[CommonInput], vocabulary: Vocabula
     faults: list[Detail] = []
     broken: set[str] = set()
     unknown: list[tuple[str, Any, Mapping[str, str]]] = []
-    for word, value in given.items():
+    elsewhere = vocabulary.elsewhere
+    for word, value in [(w, v) for w, v in given.items() if v is not None or w not in elsewhere]:
         name = names.get(word) if isinstance(word, str) else None
         if name is None:
             unknown.append(("", word, names))

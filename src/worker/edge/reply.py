@@ -53,7 +53,7 @@ def read_worker_version() -> str:
 
 def make_success(
     key: str,
-    entries: Sequence[Mapping[str, Any]],
+    entries: Sequence[Mapping[str, Any]] | Mapping[str, Any],
     wish: Wish,
     model: Served,
     *,
@@ -64,11 +64,14 @@ def make_success(
 ) -> dict[str, Any]:
     """Return the output of a job that made what it was asked for.
 
-    `entries` are those of media.deliver, in order, which go under `key`; `wish` is the first
-    output's, whose own fields say what is echoed. `warnings` are reported once each.
+    `entries` are those of media.deliver, in order, which go under `key`, or the only one of a task
+    that is single; `wish` is the first output's, whose own fields say what is echoed. `warnings`
+    are reported once each.
     """
     return {
-        key: [{"index": index, **entry} for index, entry in enumerate(entries)],
+        key: dict(entries)
+        if isinstance(entries, Mapping)
+        else [{"index": index, **entry} for index, entry in enumerate(entries)],
         **echo.show_in_reply(wish),
         "model": {"id": model.id, "revision": model.revision, "precision": model.precision},
         "adjusted": {name: list(pair) for name, pair in adjusted.items()},
@@ -84,7 +87,7 @@ def serve_old_callers(output: dict[str, Any], key: str, top: str) -> None:
 
     A key that says URL gets one, a data URL where there is no other.
     """
-    first = output[key][0]
+    first = output[key] if isinstance(output[key], dict) else output[key][0]
     carrier = next(name for name in CARRIERS if name in first)
     value = first.pop(carrier)
     is_bare = carrier == "base64" and top.endswith("_url")
@@ -94,8 +97,8 @@ def serve_old_callers(output: dict[str, Any], key: str, top: str) -> None:
 def find_carrier(output: Mapping[str, Any]) -> tuple[str, str] | None:
     """Return the key of an output's pieces and that of the first one's data; None without any."""
     for key, value in output.items():
-        first = value[0] if isinstance(value, list) and value else None
-        if isinstance(first, dict):
+        first = value[0] if isinstance(value, list) and value else value
+        if isinstance(first, Mapping):
             for carrier in CARRIERS:
                 if carrier in first:
                     return key, carrier

@@ -28,8 +28,10 @@ def find_fault(job_input: Any, words: Container[str]) -> str | None:
 
 
 def _is_request(given: dict[Any, Any], words: Container[str]) -> bool:
-    """Return whether an input requests something."""
-    return any(value is not None and word in words for word, value in given.items())
+    """Return whether an input requests something, whatever its own `input` is."""
+    return any(
+        value is not None and word in words and word != "input" for word, value in given.items()
+    )
 
 
 def _is_written(value: Any) -> bool:

@@ -5,12 +5,13 @@ from typing import Final
 
 from worker.families.family import DeviceNeed, Family
 from worker.families.flux2 import models as flux2
+from worker.families.orpheus import models as orpheus
 from worker.families.qwen_image import models as qwen_image
 from worker.settings import Precision, Settings
 from worker.weights.meaning import Catalogue
 from worker.weights.spec import ModelSpec
 
-FAMILIES: Final = (qwen_image.FAMILY, flux2.FAMILY)
+FAMILIES: Final = (qwen_image.FAMILY, flux2.FAMILY, orpheus.ORPHEUS)
 
 
 def combine(families: Sequence[Family]) -> Catalogue:

@@ -96,7 +96,8 @@ class Opener(Generic[T]):
         InvalidSettings.
         """
         obtained = self._obtain(spec, settings, gpu)
-        own, precision = obtained.spec, obtained.bundle.precision
+        precision = obtained.bundle.precision
+        own = self.recipe.learn(obtained.spec, obtained.bundle.facts)
 
         def limit(left: int | None) -> Openable:
             served = self.describe(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from worker.jobs.control import Stopped
 from worker.jobs.ticket import Placed, Row
+from worker.media.piece import Piece
 from worker.seam import Control, Outcome, Phase
 
 Settle = Callable[["Batch", Row, Placed | Exception], None]
@@ -93,3 +94,7 @@ class _RowControl(Control):
         except Stopped:
             self._batch.end(self._row)
             raise
+
+    def hand_over(self, part: Piece) -> None:
+        """Pass on a part of what the row is."""
+        self._row.ticket.control.hand_over(part)

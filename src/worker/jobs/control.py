@@ -6,6 +6,7 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import Any
 
+from worker.media.piece import Piece
 from worker.seam import Control, Phase
 from worker.tasks.task import Span
 
@@ -17,7 +18,8 @@ class Stopped(Exception):
 class JobControl:
     """The control of one job, for all of its `wishes`.
 
-    `publish` takes the updates, in the lane's thread. `spans` are the phases of one wish;
+    `publish` takes the updates, in the lane's thread, and `hand_over` the parts of what is made.
+    `spans` are the phases of one wish;
     `steps` is how many are counted per wish, as far as that is known before the first is made.
     """
 
@@ -27,10 +29,12 @@ class JobControl:
         spans: Sequence[Span],
         wishes: int,
         steps: int = 1,
+        hand_over: Callable[[Piece], None] | None = None,
     ) -> None:
         phases = [span.phase for span in spans]
         begins = accumulate((span.percent for span in spans), initial=0)
         self._publish = publish
+        self._hand_over = hand_over
         self._spans = {
             span.phase: (begin, span.percent) for span, begin in zip(spans, begins, strict=False)
         }
@@ -93,6 +97,11 @@ class JobControl:
             }
         )
 
+    def hand_over(self, part: Piece) -> None:
+        """Pass on a part of what is made, where the job has it sent."""
+        if self._hand_over is not None:
+            self._hand_over(part)
+
     def _check(self) -> None:
         if self.is_stopped:
             raise Stopped
@@ -107,3 +116,7 @@ class _WishControl(Control):
     def report(self, phase: Phase, step: int, steps: int) -> None:
         """Report to the job; raises Stopped after a cancel."""
         self._job.report(self._wish, phase, step, steps)
+
+    def hand_over(self, part: Piece) -> None:
+        """Pass on a part of what is made."""
+        self._job.hand_over(part)

@@ -49,7 +49,9 @@ async def fit(
         job.timings["total"] = job.measure_elapsed_ms()
         output = reply.make_success(
             task.key,
-            [{**e, "seed": wish.seed} for e, wish in zip(entries, wishes, strict=True)],
+            _show_single(entries)
+            if task.is_single
+            else [{**e, "seed": wish.seed} for e, wish in zip(entries, wishes, strict=True)],
             first,
             request.model,
             timings_ms=reply.sum_timings(job.timings, task.timings),
@@ -59,8 +61,13 @@ async def fit(
         )
         if settings.most_in_batch > 1:
             _add_batches(output, task.key, placed)
-        if settings.response_compat is not None and not job.is_plain:
-            reply.serve_old_callers(output, task.key, settings.response_compat)
+        compat = settings.response_compat
+        if (
+            compat is not None
+            and not job.is_plain
+            and compat.startswith("audio") == (task.key == "audio")
+        ):
+            reply.serve_old_callers(output, task.key, compat)
         if form != delivery.form:
             output["adjusted"]["output_format"] = [delivery.form, form]
         if response_format != delivery.response_format:
@@ -85,6 +92,12 @@ async def fit(
         return output
     assert refused is not None  # noqa: S101 - the loop ends here only after a refusal
     raise refused
+
+
+def _show_single(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what a reply has of the only piece: its seed is the job's."""
+    (only,) = entries
+    return {name: value for name, value in only.items() if name != "index"}
 
 
 def _list_ways(job: Job, request: Request, settings: Settings) -> list[tuple[str, ResponseFormat]]:

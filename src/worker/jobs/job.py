@@ -9,6 +9,7 @@ from typing import Any
 from worker.edge.reply import Failure
 from worker.errors import WorkerError
 from worker.jobs.limit import Limit
+from worker.jobs.outflow import Sink
 from worker.jobs.progress import Post
 from worker.media.piece import Encoded
 from worker.media.s3 import CallersBucket
@@ -30,7 +31,8 @@ class Job:
 
     `most_bytes` is what the door can carry of a reply, as UTF-8 JSON. `bucket` is the caller's own;
     `bucket_name` is what callers of this door call such a bucket, None where they cannot bring one.
-    `fault` is what is wrong with the job outside its input. `listener` gets the job's progress.
+    `fault` is what is wrong with the job outside its input. `listener` gets the job's progress,
+    `sink` the parts of what is made while the rest is made, None where the door cannot send them.
     `limit` is how long it may take by what its caller or its door says. `is_plain` says that the
     door gives the reply a form of its own, so that RESPONSE_COMPAT does not apply. `wait` is what
     it waits for once its input is known to be right, before anything is fetched for it. `show` gets
@@ -44,6 +46,7 @@ class Job:
     bucket_name: str | None = None
     fault: WorkerError | None = None
     listener: Post | None = None
+    sink: Sink | None = None
     limit: Limit | None = None
     is_plain: bool = False
     wait: Callable[[], Awaitable[None]] | None = None

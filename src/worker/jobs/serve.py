@@ -26,6 +26,7 @@ from worker.jobs.forming import Caps
 from worker.jobs.job import Answer, Job
 from worker.jobs.lane import Lane
 from worker.jobs.limit import Limit
+from worker.jobs.outflow import Outflow
 from worker.jobs.progress import Progress
 from worker.jobs.ticket import Placed, Ticket
 from worker.loras.fetching import LoraFetcher
@@ -163,7 +164,8 @@ class Worker:
         )
         settled = await self._settle(job, request)
         async with self._obtain_loras(job, request, settled.wish) as wish:
-            wishes = request.make_wishes(await self._read_ahead(request, wish))
+            ahead = await self._read_ahead(request, _choose_streaming(job, request, wish))
+            wishes = request.make_wishes(ahead)
             encoder = Encoder(request, wishes, self._settings, job.show)
             placed = await self._make(job, request, wishes, encoder)
         return await fit(job, request, wishes, placed, encoder, settled.adjusted, self._settings)
@@ -203,9 +205,11 @@ class Worker:
     ) -> list[Placed]:
         """Make the wishes in the lane, each encoded as soon as it is made."""
         task = request.task
-        async with Progress(job.listener) as progress:
+        async with Progress(job.listener) as progress, Outflow(job.sink) as outflow:
             steps = task.count_steps(wishes[0])
-            control = JobControl(progress.publish, task.spans, len(wishes), steps)
+            control = JobControl(
+                progress.publish, task.spans, len(wishes), steps, hand_over=outflow.take
+            )
             ticket = Ticket(
                 request.model.id,
                 lambda: self._take(request),
@@ -240,3 +244,11 @@ class Worker:
         if error is not None and is_fatal and self.fatal is None:
             self.fatal = error
             log.get().error("fatal", error_code=error.code)
+
+
+def _choose_streaming(job: Job, request: Request, wish: Any) -> Any:
+    """Return a wish that hands nothing over where its job's door cannot send it."""
+    if not request.asked.streams or job.sink is not None:
+        return wish
+    job.warnings.append("stream: has no effect at this door, where the reply comes complete")
+    return replace(wish, streams=False)

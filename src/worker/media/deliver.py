@@ -26,7 +26,16 @@ ResponseFormat = Literal["base64", "data_url", "url"]
 # These query keys identify Azure, whose presigned PUT needs a header that names the kind of blob.
 AZURE_QUERY: Final = frozenset({"sig", "sv"})
 AZURE_HEADERS: Final = {"x-ms-blob-type": "BlockBlob"}
-EXTENSIONS: Final = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+EXTENSIONS: Final = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/webp": "webp",
+    "audio/wav": "wav",
+    "audio/flac": "flac",
+    "audio/mpeg": "mp3",
+    "audio/ogg": "opus",
+    "audio/pcm": "pcm",
+}
 
 
 def check_upload_urls(urls: Sequence[str], settings: Settings) -> None:

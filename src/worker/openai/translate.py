@@ -72,7 +72,7 @@ def translate(route: str, body: Any) -> Call:
         if draft.take(name) is not None:
             draft.warnings.append(f"{name}: has no effect")
     if route == SPEECH_ROUTE:
-        _read_speech(draft)
+        _read_speech(draft, streams=bool(streams))
     else:
         _read_picture(draft, is_edit=route == EDITS, streams=bool(streams))
     if draft.faults:
@@ -107,10 +107,14 @@ def _read_picture(draft: _Draft, *, is_edit: bool, streams: bool) -> None:
         draft.input["task"] = "edit"
 
 
-def _read_speech(draft: _Draft) -> None:
+def _read_speech(draft: _Draft, *, streams: bool) -> None:
     draft.input["task"] = "speech"
     if (text := draft.take("input")) is not None:
         draft.input["prompt"] = text
     if (form := draft.take("response_format")) is not None:
         draft.input["output_format"] = form
+    if draft.take("stream_format") not in (None, "audio"):
+        draft.faults.append(Detail("stream_format", "must be audio: events have no sound in them"))
+    if streams:
+        draft.input["stream"] = True
     draft.input["response_format"] = "base64"

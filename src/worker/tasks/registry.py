@@ -7,20 +7,38 @@ from typing import Any, Final
 from worker.edge import fields, reading
 from worker.edge.fields import FieldFacts
 from worker.edge.reading import Read, Vocabulary
-from worker.tasks import picture
+from worker.tasks import picture, speech
 from worker.tasks.task import Task
 
 # In the order in which messages list them.
-TASKS: Final[dict[str, Task]] = dict(picture.PICTURE_TASKS)
+TASKS: Final[dict[str, Task]] = {**picture.PICTURE_TASKS, speech.SPEECH.name: speech.SPEECH}
 # Other words for tasks.
-MEANINGS: Final[dict[str, str]] = {"txt2img": "text-to-image", "multi_reference": "edit"}
+MEANINGS: Final[dict[str, str]] = {
+    "txt2img": "text-to-image",
+    "multi_reference": "edit",
+    "text-to-speech": speech.SPEECH.name,
+    "tts": speech.SPEECH.name,
+}
 # Known names of tasks that a later version may have: requesting one is not a typo.
-LATER: Final = ("layered", "speech")
+LATER: Final = ("layered",)
 
 
 def find_usual_task() -> Task:
     """Return the task that is meant where nothing requests another."""
     return next(task for task in TASKS.values() if task.sign is None)
+
+
+def map_foreign(task: Task) -> Mapping[str, str]:
+    """Return the words of fields that only tasks of another kind have, with the name of that."""
+    own = fields.map_names(task.input)
+    kinds = [other.key for other in TASKS.values()]
+    return {
+        word: other.name if kinds.count(other.key) == 1 else f"{other.noun}s"
+        for other in reversed(TASKS.values())
+        if other.key != task.key
+        for word in fields.map_names(other.input)
+        if word not in own
+    }
 
 
 def list_signed() -> list[Task]:

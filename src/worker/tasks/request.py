@@ -94,9 +94,10 @@ def parse(
         raise InvalidInput(f"input: {message}", details=[Detail("input", message)])
     name, task = _choose_task(job_input, served)
     given = registry.read_input(job_input, task)
-    values, verdict = given.values, Verdict(given)
+    verdict = Verdict(given)
+    values = task.reread(given.values, verdict)
     verdict.add_unknown(strict=settings.strict_input)
-    unhonoured.check(job_input, task, verdict)
+    unhonoured.check(job_input, task, registry.map_foreign(task), verdict)
     if values.op in ("capabilities", "health"):
         verdict.raise_faults()
         return Query(values.op, tuple(verdict.warnings))
@@ -147,8 +148,8 @@ def _choose_task(job_input: Mapping[Any, Any], served: Sequence[Served]) -> tupl
         name = choice.values.task
         return name, registry.TASKS.get(name, usual)
     able = _find_named(choice.values.model, served) or served
-    inferable = {usual.name, *(t.name for t in registry.TASKS.values() if t.sign is not None)}
-    if not any(inferable.intersection(model.offers) for model in able):
+    kin = {task.name for task in registry.TASKS.values() if task.key == inferred.key}
+    if not any(kin.intersection(model.offers) for model in able):
         others = [registry.TASKS[t] for t in able[0].tasks if t in registry.TASKS] if able else []
         inferred = next(iter(others), inferred)
     return inferred.name, inferred

@@ -20,13 +20,15 @@ class Asked:
 
     `draft` is the wish with all that is known of it: its seed, and what depends on `sources`, come
     later. `prompt` is what the caller wrote, for a log that may include it. `loras` are those whose
-    files the field of that name in the wish takes, once they are here.
+    files the field of that name in the wish takes, once they are here. With `streams` the wish has
+    a field of that name, and parts of what is made are sent while the rest is made.
     """
 
     draft: Any
     prompt: str
     sources: tuple[ImageSource, ...] = ()
     loras: tuple[LoraSource, ...] = ()
+    streams: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,12 @@ def compare_nothing(values: Any, verdict: Verdict) -> None:
     """Find nothing to compare."""
 
 
+def keep_values(values: Any, verdict: Verdict) -> Any:
+    """Return the values as they were given."""
+    del verdict
+    return values
+
+
 async def settle_draft(
     asked: Any, fetched: Sequence[bytes], settings: Settings, warn: Warn
 ) -> Settled:
@@ -72,11 +80,13 @@ class Task:
     them, the first being the default; `smaller` are those that a reply which must fit falls back
     to, in order, and `lossless` those without a quality; `advice` says what makes a reply smaller.
     `spans` are the phases of making a wish, in order. `sign` is the field that asks for this task
-    where none is named; `unused` are those of `input` that other tasks alone have a use for.
+    where none is named; `unused` are those of `input` that other tasks alone have a use for. A job
+    of a task that `is_single` makes one piece, which its reply has without a list around it.
 
-    `compare` checks fields against each other, before a model is known. `judge` checks them against
-    what a model offers. `settle` makes the wish of what was asked and fetched, and may raise
-    InvalidInput; both it and `judge` may raise nothing else that is the caller's fault.
+    `reread` puts a value that other APIs write into another field where it belongs. `compare`
+    checks fields against each other, before a model is known. `judge` checks them against what a
+    model offers. `settle` makes the wish of what was asked and fetched, and may raise InvalidInput;
+    both it and `judge` may raise nothing else that is the caller's fault.
     """
 
     name: str
@@ -89,11 +99,13 @@ class Task:
     judge: Callable[[Any, Served, Verdict, Settings], Asked]
     compare: Callable[[Any, Verdict], None] = compare_nothing
     settle: Callable[[Any, Sequence[bytes], Settings, Warn], Awaitable[Settled]] = settle_draft
+    reread: Callable[[Any, Verdict], Any] = keep_values
     smaller: tuple[str, ...] = ()
     lossless: tuple[str, ...] = ()
     advice: str = ""
     sign: str | None = None
     unused: frozenset[str] = frozenset()
+    is_single: bool = False
 
     @property
     def default_format(self) -> str:

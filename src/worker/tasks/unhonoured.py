@@ -1,4 +1,4 @@
-"""Fields of other workers that would change what is made, and that no model here honours."""
+"""Fields that would change what is made, and that no model here honours, or none for this task."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -14,18 +14,29 @@ WORDS: Final[Mapping[str, tuple[Any, ...]]] = {
     **dict.fromkeys(("loras", "lora", "lora_weights", "lora_url"), ("", [])),
     "background": ("", "auto", "opaque"),
 }
+# What asks for nothing, in a field that another kind of task has.
+EMPTY: Final[tuple[Any, ...]] = ("", [], {}, False)
+# A job has its input under this word: next to other fields it is a leftover of that.
+JOB: Final = "input"
 # These say how far a picture may be left behind: without one they change nothing.
 OF_PICTURES: Final = ("strength", "prompt_strength", "denoise", "denoising_strength")
 
 
-def check(job_input: Mapping[Any, Any], task: Task, verdict: Verdict) -> None:
+def check(
+    job_input: Mapping[Any, Any], task: Task, foreign: Mapping[str, str], verdict: Verdict
+) -> None:
     """Add a fault for each field whose effect the caller would miss in what is made.
 
-    A word that is a field of the task is left to the task.
+    A word that is a field of the task is left to the task. `foreign` maps words that only other
+    kinds of task have to the name of those; such a field may be empty or false.
     """
     known = fields.map_names(task.input)
     for word, value in job_input.items():
         if not isinstance(word, str) or word in known or value is None:
+            continue
+        if word in foreign and word != JOB and value not in EMPTY:
+            message = f"is for {foreign[word]}, not for {task.name}"
+            verdict.add_foreign(Detail(word, message))
             continue
         is_decisive = word in WORDS and value not in WORDS[word]
         if is_decisive or (word in OF_PICTURES and task.sign is not None):

@@ -10,13 +10,14 @@ from typing import Any, Final, Literal
 from worker.errors import WeightsUnavailable
 from worker.settings import Settings
 from worker.weights import checkpoint, metadata
+from worker.weights.arranged import ArrangedSnapshot, is_inside
 from worker.weights.digest_cache import DigestCache
 from worker.weights.joined import join
-from worker.weights.meaning import Catalogue
+from worker.weights.meaning import Catalogue, find_checkpoints
 from worker.weights.names import MAIN, is_same_repository
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import LOCAL, LocalSnapshot, Snapshot
-from worker.weights.spec import LoraFile, ModelSpec
+from worker.weights.spec import Elsewhere, LoraFile, ModelSpec
 
 SourceKind = Literal["MODEL_DIR", "MODEL_PATH", "RunPod cache", "HF cache", "image", "hub"]
 
@@ -109,11 +110,37 @@ def open_snapshot(source: WeightSource, spec: ModelSpec, settings: Settings) -> 
     else:
         model = metadata.resolve(spec.repository, spec.revision, settings)
     if not spec.transformer:
-        return model
+        return arrange(model, spec, settings)
     owner, name, *folder = spec.transformer.split("/", 2)
     repository = f"{owner}/{name}"
     other = _open_cached(repository, "", settings) or metadata.resolve(repository, None, settings)
     return join(model, other, "".join(folder), spec.parts.weights[0])
+
+
+def arrange(model: Snapshot, spec: ModelSpec, settings: Settings) -> Snapshot:
+    """Return a model's files by its parts, where it has no folder for each; else as they are.
+
+    Raises WeightsUnavailable, HubUnreachable.
+    """
+    if not spec.placements:
+        return model
+    others = {
+        one.role: _open_elsewhere(one.elsewhere, settings)
+        for one in spec.placements
+        if one.elsewhere is not None and not is_inside(model, one.role)
+    }
+    return ArrangedSnapshot(model, others, spec.placements)
+
+
+def _open_elsewhere(other: Elsewhere, settings: Settings) -> Snapshot:
+    """Return the repository of a part: embedded, from a cache at its revision, or the hub's."""
+    if other.embedded is not None:
+        return LocalSnapshot(find_checkpoints() / other.embedded, other.repository)
+    for _, cache in list_caches(settings):
+        folder, commit = find_cached(other.repository, other.revision or None, cache)
+        if isinstance(folder, Path):
+            return LocalSnapshot(folder, other.repository, commit or LOCAL)
+    return metadata.resolve(other.repository, other.revision or None, settings)
 
 
 def open_lora(lora: LoraFile, model: Snapshot, settings: Settings) -> Snapshot:

@@ -29,6 +29,31 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Another repository that has a part of a model, at a revision; "" is its newest.
+
+    `embedded` is its path below checkpoints/ where it ships with the worker.
+    """
+
+    repository: str
+    revision: str = ""
+    embedded: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where one part of a model is that has no folder of its own: files of a repository's root.
+
+    `names` is a regular expression for them. They are in the model's own repository, or `elsewhere`
+    unless that has a folder of the part's name.
+    """
+
+    role: str
+    names: str
+    elsewhere: Elsewhere | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Listing:
     """How the catalogue sees a repository.
 
@@ -56,7 +81,8 @@ class ModelSpec:
     says whether MODEL names no other published model, so that MODEL_PATH must mean this one.
     `is_gated` says whether the hub gives the files to those alone who accepted the licence.
     `lightning_place` and `transformer` are the settings LIGHTNING and TRANSFORMER, "" where they
-    are not set.
+    are not set. `placements` say where the parts of a model are that has no model_index.json; none
+    where each is a folder of its name.
     """
 
     name: str
@@ -77,6 +103,7 @@ class ModelSpec:
     listing: Listing = Listing()
     lightning_place: str = ""
     transformer: str = ""
+    placements: tuple[Placement, ...] = ()
 
     @property
     def word(self) -> str:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from PIL import Image
 
+from worker.tasks.picture import PICTURE_TASKS
 from worlds.doorway import Doorway
 from worlds.pod import HANG_S
 from worlds.standin import Gate
@@ -262,11 +264,26 @@ def test_a_worker_that_speaks_answers_with_its_sound() -> None:
     command = (sys.executable, "-m", "worlds.noise")
     with Doorway({"MODEL": "tone"}, command, cwd=ROOT) as door:
         door.opened()
-        body = {"input": "hello", "model": "tts-1", "voice": "alloy", "response_format": "wav"}
+        body = {"input": "hello", "voice": "fork", "seed": 5}
+        body |= {"model": "tts-1", "response_format": "wav"}
         response = door.post("/v1/audio/speech", body)
         assert response.headers["Content-Type"] == "audio/wav"
         with wave.open(io.BytesIO(response.content)) as track:
             assert track.getnframes() / track.getframerate() == 0.5
+        refused = door.post("/v1/audio/speech", {**body, "voice": "alloy"}).json()["error"]
+        assert refused["message"] == "voice: tone has fork, not 'alloy'"
+        streamed = door.post("/v1/audio/speech", {"input": "hello", "seed": 5, "stream": True})
+        assert streamed.headers["Content-Type"] == "audio/pcm"
+        assert streamed.headers["Transfer-Encoding"] == "chunked"
+        assert streamed.content == response.content[44:]
+        wrong = door.post("/v1/audio/speech", {**body, "stream": True})
+        assert wrong.json()["error"]["param"] == "stream"
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            door.post("/v1/audio/speech", {"input": "breaks", "stream": True})
+        failed = door.post("/v1/audio/speech", {"input": "breaks"})
+        assert (failed.status_code, failed.json()["error"]["code"]) == (500, "bad_audio")
+        warned = door.post("/runsync", {"input": {"text": "hi", "stream": True}}).json()
+        assert warned["output"]["warnings"][0].startswith("stream: has no effect at this door")
         assert set(door.post("/generate", {"text": "hi"}).json()) >= {"audio", "seed"}
         for streams in (False, True):
             wish = {"text": "hi", "stream": streams}
@@ -477,8 +494,9 @@ def test_what_can_be_called_is_described_from_the_table_of_fields(door: Doorway)
     fields = api["components"]["schemas"]["Input"]["properties"]
     assert fields["seed"]["type"] == "integer"
     assert fields["steps"]["maximum"] == 100
-    assert fields["output_format"]["enum"] == ["png", "jpeg", "jpg", "webp"]
-    assert fields["task"]["enum"] == ["text-to-image", "edit", "img2img", "inpaint", "outpaint"]
+    formats = ["png", "jpeg", "jpg", "webp", "wav", "flac", "mp3", "opus", "pcm"]
+    assert fields["output_format"]["enum"] == formats
+    assert fields["task"]["enum"] == [*PICTURE_TASKS, "speech"]
     assert fields["lightning"]["type"] == "boolean"
 
 

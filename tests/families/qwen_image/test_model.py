@@ -38,13 +38,13 @@ from worker.families.qwen_image import vae
 from worker.families.qwen_image.model import QwenImage
 from worker.families.qwen_image.working import count_frame_bytes
 from worker.loras.ready import ReadyLora
-from worker.seam import Phase
+from worker.seam import Control, Phase
 from worker.tasks.picture import PictureWish, offer_of
 from worlds import making
 from worlds.making import made
 
 
-class Listener:
+class Listener(Control):
     """Records what a picture reports while it is made, and stops it at `stop_at`."""
 
     def __init__(self, stop_at: tuple[Phase, int] | None = None) -> None:

@@ -103,11 +103,14 @@ def _name_operation(path: str) -> str:
 
 
 def _describe_input(rows: Any) -> dict[str, Any]:
-    """Return the schema of an input: every field and alias, each once."""
+    """Return the schema of an input: every field and alias, each once, with all of its words."""
     properties: dict[str, Any] = {}
     for row in rows:
         text = f"{row['accepts']}. Default: {row['default']}"
         entry = {**row["schema"], "description": text}
         for name in (row["field"], *row["aliases"]):
-            properties.setdefault(name, entry)
+            known = properties.setdefault(name, entry)
+            if "enum" in known and "enum" in entry:
+                words = dict.fromkeys((*known["enum"], *entry["enum"]))
+                properties[name] = {**known, "enum": list(words)}
     return {"type": "object", "properties": properties, "additionalProperties": True}

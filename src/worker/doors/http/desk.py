@@ -17,6 +17,7 @@ from worker.edge.reply import Failure, format_answer, log_bug, make_failure
 from worker.errors import WorkerError
 from worker.jobs.job import Answer, Handle, Job
 from worker.jobs.limit import Limit
+from worker.jobs.outflow import Sink
 from worker.openai.queued import answer_job
 from worker.settings import MB, Settings
 
@@ -79,13 +80,15 @@ class Desk:
         *,
         warnings: Sequence[str] = (),
         limit: Limit | None = None,
+        sink: Sink | None = None,
         is_plain: bool = False,
         is_kept: bool = False,
         shows_pieces: bool = False,
     ) -> Tracked:
         """Hand in a job; what becomes of it can be asked for by its id if it `is_kept`.
 
-        With `shows_pieces` what it returns gets each piece as soon as that is a file.
+        `sink` gets the parts of what is made, if the job asks for them. With `shows_pieces` what it
+        returns gets each piece as soon as that is a file.
 
         Raises Refused where none is taken or too many wait.
         """
@@ -106,6 +109,7 @@ class Desk:
             given,
             MOST_REPLY_BYTES,
             listener=entry.announce,
+            sink=sink,
             limit=self._choose_limit(limit),
             is_plain=is_plain,
             warnings=list(warnings),

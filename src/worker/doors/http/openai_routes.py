@@ -13,10 +13,12 @@ from worker.doors.http.body import is_form, read_form, read_json
 from worker.doors.http.desk import Desk
 from worker.doors.http.events import EventStream, follow
 from worker.doors.http.responses import Refused, encode_json, make_failed, make_json
+from worker.doors.http.sounding import stream_sound
 from worker.doors.http.tracked import Tracked
 from worker.edge.reply import Failure, make_failure
 from worker.errors import InvalidInput, UnsupportedTask
 from worker.jobs.job import Ready
+from worker.jobs.outflow import Sink
 from worker.openai.replies import (
     find_model,
     format_error,
@@ -78,6 +80,8 @@ class OpenAIRoutes:
                 return make_failed(make_failure(error))
             if route == SPEECH_ROUTE:
                 await self._require_task("speech", route)
+            if call.streams and route == SPEECH_ROUTE:
+                return await self._stream_speech(request, call)
             streams = call.streams and route in EVENTS
             entry = self._desk.take_in(
                 call.input, warnings=call.warnings, is_plain=True, shows_pieces=streams
@@ -88,6 +92,15 @@ class OpenAIRoutes:
             return await _make_reply(route, entry)
 
         return handle
+
+    async def _stream_speech(self, request: web.Request, call: Call) -> web.StreamResponse:
+        """Answer with sound while it is made; with why there is none before the first of it."""
+
+        def hand_in(sink: Sink) -> Tracked:
+            return self._desk.take_in(call.input, warnings=call.warnings, sink=sink, is_plain=True)
+
+        entry, response = await stream_sound(request, hand_in)
+        return await _make_reply(call.route, entry) if response is None else response
 
     async def _list_switches(self) -> frozenset[str]:
         """Name the fields that are true or false."""
@@ -147,7 +160,7 @@ async def _make_reply(route: str, entry: Tracked) -> web.Response:
     if answer is None:
         raise _make_cancelled()
     if route == SPEECH_ROUTE:
-        sound = answer["audio"][0]
+        sound = answer["audio"]
         data = await asyncio.to_thread(base64.b64decode, sound["base64"])
         return web.Response(body=data, content_type=sound["mime_type"], headers=headers)
     try:

@@ -168,6 +168,8 @@ def _simplify(output: Mapping[str, Any]) -> dict[str, Any]:
     if found is None:
         return dict(output)
     key, carrier = found
+    if isinstance(output[key], Mapping):  # a single piece is at the top already
+        return dict(output)
     first, *others = output[key]
     rest = {name: value for name, value in first.items() if name != carrier}
     return {key.removesuffix("s"): first[carrier], **output, key: [rest, *others]}

@@ -29,8 +29,13 @@ class RunPod:
 
     def serve(self, handle: Handle, until: Callable[[], bool]) -> int:
         """Serve the SDK's jobs; see Door."""
-        announce = self._announce if self._settings.has_queue else None
-        answer = wire.make_handler(handle, self._settings, announce)
+        has_queue = self._settings.has_queue
+        answer = wire.make_handler(
+            handle,
+            self._settings,
+            self._announce if has_queue else None,
+            self._send if has_queue else None,
+        )
 
         async def serve_one(given: dict[str, Any]) -> dict[str, Any]:
             try:
@@ -85,3 +90,8 @@ class RunPod:
         """Post one update of a job."""
         if self._scaler is not None:
             await self._scaler.post_progress(job_id, update)
+
+    async def _send(self, job_id: str, item: Mapping[str, Any]) -> None:
+        """Post one item of a job's stream."""
+        if self._scaler is not None:
+            await self._scaler.post_item(job_id, item)

@@ -25,6 +25,7 @@ from runpod.http_client import AsyncClientSession, get_auth_header
 from runpod.serverless.modules import rp_http, rp_job, rp_scale
 
 from worker import log
+from worker.doors.runpod.post import transmit
 from worker.doors.runpod.take import TakenJob, Taker
 
 # How long the cancel of a job that has not started is remembered; the same id may come back later.
@@ -145,6 +146,15 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
         headers = {"X-Request-ID": job_id, "Content-Type": "application/x-www-form-urlencoded"}
         async with self._session.post(url, data=body, headers=headers) as response:
             response.raise_for_status()
+
+    async def post_item(self, job_id: str, item: Mapping[str, Any]) -> None:
+        """Post one item of a running job's stream, until the platform has it.
+
+        The SDK does so for a handler that is a generator, and then streams every job's reply.
+        """
+        assert self._session is not None  # noqa: S101 - a job runs, so run() made it
+        url = rp_http.JOB_STREAM_URL.replace("$ID", job_id) + "&isStream=false"
+        await transmit(self._session, url, json.dumps({"output": dict(item)}))
 
     async def _wait_for_change(self) -> None:
         """Wait until a job has ended or `leave` is called."""

@@ -33,6 +33,7 @@ NEEDED: Final = (
     "rp_scale:JobScaler.start",
     "rp_scale:JobScaler.stop_job",
     "rp_http:JOB_DONE_URL",
+    "rp_http:JOB_STREAM_URL",
     "rp_http:_transmit",
     "rp_job:_job_get_url",
     "rp_logger:RunPodLogger.log",

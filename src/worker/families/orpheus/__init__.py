@@ -1,0 +1,1 @@
+"""Orpheus: a Llama that writes the codes of SNAC, which its decoder makes audible."""

@@ -1,0 +1,119 @@
+"""What is checked of a published model before it is downloaded: small files and headers."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from worker.bundle import declared, fit, headers, refuse
+from worker.bundle.expected import CONFIGURATION, Expected, build_expected
+from worker.bundle.headers import Shard
+from worker.bundle.plain import open_tokenizer
+from worker.bundle.recipe import Part, Published
+from worker.errors import WeightsUnavailable
+from worker.families.orpheus.models import CLASS, Speaking, read_speaking
+from worker.families.orpheus.parts import CODEC, LANGUAGE, LM_HEAD, TOKENIZER
+from worker.families.orpheus.prompt import find_unknown
+from worker.weights.checkpoint import ABOUT
+from worker.weights.snapshot import Snapshot
+from worker.weights.spec import ModelSpec
+
+TOKENIZER_FILE: Final = "tokenizer.json"
+
+
+def check(snapshot: Snapshot, spec: ModelSpec) -> Published:
+    """Read a model's small files and headers and check everything that they show.
+
+    Raises WeightsUnavailable naming the part and the file.
+    """
+    try:
+        return _check(snapshot, spec)
+    except WeightsUnavailable as error:
+        if error.message.startswith(snapshot.repository):
+            raise
+        raise WeightsUnavailable(f"{snapshot.repository}: {error.message}") from error
+
+
+def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
+    configs = {
+        part.role: refuse.read_object(snapshot, f"{part.role}/{CONFIGURATION}")
+        for part in (LANGUAGE, CODEC)
+    }
+    refuse.check_configured({}, configs, spec)
+    shards = {
+        part.role: refuse.read_shards(snapshot, part.role, spec, part.pickle)
+        for part in (LANGUAGE, CODEC)
+    }
+    declared.check_class(f"language/{CONFIGURATION}", configs["language"], (CLASS,))
+    # the head is compared once it is here: what the configuration says of it is not believed
+    has_head = LM_HEAD in headers.merge(shards["language"])
+    configs["language"] = {**configs["language"], "tie_word_embeddings": not has_head}
+    fits = {part.role: build_expected(part, configs[part.role]) for part in (LANGUAGE, CODEC)}
+    for part in (LANGUAGE, CODEC):
+        _check_weights(part, shards[part.role], fits[part.role], spec)
+    facts = _read_facts(snapshot)
+    small = _read_small(snapshot)
+    _check_together(facts, {role: one.config for role, one in fits.items()}, small["tokenizer"])
+    kept = {
+        part.role: fit.drop_unkept(part, shards[part.role], fits[part.role])
+        for part in (LANGUAGE, CODEC)
+    }
+    return Published(small, kept, {role: one.config for role, one in fits.items()}, facts)
+
+
+def _check_weights(part: Part, found: list[Shard], expected: Expected, spec: ModelSpec) -> None:
+    refuse.check_stored(part, found, expected, spec)
+    fit.check(part, found, expected)
+
+
+def _read_facts(snapshot: Snapshot) -> dict[str, Any]:
+    """Read what a model says about itself."""
+    if all(file.path != ABOUT for file in snapshot.files):
+        return {}
+    return refuse.read_object(snapshot, ABOUT)
+
+
+def _read_small(snapshot: Snapshot) -> dict[str, dict[str, bytes]]:
+    """Read every part's small files."""
+    small: dict[str, dict[str, bytes]] = {}
+    for part in (LANGUAGE, CODEC, TOKENIZER):
+        small[part.role] = {
+            file.path.rpartition("/")[2]: snapshot.read_file(file)
+            for file in headers.list_configuration_files(snapshot, part.role)
+        }
+    if TOKENIZER_FILE not in small["tokenizer"]:
+        raise WeightsUnavailable(f"there is no {TOKENIZER_FILE}")
+    return small
+
+
+def _check_together(
+    facts: Mapping[str, Any],
+    configs: Mapping[str, Mapping[str, Any]],
+    tokenizer: Mapping[str, bytes],
+) -> None:
+    """Check the numbers that one part hands to the next."""
+    speaking = read_speaking(facts, Speaking())
+    ids, vocabulary = speaking.ids, int(configs["language"]["vocab_size"])
+    if vocabulary < ids.end:
+        raise WeightsUnavailable(
+            f"config.json has a vocab_size of {vocabulary}, and a model that speaks needs"
+            f" {ids.end}: it is another language model"
+        )
+    for name, has, needs in (
+        ("codes", configs["codec"]["codes"], ids.codes),
+        ("samples per second", configs["codec"]["rate"], speaking.rate),
+    ):
+        if has != needs:
+            raise WeightsUnavailable(f"the codec has {has} {name}, and the model {needs}")
+    with tempfile.TemporaryDirectory(prefix="worker-") as folder:
+        for name, data in tokenizer.items():
+            Path(folder, name).write_bytes(data)
+        try:
+            opened = open_tokenizer(Path(folder))
+        except Exception as error:
+            # whatever transformers raises for such files, it raises every time
+            raise WeightsUnavailable(
+                f"{TOKENIZER_FILE} cannot be opened ({type(error).__name__})"
+            ) from error
+    if unknown := find_unknown(opened, ids):
+        raise WeightsUnavailable(f"{TOKENIZER_FILE} is of another model: {unknown[0]}")

@@ -1,0 +1,42 @@
+"""What callers may request of a model that speaks, from its row and its worker.json."""
+
+from collections.abc import Callable
+
+from worker.seam import Served
+from worker.settings import Settings
+from worker.tasks.speech import SpeechOffer
+from worker.weights.spec import ModelSpec
+
+
+def describe_speech(
+    spec: ModelSpec,
+    settings: Settings,
+    *,
+    revision: str,
+    precision: str,
+    lightning: tuple[int, ...],
+    working: Callable[[int], int],
+    left: int | None,
+) -> Served:
+    """Describe what callers may request; nothing of it depends on the memory that is left."""
+    del settings, lightning, left
+    speaking = spec.defaults
+    offer = SpeechOffer(
+        voices=speaking.voices,
+        rate=speaking.rate,
+        tags=speaking.tags,
+        temperature=speaking.temperature,
+        top_p=speaking.top_p,
+        repetition_penalty=speaking.repetition_penalty,
+        pace=speaking.pace,
+        passage=speaking.passage,
+    )
+    return Served(
+        id=spec.name,
+        repository=spec.repository,
+        revision=revision,
+        precision=precision,
+        licence=spec.licence,
+        offers={"speech": offer},
+        working=working(0),
+    )

@@ -1,0 +1,323 @@
+"""A published model is prepared, opened and speaks, in each precision."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from worker import settings
+from worker.bundle import layout
+from worker.engine.quantise import PRECISIONS
+from worker.errors import BadAudio, WeightsUnavailable
+from worker.families import catalogue
+from worker.families.orpheus.model import PAUSE_S, make_ready
+from worker.families.orpheus.opening import open_bundle
+from worker.seam import Control, Made, Model, Outcome, Phase, Unheard
+from worker.settings import Settings
+from worker.tasks.request import Request, parse
+from worker.tasks.speech import SpeechWish
+from worlds import speaking
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in one folder, with its codec in a folder below."""
+    language = speaking.publish(tmp_path_factory.mktemp("published"))
+    (language.parent / "snac").rename(language / "codec")
+    return language
+
+
+def read_settings(home: Path, **environ: str) -> Settings:
+    return settings.read({"MIN_STORAGE_FREE_GB": "0", "MODEL_DIR": str(home), **environ})
+
+
+def open_model(folder: Path, home: Path, **environ: str) -> Model:
+    """Return the model of a folder as a start opens it."""
+    given = read_settings(home, MODEL=str(folder), **environ)
+    (spec,) = catalogue.CATALOGUE.resolve(given.model, given, has_gpu=False)
+    return make_ready(spec, given, None).open()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def model(published: Path, home: Path) -> Model:
+    return open_model(published, home)
+
+
+def wish_of(model: Model, **job_input: Any) -> SpeechWish:
+    request = parse(
+        {"text": "One, two.", "seed": 3, **job_input}, [model.served], settings.read({})
+    )
+    assert isinstance(request, Request)
+    wish: Any = request.make_wishes(request.asked.draft)[0]
+    assert isinstance(wish, SpeechWish)
+    return wish
+
+
+def say(model: Model, control: Control | None = None, **job_input: Any) -> Outcome:
+    (outcome,) = model.make([wish_of(model, **job_input)], [control or Unheard()])
+    return outcome
+
+
+def made(model: Model, **job_input: Any) -> Made:
+    outcome = say(model, **job_input)
+    assert isinstance(outcome, Made), outcome
+    return outcome
+
+
+def samples_of(made: Made) -> Any:
+    piece: Any = made.piece
+    return piece.samples
+
+
+def test_what_it_serves_is_what_its_own_files_say(model: Model) -> None:
+    served = model.served
+    described = served.offers["speech"].describe(settings.read({}))
+    assert (served.tasks, served.precision) == (("speech",), "bf16")
+    assert described["voices"] == ["high", "low"]
+    assert described["tags"] == ["<laugh>"]
+    assert wish_of(model, text="word " * 20).passages[0] == ("word " * 8).strip()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_it_speaks_in_each_precision(published: Path, home: Path, precision: str) -> None:
+    model = open_model(published, home, PRECISION_MODE=precision)
+    assert model.served.precision == precision
+    first, again = made(model), made(model)
+    assert np.array_equal(samples_of(first), samples_of(again))
+    assert len(samples_of(first)) % 2048 == 0
+    (spoken,) = first.found["spoken"]
+    assert spoken.seconds == len(samples_of(first)) / 24_000
+    assert spoken.characters == len("One, two.")
+    assert {"text", "generate"} <= set(first.timings_ms)
+    model.warm()
+    model.release()
+
+
+def test_a_seed_is_one_speech_and_another_another(model: Model) -> None:
+    one, two = samples_of(made(model)), samples_of(made(model, seed=4))
+    assert one.shape != two.shape or not np.array_equal(one, two)
+
+
+def test_the_voice_is_part_of_the_prompt(model: Model) -> None:
+    high, low = (samples_of(made(model, voice=voice)) for voice in ("high", "low"))
+    assert high.shape != low.shape or not np.array_equal(high, low)
+
+
+def test_passages_are_spoken_each_for_itself_with_a_pause_between(model: Model) -> None:
+    texts = ["One two three four five six.", "Seven eight nine ten eleven."]
+    whole = made(model, text=" ".join(texts))
+    spoken = whole.found["spoken"]
+    assert [one.characters for one in spoken] == [28, 28]
+    lengths = [round(one.seconds * 24_000) for one in spoken]
+    pause = round(PAUSE_S * 24_000)
+    samples = samples_of(whole)
+    assert len(samples) == sum(lengths) + pause
+    assert not samples[lengths[0] : lengths[0] + pause].any()
+    assert np.array_equal(samples[: lengths[0]], samples_of(made(model, text=texts[0])))
+
+
+def test_a_cancel_ends_it_within_a_frame(model: Model) -> None:
+    class Cancelled(Exception):
+        pass
+
+    class Cancelling(Control):
+        frames = 0
+
+        def report(self, phase: Phase, step: int, steps: int) -> None:
+            """Stop at the second frame."""
+            assert step <= steps
+            if phase == "generate":
+                self.frames = step
+                if step == 2:
+                    raise Cancelled
+
+    control = Cancelling()
+    with pytest.raises(Cancelled):
+        say(model, control, text="One two three four five.")
+    assert control.frames == 2
+
+
+def test_tokens_that_run_out_cut_the_speech(model: Model) -> None:
+    cut = made(model, max_tokens=28, text="One two three four five six. Seven eight nine ten.")
+    assert cut.found["truncated"]
+    assert len(cut.warnings) == 1
+    assert sum(one.seconds for one in cut.found["spoken"]) * 24_000 <= 4 * 2048
+    assert not made(model).found["truncated"]
+
+
+def test_a_model_that_never_ends_is_tried_three_times_and_is_an_error(
+    published: Path, home: Path
+) -> None:
+    model: Any = open_model(published, home)
+    with torch.no_grad():
+        model._parts.language.stop.zero_()
+    control = Counting()
+    outcome = say(model, control)
+    assert isinstance(outcome, BadAudio)
+    assert "no speech that ends came of 3 attempts" in outcome.message
+    limit = 40 + int(0.25 * len("One, two."))
+    assert control.most == limit - 1  # with the last frame the next attempt begins
+    assert control.begun == 3
+
+
+class Hearing(Control):
+    """Keeps what is handed over."""
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+
+    def report(self, phase: Phase, step: int, steps: int) -> None:
+        """Go on."""
+
+    def hand_over(self, part: Any) -> None:
+        """Keep it."""
+        self.parts.append(part.samples)
+
+
+TEXT = "One two three four five six. Seven eight nine ten eleven. Twelve."
+
+
+def test_what_is_streamed_is_the_whole(model: Model) -> None:
+    hearing = Hearing()
+    streamed = say(model, hearing, text=TEXT, stream=True)
+    assert isinstance(streamed, Made)
+    whole = made(model, text=TEXT)
+    assert np.array_equal(np.concatenate(hearing.parts), samples_of(whole))
+    assert np.array_equal(samples_of(streamed), samples_of(whole))
+    assert len(hearing.parts) > len(whole.found["spoken"])
+    assert max(map(len, hearing.parts)) <= 32 * 2048
+    first = whole.found["spoken"][0].seconds * 24_000 / 2048
+    assert streamed.found["first_frames"] == min(7, first)
+    assert whole.found["first_frames"] is None
+
+
+def test_a_stream_that_does_not_end_is_not_begun_again(published: Path, home: Path) -> None:
+    model: Any = open_model(published, home)
+    with torch.no_grad():
+        model._parts.language.stop.zero_()
+    hearing = Hearing()
+    outcome = say(model, hearing, stream=True)
+    assert isinstance(outcome, BadAudio)
+    assert "came of 1 attempts" in outcome.message
+    assert hearing.parts
+
+
+class Counting(Control):
+    """Counts how often and how far frames were written."""
+
+    most = 0
+    begun = 0
+
+    def report(self, phase: Phase, step: int, steps: int) -> None:
+        """Count."""
+        del steps
+        if phase == "generate":
+            self.most = max(self.most, step)
+            self.begun += step == 1
+
+
+def test_a_silent_codec_and_one_that_is_no_sound_are_errors(published: Path, home: Path) -> None:
+    model: Any = open_model(published, home)
+    model._parts.codec = copy.deepcopy(model._parts.codec)  # others of this process have it too
+    last = model._parts.codec.decoder.model[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.zero_()
+    outcome = say(model)
+    assert isinstance(outcome, BadAudio)
+    assert "silent" in outcome.message
+    with torch.no_grad():
+        last.bias.fill_(torch.nan)
+    outcome = say(model)
+    assert isinstance(outcome, BadAudio)
+    assert "not numbers" in outcome.message
+
+
+def find_bundle(home: Path, precision: str) -> Path:
+    (folder,) = (
+        path for path, bundle in layout.list_prepared(home) if bundle.precision == precision
+    )
+    return folder
+
+
+def test_a_bundle_keeps_text_on_the_disk_and_the_codec_exact(model: Model, home: Path) -> None:
+    del model
+    folder = find_bundle(home, "bf16")
+    parts = open_bundle(folder, CPU)
+    assert parts.language.is_tied
+    assert parts.text.shape == (speaking.IDS.first, 64)
+    assert parts.language.codes.shape == (7 * 32, 64)
+    assert all(p.dtype == torch.float32 for p in parts.codec.parameters())
+    language = speaking.make_language()
+    table = language.model.embed_tokens.weight.to(torch.bfloat16)
+    assert torch.equal(parts.text, table[: speaking.IDS.first])
+    assert torch.equal(parts.language.codes, table[speaking.IDS.first : speaking.IDS.end])
+    assert torch.equal(parts.language.stop[0], table[speaking.IDS.stop])
+    weights = make_folded()
+    codec: Any = parts.codec
+    assert torch.equal(codec.decoder.model[0].weight, weights)
+
+
+def make_folded() -> Any:
+    return speaking.make_snac().decoder.model[0].weight.detach()
+
+
+@pytest.fixture(params=[True, False], ids=["equal", "different"])
+def untied(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, bool]:
+    """A model that publishes a head of its own, which is the embedding or is not."""
+    language = speaking.publish(tmp_path, is_tied=False)
+    (tmp_path / "snac").rename(language / "codec")
+    if request.param:
+        stock = speaking.make_language(is_tied=False).to(torch.bfloat16)
+        stock.lm_head.weight.data.copy_(stock.model.embed_tokens.weight.data)
+        stock.save_pretrained(language)
+    return language, request.param
+
+
+def test_a_head_is_compared_with_the_embedding_whatever_the_configuration_says(
+    untied: tuple[Path, bool], tmp_path: Path
+) -> None:
+    folder, is_equal = untied
+    home = tmp_path / "home"
+    model = open_model(folder, home)
+    parts = open_bundle(find_bundle(home, "bf16"), CPU)
+    assert parts.language.is_tied == is_equal
+    made(model)
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({"codebook": 64}, "vocab_size"),
+        ({"sample_rate": 44_100}, "samples per second"),
+        ({"codebook": 16}, "codec has 32 codes"),
+        ({"first_audio": 30, "stop": 3, "prompt": {"before": [1], "after": [2]}}, "another model"),
+        ({"voices": 5}, "wrong kind"),
+        ({"prompt": {"after": []}}, "below first_audio"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_before_anything_is_made(
+    tmp_path: Path, about: dict[str, Any], words: str
+) -> None:
+    language = speaking.publish(tmp_path, about=about)
+    (tmp_path / "snac").rename(language / "codec")
+    with pytest.raises(WeightsUnavailable, match=words):
+        open_model(language, tmp_path / "home")
+
+
+def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path) -> None:
+    language = speaking.publish(tmp_path)
+    (tmp_path / "snac").rename(language / "codec")
+    torch.save({"a": Path("x")}, language / "codec" / "pytorch_model.bin")
+    with pytest.raises(WeightsUnavailable, match="not a file of tensors alone"):
+        open_model(language, tmp_path / "home")

@@ -1,0 +1,68 @@
+"""The embedded model dials: what is heard in its sound are the very keys of the text."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.speech.dialling import dial
+from training.speech.texts import pick_text
+from worker import settings
+from worker.engine.quantise import PRECISIONS
+from worker.families import catalogue
+from worker.families.orpheus.model import make_ready
+from worker.seam import Made, Model, Unheard
+from worker.tasks.request import Request, parse
+from worlds.goertzel import listen, read_voice
+
+VOICES = ("quick", "steady")
+
+
+def open_model(home: Path, precision: str) -> Model:
+    environ = {"MODEL": "tiny-speech", "MODEL_DIR": str(home), "MIN_STORAGE_FREE_GB": "0"}
+    given = settings.read({**environ, "PRECISION_MODE": precision})
+    (spec,) = catalogue.CATALOGUE.resolve(given.model, given, has_gpu=False)
+    return make_ready(spec, given, None).open()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module", params=PRECISIONS)
+def model(request: pytest.FixtureRequest, home: Path) -> Model:
+    return open_model(home, request.param)
+
+
+def hear(model: Model, **job_input: Any) -> tuple[str, str]:
+    """Return the keys and the voice that are heard in one speech."""
+    request = parse({"seed": 1, **job_input}, [model.served], settings.read({}))
+    assert isinstance(request, Request)
+    (outcome,) = model.make(request.make_wishes(request.asked.draft), [Unheard()])
+    assert isinstance(outcome, Made), outcome
+    sound: Any = outcome.piece
+    bursts = listen(sound.samples / 32768, sound.rate)
+    return "".join(burst.key for burst in bursts), read_voice(bursts)
+
+
+def pick(length: int) -> str:
+    """Return a text that the training had no keys in a row of."""
+    text: str = pick_text(random.Random(length), length, held_out=True)
+    return text
+
+
+@pytest.mark.parametrize("voice", VOICES)
+def test_a_text_is_dialled_key_by_key_in_its_voice(model: Model, voice: str) -> None:
+    text = pick(8)
+    assert hear(model, text=text, voice=voice) == (dial(text).replace(" ", ""), voice)
+
+
+def test_letters_are_the_keys_that_have_them(model: Model) -> None:
+    assert hear(model, text="Call me")[0] == "2255" + "63"
+
+
+def test_a_long_text_is_dialled_in_passages(model: Model) -> None:
+    text = " ".join(pick(6) for _ in range(12))
+    assert hear(model, text=text)[0] == dial(text).replace(" ", "")
