@@ -39,6 +39,40 @@ def test_both_variants_fit_in_32_megabytes_of_real_files() -> None:
     assert sum(path.stat().st_size for path in paths if path.is_file()) <= 32_000_000
 
 
+def test_the_flux_is_one_folder_of_less_than_10_megabytes() -> None:
+    paths = [path for path in (ROOT / "flux").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in paths) < 10_000_000
+    index = _json(ROOT / "flux" / "model_index.json")
+    assert (index["_class_name"], index["is_distilled"]) == ("Flux2KleinPipeline", True)
+    assert index["transformer"] == ["diffusers", "Flux2Transformer2DModel"]
+    assert index["vae"] == ["diffusers", "AutoencoderKLFlux2"]
+    assert index["text_encoder"] == ["transformers", "Qwen3ForCausalLM"]
+
+
+def test_the_weights_of_flux_are_bf16_and_its_blocks_suit_4_bit_kernels() -> None:
+    transformer = _shapes(ROOT / "flux" / "transformer" / "diffusion_pytorch_model.safetensors")
+    encoder = _shapes(ROOT / "flux" / "text_encoder" / "model.safetensors")
+    assert {dtype for _, dtype in (transformer | encoder).values()} == {"BF16"}
+    layers = [
+        (name, shape)
+        for name, (shape, _) in (transformer | encoder).items()
+        if len(shape) == 2 and ("blocks." in name or name.startswith("model.layers."))
+    ]
+    assert len(layers) == 2 * 12 + 6 * 2 + 4 * 7
+    assert not [name for name, (out, inner) in layers if out % 32 or inner % 64]
+
+
+def test_the_tokenizer_of_flux_is_the_trainings_own() -> None:
+    from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds; only here
+
+    from training.tiny.flux.words import build_tokenizer, fill  # noqa: PLC0415 - the same
+
+    stored, built = AutoTokenizer.from_pretrained(ROOT / "flux" / "tokenizer"), build_tokenizer()
+    text = fill("put the shape of image 1 on the background of image 2")
+    assert stored(text).input_ids == built(text).input_ids
+    assert len(stored) == len(built) == 556
+
+
 def test_the_style_is_less_than_a_megabyte() -> None:
     (path,) = (ROOT / "style").glob("*.safetensors")
     assert path.stat().st_size < 1_000_000

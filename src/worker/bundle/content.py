@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
@@ -11,7 +11,7 @@ from worker.bundle import headers, layout
 from worker.bundle.layout import METHOD, Verified
 from worker.bundle.recipe import Recipe
 from worker.errors import WeightsUnavailable
-from worker.weights.checkpoint import ABOUT
+from worker.weights.checkpoint import ABOUT, INDEX
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Snapshot, find_file
 from worker.weights.spec import LoraFile
@@ -29,6 +29,11 @@ def digest_meaning(name: str, data: bytes) -> str:
             value = {key: entry for key, entry in value.items() if key not in VOLATILE}
         data = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
     return f"{name}:{hashlib.sha256(data).hexdigest()}"
+
+
+def list_switches(index: Mapping[str, Any], names: Iterable[str]) -> dict[str, bool]:
+    """Return which of the named entries of a model_index.json are true."""
+    return {name: True for name in names if index.get(name) is True}
 
 
 @dataclass(frozen=True)
@@ -64,12 +69,15 @@ class Content:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """Return what the model says about itself in worker.json, if it has one."""
-        for file in self.snapshot.files:
-            if file.path == ABOUT:
-                facts: dict[str, Any] = self._read_json(file)
-                return facts
-        return {}
+        """Return what the model says about itself in worker.json, if it has one.
+
+        With the recipe's switches, as a check of it gives them.
+        """
+        about = {file.path: file for file in self.snapshot.files if file.path in (ABOUT, INDEX)}
+        facts: dict[str, Any] = self._read_json(about[ABOUT]) if ABOUT in about else {}
+        if not self.recipe.switches or INDEX not in about:
+            return facts
+        return facts | list_switches(self._read_json(about[INDEX]), self.recipe.switches)
 
     def make_fingerprint(self, pipeline: str, loras: Iterable[LoraFile]) -> str:
         """Return a short digest, equal for two folders of the same model.

@@ -26,7 +26,7 @@ class Published:
 
     `small` maps each role to its small files as they are in a bundle; `shards` are without tensors
     that no module keeps; `configs` are configurations by role with all defaults; `facts` is the
-    model's own worker.json.
+    model's own worker.json, with the recipe's switches.
     """
 
     small: Mapping[str, Mapping[str, bytes]]
@@ -188,8 +188,9 @@ class Recipe:
     are applied to the part `adapted`; a Lightning LoRA must reach all modules that `reached` names,
     given that part's configuration. The part `waiting` may wait in the host's memory; messages call
     it `waiting_word`. `working` computes what the largest job takes beside the weights, `passing`
-    what it takes while that part passes through the device. `learn` returns a model with what its
-    worker.json says about it.
+    what it takes while that part passes through the device. `switches` are the entries of a
+    model_index.json that are facts of a model where they are true. `learn` returns a model with
+    what its worker.json says about it.
     """
 
     parts: tuple[Part, ...]
@@ -200,6 +201,7 @@ class Recipe:
     waiting_word: str
     working: ComputeWorking = require_nothing
     passing: ComputeWorking = require_nothing
+    switches: tuple[str, ...] = ()
     learn: Callable[[ModelSpec, Mapping[str, Any]], ModelSpec] = keep_spec
 
     def find_part(self, role: str) -> Part:

@@ -1,5 +1,7 @@
 """A FLUX.2 becomes a bundle: its parts equal the published ones, but for the precision."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from transformers import Qwen3ForCausalLM
 
 from worker import settings
 from worker.bundle import layout
+from worker.bundle.content import Content
 from worker.bundle.open import make_shared
 from worker.bundle.plan import Order
 from worker.bundle.prepare import compute_sizes, prepare
@@ -75,6 +78,20 @@ def test_a_bundle_in_bf16_gives_what_the_published_weights_give(
     found = latents_of(model_of(ours, kind), wish)
     assert torch.equal(found, latents_of(model_of(theirs, kind), wish))
     assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["klein", "base", "dev"])
+def test_a_bundle_is_known_as_its_folders_own_until_a_switch_is_turned(
+    publish: Publish, home: Path, tmp_path: Path, kind: Kind
+) -> None:
+    """At the next start it is opened, not made again; a folder that is distilled is another."""
+    found = layout.verify(prepare(order_of(publish(kind), home)))
+    folder = Path(shutil.copytree(publish(kind), tmp_path / kind))
+    assert Content(LocalSnapshot(folder, "x"), RECIPE).find_difference(found, []) is None
+    index = json.loads((folder / "model_index.json").read_bytes())
+    index["is_distilled"] = not index.get("is_distilled")
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert Content(LocalSnapshot(folder, "x"), RECIPE).find_difference(found, []) is not None
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("8bit", 0.02), ("4bit", 0.25)])

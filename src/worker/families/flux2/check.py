@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from worker.bundle import declared, fit, headers, refuse
+from worker.bundle.content import list_switches
 from worker.bundle.expected import CONFIGURATION, build_expected
 from worker.bundle.plain import open_tokenizer, try_opening
 from worker.bundle.recipe import Published
@@ -11,7 +12,7 @@ from worker.engine.schedule import make_schedule
 from worker.errors import WeightsUnavailable
 from worker.families.flux2.models import DEV
 from worker.families.flux2.modules import MISTRAL, QUARTERS
-from worker.families.flux2.parts import COPIED, WITH_WEIGHTS
+from worker.families.flux2.parts import COPIED, SWITCHES, WITH_WEIGHTS
 from worker.families.flux2.prompts import DEV_TEMPLATE, KLEIN_TEMPLATE, TextEncoder
 from worker.families.flux2.shift import compute_mu
 from worker.families.flux2.vae import PATCH
@@ -86,10 +87,8 @@ def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
         part.role: fit.drop_unkept(part, shards[part.role], fits[part.role])
         for part in WITH_WEIGHTS
     }
-    facts = {"is_distilled": True} if index.get("is_distilled") is True else {}
-    return Published(
-        small, kept, {**filled, "scheduler": scheduler}, {**_read_facts(snapshot), **facts}
-    )
+    facts = _read_facts(snapshot) | list_switches(index, SWITCHES)
+    return Published(small, kept, {**filled, "scheduler": scheduler}, facts)
 
 
 def _check_together(configs: Mapping[str, Mapping[str, Any]], *, is_guided: bool) -> None:

@@ -7,6 +7,8 @@ from typing import Final
 from worker.bundle.recipe import Modules, Naming, Part
 from worker.families.flux2 import modules
 
+# Entries of a model_index.json by which two models with equal parts differ.
+SWITCHES: Final = ("is_distilled",)
 # What Mistral 3's parts are called in files of transformers 4 -> in our modules.
 MOVED: Final = {
     "language_model.model.": "model.language_model.",

@@ -4,7 +4,7 @@ from typing import Final
 
 from worker.bundle.recipe import Configuration, Recipe
 from worker.families.flux2.check import check
-from worker.families.flux2.parts import COPIED, TEXT_ENCODER, TRANSFORMER, VAE
+from worker.families.flux2.parts import COPIED, SWITCHES, TEXT_ENCODER, TRANSFORMER, VAE
 from worker.families.flux2.planning import plan_passing, plan_working
 
 
@@ -21,5 +21,6 @@ RECIPE: Final = Recipe(
     waiting=TEXT_ENCODER.role,
     waiting_word="text encoder",
     working=plan_working,
+    switches=SWITCHES,
     passing=plan_passing,
 )
