@@ -1,11 +1,14 @@
 """The presets of RunPod's listing: what each serves, and the memory and pools that it needs."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from worker import settings
 from worker.driver import CONTEXT_BYTES
 from worker.families.catalogue import CATALOGUE
+from worker.families.orpheus.recipe import plan_speech
 from worker.families.qwen_image.planning import plan_working
 from worker.weights.spec import list_lightning_steps
 
@@ -38,7 +41,9 @@ PRESETS: Final[Mapping[str, Mapping[str, str | bool]]] = {
         "PRECISION_MODE": "bf16",
         "USE_LIGHTNING_LORA": False,
     },
+    "Speech": {"MODEL": "orpheus", "PRECISION_MODE": "bf16"},
 }
+SPEECH_SIZES: Final = Path(__file__).resolve().parent.parent / "bench" / "results" / "speech.json"
 PRECISION_NAMES: Final = {"4bit": "4-bit NF4", "8bit": "8-bit", "bf16": "bf16"}
 
 Sizes = Mapping[str, Mapping[str, float]]
@@ -51,6 +56,9 @@ def compute_memory(chosen: Mapping[str, str | bool], sizes: Sizes) -> float:
     """
     given = settings.read({name: str(value).lower() for name, value in chosen.items()})
     specs = CATALOGUE.resolve(given.model, given, has_gpu=True)
+    if all("speech" in spec.tasks for spec in specs):
+        speech = json.loads(SPEECH_SIZES.read_text(encoding="utf-8"))["sizes"]
+        return len(specs) * float(speech[given.precision_mode]["device"])
     adapters = sum(len(list_lightning_steps(spec, given)) for spec in specs)
     parts = sizes[given.precision_mode]
     shared = parts["text_encoder"] + parts["vae"]
@@ -65,7 +73,10 @@ def compute_room(chosen: Mapping[str, str | bool]) -> float:
     given = settings.read({name: str(value).lower() for name, value in chosen.items()})
     specs = CATALOGUE.resolve(given.model, given, has_gpu=True)
     precision: Any = given.precision_mode  # a preset never says auto
-    working = max(plan_working(spec, given, precision) for spec in specs)
+    working = max(
+        (plan_speech if "speech" in spec.tasks else plan_working)(spec, given, precision)
+        for spec in specs
+    )
     return (working + CONTEXT_BYTES) / GB
 
 
