@@ -47,8 +47,8 @@ class Graphs:
         graph.replay()
 
     def _capture(self, length: int, step: Callable[[int], None]) -> None:
-        graph = torch.cuda.CUDAGraph()
         try:
+            graph = torch.cuda.CUDAGraph()
             torch.cuda.synchronize(self._device)
             with torch.cuda.graph(graph, pool=self._pool):
                 step(length)
