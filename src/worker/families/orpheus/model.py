@@ -95,9 +95,12 @@ class Orpheus:
         device, clock = self._parts.device, Clock(self._parts.device)
         with devices.translate_errors():
             devices.reset_peak(device)
-            passages = self._phases.run(
-                "generate", len(wish.passages), lambda _: self._speak_all(wish, control, clock)
-            )
+            if wish.streams:  # what was handed over cannot be taken back
+                passages = self._speak_all(wish, control, clock)
+            else:
+                passages = self._phases.run(
+                    "generate", len(wish.passages), lambda _: self._speak_all(wish, control, clock)
+                )
         rate, pause = self._speaking.rate, self._make_pause()
         parts = [passage.join() for passage in passages]
         joined = [piece for part in parts for piece in (pause, part)][1:]
@@ -174,7 +177,7 @@ class Orpheus:
         Tokens that may run out are spent on one passage after another.
         """
         alone = self._parts.device.type != "cuda" or wish.max_tokens is not None
-        rows = 1 if alone else min(MOST_ROWS, len(prompts))
+        rows = 1 if alone or len(prompts) == 1 else MOST_ROWS
         needed = SLOTS + max(
             len(prompt) + SLOTS * self._speaking.limit_frames(text)
             for text, prompt in zip(wish.passages, prompts, strict=True)
@@ -182,7 +185,7 @@ class Orpheus:
         stage = self._stages.get(rows)
         if stage is None or not stage.has_room(needed):
             room = max(needed, count_room(self._speaking))
-            self._stages.clear()
+            self._stages.pop(rows, None)
             stage = Stage(self._parts.language, self._parts.text, rows=rows, room=room)
             self._stages[rows] = stage
         for row in range(rows):
