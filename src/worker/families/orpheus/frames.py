@@ -117,7 +117,7 @@ class Stage:
         self._graphs.run(self._cache.round_length(most), self._write)
         for row in self._ends:
             self._ends[row] += SLOTS
-        chosen = self._chosen.T.tolist()
+        chosen = self._chosen.T.cpu().tolist()
         return {row: chosen[row] for row in self._ends}
 
     def has_room(self, tokens: int) -> bool:
