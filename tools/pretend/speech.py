@@ -52,7 +52,7 @@ def run(precision: Precision, rows: int) -> dict[str, Any]:
         device.memory.reset()
         stage = Stage(language, table, rows=rows, room=count_room(spec.defaults))
         stage.choose_by(Choosing(0.6, 0.8, 1.1))
-        stage._graphs.switch_off()  # noqa: SLF001 - a graph is of the device alone
+        stage._graphs.stop()  # noqa: SLF001 - a graph is of the device alone
         for row in range(rows):
             stage.begin(row, PROMPT, row)
         device.ledger = ledger = Ledger()
