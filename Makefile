@@ -30,6 +30,7 @@ certain: setup ## run the tests TIMES times in random order, half of them with a
 
 pretend-gpu: setup ## the worker's own code at the published sizes on a pretend CUDA device (15 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.pretend --write
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.pretend.speech --write
 	$(BIN)/python -m tools.pretend.inductor
 
 faults: setup ## every fault of hub, network, disk and neighbours, five seeds each (as root, for small disks)

@@ -1,6 +1,8 @@
 """The presets of RunPod's listing: what each serves, and the memory and pools that it needs."""
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from worker import settings
@@ -9,6 +11,8 @@ from worker.families.catalogue import CATALOGUE
 from worker.families.flux2 import models as flux2
 from worker.families.flux2 import planning
 from worker.families.flux2.working import VAE_BYTES
+from worker.families.orpheus import models as orpheus
+from worker.families.orpheus.recipe import plan_speech
 from worker.families.qwen_image import models as qwen_image
 from worker.families.qwen_image.planning import plan_working
 from worker.settings import Settings
@@ -52,12 +56,15 @@ PRESETS: Final[Mapping[str, Mapping[str, str | bool]]] = {
         "PRECISION_MODE": "bf16",
         "USE_LIGHTNING_LORA": False,
     },
+    "Speech": {"MODEL": "orpheus", "PRECISION_MODE": "bf16"},
 }
 # How each family computes what its largest job takes, by its module.
-PLANS: Final[Mapping[str, Callable[[ModelSpec, Settings, Any, int | None], int]]] = {
+PLANS: Final[Mapping[str, Callable[[ModelSpec, Settings, Any], int]]] = {
     qwen_image.MODULE: plan_working,
     flux2.MODULE: planning.plan_working,
+    orpheus.MODULE: plan_speech,
 }
+SPEECH_SIZES: Final = Path(__file__).resolve().parent.parent / "bench" / "results" / "speech.json"
 PRECISION_NAMES: Final = {"4bit": "4-bit NF4", "8bit": "8-bit", "bf16": "bf16"}
 
 Sizes = Mapping[str, Mapping[str, float]]
@@ -79,13 +86,16 @@ def compute_memory(chosen: Mapping[str, str | bool], sizes: Sizes) -> float:
         len(specs) * parts["transformer"]
         + adapters * parts["lora"]
         + shared
-        + sum(compute_flux_weights(spec, given) for spec in others)
+        + sum(compute_weights(spec, given) for spec in others)
     )
 
 
-def compute_flux_weights(spec: ModelSpec, given: Settings) -> float:
-    """Return the GB of all weights of a FLUX.2."""
+def compute_weights(spec: ModelSpec, given: Settings) -> float:
+    """Return the GB of all weights of a FLUX.2 or of an Orpheus."""
     precision: Any = given.precision_mode  # a preset never says auto
+    if spec.family == orpheus.MODULE:
+        speech = json.loads(SPEECH_SIZES.read_text(encoding="utf-8"))["sizes"]
+        return float(speech[precision]["device"])
     parts = planning.find_edition(spec).count_weights(precision)
     return (sum(parts) + VAE_BYTES) / GB
 
@@ -98,7 +108,7 @@ def compute_room(chosen: Mapping[str, str | bool]) -> float:
     given = settings.read({name: str(value).lower() for name, value in chosen.items()})
     specs = CATALOGUE.resolve(given.model, given, has_gpu=True)
     precision: Any = given.precision_mode  # a preset never says auto
-    working = max(PLANS[spec.family](spec, given, precision, None) for spec in specs)
+    working = max(PLANS[spec.family](spec, given, precision) for spec in specs)
     return (working + CONTEXT_BYTES) / GB
 
 

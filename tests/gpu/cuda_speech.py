@@ -65,7 +65,7 @@ def test_graphs_write_what_steps_write(
         stages = list(model._stages.values())
         assert all(stage._graphs.count for stage in stages), "no graph was captured"
         for stage in stages:
-            stage._graphs.switch_off()
+            stage._graphs.stop()
         plain = say(model, text)
         assert all(np.array_equal(samples_of(one), samples_of(plain)) for one in made)
         model._stages.clear()
@@ -92,7 +92,7 @@ def test_how_long_a_frame_takes(home: Path, figures: Figures, device: torch.devi
     figures.put(ms_per_frame=round(1000 * (time.perf_counter() - begun) / frames, 2))
     begun = time.perf_counter()
     for stage in model._stages.values():
-        stage._graphs.switch_off()
+        stage._graphs.stop()
     say(model, TEXTS[0])
     figures.put(ms_without_graphs=round(1000 * (time.perf_counter() - begun) / frames, 2))
 

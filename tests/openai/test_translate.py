@@ -79,3 +79,14 @@ def test_partial_pictures_are_a_warning_of_streams_alone() -> None:
     assert translate(GENERATIONS, {"partial_images": 2}).warnings == ()
     assert len(translate(GENERATIONS, {"partial_images": 2, "stream": True}).warnings) == 1
     assert translate(GENERATIONS, {"partial_images": 0, "stream": True}).warnings == ()
+
+
+def test_a_speech_may_be_streamed_as_sound_alone() -> None:
+    body = {"input": "hi", "voice": "tara", "stream": True, "stream_format": "audio"}
+    call = translate(SPEECH_ROUTE, body)
+    assert call.streams
+    assert call.input["stream"] is True
+    assert "stream_format" not in call.input
+    assert "stream" not in translate(SPEECH_ROUTE, {"input": "hi"}).input
+    with pytest.raises(InvalidInput, match="stream_format"):
+        translate(SPEECH_ROUTE, {**body, "stream_format": "sse"})

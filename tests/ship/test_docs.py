@@ -18,7 +18,9 @@ from bench.real_shapes import cold, shapes
 from worker import errors, settings
 from worker.bundle.prepare import compute_sizes
 from worker.families.qwen_image.recipe import RECIPE
+from worker.seam import Served
 from worker.tasks import request
+from worker.tasks.speech import SpeechOffer
 from worker.versions import TORCH_BUILDS, TorchBuild, list_releases, write_cuda
 from worlds import embedded
 from worlds.pod import KEY, Pod
@@ -120,6 +122,8 @@ def test_every_job_that_a_guide_shows_is_accepted() -> None:
     )
     names = {"tiny-flux": "flux-2-klein-4b"}
     served = [replace(one, id=names.get(one.id, one.id)) for one in embedded.served(given)]
+    speaker = Served("orpheus", "a/b", "1", "bf16", "", {"speech": SpeechOffer(("tara",), 24_000)})
+    served.append(speaker)
     found = list(jobs())
     assert len(found) >= 6
     for job in found:
@@ -188,7 +192,7 @@ def test_no_guide_boasts() -> None:
 @pytest.mark.timeout(900)  # a worker with a model has START_S to start
 def test_the_python_example_generates_and_edits(tmp_path: Path) -> None:
     """The script of docs/api.md, as it stands, against the real worker with the embedded models."""
-    (script,) = blocks("api.md", "python")
+    script, _ = blocks("api.md", "python")
     environ = {"MODEL": "tiny", "OMP_NUM_THREADS": "1", "MODEL_DIR": str(tmp_path / "models")}
     handler = (sys.executable, "handler.py")
     with Pod(hold_s=2.0) as pod, pod.worker(handler, environ, cwd=ROOT):
@@ -209,7 +213,7 @@ def test_the_python_example_generates_and_edits(tmp_path: Path) -> None:
 
 
 def test_the_examples_in_other_languages_ask_for_the_same_picture() -> None:
-    (python,), (script,) = blocks("api.md", "python"), blocks("api.md", "js")
+    (python, _), (script,) = blocks("api.md", "python"), blocks("api.md", "js")
     shell = "".join(blocks("api.md", "sh"))
     prompt = "a large red circle on a blue background"
     assert all(prompt in text for text in (python, script, shell))

@@ -61,7 +61,8 @@ def _fill(
             stored = make_stored(make, shape, precision)
             tensors |= {f"{module}.{suffix}": tensor for suffix, tensor in stored.items()}
         else:
-            tensors[name] = make(shape, torch.bfloat16)
+            dtype = torch.float32 if part.is_exact else torch.bfloat16
+            tensors[name] = make(shape, dtype)
     with plain_weights():
         filling.fill(modules, tensors, precision, device, packed=device.type == "cpu")
 

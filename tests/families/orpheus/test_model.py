@@ -13,6 +13,7 @@ from worker.bundle import layout
 from worker.engine.quantise import PRECISIONS
 from worker.errors import BadAudio, WeightsUnavailable
 from worker.families import catalogue
+from worker.families.orpheus import model as orpheus
 from worker.families.orpheus.model import PAUSE_S, make_ready
 from worker.families.orpheus.opening import open_bundle
 from worker.seam import Control, Made, Model, Outcome, Phase, Unheard
@@ -199,6 +200,33 @@ def test_what_is_streamed_is_the_whole(model: Model) -> None:
     first = whole.found["spoken"][0].seconds * 24_000 / 2048
     assert streamed.found["first_frames"] == min(7, first)
     assert whole.found["first_frames"] is None
+
+
+def test_passages_that_are_written_at_once_are_said_in_their_order(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: four rows, five passages."""
+    monkeypatch.setattr(orpheus, "choose_rows", lambda *_: 4)
+    texts = [
+        f"{word} two three four five six seven." for word in ("One", "Two", "Six", "Ten", "No")
+    ]
+    hearing = Hearing()
+    streamed = say(model, hearing, text=" ".join(texts), stream=True)
+    whole = made(model, text=" ".join(texts))
+    assert isinstance(streamed, Made)
+    assert np.array_equal(np.concatenate(hearing.parts), samples_of(whole))
+    assert np.array_equal(samples_of(streamed), samples_of(whole))
+    assert [one.characters for one in whole.found["spoken"]] == list(map(len, texts))
+    stage = model._stages[4]  # type: ignore[attr-defined] # of this family
+    assert stage.step() == {}
+
+
+def test_several_rows_are_for_a_gpu_and_a_text_of_several_passages(model: Model) -> None:
+    cuda, long = torch.device("cuda"), wish_of(model, text=TEXT)
+    assert orpheus.choose_rows(cuda, long) == 4
+    assert orpheus.choose_rows(CPU, long) == 1
+    assert orpheus.choose_rows(cuda, wish_of(model)) == 1
+    assert orpheus.choose_rows(cuda, wish_of(model, text=TEXT, max_tokens=100)) == 1
 
 
 def test_a_stream_that_does_not_end_is_not_begun_again(published: Path, home: Path) -> None:

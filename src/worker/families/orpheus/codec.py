@@ -175,7 +175,7 @@ class SnacDecoder(nn.Module):
         self.decoder.model = nn.Sequential(*first, *levels, *last)
 
     def forward(self, frames: Tensor, noise: Sequence[Tensor]) -> Tensor:
-        """Return the samples [stride x frames], in [-1, 1], of codes [frames, 7].
+        """Return the samples [stride x frames], in [-1, 1], of codes [frames, 7] on the CPU.
 
         `noise` has what each level adds, [its span x frames] in the order of the samples.
         """
@@ -190,10 +190,11 @@ class SnacDecoder(nn.Module):
         """Return the sum of the codebooks' vectors [1, width, 4 x frames]."""
         found: Tensor | None = None
         codebooks: Any = self.quantizer.quantizers
+        device = codebooks[0].codebook.weight.device
         for level, repeats in enumerate(self.repeats):
             slots = [slot for slot, (of, _) in enumerate(PLACES) if of == level]
             slots.sort(key=lambda slot: PLACES[slot][1])
-            codes = frames[:, slots].reshape(1, -1)
+            codes = frames[:, slots].reshape(1, -1).to(device, non_blocking=True)
             vectors = codebooks[level](codes).repeat_interleave(repeats, dim=-1)
             found = vectors if found is None else found + vectors
         assert found is not None  # noqa: S101 - there are three levels

@@ -88,10 +88,10 @@ class Stage:
     def begin(self, row: int, prompt: Sequence[int], seed: int) -> None:
         """Read a prompt into a row, in place of what was there."""
         for seen in self._seen:
-            seen[row] = False
+            seen[row].zero_()
         embedded = embed_text(self._text, prompt, self._device)
-        self._state[row] = self._language.read(embedded, self._cache, row)[0]
-        self._positions[row] = len(prompt)
+        self._state[row].copy_(self._language.read(embedded, self._cache, row)[0])
+        self._positions[row].fill_(len(prompt))
         self._ends[row] = len(prompt)
         self._generators[row] = torch.Generator().manual_seed(seed)
 
@@ -108,16 +108,16 @@ class Stage:
         """
         for row in range(len(self._positions)):
             if row not in self._ends:
-                self._positions[row] = 0  # nobody reads what is written there
+                self._positions[row].zero_()  # nobody reads what is written there
         numbers = torch.zeros(SLOTS, len(self._positions))
         for row, generator in self._generators.items():
             numbers[:, row] = torch.rand(SLOTS, generator=generator)
-        self._uniforms.copy_(numbers)
+        self._uniforms.copy_(numbers, non_blocking=True)
         most = max(self._ends.values(), default=0) + SLOTS
         self._graphs.run(self._cache.round_length(most), self._write)
         for row in self._ends:
             self._ends[row] += SLOTS
-        chosen = self._chosen.T.tolist()
+        chosen = self._chosen.T.cpu().tolist()
         return {row: chosen[row] for row in self._ends}
 
     def has_room(self, tokens: int) -> bool:

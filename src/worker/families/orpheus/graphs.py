@@ -27,7 +27,7 @@ class Graphs:
         """How many there are."""
         return len(self._graphs)
 
-    def switch_off(self) -> None:
+    def stop(self) -> None:
         """Run every step as it is from now on."""
         self._works = False
         self._graphs.clear()
@@ -42,13 +42,13 @@ class Graphs:
             # The step itself runs first, as it is: what it needs is loaded then, and its result is
             # the one that counts. A capture runs nothing.
             step(length)
-            self._capture(length, step)
+            self._record(length, step)
             return
         graph.replay()
 
-    def _capture(self, length: int, step: Callable[[int], None]) -> None:
-        graph = torch.cuda.CUDAGraph()
+    def _record(self, length: int, step: Callable[[int], None]) -> None:
         try:
+            graph = torch.cuda.CUDAGraph()
             torch.cuda.synchronize(self._device)
             with torch.cuda.graph(graph, pool=self._pool):
                 step(length)
@@ -56,7 +56,7 @@ class Graphs:
             if is_out_of_memory(error):
                 raise
             # whatever a library raises that cannot be captured
-            self.switch_off()
+            self.stop()
             reason = f"{type(error).__name__}: {error}"[:200]
             log.get().warning("steps run without graphs", reason=reason)
             return

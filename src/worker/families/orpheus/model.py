@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+import torch
 
 from worker.bundle.kept_graphs import KeptGraphs
 from worker.bundle.layout import Bundle
@@ -37,6 +38,16 @@ from worker.tasks.speech import SpeechWish, Spoken, warm_up
 # Between two passages: what a reader pauses after a sentence.
 PAUSE_S: Final = 0.12
 TRUNCATED: Final = "the speech was cut at max_tokens"
+
+
+def choose_rows(device: torch.device, wish: SpeechWish) -> int:
+    """Return how many passages of a wish are written at once: several on a GPU.
+
+    It depends on the wish alone, since a batch of another size rounds differently. Tokens that may
+    run out are spent on one passage after another.
+    """
+    is_alone = device.type != "cuda" or wish.max_tokens is not None or len(wish.passages) == 1
+    return 1 if is_alone else MOST_ROWS
 
 
 class Orpheus:
@@ -95,9 +106,12 @@ class Orpheus:
         device, clock = self._parts.device, Clock(self._parts.device)
         with devices.translate_errors():
             devices.reset_peak(device)
-            passages = self._phases.run(
-                "generate", len(wish.passages), lambda _: self._speak_all(wish, control, clock)
-            )
+            if wish.streams:  # what was handed over cannot be taken back
+                passages = self._speak_all(wish, control, clock)
+            else:
+                passages = self._phases.run(
+                    "generate", len(wish.passages), lambda _: self._speak_all(wish, control, clock)
+                )
         rate, pause = self._speaking.rate, self._make_pause()
         parts = [passage.join() for passage in passages]
         joined = [piece for part in parts for piece in (pause, part)][1:]
@@ -168,13 +182,8 @@ class Orpheus:
         return Limits(by_text, wish.max_tokens // SLOTS - used)
 
     def _choose_stage(self, wish: SpeechWish, prompts: Sequence[Sequence[int]]) -> Stage:
-        """Return where a wish's passages are written: on a GPU several at once.
-
-        How many depends on the wish alone, since a batch of another size rounds differently.
-        Tokens that may run out are spent on one passage after another.
-        """
-        alone = self._parts.device.type != "cuda" or wish.max_tokens is not None
-        rows = 1 if alone else min(MOST_ROWS, len(prompts))
+        """Return where a wish's passages are written, with room for the longest."""
+        rows = choose_rows(self._parts.device, wish)
         needed = SLOTS + max(
             len(prompt) + SLOTS * self._speaking.limit_frames(text)
             for text, prompt in zip(wish.passages, prompts, strict=True)
@@ -182,7 +191,7 @@ class Orpheus:
         stage = self._stages.get(rows)
         if stage is None or not stage.has_room(needed):
             room = max(needed, count_room(self._speaking))
-            self._stages.clear()
+            self._stages.pop(rows, None)
             stage = Stage(self._parts.language, self._parts.text, rows=rows, room=room)
             self._stages[rows] = stage
         for row in range(rows):

@@ -18,7 +18,8 @@ CACHE_BYTES_PER_TOKEN: Final = 114_688
 # What one step and one window of the codec take beside it (est.): 38 frames of 1024 channels at the
 # last levels, in float32, a few times over.
 STEP_BYTES: Final = 600_000_000
-# Passages that are written at once on a GPU, where the weights are read once for all of them.
+# Passages that are written at once on a GPU, where the weights are read once for all of them. One
+# alone is written elsewhere: more rows than needed would be slower.
 MOST_ROWS: Final = 4
 
 
@@ -33,7 +34,7 @@ def plan_speech(
 ) -> int:
     """Return the bytes that the longest text takes beside the weights."""
     del settings, precision, pixels
-    return MOST_ROWS * count_room(spec.defaults) * CACHE_BYTES_PER_TOKEN + STEP_BYTES
+    return (1 + MOST_ROWS) * count_room(spec.defaults) * CACHE_BYTES_PER_TOKEN + STEP_BYTES
 
 
 def count_room(speaking: Speaking) -> int:

@@ -77,8 +77,11 @@ class Decoding:
     def _decode(self, frames: Sequence[Sequence[int]], start: int, end: int) -> Tensor:
         first, last = max(0, start - CONTEXT), min(len(frames), end + CONTEXT)
         rows = [make_noise(self._seed, frame, self._codec.spans) for frame in range(first, last)]
-        noise = [torch.cat(parts).to(self._device) for parts in zip(*rows, strict=True)]
-        codes = torch.tensor([list(frame) for frame in frames[first:last]], device=self._device)
+        noise = [
+            torch.cat(parts).to(self._device, non_blocking=True)
+            for parts in zip(*rows, strict=True)
+        ]
+        codes = torch.tensor([list(frame) for frame in frames[first:last]])
         samples: Tensor = self._codec(codes, noise)
         stride = self._codec.stride
         return samples[(start - first) * stride : (end - first) * stride]
