@@ -372,8 +372,8 @@ def roofline_table() -> str:
 
 
 PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
-    "README.md": {"models": models_table},
     "docs/reference.md": {
+        "models": models_table,
         "input": input_table,
         "errors": errors_table,
         "settings": settings_table,
