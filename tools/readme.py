@@ -16,6 +16,9 @@ from bench import roofline
 from tools import presets
 from worker import errors, settings
 from worker.families.catalogue import CATALOGUE
+from worker.families.flux2 import planning
+from worker.families.flux2.working import VAE_BYTES
+from worker.settings import PRECISIONS, Precision
 from worker.tasks import registry
 from worker.tasks.way import FROM_PICTURES
 from worker.weights.spec import ModelSpec
@@ -237,6 +240,24 @@ def precisions_table() -> str:
     return markdown(header, rows)
 
 
+def flux_table() -> str:
+    """Return what each size of FLUX.2 takes at each precision, by its widths."""
+
+    def row(name: str, precision: Precision) -> tuple[str, ...]:
+        spec = CATALOGUE.find_row(name)
+        need = planning.estimate_needs(spec, settings.read({}))[precision]
+        weights = [*planning.find_edition(spec).count_weights(precision), VAE_BYTES]
+        figures = (sum(weights), *weights[:2], need.whole, need.least)
+        return code(name), code(precision), *(f"{figure / 1e9:.1f}" for figure in figures)
+
+    header = (
+        *("model", "GB", "weights", "transformer", "text encoder"),
+        *("with its largest job", "with the text encoder in host memory"),
+    )
+    names = ("flux-2-klein-4b", "flux-2-klein-9b", "flux-2-dev")
+    return markdown(header, [row(name, each) for name in names for each in PRECISIONS])
+
+
 def image_table() -> str:
     """Return the size of each image, as tools/image_check.py found it."""
     results = json.loads(IMAGE.read_text(encoding="utf-8"))
@@ -357,7 +378,7 @@ PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
         "errors": errors_table,
         "settings": settings_table,
     },
-    "docs/cold-start.md": {"precisions": precisions_table},
+    "docs/cold-start.md": {"precisions": precisions_table, "flux": flux_table},
     "docs/architecture.md": {"files": files_table},
     "docs/deploy.md": {"pools": pools_table},
     "docs/numbers.md": {

@@ -543,11 +543,11 @@ class Settings(BaseModel):
     playground: bool | None = _declare(
         None, "serve a page for browsers at `/`", shown="`true`; behind RunPod's balancer `false`"
     )
-    runpod_api_key: Token | None = _declare(
+    runpod_api_key: SecretStr | None = _declare(
         None,
         "the key with which `python -m worker playground` calls an endpoint; nothing else uses it",
     )
-    runpod_endpoint_base_url: Address = _declare(
+    runpod_endpoint_base_url: str = _declare(
         "https://api.runpod.ai/v2", "where it finds the endpoint"
     )
     runpod_webhook_get_job: str | None = _declare(

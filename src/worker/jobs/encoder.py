@@ -5,7 +5,7 @@ import contextvars
 from collections.abc import Callable, Sequence
 
 from worker.edge import reply
-from worker.jobs.job import Ready
+from worker.jobs.job import ReadyPiece
 from worker.jobs.ticket import Placed
 from worker.media.piece import Encoded
 from worker.seam import Made, Wish, complete_wish
@@ -24,7 +24,7 @@ class Encoder:
         request: Request,
         wishes: Sequence[Wish],
         settings: Settings,
-        show: Callable[[Ready], None] | None = None,
+        show: Callable[[ReadyPiece], None] | None = None,
     ) -> None:
         self._request = request
         self._wishes = wishes
@@ -40,11 +40,11 @@ class Encoder:
         if (show := self._show) is not None:
             count, seed = len(self._wishes), self._wishes[index].seed
 
-            def pass_on(done: asyncio.Task[Encoded]) -> None:
+            def show_ready(done: asyncio.Task[Encoded]) -> None:
                 if not done.cancelled() and done.exception() is None:
-                    show(Ready(index, count, seed, done.result()))
+                    show(ReadyPiece(index, count, seed, done.result()))
 
-            task.add_done_callback(pass_on)
+            task.add_done_callback(show_ready)
 
     def drop(self) -> None:
         """Forget what was begun."""

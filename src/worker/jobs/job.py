@@ -16,7 +16,7 @@ from worker.media.s3 import CallersBucket
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ReadyPiece:
     """One of the `count` pieces of a job as a file, before the job has ended."""
 
     index: int
@@ -50,7 +50,7 @@ class Job:
     limit: Limit | None = None
     is_plain: bool = False
     wait: Callable[[], Awaitable[None]] | None = None
-    show: Callable[[Ready], None] | None = None
+    show: Callable[[ReadyPiece], None] | None = None
     start: float = field(default_factory=time.monotonic)
     timings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

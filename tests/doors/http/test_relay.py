@@ -175,6 +175,7 @@ def test_it_leaves_at_once_and_its_jobs_with_it(pod: Pod, gate: Gate) -> None:
     ("key", "arguments", "reason"),
     [
         ("", ["--endpoint", "x"], "RUNPOD_API_KEY: is required"),
+        ("a key", ["--endpoint", "x"], "RUNPOD_API_KEY: must be a key alone"),
         ("a-key", ["--endpoint", "x/../y"], "--endpoint: must be the id of an endpoint"),
         ("a-key", ["--endpoint", "x", "--port", "99999"], "PORT: "),
     ],

@@ -170,6 +170,19 @@ def test_models_share_their_text_encoder_and_vae(publish: Publish, home: Path) -
     assert one.transformer is not two.transformer
 
 
+@pytest.mark.parametrize("kind", ["klein", "dev"])
+@pytest.mark.parametrize("precision", ["bf16", "4bit"])
+def test_a_text_encoder_that_waits_gives_what_one_on_the_device_gives(
+    publish: Publish, home: Path, kind: Kind, precision: Precision
+) -> None:
+    """To the last bit, layer by layer; the table of embeddings stays where it is."""
+    folder = prepare(order_of(publish(kind), home, precision))
+    there, waiting = (open_bundle(folder, CPU, waiting=where) for where in (None, CPU))
+    ours, theirs = (model_of(parts, kind)._prompts for parts in (waiting, there))
+    for text in (WISH.prompt, "another", WISH.prompt):
+        assert torch.equal(ours.encode(text), theirs.encode(text))
+
+
 def test_sizes_are_known_from_headers(publish: Publish, home: Path) -> None:
     """Before anything is made, and as it is then."""
     order = order_of(publish("klein"), home, "8bit")

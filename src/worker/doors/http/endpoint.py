@@ -24,7 +24,7 @@ JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 ENDPOINT_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-class Endpoint:
+class QueueEndpoint:
     """One endpoint at `base`, such as https://api.runpod.ai/v2/ID, and the key that it asks for.
 
     Calls raise Refused, also for an id that cannot be RunPod's.

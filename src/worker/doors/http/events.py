@@ -8,7 +8,7 @@ from aiohttp import web
 
 from worker.doors.http.responses import encode_json
 from worker.doors.http.tracked import Tracked
-from worker.jobs.job import Ready
+from worker.jobs.job import ReadyPiece
 
 EVENT_STREAM: Final = "text/event-stream"
 # Proxies close what is silent: a Pod's after 100 s, others after 60 or 30.
@@ -54,7 +54,7 @@ async def follow(
     events: EventStream,
     *,
     name: str | None,
-    send_ready: Callable[[Ready], Awaitable[None]] | None = None,
+    send_ready: Callable[[ReadyPiece], Awaitable[None]] | None = None,
 ) -> None:
     """Send what happens to a job until its end, as events of that name or as comments.
 

@@ -17,7 +17,7 @@ from worker.doors.http.sounding import stream_sound
 from worker.doors.http.tracked import Tracked
 from worker.edge.reply import Failure, make_failure
 from worker.errors import InvalidInput, UnsupportedTask
-from worker.jobs.job import Ready
+from worker.jobs.job import ReadyPiece
 from worker.jobs.outflow import Sink
 from worker.openai.replies import (
     find_model,
@@ -123,7 +123,7 @@ class OpenAIRoutes:
         events, sent = EventStream(request, {"x-request-id": entry.id}), set[int]()
         name = EVENTS[call.route]
 
-        async def send_ready(piece: Ready) -> None:
+        async def send_ready(piece: ReadyPiece) -> None:
             if len(sent) == piece.count - 1:
                 return
             data = await asyncio.to_thread(base64.b64encode, piece.file.data)

@@ -6,6 +6,7 @@ alone; a job whose page is closed is cancelled, since nobody would see what it m
 
 import asyncio
 import queue
+import re
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -18,7 +19,7 @@ from worker import log
 from worker.doors.http.around import guard_with
 from worker.doors.http.body import read_json
 from worker.doors.http.door import SIGNALS
-from worker.doors.http.endpoint import ENDPOINT_ID, FINAL, Endpoint
+from worker.doors.http.endpoint import ENDPOINT_ID, FINAL, QueueEndpoint
 from worker.doors.http.events import EventStream, is_for_events
 from worker.doors.http.guard import Guard
 from worker.doors.http.playground import list_page_routes
@@ -28,12 +29,15 @@ from worker.errors import Detail, InvalidSettings
 from worker.settings import Settings
 
 VARIABLE: Final = "RUNPOD_API_KEY"
+# Checked here alone: workers have these variables too, and no use for them.
+KEY: Final = re.compile(r"[!-~]+")
+ADDRESS: Final = re.compile(r"https?://[^\s/@]+[^\s@?#]*", re.IGNORECASE)
 
 
 class Relay:
     """The handlers of the routes that the page calls, for one endpoint."""
 
-    def __init__(self, settings: Settings, endpoint: Endpoint) -> None:
+    def __init__(self, settings: Settings, endpoint: QueueEndpoint) -> None:
         self._settings = settings
         self._endpoint = endpoint
         self._running: set[asyncio.Task[Any]] = set()
@@ -139,12 +143,16 @@ class Relay:
 def serve_page(settings: Settings, endpoint_id: str) -> int:
     """Serve the page for an endpoint until SIGINT or SIGTERM; return the exit code.
 
-    Raises InvalidSettings without a key or for an id that is none, and OSError where the port is
-    taken.
+    Raises InvalidSettings without a key, or for an id or an address that is none, and OSError where
+    the port is taken.
     """
     key = settings.runpod_api_key
     if key is None:
-        raise _refuse("RUNPOD_API_KEY", "is required to call an endpoint")
+        raise _refuse(VARIABLE, "is required to call an endpoint")
+    if not KEY.fullmatch(key.get_secret_value()):
+        raise _refuse(VARIABLE, "must be a key alone: no blanks, ASCII only")
+    if not ADDRESS.fullmatch(settings.runpod_endpoint_base_url):
+        raise _refuse("RUNPOD_ENDPOINT_BASE_URL", "must be an https:// address")
     if not ENDPOINT_ID.fullmatch(endpoint_id):
         raise _refuse("--endpoint", "must be the id of an endpoint, as in its address")
     reasons: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -154,7 +162,7 @@ def serve_page(settings: Settings, endpoint_id: str) -> int:
     server, (host, port) = Server(), (settings.http_host, settings.http_port)
 
     def make_apps() -> list[tuple[tuple[str, int], web.Application]]:
-        relay = Relay(settings, Endpoint(base, key.get_secret_value()))
+        relay = Relay(settings, QueueEndpoint(base, key.get_secret_value()))
         return [((host, port), relay.make_app())]
 
     server.start(make_apps)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from worker.doors.http.line import Turn
-from worker.jobs.job import Answer, Ready
+from worker.jobs.job import Answer, ReadyPiece
 
 JobState = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED"]
 
@@ -31,7 +31,7 @@ class Tracked:
     progress: Mapping[str, Any] | None = None
     answer: Answer | None = None
     output: dict[str, Any] | None = None
-    ready: deque[Ready] = field(default_factory=deque)
+    ready: deque[ReadyPiece] = field(default_factory=deque)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     is_seen: bool = False
@@ -58,7 +58,7 @@ class Tracked:
         self.progress = update
         self.note_change()
 
-    def add_ready(self, piece: Ready) -> None:
+    def add_ready(self, piece: ReadyPiece) -> None:
         """Take a piece of the job."""
         self.ready.append(piece)
         self.note_change()

@@ -162,11 +162,14 @@ def _compute_norm(wide: Tensor, dtype: torch.dtype) -> Tensor:
     height, width = wide.shape[2:]
     is_plain = wide.device.type == "cpu" and wide.is_contiguous()
     if not is_plain or dtype != torch.bfloat16 or height * width < PLANE_PIXELS:
-        return torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-    total, *others = wide.square().split(1, dim=1)
-    for plane in others:
+        norm: Tensor = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+        return norm
+    planes: list[Tensor] = list(wide.square().split(1, dim=1))
+    total = planes[0]
+    for plane in planes[1:]:
         total.add_(plane)
-    return total.double().sqrt_().float()
+    root: Tensor = total.double().sqrt_()
+    return root.float()
 
 
 class _Norm(nn.Module):
