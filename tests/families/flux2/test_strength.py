@@ -130,7 +130,7 @@ def test_a_batch_equals_single_runs(pair: FluxPair) -> None:
         {"steps": 5},
         {"width": 112},
     ],
-    ids=str,
+    ids=lambda changes: next(iter(changes)),
 )
 def test_what_differs_shares_no_forward(pair: FluxPair, changes: Any) -> None:
     wish = replace(
