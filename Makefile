@@ -5,7 +5,7 @@ TORCH ?= cu128
 VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test pretend-gpu certain mutants faults fuzz soak storm stores clients api browser playground load gpu-check quick check readme lint format train-tiny train-speech eval-tiny lock image-check first-hour clean
+.PHONY: help setup demo test trials pretend-gpu certain mutants faults fuzz soak storm stores clients api browser playground load gpu-check quick check readme lint format train-tiny train-speech eval-tiny lock image-check first-hour clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -22,7 +22,10 @@ demo: setup ## a job through RunPod's API on loopback to the real worker; pictur
 # Three on two cores, since many tests wait for processes: 10 minutes, 12 with two.
 TESTERS ?= 3
 test: setup ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TESTERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TESTERS) --dist loadfile -m "not trial"
+
+trials: setup ## run what make test leaves out: the mutation tool and the GPU bench from end to end
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m trial tests/tools tests/bench
 
 TIMES ?= 10
 certain: setup ## run the tests TIMES times in random order, half of them with a busy neighbour; name what failed

@@ -49,7 +49,7 @@ def build_command(seed: int, folder: Path, paths: Sequence[str]) -> list[str]:
         *(sys.executable, "-m", "pytest", "-q", "-c", "pyproject.toml"),
         *("-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"),
         *("-o", f"addopts={shlex.join(kept)}", f"--randomly-seed={seed}"),
-        *("-o", f"cache_dir={folder / 'cache'}", "--durations=30"),
+        *("-o", f"cache_dir={folder / 'cache'}", "--durations=30", "-m", "not trial"),
         *paths,
     ]
 

@@ -93,6 +93,7 @@ def test_every_entry_of_a_run_has_a_name_and_a_place_of_its_own() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.trial
 def test_the_entire_harness_runs_on_a_cpu(tmp_path: Path) -> None:
     """Every kind of entry on the embedded sizes, nothing compiled: that takes minutes on a CPU."""
     out = tmp_path / "gpu.json"

@@ -397,17 +397,20 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Tried:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", EXPECTED)
+@pytest.mark.trial
 def test_what_a_test_holds_is_killed_and_what_none_holds_survives(
     tried: Tried, change: tuple[str, str]
 ) -> None:
     assert tried.outcomes[change] == EXPECTED[change]
 
 
+@pytest.mark.trial
 def test_the_project_itself_is_never_touched(tried: Tried) -> None:
     for name, text in FILES.items():
         assert (tried.project.root / name).read_text() == textwrap.dedent(text).lstrip()
 
 
+@pytest.mark.trial
 def test_a_recording_has_results_and_lines(tried: Tried) -> None:
     tests = {t.name.split("::")[1]: t for r in tried.records.values() for t in r.tests}
     assert {name: test.result for name, test in tests.items()} == {
@@ -431,6 +434,7 @@ def test_a_recording_has_results_and_lines(tried: Tried) -> None:
     assert failing == ["tests/test_ages.py::test_that_fails_always"]
 
 
+@pytest.mark.trial
 def test_a_recording_is_kept_until_what_it_depends_on_changes(tried: Tried, tmp_path: Path) -> None:
     project = made(tmp_path / "project")
     file, path = "tests/test_prices.py", tmp_path / "kept.json"
@@ -461,6 +465,7 @@ def test_a_recording_is_kept_until_what_it_depends_on_changes(tried: Tried, tmp_
     assert record.read(project, file, path) is None
 
 
+@pytest.mark.trial
 def test_the_same_seed_chooses_the_same_mutants_and_another_seed_others() -> None:
     folder = ROOT / "src/worker"
 

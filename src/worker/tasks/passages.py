@@ -13,11 +13,11 @@ BLANK_LINE: Final = re.compile(r"\s*\n[^\S\n]*\n\s*")
 # Where a sentence ends: after its marks, what closes a quotation, and tags that belong to it. A
 # full stop after one capital or a number is none: "J. Smith", "3. Eggs".
 SENTENCE: Final = re.compile(
-    r"(?<![.?!…])(?:(?<!\b[A-Z])(?<!\d)[.]|[?!…])[.?!…]*+[\"'”’»)\]]*+(?:\s*+<\w++>)*+\s++"  # noqa: RUF001 - closing marks
-    r"|[。？！]++[」』”’）]*+\s*+"  # noqa: RUF001 - the marks of Chinese and Japanese
+    r"(?<![.?!…])(?:(?<!\b[A-Z])(?<!\d)[.]|[?!…])[.?!…]*[\"'”’»)\]]*(?:\s*<\w+>)*\s+"  # noqa: RUF001 - closing marks
+    r"|[。？！]+[」』”’）]*\s*"  # noqa: RUF001 - the marks of Chinese and Japanese
 )
-CLAUSE: Final = re.compile(r"[,;:、，；]++\s*+")  # noqa: RUF001 - the marks of Chinese and Japanese
-SPACE: Final = re.compile(r"\s++")
+CLAUSE: Final = re.compile(r"[,;:、，；]+\s*")  # noqa: RUF001 - the marks of Chinese and Japanese
+SPACE: Final = re.compile(r"\s+")
 
 
 def clean(text: str) -> str:

@@ -325,7 +325,7 @@ def test_a_reference_is_resized_once_for_all_prompts_and_not_for_one_that_is_cac
     asked = replace(EDIT, references=(reference,), **{**BASE, "steps": 2})
     model._cache.clear()
     shown, encoded = model._choose_shown_size(reference), (96, 96)
-    for expected in ([shown, encoded], []):
+    for expected in (list({shown, encoded}), []):
         resized.clear()
         drawn(model, asked)
         assert resized == expected
@@ -652,11 +652,12 @@ def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.Monke
     found = replace(spec, name="found", defaults=replace(spec.defaults, steps=33))
     obtained = SimpleNamespace(
         spec=found,
-        bundle=SimpleNamespace(revision="abc", precision="8bit"),
+        bundle=SimpleNamespace(revision="abc", precision="8bit", facts={}),
         lightning=(4, 8),
         parts={"a": 1},
         facts={"b": 2},
         folder=Path("bundle"),
+        offload=False,
     )
     monkeypatch.setattr(opener, "obtain", lambda *_: obtained)
     given = settings.read({})
