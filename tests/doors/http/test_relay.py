@@ -164,10 +164,11 @@ def test_a_refused_key_is_not_asked_of_the_browser(pod: Pod) -> None:
 def test_it_leaves_at_once_and_its_jobs_with_it(pod: Pod, gate: Gate) -> None:
     with playground(pod) as page:
         body = {"input": {"prompt": f"steps=100 hold=denoise:2 gate={gate.name}"}}
-        page.opened().post("/runsync", body, headers=EVENTS, stream=True)
+        response = page.opened().post("/runsync", body, headers=EVENTS, stream=True)
         until(lambda: gate.is_reached)
         page.process.send(signal.SIGTERM)
         assert page.process.wait() == 0
+        response.close()  # here, since one that nothing holds is closed at once: its job would end
     assert next(job for job in pod.jobs.values() if job.body == body).status == "CANCELLED"
 
 
