@@ -102,6 +102,9 @@ def test_a_field_of_others_may_be_empty_false_or_null() -> None:
     given: dict[str, Any] = {"prompt": "Hi", "mask": "", "images": None, "loras": []}
     assert len(requested(given).warnings) == 2  # null is left out
     assert requested({"prompt": "Hi", "stream": False, "voice": None}, IMAGE).task.name
+    # a number is none of these, and 0 least of all where it is a value
+    assert set(faults({"prompt": "Hi", "temperature": 0}, IMAGE)) == {"temperature"}
+    assert set(faults({"prompt": "Hi", "strength": 0})) == {"strength"}
 
 
 @pytest.mark.parametrize("name", ["Tara", "LEO", "유나"])

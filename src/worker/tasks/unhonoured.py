@@ -14,8 +14,8 @@ WORDS: Final[Mapping[str, tuple[Any, ...]]] = {
     **dict.fromkeys(("loras", "lora", "lora_weights", "lora_url"), ("", [])),
     "background": ("", "auto", "opaque"),
 }
-# What asks for nothing, in a field that another kind of task has.
-EMPTY: Final[tuple[Any, ...]] = ("", [], {}, False)
+# What asks for nothing, in a field that another kind of task has; false does too, and 0 does not.
+EMPTY: Final[tuple[Any, ...]] = ("", [], {})
 # A job has its input under this word: next to other fields it is a leftover of that.
 JOB: Final = "input"
 # These say how far a picture may be left behind: without one they change nothing.
@@ -34,7 +34,7 @@ def check(
     for word, value in job_input.items():
         if not isinstance(word, str) or word in known or value is None:
             continue
-        if word in foreign and word != JOB and value not in EMPTY:
+        if word in foreign and word != JOB and value is not False and value not in EMPTY:
             message = f"is for {foreign[word]}, not for {task.name}"
             verdict.add_foreign(Detail(word, message))
             continue
