@@ -46,6 +46,7 @@ from worker.families.orpheus.recipe import (  # noqa: E402 - the same
     count_room,
 )
 from worker.weights.proof import RemoteFile  # noqa: E402 - the same
+from worlds.snac_shape import PUBLISHED_SNAC  # noqa: E402 - the same
 
 RESULTS: Final = ROOT / "bench" / "results" / "speech.json"
 GB: Final = 1e9
@@ -73,19 +74,7 @@ LANGUAGE: Final[dict[str, Any]] = {
     "tie_word_embeddings": True,
     "rope_parameters": ROPE,
 }
-CODEC: Final[dict[str, Any]] = {
-    "sampling_rate": 24_000,
-    "encoder_dim": 48,
-    "encoder_rates": [2, 4, 8, 8],
-    "decoder_dim": 1024,
-    "decoder_rates": [8, 8, 4, 2],
-    "attn_window_size": None,
-    "codebook_size": 4096,
-    "codebook_dim": 8,
-    "vq_strides": [4, 2, 1],
-    "noise": True,
-    "depthwise": True,
-}
+CODEC: Final[dict[str, Any]] = PUBLISHED_SNAC
 PROMPT: Final = [*IDS.before, *range(1000, 1040), *IDS.after]
 
 

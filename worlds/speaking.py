@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from worker.families.orpheus.models import TokenIds
+from worlds.snac_shape import PUBLISHED_SNAC
 
 CHARACTERS: Final = sorted(string.printable)
 FIRST: Final = len(CHARACTERS) + 12
@@ -22,17 +23,10 @@ IDS: Final = TokenIds(
     after=(FIRST - 11, FIRST - 6, FIRST - 5, FIRST - 9),
 )
 CODEC: Final[dict[str, Any]] = {
-    "sampling_rate": 24_000,
+    **PUBLISHED_SNAC,
     "encoder_dim": 8,
-    "encoder_rates": [2, 4, 8, 8],
     "decoder_dim": 64,
-    "decoder_rates": [8, 8, 4, 2],
-    "attn_window_size": None,
     "codebook_size": 32,
-    "codebook_dim": 8,
-    "vq_strides": [4, 2, 1],
-    "noise": True,
-    "depthwise": True,
 }
 ABOUT: Final[dict[str, Any]] = {
     "sample_rate": 24_000,

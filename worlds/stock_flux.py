@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
 from PIL import Image
@@ -20,20 +19,9 @@ from worker.seam import Served, Unheard
 from worker.tasks.picture import PictureWish
 from worker.weights.spec import ModelSpec
 from worlds.small_flux import OUT_LAYERS, Kind
+from worlds.wishes import drawing
 
 CPU = torch.device("cpu")
-WISH = PictureWish(
-    task="text-to-image",
-    prompt="a small red circle on a blue background, on the left",
-    negative_prompt=None,
-    references=(),
-    width=96,
-    height=96,
-    steps=4,
-    true_cfg_scale=1.0,
-    lightning=False,
-    seed=7,
-)
 DEFAULTS = {"klein": DISTILLED, "base": BASE, "dev": GUIDED}
 
 
@@ -105,12 +93,6 @@ class FluxPair:
     def our_latents(self, *wishes: PictureWish) -> torch.Tensor:
         """Run our sampler on a batch."""
         return latents_of(self.ours, *wishes)
-
-
-def drawing(width: int, height: int, seed: int) -> Image.Image:
-    """Make a picture that no other seed gives."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def references(count: int) -> tuple[Image.Image, ...]:

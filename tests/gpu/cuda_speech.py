@@ -16,6 +16,7 @@ from worker.families.orpheus.model import Orpheus, make_ready
 from worker.seam import Made, Unheard
 from worker.tasks.request import Request, parse
 from worker.tasks.speech import SpeechWish
+from worlds.snac_shape import PUBLISHED_SNAC
 
 TEXTS = ("555 0199", "12 34 56. 78 90 12. 34 56 78. 90 12 34. 56 78 90. 12 34 56. 78 90 12.")
 
@@ -105,19 +106,7 @@ def test_the_codec_of_the_published_size_sounds_as_on_a_cpu(
     from worker.families.orpheus.codec import SnacDecoder, fold  # noqa: PLC0415 - imports nothing heavy twice
     from worker.families.orpheus.windows import Decoding  # noqa: PLC0415 - the same
 
-    config = {
-        "sampling_rate": 24_000,
-        "encoder_dim": 48,
-        "encoder_rates": [2, 4, 8, 8],
-        "decoder_dim": 1024,
-        "decoder_rates": [8, 8, 4, 2],
-        "attn_window_size": None,
-        "codebook_size": 4096,
-        "codebook_dim": 8,
-        "vq_strides": [4, 2, 1],
-        "noise": True,
-        "depthwise": True,
-    }
+    config = PUBLISHED_SNAC
     torch.manual_seed(1)
     codec = SnacDecoder(config)
     for name, parameter in codec.named_parameters():

@@ -13,18 +13,13 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool1d, normalize
 from torch.nn.utils.parametrizations import weight_norm
 
+from worlds.snac_shape import PUBLISHED_SNAC
+
 CONFIG: Final[Mapping[str, Any]] = {
-    "sampling_rate": 24_000,
+    **PUBLISHED_SNAC,
     "encoder_dim": 12,
-    "encoder_rates": [2, 4, 8, 8],
     "decoder_dim": 128,
-    "decoder_rates": [8, 8, 4, 2],
-    "attn_window_size": None,
     "codebook_size": 128,
-    "codebook_dim": 8,
-    "vq_strides": [4, 2, 1],
-    "noise": True,
-    "depthwise": True,
 }
 DILATIONS: Final = (1, 3, 9)
 KERNEL: Final = 7

@@ -27,7 +27,8 @@ from worker.families.flux2.published import open_published
 from worker.families.flux2.recipe import RECIPE
 from worker.weights.snapshot import LocalSnapshot
 from worlds.small_flux import Kind
-from worlds.stock_flux import CPU, WISH, latents_of, references, served_as
+from worlds.stock_flux import CPU, latents_of, references, served_as
+from worlds.wishes import WISH
 
 Publish = Callable[[Kind], Path]
 THREE = replace(WISH, task="edit", references=references(3), reference_weights=(2.0, 0.5, 1.0))

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from worker import boot, settings
 from worker.media.picture import Picture
 from worker.seam import Unheard, take_made
-from worlds.stock_flux import WISH
+from worlds.wishes import WISH
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from torch import Tensor
 from worker.errors import LoraRefused
 from worker.loras.ready import ReadyLora
 from worlds.small_flux import Kind
-from worlds.stock_flux import WISH, FluxPair
+from worlds.stock_flux import FluxPair
+from worlds.wishes import WISH
 
 RANK = 4
 DIM = 64

@@ -20,7 +20,8 @@ from worker.seam import Unheard, take_made
 from worker.tasks.picture import PictureWish
 from worker.weights.snapshot import LocalSnapshot
 from worlds.small_flux import Kind
-from worlds.stock_flux import WISH, drawing, references
+from worlds.stock_flux import references
+from worlds.wishes import WISH, drawing
 
 THREE = replace(WISH, task="edit", references=references(3), reference_weights=(2.0, 0.5, 0.0))
 

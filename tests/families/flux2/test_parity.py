@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from worlds.small_flux import Kind
-from worlds.stock_flux import WISH, FluxPair, references
+from worlds.stock_flux import FluxPair, references
+from worlds.wishes import WISH
 
 CFG = {"negative_prompt": "", "true_cfg_scale": 4.0}
 WIDE = {"width": 128, "height": 64}

@@ -17,7 +17,8 @@ from worker.families.flux2.prompts import (
 from worker.families.flux2.published import open_published
 from worker.seam import Unheard, take_made
 from worlds.small_flux import Kind
-from worlds.stock_flux import CPU, WISH, FluxPair
+from worlds.stock_flux import CPU, FluxPair
+from worlds.wishes import WISH
 
 TEMPLATES: dict[Kind, ChatTemplate] = {"klein": KLEIN_TEMPLATE, "dev": DEV_TEMPLATE}
 

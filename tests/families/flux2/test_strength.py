@@ -14,7 +14,8 @@ from worker.media.picture import Picture
 from worker.seam import Unheard, take_made
 from worker.tasks.picture import PictureWish
 from worlds.small_flux import Kind
-from worlds.stock_flux import WISH, FluxPair, drawing
+from worlds.stock_flux import FluxPair
+from worlds.wishes import WISH, drawing
 
 SOURCE = drawing(96, 96, 1)
 BEGUN = replace(WISH, task="img2img", source=SOURCE, strength=0.5)

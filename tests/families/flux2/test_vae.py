@@ -12,7 +12,8 @@ from worker.families.flux2 import vae
 from worker.families.flux2.shift import compute_mu
 from worker.families.flux2.working import count_frame_bytes
 from worlds.small_flux import Kind
-from worlds.stock_flux import WISH, FluxPair, drawing
+from worlds.stock_flux import FluxPair
+from worlds.wishes import WISH, drawing
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from torch.nn import functional
 from worker.families.flux2.shares import attend, make_shares
 from worker.tasks.picture import PictureWish
 from worlds.small_flux import Kind
-from worlds.stock_flux import WISH, FluxPair, references
+from worlds.stock_flux import FluxPair, references
+from worlds.wishes import WISH
 
 TEXT_TOKENS, OUTPUT_TOKENS = 512, 36
 THREE = replace(WISH, task="edit", references=references(3))

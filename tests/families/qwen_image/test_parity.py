@@ -12,9 +12,10 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_p
 from PIL import Image
 
 from worker.families.qwen_image.model import fit_area
-from worker.tasks.picture import PictureWish
 from worlds.prepared import CONDITION_AREA, SPECS
 from worlds.stock import Pair
+from worlds.wishes import WISH as BASE
+from worlds.wishes import drawing
 
 
 @pytest.fixture(autouse=True)
@@ -42,24 +43,6 @@ def edit_pair(request: pytest.FixtureRequest) -> Pair:
     return Pair("tiny-edit", zero_cond_t=request.param)
 
 
-def drawing(width: int, height: int, seed: int) -> Image.Image:
-    """Make a picture that no other seed gives."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-
-
-BASE = PictureWish(
-    task="text-to-image",
-    prompt="a small red circle on a blue background, on the left",
-    negative_prompt=None,
-    references=(),
-    width=96,
-    height=96,
-    steps=4,
-    true_cfg_scale=1.0,
-    lightning=False,
-    seed=7,
-)
 CFG = {"negative_prompt": " ", "true_cfg_scale": 4.0}
 
 

@@ -31,6 +31,7 @@ from worker.tasks.picture import PictureWish
 from worlds.making import drawn, made
 from worlds.prepared import CPU, SPECS, model, published
 from worlds.stock import Pair
+from worlds.wishes import WISH as TEXT
 
 CFG: Any = {"negative_prompt": " ", "true_cfg_scale": 4.0}
 FAST: Any = {"lightning": True}
@@ -49,18 +50,6 @@ def box(left: int, top: int, right: int, bottom: int, size: Any = (96, 96)) -> I
     return mask
 
 
-TEXT = PictureWish(
-    task="text-to-image",
-    prompt="a small red circle on a blue background, on the left",
-    negative_prompt=None,
-    references=(),
-    width=96,
-    height=96,
-    steps=4,
-    true_cfg_scale=1.0,
-    lightning=False,
-    seed=7,
-)
 FROM = replace(TEXT, task="img2img", source=picture(1), strength=0.5)
 INSIDE = replace(FROM, task="inpaint", mask=box(16, 32, 64, 80), strength=1.0)
 
