@@ -115,10 +115,11 @@ def models_table() -> str:
 def facts(row: ModelSpec) -> tuple[str, ...]:
     """Return a model's row without its name."""
     own = row.defaults
+    licence = f"{row.licence}, gated" if row.is_gated else row.licence
     where = f"checkpoints/{row.embedded} (embedded)" if row.embedded else row.repository
     if "speech" in row.tasks:
         voices = f", {len(own.voices)} voices" if own.voices else ""
-        return where, f"speech{voices}", "", "", row.licence
+        return where, f"speech{voices}", "", "", licence
     references = f" with 1-{own.max_references} references" if own.max_references > 1 else ""
     tasks = (task + references if task == FROM_PICTURES else task for task in row.tasks)
     negative = ", a negative prompt" if own.negative_prompt.strip() else ""
@@ -130,7 +131,7 @@ def facts(row: ModelSpec) -> tuple[str, ...]:
         ", ".join(tasks),
         f"{own.steps} steps, {guided}{negative}",
         ", ".join(map(str, row.lightning)),
-        f"{row.licence}, gated" if row.is_gated else row.licence,
+        licence,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from worker import settings
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
+from worker.families.orpheus.offer import describe_speech
 from worker.families.pictures import describe
 from worker.families.qwen_image import models
 from worker.tasks.picture import offer_of
@@ -51,13 +52,34 @@ def test_a_row_holds_together(row: ModelSpec) -> None:
     assert row.is_gated == (row.licence != "apache-2.0")
 
 
-def test_what_may_not_be_used_commercially_is_gated() -> None:
-    """Of the models of FLUX.2, the two of 4 billion parameters are free."""
-    gated = [row.name for row in CATALOGUE.rows if row.is_gated]
-    assert gated == ["flux-2-dev", "flux-2-klein-base-9b", "flux-2-klein-9b"]
-    assert {row.licence for row in CATALOGUE.rows if row.is_gated} == {
-        "flux-non-commercial-license"
+def test_what_asks_for_consent_is_gated() -> None:
+    """Of FLUX.2 all but the models of 4 billion parameters; of Orpheus all of its maker's own."""
+    gated = {row.name for row in CATALOGUE.rows if row.is_gated}
+    assert gated == {"flux-2-dev", "flux-2-klein-base-9b", "flux-2-klein-9b"} | {
+        row.name for row in CATALOGUE.rows if row.repository.startswith("canopylabs/")
     }
+    assert {row.licence for row in CATALOGUE.rows if row.name in gated} == {
+        "flux-non-commercial-license",
+        "llama3.2",
+    }
+    assert {row.name for row in CATALOGUE.rows if row.licence == "llama3.2"} - gated == {"orpheus"}
+
+
+@pytest.mark.parametrize("row", CATALOGUE.rows, ids=lambda row: row.name)
+def test_what_is_served_of_a_row_says_its_licence_and_gate(row: ModelSpec) -> None:
+    found = (describe_speech if "speech" in row.tasks else describe)(
+        row,
+        settings.read({}),
+        revision="a",
+        precision="4bit",
+        lightning=(),
+        working=lambda pixels: 7 + pixels,
+        left=None,
+    )
+    assert (found.id, found.licence, found.is_gated) == (row.name, row.licence, row.is_gated)
+    assert (found.repository, found.revision, found.precision) == (row.repository, "a", "4bit")
+    assert set(found.tasks) == set(row.tasks)
+    assert found.working >= 7
 
 
 def test_names_are_unique() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from worker.families.served import describe_served
 from worker.seam import Served
 from worker.settings import Settings
 from worker.tasks.picture import PictureOffer
@@ -45,16 +46,8 @@ def describe(
         weighs_references=defaults.weighs_references,
         rank_bytes=defaults.rank_bytes,
     )
-    return Served(
-        id=spec.name,
-        repository=spec.repository,
-        revision=revision,
-        precision=precision,
-        licence=spec.licence,
-        is_gated=spec.is_gated,
-        offers=dict.fromkeys(spec.tasks, offer),
-        working=working(largest),
-    )
+    offers = dict.fromkeys(spec.tasks, offer)
+    return describe_served(spec, revision, precision, offers, working(largest))
 
 
 def list_areas(defaults: Any) -> list[int]:

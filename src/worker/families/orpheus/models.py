@@ -96,15 +96,23 @@ def _make_row(name: str, repository: str, voices: Sequence[str], tags: Sequence[
     )
 
 
+def _make_gated(
+    language: str, repository: str, voices: Sequence[str], tags: Sequence[str]
+) -> ModelSpec:
+    """Return the row of a model of its maker, who asks for an account and the licence's consent."""
+    row = _make_row(f"orpheus-{language}", f"canopylabs/{repository}", voices, tags)
+    return replace(row, is_gated=True)
+
+
 def _make_language(language: str, repository: str, *voices: str) -> ModelSpec:
     """Return the row of a research release, whose tags are not known."""
-    return _make_row(f"orpheus-{language}", f"canopylabs/{repository}", voices, ())
+    return _make_gated(language, repository, voices, ())
 
 
 SPEECH_TABLE: Final = (
     # The mirror that asks for no account, in bf16; canopylabs' own are gated.
     _make_row("orpheus", "unsloth/orpheus-3b-0.1-ft", ENGLISH, TAGS),
-    _make_row("orpheus-en", "canopylabs/orpheus-3b-0.1-ft", ENGLISH, TAGS),
+    _make_gated("en", "orpheus-3b-0.1-ft", ENGLISH, TAGS),
     _make_language("fr", "3b-fr-ft-research_release", "pierre", "amelie", "marie"),
     _make_language("de", "3b-de-ft-research_release", "jana", "thomas", "max"),
     _make_language("ko", "3b-ko-ft-research_release", "유나", "준서"),

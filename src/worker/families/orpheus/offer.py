@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from worker.families.served import describe_served
 from worker.seam import Served
 from worker.settings import Settings
 from worker.tasks.speech import SpeechOffer
@@ -31,12 +32,4 @@ def describe_speech(
         pace=speaking.pace,
         passage=speaking.passage,
     )
-    return Served(
-        id=spec.name,
-        repository=spec.repository,
-        revision=revision,
-        precision=precision,
-        licence=spec.licence,
-        offers={"speech": offer},
-        working=working(0),
-    )
+    return describe_served(spec, revision, precision, {"speech": offer}, working(0))
