@@ -1,6 +1,7 @@
 """What is refused in any published model: broken JSON, and weights already quantised."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from worker.bundle import declared, headers, prequantised
@@ -8,7 +9,8 @@ from worker.bundle.expected import CONFIGURATION, Expected
 from worker.bundle.headers import Shard
 from worker.bundle.recipe import Part
 from worker.bundle.tensors import Header, UnknownFormat
-from worker.weights.checkpoint import INDEX
+from worker.errors import WeightsUnavailable
+from worker.weights.checkpoint import ABOUT, INDEX
 from worker.weights.snapshot import Snapshot, find_file
 from worker.weights.spec import ModelSpec
 
@@ -16,6 +18,38 @@ from worker.weights.spec import ModelSpec
 def read_object(snapshot: Snapshot, path: str) -> dict[str, Any]:
     """Read a JSON object of a model; raises WeightsUnavailable naming its file."""
     return declared.read_object(path, snapshot.read_file(find_file(snapshot, path)))
+
+
+@contextmanager
+def name_repository(snapshot: Snapshot) -> Iterator[None]:
+    """Let each WeightsUnavailable that is raised inside begin with the name of the repository."""
+    try:
+        yield
+    except WeightsUnavailable as error:
+        if error.message.startswith(snapshot.repository):
+            raise
+        raise WeightsUnavailable(f"{snapshot.repository}: {error.message}") from error
+
+
+def read_about(snapshot: Snapshot) -> dict[str, Any]:
+    """Read what a model declares for this worker in worker.json, which most do not have."""
+    if all(file.path != ABOUT for file in snapshot.files):
+        return {}
+    return read_object(snapshot, ABOUT)
+
+
+def read_small(snapshot: Snapshot, roles: Iterable[str]) -> dict[str, dict[str, bytes]]:
+    """Read the small files of components, by role and name; raises as `read_object` for JSON."""
+    small: dict[str, dict[str, bytes]] = {}
+    for role in roles:
+        small[role] = {}
+        for file in headers.list_configuration_files(snapshot, role):
+            data = snapshot.read_file(file)
+            name = file.path.rpartition("/")[2]
+            if name.endswith(".json"):
+                declared.read_json(file.path, data)
+            small[role][name] = data
+    return small
 
 
 def check_configured(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from worker.bundle import declared, fit, headers, refuse
+from worker.bundle import declared, fit, refuse
 from worker.bundle.content import list_switches
 from worker.bundle.expected import CONFIGURATION, build_expected
 from worker.bundle.plain import open_tokenizer, try_opening
@@ -16,7 +16,7 @@ from worker.families.flux2.parts import COPIED, SWITCHES, WITH_WEIGHTS
 from worker.families.flux2.prompts import DEV_TEMPLATE, KLEIN_TEMPLATE, TextEncoder
 from worker.families.flux2.shift import compute_mu
 from worker.families.flux2.vae import PATCH
-from worker.weights.checkpoint import ABOUT, INDEX
+from worker.weights.checkpoint import INDEX
 from worker.weights.snapshot import Snapshot
 from worker.weights.spec import ModelSpec
 
@@ -47,12 +47,8 @@ def check(snapshot: Snapshot, spec: ModelSpec) -> Published:
     Quantised weights come first, since other faults follow from them. Raises WeightsUnavailable
     naming the component and the file.
     """
-    try:
+    with refuse.name_repository(snapshot):
         return _check(snapshot, spec)
-    except WeightsUnavailable as error:
-        if error.message.startswith(snapshot.repository):
-            raise
-        raise WeightsUnavailable(f"{snapshot.repository}: {error.message}") from error
 
 
 def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
@@ -87,7 +83,7 @@ def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
         part.role: fit.drop_unkept(part, shards[part.role], fits[part.role])
         for part in WITH_WEIGHTS
     }
-    facts = _read_facts(snapshot) | list_switches(index, SWITCHES)
+    facts = refuse.read_about(snapshot) | list_switches(index, SWITCHES)
     return Published(small, kept, {**filled, "scheduler": scheduler}, facts)
 
 
@@ -192,24 +188,9 @@ def _check_tokenizer(tokenizer: Any, config: Mapping[str, Any], *, is_guided: bo
 
 def _read_small(snapshot: Snapshot) -> dict[str, dict[str, bytes]]:
     """Read every component's small files, those that it cannot be opened without among them."""
-    small: dict[str, dict[str, bytes]] = {}
-    for part in (*WITH_WEIGHTS, *COPIED):
-        small[part.role] = {}
-        for file in headers.list_configuration_files(snapshot, part.role):
-            data = snapshot.read_file(file)
-            name = file.path.rpartition("/")[2]
-            if name.endswith(".json"):
-                declared.read_json(file.path, data)
-            small[part.role][name] = data
+    small = refuse.read_small(snapshot, [part.role for part in (*WITH_WEIGHTS, *COPIED)])
     if SCHEDULER not in small["scheduler"]:
         raise WeightsUnavailable(f"there is no scheduler/{SCHEDULER}")
     if not any(name in small["tokenizer"] for name in TOKENIZERS):
         raise WeightsUnavailable(f"there is no tokenizer/{TOKENIZERS[0]}")
     return small
-
-
-def _read_facts(snapshot: Snapshot) -> dict[str, Any]:
-    """Read what a model declares for this worker."""
-    if all(file.path != ABOUT for file in snapshot.files):
-        return {}
-    return refuse.read_object(snapshot, ABOUT)

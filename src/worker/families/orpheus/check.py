@@ -14,7 +14,6 @@ from worker.errors import WeightsUnavailable
 from worker.families.orpheus.models import CLASS, Speaking, read_speaking
 from worker.families.orpheus.parts import CODEC, LANGUAGE, LM_HEAD, TOKENIZER
 from worker.families.orpheus.prompt import find_unknown
-from worker.weights.checkpoint import ABOUT
 from worker.weights.snapshot import Snapshot
 from worker.weights.spec import ModelSpec
 
@@ -26,12 +25,8 @@ def check(snapshot: Snapshot, spec: ModelSpec) -> Published:
 
     Raises WeightsUnavailable naming the part and the file.
     """
-    try:
+    with refuse.name_repository(snapshot):
         return _check(snapshot, spec)
-    except WeightsUnavailable as error:
-        if error.message.startswith(snapshot.repository):
-            raise
-        raise WeightsUnavailable(f"{snapshot.repository}: {error.message}") from error
 
 
 def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
@@ -51,7 +46,7 @@ def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
     fits = {part.role: build_expected(part, configs[part.role]) for part in (LANGUAGE, CODEC)}
     for part in (LANGUAGE, CODEC):
         _check_weights(part, shards[part.role], fits[part.role], spec)
-    facts = _read_facts(snapshot)
+    facts = refuse.read_about(snapshot)
     small = _read_small(snapshot)
     _check_together(facts, {role: one.config for role, one in fits.items()}, small["tokenizer"])
     kept = {
@@ -66,21 +61,9 @@ def _check_weights(part: Part, found: list[Shard], expected: Expected, spec: Mod
     fit.check(part, found, expected)
 
 
-def _read_facts(snapshot: Snapshot) -> dict[str, Any]:
-    """Read what a model says about itself."""
-    if all(file.path != ABOUT for file in snapshot.files):
-        return {}
-    return refuse.read_object(snapshot, ABOUT)
-
-
 def _read_small(snapshot: Snapshot) -> dict[str, dict[str, bytes]]:
     """Read every part's small files."""
-    small: dict[str, dict[str, bytes]] = {}
-    for part in (LANGUAGE, CODEC, TOKENIZER):
-        small[part.role] = {
-            file.path.rpartition("/")[2]: snapshot.read_file(file)
-            for file in headers.list_configuration_files(snapshot, part.role)
-        }
+    small = refuse.read_small(snapshot, [part.role for part in (LANGUAGE, CODEC, TOKENIZER)])
     if TOKENIZER_FILE not in small["tokenizer"]:
         raise WeightsUnavailable(f"there is no {TOKENIZER_FILE}")
     return small

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from worker.bundle import declared, fit, headers, refuse
+from worker.bundle import declared, fit, refuse
 from worker.bundle.expected import CONFIGURATION, build_expected
 from worker.bundle.recipe import Published
 from worker.errors import WeightsUnavailable
@@ -40,12 +40,8 @@ def check(snapshot: Snapshot, spec: ModelSpec) -> Published:
     Quantised weights come first, since other faults follow from them. Raises WeightsUnavailable
     naming the component and the file.
     """
-    try:
+    with refuse.name_repository(snapshot):
         return _check(snapshot, spec)
-    except WeightsUnavailable as error:
-        if error.message.startswith(snapshot.repository):
-            raise
-        raise WeightsUnavailable(f"{snapshot.repository}: {error.message}") from error
 
 
 def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
@@ -167,19 +163,11 @@ def _check_flags(configs: Mapping[str, Mapping[str, Any]], scheduler: Mapping[st
 
 def _read_small(snapshot: Snapshot, *, edits: bool) -> dict[str, dict[str, bytes]]:
     """Read every component's small files, REQUIRED among them."""
-    small: dict[str, dict[str, bytes]] = {}
     parts = (*WITH_WEIGHTS, *(part for part in COPIED if edits or not part.is_optional))
     roles = [part.role for part in parts]
-    for role in roles:
-        small[role] = {}
-        for file in headers.list_configuration_files(snapshot, role):
-            data = snapshot.read_file(file)
-            name = file.path.rpartition("/")[2]
-            if name.endswith(".json"):
-                declared.read_json(file.path, data)
-            small[role][name] = (
-                tokenizing.rename_classes(name, data) if role == "processor" else data
-            )
+    small = refuse.read_small(snapshot, roles)
+    for name, data in small.get("processor", {}).items():
+        small["processor"][name] = tokenizing.rename_classes(name, data)
     for role, names in REQUIRED.items():
         if role in roles and not any(name in small[role] for name in names):
             reason = (
@@ -191,9 +179,7 @@ def _read_small(snapshot: Snapshot, *, edits: bool) -> dict[str, dict[str, bytes
 
 def _read_facts(snapshot: Snapshot) -> dict[str, Any]:
     """Read what a model declares for this worker."""
-    if all(file.path != ABOUT for file in snapshot.files):
-        return {}
-    facts = refuse.read_object(snapshot, ABOUT)
+    facts = refuse.read_about(snapshot)
     area = facts.get("condition_area")
     if area is not None and (type(area) is not int or area <= 0):
         raise WeightsUnavailable(f"{ABOUT}: condition_area must be a number of pixels")
