@@ -85,6 +85,13 @@ class KeptGraphs:
             return
         log.get().info("compiled graphs kept", bytes=len(made.data))
 
+    def settle(self, *, is_compiled: bool) -> None:
+        """Keep what was compiled, once all of it is; delete what was loaded where that failed."""
+        if is_compiled:
+            self.keep()
+        else:
+            self.drop()
+
     def drop(self) -> None:
         """Delete the graphs that were loaded: they fail, or do not compute what they should."""
         for file in self._list_own() if self._loaded else ():

@@ -12,6 +12,7 @@ from torch import Tensor
 from worker.engine import device as devices
 from worker.engine.cache import TensorCache
 from worker.engine.decoded import make_picture
+from worker.engine.sampler import OnStep
 from worker.errors import BadPicture, Internal
 from worker.families.clock import Clock
 from worker.families.masking import find_original
@@ -19,7 +20,7 @@ from worker.families.memory import Phases
 from worker.families.references import ReferencePictures
 from worker.families.sharing import Sharing
 from worker.media.picture import Picture
-from worker.seam import Control, Made, Outcome, Served
+from worker.seam import Control, Made, Outcome, Served, Unheard, take_made
 from worker.tasks.picture import PictureWish, offer_of, warm_up
 
 # How often the longer prompt of a warm-up repeats the shorter: about 80 tokens.
@@ -119,6 +120,33 @@ def decode_picture(
         return error.with_traceback(None)
 
 
+def denoise_rows(
+    rows: int,
+    sharing: Sharing,
+    phases: Phases,
+    clock: Clock,
+    kind: Hashable,
+    denoise: Callable[[OnStep], Tensor],
+) -> Tensor:
+    """Return the latents of rows that are denoised together; each hears its steps and may end.
+
+    `denoise` begins with a scheduler of its own each time: one that was stopped half-way has
+    counted its steps and cannot start again. One row that does not fit in memory runs again with
+    less; several do not: their batch is halved where it was formed.
+    """
+
+    def finish_step(step: int, steps: int) -> Sequence[int] | None:
+        sharing.report("denoise", step, steps)
+        return sharing.drop_ended()
+
+    def run(_frugal: bool) -> Tensor:
+        sharing.reset()
+        with clock.measure_phase("denoise"):
+            return denoise(finish_step)
+
+    return run(False) if rows > 1 else phases.run("denoise", kind, run)
+
+
 # How a picture is encoded at a size (width, height): packed latents [1, tokens, channels].
 Encode = Callable[[Image.Image, tuple[int, int]], Tensor]
 
@@ -154,6 +182,13 @@ def encode_sources(wishes: Sequence[PictureWish], encode: Encode) -> Tensor | No
 def has_same_aspect(image: Image.Image, wish: PictureWish) -> bool:
     """Return whether a reference is encoded at the output's own size."""
     return abs(math.log(wish.width * image.height / wish.height / image.width)) < SAME_ASPECT
+
+
+def make_warm_ups(model: Drawer, served: Served) -> None:
+    """Make pictures of the kinds that jobs will request; raises as `make_pictures`."""
+    for wish in list_warm_ups(served, has_gpu=model.device.type == "cuda"):
+        for outcome in make_pictures(model, [wish], [Unheard()]):
+            take_made(outcome)
 
 
 def list_warm_ups(served: Served, *, has_gpu: bool) -> list[PictureWish]:

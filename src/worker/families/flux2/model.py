@@ -15,7 +15,7 @@ from worker.engine.begin import Beginning
 from worker.engine.cache import TensorCache
 from worker.engine.condition import denoise_from
 from worker.engine.guests import GuestAdapters
-from worker.engine.sampler import sample_noise
+from worker.engine.sampler import OnStep, sample_noise
 from worker.engine.schedule import make_schedule
 from worker.errors import BadPicture
 from worker.families.adapting import WishedLoras
@@ -24,11 +24,12 @@ from worker.families.clock import Clock
 from worker.families.drawing import (
     Encode,
     decode_picture,
+    denoise_rows,
     encode_sources,
     list_texts,
-    list_warm_ups,
     make_encode,
     make_pictures,
+    make_warm_ups,
 )
 from worker.families.flux2.compiling import compile_rest
 from worker.families.flux2.components import Flux2Parts
@@ -51,7 +52,7 @@ from worker.families.opener import Opener
 from worker.families.pictures import describe
 from worker.families.references import ReferencePictures
 from worker.families.sharing import Sharing
-from worker.seam import Control, Outcome, Served, Unheard, take_made
+from worker.seam import Control, Outcome, Served
 from worker.tasks.picture import PictureWish, offer_of
 
 # Prompt embeddings are 8 MB (512 tokens x 7680 x bf16; dev's 16), reference latents 1 MB each.
@@ -142,17 +143,11 @@ class Flux2:
 
         Raises as `make`.
         """
-        for wish in list_warm_ups(self.served, has_gpu=self._parts.device.type == "cuda"):
-            for outcome in self.make([wish], [Unheard()]):
-                take_made(outcome)
+        make_warm_ups(self, self.served)
         with devices.translate_errors():
             compile_rest(self._parts)
-        if self._kept is None:
-            return
-        if self._parts.forward.is_compiled:
-            self._kept.keep()
-        else:
-            self._kept.drop()
+        if self._kept is not None:
+            self._kept.settle(is_compiled=self._parts.forward.is_compiled)
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.
@@ -203,22 +198,12 @@ class Flux2:
             self._make_shares(first, [TOKENS + height * width, *counts]),
         )
 
-        def finish_step(step: int, steps: int) -> Sequence[int] | None:
-            sharing.report("denoise", step, steps)
-            return sharing.drop_ended()
-
-        def run_steps(_frugal: bool) -> Tensor:
-            # a scheduler counts its steps: one that was stopped half-way cannot start again
+        def run_steps(on_step: OnStep) -> Tensor:
             steps = self._make_steps(first)
-            sharing.reset()
-            with clock.measure_phase("denoise"):
-                return denoise_from(
-                    conditions, steps, noise, beginning=beginning, on_step=finish_step
-                )
+            return denoise_from(conditions, steps, noise, beginning=beginning, on_step=on_step)
 
-        if len(wishes) > 1:
-            return run_steps(False)  # a batch that does not fit is halved where it was formed
-        return self._phases.run("denoise", (first.width * first.height, len(places)), run_steps)
+        kind = (first.width * first.height, len(places))
+        return denoise_rows(len(wishes), sharing, self._phases, clock, kind, run_steps)
 
     def decode(self, latents: Tensor, wish: PictureWish, clock: Clock) -> Image.Image | BadPicture:
         """Return the picture of one wish's latents, or why it is none."""

@@ -15,7 +15,7 @@ from worker.engine import device as devices
 from worker.engine.begin import Beginning
 from worker.engine.cache import TensorCache
 from worker.engine.guests import GuestAdapters
-from worker.engine.sampler import make_noise
+from worker.engine.sampler import OnStep, make_noise
 from worker.engine.schedule import make_schedule
 from worker.errors import BadPicture, LoraNotApplied
 from worker.families.adapting import WishedLoras
@@ -24,12 +24,13 @@ from worker.families.clock import Clock
 from worker.families.drawing import (
     Encode,
     decode_picture,
+    denoise_rows,
     encode_sources,
     has_same_aspect,
     list_texts,
-    list_warm_ups,
     make_encode,
     make_pictures,
+    make_warm_ups,
 )
 from worker.families.key import PictureKey
 from worker.families.masking import make_masks
@@ -48,7 +49,7 @@ from worker.families.qwen_image.vae import Vae
 from worker.families.qwen_image.working import MAX_TOKENS
 from worker.families.references import ReferencePictures
 from worker.families.sharing import Sharing
-from worker.seam import Control, Outcome, Served, Unheard, take_made
+from worker.seam import Control, Outcome, Served
 from worker.tasks.picture import PictureWish, offer_of
 
 FIRST_EDIT: Final = "QwenImageEditPipeline"
@@ -170,17 +171,11 @@ class QwenImage:
 
         Raises as `make`.
         """
-        for wish in list_warm_ups(self.served, has_gpu=self._parts.device.type == "cuda"):
-            for outcome in self.make([wish], [Unheard()]):
-                take_made(outcome)
+        make_warm_ups(self, self.served)
         with devices.translate_errors():
             compile_rest(self._parts)
-        if self._kept is None:
-            return
-        if self._parts.forward.is_compiled:
-            self._kept.keep()
-        else:
-            self._kept.drop()
+        if self._kept is not None:
+            self._kept.settle(is_compiled=self._parts.forward.is_compiled)
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.
@@ -236,33 +231,23 @@ class QwenImage:
             repainted = make_masks(wishes, self._vae.channels, height, width, parts.device)
             beginning = Beginning(sources, noise, repainted)
 
-        def finish_step(step: int, steps: int) -> Sequence[int] | None:
-            sharing.report("denoise", step, steps)
-            return sharing.drop_ended()
+        def run_steps(on_step: OnStep) -> Tensor:
+            return denoise(
+                parts.forward,
+                parts.modulation,
+                self._make_steps(first),
+                noise,
+                prompt,
+                [(1, height // 2, width // 2), *shapes],
+                beginning=beginning,
+                negative=negative,
+                true_cfg_scale=first.true_cfg_scale,
+                references=references,
+                on_step=on_step,
+            )
 
-        def run_steps(_frugal: bool) -> Tensor:
-            # a scheduler counts its steps: one that was stopped half-way cannot start again
-            steps = self._make_steps(first)
-            sharing.reset()
-            with clock.measure_phase("denoise"):
-                return denoise(
-                    parts.forward,
-                    parts.modulation,
-                    steps,
-                    noise,
-                    prompt,
-                    [(1, height // 2, width // 2), *shapes],
-                    beginning=beginning,
-                    negative=negative,
-                    true_cfg_scale=first.true_cfg_scale,
-                    references=references,
-                    on_step=finish_step,
-                )
-
-        if len(wishes) > 1:
-            return run_steps(False)  # a batch that does not fit is halved where it was formed
         kind = (first.width * first.height, len(shapes))
-        return self._phases.run("denoise", kind, run_steps)
+        return denoise_rows(len(wishes), sharing, self._phases, clock, kind, run_steps)
 
     def _measure_latents(self, wish: PictureWish) -> tuple[int, int]:
         """Return the (height, width) of a picture's latents."""
