@@ -217,7 +217,7 @@ class StandIns:
         assert model_id == SERVED.id
         return self._model
 
-    def find_open(self, model_id: str) -> StandIn:
+    def find_open(self, model_id: str) -> StandIn | None:
         """Return the stand-in."""
         return self.take(model_id)
 

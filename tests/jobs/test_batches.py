@@ -22,8 +22,16 @@ from worlds.standin import StandIn, StandIns, answered
 Reply = dict[str, Any]
 
 
+class Unread(StandIns):
+    """Models that nothing is read for ahead of its turn: jobs that come at once wait at once."""
+
+    def find_open(self, model_id: str) -> None:
+        """Return none."""
+        del model_id
+
+
 def worker_of(model: StandIn | None = None, **environ: str) -> Worker:
-    models = StandIns()
+    models = Unread()
     models._model = model or models._model
     return Worker(read(environ), models)
 
