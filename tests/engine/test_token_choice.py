@@ -41,6 +41,11 @@ def test_the_number_is_a_part_of_the_sum_in_falling_order(uniform: float, expect
     assert choose(logits, uniform, Choosing(1)) == expected
 
 
+def test_a_sum_that_only_reaches_the_number_is_passed_over() -> None:
+    """Of two equal tokens each has half of the numbers, the half itself is the second's."""
+    assert [choose([0.0, 0.0], n / 4, Choosing(1)) for n in range(4)] == [0, 0, 1, 1]
+
+
 def test_only_the_likeliest_part_can_be_chosen() -> None:
     logits = torch.tensor([0.3, 0.2, 0.5]).log().tolist()
     for top_p, kept in ((0.4, [2]), (0.5, [2]), (0.6, [2, 0]), (0.81, [2, 0, 1])):

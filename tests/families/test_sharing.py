@@ -48,18 +48,6 @@ def test_the_rows_of_those_that_ended_leave_once_and_the_others_are_found() -> N
     assert [sharing.find_row(place) for place in (1, 3)] == [0, 1]
 
 
-def test_forwards_that_begin_again_have_every_row_until_those_that_ended_leave_again() -> None:
-    sharing = Sharing([Ending(1), Ending(), Ending(2)], drops=True)
-    sharing.reset()
-    sharing.report("denoise", 1, 9)
-    assert sharing.drop_ended() == [1, 2]
-    sharing.reset()
-    assert sharing.find_row(2) == 2
-    sharing.report("denoise", 2, 9)
-    assert sharing.drop_ended() == [1]
-    assert sharing.find_row(1) == 0
-
-
 def test_where_the_shape_must_stay_no_row_leaves() -> None:
     sharing = Sharing([Ending(1), Ending()], drops=False)
     sharing.report("denoise", 1, 9)

@@ -110,6 +110,11 @@ def test_a_short_rest_is_joined_to_what_is_before_it() -> None:
     assert second.endswith("Yes.")
 
 
+def test_a_passage_of_twenty_characters_is_long_enough() -> None:
+    for rest, count in (("x" * 19, 1), ("x" * 20, 2)):
+        assert len(split(f"{SENTENCE}\n\n{rest}")) == count
+
+
 def test_a_text_made_to_be_slow_is_cut_at_once() -> None:
     for text in ("." * 5000, "<a" * 2500, "a." * 2500, ". <" * 1600, '."' * 2500, "x " * 2500):
         assert "".join(split(text)) == text

@@ -198,7 +198,6 @@ class _Passing:
         def leave(_module: nn.Module, _given: Any, _made: Any) -> None:
             self._stop_running()
             place = self._find_place(index)
-            place.index = None
             place.free = self._note_done()
             self._load(index + PLACES)
 

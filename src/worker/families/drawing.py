@@ -140,7 +140,6 @@ def denoise_rows(
         return sharing.drop_ended()
 
     def run(_frugal: bool) -> Tensor:
-        sharing.reset()
         with clock.measure_phase("denoise"):
             return denoise(finish_step)
 

@@ -32,10 +32,6 @@ class Sharing(Control):
         if ended is not None and len(self._ended) == len(self._controls):
             raise ended
 
-    def reset(self) -> None:
-        """Give every wish its row again: the forwards begin, for the first time or again."""
-        self._rows = list(range(len(self._controls)))
-
     def find_end(self, place: int) -> Exception | None:
         """Return what ended a wish, by its place; None while it is made."""
         return self._ended.get(place)

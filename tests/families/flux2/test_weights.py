@@ -138,6 +138,17 @@ def test_the_sum_of_two_numbers_keeps_a_weight_that_one_would_round() -> None:
     assert shares.shape[1] == 8
 
 
+def test_both_numbers_of_a_share_are_used() -> None:
+    """Of a key of weight 2 and one of 1, all else equal: two thirds, as far as both can say it."""
+    shares = make_shares((2.0, 1.0), (1, 1), 128, torch.bfloat16)
+    assert shares is not None
+    query = key = torch.zeros(1, 2, 1, 128)
+    value = torch.zeros(1, 2, 1, 128)
+    value[0, 0] = 1
+    found = attend(query, key, value, shares.float())
+    assert (found - 2 / 3).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["dev"])
 def test_weights_count_in_every_kind(publish: Callable[[Kind], Path], kind: Kind) -> None:
     other = FluxPair(publish(kind), kind)

@@ -16,6 +16,7 @@ from worker.families import catalogue
 from worker.families.orpheus import model as orpheus
 from worker.families.orpheus.model import PAUSE_S, make_ready
 from worker.families.orpheus.opening import open_bundle
+from worker.families.orpheus.speaking import Limits
 from worker.seam import Control, Made, Model, Outcome, Phase, Unheard
 from worker.settings import Settings
 from worker.tasks.request import Request, parse
@@ -154,6 +155,13 @@ def test_tokens_that_run_out_cut_the_speech(model: Model) -> None:
     assert len(cut.warnings) == 1
     assert sum(one.seconds for one in cut.found["spoken"]) * 24_000 <= 4 * 2048
     assert not made(model).found["truncated"]
+
+
+def test_a_passage_is_cut_by_what_is_left_only_where_its_text_would_allow_more() -> None:
+    """At equal numbers it is its text's limit, and a model that reaches that has not ended."""
+    for left, most, is_cut in ((4, 4, True), (5, 5, False), (6, 5, False), (None, 5, False)):
+        limits = Limits(5, left)
+        assert (limits.most, limits.is_cut) == (most, is_cut)
 
 
 def test_a_model_that_never_ends_is_tried_three_times_and_is_an_error(
