@@ -23,7 +23,7 @@ from worker.errors import (
     OutputTooLarge,
     WorkerError,
 )
-from worker.tasks.picture import TEXT_TO_IMAGE
+from worker.tasks.picture_tasks import TEXT_TO_IMAGE
 from worker.tasks.request import Request, parse
 from worlds.published import EDIT, IMAGE
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from worker.jobs.control import JobControl, Stopped
 from worker.seam import Phase
-from worker.tasks.picture import TEXT_TO_IMAGE
+from worker.tasks.picture_tasks import TEXT_TO_IMAGE
 
 Report = tuple[Phase, int, int]
 SPANS = TEXT_TO_IMAGE.spans

@@ -23,7 +23,8 @@ from worker.jobs.ticket import Placed, Row, Ticket
 from worker.media.picture import Picture
 from worker.seam import Control, Made, Outcome
 from worker.tasks import picture
-from worker.tasks.picture import EDIT, PictureWish
+from worker.tasks.picture import PictureWish
+from worker.tasks.picture_tasks import EDIT
 from worlds import published
 from worlds.standin import SERVED
 

@@ -6,7 +6,8 @@ from worker import settings
 from worker.edge.reply import measure, read_worker_version
 from worker.tasks import registry
 from worker.tasks.capabilities import list_capabilities
-from worker.tasks.picture import PICTURE_TASKS, offer_of
+from worker.tasks.picture import offer_of
+from worker.tasks.picture_tasks import PICTURE_TASKS
 from worlds.published import EDIT, IMAGE, offering
 
 

@@ -22,7 +22,9 @@ from worker.loras.origin import LoraSource
 from worker.media.fetch import ImageSource
 from worker.seam import Served
 from worker.tasks import registry
-from worker.tasks.picture import REFERENCES, TEXT_TO_IMAGE, PictureAsked, offer_of
+from worker.tasks.picture import PictureAsked, offer_of
+from worker.tasks.picture_input import REFERENCES
+from worker.tasks.picture_tasks import TEXT_TO_IMAGE
 from worker.tasks.request import Query, Request, parse
 from worker.tasks.size import Size
 from worlds.published import EDIT, IMAGE, addable, offering

@@ -25,14 +25,9 @@ from worker.seam import Served
 from worker.settings import Settings
 from worker.tasks import picture
 from worker.tasks.capabilities import list_capabilities
-from worker.tasks.picture import (
-    EDIT,
-    PICTURE_TASKS,
-    PictureInput,
-    PictureOffer,
-    PictureWish,
-    offer_of,
-)
+from worker.tasks.picture import PictureOffer, PictureWish, offer_of
+from worker.tasks.picture_input import PictureInput
+from worker.tasks.picture_tasks import EDIT, PICTURE_TASKS
 from worker.tasks.registry import TASKS
 from worker.tasks.request import Request, parse
 from worker.tasks.task import Asked, Task
@@ -41,7 +36,11 @@ from worlds.standin import SERVED, StandIns, answered
 
 SOURCE = Path(__file__).parents[2] / "src" / "worker"
 # Tensors have sides and rows of a width; a model's row has its sizes.
-SAY_WIDTH = {"tasks/picture.py", "tasks/size.py", "openai/replies.py"}
+SAY_WIDTH = {
+    *(f"tasks/picture{part}.py" for part in ("", "_input", "_judgement", "_tasks")),
+    "tasks/size.py",
+    "openai/replies.py",
+}
 ROOMS_THAT_SAY_WIDTH = {"media", "families", "engine"}
 
 ONE = io.BytesIO()

@@ -27,7 +27,7 @@ from worker.families.qwen_image.model import QwenImage
 from worker.families.qwen_image.modulation import RowModulation
 from worker.families.qwen_image.planning import MOST_STEPS
 from worker.families.qwen_image.working import PASSING, count_frame_bytes
-from worker.tasks.picture import PictureInput
+from worker.tasks.picture_input import PictureInput
 
 # The computed need is at most so much more than the peak.
 SLACK = 1.15

@@ -7,11 +7,11 @@ from typing import Any, Final
 from worker.edge import fields, reading
 from worker.edge.fields import FieldFacts
 from worker.edge.reading import Read, Vocabulary
-from worker.tasks import picture, speech
+from worker.tasks import picture_tasks, speech
 from worker.tasks.task import Task
 
 # In the order in which messages list them.
-TASKS: Final[dict[str, Task]] = {**picture.PICTURE_TASKS, speech.SPEECH.name: speech.SPEECH}
+TASKS: Final[dict[str, Task]] = {**picture_tasks.PICTURE_TASKS, speech.SPEECH.name: speech.SPEECH}
 # Other words for tasks.
 MEANINGS: Final[dict[str, str]] = {
     "txt2img": "text-to-image",

@@ -17,7 +17,7 @@ import pytest
 import requests
 from PIL import Image
 
-from worker.tasks.picture import PICTURE_TASKS
+from worker.tasks.picture_tasks import PICTURE_TASKS
 from worlds.doorway import Doorway
 from worlds.pod import HANG_S
 from worlds.standin import Gate
