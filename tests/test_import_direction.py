@@ -38,7 +38,14 @@ ROOMS = {
     },
 }
 LIMITS = "worker.tasks.capabilities"  # the name by which any door's limit is reported
-FLOOR = {"errors", "log", "settings", "driver", "versions"}  # they know nothing of ours
+FLOOR = {
+    "errors",
+    "log",
+    "setting_values",
+    "settings",
+    "driver",
+    "versions",
+}  # they know nothing of ours
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes"}
 # what families say of themselves before any is imported
 LISTED = {"catalogue", "family", "models"}

@@ -18,7 +18,7 @@ from worker import errors, settings
 from worker.families.catalogue import CATALOGUE
 from worker.families.flux2 import planning
 from worker.families.flux2.working import VAE_BYTES
-from worker.settings import PRECISIONS, Precision
+from worker.setting_values import PRECISIONS, Precision
 from worker.tasks import registry
 from worker.tasks.way import FROM_PICTURES
 from worker.weights.spec import ModelSpec

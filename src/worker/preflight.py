@@ -20,7 +20,8 @@ from worker.families import catalogue
 from worker.families.family import DeviceNeed
 from worker.finding import Finding
 from worker.media.s3 import read_own_bucket
-from worker.settings import Precision, Settings
+from worker.setting_values import Precision
+from worker.settings import Settings
 from worker.weights import space
 from worker.weights.spec import ModelSpec
 

@@ -3,18 +3,15 @@
 import contextlib
 import ipaddress
 import os
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from pydantic import (
-    AfterValidator,
     AliasChoices,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -23,8 +20,35 @@ from pydantic import (
 
 from worker import log
 from worker.errors import Detail, InvalidSettings
+from worker.setting_values import (
+    BEARER,
+    LORA_KINDS,
+    MB,
+    Address,
+    Bytes,
+    Counts,
+    Keys,
+    Level,
+    LightningPlace,
+    LoraKinds,
+    Loras,
+    Networks,
+    Offline,
+    Origins,
+    Place,
+    Port,
+    PrecisionMode,
+    PublicAddress,
+    ServeMode,
+    Style,
+    Switch,
+    Token,
+    TransformerPlace,
+    UrlPath,
+    Words,
+    unquote,
+)
 
-MB: Final = 1_000_000
 # For torch, by the variable's name and an older one. Pictures differ in size: segments that grow do
 # not fragment. And cuDNN's attention builds a plan for each prompt length: 36 ms on an H100, with
 # this as without it in torch 2.11; other versions are not measured.
@@ -33,32 +57,6 @@ LIBRARIES: Final = {
     ("TORCH_CUDNN_SDPA_AVOID_RECOMPILE",): "1",
 }
 VOLUME: Final = Path("/runpod-volume")
-MAX_PORT: Final = 65535
-BYTES: Final = re.compile(r"([0-9]{1,9}) ?(kb|mb|gb)", re.IGNORECASE)
-UNITS: Final = {"KB": 1000, "MB": MB, "GB": 1000 * MB}
-
-# As a header or a quick start writes a token.
-BEARER: Final = re.compile(r"^(?:authorization\s*:\s*)?bearer\s+", re.IGNORECASE)
-
-LONGEST_TOKEN: Final = 4096
-
-# A name by which callers ask for a LoRA, never a path: it begins no hidden file, and has no "..".
-LORA_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]|\.(?!\.)){0,99}")
-LORA_KINDS: Final = ("names", "hub", "urls")
-# org/repository, a file in it, a revision. No part begins with a dot, and the characters that mean
-# something in a URL or to another system's paths are in none.
-_PART: Final = r"[A-Za-z0-9_-](?:[A-Za-z0-9_-]|\.(?!\.)){0,95}"
-_FOLDER: Final = r"[^\x00-\x20./\\@%?#][^\x00-\x1f/\\@%?#]{0,199}"
-HUB_FILE: Final = re.compile(
-    rf"(?P<repository>{_PART}/{_PART})"
-    rf"(?:/(?P<path>(?:{_FOLDER}/){{0,8}}{_FOLDER}\.safetensors))?"
-    rf"(?:@(?P<revision>{_PART}(?:/{_PART}){{0,4}}))?"
-)
-HUB_FOLDER: Final = re.compile(rf"{_PART}/{_PART}(?:/{_FOLDER}){{0,8}}")
-# The number of steps in the names of Lightning's files.
-STEPS_IN_NAME: Final = re.compile(r"lightning-(\d{1,3})steps?\b", re.IGNORECASE)
-# A key of letters and digits: 95 bits.
-SHORTEST_KEY: Final = 16
 # What shows where this process runs and how it is called: read even where the rest is wrong.
 PLACE_VARIABLES: Final = (
     "RUNPOD_WEBHOOK_GET_JOB",
@@ -79,194 +77,10 @@ CALLER_VARIABLES: Final = (
     "PORT",
     "LOG_LEVEL",
 )
+LONGEST_TOKEN: Final = 4096
 DEFAULT_PORT: Final = 8000
 # What RunPod's queue accepts of one job.
 MOST_QUEUED_BYTES: Final = 10 * MB
-
-Network = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, int]
-
-
-def _unquote(text: str) -> str:
-    """Return a value without blanks around it, and without one pair of quotes around it.
-
-    Docker's --env-file keeps those of `NAME="value"`. Quotes inside stay, and so does one without a
-    partner.
-    """
-    text = text.strip()
-    if text[:1] in ('"', "'") and text.find(text[0], 1) == len(text) - 1:
-        return text[1:-1].strip()
-    return text
-
-
-def _split_words(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    return tuple(word for part in value.split(",") if (word := _unquote(part)))
-
-
-def _read_networks(value: Any) -> Any:
-    """Read "127.0.0.0/8:8080,[::1]/128:80" as (network, port) pairs."""
-    networks: list[Network] = []
-    for word in _split_words(value):
-        if not isinstance(word, str):
-            return value
-        cidr, _, port = word.rpartition(":")
-        try:
-            network = ipaddress.ip_network(cidr.replace("[", "").replace("]", ""))
-        except ValueError:
-            network = None
-        if network is None or not port.isdecimal() or not 0 < int(port[:6]) <= MAX_PORT:
-            raise ValueError('must be a list of "CIDR:port", as in 127.0.0.0/8:8080')
-        networks.append((network, int(port)))
-    return tuple(networks)
-
-
-def _read_loras(value: Any) -> Any:
-    """Read "style=org/repository/file.safetensors,other=org/repository" as pairs."""
-    words = _split_words(value)
-    if not all(isinstance(word, str) for word in words):
-        return value
-    pairs = [(name.strip(), place.strip()) for name, _, place in (w.partition("=") for w in words)]
-    for name, place in pairs:
-        if not LORA_NAME.fullmatch(name) or not HUB_FILE.fullmatch(place):
-            raise ValueError(
-                "must be a list of name=org/repository/file; a name has letters, digits, - _ ."
-            )
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("must have each name once")
-    return tuple(pairs)
-
-
-def _read_bytes(value: Any) -> Any:
-    """Read "20MB" as 20,000,000."""
-    match = BYTES.fullmatch(value) if isinstance(value, str) else None
-    return int(match[1]) * UNITS[match[2].upper()] if match else value
-
-
-def _read_steps(value: tuple[int, ...]) -> tuple[int, ...]:
-    if not value or len(set(value)) < len(value) or not all(2 <= n <= 100 for n in value):  # noqa: PLR2004 - the input's own limits
-        raise ValueError("must be one or more different counts of 2 to 100, as in 8,4")
-    return value
-
-
-def _read_address(value: str) -> str:
-    if not re.fullmatch(r"https?://[^\s/@]+[^\s@]*", value, re.IGNORECASE):
-        raise ValueError("must be an https:// address without a user name")
-    return value
-
-
-def _read_token(value: Any) -> Any:
-    """Take a token out of "Bearer TOKEN"; only one word of ASCII can be a header's value."""
-    if not isinstance(value, str):
-        return value
-    token = _unquote(BEARER.sub("", _unquote(value), count=1))
-    if not re.fullmatch(r"[!#-&(-~]+", token) or token.lower() == "bearer":
-        raise ValueError("must be a token alone, as in hf_...: no blanks, no quotes, ASCII only")
-    return token
-
-
-def _place(value: Path) -> Path:
-    try:
-        return value.expanduser()
-    except RuntimeError:
-        raise ValueError("must be a path; ~ stands for no home here") from None
-
-
-def _check_public(value: str) -> str:
-    if "?" in value or "#" in value:
-        raise ValueError("must be an https:// address that a key can follow")
-    return _read_address(value)
-
-
-def _to_lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _read_offline(value: Any) -> Any:
-    """Read a switch that other programs read too, in which no value is wrong.
-
-    Anything but a no means no network.
-    """
-    return (
-        value.lower() not in ("0", "false", "no", "off", "n", "f")
-        if isinstance(value, str)
-        else value
-    )
-
-
-def _read_level(value: Any) -> Any:
-    """Read our names of levels and, for RUNPOD_LOG_LEVEL, the SDK's."""
-    if not isinstance(value, str):
-        return value
-    theirs = {"WARN": "WARNING", "TRACE": "DEBUG", "NOTSET": "ERROR"}
-    return theirs.get(value.upper(), value.upper())
-
-
-def _check_lightning(value: str) -> str:
-    """Check "org/repository/file-{n}steps.safetensors": {n} stands for the number of steps."""
-    match = HUB_FILE.fullmatch(value.replace("{n}", "8"))
-    if match is None or match["path"] is None or match["revision"] is not None:
-        raise ValueError(
-            "must be org/repository/file.safetensors, with {n} where it has the number of steps"
-        )
-    if "{n}" not in value and STEPS_IN_NAME.search(value) is None:
-        raise ValueError("must have {n} in the file's name, or a name as in Lightning-8steps")
-    return value
-
-
-def _check_transformer(value: str) -> str:
-    """Check "org/repository" or "org/repository/folder"."""
-    if not HUB_FOLDER.fullmatch(value):
-        raise ValueError("must be org/repository or org/repository/folder")
-    return value
-
-
-def _read_keys(value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-    """Check what callers will send in a header: words of ASCII that cannot be guessed in a day."""
-    texts = [key.get_secret_value() for key in value]
-    if texts and texts != ["none"] and any(len(text) < SHORTEST_KEY for text in texts):
-        raise ValueError(f"must be keys of at least {SHORTEST_KEY} characters each, or none")
-    if any(not re.fullmatch(r"[!-~]+", text) for text in texts):
-        raise ValueError("must be keys of printable ASCII without blanks")
-    return value
-
-
-def _read_origins(value: tuple[str, ...]) -> tuple[str, ...]:
-    folded = tuple(word.lower().rstrip("/") for word in value)
-    if not all(re.fullmatch(r"https?://[a-z0-9.\-\[\]:]+", word) for word in folded):
-        raise ValueError("must be a list of origins, as in https://example.com")
-    return folded
-
-
-def _read_url_path(value: str) -> str:
-    if not re.fullmatch(r"/[A-Za-z0-9._~/-]*", value):
-        raise ValueError("must be a path, as in /ping")
-    return value
-
-
-Words = Annotated[tuple[str, ...], BeforeValidator(_split_words)]
-Keys = Annotated[tuple[SecretStr, ...], BeforeValidator(_split_words), AfterValidator(_read_keys)]
-Origins = Annotated[Words, AfterValidator(_read_origins)]
-UrlPath = Annotated[str, AfterValidator(_read_url_path)]
-Port = Annotated[int, Field(ge=1, le=MAX_PORT)]
-Counts = Annotated[tuple[int, ...], BeforeValidator(_split_words), AfterValidator(_read_steps)]
-Loras = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_read_loras)]
-LightningPlace = Annotated[str, AfterValidator(_check_lightning)]
-TransformerPlace = Annotated[str, AfterValidator(_check_transformer)]
-LoraKinds = Annotated[tuple[Literal["names", "hub", "urls"], ...], BeforeValidator(_split_words)]
-Bytes = Annotated[int, BeforeValidator(_read_bytes)]
-Token = Annotated[SecretStr, BeforeValidator(_read_token)]
-Place = Annotated[Path, AfterValidator(_place)]
-Address = Annotated[str, AfterValidator(_read_address)]
-PublicAddress = Annotated[str, AfterValidator(_check_public)]
-Networks = Annotated[tuple[Network, ...], BeforeValidator(_read_networks)]
-Offline = Annotated[bool, BeforeValidator(_read_offline)]
-BucketStyle = Literal["auto", "path", "virtual"]
-Switch = Annotated[Literal["auto", "off"], BeforeValidator(_to_lower)]
-Precision = Literal["4bit", "8bit", "bf16"]
-# The smallest first.
-PRECISIONS: Final[tuple[Precision, ...]] = ("4bit", "8bit", "bf16")
-PrecisionMode = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_to_lower)]
 
 
 def _declare(
@@ -434,7 +248,7 @@ class Settings(BaseModel):
         None, "the session token of temporary keys; the pictures' URLs expire with it"
     )
     bucket_name: str | None = _declare(None, "its name, if the endpoint does not contain it")
-    bucket_style: Annotated[BucketStyle, BeforeValidator(_to_lower)] = _declare(
+    bucket_style: Style = _declare(
         "auto",
         "where its name goes in addresses: `path` (after the host), `virtual` (in front of it),"
         " `auto` (by the host: as its store is known to accept it, else `path`)",
@@ -500,16 +314,14 @@ class Settings(BaseModel):
     )
     strict_input: bool = _declare(False, "refuse unknown fields instead of warning")
     refresh_worker: bool = _declare(False, "replace the worker after each job")
-    log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_read_level)
-    ] = _declare(
+    log_level: Level = _declare(
         "INFO",
         "`DEBUG`, `INFO`, `WARNING`, `ERROR`",
         names=("LOG_LEVEL", "RUNPOD_LOG_LEVEL"),
     )
     log_prompts: bool = _declare(False, "write prompts into the log")
 
-    serve: Annotated[Literal["auto", "queue", "http"], BeforeValidator(_to_lower)] = _declare(
+    serve: ServeMode = _declare(
         "auto",
         "how jobs come in: `queue` (RunPod's), `http`, `auto` (`http` if `PORT` or `PORT_HEALTH` is"
         " set and RunPod's queue is not)",
@@ -757,7 +569,7 @@ def read(
     written: dict[str, str] = {}  # the variable that was set, by the name pydantic reports
     for name, names in zip(Settings.model_fields, list_variables(), strict=True):
         key = names[0] if len(names) > 1 else name
-        entries = [(each, text) for each in names if (text := _unquote(given.get(each, "")))]
+        entries = [(each, text) for each in names if (text := unquote(given.get(each, "")))]
         if name in SECRETS:
             log.hide(*(BEARER.sub("", text) for _, text in entries))
         if entries:

@@ -8,7 +8,7 @@ import pytest
 
 from worker.media.s3 import Bucket, find_region
 from worker.media.stores import identify_store
-from worker.settings import BucketStyle
+from worker.setting_values import BucketStyle
 from worlds.bucket import ACCESS, SECRET
 
 

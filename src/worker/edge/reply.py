@@ -14,7 +14,7 @@ from worker import log, versions
 from worker.edge import echo
 from worker.errors import Detail, ErrorType, Internal, OutputTooLarge, WorkerError
 from worker.seam import Served, Wish
-from worker.settings import MB
+from worker.setting_values import MB
 
 # An output has exactly one of these.
 CARRIERS: Final = ("base64", "data_url", "url")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worker.settings import PRECISIONS as PRECISIONS  # noqa: PLC0414 - what is quantised is asked here
-from worker.settings import Precision as Precision  # noqa: PLC0414 - the same
+from worker.setting_values import PRECISIONS as PRECISIONS  # noqa: PLC0414 - what is quantised is asked here
+from worker.setting_values import Precision as Precision  # noqa: PLC0414 - the same
 
 # Weights per block of bitsandbytes' NF4, and maxima per block of its second quantisation.
 NF4_BLOCK: Final = 64

@@ -7,7 +7,8 @@ from worker.families.family import DeviceNeed, Family
 from worker.families.flux2 import models as flux2
 from worker.families.orpheus import models as orpheus
 from worker.families.qwen_image import models as qwen_image
-from worker.settings import Precision, Settings
+from worker.setting_values import Precision
+from worker.settings import Settings
 from worker.weights.meaning import Catalogue
 from worker.weights.spec import ModelSpec
 

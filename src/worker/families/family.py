@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from worker.settings import Precision, Settings
+from worker.setting_values import Precision
+from worker.settings import Settings
 from worker.weights.instead import Relative
 from worker.weights.meaning import Complete
 from worker.weights.spec import ModelSpec

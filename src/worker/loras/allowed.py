@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Final
 
 from worker.loras.origin import HubFile, read_hub_file
-from worker.settings import LORA_NAME, Settings
+from worker.setting_values import LORA_NAME
+from worker.settings import Settings
 
 ENDING: Final = ".safetensors"
 

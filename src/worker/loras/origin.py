@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from worker.settings import HUB_FILE, LORA_NAME
+from worker.setting_values import HUB_FILE, LORA_NAME
 
 LONGEST_WORD: Final = 500  # of a name, or of a file on the hub, in characters
 LONGEST_URL: Final = 8190  # what common servers accept as a request line

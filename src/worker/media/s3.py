@@ -9,7 +9,8 @@ from worker.errors import BucketUnusable, WorkerError
 from worker.media.address import parse_address
 from worker.media.stores import UNKNOWN_STORE, Store, Style, identify_store
 from worker.media.url import encode_host
-from worker.settings import BucketStyle, Settings
+from worker.setting_values import BucketStyle
+from worker.settings import Settings
 
 SAFE: Final = "/-_.~"
 MAX_TTL_S: Final = 7 * 24 * 3600  # the longest that signature version 4 allows

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from worker.errors import InvalidSettings
-from worker.settings import STEPS_IN_NAME, Settings
+from worker.setting_values import STEPS_IN_NAME
+from worker.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from worker.jobs.job import Answer, Handle, Job
 from worker.jobs.limit import Limit
 from worker.jobs.outflow import Sink
 from worker.openai.queued import answer_job
-from worker.settings import MB, Settings
+from worker.setting_values import MB
+from worker.settings import Settings
 
 # RunPod's load balancer carries 30 MB, of which the reply's own frame takes some.
 MOST_REPLY_BYTES: Final = 30 * MB - 100_000

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any, Final
 
 from worker.doors.http.tracked import Tracked
-from worker.settings import MB
+from worker.setting_values import MB
 
 KEPT_S: Final = 600.0
 MOST_KEPT: Final = 100

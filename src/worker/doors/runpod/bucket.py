@@ -7,7 +7,8 @@ from typing import Any, Final, get_args
 from worker.errors import Detail, ImageFetchRefused, InvalidInput, WorkerError
 from worker.media.s3 import Bucket, CallersBucket
 from worker.media.url import check_url
-from worker.settings import BucketStyle, Settings
+from worker.setting_values import BucketStyle
+from worker.settings import Settings
 
 S3_CONFIG: Final = "s3Config"
 ENDPOINT: Final = f"{S3_CONFIG}.endpointUrl"

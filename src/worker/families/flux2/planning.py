@@ -13,7 +13,8 @@ from worker.families.flux2.working import (
     FluxLoad,
     estimate_working,
 )
-from worker.settings import PRECISIONS, Precision, Settings
+from worker.setting_values import PRECISIONS, Precision
+from worker.settings import Settings
 from worker.weights.spec import ModelSpec
 
 # The rank that each LoRA of a job is counted with: the largest common one.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from worker.settings import Precision
+from worker.setting_values import Precision
 
 # Every prompt has this many tokens: the transformer attends to the padding too.
 TOKENS: Final = 512

@@ -11,7 +11,8 @@ from worker.families.qwen_image.working import (
     Load,
     estimate_working,
 )
-from worker.settings import PRECISIONS, Precision, Settings
+from worker.setting_values import PRECISIONS, Precision
+from worker.settings import Settings
 from worker.weights.spec import ModelSpec, list_lightning_steps
 
 # The most steps that a job may request, with the base schedule and without a LoRA.

@@ -9,7 +9,7 @@ libraries come on top (driver.CONTEXT_BYTES).
 from dataclasses import dataclass
 from typing import Final
 
-from worker.settings import Precision
+from worker.setting_values import Precision
 
 # The tokens that are used of a prompt.
 MAX_TOKENS: Final = 1024
