@@ -232,11 +232,14 @@ class StandIns:
 
 
 async def answered(
-    worker: Worker, job: Mapping[str, Any], announce: wire.Announce | None = None
+    worker: Worker,
+    job: Mapping[str, Any],
+    announce: wire.Announce | None = None,
+    send: wire.Announce | None = None,
 ) -> dict[str, Any]:
     """Return what RunPod's door answers to a job, without the SDK around it."""
     chosen = worker._settings  # noqa: SLF001 - the door has the same
-    return await wire.make_handler(worker.handle, chosen, announce)(dict(job))
+    return await wire.make_handler(worker.handle, chosen, announce, send)(dict(job))
 
 
 def boot(chosen: Settings) -> StandIns:

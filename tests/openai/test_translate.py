@@ -71,8 +71,10 @@ def test_a_speech_is_a_job_of_its_task() -> None:
         "prompt": "hi",
         "voice": "alloy",
         "output_format": "wav",
-        "response_format": "base64",
     }
+    assert translate(SPEECH_ROUTE, {**body, "output_format": "wav"}).input["output_format"] == "wav"
+    with pytest.raises(InvalidInput, match="response_format: asks for another than output_format"):
+        translate(SPEECH_ROUTE, {**body, "output_format": "mp3"})
 
 
 def test_partial_pictures_are_a_warning_of_streams_alone() -> None:

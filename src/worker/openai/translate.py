@@ -112,9 +112,10 @@ def _read_speech(draft: _Draft, *, streams: bool) -> None:
     if (text := draft.take("input")) is not None:
         draft.input["prompt"] = text
     if (form := draft.take("response_format")) is not None:
+        if draft.left.get("output_format") not in (None, form):
+            draft.faults.append(Detail("response_format", "asks for another than output_format"))
         draft.input["output_format"] = form
     if draft.take("stream_format") not in (None, "audio"):
         draft.faults.append(Detail("stream_format", "must be audio: events have no sound in them"))
     if streams:
         draft.input["stream"] = True
-    draft.input["response_format"] = "base64"

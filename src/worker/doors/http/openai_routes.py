@@ -4,6 +4,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -80,6 +81,7 @@ class OpenAIRoutes:
                 return make_failed(make_failure(error))
             if route == SPEECH_ROUTE:
                 await self._require_task("speech", route)
+                call = replace(call, input={**call.input, "response_format": "base64"})
             if call.streams and route == SPEECH_ROUTE:
                 return await self._stream_speech(request, call)
             streams = call.streams and route in EVENTS
