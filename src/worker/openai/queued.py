@@ -29,7 +29,8 @@ async def answer_job(job: Job, handle: Handle) -> dict[str, Any]:
     """Return the output of a job, in OpenAI's form if its input names a route of OpenAI's.
 
     OpenAI's answer to a speech is its sound alone, which no job can have as its output: the output
-    is that of any job that speaks, streamed as those are. Why such a job failed is there twice: as with any job, and as `openai_error`.
+    is that of any job that speaks, streamed as those are. Why a job failed is there twice: as with
+    any job, and as `openai_error`.
     """
     if find_route(job.input) is None:
         return format_answer(await handle(job))
