@@ -24,6 +24,8 @@ IGNORED: Final = ("user", "safety_identifier", "moderation", "complexity")
 UNUSED: Final = ("style", "input_fidelity")
 # Where callers and other engines put the pictures to edit, in the order in which they are read.
 SOURCES: Final = ("image", "image[]", "images", "url", "url[]", "image_b64")
+# How many pictures on the way OpenAI's clients may ask for; a form has them as text.
+PARTIAL: Final = ("0", "1", "2", "3")
 LONGEST_SHOWN: Final = 60
 
 
@@ -93,7 +95,10 @@ def _read_picture(draft: _Draft, *, is_edit: bool, streams: bool) -> None:
     """Read what OpenAI's two routes of pictures have in common."""
     if draft.left.get("background") in ("auto", "opaque"):
         draft.take("background")
-    if draft.take("partial_images") not in (None, 0) and streams:
+    partial = draft.take("partial_images")
+    if partial is not None and str(partial) not in PARTIAL:
+        draft.faults.append(Detail("partial_images", "must be 0 to 3"))
+    elif partial is not None and str(partial) != PARTIAL[0] and streams:
         draft.warnings.append("partial_images: none are sent; the complete pictures are")
     draft.left.setdefault("response_format", "b64_json")
     sources: list[Any] = []
