@@ -77,14 +77,15 @@ def test_a_speech_is_a_job_of_its_task() -> None:
         translate(SPEECH_ROUTE, {**body, "output_format": "mp3"})
 
 
-def test_partial_pictures_are_a_warning_of_streams_alone() -> None:
-    assert translate(GENERATIONS, {"partial_images": 2}).warnings == ()
-    assert len(translate(GENERATIONS, {"partial_images": 2, "stream": True}).warnings) == 1
+def test_partial_pictures_are_for_streams_alone() -> None:
+    assert translate(GENERATIONS, {"partial_images": 2}).previews == 0
+    assert translate(GENERATIONS, {"stream": True}).previews == 0
     for none in (0, "0"):
-        assert translate(GENERATIONS, {"partial_images": none, "stream": True}).warnings == ()
+        assert translate(GENERATIONS, {"partial_images": none, "stream": True}).previews == 0
     for some in (1, 3, "2"):
         call = translate(EDITS, {"partial_images": some, "stream": True})
-        assert (len(call.warnings), "partial_images" in call.input) == (1, False)
+        assert (call.previews, call.warnings) == (int(some), ())
+        assert "partial_images" not in call.input
 
 
 @pytest.mark.parametrize("value", [-1, 4, 1.5, "many", "", True, [1]], ids=str)

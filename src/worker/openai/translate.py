@@ -31,12 +31,16 @@ LONGEST_SHOWN: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request of OpenAI's API, as a job; `streams` asks for events instead of one reply."""
+    """One request of OpenAI's API, as a job; `streams` asks for events instead of one reply.
+
+    `previews` is how many events with a picture on the way come before that of each picture.
+    """
 
     route: str
     input: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
     streams: bool = False
+    previews: int = 0
 
 
 @dataclass(slots=True)
@@ -47,6 +51,7 @@ class _Draft:
     input: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     faults: list[Detail] = field(default_factory=list)
+    previews: int = 0
 
     def take(self, name: str) -> Any:
         return self.left.pop(name, None)
@@ -80,7 +85,9 @@ def translate(route: str, body: Any) -> Call:
     if draft.faults:
         message = "; ".join(f"{fault.field}: {fault.message}" for fault in draft.faults)
         raise InvalidInput(message, details=draft.faults, warnings=draft.warnings)
-    return Call(route, {**draft.left, **draft.input}, tuple(draft.warnings), bool(streams))
+    return Call(
+        route, {**draft.left, **draft.input}, tuple(draft.warnings), bool(streams), draft.previews
+    )
 
 
 def _read_model(draft: _Draft) -> None:
@@ -98,8 +105,8 @@ def _read_picture(draft: _Draft, *, is_edit: bool, streams: bool) -> None:
     partial = draft.take("partial_images")
     if partial is not None and str(partial) not in PARTIAL:
         draft.faults.append(Detail("partial_images", "must be 0 to 3"))
-    elif partial is not None and str(partial) != PARTIAL[0] and streams:
-        draft.warnings.append("partial_images: none are sent; the complete pictures are")
+    elif partial is not None and streams:
+        draft.previews = int(partial)
     draft.left.setdefault("response_format", "b64_json")
     sources: list[Any] = []
     for name in SOURCES:
