@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from worker import boot, settings
+from worker.engine.decoded import make_picture
 from worker.families import previews
 from worker.families.previews import choose_steps
 from worker.media.picture import Picture, Preview
@@ -143,8 +144,7 @@ def test_one_without_room_is_left_out_and_the_picture_is_as_ever(
 
 def test_one_that_is_no_picture_is_left_out(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     flat = torch.zeros(3, 8, 8)
-    real = previews.make_picture
-    monkeypatch.setattr(previews, "make_picture", lambda _: real(flat))
+    monkeypatch.setattr(previews, "make_picture", lambda _: make_picture(flat))
     (outcome,), (seeing,) = make(model, replace(CIRCLE, previews=2))
     assert isinstance(outcome, Made)
     assert seeing.seen == []

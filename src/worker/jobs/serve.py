@@ -259,7 +259,7 @@ def _choose_streaming(job: Job, request: Request, wish: Any) -> Any:
 
 
 def _choose_previews(job: Job, request: Request, wish: Any) -> Any:
-    """Return a wish that hands pictures on the way over as its door asks."""
+    """Return a wish that hands over what is on the way to its piece, as its door asks."""
     if not job.previews or job.sink is None or not request.task.has_previews:
         return wish
     return replace(wish, previews=job.previews)

@@ -34,10 +34,10 @@ def clean(text: str) -> str:
     the first and a blank line where one is among them.
     """
     paragraphs = BLANK_LINE.split(text.strip())
-    return RUN.sub(_shorten, "\n\n".join(" ".join(one.split()) for one in paragraphs))
+    return RUN.sub(_limit_run, "\n\n".join(" ".join(one.split()) for one in paragraphs))
 
 
-def _shorten(run: re.Match[str]) -> str:
+def _limit_run(run: re.Match[str]) -> str:
     end = PARAGRAPH if PARAGRAPH in run[0] else run[0][-1]
     first = run[0][: MOST_PAUSING - len(end)]
     return (first.rstrip() if end.isspace() else first) + end

@@ -89,11 +89,11 @@ class QueueEndpoint:
             except Refused as refusal:
                 failures += 1
                 if refusal.status == HTTPStatus.NOT_FOUND:
-                    raise _forget_job() from None
+                    raise _make_forgotten() from None
                 if refusal.retry_after is None:
                     raise
                 if failures >= MOST_FAILURES:
-                    raise _give_up(refusal) from None
+                    raise _make_unknown(refusal) from None
                 pause = max(POLL_S, refusal.retry_after)
             else:
                 failures = 0
@@ -170,12 +170,12 @@ def _make_unreachable(message: str, retry_after: int = 1) -> Refused:
     return Refused(HTTPStatus.BAD_GATEWAY, "endpoint_unreachable", message, retry_after=retry_after)
 
 
-def _forget_job() -> Refused:
+def _make_forgotten() -> Refused:
     message = "RunPod does not know this job any more: its result has expired, or it was removed"
     return Refused(HTTPStatus.NOT_FOUND, "job_not_found", message)
 
 
-def _give_up(refusal: Refused) -> Refused:
+def _make_unknown(refusal: Refused) -> Refused:
     message = f"what became of the job is unknown after {MOST_FAILURES} requests: {refusal.message}"
     return Refused(HTTPStatus.BAD_GATEWAY, "endpoint_unreachable", message)
 
