@@ -170,14 +170,19 @@ def test_all_but_the_rooms_of_torch_loads_without_it() -> None:
     assert python(code).strip() == "False"
 
 
+def simplify(name: str) -> str:
+    """Return a distribution's name as the packaging standard (PEP 503) compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def test_the_worker_imports_nothing_that_the_image_has_not() -> None:
     """What only the tests have, such as the snac package, is not there at run time."""
     builder = ROOT / "builder"
     lock = (builder / "requirements-cu128.lock").read_text()
-    locked = {name.lower().replace("_", "-") for name in re.findall(r"(?m)^([\w.-]+)==", lock)}
+    locked = {simplify(name) for name in re.findall(r"(?m)^([\w.-]+)==", lock)}
     known = importlib.metadata.packages_distributions()
     for name, file in FILES.items():
         for target in {one.split(".")[0] for one in imported(file)} - STANDARD:
             if target != "worker":
-                found = {one.lower().replace("_", "-") for one in known.get(target, ())}
+                found = {simplify(one) for one in known.get(target, ())}
                 assert found & locked, f"{name} imports {target}"
