@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -51,6 +52,8 @@ HEAVY = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerat
 LISTED = {"catalogue", "family", "models"}
 PLANNED = re.compile(r"worker\.families\.\w+\.(?:planning|working)")
 HEAVY_ROOMS = {"engine", "bundle", "families"}
+# `compression` has zstd from Python 3.14 on; before, a package has.
+STANDARD = {*sys.stdlib_module_names, "compression"}
 PICTURE_ROOMS = {"media", "tasks", "engine", "families"}
 
 
@@ -172,3 +175,21 @@ def test_all_but_the_rooms_of_torch_loads_without_it() -> None:
     ]
     code = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
     assert python(code).strip() == "False"
+
+
+def simplify(name: str) -> str:
+    """Return a distribution's name as the packaging standard (PEP 503) compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_worker_imports_nothing_that_the_image_has_not() -> None:
+    """What only the tests have, such as the snac package, is not there at run time."""
+    builder = ROOT / "builder"
+    lock = (builder / "requirements-cu128.lock").read_text()
+    locked = {simplify(name) for name in re.findall(r"(?m)^([\w.-]+)==", lock)}
+    known = importlib.metadata.packages_distributions()
+    for name, file in FILES.items():
+        for target in {one.split(".")[0] for one in imported(file)} - STANDARD:
+            if target != "worker":
+                found = {simplify(one) for one in known.get(target, ())}
+                assert found & locked, f"{name} imports {target}"

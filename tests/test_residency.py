@@ -26,14 +26,19 @@ class Shelf:
 
     events: list[str] = field(default_factory=list)
 
-    def openable(self, name: str, size: int, working: int = 0, **shared: int) -> Openable:
-        """Describe a model of that many bytes of its own, its jobs', and the parts it shares."""
+    def openable(
+        self, name: str, size: int, working: int = 0, kept: int = 0, **shared: int
+    ) -> Openable:
+        """Describe a model of that many bytes of its own, its jobs', and the parts it shares.
+
+        Its jobs leave `kept` of theirs behind.
+        """
 
         def opened() -> Recorded:
             self.events.append(f"open {name}")
             return Recorded(served(name), self)
 
-        given = replace(served(name), working=working)
+        given = replace(served(name), working=working, kept=kept)
         return Openable(given, {name: size, **shared}, opened)
 
 
@@ -102,6 +107,29 @@ def test_the_largest_job_of_any_model_has_room_too() -> None:
         pair = [shelf.openable(name, 5, working=6 + (name == "b")) for name in "ab"]
         list(Residency(pair, budget=budget).fill())
         assert shelf.events == [f"open {name}" for name in resident]
+
+
+def test_what_a_model_keeps_between_jobs_is_no_room_for_those_of_others() -> None:
+    """Of 5 and 5, the larger job needs 7, and what the other keeps of its own 6 is 2."""
+    for budget, resident in ((19, ["a", "b"]), (18, ["a"])):
+        shelf = Shelf()
+        pair = [shelf.openable("a", 5, working=7), shelf.openable("b", 5, working=6, kept=2)]
+        list(Residency(pair, budget=budget).fill())
+        assert shelf.events == [f"open {name}" for name in resident]
+
+
+def test_a_limit_leaves_what_others_keep() -> None:
+    given: list[int] = []
+
+    def limit(left: int) -> Openable:
+        given.append(left)
+        return Shelf().openable("a", 5, working=left, kept=3)
+
+    first = replace(Shelf().openable("a", 5, working=9, kept=3), limit=limit)
+    other = Shelf().openable("b", 5, working=4, kept=2)
+    found = limit_together([first, other], 20)
+    assert given == [8]
+    assert [model.served.working for model in found] == [8, 4]
 
 
 def test_models_accept_only_what_lets_all_of_them_stay() -> None:

@@ -10,8 +10,8 @@ SOURCE = Path(__file__).parents[1] / "src"
 FILES = sorted(SOURCE.rglob("*.py"))
 WORDS = """
     adapt add admit adopt advise agree announce answer append apply arrange ask attach attempt
-    attend begin block boot build cache call can cast check choose claim classify clean clear
-    close collect combine compare compile complete compute configure confine convert copy
+    attend begin block boot build cache call can capture cast check choose claim classify clean
+    clear close collect combine compare compile complete compute configure confine convert copy
     correct count decide declare decode deliver denoise derive describe detach detect die digest
     divide download drop embed encode end escape estimate evict examine explain extract fail
     feather fetch fill find finish fit flatten fold follow forget format forward free fuse

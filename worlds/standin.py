@@ -38,7 +38,7 @@ from worker.errors import (
 )
 from worker.families.sharing import Sharing
 from worker.jobs.serve import Worker
-from worker.media.picture import Picture
+from worker.media.picture import Picture, Preview
 from worker.seam import Control, Made, Outcome, Phase, Served, take_made
 from worker.settings import Settings
 from worker.tasks.picture import PictureOffer, PictureWish
@@ -155,7 +155,7 @@ class StandIn:
         self._step(scripts[0], sharing)
         for place, (wish, script) in enumerate(zip(wishes, scripts, strict=True)):
             ended = sharing.find_end(place)
-            yield ended or self._finish(wish, script, start)
+            yield ended or self._finish(wish, script, start, controls[place])
 
     def draw(self, wish: PictureWish, control: Control) -> Made:
         """Make noise from the wish's seed, or do what the prompt says."""
@@ -169,7 +169,7 @@ class StandIn:
     def _follow(self, wish: PictureWish, control: Control, script: Script) -> Made:
         start = time.monotonic()
         self._step(script, control)
-        return take_made(self._finish(wish, script, start))
+        return take_made(self._finish(wish, script, start, control))
 
     def _step(self, script: Script, control: Control) -> None:
         for step in range(1, 1 + (200 if "slow-text" in script.words else 1)):
@@ -177,7 +177,7 @@ class StandIn:
         for step in range(1, script.steps + 1):
             script.reach("denoise", step, control, script.steps)
 
-    def _finish(self, wish: PictureWish, script: Script, start: float) -> Outcome:
+    def _finish(self, wish: PictureWish, script: Script, start: float, control: Control) -> Outcome:
         if "nan" in script.words:
             return BadPicture("the model's picture has values that are not numbers")
         if "oom" in script.words:
@@ -190,6 +190,9 @@ class StandIn:
             raise KeyError("/root/secret/place on host gpu-7.internal")
         if script.hold[0] == "decode":
             script.gate.wait()
+        for number in range(wish.previews):
+            preview = Image.new("RGB", (wish.width, wish.height), (number, 0, 0))
+            control.hand_over(Preview(Picture(preview, wish.final), wish.seed))
         size = (1024, 1024) if "big" in script.words else (wish.width, wish.height)
         rng = random.Random(f"{wish.seed} {wish.prompt}")
         image = Image.frombytes("RGB", size, rng.randbytes(3 * size[0] * size[1]))
@@ -232,11 +235,14 @@ class StandIns:
 
 
 async def answered(
-    worker: Worker, job: Mapping[str, Any], announce: wire.Announce | None = None
+    worker: Worker,
+    job: Mapping[str, Any],
+    announce: wire.Announce | None = None,
+    send: wire.Announce | None = None,
 ) -> dict[str, Any]:
     """Return what RunPod's door answers to a job, without the SDK around it."""
     chosen = worker._settings  # noqa: SLF001 - the door has the same
-    return await wire.make_handler(worker.handle, chosen, announce)(dict(job))
+    return await wire.make_handler(worker.handle, chosen, announce, send)(dict(job))
 
 
 def boot(chosen: Settings) -> StandIns:

@@ -1,6 +1,6 @@
 """A complete family that makes tones: its row, its model, and what that makes."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,28 @@ class Fork:
         """Load nothing."""
 
     release = warm
+
+
+class Forks:
+    """The models of a worker that serves the fork alone."""
+
+    served = (Fork.served,)
+
+    def take(self, model_id: str) -> Fork:
+        """Return the fork."""
+        assert model_id == Fork.served.id
+        return Fork()
+
+    def find_open(self, _model_id: str) -> None:
+        """Return none: it reads nothing ahead."""
+
+    def list_addable(self, _task: str) -> Sequence[str]:
+        """Return no other model."""
+        return ()
+
+    def report_health(self) -> Mapping[str, object]:
+        """Return that it is loaded."""
+        return {"resident": [Fork.served.id]}
 
 
 def make_ready(_: ModelSpec, __: Settings, ___: Gpu | None, *, taken: Container[str]) -> Openable:

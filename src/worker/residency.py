@@ -87,8 +87,17 @@ def count_weights(models: Sequence[Openable]) -> int:
 
 
 def count_working(models: Sequence[Openable]) -> int:
-    """Return the bytes that the largest job of any of these models takes beside the weights."""
-    return max((model.served.working for model in models), default=0)
+    """Return the bytes that models take beside their weights.
+
+    That is the largest job of any of them, and what the others keep between jobs.
+    """
+    jobs = (model.served.working - model.served.kept for model in models)
+    return max(jobs, default=0) + count_kept_between(models)
+
+
+def count_kept_between(models: Sequence[Openable]) -> int:
+    """Return the bytes beside their weights that models keep between jobs."""
+    return sum(model.served.kept for model in models)
 
 
 def limit_together(models: Sequence[Openable], budget: int | None) -> list[Openable]:
@@ -99,5 +108,9 @@ def limit_together(models: Sequence[Openable], budget: int | None) -> list[Opena
     if budget is None:
         return list(models)
     left = budget - count_weights(models)
-    limited = [model.limit(left) if model.limit is not None else model for model in models]
+    free = left - count_kept_between(models)
+    limited = [
+        model.limit(free + model.served.kept) if model.limit is not None else model
+        for model in models
+    ]
     return limited if count_working(limited) <= left else list(models)

@@ -38,7 +38,8 @@ class Offer(Protocol):
 class Served:
     """What callers may request of one model; `offers` maps the name of each task it can do.
 
-    `working` is what the largest of it takes on the device in addition to the weights, in bytes.
+    `working` is what the largest of it takes on the device in addition to the weights, in bytes,
+    `kept` what of that stays there between jobs.
     `is_gated` says whether its publisher gives it to those alone who accepted the licence.
     """
 
@@ -49,6 +50,7 @@ class Served:
     licence: str
     offers: Mapping[str, Offer]
     working: int = 0
+    kept: int = 0
     is_gated: bool = False
 
     @property

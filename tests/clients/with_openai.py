@@ -47,15 +47,19 @@ for files in (io.BytesIO(picture), [io.BytesIO(picture), ("b.png", picture, "ima
         9,
     )
 
-kinds, pictures = [], []
+kinds, pictures, partial = [], [], []
 with client.images.generate(prompt="a fox", n=2, stream=True, partial_images=2) as events:
     for event in events:
-        kinds.append(event.type)
         assert start_of(event.b64_json) == PNG
+        if event.type == "image_generation.partial_image":
+            partial.append(event.partial_image_index)
+            continue
+        kinds.append(event.type)
         pictures.append(event.b64_json)
         assert event.usage.total_tokens == 0
 assert kinds == ["image_generation.completed"] * 2
 assert len(set(pictures)) == 2
+assert partial[-2:] == [0, 1]
 with client.images.edit(image=io.BytesIO(picture), prompt="x", stream=True) as changes:
     assert [change.type for change in changes] == ["image_edit.completed"]
 

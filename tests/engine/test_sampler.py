@@ -1,6 +1,6 @@
 """The loop packs, guides and steps as the stock pipelines do, and a batch is its members."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
 
-from worker.engine.sampler import _Pace, make_noise, pack, unpack
+from worker.engine.sampler import _Pace, make_noise, pack, sample, unpack
 from worker.families.qwen_image.denoising import Conditioning, LatentShape, denoise, stack
 from worker.families.qwen_image.lightning import make_lightning_schedule
 from worker.families.qwen_image.modulation import WeightModulation
@@ -171,6 +171,35 @@ def test_a_report_may_stop_the_loop_and_none_is_needed() -> None:
     assert len(transformer.calls) == 2
     assert run().shape == (1, 6, 4)
     assert len(transformer.calls) == 6
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_step_that_is_watched_shows_where_it_leads_and_changes_nothing(*, masked: bool) -> None:
+    """With a velocity that leads straight to a picture, each estimate is that picture."""
+    picture, noise = torch.randn(1, 6, 4), torch.randn(1, 6, 4)
+    source = torch.zeros(1, 6, 4)
+
+    def predict(latents: Tensor, timestep: Tensor, step: int) -> Tensor:
+        del latents, timestep, step
+        return noise - picture
+
+    def correct(latents: Tensor, sigma: float) -> Tensor:
+        kept = sigma * noise + (1 - sigma) * source
+        return torch.cat([latents[:, :3], kept[:, 3:]], dim=1) if masked else latents
+
+    watched: list[tuple[int, int]] = []
+
+    def watch(step: int, steps: int, estimate: Callable[[], Tensor]) -> None:
+        watched.append((step, steps))
+        found = estimate()
+        torch.testing.assert_close(found[:, :3], picture[:, :3])
+        torch.testing.assert_close(found[:, 3:], (source if masked else picture)[:, 3:])
+
+    begun = [noise.clone(), noise.clone()]
+    plain = sample(predict, make_lightning_schedule(4, 6), begun[0], correct=correct)
+    seen = sample(predict, make_lightning_schedule(4, 6), begun[1], correct=correct, watch=watch)
+    assert torch.equal(plain, seen)
+    assert watched == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_a_gpu_is_waited_for_one_step_behind(monkeypatch: pytest.MonkeyPatch) -> None:

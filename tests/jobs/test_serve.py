@@ -1072,3 +1072,35 @@ def test_a_job_with_a_bucket_of_its_own_needs_no_other() -> None:
         moved = served(wish, worker, s3Config=bucket)
     assert moved["adjusted"] == {"response_format": ["data_url", "url"]}
     assert list(kept) == ["/b/job-1/0.png"]
+
+
+@pytest.mark.parametrize(
+    ("previews", "has_sink", "form", "kinds"),
+    [
+        (2, True, "jpeg", ["image/jpeg"] * 4),
+        (0, True, "png", []),
+        (2, False, "png", []),
+    ],
+)
+def test_pictures_on_the_way_go_to_a_sink_in_the_format_that_was_asked_for(
+    previews: int, has_sink: bool, form: str, kinds: list[str]
+) -> None:
+    """Two of each of two pictures, each with its picture's seed; never without a sink."""
+    parts: list[Any] = []
+
+    async def keep(number: int, part: Any) -> None:
+        assert number == len(parts)
+        parts.append(part)
+
+    job = Job(
+        "a",
+        {"prompt": "x", "seed": 4, "num_images": 2, "output_format": form},
+        10**7,
+        sink=keep if has_sink else None,
+        previews=previews,
+    )
+    worker = Worker(read({}), StandIns())
+    reply = asyncio.run(worker.handle(job))
+    assert not isinstance(reply, Failure)
+    assert [part.mime_type for part in parts] == kinds
+    assert [part.facts["seed"] for part in parts] == [4, 4, 5, 5][: len(kinds)]

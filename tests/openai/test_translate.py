@@ -71,14 +71,28 @@ def test_a_speech_is_a_job_of_its_task() -> None:
         "prompt": "hi",
         "voice": "alloy",
         "output_format": "wav",
-        "response_format": "base64",
     }
+    assert translate(SPEECH_ROUTE, {**body, "output_format": "wav"}).input["output_format"] == "wav"
+    with pytest.raises(InvalidInput, match="response_format: asks for another than output_format"):
+        translate(SPEECH_ROUTE, {**body, "output_format": "mp3"})
 
 
-def test_partial_pictures_are_a_warning_of_streams_alone() -> None:
-    assert translate(GENERATIONS, {"partial_images": 2}).warnings == ()
-    assert len(translate(GENERATIONS, {"partial_images": 2, "stream": True}).warnings) == 1
-    assert translate(GENERATIONS, {"partial_images": 0, "stream": True}).warnings == ()
+def test_partial_pictures_are_for_streams_alone() -> None:
+    assert translate(GENERATIONS, {"partial_images": 2}).previews == 0
+    assert translate(GENERATIONS, {"stream": True}).previews == 0
+    for none in (0, "0"):
+        assert translate(GENERATIONS, {"partial_images": none, "stream": True}).previews == 0
+    for some in (1, 3, "2"):
+        call = translate(EDITS, {"partial_images": some, "stream": True})
+        assert (call.previews, call.warnings) == (int(some), ())
+        assert "partial_images" not in call.input
+
+
+@pytest.mark.parametrize("value", [-1, 4, 1.5, "many", "", True, [1]], ids=str)
+@pytest.mark.parametrize("streams", [True, False])
+def test_partial_pictures_are_none_to_three(value: Any, streams: bool) -> None:
+    with pytest.raises(InvalidInput, match="partial_images: must be 0 to 3"):
+        translate(GENERATIONS, {"partial_images": value, "stream": streams})
 
 
 def test_a_speech_may_be_streamed_as_sound_alone() -> None:

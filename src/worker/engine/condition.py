@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from worker.engine.begin import Beginning
-from worker.engine.sampler import OnStep, keep_all, sample
+from worker.engine.sampler import OnStep, Watch, keep_all, sample, watch_nothing
 
 
 class Condition(Protocol):
@@ -31,12 +31,13 @@ def denoise_from(
     *,
     beginning: Beginning | None = None,
     on_step: OnStep = keep_all,
+    watch: Watch = watch_nothing,
 ) -> Tensor:
     """Denoise packed noise [batch, tokens, channels] and return the latents, same shape and dtype.
 
     With a `beginning` they begin from that, with as much of its noise as the schedule's first step
     has, and keep of it what its mask says. `on_step(step, steps)` is called after each step; it may
-    raise to stop there, or name the rows to go on with.
+    raise to stop there, or name the rows to go on with. `watch` is that of `sample`.
     """
     latents = noise if beginning is None else beginning.begin(float(scheduler.sigmas[0]))
 
@@ -54,4 +55,4 @@ def denoise_from(
             beginning = None if beginning is None else beginning.keep(rows)
         return rows
 
-    return sample(predict, scheduler, latents, on_step=finish_step, correct=correct)
+    return sample(predict, scheduler, latents, on_step=finish_step, correct=correct, watch=watch)

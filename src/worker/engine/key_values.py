@@ -51,6 +51,10 @@ class KeyValues:
         """Return the keys and values of the first `most` tokens, [rows, heads, most, size] each."""
         return self._keys[layer, :, :, :most], self._values[layer, :, :, :most]
 
+    def list_lengths(self) -> range:
+        """Return how many tokens may be read, from the fewest."""
+        return range(self._step, self.length + 1, self._step)
+
     def round_length(self, count: int) -> int:
         """Return how many tokens are read where sequences have so many."""
         return -(-count // self._step) * self._step

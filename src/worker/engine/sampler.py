@@ -14,6 +14,9 @@ OnStep = Callable[[int, int], Sequence[int] | None]
 # The latents after a step and the sigma that they have there -> the latents to go on with.
 Correct = Callable[[Tensor, float], Tensor]
 
+# A step that is done, how many there are, and what computes how the final latents look from there.
+Watch = Callable[[int, int, Callable[[], Tensor]], None]
+
 
 def pack(latents: Tensor) -> Tensor:
     """Turn latents [batch, channels, h, w] into tokens [batch, h/2 * w/2, 4 * channels]."""
@@ -59,6 +62,11 @@ def keep_all(step: int, steps: int) -> None:
     del step, steps
 
 
+def watch_nothing(step: int, steps: int, estimate: Callable[[], Tensor]) -> None:
+    """Look at no step."""
+    del step, steps, estimate
+
+
 def correct_nothing(latents: Tensor, sigma: float) -> Tensor:
     """Go on with the latents as they are."""
     del sigma
@@ -89,13 +97,16 @@ def sample(
     *,
     on_step: OnStep = keep_all,
     correct: Correct = correct_nothing,
+    watch: Watch = watch_nothing,
 ) -> Tensor:
     """Denoise packed latents [batch, tokens, channels] and return them, same shape and dtype.
 
     `scheduler` has its timesteps set (float32 [steps], 1000 to 0). `correct` changes the latents
     after each step. `on_step(step, steps)` is called
     after each step; it may raise to stop there, or name the rows that are still of use: the others
-    are left out of the latents from then on.
+    are left out of the latents from then on. `watch(step, steps, estimate)` is called before it;
+    `estimate()` returns the latents that all of the last prediction would lead to: x - sigma v,
+    since v is the noise less the picture (arXiv 2210.02747). It changes nothing of what follows.
     """
     timesteps, sigmas = scheduler.timesteps, scheduler.sigmas.tolist()
     pace = _Pace(latents.device)
@@ -104,10 +115,22 @@ def sample(
     seen = (timesteps.to(latents.dtype) / 1000).to(latents.device)
     for step, t in enumerate(timesteps):
         prediction = predict(latents, seen[step].expand(len(latents)), step)
+        estimate = _make_estimate(latents, prediction, sigmas[step], correct)
         latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
         latents = correct(latents, sigmas[step + 1])
         pace.step()
+        watch(step + 1, len(timesteps), estimate)
         rows = on_step(step + 1, len(timesteps))
         if rows is not None:
             latents = latents[list(rows)]
     return latents
+
+
+def _make_estimate(
+    latents: Tensor, velocity: Tensor, sigma: float, correct: Correct
+) -> Callable[[], Tensor]:
+    def estimate() -> Tensor:
+        ends = latents.float() - sigma * velocity.float()
+        return correct(ends.to(latents.dtype), 0.0)
+
+    return estimate

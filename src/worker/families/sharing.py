@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from worker.media.piece import Piece
 from worker.seam import Control, Phase
 
 
@@ -31,6 +32,10 @@ class Sharing(Control):
                 ended = self._ended[place] = error.with_traceback(None)
         if ended is not None and len(self._ended) == len(self._controls):
             raise ended
+
+    def hand_over_to(self, place: int, part: Piece) -> None:
+        """Pass on a part of what one wish is, by its place."""
+        self._controls[place].hand_over(part)
 
     def find_end(self, place: int) -> Exception | None:
         """Return what ended a wish, by its place; None while it is made."""

@@ -33,6 +33,7 @@ class Job:
     `bucket_name` is what callers of this door call such a bucket, None where they cannot bring one.
     `fault` is what is wrong with the job outside its input. `listener` gets the job's progress,
     `sink` the parts of what is made while the rest is made, None where the door cannot send them.
+    `previews` is how many pieces on the way to each piece the sink gets too, where there are any.
     `limit` is how long it may take by what its caller or its door says. `is_plain` says that the
     door gives the reply a form of its own, so that RESPONSE_COMPAT does not apply. `wait` is what
     it waits for once its input is known to be right, before anything is fetched for it. `show` gets
@@ -47,6 +48,7 @@ class Job:
     fault: WorkerError | None = None
     listener: Post | None = None
     sink: Sink | None = None
+    previews: int = 0
     limit: Limit | None = None
     is_plain: bool = False
     wait: Callable[[], Awaitable[None]] | None = None

@@ -6,8 +6,8 @@ from typing import Final, Self
 
 from worker.media.piece import Encoded, Piece
 
-# The form of parts: what may be cut anywhere.
-FORM: Final = "pcm"
+# The form of sound that comes in parts: what may be cut anywhere.
+STREAM_FORM: Final = "pcm"
 
 Sink = Callable[[int, Encoded], Awaitable[None]]
 
@@ -16,11 +16,12 @@ class Outflow:
     """Send the parts of one job while its context is open, each by its number from 0.
 
     Leaving the context waits until all are sent; after an error or a cancel, what waits is dropped.
-    What the sink raises is raised there.
+    What the sink raises is raised there. Parts are encoded in a `form` and a `quality`.
     """
 
-    def __init__(self, sink: Sink | None) -> None:
+    def __init__(self, sink: Sink | None, form: str = STREAM_FORM, quality: int = 100) -> None:
         self._sink = sink
+        self._form, self._quality = form, quality
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Queue[Piece | None] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
@@ -48,5 +49,6 @@ class Outflow:
     async def _run(self, sink: Sink) -> None:
         number = 0
         while (part := await self._waiting.get()) is not None:
-            await sink(number, part.encode(FORM, 100, {}))
+            encoded = await asyncio.to_thread(part.encode, self._form, self._quality, {})
+            await sink(number, encoded)
             number += 1

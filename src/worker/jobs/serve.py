@@ -26,7 +26,7 @@ from worker.jobs.forming import Caps
 from worker.jobs.job import Answer, Job
 from worker.jobs.lane import Lane
 from worker.jobs.limit import Limit
-from worker.jobs.outflow import Outflow
+from worker.jobs.outflow import STREAM_FORM, Outflow
 from worker.jobs.progress import Progress
 from worker.jobs.ticket import Placed, Ticket
 from worker.loras.fetching import LoraFetcher
@@ -164,7 +164,8 @@ class Worker:
         )
         settled = await self._settle(job, request)
         async with self._obtain_loras(job, request, settled.wish) as wish:
-            ahead = await self._read_ahead(request, _choose_streaming(job, request, wish))
+            chosen = _choose_previews(job, request, _choose_streaming(job, request, wish))
+            ahead = await self._read_ahead(request, chosen)
             wishes = request.make_wishes(ahead)
             encoder = Encoder(request, wishes, self._settings, job.show)
             placed = await self._make(job, request, wishes, encoder)
@@ -205,7 +206,10 @@ class Worker:
     ) -> list[Placed]:
         """Make the wishes in the lane, each encoded as soon as it is made."""
         task = request.task
-        async with Progress(job.listener) as progress, Outflow(job.sink) as outflow:
+        async with (
+            Progress(job.listener) as progress,
+            Outflow(job.sink, *_choose_part_form(request)) as outflow,
+        ):
             steps = task.count_steps(wishes[0])
             control = JobControl(
                 progress.publish, task.spans, len(wishes), steps, hand_over=outflow.take
@@ -252,3 +256,17 @@ def _choose_streaming(job: Job, request: Request, wish: Any) -> Any:
         return wish
     job.warnings.append("stream: has no effect at this door, where the reply comes complete")
     return replace(wish, streams=False)
+
+
+def _choose_previews(job: Job, request: Request, wish: Any) -> Any:
+    """Return a wish that hands over what is on the way to its piece, as its door asks."""
+    if not job.previews or job.sink is None or not request.task.has_previews:
+        return wish
+    return replace(wish, previews=job.previews)
+
+
+def _choose_part_form(request: Request) -> tuple[str, int]:
+    """Return the form and the quality of what is sent before the reply."""
+    if request.asked.streams:
+        return STREAM_FORM, 100
+    return request.delivery.form, request.delivery.quality

@@ -1,7 +1,7 @@
 """A picture as a piece: encoded in the requested format, at the requested size."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from PIL import Image
@@ -57,3 +57,16 @@ class Picture:
         if self.final is not None:
             image = image.resize(self.final, Image.Resampling.LANCZOS)
         return image if self.original is None else self.original.show_through(image)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A picture on the way to the one of a `seed`."""
+
+    picture: Picture
+    seed: int
+
+    def encode(self, form: str, quality: int, text: Mapping[str, str]) -> Encoded:
+        """Return it as the picture is, with its seed."""
+        encoded = self.picture.encode(form, quality, text)
+        return replace(encoded, facts={**encoded.facts, "seed": self.seed})

@@ -8,10 +8,11 @@ from worker.edge.reply import Failure, format_answer, make_failure
 from worker.errors import Detail, InvalidInput, ModelNotServed, UnsupportedTask, WorkerError
 from worker.jobs.job import Answer, Handle, Job
 from worker.openai.replies import find_model, format_error, format_pictures, list_models
-from worker.openai.translate import EVENTS, LISTING, translate
+from worker.openai.translate import EVENTS, LISTING, SPEECH_ROUTE, translate
 
 # The keys that name a route, with the one that has its body.
 FORMS: Final = {"openai_route": "openai_input", "route": "body"}
+ROUTES: Final = (*EVENTS, SPEECH_ROUTE)
 
 
 def find_route(job_input: Any) -> tuple[str, str] | None:
@@ -27,7 +28,9 @@ def find_route(job_input: Any) -> tuple[str, str] | None:
 async def answer_job(job: Job, handle: Handle) -> dict[str, Any]:
     """Return the output of a job, in OpenAI's form if its input names a route of OpenAI's.
 
-    Why such a job failed is there twice: as with any job, and as `openai_error`.
+    OpenAI's answer to a speech is its sound alone, which no job can have as its output: the output
+    is that of any job that speaks, streamed as those are. Why a job failed is there twice: as with
+    any job, and as `openai_error`.
     """
     if find_route(job.input) is None:
         return format_answer(await handle(job))
@@ -45,16 +48,22 @@ async def _answer_route(job: Job, handle: Handle) -> Answer:
     try:
         if route == LISTING or route.startswith(f"{LISTING}/"):
             return await _answer_listing(key, route, job, handle)
-        if route not in EVENTS:
-            message = f"must be {', '.join(EVENTS)} or {LISTING}"
+        if route not in ROUTES:
+            message = f"must be {', '.join(ROUTES)} or {LISTING}"
             raise InvalidInput(f"{key}: {message}", details=[Detail(key, message)])
         call = translate(route, job.input.get(FORMS[key]))
     except WorkerError as error:
         return make_failure(error)
-    warnings = list(call.warnings)
-    if call.streams:
-        warnings.append("stream: has no effect in a job, whose reply comes complete")
-    answer = await handle(replace(job, input=call.input, warnings=warnings, is_plain=True))
+    meant = replace(job, input=call.input, warnings=list(call.warnings))
+    if route == SPEECH_ROUTE:
+        return await handle(meant)
+    return await _answer_pictures(meant, handle, streams=call.streams)
+
+
+async def _answer_pictures(job: Job, handle: Handle, *, streams: bool) -> Answer:
+    if streams:
+        job.warnings.append("stream: has no effect in a job, whose reply comes complete")
+    answer = await handle(replace(job, is_plain=True))
     if isinstance(answer, Failure):
         return answer
     try:

@@ -59,6 +59,21 @@ def make_event(
     }
 
 
+def make_partial_event(
+    name: str, entry: Mapping[str, Any], created: int, number: int, seed: int
+) -> dict[str, Any]:
+    """Return the event of one picture on the way to that of a seed, its `number` from 0."""
+    return {
+        "type": f"{name}.partial_image",
+        "partial_image_index": number,
+        **_rename_data(entry),
+        "created_at": created,
+        "quality": "auto",
+        **_describe(entry),
+        "worker": {"seed": seed},
+    }
+
+
 def _find_pictures(output: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     if "images" not in output:
         raise UnsupportedTask(f"task: {output.get('task')} makes no pictures")

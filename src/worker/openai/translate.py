@@ -24,17 +24,23 @@ IGNORED: Final = ("user", "safety_identifier", "moderation", "complexity")
 UNUSED: Final = ("style", "input_fidelity")
 # Where callers and other engines put the pictures to edit, in the order in which they are read.
 SOURCES: Final = ("image", "image[]", "images", "url", "url[]", "image_b64")
+# How many pictures on the way OpenAI's clients may ask for; a form has them as text.
+PARTIAL: Final = ("0", "1", "2", "3")
 LONGEST_SHOWN: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request of OpenAI's API, as a job; `streams` asks for events instead of one reply."""
+    """One request of OpenAI's API, as a job; `streams` asks for events instead of one reply.
+
+    `previews` is how many events with a picture on the way come before that of each picture.
+    """
 
     route: str
     input: Mapping[str, Any]
     warnings: tuple[str, ...] = ()
     streams: bool = False
+    previews: int = 0
 
 
 @dataclass(slots=True)
@@ -45,6 +51,7 @@ class _Draft:
     input: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     faults: list[Detail] = field(default_factory=list)
+    previews: int = 0
 
     def take(self, name: str) -> Any:
         return self.left.pop(name, None)
@@ -78,7 +85,9 @@ def translate(route: str, body: Any) -> Call:
     if draft.faults:
         message = "; ".join(f"{fault.field}: {fault.message}" for fault in draft.faults)
         raise InvalidInput(message, details=draft.faults, warnings=draft.warnings)
-    return Call(route, {**draft.left, **draft.input}, tuple(draft.warnings), bool(streams))
+    return Call(
+        route, {**draft.left, **draft.input}, tuple(draft.warnings), bool(streams), draft.previews
+    )
 
 
 def _read_model(draft: _Draft) -> None:
@@ -93,8 +102,11 @@ def _read_picture(draft: _Draft, *, is_edit: bool, streams: bool) -> None:
     """Read what OpenAI's two routes of pictures have in common."""
     if draft.left.get("background") in ("auto", "opaque"):
         draft.take("background")
-    if draft.take("partial_images") not in (None, 0) and streams:
-        draft.warnings.append("partial_images: none are sent; the complete pictures are")
+    partial = draft.take("partial_images")
+    if partial is not None and str(partial) not in PARTIAL:
+        draft.faults.append(Detail("partial_images", "must be 0 to 3"))
+    elif partial is not None and streams:
+        draft.previews = int(partial)
     draft.left.setdefault("response_format", "b64_json")
     sources: list[Any] = []
     for name in SOURCES:
@@ -112,9 +124,10 @@ def _read_speech(draft: _Draft, *, streams: bool) -> None:
     if (text := draft.take("input")) is not None:
         draft.input["prompt"] = text
     if (form := draft.take("response_format")) is not None:
+        if draft.left.get("output_format") not in (None, form):
+            draft.faults.append(Detail("response_format", "asks for another than output_format"))
         draft.input["output_format"] = form
     if draft.take("stream_format") not in (None, "audio"):
         draft.faults.append(Detail("stream_format", "must be audio: events have no sound in them"))
     if streams:
         draft.input["stream"] = True
-    draft.input["response_format"] = "base64"

@@ -9,6 +9,7 @@ from typing import Final
 MOST: Final = 280
 LEAST: Final = 20
 
+PARAGRAPH: Final = "\n\n"
 BLANK_LINE: Final = re.compile(r"\s*\n[^\S\n]*\n\s*")
 # Where a sentence ends: after its marks, what closes a quotation, and tags that belong to it. A
 # full stop after one capital or a number is none: "J. Smith", "3. Eggs".
@@ -18,12 +19,28 @@ SENTENCE: Final = re.compile(
 )
 CLAUSE: Final = re.compile(r"[,;:、，；]+\s*")  # noqa: RUF001 - the marks of Chinese and Japanese
 SPACE: Final = re.compile(r"\s+")
+# What is a pause, or nothing, to whoever reads aloud; `*`, `#`, `@`, `%` and `&` are words.
+PAUSING: Final = r" \n.,;:!?…\-–—_=~|()\[\]{}\"'`«»„“”‘’、，；：。？！"  # noqa: RUF001 - marks of many languages
+# So many of them in a row say all that there is to say. A model learned no more of them, and writes
+# what nobody said where there are (the embedded one from 11 commas on).
+MOST_PAUSING: Final = 8
+RUN: Final = re.compile(rf"[{PAUSING}]{{{MOST_PAUSING + 1},}}")
 
 
 def clean(text: str) -> str:
-    """Return a text with one space between words, and two line ends where a line was blank."""
+    """Return a text with one space between words, and two line ends where a line was blank.
+
+    Of more than 8 pausing marks and spaces in a row it has 8 at most: the first and the last, or
+    the first and a blank line where one is among them.
+    """
     paragraphs = BLANK_LINE.split(text.strip())
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    return RUN.sub(_limit_run, "\n\n".join(" ".join(one.split()) for one in paragraphs))
+
+
+def _limit_run(run: re.Match[str]) -> str:
+    end = PARAGRAPH if PARAGRAPH in run[0] else run[0][-1]
+    first = run[0][: MOST_PAUSING - len(end)]
+    return (first.rstrip() if end.isspace() else first) + end
 
 
 def split(text: str, most: int = MOST) -> tuple[str, ...]:

@@ -101,6 +101,7 @@ class PictureWish:
     reference counts, empty where each counts once. `guidance` is that of a model which takes it as
     an input, None for any other.
 
+    `previews` is how many pictures on the way are handed over while it is made.
     `ahead` is the model's: what it has done for the wish before its turn, if anything.
     """
 
@@ -124,6 +125,7 @@ class PictureWish:
     start_noise: float | None = declare_public(show=show_given, default=None)
     reference_weights: tuple[float, ...] = declare_public(show=list, default=())
     guidance: float | None = declare_public(show=show_given, default=None)
+    previews: int = declare_private(default=0)
     ahead: object = declare_private(default=None, compare=False, repr=False)
 
     @property

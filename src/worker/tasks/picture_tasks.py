@@ -80,6 +80,7 @@ def _make_task(way: Way) -> Task:
         compare=functools.partial(compare, way=way),
         judge=functools.partial(judge, way=way),
         settle=settle,
+        has_previews=True,
     )
 
 

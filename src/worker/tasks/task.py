@@ -81,7 +81,8 @@ class Task:
     to, in order, and `lossless` those without a quality; `advice` says what makes a reply smaller.
     `spans` are the phases of making a wish, in order. `sign` is the field that asks for this task
     where none is named; `unused` are those of `input` that other tasks alone have a use for. A job
-    of a task that `is_single` makes one piece, which its reply has without a list around it.
+    of a task that `is_single` makes one piece, which its reply has without a list around it. The
+    wish of one that `has_previews` has a field of that name.
 
     `reread` puts a value that other APIs write into another field where it belongs. `compare`
     checks fields against each other, before a model is known. `judge` checks them against what a
@@ -106,6 +107,7 @@ class Task:
     sign: str | None = None
     unused: frozenset[str] = frozenset()
     is_single: bool = False
+    has_previews: bool = False
 
     @property
     def default_format(self) -> str:

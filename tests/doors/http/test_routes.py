@@ -200,8 +200,7 @@ def test_an_edit_without_a_picture_and_a_file_by_id_are_refused(door: Doorway) -
 
 
 def test_a_stream_has_an_event_per_picture_and_says_how_far_it_is(door: Doorway) -> None:
-    body = {"prompt": "steps=3", "stream": True, "partial_images": 2, "n": 2}
-    response = door.post("/v1/images/generations", body)
+    response = door.post("/v1/images/generations", {"prompt": "steps=3", "stream": True, "n": 2})
     assert response.headers["Content-Type"] == "text/event-stream"
     assert ": step 1/" in response.text or ": waiting, 0 before" in response.text
     found = events(response.text)
@@ -210,8 +209,41 @@ def test_a_stream_has_an_event_per_picture_and_says_how_far_it_is(door: Doorway)
         assert event["type"] == name
         assert shown(event["b64_json"]).size == (64, 64)
         assert event["usage"]["total_tokens"] == 0
-    warning = "partial_images: none are sent; the complete pictures are"
-    assert warning in found[-1][1]["worker"]["warnings"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_stream_has_pictures_on_the_way_before_each_picture(door: Doorway, count: int) -> None:
+    """None after its own picture, and of the last all of them."""
+    body = {"prompt": "x", "seed": 7, "stream": True, "partial_images": 3, "n": count}
+    found = events(door.post("/v1/images/generations", body).text)
+    partial = [event for name, event in found if name == "image_generation.partial_image"]
+    for event in partial:
+        assert event["type"] == "image_generation.partial_image"
+        assert event["output_format"] == "png"
+        shade = shown(event["b64_json"]).getpixel((0, 0))
+        assert shade == (event["partial_image_index"], 0, 0)
+    last = [event for event in partial if event["worker"]["seed"] == 6 + count]
+    assert [event["partial_image_index"] for event in last] == [0, 1, 2]
+    name, event = found[-1]
+    assert (name, event["worker"]["warnings"]) == ("image_generation.completed", [])
+    if count > 1:
+        done = next(place for place, (_, one) in enumerate(found) if "usage" in one)
+        assert found[done][1]["worker"] == {"seed": 7, "index": 0}
+        assert all(one["worker"]["seed"] == 8 for _, one in found[done + 1 : -1])
+
+
+def test_pictures_on_the_way_of_an_edit_come_in_its_format_and_none_without_a_stream(
+    door: Doorway,
+) -> None:
+    files = [("image", ("a.png", png(), "image/png"))]
+    data = {"prompt": "x", "stream": "true", "partial_images": "1", "output_format": "jpeg"}
+    found = events(door.call("POST", "/v1/images/edits", files=files, data=data).text)
+    assert [name for name, _ in found] == ["image_edit.partial_image", "image_edit.completed"]
+    assert [event["output_format"] for _, event in found] == ["jpeg"] * 2
+    refused = door.post("/v1/images/generations", {"prompt": "x", "partial_images": 4})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "partial_images")
+    plain = generated(door, prompt="x", partial_images=2)
+    assert len(plain["data"]) == 1
 
 
 def test_a_stream_sends_each_picture_as_it_is_made_and_the_last_with_all_that_is_known(

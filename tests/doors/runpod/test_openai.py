@@ -1,6 +1,8 @@
 """Jobs of RunPod's queue that name a route of OpenAI's, and their policy."""
 
 import asyncio
+import base64
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from worker import settings
 from worker.doors.runpod import wire
 from worker.jobs.serve import Worker
 from worlds.standin import StandIns, answered
+from worlds.tone import Forks
 
 PROMPT = {"prompt": "a fox", "seed": 5}
 
@@ -64,6 +67,83 @@ def test_what_fails_is_our_error_with_openais_beside(given: Any, code: str, para
     assert (reply["error_code"], reply["error"].partition(":")[0]) == (code, code)
     assert reply["openai_error"]["param"] == param
     assert reply["openai_error"]["type"] in ("invalid_request_error", "not_found_error")
+
+
+SPEECH = {"input": "hello", "voice": "fork", "seed": 5, "model": "tts-1", "user": "u"}
+
+
+def spoken(
+    body: Any, environ: dict[str, str] | None = None, *, form: tuple[str, str] | None = None
+) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
+    """Return what a queue answers to a body for /v1/audio/speech, and the items of its stream."""
+    route, key = form or ("openai_route", "openai_input")
+    parts: list[Mapping[str, Any]] = []
+
+    async def keep(_id: str, part: Mapping[str, Any]) -> None:
+        parts.append(part)
+
+    worker = Worker(settings.read(environ or {}), Forks())
+    job = {"id": "a", "input": {route: "/v1/audio/speech", key: body}}
+    return asyncio.run(answered(worker, job, send=keep)), parts
+
+
+def without_times(reply: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in reply.items() if key != "timings_ms"}
+
+
+@pytest.mark.parametrize("form", [("openai_route", "openai_input"), ("route", "body")])
+@pytest.mark.parametrize("compat", [{}, {"RESPONSE_COMPAT": "audio_base64"}], ids=str)
+def test_a_speech_by_its_route_is_that_of_a_job(
+    form: tuple[str, str], compat: dict[str, str]
+) -> None:
+    reply, parts = spoken({**SPEECH, "response_format": "flac"}, compat, form=form)
+    worker = Worker(settings.read(compat), Forks())
+    direct = {"task": "speech", "text": "hello", "voice": "fork", "seed": 5, "format": "flac"}
+    expected = asyncio.run(answered(worker, {"id": "a", "input": direct}))
+    warnings = ["model: tts-1 is OpenAI's; this worker's default is used"]
+    assert without_times(reply) == {**without_times(expected), "warnings": warnings}
+    assert not parts
+
+
+def test_a_streamed_speech_by_its_route_comes_in_the_jobs_stream() -> None:
+    reply, parts = spoken({**SPEECH, "stream": True})
+    pieces = [base64.b64decode(part["base64"]) for part in parts]
+    assert [part["mime_type"] for part in parts] == ["audio/pcm"] * 3
+    assert b"".join(pieces) == base64.b64decode(reply["audio"]["base64"])[44:]  # after its header
+    assert not any("stream" in warning for warning in reply["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (None, "body"),
+        ("hello", "body"),
+        ({}, "prompt"),
+        ({**SPEECH, "voice": "alloy"}, "voice"),
+        ({**SPEECH, "response_format": "aac"}, "output_format"),
+        ({**SPEECH, "response_format": "wav", "output_format": "mp3"}, "response_format"),
+        ({**SPEECH, "stream_format": "sse"}, "stream_format"),
+        ({**SPEECH, "stream": True, "response_format": "mp3"}, "stream"),
+        ({**SPEECH, "speed": 2}, "speed"),
+        ({**SPEECH, "size": "64x64"}, "size"),
+        ({**SPEECH, "op": "health"}, "op"),
+    ],
+    ids=str,
+)
+def test_a_speech_that_cannot_be_fails_with_openais_error(body: Any, param: str) -> None:
+    reply, parts = spoken(body)
+    assert reply["error_code"] == "INVALID_INPUT"
+    assert reply["openai_error"]["param"] == param
+    assert reply["openai_error"]["type"] == "invalid_request_error"
+    assert not parts
+
+
+def test_a_speech_that_breaks_and_one_that_no_model_speaks_are_openais_errors() -> None:
+    broken, parts = spoken({"input": "breaks", "stream": True})
+    assert (broken["error_code"], broken["openai_error"]["code"]) == ("BAD_AUDIO", "bad_audio")
+    assert len(parts) == 3
+    mute = replied({"openai_route": "/v1/audio/speech", "openai_input": SPEECH})
+    assert mute["openai_error"]["code"] == "unsupported_task"
 
 
 def test_models_are_openais_list() -> None:

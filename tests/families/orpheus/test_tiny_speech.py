@@ -84,6 +84,15 @@ def test_a_long_text_is_dialled_in_passages(exact: Model) -> None:
     assert hear(exact, text=text)[0] == dial(text).replace(" ", "")
 
 
+@pytest.mark.parametrize("pauses", [",", " , ", ".", "\n\n-"])
+@pytest.mark.parametrize("count", [11, 200])
+def test_however_many_pauses_are_between_two_keys_those_are_heard(
+    exact: Model, pauses: str, count: int
+) -> None:
+    """Eleven made it say a key twice, and with twenty it did not end."""
+    assert hear(exact, text=f"1{pauses * count}2")[0] == "12"
+
+
 def test_a_number_is_dialled_through_the_real_loop() -> None:
     environ = {"MODEL": "tiny-speech", "PRECISION_MODE": "4bit"}
     with Pod() as pod, pod.worker((sys.executable, "handler.py"), environ, cwd=ROOT):

@@ -85,11 +85,12 @@ class Desk:
         is_plain: bool = False,
         is_kept: bool = False,
         shows_pieces: bool = False,
+        previews: int = 0,
     ) -> Tracked:
         """Hand in a job; what becomes of it can be asked for by its id if it `is_kept`.
 
         `sink` gets the parts of what is made, if the job asks for them. With `shows_pieces` what it
-        returns gets each piece as soon as that is a file.
+        returns gets each piece as soon as that is a file, and before each so many `previews` of it.
 
         Raises Refused where none is taken or too many wait.
         """
@@ -110,7 +111,8 @@ class Desk:
             given,
             MOST_REPLY_BYTES,
             listener=entry.announce,
-            sink=sink,
+            sink=entry.add_part if previews else sink,
+            previews=previews,
             limit=self._choose_limit(limit),
             is_plain=is_plain,
             warnings=list(warnings),

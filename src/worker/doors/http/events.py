@@ -9,6 +9,7 @@ from aiohttp import web
 from worker.doors.http.responses import encode_json
 from worker.doors.http.tracked import Tracked
 from worker.jobs.job import ReadyPiece
+from worker.media.piece import Encoded
 
 EVENT_STREAM: Final = "text/event-stream"
 # Proxies close what is silent: a Pod's after 100 s, others after 60 or 30.
@@ -55,13 +56,17 @@ async def follow(
     *,
     name: str | None,
     send_ready: Callable[[ReadyPiece], Awaitable[None]] | None = None,
+    send_part: Callable[[Encoded], Awaitable[None]] | None = None,
 ) -> None:
     """Send what happens to a job until its end, as events of that name or as comments.
 
-    `send_ready` is called with each piece that is a file before the job has ended.
+    `send_ready` is called with each piece that is a file before the job has ended, `send_part` with
+    each part of what the job makes.
     """
     while not entry.is_final:
         news = entry.news
+        while send_part is not None and entry.parts:
+            await send_part(entry.parts.popleft())
         while send_ready is not None and entry.ready:
             await send_ready(entry.ready.popleft())
         if name is not None:

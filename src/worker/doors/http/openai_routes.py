@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +21,7 @@ from worker.edge.reply import Failure, make_failure
 from worker.errors import InvalidInput, UnsupportedTask
 from worker.jobs.job import ReadyPiece
 from worker.jobs.outflow import Sink
+from worker.media.piece import Encoded
 from worker.openai.replies import (
     find_model,
     format_error,
@@ -26,6 +29,7 @@ from worker.openai.replies import (
     list_events,
     list_models,
     make_event,
+    make_partial_event,
 )
 from worker.openai.translate import (
     EDITS,
@@ -80,11 +84,16 @@ class OpenAIRoutes:
                 return make_failed(make_failure(error))
             if route == SPEECH_ROUTE:
                 await self._require_task("speech", route)
+                call = replace(call, input={**call.input, "response_format": "base64"})
             if call.streams and route == SPEECH_ROUTE:
                 return await self._stream_speech(request, call)
             streams = call.streams and route in EVENTS
             entry = self._desk.take_in(
-                call.input, warnings=call.warnings, is_plain=True, shows_pieces=streams
+                call.input,
+                warnings=call.warnings,
+                is_plain=True,
+                shows_pieces=streams,
+                previews=call.previews,
             )
             if streams:
                 return await self._stream(request, call, entry)
@@ -121,27 +130,37 @@ class OpenAIRoutes:
         What is known of the job once it has ended is in the last event, which waits for that.
         """
         events, sent = EventStream(request, {"x-request-id": entry.id}), set[int]()
-        name = EVENTS[call.route]
+        name, partial, complete = EVENTS[call.route], Counter[int](), set[int]()
+
+        async def send_part(part: Encoded) -> None:
+            seed = int(part.facts["seed"])
+            if seed in complete:  # its file was ready before this one's
+                return
+            picture = await _show_file(part)
+            event = make_partial_event(name, picture, int(time.time()), partial[seed], seed)
+            partial[seed] += 1
+            await events.send(event["type"], event)
 
         async def send_ready(piece: ReadyPiece) -> None:
             if len(sent) == piece.count - 1:
                 return
-            data = await asyncio.to_thread(base64.b64encode, piece.file.data)
-            facts = {"mime_type": piece.file.mime_type, **piece.file.facts}
             making = {"seed": piece.seed, "index": piece.index}
-            picture = {"base64": data.decode("ascii"), **facts}
+            picture = await _show_file(piece.file)
             event = make_event(name, picture, int(time.time()), making)
             sent.add(piece.index)
+            complete.add(piece.seed)
             await events.send(event["type"], event)
 
         try:
             response = await events.open()
-            await follow(entry, events, name=None, send_ready=send_ready)
+            await follow(entry, events, name=None, send_ready=send_ready, send_part=send_part)
         finally:
             if not entry.is_final:
                 await entry.stop()
         answer = entry.answer
         if isinstance(answer, Mapping):
+            while entry.parts:
+                await send_part(entry.parts.popleft())
             try:
                 for event in list_events(name, answer, int(time.time()), sent):
                     await events.send(event["type"], event)
@@ -150,6 +169,12 @@ class OpenAIRoutes:
         else:
             await events.send("error", {"type": "error", **_describe_end(answer)})
         return response
+
+
+async def _show_file(file: Encoded) -> dict[str, Any]:
+    """Return a picture as an entry of a reply."""
+    data = await asyncio.to_thread(base64.b64encode, file.data)
+    return {"base64": data.decode("ascii"), "mime_type": file.mime_type, **file.facts}
 
 
 async def _make_reply(route: str, entry: Tracked) -> web.Response:

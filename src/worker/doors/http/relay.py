@@ -119,7 +119,7 @@ class Relay:
 
         try:
             queued = await asyncio.shield(posting)
-            yield follow(str(queued.get("id")))
+            yield follow(queued["id"])
         finally:
             self._running.discard(task)
             if last.get("status") not in FINAL:
@@ -129,7 +129,7 @@ class Relay:
         """Cancel what may just be posted, or may have ended."""
         with suppress(Refused):
             queued = await posting
-            await self._endpoint.stop(str(queued.get("id")))
+            await self._endpoint.try_to_stop(queued["id"])
 
     async def _end(self, _: web.Application) -> None:
         """Leave the jobs that are followed, which cancels them."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from worker.doors.http.line import Turn
 from worker.jobs.job import Answer, ReadyPiece
+from worker.media.piece import Encoded
 
 JobState = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED"]
 
@@ -17,6 +18,7 @@ JobState = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED"
 class Tracked:
     """One job; times are seconds of the monotonic clock.
 
+    `parts` are those that were sent before it and that nobody has taken yet.
     `answer` is what the worker said, `output` the same in RunPod's form. `ready` has the pieces
     that were files before it and that nobody has taken yet. `news` is set, and replaced, with each
     change. `is_seen` says that somebody has asked for its end.
@@ -31,6 +33,7 @@ class Tracked:
     progress: Mapping[str, Any] | None = None
     answer: Answer | None = None
     output: dict[str, Any] | None = None
+    parts: deque[Encoded] = field(default_factory=deque)
     ready: deque[ReadyPiece] = field(default_factory=deque)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -61,6 +64,11 @@ class Tracked:
     def add_ready(self, piece: ReadyPiece) -> None:
         """Take a piece of the job."""
         self.ready.append(piece)
+        self.note_change()
+
+    async def add_part(self, _number: int, part: Encoded) -> None:
+        """Take a part of what the job makes."""
+        self.parts.append(part)
         self.note_change()
 
     async def wait(self) -> None:

@@ -50,6 +50,7 @@ from worker.families.masking import make_masks
 from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
 from worker.families.pictures import describe
+from worker.families.previews import Previews
 from worker.families.references import ReferencePictures
 from worker.families.sharing import Sharing
 from worker.seam import Control, Outcome, Served
@@ -198,9 +199,18 @@ class Flux2:
             self._make_shares(first, [TOKENS + height * width, *counts]),
         )
 
+        previews = Previews(wishes, sharing, self._vae)
+
         def run_steps(on_step: OnStep) -> Tensor:
             steps = self._make_steps(first)
-            return denoise_from(conditions, steps, noise, beginning=beginning, on_step=on_step)
+            return denoise_from(
+                conditions,
+                steps,
+                noise,
+                beginning=beginning,
+                on_step=on_step,
+                watch=previews.watch,
+            )
 
         kind = (first.width * first.height, len(places))
         return denoise_rows(len(wishes), sharing, self._phases, clock, kind, run_steps)

@@ -62,10 +62,11 @@ class Stage:
             for slot in range(SLOTS)
         ]
         self._numbers = torch.ones(3, device=device)
-        self._how = Choosing(1.0)
         self._ends: dict[int, int] = {}
         self._generators: dict[int, torch.Generator] = {}
         self._graphs = Graphs(device)
+        # a graph has the addresses of these numbers in it, and must never have other numbers
+        self.choose_by(Choosing(1.0))
 
     @property
     def rows(self) -> int:
@@ -83,6 +84,12 @@ class Stage:
         self._numbers.copy_(torch.tensor(numbers))
         temperature, top_p, penalty = self._numbers.unbind()
         self._how = Choosing(temperature if numbers[0] else 0.0, top_p, penalty)
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Capture a frame of every length, while no row has begun; only CUDA has graphs."""
+        self._positions.zero_()
+        self._graphs.capture(self._cache.list_lengths(), self._write)
 
     @torch.inference_mode()
     def begin(self, row: int, prompt: Sequence[int], seed: int) -> None:

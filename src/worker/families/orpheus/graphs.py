@@ -1,6 +1,6 @@
 """CUDA graphs of a step: captured once per length and replayed; elsewhere it just runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -31,6 +31,15 @@ class Graphs:
         """Run every step as it is from now on."""
         self._works = False
         self._graphs.clear()
+
+    def capture(self, lengths: Iterable[int], step: Callable[[int], None]) -> None:
+        """Capture a step of each length that has no graph; it also runs. Elsewhere do nothing.
+
+        The longest is the first: the others find room in the memory that it has left.
+        """
+        for length in sorted(lengths, reverse=True):
+            if self._works and length not in self._graphs:
+                self.run(length, step)
 
     def run(self, length: int, step: Callable[[int], None]) -> None:
         """Run a step of a length; on CUDA by its graph."""

@@ -8,11 +8,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from worker import log
 from worker.bundle.kept_graphs import KeptGraphs
 from worker.bundle.layout import Bundle
 from worker.engine import device as devices
 from worker.engine.token_choice import Choosing
-from worker.errors import BadAudio
+from worker.errors import BadAudio, CudaOutOfMemory
 from worker.families.clock import Clock
 from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
@@ -46,8 +47,13 @@ def choose_rows(device: torch.device, wish: SpeechWish) -> int:
     It depends on the wish alone, since a batch of another size rounds differently. Tokens that may
     run out are spent on one passage after another.
     """
-    is_alone = device.type != "cuda" or wish.max_tokens is not None or len(wish.passages) == 1
-    return 1 if is_alone else MOST_ROWS
+    is_alone = wish.max_tokens is not None or len(wish.passages) == 1
+    return 1 if is_alone else list_rows(device)[-1]
+
+
+def list_rows(device: torch.device) -> tuple[int, ...]:
+    """Return how many passages may be written at once on a device, from the fewest."""
+    return (1, MOST_ROWS) if device.type == "cuda" else (1,)
 
 
 class Orpheus:
@@ -87,10 +93,24 @@ class Orpheus:
             yield outcome
 
     def warm(self) -> None:
-        """Say a few words; raises as `make`, but for what was said: a warm-up may not end."""
+        """Say a few words, and capture every graph that jobs use; without room, they do that.
+
+        Raises as `make`, but for what was said: a warm-up may not end.
+        """
         for outcome in self.make([warm_up(self.served)], [Unheard()]):
             if not isinstance(outcome, BadAudio):
                 take_made(outcome)
+        is_short = False
+        try:
+            with devices.translate_errors():
+                for rows in list_rows(self._parts.device):
+                    self._find_stage(rows, 0).capture()
+        except CudaOutOfMemory:
+            is_short = True  # its tensors live in the exception: leave it before freeing
+        if is_short:
+            self._stages.clear()
+            devices.free_memory()
+            log.get().warning("steps are captured when first used", reason="out of memory")
 
     def release(self) -> None:
         """Drop the modules and free their memory; the model cannot be used afterwards.
@@ -183,19 +203,23 @@ class Orpheus:
 
     def _choose_stage(self, wish: SpeechWish, prompts: Sequence[Sequence[int]]) -> Stage:
         """Return where a wish's passages are written, with room for the longest."""
-        rows = choose_rows(self._parts.device, wish)
         needed = SLOTS + max(
             len(prompt) + SLOTS * self._speaking.limit_frames(text)
             for text, prompt in zip(wish.passages, prompts, strict=True)
         )
+        stage = self._find_stage(choose_rows(self._parts.device, wish), needed)
+        for row in range(stage.rows):
+            stage.end(row)  # of a wish that was stopped
+        return stage
+
+    def _find_stage(self, rows: int, needed: int) -> Stage:
+        """Return where so many passages are written, of up to `needed` tokens or the usual."""
         stage = self._stages.get(rows)
         if stage is None or not stage.has_room(needed):
             room = max(needed, count_room(self._speaking))
             self._stages.pop(rows, None)
             stage = Stage(self._parts.language, self._parts.text, rows=rows, room=room)
             self._stages[rows] = stage
-        for row in range(rows):
-            stage.end(row)  # of a wish that was stopped
         return stage
 
     def _speak_one(

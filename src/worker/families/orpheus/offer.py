@@ -1,7 +1,9 @@
 """What callers may request of a model that speaks, from its row and its worker.json."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from worker.families.orpheus.recipe import count_kept
 from worker.families.served import describe_served
 from worker.seam import Served
 from worker.settings import Settings
@@ -32,4 +34,5 @@ def describe_speech(
         pace=speaking.pace,
         passage=speaking.passage,
     )
-    return describe_served(spec, revision, precision, {"speech": offer}, working(0))
+    served = describe_served(spec, revision, precision, {"speech": offer}, working(0))
+    return replace(served, kept=count_kept(speaking))

@@ -34,7 +34,12 @@ def plan_speech(
 ) -> int:
     """Return the bytes that the longest text takes beside the weights."""
     del settings, precision, pixels
-    return (1 + MOST_ROWS) * count_room(spec.defaults) * CACHE_BYTES_PER_TOKEN + STEP_BYTES
+    return count_kept(spec.defaults) + STEP_BYTES
+
+
+def count_kept(speaking: Speaking) -> int:
+    """Return the bytes that stay between jobs: keys and values of one row and of several."""
+    return (1 + MOST_ROWS) * count_room(speaking) * CACHE_BYTES_PER_TOKEN
 
 
 def count_room(speaking: Speaking) -> int:

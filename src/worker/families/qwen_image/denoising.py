@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worker.engine.begin import Beginning
 from worker.engine.condition import denoise_from
-from worker.engine.sampler import OnStep, keep_all
+from worker.engine.sampler import OnStep, Watch, keep_all, watch_nothing
 from worker.families.qwen_image.modulation import Modulation
 
 LatentShape = tuple[int, int, int]
@@ -117,6 +117,7 @@ def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
     true_cfg_scale: float = 1.0,
     references: Tensor | None = None,
     on_step: OnStep = keep_all,
+    watch: Watch = watch_nothing,
 ) -> Tensor:
     """Denoise packed noise [batch, tokens, channels] and return the latents, same shape and dtype.
 
@@ -125,8 +126,10 @@ def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
     the output and then of every reference; `references` are their packed latents [batch, reference
     tokens, channels]. With `negative`, every step runs two forwards (true CFG), as the stock
     pipelines do. `on_step(step, steps)` is called after each step; it may raise to stop there, or
-    name the rows to go on with.
+    name the rows to go on with. `watch` is that of `sample`.
     """
     modulation.load(scheduler.timesteps)
     condition = _Rows(forward, modulation, prompt, shapes, negative, true_cfg_scale, references)
-    return denoise_from(condition, scheduler, noise, beginning=beginning, on_step=on_step)
+    return denoise_from(
+        condition, scheduler, noise, beginning=beginning, on_step=on_step, watch=watch
+    )

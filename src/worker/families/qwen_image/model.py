@@ -37,6 +37,7 @@ from worker.families.masking import make_masks
 from worker.families.memory import Phases, check_freed
 from worker.families.opener import Opener
 from worker.families.pictures import describe
+from worker.families.previews import Previews
 from worker.families.qwen_image import prompts
 from worker.families.qwen_image.compiling import compile_rest
 from worker.families.qwen_image.components import Components
@@ -231,6 +232,8 @@ class QwenImage:
             repainted = make_masks(wishes, self._vae.channels, height, width, parts.device)
             beginning = Beginning(sources, noise, repainted)
 
+        previews = Previews(wishes, sharing, self._vae)
+
         def run_steps(on_step: OnStep) -> Tensor:
             return denoise(
                 parts.forward,
@@ -244,6 +247,7 @@ class QwenImage:
                 true_cfg_scale=first.true_cfg_scale,
                 references=references,
                 on_step=on_step,
+                watch=previews.watch,
             )
 
         kind = (first.width * first.height, len(shapes))

@@ -1,0 +1,247 @@
+"""The page's caller and its job, where RunPod's API fails in the ways that it can."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from structlog.testing import capture_logs
+
+from worker import settings
+from worker.doors.http.endpoint import MOST_CANCELS, MOST_FAILURES, POLL_S, QueueEndpoint
+from worker.doors.http.relay import Relay
+
+GOING: dict[str, Any] = {"id": "job-1", "status": "IN_PROGRESS"}
+DONE: dict[str, Any] = {"id": "job-1", "status": "COMPLETED", "output": {"images": []}}
+BODY = {"input": {"prompt": "x"}}
+HANG_S = 30.0
+
+Answer = int | str | dict[str, Any] | tuple[int, dict[str, str]]
+
+
+class Api:
+    """RunPod's API for callers: its answers to one kind of request in order, the last for ever."""
+
+    def __init__(self, **answers: list[Answer]) -> None:
+        usual: dict[str, list[Answer]] = {
+            "run": [{"id": "job-1"}],
+            "status": [DONE],
+            "cancel": [GOING],
+        }
+        self._answers = {**usual, **answers}
+        self.calls: list[str] = []
+        self.pauses: list[float] = []
+        self.polled = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    def make_app(self) -> web.Application:
+        """Return it as an application."""
+        app = web.Application()
+        app.router.add_route("*", "/v2/ep/{kind}{tail:.*}", self._answer)
+        return app
+
+    async def pause(self, seconds: float) -> None:
+        """Wait no longer than for others to have a turn, and note for how long it was meant."""
+        self.pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        kind, _, _ = request.path.removeprefix("/v2/ep/").partition("/")
+        self.calls.append(kind)
+        waiting = self._answers[kind]
+        answer = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+        if kind == "status":
+            self.polled.set()
+        if kind == "cancel":
+            self.cancelled.set()
+        match answer:
+            case int():
+                return web.Response(status=answer, text="why")
+            case str():
+                return web.Response(text=answer, content_type="application/json")
+            case (status, headers):
+                return web.Response(status=status, headers=headers)
+            case _:
+                return web.json_response(answer)
+
+
+Use = Callable[[aiohttp.ClientSession, Api], Awaitable[Any]]
+
+
+def through(api: Callable[[], Api], use: Use, pause: Any = None) -> tuple[Any, Api]:
+    """Return what a caller of the page's relay gets, and the API behind it."""
+
+    async def run() -> tuple[Any, Api]:
+        world = api()
+        async with TestServer(world.make_app()) as runpod:
+            base = str(runpod.make_url("/v2/ep"))
+            endpoint = QueueEndpoint(base, "a-key", pause or world.pause)
+            server = TestServer(Relay(settings.read({}), endpoint).make_app())
+            await server.start_server()
+            try:
+                async with aiohttp.ClientSession(str(server.make_url("/"))) as session:
+                    async with asyncio.timeout(HANG_S):
+                        found = await use(session, world)
+            finally:
+                await server.close()
+        return found, world
+
+    return asyncio.run(run())
+
+
+async def wait(session: aiohttp.ClientSession, _: Api) -> tuple[int, Any, Any]:
+    """Return the answer to one that waits for its job."""
+    async with session.post("/runsync", json=BODY) as response:
+        return response.status, response.headers, await response.json()
+
+
+async def listen(session: aiohttp.ClientSession, _: Api) -> tuple[str, Any]:
+    """Return the last event of one that follows its job."""
+    async with session.post(
+        "/runsync", json=BODY, headers={"Accept": "text/event-stream"}
+    ) as response:
+        blocks = [one for one in (await response.text()).split("\n\n") if one]
+    name, data = blocks[-1].split("\n")
+    return name.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+
+
+FAULTS: list[tuple[Answer, int, str, str]] = [
+    (500, 502, "endpoint_unreachable", "RunPod answered with 500"),
+    ("<html>", 502, "endpoint_unreachable", "RunPod's answer is not an object"),
+    ("[]", 502, "endpoint_unreachable", "RunPod's answer is not an object"),
+    ("{}", 502, "endpoint_unreachable", "RunPod's answer has no status"),
+    ('{"status": 5}', 502, "endpoint_unreachable", "RunPod's answer has no status"),
+    (429, 502, "endpoint_unreachable", "RunPod takes no more requests"),
+]
+
+
+@pytest.mark.parametrize(("answer", "status", "code", "words"), FAULTS, ids=str)
+def test_a_state_that_never_comes_is_given_up_and_its_job_cancelled(
+    answer: Answer, status: int, code: str, words: str
+) -> None:
+    (found, headers, body), api = through(lambda: Api(status=[GOING, answer]), wait)
+    assert (found, body["error"]["code"]) == (status, code)
+    assert f"unknown after {MOST_FAILURES} requests: {words}" in body["error"]["message"]
+    assert (headers["x-should-retry"], "Retry-After" in headers) == ("false", False)
+    assert api.calls == ["run", *["status"] * (1 + MOST_FAILURES), "cancel"]
+    assert api.pauses == [POLL_S] * MOST_FAILURES
+
+
+@pytest.mark.parametrize(("answer", "_status", "_code", "_words"), FAULTS, ids=str)
+def test_what_comes_back_before_that_loses_no_job(
+    answer: Answer, _status: int, _code: str, _words: str
+) -> None:
+    """Also when it fails again after a state, as often: those before do not count."""
+    few = [answer] * (MOST_FAILURES - 1)
+    answers: list[Answer] = [*few, GOING, *few, DONE]
+    (found, _, body), api = through(lambda: Api(status=answers), wait)
+    assert (found, body) == (200, DONE)
+    assert "cancel" not in api.calls
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "code", "words"),
+    [
+        (401, 502, "key_refused", "RunPod refused RUNPOD_API_KEY"),
+        (403, 502, "key_refused", "RunPod refused RUNPOD_API_KEY"),
+        (404, 404, "job_not_found", "RunPod does not know this job any more"),
+        (400, 400, "refused_by_endpoint", "RunPod answered with 400: why"),
+    ],
+)
+def test_what_will_not_change_is_an_error_at_once(
+    answer: Answer, status: int, code: str, words: str
+) -> None:
+    (found, _, body), api = through(lambda: Api(status=[GOING, answer]), wait)
+    assert (found, body["error"]["code"]) == (status, code)
+    assert body["error"]["message"].startswith(words)
+    assert api.calls == ["run", "status", "status", "cancel"]
+
+
+@pytest.mark.parametrize("answer", [500, 401, 404])
+def test_one_that_follows_its_job_hears_the_same_as_its_result(answer: Answer) -> None:
+    (name, state), api = through(lambda: Api(status=[GOING, answer]), listen)
+    (_, _, body), _ = through(lambda: Api(status=[GOING, answer]), wait)
+    assert name == "result"
+    assert state == {"status": "FAILED", "error": body["error"]["message"]}
+    assert api.calls[-1] == "cancel"
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7), ("0", POLL_S), ("9999", 60), ("Wed, 21 Oct 2026 07:28:00 GMT", 1), ("-5", 1)],
+)
+def test_runpods_own_word_for_when_to_ask_again_is_kept(header: str, seconds: float) -> None:
+    answers: list[Answer] = [(429, {"Retry-After": header}), GOING, DONE]
+    (found, _, _), api = through(lambda: Api(status=answers), wait)
+    assert (found, api.pauses) == (200, [seconds, POLL_S])
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "code", "after"),
+    [
+        ((429, {"Retry-After": "7"}), 429, "rate_limit_exceeded", "7"),
+        ((503, {"Retry-After": "9"}), 502, "endpoint_unreachable", "9"),
+        (500, 502, "endpoint_unreachable", "1"),
+        ("<html>", 502, "endpoint_unreachable", "1"),
+        ('{"status": "IN_QUEUE"}', 502, "endpoint_unreachable", "1"),
+        (401, 502, "key_refused", None),
+        (404, 404, "not_found", None),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("use", [wait, "run"], ids=["runsync", "run"])
+def test_a_job_that_is_not_taken_says_why(
+    use: Any, answer: Answer, status: int, code: str, after: str | None
+) -> None:
+    async def queue(session: aiohttp.ClientSession, _: Api) -> tuple[int, Any, Any]:
+        async with session.post("/run", json=BODY) as response:
+            return response.status, response.headers, await response.json()
+
+    one = queue if use == "run" else use
+    (found, headers, body), api = through(lambda: Api(run=[answer]), one)
+    assert (found, body["error"]["code"]) == (status, code)
+    assert headers.get("Retry-After") == after
+    assert api.calls == ["run"]
+
+
+@pytest.mark.parametrize("status", [GOING, 500, (429, {"Retry-After": "60"})], ids=str)
+@pytest.mark.parametrize("cancel", [[GOING], [500, GOING]], ids=str)
+@pytest.mark.parametrize("headers", [{}, {"Accept": "text/event-stream"}], ids=str)
+def test_a_caller_that_hangs_up_has_its_job_cancelled_whatever_fails(
+    status: Answer, cancel: list[Answer], headers: dict[str, str]
+) -> None:
+    """While the next state is waited for, and though the first cancel fails."""
+    left = asyncio.Event()
+
+    async def pause(_: float) -> None:
+        if not left.is_set():
+            left.set()
+            await asyncio.Event().wait()
+
+    async def hang_up(session: aiohttp.ClientSession, api: Api) -> None:
+        async def follow() -> None:
+            async with session.post("/runsync", json=BODY, headers=headers) as response:
+                await response.read()
+
+        asked = asyncio.create_task(follow())
+        await left.wait()
+        asked.cancel()
+        await asyncio.wait([asked])
+        while api.calls.count("cancel") < len(cancel):
+            await api.cancelled.wait()
+            api.cancelled.clear()
+
+    _, api = through(lambda: Api(status=[status], cancel=list(cancel)), hang_up, pause)
+    assert api.calls == ["run", "status", *["cancel"] * len(cancel)]
+
+
+def test_a_cancel_that_cannot_be_is_tried_some_times_and_logged() -> None:
+    with capture_logs() as lines:
+        _, api = through(lambda: Api(status=[404], cancel=[500]), wait)
+    assert api.calls.count("cancel") == MOST_CANCELS
+    assert [line["job"] for line in lines if "not cancelled" in line["event"]] == ["job-1"]
+    assert api.pauses == [POLL_S] * MOST_CANCELS
