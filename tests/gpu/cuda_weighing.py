@@ -99,7 +99,7 @@ def make_lora(model: Drawing, folder: Path) -> ReadyLora:
         down = torch.randn(RANK, linear.in_features, generator=made)
         state[f"transformer.{name}.lora_A.weight"] = down * linear.in_features**-0.5
         up = torch.randn(linear.out_features, RANK, generator=made)
-        state[f"transformer.{name}.lora_B.weight"] = up * 0.1
+        state[f"transformer.{name}.lora_B.weight"] = up * 0.4
     path = folder / "lora.safetensors"
     save_file(state, path)
     return ReadyLora("lora", f"sha256:{path}", 1.0, path, None, is_callers=True)
@@ -118,6 +118,6 @@ def test_a_lora_is_seen_as_on_a_cpu_and_leaves_no_trace(
     changed = [measure_decibels(*pair) for pair in zip(here, plain, strict=True)]
     figures.put(to_cpu=summarise(near), to_plain=summarise(changed))
     assert sum(near) / len(near) > NEAR_DB
-    assert max(changed) < sum(near) / len(near)
+    assert sum(changed) < sum(near) - 6 * len(near)
     again = [make_image(model, wish) for wish in wishes]
     assert [one.tobytes() for one in again] == [one.tobytes() for one in plain]
