@@ -1,13 +1,14 @@
-"""Qwen-Image's real shapes with random weights, on any CUDA machine: the stock pipeline and ours.
+"""Real shapes with random weights, on any CUDA machine: the stock pipelines and ours.
 
     python bench/gpu.py --plan               what would be measured, in which order, for how long
     python bench/gpu.py                      eight minutes of it; start it again to go on
     python bench/gpu.py --only 4bit/edit     these alone
+    python bench/gpu.py --only flux orpheus  those of two families
     python bench/gpu.py --tiny --device cpu  the same code on the embedded checkpoint's sizes
 
-Needs torch 2.10 or newer, no network and no weights. A result is on disk once its line is printed,
-so that an interrupted run continues where it stopped. All ways of running a precision share its
-weights, in one process.
+Entries without a model's name are Qwen-Image's. Needs torch 2.10 or newer, no network and no
+weights. A result is on disk once its line is printed, so that an interrupted run continues where it
+stopped. All ways of running a precision share its weights, in one process.
 """
 
 import argparse
@@ -16,9 +17,10 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 BEGAN: Final = time.monotonic()  # before imports, which may take half a minute on a fresh machine
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -32,22 +34,27 @@ import structlog  # noqa: E402 - the path comes first
 import torch  # noqa: E402 - the same
 
 from bench import roofline  # noqa: E402 - the same
-from bench.real_shapes import agenda, job, measure, memory, shapes  # noqa: E402 - the same
-from bench.real_shapes.agenda import BUILD, MERGED, Entry  # noqa: E402 - the same
+from bench.real_shapes import agenda, job, klein, measure, memory, shapes, voice  # noqa: E402 - the same
+from bench.real_shapes.agenda import Entry, Kind, Subject  # noqa: E402 - the same
 from bench.real_shapes.built import Built, describe_graphs  # noqa: E402 - the same
 from bench.real_shapes.job import Case  # noqa: E402 - the same
+from bench.real_shapes.klein_built import KleinBuilt  # noqa: E402 - the same
 from bench.real_shapes.measure import Product, Spent  # noqa: E402 - the same
 from bench.real_shapes.results import Results, table  # noqa: E402 - the same
 from bench.real_shapes.shapes import Architecture  # noqa: E402 - the same
+from bench.real_shapes.voice import VoiceBuilt  # noqa: E402 - the same
 from worker import log  # noqa: E402 - the same
 from worker.engine.compiled import measure_difference  # noqa: E402 - the same
 from worker.engine.device import limit_threads  # noqa: E402 - the same
 from worker.engine.quantise import Precision  # noqa: E402 - the same
-from worker.families.qwen_image.working import Load, estimate_phases  # noqa: E402 - the same
 from worker.tasks.picture import PictureWish  # noqa: E402 - the same
+
+if TYPE_CHECKING:
+    from bench.real_shapes.loaded import Loaded
 
 GB: Final = 1e9
 KEPT: Final[Precision] = "bf16"  # its weights stay while another precision is measured
+Weights = tuple[Subject, Precision]
 
 
 @dataclass(slots=True)
@@ -60,51 +67,66 @@ class Run:
     repeats: int
     steps: int
     until: float
-    built: dict[Precision, Built] = field(default_factory=dict)
-    failed: dict[Precision, str] = field(default_factory=dict)
+    built: dict[Weights, Any] = field(default_factory=dict)
+    failed: dict[Weights, str] = field(default_factory=dict)
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether it is of the embedded checkpoints' sizes."""
+        return self.architecture.name == "tiny"
 
     def say(self, text: str) -> None:
         """Print a line at once, with the seconds left."""
         print(f"[{self.until - time.monotonic():5.0f} s left] {text}", flush=True)
 
-    def drop(self, *but: Precision) -> None:
-        """Drop all weights but those of these precisions."""
-        for precision in [each for each in self.built if each not in but]:
-            del self.built[precision]
+    def drop(self, *but: Weights) -> None:
+        """Drop all weights but these."""
+        for key in [each for each in self.built if each not in but]:
+            del self.built[key]
         measure.free(self.device)
 
-    def build(self, precision: Precision) -> Built:
-        """Return the weights of a precision, made if they are not there; raise what failed."""
-        if precision in self.failed:
-            raise RuntimeError(f"no weights: {self.failed[precision]}")
-        self.drop(KEPT, precision)
-        if precision not in self.built:
+    def build(self, entry: Entry) -> Any:
+        """Return the weights of an entry, made if they are not there; raise what failed."""
+        assert entry.precision is not None
+        key = entry.subject, entry.precision
+        if key in self.failed:
+            raise RuntimeError(f"no weights: {self.failed[key]}")
+        self.drop((entry.subject, KEPT), key)
+        if key not in self.built:
             try:
-                self.built[precision] = self._build(precision)
+                self.built[key] = self._build(entry, *key)
             except torch.OutOfMemoryError:
                 self.drop()
-                self.built[precision] = self._build(precision)
-        return self.built[precision]
+                self.built[key] = self._build(entry, *key)
+        return self.built[key]
 
-    def _build(self, precision: Precision) -> Built:
+    def _build(self, entry: Entry, subject: Subject, precision: Precision) -> Any:
         before = measure.held(self.device)
-        made: list[Built] = []
+        made: list[Any] = []
         seconds = measure.seconds(
-            self.device,
-            lambda: made.append(Built(self.architecture, precision, self.device, self.steps)),
+            self.device, lambda: made.append(self._make_weights(subject, precision))
         )
         measure.free(self.device)
         told = {
             "seconds": round(seconds, 1),
             "weights_gb": round((measure.held(self.device) - before) / GB, 3),
         }
-        self.results.put(told, "built", precision)
-        self.say(f"{precision} built: {told}")
+        self.results.put(told, "built", entry.weights)
+        self.say(f"{entry.weights} built: {told}")
         return made[0]
 
+    def _make_weights(self, subject: Subject, precision: Precision) -> Any:
+        if not subject:
+            return Built(self.architecture, precision, self.device, self.steps)
+        if subject == "orpheus":
+            return VoiceBuilt(voice.find_voice(is_tiny=self.is_tiny), precision, self.device)
+        size = klein.find_klein(subject, is_tiny=self.is_tiny)
+        return KleinBuilt(size, precision, self.device)
 
-def measure_ceiling(run: Run) -> dict[str, Any]:
+
+def measure_ceiling(run: Run, entry: Entry) -> dict[str, Any]:
     """Measure the matrix-multiply ceiling in TFLOP/s: a large square, and an MLP's own shape."""
+    del entry
     config = run.architecture.transformer
     dim = config["num_attention_heads"] * config["attention_head_dim"]
     square = 8192 if run.device.type == "cuda" else 512
@@ -113,53 +135,16 @@ def measure_ceiling(run: Run) -> dict[str, Any]:
     return measure.ceiling(run.device, products, repeats=run.repeats)
 
 
-def _count_operations(run: Run, case: Case, text_tokens: int, *, rank: int) -> float:
-    """Return the floating-point operations of one denoising step of a case."""
-    config = run.architecture.transformer
-    return measure.forward_flops(
-        blocks=config["num_layers"],
-        dim=config["num_attention_heads"] * config["attention_head_dim"],
-        image_tokens=(1 + case.references) * case.side**2 // 256,
-        text_tokens=text_tokens,
-        rank=rank,
-        batch=case.batch,
-    )
-
-
-def _find_floor(run: Run, entry: Entry, case: Case) -> float | None:
+def _find_floor(run: Run, names: list[str]) -> float | None:
     """Return the computed least milliseconds of a forward on this card, where there are both."""
-    if run.architecture.name == "tiny":
-        return None
     device = str(run.results.held["machine"]["device"])
     card = next((rates for name, rates in roofline.CARDS.items() if name in device), None)
-    words = [f"edit-{case.side}-{case.references}" if case.edit else f"image-{case.side}"]
-    words.append(str(entry.precision))
-    if case.batch > 1:
-        words.append(f"batch{case.batch}")
-    names = ["-".join(words)]
-    if entry.side in MERGED:
-        names.insert(0, f"{names[0]}-fused")
     records = roofline.read_records()
     for name in names:
         if card is not None and name in records:
             floor = roofline.compute(records[name], card)
             return floor.total if floor else None
     return None
-
-
-def _compute_peaks(run: Run, entry: Entry, case: Case, prompt_tokens: int) -> dict[str, float]:
-    """Return what `working` computes of each phase, in GB beside the weights."""
-    load = Load(
-        case.side**2,
-        case.references,
-        case.batch,
-        adapters=0 if entry.side in MERGED else 1,
-        precision=entry.precision or "bf16",
-        steps=case.steps,
-        prompt_tokens=prompt_tokens,
-        shown_pixels=run.architecture.condition_area,
-    )
-    return {name: round(peak / GB, 3) for name, peak in estimate_phases(load).items()}
 
 
 def _repeat(run: Run, model: Any, case: Case) -> tuple[list[float], list[Spent]]:
@@ -177,16 +162,17 @@ def _repeat(run: Run, model: Any, case: Case) -> tuple[list[float], list[Spent]]
     return walls, spent
 
 
-def _describe_peaks(spent: list[Spent], held: int, computed: dict[str, float]) -> dict[str, Any]:
+def _describe_peaks(spent: list[Spent], held: int, computed: dict[str, int]) -> dict[str, Any]:
     """Return peaks in GB by phase beside the weights, and the largest against what is computed."""
+    expected = {name: round(peak / GB, 3) for name, peak in computed.items()}
     peaks = {
         name: round((max(each.peaks[name] for each in spent) - held) / GB, 3)
         for name in spent[0].peaks
     }
-    found = {"weights_gb": round(held / GB, 3), "peaks_gb": peaks, "computed_gb": computed}
+    found = {"weights_gb": round(held / GB, 3), "peaks_gb": peaks, "computed_gb": expected}
     most = max(peaks.values(), default=0.0)
-    if most > 0 and computed:
-        found["of_computed"] = round(most / max(computed.values()), 3)
+    if most > 0 and expected:
+        found["of_computed"] = round(most / max(expected.values()), 3)
     return found
 
 
@@ -195,11 +181,9 @@ def measure_case(run: Run, entry: Entry) -> dict[str, Any]:
 
     The first job's inputs are the same on every side, so that its latents can be compared.
     """
-    case, precision = entry.case, entry.precision
+    case = entry.case
     assert case is not None
-    assert precision is not None
-    built = run.build(precision)
-    plain = built.find_plain(edit=case.edit)
+    built: Loaded = run.build(entry)
     model = built.choose(entry.side, edit=case.edit)
     held = measure.held(run.device)
     result: dict[str, Any] = {}
@@ -219,12 +203,12 @@ def measure_case(run: Run, entry: Entry) -> dict[str, Any]:
         for name in spent[0].phases
     }
     step = middle["denoise"] / case.steps
-    place = "edit" if case.edit else "image"
+    task = "edit" if case.edit else "image"
+    place = f"{entry.subject}/{task}" if entry.subject else task
     if not run.results.has("text_tokens", place):
-        run.results.put(plain.text_tokens(same[0]), "text_tokens", place)
+        run.results.put(built.count_text_tokens(same[0]), "text_tokens", place)
     tokens = run.results.held["text_tokens"][place]
-    rank = 0 if entry.side in MERGED else 64
-    operations = _count_operations(run, case, tokens, rank=rank)
+    operations = built.count_operations(case, tokens, entry.side)
     result |= {
         "median_s": round(statistics.median(walls), 4),
         "fastest_s": round(min(walls), 4),
@@ -237,17 +221,15 @@ def measure_case(run: Run, entry: Entry) -> dict[str, Any]:
         "step_ms": round(step, 2),
         "tflops": round(operations / step / 1e9, 3),
     }
-    if floor := _find_floor(run, entry, case):
+    if floor := _find_floor(run, built.name_floors(case, entry.side)):
         result |= {"floor_ms": round(floor, 1), "of_floor": round(step / floor, 2)}
-    computed: dict[str, float] = {}
-    if run.architecture.name != "tiny" and entry.side != "stock":
-        computed = _compute_peaks(run, entry, case, plain.prompt_tokens(same[0]))
+    computed = {} if entry.side == "stock" else built.compute_peaks(case, entry.side, same[0])
     return result | _describe_peaks(spent, held, computed)
 
 
 def _compare(run: Run, entry: Entry, case: Case, latents: torch.Tensor) -> dict[str, Any]:
     """Return the relative difference of latents from the plain side's, of the same inputs."""
-    name = f"{entry.precision}/{case.name}"
+    name = f"{entry.weights}/{case.name}"
     found: dict[str, Any] = {"finite": bool(latents.isfinite().all())}
     path = run.results.path.with_suffix(".pt")  # for the run that goes on
     kept: dict[str, torch.Tensor] = torch.load(path) if path.is_file() else {}
@@ -261,9 +243,8 @@ def _compare(run: Run, entry: Entry, case: Case, latents: torch.Tensor) -> dict[
 def measure_profile(run: Run, entry: Entry) -> dict[str, Any]:
     """Return where one job's time goes, kernel by kernel."""
     assert entry.case is not None
-    assert entry.precision is not None
     case = entry.case
-    model = run.build(entry.precision).choose(entry.side, edit=case.edit)
+    model = run.build(entry).choose(entry.side, edit=case.edit)
     asked = job.inputs(case)
     model.job(case, next(asked))
     found = measure.kernels(run.device, lambda: model.job(case, next(asked)))
@@ -273,23 +254,46 @@ def measure_profile(run: Run, entry: Entry) -> dict[str, Any]:
 
 
 def measure_offload(run: Run, entry: Entry) -> dict[str, Any]:
-    """Return what a job takes whose text encoder is in the host's memory and runs there."""
-    assert entry.case is not None
-    assert entry.precision is not None
-    built = run.build(entry.precision)
-    model = built.choose(entry.side, edit=entry.case.edit)
-    built.offload()
+    """Return what a job takes whose text encoder passes through the device, and as before.
+
+    Its latents are compared with those of an encoder on the device.
+    """
+    case = entry.case
+    assert case is not None
+    built: Loaded = run.build(entry)
+    model = built.choose(entry.side, edit=case.edit)
+    asked, same = job.inputs(case), next(job.inputs(case, itertools.count(1)))
+    expected = model.make_latents(same)
+    resident = [model.job(case, next(asked)) for _ in range(2)][1]
+    full = measure.held(run.device)
     try:
-        asked = job.inputs(entry.case)
-        spent = [model.job(entry.case, next(asked)) for _ in range(2)]
+        seconds = measure.seconds(run.device, built.stream)
+        model.forget()
+        is_equal = torch.equal(model.make_latents(same), expected)
+        held = measure.held(run.device)
+        spent = [model.job(case, next(asked)) for _ in range(3)]
+        peaks = _describe_peaks(spent, held, built.compute_peaks(case, entry.side, same[0]))
     finally:
         del model, built
         run.drop()
     return {
-        "threads": torch.get_num_threads(),
-        "first_ms": {name: round(value, 1) for name, value in spent[0].phases.items()},
-        "phases_ms": {name: round(value, 1) for name, value in spent[1].phases.items()},
+        "stream_s": round(seconds, 1),
+        "freed_gb": round((full - held) / GB, 3),
+        "resident_ms": {name: round(value, 1) for name, value in resident.phases.items()},
+        "phases_ms": {name: round(value, 1) for name, value in spent[-1].phases.items()},
+        "equal": is_equal,
+        **peaks,
     }
+
+
+def measure_speech(run: Run, entry: Entry) -> dict[str, Any]:
+    """Return what our loop of frames takes, and the codec."""
+    return voice.measure_speech(run.build(entry), run.repeats)
+
+
+def measure_generate(run: Run, entry: Entry) -> dict[str, Any]:
+    """Return what transformers' generate takes with the same weights."""
+    return voice.measure_generate(run.build(entry))
 
 
 def measure_memory(run: Run, entry: Entry) -> dict[str, Any]:
@@ -308,28 +312,28 @@ def measure_cold(run: Run, entry: Entry) -> dict[str, Any]:
     return cold.start(run.architecture, "4bit", run.device, run.say)
 
 
+MEASURES: Final[Mapping[Kind, Callable[[Run, Entry], dict[str, Any]]]] = {
+    "ceiling": measure_ceiling,
+    "case": measure_case,
+    "profile": measure_profile,
+    "offload": measure_offload,
+    "memory": measure_memory,
+    "cold": measure_cold,
+    "speech": measure_speech,
+    "generate": measure_generate,
+}
+
+
 def carry_out(run: Run, entry: Entry) -> None:
     """Measure one entry and write what was found, or why nothing was."""
     began = time.monotonic()
     try:
-        match entry.kind:
-            case "ceiling":
-                result = measure_ceiling(run)
-            case "case":
-                result = measure_case(run, entry)
-            case "profile":
-                result = measure_profile(run, entry)
-            case "offload":
-                result = measure_offload(run, entry)
-            case "memory":
-                result = measure_memory(run, entry)
-            case "cold":
-                result = measure_cold(run, entry)
+        result = MEASURES[entry.kind](run, entry)
     except Exception as error:  # noqa: BLE001 - whatever it is, the other entries are worth measuring
         text = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         result = {"error": text, "at": _find_place(error)}
-        if entry.precision is not None and entry.precision not in run.built:
-            run.failed[entry.precision] = text
+        if entry.precision is not None and (entry.subject, entry.precision) not in run.built:
+            run.failed[entry.subject, entry.precision] = text
         error.__traceback__ = None
         if _is_lost(run.device):
             run.results.put(result, *entry.place)
@@ -384,7 +388,7 @@ def _shorten(result: dict[str, Any]) -> str:
 def print_plan(entries: list[Entry], results: Results, repeats: int) -> None:
     """Print every entry with the seconds that it may take (est.), and their sum."""
     total = 0.0
-    seen: set[Precision] = set()
+    seen: set[Weights] = set()
     for entry in entries:
         done = results.is_measured(*entry.place)
         needed = _estimate(entry, seen, repeats)
@@ -396,18 +400,17 @@ def print_plan(entries: list[Entry], results: Results, repeats: int) -> None:
     print("seconds are estimates (est.) for an H100, builds and compilations included")
 
 
-def _estimate(entry: Entry, built: set[Precision], repeats: int) -> float:
+def _estimate(entry: Entry, built: set[Weights], repeats: int) -> float:
     """Return the seconds that an entry may take, the build of its weights included."""
-    missing = entry.precision is not None and entry.precision not in built
-    building = BUILD[entry.precision] if missing and entry.precision else 0.0
-    return entry.estimate(repeats) + building
+    is_there = entry.precision is None or (entry.subject, entry.precision) in built
+    return entry.estimate(repeats) + (0.0 if is_there else entry.estimate_build())
 
 
-def _follow(entry: Entry, built: set[Precision]) -> None:
+def _follow(entry: Entry, built: set[Weights]) -> None:
     """Change what is built as carrying out an entry does."""
     if entry.precision is not None:
-        built &= {KEPT, entry.precision}
-        built.add(entry.precision)
+        built &= {(entry.subject, KEPT), (entry.subject, entry.precision)}
+        built.add((entry.subject, entry.precision))
     if entry.kind in {"offload", "memory", "cold"}:
         built.clear()
 

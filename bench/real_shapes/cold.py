@@ -312,7 +312,7 @@ def _draw(folder: Path, device: torch.device, architecture: Architecture, began:
     opening = time.time()
     parts = open_bundle(folder, device)
     told["open_s"] = time.time() - opening
-    model = ours.Ours(architecture, parts, edit=True, precision="4bit")
+    model = ours.open_model(architecture, parts, edit=True, precision="4bit")
     case = Case(architecture.small, 1, STEPS)
     drawing = time.time()
     model.job(case, next(job.inputs(case)))

@@ -10,17 +10,22 @@ from PIL import Image
 
 from worker.tasks.picture import PictureWish
 
+WEIGHTS: Final = (2.0, 0.5)
 NUMBERS: Final = itertools.count(1000)  # four digits: as many tokens each
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A task at a size in pixels (square), its references, steps and batch."""
+    """A task at a size in pixels (square), its references, steps and batch.
+
+    With `weighed` its two references have weights.
+    """
 
     side: int
     references: int
     steps: int
     batch: int = 1
+    weighed: bool = False
 
     @property
     def edit(self) -> bool:
@@ -31,7 +36,7 @@ class Case:
     def name(self) -> str:
         """Name it as the results do: task, steps, batch."""
         task = f"edit-{self.side}-{self.references}ref" if self.edit else f"image-{self.side}"
-        return f"{task}/{self.steps}/{self.batch}"
+        return f"{task}{'-weighed' if self.weighed else ''}/{self.steps}/{self.batch}"
 
 
 def cases(
@@ -77,6 +82,7 @@ def _generation(case: Case, number: int) -> PictureWish:
         height=case.side,
         steps=case.steps,
         true_cfg_scale=1.0,
-        lightning=True,
+        lightning=True,  # what a model without LoRAs of its own does not look at
         seed=number,
+        reference_weights=WEIGHTS if case.weighed else (),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -13,6 +13,9 @@ from bench.real_shapes.measure import GIB
 from bench.real_shapes.shapes import Architecture
 from worker.engine.quantise import Precision
 from worker.errors import CudaOutOfMemory
+
+if TYPE_CHECKING:
+    from bench.real_shapes.warm import Warm
 
 # CUDA's context, its libraries' workspaces and the driver take about this much beside torch's
 # allocator (est.), so it gets what the card has less this.
@@ -57,7 +60,7 @@ def fits(
     report: dict[str, Any] = {"precision": precision}
     if device.type == "cuda":
         report |= {"cap_gib": card.gib - OUTSIDE, "fits": False}
-    models: list[ours.Ours] = []
+    models: list[Warm] = []
     lent = None
     peak = 0
     with capped(device, card.gib - OUTSIDE):
@@ -72,8 +75,8 @@ def fits(
                     steps=ours.STEPS[1:],
                     lent=lent,
                 )
-                models.append(ours.Ours(architecture, parts, edit=edit, precision=precision))
-                lent = models[-1].lent
+                models.append(ours.open_model(architecture, parts, edit=edit, precision=precision))
+                lent = ours.Lent(parts.text_encoder, parts.vae)
             report["weights_gb"] = round(measure.held(device) / 1e9, 3)
             for model, edit in zip(models, card.edits, strict=True):
                 for references in (1, 2) if edit else (0,):

@@ -1,7 +1,6 @@
 """Our engine over random weights: lean transformer, modulation rows, no lm_head, adapters."""
 
 import itertools
-import time
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -9,16 +8,12 @@ import torch
 from torch import nn
 
 from bench.real_shapes import shapes, weights
-from bench.real_shapes.job import Case
-from bench.real_shapes.measure import PeakClock, Spent
 from bench.real_shapes.shapes import Architecture
+from bench.real_shapes.warm import Warm
 from worker.bundle.fill import fill
 from worker.bundle.layout import name_adapter
-from worker.engine import device as gpu
-from worker.engine.decoded import make_picture
 from worker.engine.lora import Adapters
 from worker.engine.quantise import Precision
-from worker.families.clock import Clock
 from worker.families.qwen_image import rows
 from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.lightning import list_lightning_modules, make_lightning_schedule
@@ -31,11 +26,8 @@ from worker.families.qwen_image.modulation import (
     round_timesteps,
 )
 from worker.families.qwen_image.modules import NoHead, keep_frames
-from worker.families.references import ReferencePictures
-from worker.families.sharing import Sharing
-from worker.media.images import encode
-from worker.seam import Served, Unheard
-from worker.tasks.picture import PictureOffer, PictureWish
+from worker.seam import Served
+from worker.tasks.picture import PictureOffer
 
 STEPS: Final = (8, 4)
 PIPELINES: Final = {False: "QwenImagePipeline", True: "QwenImageEditPlusPipeline"}
@@ -166,64 +158,14 @@ def served(architecture: Architecture, *, edit: bool, precision: Precision) -> S
     )
 
 
-def unheard(wishes: list[PictureWish]) -> Sharing:
-    """Return the control of wishes that nothing follows."""
-    return Sharing([Unheard()] * len(wishes), drops=False)
-
-
-class Ours:
-    """One warm model of ours, a job at a time."""
-
-    def __init__(
-        self, architecture: Architecture, parts: Components, *, edit: bool, precision: Precision
-    ) -> None:
-        self._parts = parts
-        self._model = QwenImage(
-            parts,
-            served(architecture, edit=edit, precision=precision),
-            PIPELINES[edit],
-            condition_area=architecture.condition_area,
-        )
-
-    @property
-    def lent(self) -> Lent:
-        """What another model may have of this one."""
-        return Lent(self._parts.text_encoder, self._parts.vae)
-
-    def make_latents(self, wishes: list[PictureWish]) -> torch.Tensor:
-        """Return the final latents of a batch."""
-        return self._model.make_latents(wishes, unheard(wishes), Clock(self._parts.device))
-
-    @property
-    def parts(self) -> Components:
-        """Return what it is made of."""
-        return self._parts
-
-    def job(self, case: Case, wishes: list[PictureWish]) -> Spent:
-        """Make the pictures of a job, PNGs and all; return what each phase took."""
-        clock = PeakClock(self._parts.device)
-        images = []
-        with gpu.translate_errors():
-            latents = self._model.make_latents(wishes, unheard(wishes), clock)
-            for row in latents.split(1):  # one after the other, as make() does
-                with clock.measure_phase("decode"):
-                    pixels = self._model._vae.decode(row, case.side, case.side)  # noqa: SLF001 - make() tells a batch's phases of each picture
-                    images.append(make_picture(pixels[0]))
-        start = time.perf_counter()
-        for image in images:
-            encode(image, "png")
-        phases: dict[str, float] = {str(phase): spent for phase, spent in clock.spent.items()}
-        phases["png"] = (time.perf_counter() - start) * 1000
-        return Spent(phases, clock.peaks)
-
-    def prompt_tokens(self, wish: PictureWish) -> int:
-        """Return the length of the user's text in tokens."""
-        return len(self._parts.tokenizer(wish.prompt)["input_ids"])
-
-    def text_tokens(self, generation: PictureWish) -> int:
-        """Return how many tokens of the prompt the denoiser attends to."""
-        clock = Clock(self._parts.device)
-        embeds = self._model._embed(  # noqa: SLF001 - for counting
-            generation, generation.prompt, ReferencePictures(), clock
-        )
-        return int(embeds.embeds.shape[1])
+def open_model(
+    architecture: Architecture, parts: Components, *, edit: bool, precision: Precision
+) -> Warm:
+    """Return one warm model over its parts."""
+    model = QwenImage(
+        parts,
+        served(architecture, edit=edit, precision=precision),
+        PIPELINES[edit],
+        condition_area=architecture.condition_area,
+    )
+    return Warm(model, parts)

@@ -100,7 +100,7 @@ def table(held: dict[str, Any]) -> str:
     for name, sides in cases.items():
         before = sides.get("plain", {}).get("median_s")
         lines += [_show_row(f"{name} {each}", sides[each], before, ceiling) for each in sides]
-    for part in ("built", "offload", "memory", "cold"):
+    for part in ("built", "speech", "generate", "offload", "memory", "cold"):
         for name, value in held.get(part, {}).items():
             lines.append(f"{part}: {name}: {json.dumps(value)}")
     return "\n".join(lines)

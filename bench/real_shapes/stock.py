@@ -64,54 +64,32 @@ def make_transformer(
 class Stock:
     """One warm stock pipeline, a job at a time; phases are timed by wrapping its parts.
 
-    Its weights are those of `parts`, ours, so that both fit on one device.
+    `draw` makes the pictures of wishes with it, `draw_latents` what they are decoded from. Where it
+    is `alone`, a batch is made one by one.
     """
 
     def __init__(
         self,
-        architecture: Architecture,
-        parts: Components,
+        pipeline: Any,
+        draw: Callable[[list[PictureWish]], list[Any]],
+        draw_latents: Callable[[list[PictureWish]], torch.Tensor],
+        device: torch.device,
         *,
-        edit: bool,
-        precision: Precision,
-        steps: int,
+        alone: bool,
     ) -> None:
-        device = self._device = parts.device
-        self._edit = edit
+        self.pipeline = pipeline
+        self._draw, self._draw_latents = draw, draw_latents
+        self._device, self._alone = device, alone
         self._marks: dict[str, float] = {}
         self._spent: dict[str, float] = {}
         self._peaks: dict[str, int] = {}
-        transformer = make_transformer(architecture, parts, edit=edit, precision=precision)
-        # As published: with the lm_head that ours leaves out.
-        self._encoder = parts.text_encoder
-        self._head = _Head(parts.text_encoder, device).lm_head
-        vae = ours.vae(architecture, device)
-        given = {
-            "scheduler": FlowMatchEulerDiscreteScheduler.from_config(dict(LIGHTNING)),
-            "vae": vae,
-            "text_encoder": parts.text_encoder,
-            "tokenizer": parts.tokenizer,
-            "transformer": transformer,
-        }
-        if edit:
-            # module constants that the pipeline reads at call time
-            edit_plus.CONDITION_IMAGE_SIZE = architecture.condition_area
-            edit_plus.VAE_IMAGE_SIZE = architecture.small**2
-            given["processor"] = parts.processor
-        self.pipeline = (QwenImageEditPlusPipeline if edit else QwenImagePipeline)(**given)
-        self.pipeline.set_progress_bar_config(disable=True)
-        state = weights.lightning(transformer, steps, device)
-        self.pipeline.load_lora_into_transformer(
-            {f"transformer.{name}": tensor for name, tensor in state.items()},
-            transformer=transformer,
-            adapter_name=ADAPTER,
-        )
+        pipeline.set_progress_bar_config(disable=True)
         # wrapped so that a phase's time is known, at two syncs more a job than without
-        pipe = self.pipeline
-        pipe.encode_prompt = self._timed("text", pipe.encode_prompt)
+        pipeline.encode_prompt = self._timed("text", pipeline.encode_prompt)
+        vae = pipeline.vae
         vae.encode = self._timed("reference", vae.encode)
         self._decode, vae.decode = vae.decode, self._decoded
-        transformer.register_forward_pre_hook(self._first_forward)
+        pipeline.transformer.register_forward_pre_hook(self._first_forward)
 
     def _now(self) -> float:
         synchronize(self._device)
@@ -140,13 +118,67 @@ class Stock:
         self._end("denoise", self._marks.pop("denoise"))
         return self._timed("decode", self._decode)(*arguments, **named)
 
-    def _call(self, wishes: list[PictureWish], **more: Any) -> Any:
+    def make_latents(self, wishes: list[PictureWish]) -> torch.Tensor:
+        """Return the final latents of a batch."""
+        made = self._draw_latents(wishes)
+        self._marks.clear()
+        return made
+
+    def job(self, case: Case, wishes: list[PictureWish]) -> Spent:
+        """Make the pictures of a job, PNGs and all; return what each phase took."""
+        del case
+        self._marks, self._spent, self._peaks = {}, {}, {}
+        groups = [[g] for g in wishes] if self._alone else [wishes]
+        images = [image for group in groups for image in self._draw(group)]
+        start = time.perf_counter()
+        for image in images:
+            image.save(io.BytesIO(), "PNG")
+        return Spent(self._spent | {"png": (time.perf_counter() - start) * 1000}, self._peaks)
+
+
+def make_stock(
+    architecture: Architecture,
+    parts: Components,
+    *,
+    edit: bool,
+    precision: Precision,
+    steps: int,
+) -> Stock:
+    """Return the stock pipeline with the weights of `parts`, ours, so that both fit on one device.
+
+    That of edits takes one prompt, so a batch of them runs one after the other.
+    """
+    device = parts.device
+    transformer = make_transformer(architecture, parts, edit=edit, precision=precision)
+    # As published: with the lm_head that ours leaves out.
+    encoder, head = parts.text_encoder, _Head(parts.text_encoder, device).lm_head
+    given = {
+        "scheduler": FlowMatchEulerDiscreteScheduler.from_config(dict(LIGHTNING)),
+        "vae": ours.vae(architecture, device),
+        "text_encoder": encoder,
+        "tokenizer": parts.tokenizer,
+        "transformer": transformer,
+    }
+    if edit:
+        # module constants that the pipeline reads at call time
+        edit_plus.CONDITION_IMAGE_SIZE = architecture.condition_area
+        edit_plus.VAE_IMAGE_SIZE = architecture.small**2
+        given["processor"] = parts.processor
+    pipeline: Any = (QwenImageEditPlusPipeline if edit else QwenImagePipeline)(**given)
+    state = weights.lightning(transformer, steps, device)
+    pipeline.load_lora_into_transformer(
+        {f"transformer.{name}": tensor for name, tensor in state.items()},
+        transformer=transformer,
+        adapter_name=ADAPTER,
+    )
+
+    def draw(wishes: list[PictureWish], **more: Any) -> Any:
         first = wishes[0]
-        before, self._encoder.lm_head = self._encoder.lm_head, self._head
+        before, encoder.lm_head = encoder.lm_head, head
         try:
-            return self.pipeline(
+            return pipeline(
                 prompt=[g.prompt for g in wishes],
-                **({"image": list(first.references)} if self._edit else {}),
+                **({"image": list(first.references)} if edit else {}),
                 width=first.width,
                 height=first.height,
                 num_inference_steps=first.steps,
@@ -155,24 +187,10 @@ class Stock:
                 **more,
             ).images
         finally:
-            self._encoder.lm_head = before
+            encoder.lm_head = before
 
-    def make_latents(self, wishes: list[PictureWish]) -> torch.Tensor:
-        """Return the final latents of a batch."""
-        made: torch.Tensor = self._call(wishes, output_type="latent")
-        self._marks.clear()
+    def draw_latents(wishes: list[PictureWish]) -> torch.Tensor:
+        made: torch.Tensor = draw(wishes, output_type="latent")
         return made
 
-    def job(self, case: Case, wishes: list[PictureWish]) -> Spent:
-        """Make the pictures of a job, PNGs and all; return what each phase took.
-
-        The stock edit pipeline takes one prompt, so a batch of edits runs one after the other.
-        """
-        del case
-        self._marks, self._spent, self._peaks = {}, {}, {}
-        groups = [[g] for g in wishes] if self._edit else [wishes]
-        images = [image for group in groups for image in self._call(group)]
-        start = time.perf_counter()
-        for image in images:
-            image.save(io.BytesIO(), "PNG")
-        return Spent(self._spent | {"png": (time.perf_counter() - start) * 1000}, self._peaks)
+    return Stock(pipeline, draw, draw_latents, device, alone=edit)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.bundle.fill import fill
+from worker.bundle.recipe import Recipe
 from worker.engine.quantise import Precision, quantise
 from worker.families.qwen_image.lightning import LIGHTNING_MODULES
 from worker.families.qwen_image.recipe import RECIPE
@@ -21,7 +22,8 @@ MODULATION: Final = re.compile(
 )
 
 
-def _random(name: str, shape: tuple[int, ...], scale: float, device: torch.device) -> Tensor:
+def draw_normal(name: str, shape: tuple[int, ...], scale: float, device: torch.device) -> Tensor:
+    """Return normal values in bf16 that follow from a name."""
     made = torch.empty(shape, dtype=torch.bfloat16, device=device)
     if made.is_meta:
         return made
@@ -32,14 +34,16 @@ def _random(name: str, shape: tuple[int, ...], scale: float, device: torch.devic
 def value(owner: nn.Module, name: str, like: Tensor, device: torch.device) -> Tensor:
     """Return a parameter's values in bf16: norms 1, biases 0, weights normal by their fan-in.
 
-    So activations keep their size from layer to layer, and sixty blocks stay finite.
+    A variance is 1 too. So activations keep their size from layer to layer, and sixty blocks stay
+    finite.
     """
     shape, last = tuple(like.shape), name.rpartition(".")[2]
-    if "norm" in type(owner).__name__.lower() and last in {"weight", "gamma"}:
+    is_norm = "norm" in type(owner).__name__.lower() and last in {"weight", "gamma"}
+    if is_norm or last == "running_var":
         return torch.ones(shape, dtype=torch.bfloat16, device=device)
     if last == "bias" or len(shape) == 1:
         return torch.zeros(shape, dtype=torch.bfloat16, device=device)
-    return _random(name, shape, prod(shape[1:]) ** -0.5, device)
+    return draw_normal(name, shape, prod(shape[1:]) ** -0.5, device)
 
 
 def made(
@@ -76,6 +80,7 @@ def build(
     *,
     every_linear: bool = False,
     role: str = "transformer",
+    recipe: Recipe = RECIPE,
 ) -> Any:
     """Give a model without storage random weights on a device, at a precision, and return it.
 
@@ -83,13 +88,26 @@ def build(
     stock pipeline do.
     """
     chosen: dict[str, Precision] = {}
-    names = RECIPE.find_part(role).quantised
+    names = recipe.find_part(role).quantised
     if precision != "bf16" and names is not None:
         for name, _ in model.named_parameters():
             if names.fullmatch(name) or (every_linear and MODULATION.fullmatch(name)):
                 chosen[name] = precision
     fill(model, made(model, device, chosen), precision, device)
     return model
+
+
+def share_leaves(model: nn.Module, other: nn.Module) -> None:
+    """Give a model every module without children that another has under the same name.
+
+    Never more at once: transformers' layers keep what they give for one model, by hooks.
+    """
+    found = dict(other.named_modules())
+    for path, module in list(model.named_modules()):
+        own = found.get(path)
+        if own is not None and next(module.children(), None) is None:
+            parent, _, leaf = path.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, own)
 
 
 def fill_plain(model: nn.Module, device: torch.device) -> None:
@@ -100,7 +118,7 @@ def fill_plain(model: nn.Module, device: torch.device) -> None:
 def lora(name: str, shape: tuple[int, ...], steps: int, device: torch.device) -> Tensor:
     """Return one matrix of a random Lightning LoRA in bf16."""
     scale = shape[1] ** -0.5 if ".lora_A." in name else 0.02
-    return _random(f"{steps} {name}", shape, scale, device)
+    return draw_normal(f"{steps} {name}", shape, scale, device)
 
 
 def lightning(transformer: Any, steps: int, device: torch.device) -> dict[str, Tensor]:

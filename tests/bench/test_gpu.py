@@ -1,18 +1,23 @@
 """bench/gpu.py: the real shapes are the published ones, and its code runs on a CPU in a minute."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench.real_shapes import agenda, job, measure, shapes, weights
+from bench.real_shapes import agenda, job, klein, measure, shapes, voice, weights
 from bench.real_shapes.job import Case
+from bench.real_shapes.klein_built import KleinBuilt
 from bench.real_shapes.results import Results, table
+from bench.real_shapes.voice import VoiceBuilt
+from worker.families.flux2.recipe import RECIPE as FLUX_RECIPE
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -87,8 +92,76 @@ def test_every_entry_of_a_run_has_a_name_and_a_place_of_its_own() -> None:
     entries = agenda.list_entries(1024, 4)
     assert len({entry.name for entry in entries}) == len(entries)
     assert len({entry.place for entry in entries}) == len(entries)
-    assert entries[1].name == "bf16/edit-1024-1ref/4/1/plain"
+    assert entries[1].name == "flux-2-klein-4b/bf16/edit-1024-1ref/4/1/plain"
+    names = [entry.name for entry in entries]
+    assert "bf16/edit-1024-1ref/4/1/plain" in names
+    assert "orpheus/speech/4bit" in names
     assert all(entry.estimate(3) > 0 for entry in entries)
+
+
+def test_all_ways_of_running_a_klein_make_the_same_latents() -> None:
+    """The stock pipeline, its text encoder complete; and an encoder that passes through."""
+    built = KleinBuilt(klein.find_klein("flux-2-klein-4b", is_tiny=True), "bf16", CPU)
+    wishes = next(job.inputs(Case(96, 2, 2), itertools.count(1)))
+    plain = built.choose("plain", edit=True)
+    expected = plain.make_latents(wishes)
+    stock = built.choose("stock", edit=True)
+    assert torch.equal(stock.make_latents(wishes), expected)
+    encoder = stock.pipeline.text_encoder.model
+    assert len(encoder.layers) > len(built._parts.text_encoder.model.layers)
+    plain.forget()
+    assert torch.equal(plain.make_latents(wishes), expected)
+    built.stream()
+    plain.forget()
+    assert torch.equal(plain.make_latents(wishes), expected)
+
+
+def test_a_published_klein_has_the_weights_that_are_computed() -> None:
+    """Within a hundredth, in bf16: what `working` counts for both of its large parts."""
+    for name, edition in klein.KLEINS.items():
+        configs = klein.find_klein(name, is_tiny=False).configs
+        for role, computed in zip(klein.ROLES, edition.count_weights("bf16"), strict=False):
+            modules = FLUX_RECIPE.find_part(role).modules
+            made = modules.bare(modules.stock(configs[role]))
+            assert 2 * count(made) == pytest.approx(computed, rel=0.01)
+
+
+@pytest.mark.trial
+@pytest.mark.parametrize("precision", ["bf16", "4bit"])
+def test_what_speech_takes_is_measured_on_a_cpu(precision: Any) -> None:
+    built = VoiceBuilt(voice.find_voice(is_tiny=True), precision, CPU)
+    found = voice.measure_speech(built, 1)
+    assert found["frames"] == 8
+    assert min(found["frame_ms"], found["decode_ms_per_frame"], found["first_sound_ms"]) > 0
+    assert found["first_sound_ms"] > found["frame_ms"]
+    assert voice.measure_generate(built)["tokens"] == 14
+
+
+@pytest.mark.trial
+def test_flux_runs_on_a_cpu_and_is_in_the_plan(tmp_path: Path) -> None:
+    """Every side but the compiled one, and what is streamed."""
+    out = tmp_path / "gpu.json"
+    words = [sys.executable, "bench/gpu.py", "--tiny", "--device", "cpu", "--out", out, "--only"]
+    named = ["flux-2-klein-4b/4bit", "klein-4b/bf16/edit-96-2ref", "klein-4b/offload"]
+    run = partial(
+        subprocess.run, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=240
+    )
+    run([*words, *named, "--skip", "/compiled"])
+    results = json.loads(out.read_text())
+    sides = {name: set(found) for name, found in results["cases"].items()}
+    assert sides == {
+        "flux-2-klein-4b/4bit/edit-96-1ref/4/1": {"plain", "stock"},
+        "flux-2-klein-4b/4bit/image-96/4/1": {"plain", "stock"},
+        "flux-2-klein-4b/bf16/edit-96-2ref/4/1": {"plain", "stock"},
+        "flux-2-klein-4b/bf16/edit-96-2ref-weighed/4/1": {"plain"},
+    }
+    for found in results["cases"].values():
+        assert all(side["finite"] and side["tflops"] > 0 for side in found.values())
+        assert found.get("stock", {}).get("difference", 0) == 0
+    assert results["offload"]["flux-2-klein-4b/bf16/streamed"]["equal"]
+    planned = run([*words, "flux", "orpheus", "--plan"]).stdout.splitlines()
+    assert sum(line.strip().startswith("measured") for line in planned) == 8
+    assert any("orpheus/speech/8bit" in line for line in planned)
 
 
 @pytest.mark.slow
@@ -103,7 +176,15 @@ def test_the_entire_harness_runs_on_a_cpu(tmp_path: Path) -> None:
         [
             *(sys.executable, "bench/gpu.py", "--tiny", "--device", "cpu", "--out", out),
             *("--only", *names, "profile", "offload", "memory", "cold"),
-            *("--skip", "/compiled", "/both", "4bit/edit-96-1ref/4/1/merged", "--minutes", "14"),
+            *(
+                "--skip",
+                "flux",
+                "/compiled",
+                "/both",
+                "4bit/edit-96-1ref/4/1/merged",
+                "--minutes",
+                "14",
+            ),
         ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -131,7 +212,8 @@ def test_the_entire_harness_runs_on_a_cpu(tmp_path: Path) -> None:
     assert cases["bf16/image-96/4/1"]["stock"]["difference"] == 0
     assert 0 < cases["bf16/edit-96-1ref/4/1"]["merged"]["difference"] < 0.02
     assert results["memory"].keys() == {"16", "24"}
-    assert results["offload"]["bf16"]["phases_ms"]["text"] > 0
+    assert results["offload"]["bf16/streamed"]["phases_ms"]["text"] > 0
+    assert results["offload"]["bf16/streamed"]["equal"]
     cold = results["cold"]["all"]
     assert cold["cold"]["first_picture_s"] > 0
     assert cold["bundle_gb"] > 0

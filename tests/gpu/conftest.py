@@ -8,21 +8,22 @@ from typing import Any
 import pytest
 import torch
 from gpu.figures import Figures
-from gpu.studio import Studio
+from gpu.studio import FLUX, Studio
 
 from worker import log
 
-# What matters most comes first: a run may be cut short.
+# What matters most comes first, since a run may be cut short: FLUX.2, and then this order.
 ORDER = (
-    "opening",
+    "weighing",
+    "speech",
     "offload",
+    "kept_graphs",
+    "opening",
     "pictures",
     "compiling",
-    "kept_graphs",
     "errors",
     "loop",
     "combining",
-    "speech",
     "vae",
     "doctor",
     "attention",
@@ -42,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
         pytest.exit("no CUDA device: these checks need one (--device cpu rehearses some)", 1)
-    items.sort(key=lambda item: _find_place(item.path.stem))
+    items.sort(key=lambda item: (FLUX not in item.name, _find_place(item.path.stem)))
     skipped = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
         if config.getoption("--device") == "cpu" and item.get_closest_marker("cuda"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from gpu.figures import Figures
 from gpu.studio import (
+    FLUX,
     Studio,
     make_image,
     make_images,
@@ -26,7 +27,11 @@ from worker.tasks.picture import PictureWish
 
 CPU = torch.device("cpu")
 NEAR_DB = 30.0
-WAY = evaluate.WAYS["lightning-8"]
+# by the models that make them from text and from references
+WAYS = {
+    ("tiny-image", "tiny-edit"): evaluate.WAYS["lightning-8"],
+    (FLUX, FLUX): evaluate.WAYS["base-4-plain"],
+}
 
 
 def make_begun(seed: int = 0, strength: float = 0.6, *, masked: bool = False) -> PictureWish:
@@ -42,17 +47,24 @@ def make_begun(seed: int = 0, strength: float = 0.6, *, masked: bool = False) ->
     )
 
 
+@pytest.mark.parametrize("names", list(WAYS), ids=lambda names: names[1])
 @pytest.mark.parametrize("kind", [begun.vary, begun.repaint, begun.widen])
 def test_what_begins_from_a_picture_is_right_and_near_the_cpus(
-    studio: Studio, figures: Figures, kind: Callable[[int, int], Iterator[begun.Begun]]
+    studio: Studio,
+    figures: Figures,
+    names: tuple[str, str],
+    kind: Callable[[int, int], Iterator[begun.Begun]],
 ) -> None:
     here, there = (
-        {name: studio.open(f"tiny-{name}", "bf16", *device) for name in ("image", "edit")}
+        {
+            role: studio.open(name, "bf16", *device)
+            for role, name in zip(("image", "edit"), names, strict=True)
+        }
         for device in ((), (CPU,))
     )
     cases = list(kind(8, 31))
     ours, theirs = (
-        [begun.make(models, case, WAY).show() for case in cases] for models in (here, there)
+        [begun.make(models, case, WAYS[names]).show() for case in cases] for models in (here, there)
     )
     decibels = [measure_decibels(*pair) for pair in zip(ours, theirs, strict=True)]
     right = [
@@ -64,18 +76,22 @@ def test_what_begins_from_a_picture_is_right_and_near_the_cpus(
     assert sum(decibels) / len(decibels) > NEAR_DB
 
 
+@pytest.mark.parametrize("name", ["tiny-image", FLUX])
 @pytest.mark.parametrize("precision", ["bf16", "8bit", "4bit"])
-def test_all_of_the_strength_is_the_picture_from_text(studio: Studio, precision: str) -> None:
-    model = studio.open("tiny-image", precision)
+def test_all_of_the_strength_is_the_picture_from_text(
+    studio: Studio, name: str, precision: str
+) -> None:
+    model = studio.open(name, precision)
     expected = make_image(model, make_wish()).tobytes()
     assert make_image(model, make_begun(strength=1.0)).tobytes() == expected
 
 
+@pytest.mark.parametrize("name", ["tiny-image", FLUX])
 @pytest.mark.parametrize("masked", [False, True])
 def test_what_begins_together_is_near_what_begins_alone(
-    studio: Studio, figures: Figures, *, masked: bool
+    studio: Studio, figures: Figures, name: str, *, masked: bool
 ) -> None:
-    model = studio.open("tiny-image", "bf16")
+    model = studio.open(name, "bf16")
     wishes = [make_begun(seed, masked=masked) for seed in range(4)]
     alone = [make_image(model, wish) for wish in wishes]
     together = make_images(model, wishes)
@@ -84,10 +100,13 @@ def test_what_begins_together_is_near_what_begins_alone(
     assert sum(decibels) / len(decibels) > NEAR_DB
 
 
-def test_every_pixel_outside_of_a_mask_is_the_sources_on_the_device(studio: Studio) -> None:
+@pytest.mark.parametrize("name", ["tiny-image", FLUX])
+def test_every_pixel_outside_of_a_mask_is_the_sources_on_the_device(
+    studio: Studio, name: str
+) -> None:
     wish = make_begun(masked=True)
     assert wish.mask is not None
-    (made,) = map(take_made, studio.open("tiny-image", "bf16").make([wish], [Unheard()]))
+    (made,) = map(take_made, studio.open(name, "bf16").make([wish], [Unheard()]))
     assert isinstance(made.piece, Picture)
     shown = np.asarray(made.piece.show())
     outside = np.asarray(wish.mask) == 0

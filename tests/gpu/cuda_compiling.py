@@ -8,9 +8,11 @@ import pytest
 import torch
 from gpu.figures import Figures
 from gpu.studio import (
+    FLUX,
     PROMPTS,
+    Drawing,
     Studio,
-    guide,
+    change,
     make_image,
     make_images,
     make_reference,
@@ -22,52 +24,58 @@ from gpu.studio import (
 from structlog.testing import capture_logs
 
 from worker.engine.compiled import AGREEMENT, Compiled
-from worker.families.qwen_image.model import QwenImage
 from worker.tasks.picture import PictureWish
 
 pytestmark = pytest.mark.cuda
 NEAR_DB = 25.0
+# by name, the most pictures that are made together: of all kinds of blocks each has its graphs
+ROWS = {"tiny-edit": 2, FLUX: 1}
 
 
 class Warmed:
     """A compiled model after its warm-up, what the log said, and the seconds that it took."""
 
-    def __init__(self, model: QwenImage, seconds: float, lines: list[Any]) -> None:
+    def __init__(self, name: str, model: Drawing, seconds: float, lines: list[Any]) -> None:
+        self.name = name
         self.model = model
         self.seconds = seconds
         self.lines = lines
-        self.graphs = self.run.graphs
+        self.graphs = self.count_graphs()
 
     @property
-    def run(self) -> Compiled:
-        """The compiled blocks."""
-        run = self.model._parts.forward._run_block
-        assert isinstance(run, Compiled)
-        return run
+    def is_active(self) -> bool:
+        """Whether compiled blocks are in use."""
+        return self.model._parts.forward.is_compiled
+
+    def count_graphs(self) -> int:
+        """Return how many graphs the blocks of all kinds have."""
+        kinds = vars(self.model._parts.forward).values()
+        return sum(kind.graphs for kind in kinds if isinstance(kind, Compiled))
 
 
-@pytest.fixture(scope="module")
-def warmed(studio: Studio) -> Iterator[Warmed]:
-    """An edit model with both adapters, compiled for batches of two."""
-    model = studio.open_again("tiny-edit", COMPILE="auto", BATCH_SIZE="2")
+@pytest.fixture(scope="module", params=ROWS)
+def warmed(studio: Studio, request: pytest.FixtureRequest) -> Iterator[Warmed]:
+    """An edit model with all of its adapters, compiled for the most rows."""
+    name: str = request.param
+    model = studio.open_again(name, COMPILE="auto", BATCH_SIZE=str(ROWS[name]))
     start = time.monotonic()
     with capture_logs() as lines:
         model.warm()
-    yield Warmed(model, time.monotonic() - start, list(lines))
+    yield Warmed(name, model, time.monotonic() - start, list(lines))
     torch._dynamo.reset()
 
 
-def list_various(base: PictureWish) -> list[PictureWish]:
+def list_various(name: str) -> list[PictureWish]:
     """Return wishes of sizes, lengths, references and adapters that the warm-up did not have."""
-    shown = base.references
+    shown = make_wishes(name)[0].references
     long = " and ".join(PROMPTS * 8)
     return [
         make_wish(width=96, height=64, references=shown),
         make_wish(width=64, height=112, references=shown * 2),
         make_wish(long, 1, references=shown),
         make_wish(long, 2, width=128, height=128, references=shown, steps=8),
-        guide(make_wish(width=80, height=80, references=(make_reference(3, 96),))),
-        guide(make_wish(long, 3, width=64, height=64, references=shown)),
+        change(name, make_wish(width=80, height=80, references=(make_reference(3, 96),))),
+        change(name, make_wish(long, 3, width=64, height=64, references=shown)),
     ]
 
 
@@ -76,14 +84,14 @@ def test_the_blocks_are_compiled_before_the_first_job(warmed: Warmed, figures: F
     differences = [line["difference"] for line in warmed.lines if line["event"] == "compiled"]
     reasons = [line.get("reason") for line in warmed.lines if "not compiled" in line["event"]]
     figures.put(
-        active=warmed.run.is_active,
+        active=warmed.is_active,
         graphs=warmed.graphs,
         warm_s=round(warmed.seconds, 1),
         compiled=[(line.get("graphs"), line.get("seconds")) for line in said],
         differences=differences,
         reasons=reasons,
     )
-    assert warmed.run.is_active, reasons
+    assert warmed.is_active, reasons
     assert warmed.graphs > 0
     assert differences
     assert max(differences) <= AGREEMENT
@@ -91,28 +99,29 @@ def test_the_blocks_are_compiled_before_the_first_job(warmed: Warmed, figures: F
 
 def test_no_job_compiles_anything(warmed: Warmed, figures: Figures) -> None:
     """Neither another size or prompt, nor another adapter, nor several pictures together."""
-    base, *_ = wishes = make_wishes("tiny-edit")
+    wishes = make_wishes(warmed.name)
     slowest = 0.0
     seen: dict[str, int] = {}
-    for wish in list_various(base):
+    for wish in list_various(warmed.name):
         start = time.monotonic()
         make_image(warmed.model, wish)
         slowest = max(slowest, time.monotonic() - start)
-        seen[f"{wish.width}x{wish.height} {wish.steps} {len(wish.prompt)}"] = warmed.run.graphs
-    for name in ("lightning", "guided"):
-        pair = wishes[:2] if name == "lightning" else [guide(wish) for wish in wishes[:2]]
-        make_images(warmed.model, pair)
-        seen[f"two, {name}"] = warmed.run.graphs
+        seen[f"{wish.width}x{wish.height} {wish.steps} {len(wish.prompt)}"] = warmed.count_graphs()
+    rows = ROWS[warmed.name]
+    make_images(warmed.model, wishes[:rows])
+    seen[f"{rows}, one way"] = warmed.count_graphs()
+    make_images(warmed.model, [change(warmed.name, wish) for wish in wishes[:rows]])
+    seen[f"{rows}, the other way"] = warmed.count_graphs()
     figures.put(graphs=warmed.graphs, slowest_s=round(slowest, 2), after=seen)
-    assert warmed.run.is_active
+    assert warmed.is_active
     assert set(seen.values()) == {warmed.graphs}
 
 
 def test_compiled_pictures_are_near_plain_ones(
     studio: Studio, warmed: Warmed, figures: Figures
 ) -> None:
-    plain = studio.open("tiny-edit")
-    wishes = [*make_wishes("tiny-edit"), *list_various(make_wishes("tiny-edit")[0])]
+    plain = studio.open(warmed.name)
+    wishes = [*make_wishes(warmed.name), *list_various(warmed.name)]
     decibels = [
         measure_decibels(make_image(warmed.model, wish), make_image(plain, wish)) for wish in wishes
     ]
@@ -122,8 +131,8 @@ def test_compiled_pictures_are_near_plain_ones(
 
 def test_compiled_pictures_repeat(warmed: Warmed) -> None:
     """The same bytes for a seed, after others came between."""
-    base, other, *_ = make_wishes("tiny-edit")
+    base, other, *_ = wishes = make_wishes(warmed.name)
     expected = make_image(warmed.model, base).tobytes()
-    make_image(warmed.model, guide(other))
-    make_images(warmed.model, [base, other])
+    make_image(warmed.model, change(warmed.name, other))
+    make_images(warmed.model, wishes[: ROWS[warmed.name]])
     assert make_image(warmed.model, base).tobytes() == expected

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from gpu.figures import Figures
-from gpu.studio import Studio, guide, make_image, make_wishes, take_image
+from gpu.studio import FLUX, Studio, change, guide, make_image, make_wishes, take_image
 
 from worker.engine.sampler import sample
 from worker.engine.schedule import make_schedule
@@ -29,12 +29,12 @@ class Watching(Control):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "8bit", "4bit"])
-@pytest.mark.parametrize("name", ["tiny-image", "tiny-edit"])
-@pytest.mark.parametrize("kind", ["lightning", "guided"])
+@pytest.mark.parametrize("name", ["tiny-image", "tiny-edit", FLUX])
+@pytest.mark.parametrize("kind", ["one way", "the other way"])
 def test_no_step_waits_for_the_device(studio: Studio, name: str, precision: str, kind: str) -> None:
     model = studio.open(name, precision)
     wish, *_ = make_wishes(name)
-    wish = guide(wish) if kind == "guided" else wish
+    wish = change(name, wish) if kind == "the other way" else wish
     expected = make_image(model, wish)
     try:
         (outcome,) = model.make([wish], [Watching()])
@@ -43,7 +43,7 @@ def test_no_step_waits_for_the_device(studio: Studio, name: str, precision: str,
     assert take_image(outcome).tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("name", ["tiny-image", "tiny-edit"])
+@pytest.mark.parametrize("name", ["tiny-image", "tiny-edit", FLUX])
 def test_the_waits_of_a_job_are_counted(studio: Studio, figures: Figures, name: str) -> None:
     """Outside the loop some are needed: figures, and where they are."""
     model = studio.open(name)

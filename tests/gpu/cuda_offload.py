@@ -6,30 +6,36 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from gpu.figures import Figures
-from gpu.studio import Studio, make_images, make_wishes
+from gpu.studio import FLUX, Drawing, Studio, find_opener, make_images, make_wishes
 from torch import Tensor, nn
 
 from worker.bundle import layout
 from worker.bundle.open import make_shared
 from worker.engine.offload import Streamed, measure_unit, stream_from_host
-from worker.families.qwen_image.model import QwenImage, build
-from worker.families.qwen_image.opening import open_bundle
 
 # Layers as large as those of the published text encoder in 4bit: 120 MB each.
 LAYERS, WIDTH = 12, 7744
 
 
 @pytest.mark.parametrize("precision", ["bf16", "8bit", "4bit"])
-@pytest.mark.parametrize("name", ["tiny-image", "tiny-edit"])
+@pytest.mark.parametrize("name", ["tiny-image", "tiny-edit", FLUX])
 def test_pictures_are_those_of_an_encoder_that_is_on_the_device(
     studio: Studio, figures: Figures, name: str, precision: str
 ) -> None:
     """To the last bit, and again; neither has an adapter in its weights."""
     model = studio.open(name, precision, LIGHTNING_MERGE="off")
-    folder = studio.find_bundle(name, precision)
-    parts = open_bundle(folder, studio.device, waiting=torch.device("cpu"), share=make_shared())
-    waiting = build(parts, model.served, layout.read_bundle(folder), None)
-    assert isinstance(waiting, QwenImage)
+    folder, opener = studio.find_bundle(name, precision), find_opener(name)
+    parts = opener.open_bundle(
+        folder,
+        studio.device,
+        verify="sizes",
+        waiting=torch.device("cpu"),
+        share=make_shared(),
+        compiled_batch=0,
+        spare=None,
+    )
+    waiting = opener.build(parts, model.served, layout.read_bundle(folder), None)
+    assert isinstance(waiting, Drawing)
     wishes = make_wishes(name)
     expected = [make_images(model, [wish])[0].tobytes() for wish in wishes]
     equal = [make_images(waiting, [wish])[0].tobytes() for wish in wishes]

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from gpu.figures import Figures
-from gpu.studio import Studio, find_gpu, find_spec, list_tensors
+from gpu.studio import FLUX, Drawing, Studio, find_gpu, find_opener, find_spec, list_tensors
 from safetensors.torch import load_file, save_file
 
 from worker import settings
 from worker.bundle.read import REQUEST_BYTES, FileReader
-from worker.families.qwen_image.model import OPENER, QwenImage
 
 CPU = torch.device("cpu")
 
@@ -27,15 +26,15 @@ def show_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "8bit", "4bit"])
-@pytest.mark.parametrize("name", ["tiny-image", "tiny-edit"])
+@pytest.mark.parametrize("name", ["tiny-image", "tiny-edit", FLUX])
 def test_every_tensor_on_the_device_has_the_files_bytes(
     studio: Studio, figures: Figures, name: str, precision: str
 ) -> None:
     """As the same bundle's on a CPU, which maps the files and copies nothing."""
-    model = studio.open(name, precision)
+    model = studio.open_again(name, precision)
     given = studio.read_settings(precision, studio.device)
-    other = OPENER.make_ready(find_spec(name, given), given, None).open()
-    assert isinstance(other, QwenImage)
+    other = find_opener(name).make_ready(find_spec(name, given), given, None).open()
+    assert isinstance(other, Drawing)
     ours, theirs = dict(list_tensors(model)), dict(list_tensors(other))
     # a GPU may keep more: weights with an adapter in them
     assert theirs.keys() <= ours.keys()
@@ -107,13 +106,14 @@ def test_nothing_pinned_is_kept_after_opening(
     assert after <= before
 
 
+@pytest.mark.parametrize("name", ["tiny-edit", FLUX])
 @pytest.mark.parametrize("precision", ["bf16", "8bit", "4bit"])
 def test_a_bundle_prepared_here_is_compared_with_one_prepared_on_a_cpu(
-    studio: Studio, figures: Figures, precision: str
+    studio: Studio, figures: Figures, name: str, precision: str
 ) -> None:
     """What is copied is equal; what is computed, the quantised weights, is nearly all equal."""
-    ours = dict(list_tensors(studio.open("tiny-edit", precision)))
-    theirs = dict(list_tensors(studio.open("tiny-edit", precision, CPU)))
+    ours = dict(list_tensors(studio.open_again(name, precision)))
+    theirs = dict(list_tensors(studio.open_again(name, precision, CPU)))
     different = total = 0
     for key, tensor in theirs.items():
         pair = show_bytes(ours[key]), show_bytes(tensor)

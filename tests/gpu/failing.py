@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from gpu.studio import Studio, guide, make_image, make_images, make_wish
+from gpu.studio import Drawing, Studio, guide, make_image, make_images, make_wish
 
 from worker import log
 from worker.edge.reply import Failure
 from worker.engine import device as devices
 from worker.errors import WorkerError
-from worker.families.qwen_image.model import QwenImage
 from worker.jobs.job import Job
 from worker.jobs.serve import Worker
 from worker.residency import Residency
@@ -75,7 +74,7 @@ def lose(studio: Studio, phase: Phase, step: int) -> Found:
 class BreakingModel:
     """The open model of a worker on a device that breaks in its next picture."""
 
-    def __init__(self, model: QwenImage) -> None:
+    def __init__(self, model: Drawing) -> None:
         self.served = model.served
         self.make_key, self.read_ahead = model.make_key, model.read_ahead
         self.warm, self.release = model.warm, model.release
@@ -93,7 +92,7 @@ def serve(studio: Studio) -> Found:
 
     def open_breaking() -> Model:
         opened = ready.open()
-        assert isinstance(opened, QwenImage)
+        assert isinstance(opened, Drawing)
         return BreakingModel(opened)
 
     models = Residency([Openable(ready.served, ready.parts, open_breaking)], budget=None)
@@ -167,7 +166,7 @@ def run_out(studio: Studio) -> Found:
     return found
 
 
-def list_steps(model: QwenImage, wish: Any) -> list[tuple[Phase, int]]:
+def list_steps(model: Drawing, wish: Any) -> list[tuple[Phase, int]]:
     """Return what a picture reports when nothing fails."""
     control = Breaking()
     list(model.make([wish], [control]))

@@ -11,9 +11,12 @@ import torch
 from PIL import Image
 
 from worker import preflight, settings
+from worker.boot import import_family
 from worker.driver import Gpu
 from worker.families.catalogue import CATALOGUE
-from worker.families.qwen_image.model import OPENER, QwenImage
+from worker.families.flux2.model import Flux2
+from worker.families.opener import Opener
+from worker.families.qwen_image.model import QwenImage
 from worker.families.recognise import recognise
 from worker.media.picture import Picture
 from worker.seam import Openable, Outcome, Unheard, take_made
@@ -23,6 +26,8 @@ from worker.weights.spec import ModelSpec
 
 PROMPTS: Final = ("a red circle", "a blue square", "a green circle", "a red square")
 EQUAL: Final = 99.0  # what equal pictures count in a mean of decibels
+FLUX: Final = "tiny-flux"
+Drawing = QwenImage | Flux2
 
 
 class Studio:
@@ -31,7 +36,7 @@ class Studio:
     def __init__(self, folder: Path, device: torch.device) -> None:
         self._folder = folder
         self.device = device
-        self._models: dict[tuple[str, ...], QwenImage] = {}
+        self._models: dict[tuple[str, ...], Drawing] = {}
 
     def read_settings(self, precision: str, device: torch.device, **more: str) -> Settings:
         """Return a worker's settings for the embedded models, nothing compiled unless asked."""
@@ -52,16 +57,17 @@ class Studio:
         """Prepare an embedded model's bundle for a device, where it is not."""
         place = self.device if device is None else device
         given = self.read_settings(precision, place, **more)
-        return OPENER.make_ready(find_spec(name, given), given, find_gpu(place))
+        return find_opener(name).make_ready(find_spec(name, given), given, find_gpu(place))
 
     def find_bundle(self, name: str, precision: str = "bf16") -> Path:
         """Return the folder of an embedded model's bundle for the device, which is prepared."""
         given = self.read_settings(precision, self.device)
-        return OPENER.prepare(find_spec(name, given), given, find_gpu(self.device))
+        spec, gpu = find_spec(name, given), find_gpu(self.device)
+        return find_opener(name).prepare(spec, given, gpu)
 
     def open(
         self, name: str, precision: str = "bf16", device: torch.device | None = None, **more: str
-    ) -> QwenImage:
+    ) -> Drawing:
         """Return an open model; the same one for the same request."""
         place = self.device if device is None else device
         key = (name, precision, place.type, repr(sorted(more.items())))
@@ -71,10 +77,10 @@ class Studio:
 
     def open_again(
         self, name: str, precision: str = "bf16", device: torch.device | None = None, **more: str
-    ) -> QwenImage:
+    ) -> Drawing:
         """Return a model that nothing else uses."""
         model = self.make_ready(name, precision, device, **more).open()
-        assert isinstance(model, QwenImage)
+        assert isinstance(model, Drawing)
         return model
 
 
@@ -82,6 +88,13 @@ def find_spec(name: str, given: Settings) -> ModelSpec:
     """Return what an embedded model is made from, as a start finds it."""
     (found,) = CATALOGUE.resolve((name,), given, has_gpu=True)
     return recognise(found, given, CATALOGUE)
+
+
+def find_opener(name: str) -> Opener[Any]:
+    """Return how the models of an embedded model's family are opened."""
+    (row,) = (one for one in CATALOGUE.rows if one.name == name)
+    opener: Opener[Any] = import_family(row.family).OPENER
+    return opener
 
 
 def find_gpu(device: torch.device) -> Gpu | None:
@@ -119,7 +132,12 @@ def make_wish(prompt: str = PROMPTS[0], seed: int = 0, **more: Any) -> PictureWi
 def make_wishes(name: str) -> list[PictureWish]:
     """Return four wishes of equal keys for an embedded model."""
     return [
-        make_wish(prompt, seed, references=(make_reference(seed),) if name == "tiny-edit" else ())
+        make_wish(
+            prompt,
+            seed,
+            references=() if name == "tiny-image" else (make_reference(seed),),
+            lightning=name != FLUX,
+        )
         for seed, prompt in enumerate(PROMPTS)
     ]
 
@@ -129,6 +147,20 @@ def guide(wish: PictureWish) -> PictureWish:
     return replace(wish, lightning=False, steps=6, true_cfg_scale=3.0, negative_prompt="dark")
 
 
+def weigh(wish: PictureWish) -> PictureWish:
+    """Return a wish with another reference, of which its own counts four times as much."""
+    return replace(
+        wish,
+        references=(*wish.references, make_reference(wish.seed + 1)),
+        reference_weights=(2.0, 0.5),
+    )
+
+
+def change(name: str, wish: PictureWish) -> PictureWish:
+    """Return a wish that runs in the other way that an embedded model has: CFG, or weights."""
+    return weigh(wish) if name == FLUX else guide(wish)
+
+
 def take_image(outcome: Outcome) -> Image.Image:
     """Return the picture of an outcome; raises what it is otherwise."""
     piece = take_made(outcome).piece
@@ -136,12 +168,12 @@ def take_image(outcome: Outcome) -> Image.Image:
     return piece.image
 
 
-def make_images(model: QwenImage, wishes: Sequence[PictureWish]) -> list[Image.Image]:
+def make_images(model: Drawing, wishes: Sequence[PictureWish]) -> list[Image.Image]:
     """Return the pictures of wishes that are made together."""
     return [take_image(one) for one in model.make(wishes, [Unheard()] * len(wishes))]
 
 
-def make_image(model: QwenImage, wish: PictureWish) -> Image.Image:
+def make_image(model: Drawing, wish: PictureWish) -> Image.Image:
     """Return one picture that is made alone."""
     (image,) = make_images(model, [wish])
     return image
@@ -164,7 +196,7 @@ def summarise(decibels: Sequence[float]) -> dict[str, float]:
     }
 
 
-def list_tensors(model: QwenImage) -> Iterator[tuple[str, torch.Tensor]]:
+def list_tensors(model: Drawing) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every tensor of an open model's modules, those of 4-bit states and adapters too."""
     parts = model._parts
     for role in ("transformer", "text_encoder", "vae"):

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from bench.real_shapes import shapes
+from bench.real_shapes.klein import describe_parts
 from tools.pretend.cuda import pretend
 from tools.pretend.device import PretendDevice
 from tools.pretend.ledger import Ledger
@@ -111,7 +112,7 @@ def list_cases() -> list[FluxCase]:
 
 def build(device: PretendDevice, case: FluxCase, edition: Edition) -> Flux2:
     """Return a model opened on the device, which must be entered."""
-    configs = describe_parts(case, edition)
+    configs = describe_parts(edition, is_dev=case.edition == "dev")
 
     def fill(role: str) -> Any:
         part = RECIPE.find_part(role)
@@ -142,43 +143,6 @@ def build(device: PretendDevice, case: FluxCase, edition: Edition) -> Flux2:
     )
     served = Served(case.edition, "pretend", "none", case.precision, "none", {"edit": offer})
     return Flux2(parts, served, case.pipeline)
-
-
-def describe_parts(case: FluxCase, edition: Edition) -> dict[str, dict[str, Any]]:
-    """Return the configurations of a model's parts with weights."""
-    is_dev = case.edition == "dev"
-    return {
-        "transformer": {
-            "num_layers": edition.double,
-            "num_single_layers": edition.single,
-            "num_attention_heads": edition.heads,
-            "joint_attention_dim": 3 * edition.hidden,
-            "guidance_embeds": is_dev,
-        },
-        "text_encoder": describe_text_encoder(edition, is_dev=is_dev),
-        "vae": {},
-    }
-
-
-def describe_text_encoder(edition: Edition, *, is_dev: bool) -> dict[str, Any]:
-    """Return the configuration of an edition's text encoder."""
-    text = {
-        "hidden_size": edition.hidden,
-        "intermediate_size": edition.intermediate,
-        "num_hidden_layers": edition.layers,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": edition.words,
-    }
-    if not is_dev:
-        return {**text, "architectures": ["Qwen3ForCausalLM"]}
-    vision = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
-    return {
-        "architectures": ["Mistral3ForConditionalGeneration"],
-        "text_config": {**text, "model_type": "mistral"},
-        "vision_config": {**vision, "num_attention_heads": 1, "model_type": "pixtral"},
-    }
 
 
 def make_wish(case: FluxCase, number: int) -> PictureWish:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.real_shapes.klein import describe_parts
 from tools.pretend import flux
 from tools.pretend.flux import EDITIONS, RESULTS, FluxCase
 from worker import settings
@@ -51,7 +52,7 @@ def pretended() -> dict[str, Any]:
 def test_weights_take_what_their_shapes_say(name: str) -> None:
     """To one percent, for all published sizes and precisions."""
     edition = EDITIONS[name]
-    configs = flux.describe_parts(FluxCase(edition=name), edition)
+    configs = describe_parts(edition, is_dev=name == "dev")
     for precision in PRECISIONS:
         expected = edition.count_weights(precision)
         for role, computed in zip(("transformer", "text_encoder"), expected, strict=True):
@@ -86,7 +87,7 @@ def test_a_lora_takes_so_much_of_the_device_for_each_rank(name: str) -> None:
     """One row of A and one column of B for each Linear of every block, in bf16."""
     row = CATALOGUE.find_row(name)
     edition = planning.find_edition(row)
-    config = flux.describe_parts(FluxCase(), edition)["transformer"]
+    config = describe_parts(edition, is_dev=False)["transformer"]
     if row.embedded:
         place = find_checkpoints() / row.embedded / "transformer" / "config.json"
         config = json.loads(place.read_text())
