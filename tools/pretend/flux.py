@@ -1,7 +1,9 @@
 """A FLUX.2 on the pretend device: `python -m tools.pretend.flux`, a JSON line each.
 
-The worker's own modules in their published widths, with few blocks: what a picture takes beside
-the weights is that of all. --write keeps what was seen in bench/results/pretend_flux.json.
+The worker's own modules in their published sizes. --thin leaves one block of each kind and four
+layers of the text encoder, of which seconds remain: what a picture takes in addition to the
+weights is then the same but for the hidden states of the text encoder. --write keeps what was seen
+of all blocks in bench/results/pretend_flux.json.
 """
 
 import argparse
@@ -64,6 +66,13 @@ class FluxCase:
     guided: bool = False
     is_offloaded: bool = False
     room: int | None = None
+    is_thin: bool = False
+
+    @property
+    def sizes(self) -> Edition:
+        """Its edition's sizes; a thin one has one block of each kind and four layers."""
+        edition = EDITIONS[self.edition]
+        return replace(edition, double=1, single=1, layers=4) if self.is_thin else edition
 
     @property
     def pipeline(self) -> str:
@@ -109,9 +118,9 @@ def list_cases() -> list[FluxCase]:
     return found
 
 
-def build(device: PretendDevice, case: FluxCase, edition: Edition) -> Flux2:
+def build(device: PretendDevice, case: FluxCase) -> Flux2:
     """Return a model opened on the device, which must be entered."""
-    configs = describe_parts(case, edition)
+    configs = describe_parts(case)
 
     def fill(role: str) -> Any:
         part = RECIPE.find_part(role)
@@ -144,9 +153,9 @@ def build(device: PretendDevice, case: FluxCase, edition: Edition) -> Flux2:
     return Flux2(parts, served, case.pipeline)
 
 
-def describe_parts(case: FluxCase, edition: Edition) -> dict[str, dict[str, Any]]:
+def describe_parts(case: FluxCase) -> dict[str, dict[str, Any]]:
     """Return the configurations of a model's parts with weights."""
-    is_dev = case.edition == "dev"
+    is_dev, edition = case.edition == "dev", case.sizes
     return {
         "transformer": {
             "num_layers": edition.double,
@@ -213,7 +222,7 @@ def estimate(case: FluxCase) -> dict[str, int]:
             case.references,
             case.batch,
             case.precision,
-            thin(EDITIONS[case.edition]),
+            case.sizes,
             begins=case.begins,
             guided=case.guided,
             tiled=case.room is not None,
@@ -222,17 +231,12 @@ def estimate(case: FluxCase) -> dict[str, int]:
     )
 
 
-def thin(edition: Edition) -> Edition:
-    """Return an edition with one block of each kind and four layers."""
-    return replace(edition, double=1, single=1, layers=4)
-
-
 def run_cases(cases: list[FluxCase]) -> Iterator[dict[str, Any]]:
     """Make the pictures of each case and yield what was seen, as JSON."""
     for case in cases:
         device = PretendDevice()
         with pretend(device):
-            model = build(device, case, thin(EDITIONS[case.edition]))
+            model = build(device, case)
         weights = device.memory.live
         ledger = device.ledger = Ledger()
         device.memory.reset()
@@ -246,6 +250,7 @@ def run_cases(cases: list[FluxCase]) -> Iterator[dict[str, Any]]:
         masked = [f"{event}" for event in ledger.masked if event.phase == "denoise"]
         yield {
             "case": case.name,
+            "weights": weights,
             "peaks": peaks,
             "computed": estimate(case),
             "kernels_per_forward": ledger.kernels["denoise"] // (4 * (2 if case.guided else 1)),
@@ -268,11 +273,15 @@ def main() -> int:
     """Run the cases and return the exit status."""
     parser = argparse.ArgumentParser(description="FLUX.2 on a pretend CUDA device")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--thin", action="store_true", help="one block of each kind")
     parser.add_argument("--write", action="store_true", help=f"keep the records in {RESULTS.name}")
     given = parser.parse_args()
     log.configure("ERROR")
     torch.set_num_threads(1)
-    cases = [case for case in list_cases() if not given.only or case.name in given.only]
+    if given.write and (given.thin or given.only):
+        parser.error("what is kept is of every case, in its published size")
+    chosen = [case for case in list_cases() if not given.only or case.name in given.only]
+    cases = [replace(case, is_thin=given.thin) for case in chosen]
     records = []
     for record in run_cases(cases):
         records.append(record)
