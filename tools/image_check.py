@@ -19,18 +19,13 @@ from typing import Any, Final
 
 from tools.debian import Buildah
 from tools.downloads import install
-from tools.image_worker import say
+from tools.image_worker import TESTED, say
 from worker.versions import TORCH_BUILDS
 
 HERE: Final = Path(__file__).resolve().parent.parent
 FOLDER: Final = HERE / "out" / "image-check"
 RESULTS: Final = HERE / "bench" / "results" / "image.json"
 VARIANTS: Final = tuple(build.name for build in TORCH_BUILDS)
-# what the Hub's tests are run with
-TESTED: Final = {
-    row["key"]: row["value"]
-    for row in json.loads((HERE / ".runpod" / "tests.json").read_text())["config"]["env"]
-}
 # target -> its build arguments, and where a worker that starts again finds its weights
 TARGETS: Final = {"slim": ({}, "MODEL_DIR"), "baked": ({"MODEL": TESTED["MODEL"]}, "image")}
 

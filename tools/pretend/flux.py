@@ -2,8 +2,8 @@
 
 The worker's own modules in their published sizes. --thin leaves one block of each kind and four
 layers of the text encoder, of which seconds remain: what a picture takes in addition to the
-weights is then the same but for the hidden states of the text encoder. --write keeps what was seen
-of all blocks in bench/results/pretend_flux.json.
+weights is then the same but for LoRAs and the hidden states of the text encoder. --write keeps
+what was seen of all blocks in bench/results/pretend_flux.json.
 """
 
 import argparse
@@ -21,10 +21,11 @@ from bench.real_shapes import shapes
 from tools.pretend.cuda import pretend
 from tools.pretend.device import PretendDevice
 from tools.pretend.ledger import Ledger
+from tools.pretend.model import RANK, make_pair
 from tools.pretend.run import Follow, follow_phases
 from tools.pretend.stored import store
 from worker import log
-from worker.engine.lora import Adapters
+from worker.engine.lora import Adapters, ScaledLora
 from worker.engine.quantise import Precision
 from worker.families.flux2 import working
 from worker.families.flux2.components import Flux2Parts
@@ -38,6 +39,7 @@ from worker.families.flux2.working import (
     FluxLoad,
     estimate_phases,
 )
+from worker.loras.ready import ReadyLora
 from worker.seam import Served, take_made
 from worker.tasks.picture import PictureOffer, PictureWish
 
@@ -67,6 +69,7 @@ class FluxCase:
     is_offloaded: bool = False
     room: int | None = None
     is_thin: bool = False
+    loras: int = 0
 
     @property
     def sizes(self) -> Edition:
@@ -86,6 +89,7 @@ class FluxCase:
         flags = {"weighed": self.is_weighed, "begins": self.begins, "cfg": self.guided}
         flags |= {"offload": self.is_offloaded, "tiled": self.room is not None}
         parts += [word for word, is_set in flags.items() if is_set]
+        parts += [f"loras{self.loras}"] if self.loras else []
         return "-".join([*parts, *([f"batch{self.batch}"] if self.batch > 1 else [])])
 
 
@@ -101,6 +105,8 @@ def list_cases() -> list[FluxCase]:
         replace(klein, references=2, is_weighed=True),
         replace(klein, references=1, begins=True),
         replace(klein, batch=4),
+        replace(klein, loras=3),
+        replace(klein, references=4, loras=3),
         replace(klein, guided=True),
         replace(klein, room=700_000_000),
     ]
@@ -190,6 +196,30 @@ def describe_text_encoder(edition: Edition, *, is_dev: bool) -> dict[str, Any]:
     }
 
 
+def bring_loras(device: PretendDevice, model: Flux2, count: int) -> tuple[ReadyLora, ...]:
+    """Attach LoRAs of every Linear of every block to a model, as jobs would that brought them."""
+    loras: Any = model._loras  # noqa: SLF001 - a worker reads them from files
+    transformer: Any = model._parts.transformer  # noqa: SLF001 - the same
+    part = RECIPE.find_part("transformer")
+    assert part.quantised is not None
+    reached = [
+        (name, module)
+        for name, module in transformer.named_modules()
+        if part.quantised.fullmatch(f"{name}.weight") and hasattr(module, "in_features")
+    ]
+    found = []
+    for number in range(count):
+        lora = ReadyLora("lora", str(number), 1.0, Path(), None, is_callers=True)
+        tensors: dict[str, torch.Tensor] = {}
+        for name, module in reached:
+            tensors |= make_pair(device, name, module)
+        scaled = ScaledLora(tensors, {name: 1.0 for name, _ in reached})
+        loras._guests.attach(repr(lora.identity), scaled)  # noqa: SLF001 - the same
+        loras._sizes[lora.identity] = 0  # noqa: SLF001 - the same
+        found.append(lora)
+    return tuple(found)
+
+
 def make_wish(case: FluxCase, number: int) -> PictureWish:
     """Return one picture of a case."""
     side = case.side
@@ -223,6 +253,7 @@ def estimate(case: FluxCase) -> dict[str, int]:
             case.batch,
             case.precision,
             case.sizes,
+            ranks=case.loras * RANK,
             begins=case.begins,
             guided=case.guided,
             tiled=case.room is not None,
@@ -243,7 +274,8 @@ def run_cases(cases: list[FluxCase]) -> Iterator[dict[str, Any]]:
         device.memory.room = None if case.room is None else weights + case.room
         with pretend(device), follow_phases(device):
             device.enter_phase("between")
-            wishes = [make_wish(case, number) for number in range(case.batch)]
+            loras = bring_loras(device, model, case.loras)
+            wishes = [replace(make_wish(case, n), loras=loras) for n in range(case.batch)]
             for outcome in model.make(wishes, [Follow(ledger)] * case.batch):
                 take_made(outcome)
         peaks = {phase: peak - weights for phase, peak in device.memory.peaks.items()}
