@@ -31,8 +31,9 @@ TIMES ?= 10
 certain: setup ## run the tests TIMES times in random order, half of them with a busy neighbour; name what failed
 	$(BIN)/python -m tools.certain --times $(TIMES)
 
-pretend-gpu: setup ## the worker's own code at the published sizes on a pretend CUDA device (15 minutes)
+pretend-gpu: setup ## the worker's own code at the published sizes on a pretend CUDA device (20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.pretend --write
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.pretend.flux --write
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.pretend.speech --write
 	$(BIN)/python -m tools.pretend.inductor
 

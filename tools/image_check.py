@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from tools.debian import Buildah
 from tools.downloads import install
-from tools.image_worker import say
+from tools.image_worker import TESTED, say
 from worker.versions import TORCH_BUILDS
 
 HERE: Final = Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ FOLDER: Final = HERE / "out" / "image-check"
 RESULTS: Final = HERE / "bench" / "results" / "image.json"
 VARIANTS: Final = tuple(build.name for build in TORCH_BUILDS)
 # target -> its build arguments, and where a worker that starts again finds its weights
-TARGETS: Final = {"slim": ({}, "MODEL_DIR"), "baked": ({"MODEL": "tiny"}, "image")}
+TARGETS: Final = {"slim": ({}, "MODEL_DIR"), "baked": ({"MODEL": TESTED["MODEL"]}, "image")}
 
 
 def find_suite(text: str) -> str:

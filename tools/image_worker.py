@@ -26,6 +26,9 @@ OFF_PLATFORM: Final = {
     "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
     "RUNPOD_SKIP_GPU_CHECK": "true",
 }
+# RunPod's tests of the worker, and the variables that they are run with
+LISTING: Final = json.loads((HERE / ".runpod" / "tests.json").read_text())
+TESTED: Final[Mapping[str, str]] = {row["key"]: row["value"] for row in LISTING["config"]["env"]}
 
 
 # what Triton compiles for a launch is C that includes Python.h
@@ -138,9 +141,12 @@ def check_compiler(root: Path, config: Mapping[str, Any]) -> None:
 
 
 def check_test_input(root: Path, config: Mapping[str, Any]) -> None:
-    """Start it as a user of the image would: it answers test_input.json and ends with 0."""
+    """Start it as a user of the image would: it answers test_input.json and ends with 0.
+
+    With the models of the platform's tests, so that the next start finds what this one prepares.
+    """
     begin = time.monotonic()
-    with Worker(root, config, OFF_PLATFORM) as worker:
+    with Worker(root, config, {**OFF_PLATFORM, **TESTED}) as worker:
         worker.wait(START_S)
         reply = find_reply(worker.printed)
     model = f"{reply['model']['id']} {reply['model']['precision']}"
@@ -150,16 +156,14 @@ def check_test_input(root: Path, config: Mapping[str, Any]) -> None:
 
 def check_jobs(root: Path, config: Mapping[str, Any], source: str) -> None:
     """Serve the platform's jobs: every one of .runpod/tests.json, then SIGTERM, which ends it."""
-    listing = json.loads((HERE / ".runpod" / "tests.json").read_text())
-    environ = {row["key"]: row["value"] for row in listing["config"]["env"]}
     health = {"name": "health", "input": {"op": "health"}, "timeout": START_S * 1000}
     begin = time.monotonic()
-    with Pod() as pod, Worker(root, config, pod.environment() | environ) as worker:
+    with Pod() as pod, Worker(root, config, {**pod.environment(), **TESTED}) as worker:
         pod.until(lambda: pod.seen("poll") or not worker.running, START_S)
         if not worker.running:
             worker.fail("the worker ended before its first job")
         say(f"polls for jobs after {time.monotonic() - begin:.1f} s")
-        for test in (*listing["tests"], health):
+        for test in (*LISTING["tests"], health):
             job = pod.answer(pod.submit(test["input"]), test["timeout"] / 1000)
             if job.status != "COMPLETED":
                 worker.fail(f"{test['name']}: {job.status}: {job.error}")

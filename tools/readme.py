@@ -28,6 +28,7 @@ SIZES: Final = ROOT / "bench" / "results" / "sizes.json"
 POOLS: Final = ROOT / "bench" / "results" / "pools.json"
 MEASURED: Final = ROOT / "bench" / "results"  # gpu-DEVICE.json
 PRETEND: Final = ROOT / "bench" / "results" / "pretend.json"
+PRETEND_FLUX: Final = ROOT / "bench" / "results" / "pretend_flux.json"
 HUB: Final = ROOT / ".runpod" / "hub.json"
 IMAGE: Final = ROOT / "bench" / "results" / "image.json"
 LORA: Final = ROOT / "bench" / "results" / "lora.json"
@@ -259,6 +260,26 @@ def flux_table() -> str:
     return markdown(header, [row(name, each) for name in names for each in PRECISIONS])
 
 
+def presets_table() -> str:
+    """Return what the presets of RunPod's listing take, and the pools that have it."""
+    sizes = json.loads(SIZES.read_text(encoding="utf-8"))
+
+    def row(purpose: str, chosen: Mapping[str, str | bool]) -> tuple[str, ...]:
+        memory, room = presets.compute_memory(chosen, sizes), presets.compute_room(chosen)
+        models = str(chosen["MODEL"]).split(",")
+        found = presets.list_pools(memory + room)
+        return (
+            purpose,
+            code(*models),
+            code(chosen["PRECISION_MODE"]),
+            *(f"{figure:.1f}" for figure in (memory, memory + room)),
+            code(*found),
+        )
+
+    header = ("preset", "`MODEL`", "GB", "weights", "with a largest job", "pools")
+    return markdown(header, (row(*one) for one in presets.PRESETS.items()))
+
+
 def image_table() -> str:
     """Return the size of each image, as tools/image_check.py found it."""
     results = json.loads(IMAGE.read_text(encoding="utf-8"))
@@ -315,6 +336,24 @@ def pretend_table() -> str:
         )
 
     return markdown(header, map(row, json.loads(PRETEND.read_text(encoding="utf-8"))))
+
+
+def pretend_flux_table() -> str:
+    """Return what the pretend device showed of FLUX.2, as `make pretend-gpu` wrote it."""
+    phases = ("text", "reference", "denoise", "decode")
+
+    def row(record: Mapping[str, Any]) -> tuple[str, ...]:
+        peaks = record["peaks"]
+        return (
+            code(record["case"]),
+            f"{record['weights'] / 1e9:.1f}",
+            *(f"{peaks[phase] / 1e9:.2f}" if phase in peaks else "" for phase in phases),
+            f"{max(record['computed'].values()) / 1e9:.2f}",
+            f"{record['kernels_per_forward']:,}",
+        )
+
+    header = ("case", "weights", *phases, "computed", "kernels")
+    return markdown(header, map(row, json.loads(PRETEND_FLUX.read_text(encoding="utf-8"))))
 
 
 def gpu_table() -> str:
@@ -381,13 +420,14 @@ PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
     },
     "docs/cold-start.md": {"precisions": precisions_table, "flux": flux_table},
     "docs/architecture.md": {"files": files_table},
-    "docs/deploy.md": {"pools": pools_table},
+    "docs/deploy.md": {"presets": presets_table, "pools": pools_table},
     "docs/numbers.md": {
         "overhead": overhead_table,
         "cpu": cpu_table,
         "lora": lora_table,
         "image": image_table,
         "pretend": pretend_table,
+        "pretend-flux": pretend_flux_table,
         "roofline": roofline_table,
         "gpu": gpu_table,
     },

@@ -1,6 +1,7 @@
 """What a worker with the embedded models serves, without opening them."""
 
 from worker.families.catalogue import CATALOGUE
+from worker.families.orpheus.offer import describe_speech
 from worker.families.pictures import describe
 from worker.seam import Served
 from worker.settings import Settings
@@ -10,7 +11,7 @@ from worker.weights.spec import list_lightning_steps
 def served(settings: Settings) -> list[Served]:
     """Return what callers may request of the models that MODEL names, on a CPU."""
     return [
-        describe(
+        (describe_speech if "speech" in spec.tasks else describe)(
             spec,
             settings,
             revision="local",

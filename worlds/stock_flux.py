@@ -9,14 +9,19 @@ from diffusers import Flux2KleinPipeline, Flux2Pipeline
 from PIL import Image
 
 from worker import settings
+from worker.bundle.plan import Order
+from worker.engine.quantise import Precision
+from worker.families.catalogue import CATALOGUE
 from worker.families.clock import Clock
 from worker.families.flux2.model import Flux2
 from worker.families.flux2.models import BASE, DISTILLED, GUIDED, SMALL_SIZES
 from worker.families.flux2.published import open_published
+from worker.families.flux2.recipe import RECIPE
 from worker.families.pictures import describe
 from worker.families.sharing import Sharing
 from worker.seam import Served, Unheard
 from worker.tasks.picture import PictureWish
+from worker.weights.snapshot import LocalSnapshot
 from worker.weights.spec import ModelSpec
 from worlds.small_flux import OUT_LAYERS, Kind
 from worlds.wishes import drawing
@@ -99,3 +104,24 @@ def references(count: int) -> tuple[Image.Image, ...]:
     """Return references of different shapes, the second neither of the output's nor of 16s."""
     sizes = [(96, 96), (150, 90), (80, 160)][:count]
     return tuple(drawing(*size, seed) for seed, size in enumerate(sizes))
+
+
+def order_of(folder: Path, home: Path, precision: Precision = "bf16") -> Order:
+    """Return the order for a small model's bundle."""
+    (spec,) = CATALOGUE.resolve([str(folder)], settings.read({}), has_gpu=False)
+    return Order(
+        spec,
+        RECIPE,
+        LocalSnapshot(folder, spec.repository),
+        precision,
+        settings.read({"MIN_STORAGE_FREE_GB": "0"}),
+        CPU,
+        home,
+        home / "downloads",
+    )
+
+
+def model_of(parts: Any, kind: Kind) -> Flux2:
+    """Return the model of a kind over parts that are open."""
+    pipeline = "Flux2Pipeline" if kind == "dev" else "Flux2KleinPipeline"
+    return Flux2(parts, served_as(kind), pipeline)

@@ -269,12 +269,28 @@ def jobs() -> list[Any]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def at_the_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be where the image's command is started: a LORA_DIR in the image is found from there."""
+    monkeypatch.chdir(ROOT)
+
+
 @pytest.mark.parametrize("job", jobs())
 def test_every_example_is_a_job_that_the_embedded_models_take_without_a_warning(job: Any) -> None:
-    given = settings.read({"MODEL": "tiny", "STRICT_INPUT": "true"})
+    environ = {row["key"]: row["value"] for row in TESTS["config"]["env"]}
+    given = settings.read({**environ, "STRICT_INPUT": "true"})
     served = embedded.served(given)
-    parsed = request.parse(job, served, given)
+    # a guide's reader has one model; here others are served next to that which weighs references
+    weighs = {"model": "tiny-flux"} if "reference_weights" in job else {}
+    parsed = request.parse({**weighs, **job}, served, given)
     assert not parsed.warnings
+
+
+def test_the_examples_show_what_callers_may_ask() -> None:
+    """Each task; a LoRA, references that are weighed, a preset, a mask and a strength."""
+    given = [case.values[0] for case in jobs()]
+    fields = {name for job in given for name in job}
+    assert {"loras", "reference_weights", "preset", "mask", "strength", "outpaint"} <= fields
 
 
 def test_the_hub_s_own_test_needs_neither_a_volume_nor_a_download() -> None:

@@ -1,7 +1,9 @@
 """A FLUX.2 on the pretend device: `python -m tools.pretend.flux`, a JSON line each.
 
-The worker's own modules in their published widths, with few blocks: what a picture takes beside
-the weights is that of all. --write keeps what was seen in bench/results/pretend_flux.json.
+The worker's own modules in their published sizes. --thin leaves one block of each kind and four
+layers of the text encoder, of which seconds remain: what a picture takes in addition to the
+weights is then the same but for LoRAs and the hidden states of the text encoder. --write keeps
+what was seen of all blocks in bench/results/pretend_flux.json.
 """
 
 import argparse
@@ -20,10 +22,11 @@ from bench.real_shapes.klein import describe_parts
 from tools.pretend.cuda import pretend
 from tools.pretend.device import PretendDevice
 from tools.pretend.ledger import Ledger
+from tools.pretend.model import RANK, make_pair
 from tools.pretend.run import Follow, follow_phases
 from tools.pretend.stored import store
 from worker import log
-from worker.engine.lora import Adapters
+from worker.engine.lora import Adapters, ScaledLora
 from worker.engine.quantise import Precision
 from worker.families.flux2 import working
 from worker.families.flux2.components import Flux2Parts
@@ -37,6 +40,7 @@ from worker.families.flux2.working import (
     FluxLoad,
     estimate_phases,
 )
+from worker.loras.ready import ReadyLora
 from worker.seam import Served, take_made
 from worker.tasks.picture import PictureOffer, PictureWish
 
@@ -65,6 +69,14 @@ class FluxCase:
     guided: bool = False
     is_offloaded: bool = False
     room: int | None = None
+    is_thin: bool = False
+    loras: int = 0
+
+    @property
+    def sizes(self) -> Edition:
+        """Its edition's sizes; a thin one has one block of each kind and four layers."""
+        edition = EDITIONS[self.edition]
+        return replace(edition, double=1, single=1, layers=4) if self.is_thin else edition
 
     @property
     def pipeline(self) -> str:
@@ -78,6 +90,7 @@ class FluxCase:
         flags = {"weighed": self.is_weighed, "begins": self.begins, "cfg": self.guided}
         flags |= {"offload": self.is_offloaded, "tiled": self.room is not None}
         parts += [word for word, is_set in flags.items() if is_set]
+        parts += [f"loras{self.loras}"] if self.loras else []
         return "-".join([*parts, *([f"batch{self.batch}"] if self.batch > 1 else [])])
 
 
@@ -93,6 +106,8 @@ def list_cases() -> list[FluxCase]:
         replace(klein, references=2, is_weighed=True),
         replace(klein, references=1, begins=True),
         replace(klein, batch=4),
+        replace(klein, loras=3),
+        replace(klein, references=4, loras=3),
         replace(klein, guided=True),
         replace(klein, room=700_000_000),
     ]
@@ -110,9 +125,9 @@ def list_cases() -> list[FluxCase]:
     return found
 
 
-def build(device: PretendDevice, case: FluxCase, edition: Edition) -> Flux2:
+def build(device: PretendDevice, case: FluxCase) -> Flux2:
     """Return a model opened on the device, which must be entered."""
-    configs = describe_parts(edition, is_dev=case.edition == "dev")
+    configs = describe_parts(case.sizes, is_dev=case.edition == "dev")
 
     def fill(role: str) -> Any:
         part = RECIPE.find_part(role)
@@ -143,6 +158,30 @@ def build(device: PretendDevice, case: FluxCase, edition: Edition) -> Flux2:
     )
     served = Served(case.edition, "pretend", "none", case.precision, "none", {"edit": offer})
     return Flux2(parts, served, case.pipeline)
+
+
+def bring_loras(device: PretendDevice, model: Flux2, count: int) -> tuple[ReadyLora, ...]:
+    """Attach LoRAs of every Linear of every block to a model, as jobs would that brought them."""
+    loras: Any = model._loras  # noqa: SLF001 - a worker reads them from files
+    transformer: Any = model._parts.transformer  # noqa: SLF001 - the same
+    part = RECIPE.find_part("transformer")
+    assert part.quantised is not None
+    reached = [
+        (name, module)
+        for name, module in transformer.named_modules()
+        if part.quantised.fullmatch(f"{name}.weight") and hasattr(module, "in_features")
+    ]
+    found = []
+    for number in range(count):
+        lora = ReadyLora("lora", str(number), 1.0, Path(), None, is_callers=True)
+        tensors: dict[str, torch.Tensor] = {}
+        for name, module in reached:
+            tensors |= make_pair(device, name, module)
+        scaled = ScaledLora(tensors, {name: 1.0 for name, _ in reached})
+        loras._guests.attach(repr(lora.identity), scaled)  # noqa: SLF001 - the same
+        loras._sizes[lora.identity] = 0  # noqa: SLF001 - the same
+        found.append(lora)
+    return tuple(found)
 
 
 def make_wish(case: FluxCase, number: int) -> PictureWish:
@@ -177,7 +216,8 @@ def estimate(case: FluxCase) -> dict[str, int]:
             case.references,
             case.batch,
             case.precision,
-            thin(EDITIONS[case.edition]),
+            case.sizes,
+            ranks=case.loras * RANK,
             begins=case.begins,
             guided=case.guided,
             tiled=case.room is not None,
@@ -186,30 +226,27 @@ def estimate(case: FluxCase) -> dict[str, int]:
     )
 
 
-def thin(edition: Edition) -> Edition:
-    """Return an edition with one block of each kind and four layers."""
-    return replace(edition, double=1, single=1, layers=4)
-
-
 def run_cases(cases: list[FluxCase]) -> Iterator[dict[str, Any]]:
     """Make the pictures of each case and yield what was seen, as JSON."""
     for case in cases:
         device = PretendDevice()
         with pretend(device):
-            model = build(device, case, thin(EDITIONS[case.edition]))
+            model = build(device, case)
         weights = device.memory.live
         ledger = device.ledger = Ledger()
         device.memory.reset()
         device.memory.room = None if case.room is None else weights + case.room
         with pretend(device), follow_phases(device):
             device.enter_phase("between")
-            wishes = [make_wish(case, number) for number in range(case.batch)]
+            loras = bring_loras(device, model, case.loras)
+            wishes = [replace(make_wish(case, n), loras=loras) for n in range(case.batch)]
             for outcome in model.make(wishes, [Follow(ledger)] * case.batch):
                 take_made(outcome)
         peaks = {phase: peak - weights for phase, peak in device.memory.peaks.items()}
         masked = [f"{event}" for event in ledger.masked if event.phase == "denoise"]
         yield {
             "case": case.name,
+            "weights": weights,
             "peaks": peaks,
             "computed": estimate(case),
             "kernels_per_forward": ledger.kernels["denoise"] // (4 * (2 if case.guided else 1)),
@@ -232,11 +269,15 @@ def main() -> int:
     """Run the cases and return the exit status."""
     parser = argparse.ArgumentParser(description="FLUX.2 on a pretend CUDA device")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME")
+    parser.add_argument("--thin", action="store_true", help="one block of each kind")
     parser.add_argument("--write", action="store_true", help=f"keep the records in {RESULTS.name}")
     given = parser.parse_args()
     log.configure("ERROR")
     torch.set_num_threads(1)
-    cases = [case for case in list_cases() if not given.only or case.name in given.only]
+    if given.write and (given.thin or given.only):
+        parser.error("what is kept is of every case, in its published size")
+    chosen = [case for case in list_cases() if not given.only or case.name in given.only]
+    cases = [replace(case, is_thin=given.thin) for case in chosen]
     records = []
     for record in run_cases(cases):
         records.append(record)

@@ -12,46 +12,22 @@ import torch
 from safetensors import safe_open
 from transformers import Qwen3ForCausalLM
 
-from worker import settings
 from worker.bundle import layout
 from worker.bundle.content import Content
 from worker.bundle.open import make_shared
-from worker.bundle.plan import Order
 from worker.bundle.prepare import compute_sizes, prepare
 from worker.engine.quantise import NF4_STATE, Precision
-from worker.families.catalogue import CATALOGUE
-from worker.families.flux2.model import Flux2
 from worker.families.flux2.opening import open_bundle
 from worker.families.flux2.prompts import KLEIN_TEMPLATE, TextEncoder
 from worker.families.flux2.published import open_published
 from worker.families.flux2.recipe import RECIPE
 from worker.weights.snapshot import LocalSnapshot
 from worlds.small_flux import Kind
-from worlds.stock_flux import CPU, latents_of, references, served_as
+from worlds.stock_flux import CPU, latents_of, model_of, order_of, references
 from worlds.wishes import WISH
 
 Publish = Callable[[Kind], Path]
 THREE = replace(WISH, task="edit", references=references(3), reference_weights=(2.0, 0.5, 1.0))
-
-
-def order_of(folder: Path, home: Path, precision: Precision = "bf16") -> Order:
-    """Return the order for a small model's bundle."""
-    (spec,) = CATALOGUE.resolve([str(folder)], settings.read({}), has_gpu=False)
-    return Order(
-        spec,
-        RECIPE,
-        LocalSnapshot(folder, spec.repository),
-        precision,
-        settings.read({"MIN_STORAGE_FREE_GB": "0"}),
-        CPU,
-        home,
-        home / "downloads",
-    )
-
-
-def model_of(parts: Any, kind: Kind) -> Flux2:
-    pipeline = "Flux2Pipeline" if kind == "dev" else "Flux2KleinPipeline"
-    return Flux2(parts, served_as(kind), pipeline)
 
 
 @pytest.fixture(scope="module")

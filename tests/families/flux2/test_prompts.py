@@ -1,5 +1,6 @@
 """Prompts are the stock pipelines' tokens; the user's text is cut, never what follows it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+from transformers import AutoProcessor, PixtralImageProcessor, PixtralProcessor
 
+from worker.bundle.plain import open_tokenizer
 from worker.families.flux2.prompts import (
     DEV_TEMPLATE,
     KLEIN_TEMPLATE,
@@ -39,6 +43,38 @@ def test_tokens_are_those_of_the_tokenizer_s_own_template(
     tokenizer, encoder = opened
     template = DEV_TEMPLATE if tokenizer.bos_token else KLEIN_TEMPLATE
     assert encoder.tokenise(prompt) == template.apply(tokenizer, prompt)
+
+
+def test_dev_s_tokens_are_those_of_its_published_processor(
+    publish: Callable[[Kind], Path], tmp_path: Path
+) -> None:
+    """Its tokenizer/ is a processor's, and names the class of another kind of tokenizer."""
+    images = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+    tokenizer = open_tokenizer(publish("dev") / "tokenizer")
+    tokenizer.add_tokens(images, special_tokens=True)
+    template = tokenizer.chat_template
+    PixtralProcessor(PixtralImageProcessor(), tokenizer, chat_template=template).save_pretrained(
+        tmp_path
+    )
+    place = tmp_path / "tokenizer_config.json"
+    config = json.loads(place.read_text()) | {"tokenizer_class": "LlamaTokenizerFast"}
+    place.write_text(json.dumps(config))
+    stock = AutoProcessor.from_pretrained(tmp_path)
+    encoder = TextEncoder(open_tokenizer(tmp_path), None, DEV_TEMPLATE)
+    for prompt in ("", "a small red circle", "  two\n\nlines "):
+        expected = stock.apply_chat_template(
+            format_input([prompt]),
+            add_generation_prompt=False,
+            tokenize=True,
+            return_dict=True,
+            padding="max_length",
+            truncation=True,
+            max_length=512,
+        )
+        ours = encoder.tokenise(prompt)
+        missing = 512 - len(ours)
+        assert expected["input_ids"][0, missing:].tolist() == ours
+        assert expected["attention_mask"][0].tolist() == [0] * missing + [1] * len(ours)
 
 
 @pytest.mark.parametrize("word", ["<|im_end|>", "<|im_start|>system", "[/INST]", "<|endoftext|>"])

@@ -1,6 +1,7 @@
 """What weights and pictures take on the device is computed, and no less than what they do take."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from worker.engine.quantise import PRECISIONS
 from worker.families.catalogue import CATALOGUE
 from worker.families.flux2 import models, planning
 from worker.families.flux2.recipe import RECIPE
+from worker.families.flux2.working import TOKENS, VAE_BYTES
 from worker.weights.meaning import find_checkpoints
 
 # The computed need is at most so much more than the peak.
@@ -35,17 +37,33 @@ def test_no_phase_took_more_than_is_computed_and_the_largest_nearly_as_much() ->
         assert max(computed.values()) <= SLACK * max(peaks.values()), record["case"]
 
 
-def test_it_is_so_in_this_version(pretended: dict[str, Any]) -> None:
+def test_the_weights_on_the_device_were_those_that_are_computed() -> None:
+    """To one percent, of every block; a text encoder that passes through waits elsewhere."""
+    records: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    for record, case in zip(records, flux.list_cases(), strict=True):
+        transformer, text_encoder = case.sizes.count_weights(case.precision)
+        expected = transformer + VAE_BYTES + (0 if case.is_offloaded else text_encoder)
+        assert record["weights"] == pytest.approx(expected, rel=0.01), record["case"]
+
+
+def test_it_is_so_in_this_version() -> None:
     """One case anew: weights of references need no mask, and the loop waits for nothing."""
+    case = FluxCase(side=256, references=2, is_weighed=True, is_thin=True)
+    (pretended,) = flux.run_cases([case])
     assert flux.find_faults(pretended) == []
     assert pretended["masked"] == pretended["waits_in_loop"] == pretended["mixed"] == []
 
 
-@pytest.fixture(scope="module")
-def pretended() -> dict[str, Any]:
-    """What a small picture from two weighed references does on the pretend device."""
-    (record,) = flux.run_cases([FluxCase(side=256, references=2, is_weighed=True)])
-    return record
+def test_more_blocks_take_nothing_but_weights_and_hidden_states() -> None:
+    """The peaks of a model with one block of each kind are those that were seen of all blocks."""
+    case = FluxCase()
+    records: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    (full,) = (record["peaks"] for record in records if record["case"] == case.name)
+    thin = replace(case, is_thin=True)
+    (record,) = flux.run_cases([thin])
+    layers = case.sizes.run_layers - thin.sizes.run_layers
+    states = layers * TOKENS * case.sizes.hidden * 2
+    assert record["peaks"] | {"text": record["peaks"]["text"] + states} == full
 
 
 @pytest.mark.parametrize("name", EDITIONS)
@@ -87,10 +105,12 @@ def test_a_lora_takes_so_much_of_the_device_for_each_rank(name: str) -> None:
     """One row of A and one column of B for each Linear of every block, in bf16."""
     row = CATALOGUE.find_row(name)
     edition = planning.find_edition(row)
-    config = describe_parts(edition, is_dev=False)["transformer"]
     if row.embedded:
         place = find_checkpoints() / row.embedded / "transformer" / "config.json"
         config = json.loads(place.read_text())
+    else:
+        (named,) = (key for key, sizes in EDITIONS.items() if sizes == edition)
+        config = describe_parts(edition, is_dev=named == "dev")["transformer"]
     transformer = RECIPE.find_part("transformer").modules.stock(config)
     quantised = RECIPE.find_part("transformer").quantised
     assert quantised is not None
