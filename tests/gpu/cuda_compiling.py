@@ -106,7 +106,8 @@ def test_no_job_compiles_anything(warmed: Warmed, figures: Figures) -> None:
         start = time.monotonic()
         make_image(warmed.model, wish)
         slowest = max(slowest, time.monotonic() - start)
-        seen[f"{wish.width}x{wish.height} {wish.steps} {len(wish.prompt)}"] = warmed.count_graphs()
+        shape = (wish.width, wish.height, wish.steps, len(wish.prompt), len(wish.reference_weights))
+        seen[repr(shape)] = warmed.count_graphs()
     rows = ROWS[warmed.name]
     make_images(warmed.model, wishes[:rows])
     seen[f"{rows}, one way"] = warmed.count_graphs()

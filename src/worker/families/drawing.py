@@ -82,7 +82,8 @@ def make_pictures(
         raise Internal("pictures of different keys cannot share forwards")
     device, clock = model.device, Clock(model.device)
     sharing = Sharing(controls, drops=device.type == "cpu")
-    with devices.translate_errors():
+    # all of it: a compiled block has another graph for a tensor that was made outside
+    with devices.translate_errors(), torch.inference_mode():
         devices.reset_peak(device)
         latents = model.make_latents(wishes, sharing, clock)
     for place, wish in enumerate(wishes):

@@ -1,0 +1,63 @@
+"""All graphs that jobs of a FLUX.2 need are there before the first of them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker import boot, settings
+from worker.engine import compiled
+from worker.engine.compiled import Compiled
+from worker.families import opener
+from worker.families.flux2.model import Flux2
+from worker.seam import Unheard, take_made
+from worker.tasks.picture import PictureWish
+from worlds.compilers import run_as_traced
+from worlds.wishes import WISH, drawing
+
+ONE, TWO = (drawing(96, 96, 1),), (drawing(96, 96, 1), drawing(64, 80, 2))
+EDIT = replace(WISH, task="edit", references=ONE)
+WISHES = [
+    WISH,
+    replace(WISH, width=64, height=112),
+    EDIT,
+    replace(EDIT, references=TWO, width=80, height=80),
+    replace(EDIT, references=TWO, reference_weights=(2.0, 0.5)),
+    replace(EDIT, reference_weights=(0.5,), width=64, prompt=" ".join([WISH.prompt] * 9)),
+    replace(EDIT, references=TWO, reference_weights=(3.0, 0.0)),
+    replace(WISH, task="img2img", source=ONE[0], strength=0.5),
+    replace(
+        EDIT, task="inpaint", source=ONE[0], strength=0.7, mask=drawing(96, 96, 3).convert("L")
+    ),
+]
+
+
+def count_graphs(model: Flux2) -> int:
+    """Return how many graphs the blocks of both kinds have."""
+    kinds = vars(model._parts.forward).values()
+    return sum(kind.graphs for kind in kinds if isinstance(kind, Compiled))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_no_job_waits_for_the_compiler(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: int
+) -> None:
+    """For both kinds of blocks, with weights of references and without, alone and together."""
+    environ = {"MODEL": "tiny-flux", "MODEL_DIR": str(tmp_path), "BATCH_SIZE": str(rows)}
+    monkeypatch.setattr(compiled, "compile_for_device", run_as_traced)
+    monkeypatch.setattr(opener, "choose_compiled_batch", lambda _, given: given.most_in_batch)
+    model: Any = boot.boot(settings.read(environ)).take("tiny-flux")
+    assert count_graphs(model) == 4 * rows
+    for wish in WISHES:
+        draw(model, wish, rows)
+        assert count_graphs(model) == 4 * rows, wish
+    assert model._parts.forward.is_compiled
+
+
+def draw(model: Flux2, wish: PictureWish, rows: int) -> None:
+    """Make so many pictures of a wish in one batch."""
+    for outcome in model.make(
+        [replace(wish, seed=seed) for seed in range(rows)], [Unheard()] * rows
+    ):
+        take_made(outcome)
