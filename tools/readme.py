@@ -8,7 +8,7 @@ fails while a page and the code differ.
 import ast
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -405,6 +405,38 @@ def row_of_side(
     )
 
 
+def gpu_speech_table() -> str:
+    """Return what bench/gpu.py measured of speech on each card."""
+    header = (
+        *("card", "precision", "prompt, ms", "frame, ms", "without graphs", "four passages"),
+        *("`generate`", "first sound, ms", "times real time", "four passages"),
+        *("peak, GB", "computed"),
+    )
+
+    def list_rows() -> Iterator[tuple[str, ...]]:
+        for path in sorted(MEASURED.glob("gpu-*.json")):
+            results = json.loads(path.read_text(encoding="utf-8"))
+            card = results["machine"]["device"].removeprefix("NVIDIA ").partition(" ")[0]
+            for name, found in results.get("speech", {}).items():
+                stock = results.get("generate", {}).get(name, {})
+                yield (
+                    card,
+                    name.rpartition("/")[2],
+                    f"{found['prefill_ms']:.0f}",
+                    f"{found['frame_ms']:.1f}",
+                    f"{found['frame_ms_without_graphs']:.0f}",
+                    f"{found['frame_ms_of_4_rows']:.1f}",
+                    f"{stock['frame_ms']:.0f}" if stock else "",
+                    f"{found['first_sound_ms']:.0f}",
+                    f"{found['times_real_time']:.2f}",
+                    f"{found['times_real_time_of_4_rows']:.2f}",
+                    f"{found['peak_gb']:.2f}",
+                    f"{found['computed_gb']:.2f}",
+                )
+
+    return markdown(header, list_rows())
+
+
 def roofline_table() -> str:
     """Return the floor of a forward on each card, as bench/roofline.py computes it."""
     header = ("ms", *(code(case) for case in roofline.CASES))
@@ -430,6 +462,7 @@ PAGES: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
         "pretend-flux": pretend_flux_table,
         "roofline": roofline_table,
         "gpu": gpu_table,
+        "gpu-speech": gpu_speech_table,
     },
 }
 

@@ -234,9 +234,9 @@ def measure_generate(built: VoiceBuilt) -> dict[str, Any]:
         )
         return int(written.shape[1]) - len(voice.prompt)
 
-    generate(SLOTS)
     tokens = SLOTS * voice.generated
-    spent = measure.seconds(built.device, lambda: generate(tokens))
+    generate(tokens)
+    spent = min(measure.seconds(built.device, lambda: generate(tokens)) for _ in range(2))
     token_ms = 1000 * spent / tokens
     frame_ms = 1000 * built.codec.stride / built.codec.rate
     return {
