@@ -115,8 +115,8 @@ def sample(
     seen = (timesteps.to(latents.dtype) / 1000).to(latents.device)
     for step, t in enumerate(timesteps):
         prediction = predict(latents, seen[step].expand(len(latents)), step)
-        estimate = _make_estimate(latents, prediction, sigmas[step], correct)
         latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+        estimate = _make_estimate(latents, prediction, sigmas[step + 1], correct)
         latents = correct(latents, sigmas[step + 1])
         pace.step()
         watch(step + 1, len(timesteps), estimate)
