@@ -3,8 +3,8 @@ import { make } from "./dom.js";
 
 // Made by other parts of the page, or of no use in it.
 const ELSEWHERE = new Set(["prompt", "images", "mask", "model", "task", "size", "aspect_ratio", "op", "upload_url", "response_format", "batch", "stream"]);
-// What people set most, of the fields that every task has.
-const FIRST = new Set(["num_inference_steps", "preset", "seed", "num_images"]);
+// What people set most, of the fields that every task of a model has.
+const FIRST = new Set(["num_inference_steps", "preset", "seed", "num_images", "voice"]);
 
 // The fields of a task, as capabilities list them.
 export const listRows = (capabilities, task) => capabilities.input.filter((row) => !row.tasks || row.tasks.includes(task));
@@ -35,12 +35,13 @@ function makeField(row, model) {
   return labelled(row.field, Object.assign(makeInput(row, model), { name: row.field }), row.accepts);
 }
 
-// Show the fields of a task in two places; what was typed stays where the field does.
+// Show the fields of a task in two places: first what people set most, and what not every task of
+// the model has. What was typed stays where the field does.
 export function showFields(capabilities, task, model, first, more) {
   const typed = new Map([...first.querySelectorAll("[name]"), ...more.querySelectorAll("[name]")].map((input) => [input.name, input.value]));
   const isOpen = ({ schema }) => !("minimum" in schema) || schema.minimum !== schema.maximum;
   const rows = listRows(capabilities, task).filter((row) => !ELSEWHERE.has(row.field) && isOpen(row));
-  const isFirst = (row) => row.tasks || FIRST.has(row.field);
+  const isFirst = ({ field, tasks }) => FIRST.has(field) || (tasks && !model.tasks.every((one) => tasks.includes(one)));
   first.replaceChildren(...rows.filter(isFirst).map((row) => makeField(row, model)));
   more.replaceChildren(...rows.filter((row) => !isFirst(row)).map((row) => makeField(row, model)));
   for (const [name, value] of typed) setField(first.parentElement, name, value);
