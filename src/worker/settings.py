@@ -28,8 +28,8 @@ from worker.setting_values import (
     Bytes,
     Counts,
     Keys,
-    Level,
     LightningPlace,
+    LogLevel,
     LoraKinds,
     Loras,
     Networks,
@@ -40,7 +40,7 @@ from worker.setting_values import (
     PrecisionMode,
     PublicAddress,
     ServeMode,
-    Style,
+    StyleWord,
     Switch,
     Token,
     TransformerPlace,
@@ -248,7 +248,7 @@ class Settings(BaseModel):
         None, "the session token of temporary keys; the pictures' URLs expire with it"
     )
     bucket_name: str | None = _declare(None, "its name, if the endpoint does not contain it")
-    bucket_style: Style = _declare(
+    bucket_style: StyleWord = _declare(
         "auto",
         "where its name goes in addresses: `path` (after the host), `virtual` (in front of it),"
         " `auto` (by the host: as its store is known to accept it, else `path`)",
@@ -314,7 +314,7 @@ class Settings(BaseModel):
     )
     strict_input: bool = _declare(False, "refuse unknown fields instead of warning")
     refresh_worker: bool = _declare(False, "replace the worker after each job")
-    log_level: Level = _declare(
+    log_level: LogLevel = _declare(
         "INFO",
         "`DEBUG`, `INFO`, `WARNING`, `ERROR`",
         names=("LOG_LEVEL", "RUNPOD_LOG_LEVEL"),

@@ -128,13 +128,15 @@ class Language(nn.Module):
 def _normalise(norm: Any, x: Tensor) -> Tensor:
     """Return what a norm of transformers' gives; on CUDA by one kernel, where that runs eight.
 
-    They are a third of a token's kernels, of which each takes as long as it takes to start. It
-    rounds once, the module twice.
+    They are a third of a token's kernels, of which each takes as long as it takes to start.
     """
-    if x.is_cuda:
-        return rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
-    found: Tensor = norm(x)
+    found: Tensor = normalise_at_once(norm, x) if x.is_cuda else norm(x)
     return found
+
+
+def normalise_at_once(norm: Any, x: Tensor) -> Tensor:
+    """Return what a LlamaRMSNorm gives, rounded once, where the module rounds twice."""
+    return rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
