@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worker.engine.device import count_free_bytes
 from worker.engine.sampler import pack, unpack
+from worker.families.flux2.arranging import is_arranged
 from worker.families.flux2.working import count_frame_bytes
 from worker.families.tiles import Tiling, run_in_tiles
 
@@ -29,6 +30,7 @@ class LatentVae:
         self._vae = vae
         self.scale = 2 ** (len(vae.config.block_out_channels) - 1)
         self.channels: int = vae.config.latent_channels * PATCH**2
+        self._layout = torch.channels_last if is_arranged(vae) else torch.contiguous_format
         self._processor = VaeImageProcessor(vae_scale_factor=self.scale * PATCH)
         # rounded where the stock pipelines round: equal to the last bit
         self._mean = vae.bn.running_mean.detach().to(vae.dtype)
@@ -58,11 +60,13 @@ class LatentVae:
         return self._run(self._decode, latents, tiled=tiled, grows=True)
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        latents: Tensor = self._vae.encode(pixels).latent_dist.mode()
+        placed = pixels.contiguous(memory_format=self._layout)
+        latents: Tensor = self._vae.encode(placed).latent_dist.mode()
         return latents
 
     def _decode(self, latents: Tensor) -> Tensor:
-        pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
+        placed = latents.contiguous(memory_format=self._layout)
+        pixels: Tensor = self._vae.decode(placed, return_dict=False)[0]
         return pixels
 
     def _run(self, run: Any, frames: Tensor, *, tiled: bool, grows: bool) -> Tensor:
