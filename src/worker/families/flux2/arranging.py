@@ -3,11 +3,10 @@
 from typing import Any, Final
 
 import torch
-from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from worker.engine.compiled import Compiled
-from worker.families.flux2.normalising import Activated, normalise
+from worker.families.flux2.normalising import Activated, Residual, normalise
 
 # Both are SiLU in a configuration.
 SILU: Final = ("silu", "swish")
@@ -25,19 +24,21 @@ def is_best_last(device: torch.device) -> bool:
 def arrange(vae: Any) -> Any:
     """Put an AutoencoderKLFlux2's channels last where that is best; else it stays as it is.
 
-    Each group norm with the SiLU after it becomes one module; one with another activation stays as
-    it is. It may be done again.
+    Each group norm with the SiLU after it becomes one module. One with another activation stays as
+    it is, and so does one that is arranged: models may share it.
     """
     if not is_best_last(vae.device) or is_arranged(vae) or vae.config.act_fn not in SILU:
         return vae
-    for module in [*vae.modules()]:
+    for module in vae.modules():
         if isinstance(module, nn.Conv2d):
             weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
             module.weight = nn.Parameter(weight, requires_grad=False)
-        elif isinstance(module, ResnetBlock2D):
-            module.norm1, module.norm2 = Activated(module.norm1), Activated(module.norm2)
-            module.nonlinearity = nn.Identity()
-    for half in (vae.encoder, vae.decoder):
+    for half, others in (
+        (vae.encoder, vae.encoder.down_blocks),
+        (vae.decoder, vae.decoder.up_blocks),
+    ):
+        for block in (half.mid_block, *others):
+            block.resnets = nn.ModuleList(map(Residual, block.resnets))
         half.conv_norm_out, half.conv_act = Activated(half.conv_norm_out), nn.Identity()
     return vae
 

@@ -3,6 +3,9 @@
 torch's group norm on CUDA copies such a frame to have its channels first, and cuDNN copies it back.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,7 +40,7 @@ class Activated(nn.Module):
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
         self.norm = norm
-        self.run = normalise
+        self.run: Callable[..., tuple[Tensor, ...]] = normalise
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, channels, height, width] to the same, with the channels last too."""
@@ -45,3 +48,23 @@ class Activated(nn.Module):
         # each alone: one graph for any number of them
         made = [self.run(self.norm, frame)[0].unsqueeze(0) for frame in frames.unbind()]
         return (made[0] if len(made) == 1 else torch.cat(made)).permute(0, 3, 1, 2)
+
+
+class Residual(nn.Module):
+    """Two convolutions, each of what is normed and activated, next to a shortcut.
+
+    In place of diffusers' ResnetBlock2D without an embedded time, whose sum it adds up in place.
+    """
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = Activated(source.norm1), Activated(source.norm2)
+        self.conv1, self.conv2 = source.conv1, source.conv2
+        self.conv_shortcut = source.conv_shortcut
+
+    def forward(self, x: Tensor, temb: None = None) -> Tensor:
+        """Map [batch, channels, height, width] to as many channels as the convolutions have."""
+        del temb
+        inner: Tensor = self.norm2(self.conv1(self.norm1(x)))
+        inner = self.conv2(inner)
+        return inner.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
