@@ -1,9 +1,10 @@
 """The graphs of blocks and of the VAE's norms that jobs need, compiled before the first job."""
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 
+from worker.engine.compiled import Compiled
 from worker.families.flux2.arranging import list_activated
 from worker.families.flux2.components import Flux2Parts
 from worker.families.flux2.forward import PicturePlace
@@ -19,19 +20,17 @@ FRAME: Final = (96, 128)
 
 
 @torch.inference_mode()
-def compile_norms(parts: Flux2Parts) -> None:
-    """Run the VAE's norms on a small frame of each number of channels: each has its own graph.
+def compile_norms(vae: Any) -> None:
+    """Run a VAE's norms on a small frame of each number of channels: each has its own graph.
 
     Before any picture: a graph's first result is compared, for which a large frame takes more
     memory than a job does. Nothing is run where nothing is compiled.
     """
-    if parts.normalise is None:
-        return
     generator = torch.Generator().manual_seed(0)
-    kinds = {module.norm.num_channels: module for module in list_activated(parts.vae)}
-    for channels, module in kinds.items():
+    compiled = [module for module in list_activated(vae) if isinstance(module.run, Compiled)]
+    for channels, module in {module.norm.num_channels: module for module in compiled}.items():
         frame = torch.randn(1, channels, *FRAME, generator=generator)
-        module(frame.to(parts.device, parts.dtype))
+        module(frame.to(vae.device, vae.dtype))
 
 
 @torch.inference_mode()

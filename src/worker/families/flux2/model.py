@@ -145,7 +145,7 @@ class Flux2:
         Raises as `make`.
         """
         with devices.translate_errors():
-            compile_norms(self._parts)
+            compile_norms(self._parts.vae)
         make_warm_ups(self, self.served)
         with devices.translate_errors():
             compile_rest(self._parts)

@@ -37,10 +37,12 @@ class Activated(nn.Module):
     `run` is `normalise`, or that compiled.
     """
 
+    run: Callable[..., tuple[Tensor, ...]]
+
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
         self.norm = norm
-        self.run: Callable[..., tuple[Tensor, ...]] = normalise
+        self.run = normalise
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, channels, height, width] to the same, with the channels last too."""
