@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worker.families.flux2 import arranging
 from worker.families.flux2 import working as flux_working
-from worker.families.flux2.arranging import arrange, list_activated, share_compiled
+from worker.families.flux2.arranging import arrange, compile_activated, list_activated
 from worker.families.flux2.compiling import compile_norms
 from worker.families.qwen_image import working
 from worker.families.qwen_image.frame_vae import FrameVae
@@ -170,7 +170,7 @@ class FluxVaes:
 
     def compile_norms(self) -> Any:
         """Compile the norms as a worker does before its first job."""
-        shared = share_compiled(self.compiled)
+        shared = compile_activated(self.compiled)
         compile_norms(self.compiled)
         return shared
 

@@ -15,7 +15,7 @@ from tools.pretend.cuda import pretend
 from tools.pretend.device import PretendDevice
 from worker.engine.compiled import Compiled
 from worker.families.flux2 import arranging
-from worker.families.flux2.arranging import arrange, is_arranged, list_activated, share_compiled
+from worker.families.flux2.arranging import arrange, compile_activated, is_arranged, list_activated
 from worker.families.flux2.normalising import Activated, normalise
 from worker.families.flux2.vae import LatentVae
 from worlds.wishes import drawing
@@ -165,10 +165,10 @@ def test_a_vae_that_is_open_twice_is_arranged_and_compiled_once(reopen: Open) ->
     before = [*vae.modules()]
     assert arrange(vae) is vae
     assert [*vae.modules()] == before
-    shared = share_compiled(vae)
+    shared = compile_activated(vae)
     assert isinstance(shared, Compiled)
     assert {id(module.run) for module in list_activated(vae)} == {id(shared)}
-    assert share_compiled(vae) is shared
+    assert compile_activated(vae) is shared
 
 
 def test_on_a_cpu_a_vae_is_the_stock_one(reopen: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_on_a_cpu_a_vae_is_the_stock_one(reopen: Open, monkeypatch: pytest.Monke
     vae = reopen(is_last=False)
     assert [best(torch.device(name)) for name in ("cpu", "cuda")] == [False, True]
     assert not is_arranged(vae)
-    assert share_compiled(vae) is None
+    assert compile_activated(vae) is None
     monkeypatch.setattr(arranging, "is_best_last", lambda _: True)
     vae.register_to_config(act_fn="gelu")
     assert not is_arranged(arrange(vae))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from worker.engine.compiled import Compiled
-from worker.families.flux2.normalising import Activated, Residual, normalise
+from worker.families.flux2.normalising import Activated, FrameResidual, normalise
 
 # Both are SiLU in a configuration.
 SILU: Final = ("silu", "swish")
@@ -38,7 +38,7 @@ def arrange(vae: Any) -> Any:
         (vae.decoder, vae.decoder.up_blocks),
     ):
         for block in (half.mid_block, *others):
-            block.resnets = nn.ModuleList(map(Residual, block.resnets))
+            block.resnets = nn.ModuleList(map(FrameResidual, block.resnets))
         half.conv_norm_out, half.conv_act = Activated(half.conv_norm_out), nn.Identity()
     return vae
 
@@ -53,7 +53,7 @@ def list_activated(vae: Any) -> list[Activated]:
     return [module for module in vae.modules() if isinstance(module, Activated)]
 
 
-def share_compiled(vae: Any) -> Compiled | None:
+def compile_activated(vae: Any) -> Compiled | None:
     """Return what all norms of a VAE run, compiled as they are used; None where there are none.
 
     Several models may have one VAE: a second call changes nothing.

@@ -7,7 +7,7 @@ import torch
 
 from worker.engine.compiled import Compiled
 from worker.engine.lora import Adapters
-from worker.families.flux2.arranging import share_compiled
+from worker.families.flux2.arranging import compile_activated
 from worker.families.flux2.forward import Flux2Forward
 
 
@@ -38,4 +38,4 @@ class Flux2Parts:
     def __post_init__(self) -> None:
         self.forward = Flux2Forward(self.transformer, is_compiled=self.compiled_batch > 0)
         if self.compiled_batch > 0:
-            self.normalise = share_compiled(self.vae)
+            self.normalise = compile_activated(self.vae)

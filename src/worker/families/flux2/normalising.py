@@ -52,7 +52,7 @@ class Activated(nn.Module):
         return (made[0] if len(made) == 1 else torch.cat(made)).permute(0, 3, 1, 2)
 
 
-class Residual(nn.Module):
+class FrameResidual(nn.Module):
     """Two convolutions, each of what is normed and activated, next to a shortcut.
 
     In place of diffusers' ResnetBlock2D without an embedded time, whose sum it adds up in place.
