@@ -44,12 +44,14 @@ class Warmed:
 
     @property
     def is_active(self) -> bool:
-        """Whether compiled blocks are in use."""
-        return self.model._parts.forward.is_compiled
+        """Whether compiled blocks are in use, and compiled norms where there are any."""
+        norms = getattr(self.model._parts, "normalise", None)
+        return self.model._parts.forward.is_compiled and (norms is None or norms.is_active)
 
     def count_graphs(self) -> int:
-        """Return how many graphs the blocks of all kinds have."""
-        kinds = vars(self.model._parts.forward).values()
+        """Return how many graphs the blocks of all kinds have, and the norms of the VAE."""
+        parts = self.model._parts
+        kinds = [*vars(parts.forward).values(), getattr(parts, "normalise", None)]
         return sum(kind.graphs for kind in kinds if isinstance(kind, Compiled))
 
 

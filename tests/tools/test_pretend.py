@@ -15,6 +15,7 @@ from bench.real_shapes import shapes
 from tools.pretend import flux, report
 from tools.pretend.__main__ import RESULTS
 from tools.pretend.cases import EDIT_PLUS, LONG, Case, Opened, list_cases
+from tools.pretend.cuda import pretend
 from tools.pretend.device import PretendDevice
 from tools.pretend.model import shorten
 from tools.pretend.run import Seen, open_model, run, run_cases
@@ -22,6 +23,7 @@ from worker.driver import CONTEXT_BYTES
 from worker.engine.offload import ALIGNMENT
 from worker.errors import CudaOutOfMemory
 from worker.families.catalogue import CATALOGUE
+from worker.families.flux2 import arranging
 from worker.families.qwen_image import block
 from worker.families.qwen_image.model import QwenImage
 from worker.families.qwen_image.modulation import RowModulation
@@ -226,6 +228,37 @@ def test_activations_that_are_kept_are_found(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("worker.families.qwen_image.forward.run_block", run_block)
     (fault,) = report.find_faults(see(replace(EDIT, side=512)))
     assert " bytes beside the weights, computed " in fault
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "copied"),
+    [
+        (torch.bfloat16, torch.contiguous_format, 1),
+        (torch.bfloat16, torch.channels_last, 0),
+        (torch.float32, torch.contiguous_format, 0),
+    ],
+)
+def test_a_convolution_with_the_channels_first_copies_what_it_takes_and_gives(
+    dtype: torch.dtype, layout: torch.memory_format, copied: int
+) -> None:
+    """In 16 bits, as cuDNN does."""
+    device = PretendDevice()
+    with pretend(device):
+        frame = device.make((1, 64, 32, 32), dtype).contiguous(memory_format=layout)
+        weight = device.make((128, 64, 3, 3), dtype)
+        before = device.memory.live
+        device.memory.reset()
+        made = torch.nn.functional.conv2d(frame, weight, padding=1)
+    size = made.numel() * made.element_size()
+    assert device.memory.peak - before == size + copied * (size + size // 2)
+
+
+def test_a_vae_with_its_channels_first_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes more than is computed, both ways."""
+    monkeypatch.setattr(arranging, "is_best_last", lambda _: False)
+    (seen,) = flux.run_cases([flux.FluxCase(side=256, references=1, is_thin=True)])
+    found = flux.find_faults(seen)
+    assert [fault.split()[1] for fault in found] == ["decode", "reference"]
 
 
 def test_a_known_fault_must_be_there(linears: Plant) -> None:

@@ -228,13 +228,19 @@ class PretendDevice(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-
             return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
 
     def _convolve(self, func: Any, args: Any, given: dict[str, Any]) -> Tensor:
-        """Convolve; cuDNN answers in the layout of what it is given."""
+        """Convolve; cuDNN answers in the layout of what it is given.
+
+        Of frames with the channels first, in 16 bits, it takes a copy of what is given and of what
+        it answers: its kernels have the channels last.
+        """
         self._check_devices("convolution", args[:3])
         with self.fake:
             found: Tensor = func(*args, **given)
             if any(is_channels_last(one) for one in args[:2]):
                 found = torch.empty_like(found, memory_format=torch.channels_last)
         self.memory.add(found)
+        if is_copied(args[0]) and not is_channels_last(found):
+            self.make((count_bytes(args[0]) + count_bytes(found),), torch.uint8)
         operations = flop_registry[torch.ops.aten.convolution](*args, **given, out_val=found)
         moved = sum(count_bytes(one) for one in (*args[:3], found) if one is not None)
         self.ledger.add_kernel(moved, operations, is_product=True)
@@ -286,6 +292,11 @@ def is_on_device(value: Any) -> bool:
 def is_channels_last(tensor: Tensor) -> bool:
     """Return whether a tensor [batch, channels, height, width] has its channels last in memory."""
     return tensor.dim() == len("nchw") and tensor.stride(1) == 1 and tensor.shape[1] > 1
+
+
+def is_copied(tensor: Tensor) -> bool:
+    """Return whether cuDNN copies a frame [batch, channels, height, width] to convolve it."""
+    return tensor.dim() == len("nchw") and tensor.element_size() == 2
 
 
 def is_for_device(given: dict[str, Any]) -> bool:

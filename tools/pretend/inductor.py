@@ -8,7 +8,7 @@ block, and ends with 1 where one is over its budget.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -129,6 +129,13 @@ def list_excesses(found: Generated, budget: Generated) -> list[str]:
 
 def generate(kind: Kind) -> Generated:
     """Return what inductor generates for a block, as the worker's forward calls it."""
+    return generate_code(run_block, lambda: make_arguments(kind))
+
+
+def generate_code(
+    function: Callable[..., Any], make_given: Callable[[], Iterable[Any]]
+) -> Generated:
+    """Return what inductor generates for a function of what is made on the device."""
     found: list[Generated] = []
 
     def stop(lowering: GraphLowering) -> None:
@@ -145,8 +152,8 @@ def generate(kind: Kind) -> Generated:
     configure_compiler()
     with pretend_gpu(), torch.no_grad(), patch.object(GraphLowering, "compile_to_module", stop):
         with FakeTensorMode():
-            given = make_arguments(kind)
-        run = torch.compile(run_block, backend=compile_traced, fullgraph=True, dynamic=True)
+            given = make_given()
+        run = torch.compile(function, backend=compile_traced, fullgraph=True, dynamic=True)
         try:
             run(*given)
         except InductorError:

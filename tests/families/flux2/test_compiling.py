@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from worker import boot, settings
+from worker.bundle.open import make_shared
 from worker.engine import compiled
 from worker.engine.compiled import Compiled
 from worker.families import opener
+from worker.families.flux2 import arranging
 from worker.families.flux2.model import Flux2
 from worker.seam import Unheard, take_made
 from worker.tasks.picture import PictureWish
@@ -33,26 +35,36 @@ WISHES = [
 ]
 
 
-def count_graphs(model: Flux2) -> int:
-    """Return how many graphs the blocks of both kinds have."""
+def count_graphs(model: Flux2) -> tuple[int, int]:
+    """Return how many graphs the blocks of both kinds have, and the norms of the VAE."""
     kinds = vars(model._parts.forward).values()
-    return sum(kind.graphs for kind in kinds if isinstance(kind, Compiled))
+    blocks = sum(kind.graphs for kind in kinds if isinstance(kind, Compiled))
+    assert model._parts.normalise is not None
+    return blocks, model._parts.normalise.graphs
 
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_no_job_waits_for_the_compiler(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: int
 ) -> None:
-    """For both kinds of blocks, with weights of references and without, alone and together."""
+    """For both kinds of blocks, with weights of references and without, alone and together.
+
+    And for the norms of the VAE, one graph for each number of channels.
+    """
+    monkeypatch.setattr(arranging, "is_best_last", lambda _: True)
+    monkeypatch.setattr(opener, "SHARED", make_shared())
     environ = {"MODEL": "tiny-flux", "MODEL_DIR": str(tmp_path), "BATCH_SIZE": str(rows)}
     monkeypatch.setattr(compiled, "compile_for_device", run_as_traced)
     monkeypatch.setattr(opener, "choose_compiled_batch", lambda _, given: given.most_in_batch)
     model: Any = boot.boot(settings.read(environ)).take("tiny-flux")
-    assert count_graphs(model) == 4 * rows
+    norms = {module.norm.num_channels for module in arranging.list_activated(model._parts.vae)}
+    assert len(norms) > 1
+    assert count_graphs(model) == (4 * rows, len(norms))
     for wish in WISHES:
         draw(model, wish, rows)
-        assert count_graphs(model) == 4 * rows, wish
+        assert count_graphs(model) == (4 * rows, len(norms)), wish
     assert model._parts.forward.is_compiled
+    assert model._parts.normalise.is_active
 
 
 def draw(model: Flux2, wish: PictureWish, rows: int) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
+from worker.engine.compiled import Compiled
 from worker.engine.lora import Adapters
+from worker.families.flux2.arranging import compile_activated
 from worker.families.flux2.forward import Flux2Forward
 
 
@@ -17,7 +19,8 @@ class Flux2Parts:
     `device`, in eval mode; floating tensors have `dtype` unless the precision keeps them otherwise.
     `scheduler` is the schedule's configuration (scheduler_config.json). `compiled_batch` is the
     most rows that the transformer's blocks are compiled for, 0 where they run as they are.
-    `forward` runs the transformer.
+    `forward` runs the transformer; `normalise` is what the VAE's norms run, compiled, None where
+    they are not.
     """
 
     transformer: Any
@@ -30,6 +33,9 @@ class Flux2Parts:
     dtype: torch.dtype
     compiled_batch: int = 0
     forward: Flux2Forward = field(init=False)
+    normalise: Compiled | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.forward = Flux2Forward(self.transformer, is_compiled=self.compiled_batch > 0)
+        if self.compiled_batch > 0:
+            self.normalise = compile_activated(self.vae)

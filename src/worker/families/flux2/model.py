@@ -31,7 +31,7 @@ from worker.families.drawing import (
     make_pictures,
     make_warm_ups,
 )
-from worker.families.flux2.compiling import compile_rest
+from worker.families.flux2.compiling import compile_norms, compile_rest
 from worker.families.flux2.components import Flux2Parts
 from worker.families.flux2.denoising import Conditions
 from worker.families.flux2.forward import PicturePlace
@@ -144,6 +144,8 @@ class Flux2:
 
         Raises as `make`.
         """
+        with devices.translate_errors():
+            compile_norms(self._parts.vae)
         make_warm_ups(self, self.served)
         with devices.translate_errors():
             compile_rest(self._parts)

@@ -51,6 +51,13 @@ def keep_statistics(vae: Any) -> Any:
     return vae
 
 
+def arrange_vae(vae: Any) -> Any:
+    """Return a filled VAE as its device runs it best."""
+    from worker.families.flux2.arranging import arrange  # noqa: PLC0415 - imports diffusers
+
+    return arrange(vae)
+
+
 def build_text_encoder(config: Mapping[str, Any]) -> Any:
     """Return the text encoder of a configuration as it is published: Qwen3 or Mistral 3."""
     import transformers  # noqa: PLC0415 - takes seconds to import

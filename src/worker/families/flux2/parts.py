@@ -68,6 +68,10 @@ TEXT_ENCODER: Final = Part(
     ),
     is_shared=True,
 )
-VAE: Final = Part("vae", Modules(modules.build_vae, modules.keep_statistics), is_shared=True)
+VAE: Final = Part(
+    "vae",
+    Modules(modules.build_vae, modules.keep_statistics, final=modules.arrange_vae),
+    is_shared=True,
+)
 WITH_WEIGHTS: Final = (TRANSFORMER, TEXT_ENCODER, VAE)
 COPIED: Final = (Part("tokenizer"), Part("scheduler"))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worker.engine.device import count_free_bytes
 from worker.engine.sampler import pack, unpack
+from worker.families.flux2.arranging import is_arranged
 from worker.families.flux2.working import count_frame_bytes
 from worker.families.tiles import Tiling, run_in_tiles
 
@@ -29,6 +30,7 @@ class LatentVae:
         self._vae = vae
         self.scale = 2 ** (len(vae.config.block_out_channels) - 1)
         self.channels: int = vae.config.latent_channels * PATCH**2
+        self._is_last = is_arranged(vae)
         self._processor = VaeImageProcessor(vae_scale_factor=self.scale * PATCH)
         # rounded where the stock pipelines round: equal to the last bit
         self._mean = vae.bn.running_mean.detach().to(vae.dtype)
@@ -58,12 +60,16 @@ class LatentVae:
         return self._run(self._decode, latents, tiled=tiled, grows=True)
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        latents: Tensor = self._vae.encode(pixels).latent_dist.mode()
+        latents: Tensor = self._vae.encode(self._place(pixels)).latent_dist.mode()
         return latents
 
     def _decode(self, latents: Tensor) -> Tensor:
-        pixels: Tensor = self._vae.decode(latents, return_dict=False)[0]
+        pixels: Tensor = self._vae.decode(self._place(latents), return_dict=False)[0]
         return pixels
+
+    def _place(self, frames: Tensor) -> Tensor:
+        """Return frames as the VAE's first convolution takes them."""
+        return frames.contiguous(memory_format=torch.channels_last) if self._is_last else frames
 
     def _run(self, run: Any, frames: Tensor, *, tiled: bool, grows: bool) -> Tensor:
         if not tiled:
