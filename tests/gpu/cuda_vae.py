@@ -247,7 +247,7 @@ def test_flux_s_vae_is_near_the_stock_one_and_within_its_memory(
     assert far["to_stock"] < FLUX_FAR
     assert far["to_exact"] <= 1.5 * far["stock_to_exact"] + 1e-4
     if shared is not None:
-        channels = {module.norm.num_channels for module in list_activated(vae)}
+        channels = {module.num_channels for module in list_activated(vae)}
         figures.put(graphs=shared.graphs, active=shared.is_active)
         assert shared.is_active
         assert shared.graphs == len(channels), "a picture compiled something"

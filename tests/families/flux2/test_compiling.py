@@ -57,7 +57,7 @@ def test_no_job_waits_for_the_compiler(
     monkeypatch.setattr(compiled, "compile_for_device", run_as_traced)
     monkeypatch.setattr(opener, "choose_compiled_batch", lambda _, given: given.most_in_batch)
     model: Any = boot.boot(settings.read(environ)).take("tiny-flux")
-    norms = {module.norm.num_channels for module in arranging.list_activated(model._parts.vae)}
+    norms = {module.num_channels for module in arranging.list_activated(model._parts.vae)}
     assert len(norms) > 1
     assert count_graphs(model) == (4 * rows, len(norms))
     for wish in WISHES:

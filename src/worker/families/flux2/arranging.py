@@ -15,8 +15,9 @@ SILU: Final = ("silu", "swish")
 def is_best_last(device: torch.device) -> bool:
     """Return whether a device's convolutions are faster where the channels are last.
 
-    cuDNN's are: given the channels first they copy what they take and what they give. Decoding
-    1024 x 1024 so took an H100 2.60 GB, and the tensors alone are 1.63.
+    cuDNN's are: given the channels first they copy what they take and what they give. An H100 so
+    decodes 1024 x 1024 in 91 ms and 2.55 GB; with the channels last in 46 ms and 1.48 GB, and in 38
+    with the norms compiled.
     """
     return device.type == "cuda"
 

@@ -28,7 +28,7 @@ def compile_norms(vae: Any) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     compiled = [module for module in list_activated(vae) if isinstance(module.run, Compiled)]
-    for channels, module in {module.norm.num_channels: module for module in compiled}.items():
+    for channels, module in {module.num_channels: module for module in compiled}.items():
         frame = torch.randn(1, channels, *FRAME, generator=generator)
         module(frame.to(vae.device, vae.dtype))
 

@@ -31,24 +31,25 @@ def normalise(norm: nn.GroupNorm, frame: Tensor) -> tuple[Tensor]:
     return (functional.silu(made, inplace=True),)
 
 
-class Activated(nn.Module):
+class Activated(nn.GroupNorm):
     """A group norm and the SiLU after it, of frames that have their channels last in memory.
 
-    `run` is `normalise`, or that compiled.
+    Its parameters are those of the norm that it replaces, and have their names. `run` is
+    `normalise`, or that compiled.
     """
 
     run: Callable[..., tuple[Tensor, ...]]
 
     def __init__(self, norm: nn.GroupNorm) -> None:
-        super().__init__()
-        self.norm = norm
+        super().__init__(norm.num_groups, norm.num_channels, norm.eps, device="meta")
+        self.weight, self.bias = norm.weight, norm.bias
         self.run = normalise
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as nn.GroupNorm has it
         """Map [batch, channels, height, width] to the same, with the channels last too."""
-        frames = x.permute(0, 2, 3, 1).contiguous()
+        frames = input.permute(0, 2, 3, 1).contiguous()
         # each alone: one graph for any number of them
-        made = [self.run(self.norm, frame)[0].unsqueeze(0) for frame in frames.unbind()]
+        made = [self.run(self, frame)[0].unsqueeze(0) for frame in frames.unbind()]
         return (made[0] if len(made) == 1 else torch.cat(made)).permute(0, 3, 1, 2)
 
 
