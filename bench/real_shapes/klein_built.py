@@ -29,13 +29,16 @@ if TYPE_CHECKING:
 PRODUCTS: Final = 26
 
 
+def build_part(size: Klein, role: str, precision: Precision, device: torch.device) -> Any:
+    """Return the modules of a part with random weights, as a bundle opens them."""
+    modules = RECIPE.find_part(role).modules
+    bare = modules.bare(modules.stock(size.configs[role]))
+    return modules.final(weights.build(bare, device, precision, role=role, recipe=RECIPE))
+
+
 def build_parts(size: Klein, precision: Precision, device: torch.device) -> Flux2Parts:
     """Return the open parts of one model with random weights, as a bundle opens them."""
-    filled = {}
-    for role, config in size.configs.items():
-        modules = RECIPE.find_part(role).modules
-        bare = modules.bare(modules.stock(config))
-        filled[role] = weights.build(bare, device, precision, role=role, recipe=RECIPE)
+    filled = {role: build_part(size, role, precision, device) for role in size.configs}
     return Flux2Parts(
         **filled,
         tokenizer=klein.read_tokenizer(),
@@ -115,8 +118,9 @@ class KleinBuilt:
     def _find(self, *, compiled: bool) -> Warm:
         """Return a model, whose graphs are kept from one call to the next."""
         if compiled not in self._models:
-            # a Flux2Forward is made with the parts
-            parts = replace(self._parts, compiled_batch=int(compiled))
+            # a Flux2Forward is made with the parts, and what is compiled of a VAE is in its modules
+            vae = build_part(self._size, "vae", self._precision, self._device)
+            parts = replace(self._parts, vae=vae, compiled_batch=int(compiled))
             model = Flux2(parts, describe_served(self._size, self._precision), KLEIN)
             self._models[compiled] = Warm(model, parts)
         return self._models[compiled]
