@@ -177,7 +177,7 @@ class KeptLoras:
                 return False
             except OSError:
                 pass  # a file system without locks
-            path.unlink(missing_ok=True)
+            path.unlink()
             log.get().info("lora evicted", digest=path.stem)
         return True
 
