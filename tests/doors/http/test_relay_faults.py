@@ -20,7 +20,13 @@ DONE: dict[str, Any] = {"id": "job-1", "status": "COMPLETED", "output": {"images
 BODY = {"input": {"prompt": "x"}}
 HANG_S = 30.0
 
-Answer = int | str | dict[str, Any] | tuple[int, dict[str, str]]
+Answer = (
+    int
+    | str
+    | dict[str, Any]
+    | tuple[int, dict[str, str]]
+    | tuple[int, dict[str, str], dict[str, Any]]
+)
 
 
 class Api:
@@ -65,6 +71,8 @@ class Api:
                 return web.Response(text=answer, content_type="application/json")
             case (status, headers):
                 return web.Response(status=status, headers=headers)
+            case (status, headers, body):
+                return web.json_response(body, status=status, headers=headers)
             case _:
                 return web.json_response(answer)
 
@@ -159,6 +167,29 @@ def test_what_will_not_change_is_an_error_at_once(
     assert (found, body["error"]["code"]) == (status, code)
     assert body["error"]["message"].startswith(words)
     assert api.calls == ["run", "status", "status", "cancel"]
+
+
+@pytest.mark.parametrize("length", [300, 301])
+def test_of_runpods_own_words_there_are_300_characters(length: int) -> None:
+    answer = {"error": "x" * length}
+    (_, _, body), _ = through(lambda: Api(run=[(400, {}, answer)]), wait)
+    assert body["error"]["message"] == f"RunPod answered with 400: {'x' * 300}"
+
+
+def test_the_environments_proxy_leads_to_runpod(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> dict[str, Any]:
+        world = Api()
+        async with TestServer(world.make_app()) as proxy:
+            for name in ("NO_PROXY", "no_proxy"):
+                monkeypatch.delenv(name, raising=False)
+            monkeypatch.setenv("http_proxy", str(proxy.make_url("/")))
+            endpoint = QueueEndpoint("http://runpod.test/v2/ep", "a-key")
+            try:
+                return await endpoint.post(BODY)
+            finally:
+                await endpoint.close()
+
+    assert asyncio.run(run()) == {"id": "job-1"}
 
 
 @pytest.mark.parametrize("answer", [500, 401, 404])
