@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 
 from worker.errors import WeightsUnavailable
-from worker.families.orpheus.models import SLOTS, Speaking, TokenIds, read_speaking
+from worker.families.orpheus.models import (
+    SLOTS,
+    SPEECH_TABLE,
+    Speaking,
+    TokenIds,
+    read_speaking,
+)
 from worker.families.orpheus.prompt import find_unknown
 from worlds import speaking
 
@@ -48,6 +54,12 @@ def test_each_thing_that_it_says_replaces_one_and_no_other(
     found = asdict(read_speaking({key: value}, KNOWN))
     assert found.pop(field) == (tuple(value) if isinstance(value, list) else value)
     assert found == {name: one for name, one in asdict(KNOWN).items() if name != field}
+
+
+def test_the_table_has_a_voice_for_every_published_model_and_each_name_is_a_word() -> None:
+    voices = {row.name: row.defaults.voices for row in SPEECH_TABLE if row.embedded is None}
+    assert all(voices.values())
+    assert not [name for names in voices.values() for name in names if set(name) & set(" _<>:")]
 
 
 def test_the_least_of_everything_is_accepted() -> None:
