@@ -101,6 +101,7 @@ def test_this_machine_alone_is_loopback(host: str, loopback: bool) -> None:
     ("variable", "value"),
     [
         ("API_KEYS", "too-short"),
+        ("API_KEYS", "fifteen-letters"),
         ("API_KEYS", "a-key-of-sixteen, short"),
         ("API_KEYS", "a key of sixteen letters"),
         ("API_KEYS", "none, a-key-of-sixteen"),

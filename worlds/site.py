@@ -12,6 +12,7 @@ import ssl
 import struct
 import sys
 import threading
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Self
@@ -324,6 +325,12 @@ class Site:
             body = self.files["/" + path.split("/", 2)[2]]
             lines = "".join(f"Content-Encoding: {name}\r\n" for name in query["as"])
             yield _answer(200, body, headers=lines)
+        elif word == "tagged":
+            body = self.files["/" + path.split("/", 2)[2]]
+            tag = f'"{zlib.crc32(body)}"'
+            is_known = self.headers.get("if-none-match") == tag
+            status, sent = (304, b"") if is_known else (200, body)
+            yield _answer(status, sent, headers=f"ETag: {tag}\r\n")
         elif word == "latin":
             yield _head(302, "Location: /caf\udce9.png\r\n")
         elif word == "short":

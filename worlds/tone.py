@@ -13,6 +13,7 @@ from worker.seam import Control, Made, Openable, Served
 from worker.settings import Settings
 from worker.tasks.speech import SpeechOffer, SpeechWish
 from worker.weights.spec import ModelSpec
+from worlds.breaking import hand_over_parts
 
 RATE = 24_000  # samples per second
 
@@ -51,11 +52,11 @@ class Fork:
         """Hum."""
         made = [Made(make_tone(wish), {"generate": 5.0}) for wish in wishes]
         for wish, control in zip(wishes, controls, strict=True):
-            if wish.streams:
-                for part in np.array_split(make_tone(wish).samples, 3):
-                    control.hand_over(Sound(part, RATE))
+            sent = hand_over_parts(make_tone(wish), control) if wish.streams else None
             control.report("generate", 1, 1)
             if wish.prompt == "breaks":
+                if sent is not None:  # an error may drop what waits
+                    sent.wait(60)
                 raise BadAudio("it broke")
         return made
 

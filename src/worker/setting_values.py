@@ -113,7 +113,7 @@ def _read_token(value: Any) -> Any:
     """Take a token out of "Bearer TOKEN"; only one word of ASCII can be a header's value."""
     if not isinstance(value, str):
         return value
-    token = unquote(BEARER.sub("", unquote(value), count=1))
+    token = unquote(BEARER.sub("", unquote(value)))
     if not re.fullmatch(r"[!#-&(-~]+", token) or token.lower() == "bearer":
         raise ValueError("must be a token alone, as in hf_...: no blanks, no quotes, ASCII only")
     return token

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -408,6 +409,21 @@ def test_what_moved_on_is_fetched_anew(
     site.files["/moves"] = OTHER
     hub.add("org/moves", {"a.safetensors": OTHER})
     assert {o.digest for word in (url, "org/moves") for o in room.ready(word)} == {digest(OTHER)}
+
+
+def test_a_site_that_says_that_nothing_has_changed_is_asked_once_an_hour_and_not_read(
+    room: Room, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.files["/tags"] = FILE
+    url, now = f"{site.https}/tagged/tags", time.time()
+    (first,) = room.ready(url)
+    monkeypatch.setattr(time, "time", lambda: now + 1.5 * kept.FRESH_S)
+    assert [room.ready(url), room.ready(url)] == [(first,)] * 2
+    assert len(site.hits) == 2
+    assert "if-none-match" in site.headers
+    monkeypatch.setattr(time, "time", lambda: now + 3 * kept.FRESH_S)
+    site.files["/tags"] = OTHER
+    assert room.ready(url)[0].digest == digest(OTHER)
 
 
 def test_a_full_disk_is_named(room: Room, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

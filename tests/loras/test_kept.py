@@ -5,6 +5,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -95,6 +96,25 @@ def test_the_least_recently_used_is_evicted_and_its_record_with_the_next_sweep(
     assert second not in names
     kept.make_room(0)
     assert len(list((tmp_path / "sources").iterdir())) == 3
+
+
+def test_a_record_that_another_worker_deletes_meanwhile_is_no_fault(tmp_path: Path) -> None:
+    """A FIFO is read while another worker has just taken its name away."""
+    kept = opened(tmp_path)
+    put(kept, 1)
+    record = next((tmp_path / "sources").iterdir())
+    record.unlink()
+    os.mkfifo(record)
+
+    def delete() -> None:
+        with record.open("wb"):  # waits until it is read
+            record.unlink()
+
+    other = threading.Thread(target=delete)
+    other.start()
+    kept.make_room(0)
+    other.join()
+    assert not record.exists()
 
 
 def test_what_is_in_use_stays_and_may_leave_afterwards(tmp_path: Path) -> None:

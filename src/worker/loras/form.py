@@ -25,7 +25,7 @@ def name_other(start: bytes) -> str | None:
     The format: 8 bytes little-endian length of a JSON header, then the header.
     """
     length = int.from_bytes(start[:8], "little")
-    if 1 < length <= LONGEST_LORA_HEADER and start[8:9] == b"{":
+    if 1 < length <= LONGEST_LORA_HEADER and start[8:] == b"{":
         return None
     kinds = (kind for prefix, kind in OTHERS if start.lstrip(b" \r\n\t").startswith(prefix))
     return next(kinds, "no safetensors file" if start else "empty")

@@ -100,7 +100,7 @@ class KeptLoras:
         """Return the lock of a place: one worker fetches from it while others wait."""
         path = self._folder / "locks" / f"{int(key, 16) % LOCKS:02x}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(path, thread_local=False)
+        return filelock.FileLock(path)
 
     def make_part(self, key: str) -> Path:
         """Return a name for what is being fetched, which no other worker or call uses."""
@@ -177,7 +177,7 @@ class KeptLoras:
                 return False
             except OSError:
                 pass  # a file system without locks
-            path.unlink(missing_ok=True)
+            path.unlink()
             log.get().info("lora evicted", digest=path.stem)
         return True
 

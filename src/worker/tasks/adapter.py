@@ -50,8 +50,6 @@ def read_lora(value: Any) -> LoraWord:
 
     Raises ValueError, with a message for the caller, for anything else than a string or an object.
     """
-    if isinstance(value, LoraWord):
-        return value
     if isinstance(value, str):
         return read_word(value)
     if not isinstance(value, dict):

@@ -75,8 +75,6 @@ def read_source(value: Any) -> ImageSource:
     path or a name; media.inline decodes it strictly, in a thread. Raises ValueError, with a message
     for the caller, for anything else.
     """
-    if isinstance(value, ImageSource):
-        return value
     if isinstance(value, dict):
         value = _unwrap(value)
     if not isinstance(value, str):

@@ -47,8 +47,6 @@ def describe_margins() -> dict[str, Any]:
 
 def read_margins(value: Any) -> Margins:
     """Read margins as the caller wrote them; raises ValueError, with a message for the caller."""
-    if isinstance(value, Margins):
-        return value
     if not isinstance(value, dict):
         raise ValueError(  # noqa: TRY004 - pydantic reports ValueErrors
             f"must be an object with left, top, right or bottom (got {show(value)})"

@@ -172,6 +172,13 @@ def test_it_leaves_at_once_and_its_jobs_with_it(pod: Pod, gate: Gate) -> None:
     assert next(job for job in pod.jobs.values() if job.body == body).status == "CANCELLED"
 
 
+def test_an_interrupt_ends_it_as_well(pod: Pod) -> None:
+    with playground(pod) as page:
+        page.opened()
+        page.process.send(signal.SIGINT)
+        assert page.process.wait() == 0
+
+
 @pytest.mark.parametrize(
     ("key", "arguments", "reason"),
     [

@@ -20,7 +20,13 @@ DONE: dict[str, Any] = {"id": "job-1", "status": "COMPLETED", "output": {"images
 BODY = {"input": {"prompt": "x"}}
 HANG_S = 30.0
 
-Answer = int | str | dict[str, Any] | tuple[int, dict[str, str]]
+Answer = (
+    int
+    | str
+    | dict[str, Any]
+    | tuple[int, dict[str, str]]
+    | tuple[int, dict[str, str], dict[str, Any]]
+)
 
 
 class Api:
@@ -52,6 +58,8 @@ class Api:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         kind, _, _ = request.path.removeprefix("/v2/ep/").partition("/")
         self.calls.append(kind)
+        if request.can_read_body and request.content_type != "application/json":
+            return web.Response(status=415)
         waiting = self._answers[kind]
         answer = waiting.pop(0) if len(waiting) > 1 else waiting[0]
         if kind == "status":
@@ -65,6 +73,8 @@ class Api:
                 return web.Response(text=answer, content_type="application/json")
             case (status, headers):
                 return web.Response(status=status, headers=headers)
+            case (status, headers, body):
+                return web.json_response(body, status=status, headers=headers)
             case _:
                 return web.json_response(answer)
 
@@ -159,6 +169,45 @@ def test_what_will_not_change_is_an_error_at_once(
     assert (found, body["error"]["code"]) == (status, code)
     assert body["error"]["message"].startswith(words)
     assert api.calls == ["run", "status", "status", "cancel"]
+
+
+@pytest.mark.parametrize("length", [300, 301])
+def test_of_runpods_own_words_there_are_300_characters(length: int) -> None:
+    answer = {"error": "x" * length}
+    (_, _, body), _ = through(lambda: Api(run=[(400, {}, answer)]), wait)
+    assert body["error"]["message"] == f"RunPod answered with 400: {'x' * 300}"
+
+
+def test_a_redirect_is_not_followed_as_the_key_would_go_with_it() -> None:
+    answers: list[Answer] = [(307, {"Location": "/v2/ep/run"}), {"id": "job-1"}]
+    (found, _, body), api = through(lambda: Api(run=answers), wait)
+    assert (found, body["error"]["code"]) == (400, "refused_by_endpoint")
+    assert api.calls == ["run"]
+
+
+def test_a_ping_is_answered_without_the_endpoint() -> None:
+    async def ping(session: aiohttp.ClientSession, _: Api) -> str:
+        async with session.get("/ping") as response:
+            return await response.text()
+
+    found, api = through(Api, ping)
+    assert (found, api.calls) == ("ok", [])
+
+
+def test_the_environments_proxy_leads_to_runpod(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> dict[str, Any]:
+        world = Api()
+        async with TestServer(world.make_app()) as proxy:
+            for name in ("NO_PROXY", "no_proxy"):
+                monkeypatch.delenv(name, raising=False)
+            monkeypatch.setenv("http_proxy", str(proxy.make_url("/")))
+            endpoint = QueueEndpoint("http://runpod.test/v2/ep", "a-key")
+            try:
+                return await endpoint.post(BODY)
+            finally:
+                await endpoint.close()
+
+    assert asyncio.run(run()) == {"id": "job-1"}
 
 
 @pytest.mark.parametrize("answer", [500, 401, 404])

@@ -141,7 +141,7 @@ def test_a_speech_that_cannot_be_fails_with_openais_error(body: Any, param: str)
 def test_a_speech_that_breaks_and_one_that_no_model_speaks_are_openais_errors() -> None:
     broken, parts = spoken({"input": "breaks", "stream": True})
     assert (broken["error_code"], broken["openai_error"]["code"]) == ("BAD_AUDIO", "bad_audio")
-    assert len(parts) == 3
+    assert [part["index"] for part in parts[:2]] == [0, 1]
     mute = replied({"openai_route": "/v1/audio/speech", "openai_input": SPEECH})
     assert mute["openai_error"]["code"] == "unsupported_task"
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from worker import settings
 from worker.bundle import layout
 from worker.engine.quantise import PRECISIONS
-from worker.errors import BadAudio, WeightsUnavailable
+from worker.errors import BadAudio, CudaOutOfMemory, WeightsUnavailable
 from worker.families import catalogue
 from worker.families.orpheus import model as orpheus
 from worker.families.orpheus.model import PAUSE_S, make_ready
@@ -229,6 +230,35 @@ def test_passages_that_are_written_at_once_are_said_in_their_order(
     assert stage.step() == {}
 
 
+def run_out_once(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
+    """Let the language model run out of memory at its next prompt."""
+    language = model._parts.language
+    read = language.read
+
+    def run_out(*_: object) -> None:
+        monkeypatch.setattr(language, "read", read)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(language, "read", run_out)
+
+
+def test_memory_that_runs_out_once_is_seen_by_none(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = samples_of(made(model))
+    run_out_once(monkeypatch, model)
+    assert np.array_equal(samples_of(made(model)), expected)
+
+
+def test_a_stream_that_runs_out_of_memory_is_not_begun_again(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was handed over cannot be taken back."""
+    run_out_once(monkeypatch, model)
+    with pytest.raises(CudaOutOfMemory):
+        say(model, stream=True)
+
+
 def test_several_rows_are_for_a_gpu_and_a_text_of_several_passages(model: Model) -> None:
     cuda, long = torch.device("cuda"), wish_of(model, text=TEXT)
     assert orpheus.choose_rows(cuda, long) == 4
@@ -349,6 +379,26 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_made(
     (tmp_path / "snac").rename(language / "codec")
     with pytest.raises(WeightsUnavailable, match=words):
         open_model(language, tmp_path / "home")
+
+
+@pytest.mark.parametrize("part", ["codec", "language"])
+def test_a_part_that_lacks_a_tensor_is_named_before_anything_is_made(
+    tmp_path: Path, part: str
+) -> None:
+    language = speaking.publish(tmp_path)
+    (tmp_path / "snac").rename(language / "codec")
+    if part == "codec":
+        weights = torch.load(language / "codec" / "pytorch_model.bin")
+        weights.popitem()
+        torch.save(weights, language / "codec" / "pytorch_model.bin")
+    else:
+        weights = load_file(language / "model.safetensors")
+        del weights["model.norm.weight"]
+        save_file(weights, language / "model.safetensors")
+    home = tmp_path / "home"
+    with pytest.raises(WeightsUnavailable, match=f"{part}.*lacks"):
+        open_model(language, home)
+    assert not list(home.rglob("*.safetensors"))
 
 
 def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ NORMED: Final = (
     (".weight_g", ".norm"),
     (".weight_v", ".direction"),
 )
-# The codebook of each slot of a frame, and which of that codebook's codes in the frame it is.
-PLACES: Final = ((0, 0), (1, 0), (2, 0), (2, 1), (1, 1), (2, 2), (2, 3))
+# The codebook of each slot of a frame; the codes of one codebook are in the order of their times.
+CODEBOOKS: Final = (0, 1, 2, 2, 1, 2, 2)
 
 
 def split_weight(convolution: Any) -> Any:
@@ -192,8 +192,7 @@ class SnacDecoder(nn.Module):
         codebooks: Any = self.quantizer.quantizers
         device = codebooks[0].codebook.weight.device
         for level, repeats in enumerate(self.repeats):
-            slots = [slot for slot, (of, _) in enumerate(PLACES) if of == level]
-            slots.sort(key=lambda slot: PLACES[slot][1])
+            slots = [slot for slot, of in enumerate(CODEBOOKS) if of == level]
             codes = frames[:, slots].reshape(1, -1).to(device, non_blocking=True)
             vectors = codebooks[level](codes).repeat_interleave(repeats, dim=-1)
             found = vectors if found is None else found + vectors

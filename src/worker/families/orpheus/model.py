@@ -31,7 +31,7 @@ from worker.families.orpheus.speaking import (
     derive_seed,
     speak,
 )
-from worker.families.orpheus.windows import Decoding, join_samples
+from worker.families.orpheus.windows import Decoding
 from worker.media.sound import Samples, Sound
 from worker.seam import Control, Made, Outcome, Served, Unheard, take_made
 from worker.tasks.speech import SpeechWish, Spoken, warm_up
@@ -141,7 +141,7 @@ class Orpheus:
         )
         is_cut = passages[-1].is_cut or len(passages) < len(wish.passages)
         return Made(
-            Sound(join_samples(joined), rate),
+            Sound(np.concatenate(joined), rate),
             dict(clock.spent),
             peak_vram_mb=devices.read_peak_mb(device),
             warnings=(TRUNCATED,) if is_cut else (),

@@ -165,7 +165,7 @@ def read_speaking(about: Mapping[str, Any], known: Speaking) -> Speaking:
         raise WeightsUnavailable(f"worker.json has a value of a wrong kind ({error})") from None
     if min(ids.first, ids.codes, speaking.rate, speaking.passage, speaking.spare) < 1:
         raise WeightsUnavailable("worker.json has a number that must be above 0")
-    if max(ids.stop, *ids.before, *ids.after) >= ids.first or not ids.after:
+    if not ids.after or max((ids.stop, *ids.before, *ids.after)) >= ids.first:
         raise WeightsUnavailable("worker.json: the prompt's ids and stop must be below first_audio")
     return speaking
 

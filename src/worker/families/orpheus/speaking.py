@@ -10,7 +10,7 @@ import torch
 
 from worker.errors import BadAudio
 from worker.families.orpheus.frames import Written
-from worker.families.orpheus.windows import Decoding, join_samples
+from worker.families.orpheus.windows import Decoding
 from worker.media.sound import Samples, round_samples
 
 MOST_ATTEMPTS: Final = 3
@@ -60,7 +60,7 @@ class Passage:
 
     def join(self) -> Samples:
         """Return all of its samples."""
-        return join_samples(self.sound)
+        return np.concatenate(self.sound)
 
 
 def derive_seed(seed: int, passage: int, attempt: int) -> int:

@@ -5,13 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from worker.families.clock import Clock
 from worker.families.orpheus.codec import SnacDecoder
-from worker.media.sound import Samples
 
 # Written of each window; the last size is that of all that follow. Small ones first: of a stream,
 # the first sound is there after 4 + 3 frames.
@@ -85,8 +83,3 @@ class Decoding:
         samples: Tensor = self._codec(codes, noise)
         stride = self._codec.stride
         return samples[(start - first) * stride : (end - first) * stride]
-
-
-def join_samples(parts: Sequence[Samples]) -> Samples:
-    """Return samples one after another."""
-    return np.concatenate(parts) if parts else np.zeros(0, np.int16)

@@ -1,0 +1,113 @@
+"""What a model's worker.json says of it is used, and what cannot be true is refused."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from worker.errors import WeightsUnavailable
+from worker.families.orpheus.models import (
+    SLOTS,
+    SPEECH_TABLE,
+    Speaking,
+    TokenIds,
+    read_speaking,
+)
+from worker.families.orpheus.prompt import find_unknown
+from worlds import speaking
+
+KNOWN = Speaking(("tara",), ("laugh",))
+# What a model may say, the smallest of each, with what comes of it.
+LEAST: dict[str, Any] = {
+    "first_audio": 1,
+    "codebook": 1,
+    "stop": 0,
+    "prompt": {"before": [], "after": [0]},
+    "sample_rate": 1,
+    "passage": 1,
+    "spare": 1,
+}
+
+
+def test_where_it_says_nothing_the_table_counts() -> None:
+    assert read_speaking({}, KNOWN) == KNOWN
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "field"),
+    [
+        ("voices", ["a", "b"], "voices"),
+        ("tags", ["sigh"], "tags"),
+        ("sample_rate", 16_000, "rate"),
+        ("passage", 99, "passage"),
+        ("pace", 0.5, "pace"),
+        ("slowest", 3, "slowest"),
+        ("spare", 7, "spare"),
+        ("temperature", 0.5, "temperature"),
+        ("top_p", 0.5, "top_p"),
+        ("repetition_penalty", 1.5, "repetition_penalty"),
+    ],
+)
+def test_each_thing_that_it_says_replaces_one_and_no_other(
+    key: str, value: Any, field: str
+) -> None:
+    found = asdict(read_speaking({key: value}, KNOWN))
+    assert found.pop(field) == (tuple(value) if isinstance(value, list) else value)
+    assert found == {name: one for name, one in asdict(KNOWN).items() if name != field}
+
+
+def test_the_table_has_a_voice_for_every_published_model_and_each_name_is_a_word() -> None:
+    voices = {row.name: row.defaults.voices for row in SPEECH_TABLE if row.embedded is None}
+    assert all(voices.values())
+    assert not [name for names in voices.values() for name in names if set(name) & set(" _<>:")]
+
+
+def test_the_least_of_everything_is_accepted() -> None:
+    found = read_speaking(LEAST, KNOWN)
+    assert found.ids == TokenIds(1, 1, 0, (), (0,))
+    assert found.ids.end == 1 + SLOTS
+    assert (found.rate, found.passage, found.spare) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("key", ["first_audio", "codebook", "sample_rate", "passage", "spare"])
+def test_what_must_be_above_0_is_refused_at_0(key: str) -> None:
+    with pytest.raises(WeightsUnavailable, match="above 0"):
+        read_speaking({**LEAST, key: 0}, KNOWN)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"stop": 1},
+        {"prompt": {"before": [1], "after": [0]}},
+        {"prompt": {"before": [], "after": [0, 1]}},
+        {"prompt": {"before": [], "after": []}},
+    ],
+    ids=str,
+)
+def test_no_id_of_a_prompt_and_no_stop_is_one_of_audio(wrong: dict[str, Any]) -> None:
+    with pytest.raises(WeightsUnavailable, match="below first_audio"):
+        read_speaking({**LEAST, **wrong}, KNOWN)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"voices": 5}, {"prompt": [1]}, {"pace": "fast"}, {"stop": None}, {"passage": []}],
+    ids=str,
+)
+def test_a_value_of_a_wrong_kind_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(WeightsUnavailable, match="wrong kind"):
+        read_speaking(wrong, KNOWN)
+
+
+@pytest.mark.parametrize(("text", "frames"), [("", 60), ("abc", 67), ("a" * 100, 310)])
+def test_a_passage_may_have_more_frames_the_longer_its_text_is(text: str, frames: int) -> None:
+    assert Speaking().limit_frames(text) == frames
+
+
+def test_the_ids_of_text_end_where_those_of_audio_begin() -> None:
+    tokenizer = speaking.make_tokenizer()
+    highest = tokenizer.convert_tokens_to_ids("u")  # of what is tried
+    ids = replace(speaking.IDS, first=highest + 1)
+    assert find_unknown(tokenizer, ids) == []
+    assert len(find_unknown(tokenizer, replace(ids, first=highest))) == 1
