@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from worlds.container import AS_FIRST, explain_refusal
 from worlds.pod import HANG_S, Job, Pod
 from worlds.process import Process
 from worlds.standin import COMMAND, Gate
 
 Start = Callable[..., AbstractContextManager[Process]]
 ENDS_S = 30.0
+AS_PROCESS_1 = pytest.mark.skipif(explain_refusal() is not None, reason=str(explain_refusal()))
 
 
 @pytest.fixture
@@ -183,14 +185,13 @@ def test_a_killed_worker_leaves_no_heartbeat(pod: Pod, start: Start) -> None:
         assert not [ping for ping in pod.seen("ping") if ping.at > gone_at + 0.9]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a process namespace needs root")
+@AS_PROCESS_1
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_as_process_1_of_a_container_it_ends_completely(
     pod: Pod, start: Start, signum: int
 ) -> None:
     """The kernel ignores a signal to process 1 that it has no handler for."""
-    prefix = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
-    with start(prefix=prefix) as worker:
+    with start(prefix=AS_FIRST) as worker:
         idle(pod)
         outer, inner, heartbeat = worker.relatives()
         assert outer == worker.pid
@@ -200,10 +201,9 @@ def test_as_process_1_of_a_container_it_ends_completely(
         assert not Path(f"/proc/{heartbeat}").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a process namespace needs root")
+@AS_PROCESS_1
 def test_as_process_1_it_can_be_ended_while_it_starts(pod: Pod, start: Start) -> None:
-    prefix = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
-    with start(prefix=prefix, STANDIN_BOOT_S="60") as worker:
+    with start(prefix=AS_FIRST, STANDIN_BOOT_S="60") as worker:
         pod.until(lambda: worker.log("standin starts"))
         os.kill(worker.relatives()[-1], signal.SIGTERM)
         assert ended(worker) == 0
