@@ -180,7 +180,9 @@ class Site:
             server.close()
         tasks, writers = set(self._tasks), set(self._writers)
         for writer in writers:
-            writer.transport.abort()
+            # Python 3.11.2 raises where a connection with TLS is gone already
+            with contextlib.suppress(AttributeError):
+                writer.transport.abort()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
