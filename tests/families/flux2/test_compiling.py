@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.compiler._cache import CacheArtifactManager
 
 from worker import boot, settings
 from worker.bundle.open import make_shared
@@ -15,7 +16,7 @@ from worker.families.flux2 import arranging
 from worker.families.flux2.model import Flux2
 from worker.seam import Unheard, take_made
 from worker.tasks.picture import PictureWish
-from worlds.compilers import run_as_traced
+from worlds.compilers import run_and_record, run_as_traced
 from worlds.wishes import WISH, drawing
 
 ONE, TWO = (drawing(96, 96, 1),), (drawing(96, 96, 1), drawing(64, 80, 2))
@@ -51,20 +52,46 @@ def test_no_job_waits_for_the_compiler(
 
     And for the norms of the VAE, one graph for each number of channels.
     """
-    monkeypatch.setattr(arranging, "is_best_last", lambda _: True)
-    monkeypatch.setattr(opener, "SHARED", make_shared())
-    environ = {"MODEL": "tiny-flux", "MODEL_DIR": str(tmp_path), "BATCH_SIZE": str(rows)}
-    monkeypatch.setattr(compiled, "compile_for_device", run_as_traced)
-    monkeypatch.setattr(opener, "choose_compiled_batch", lambda _, given: given.most_in_batch)
-    model: Any = boot.boot(settings.read(environ)).take("tiny-flux")
+    model = open_compiled(monkeypatch, tmp_path, run_as_traced, rows)
     norms = {module.num_channels for module in arranging.list_activated(model._parts.vae)}
     assert len(norms) > 1
     assert count_graphs(model) == (4 * rows, len(norms))
     for wish in WISHES:
         draw(model, wish, rows)
         assert count_graphs(model) == (4 * rows, len(norms)), wish
-    assert model._parts.forward.is_compiled
-    assert model._parts.normalise.is_active
+    assert model._parts.is_compiled
+
+
+def test_graphs_of_the_norms_that_compute_something_else_are_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nor loaded by the next start, although those of the blocks are right."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "own"))
+
+    def compile_wrongly(graph: Any, inputs: list[Any]) -> Any:
+        run = run_and_record(graph, inputs)
+        is_norm = "addcmul" in graph.code
+        return (lambda *given: [result * 2 for result in run(*given)]) if is_norm else run
+
+    def start(compiler: Any) -> tuple[bool, bool, int]:
+        CacheArtifactManager.clear()
+        parts = open_compiled(monkeypatch, tmp_path, compiler, 1)._parts
+        kept = len(list((tmp_path / "compiled").glob("*")))
+        return parts.forward.is_compiled, parts.is_compiled, kept
+
+    assert start(run_and_record) == (True, True, 1)
+    assert start(compile_wrongly) == (True, False, 0)
+
+
+def open_compiled(monkeypatch: pytest.MonkeyPatch, home: Path, compiler: Any, rows: int) -> Flux2:
+    """Boot as on a GPU, with channels last and graphs run as a compiler says."""
+    monkeypatch.setattr(arranging, "is_best_last", lambda _: True)
+    monkeypatch.setattr(opener, "SHARED", make_shared())
+    environ = {"MODEL": "tiny-flux", "MODEL_DIR": str(home), "BATCH_SIZE": str(rows)}
+    monkeypatch.setattr(compiled, "compile_for_device", compiler)
+    monkeypatch.setattr(opener, "choose_compiled_batch", lambda _, given: given.most_in_batch)
+    model: Any = boot.boot(settings.read(environ)).take("tiny-flux")
+    return model  # type: ignore[no-any-return] # residency knows no family
 
 
 def draw(model: Flux2, wish: PictureWish, rows: int) -> None:

@@ -69,10 +69,23 @@ def test_the_least_of_everything_is_accepted() -> None:
     assert (found.rate, found.passage, found.spare) == (1, 1, 1)
 
 
-@pytest.mark.parametrize("key", ["first_audio", "codebook", "sample_rate", "passage", "spare"])
-def test_what_must_be_above_0_is_refused_at_0(key: str) -> None:
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("first_audio", "codebook", "sample_rate", "passage", "spare"),
+        *("pace", "slowest", "temperature", "top_p", "repetition_penalty"),
+    ],
+)
+@pytest.mark.parametrize("value", [0, "-1"])
+def test_what_must_be_above_0_is_refused_at_0(key: str, value: Any) -> None:
     with pytest.raises(WeightsUnavailable, match="above 0"):
-        read_speaking({**LEAST, key: 0}, KNOWN)
+        read_speaking({**LEAST, key: value}, KNOWN)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_number_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(WeightsUnavailable, match="above 0"):
+        read_speaking({"temperature": value}, KNOWN)
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ JobState = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED"
 class Tracked:
     """One job; times are seconds of the monotonic clock.
 
-    `parts` are those that were sent before it and that nobody has taken yet.
     `answer` is what the worker said, `output` the same in RunPod's form. `ready` has the pieces
-    that were files before it and that nobody has taken yet. `news` is set, and replaced, with each
-    change. `is_seen` says that somebody has asked for its end.
+    that were files before it, `parts` what was on the way to them, both as far as nobody has taken
+    it yet. `news` is set, and replaced, with each change. `is_seen` says that somebody has asked
+    for its end.
     """
 
     id: str

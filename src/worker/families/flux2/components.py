@@ -39,3 +39,9 @@ class Flux2Parts:
         self.forward = Flux2Forward(self.transformer, is_compiled=self.compiled_batch > 0)
         if self.compiled_batch > 0:
             self.normalise = compile_activated(self.vae)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Return whether all that is to be compiled is in use so."""
+        norms = self.normalise
+        return self.forward.is_compiled and (norms is None or norms.is_active)

@@ -150,7 +150,7 @@ class Flux2:
         with devices.translate_errors():
             compile_rest(self._parts)
         if self._kept is not None:
-            self._kept.settle(is_compiled=self._parts.forward.is_compiled)
+            self._kept.settle(is_compiled=self._parts.is_compiled)
 
     def release(self) -> None:
         """Drop the modules, free their memory and check it; the model cannot be used afterwards.

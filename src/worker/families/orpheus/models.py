@@ -1,5 +1,6 @@
 """Orpheus' published models: one row per model, and what is the same for all of them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -163,7 +164,8 @@ def read_speaking(about: Mapping[str, Any], known: Speaking) -> Speaking:
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise WeightsUnavailable(f"worker.json has a value of a wrong kind ({error})") from None
-    if min(ids.first, ids.codes, speaking.rate, speaking.passage, speaking.spare) < 1:
+    counts = (ids.first, ids.codes, speaking.rate, speaking.passage, speaking.spare)
+    if min(counts) < 1 or not all(0 < number < math.inf for number in numbers.values()):
         raise WeightsUnavailable("worker.json has a number that must be above 0")
     if not ids.after or max((ids.stop, *ids.before, *ids.after)) >= ids.first:
         raise WeightsUnavailable("worker.json: the prompt's ids and stop must be below first_audio")
