@@ -276,7 +276,7 @@ def presets_table() -> str:
             code(*found),
         )
 
-    header = ("preset", "`MODEL`", "GB", "weights", "with a largest job", "pools")
+    header = ("preset", "`MODEL`", "precision", "weights", "with a largest job", "pools")
     return markdown(header, (row(*one) for one in presets.PRESETS.items()))
 
 

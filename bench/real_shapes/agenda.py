@@ -130,8 +130,8 @@ def _list_bare(
         yield Entry("case", precision, case, side, graphs=count, subject=subject)
 
 
-def _list_new(side: int, steps: int) -> Iterator[Entry]:
-    """Yield FLUX.2 and Orpheus as far as they come before all else: no GPU has run them."""
+def _list_first(side: int, steps: int) -> Iterator[Entry]:
+    """Yield what matters most of FLUX.2 and Orpheus, of which there are the fewest figures."""
     klein: Subject = "flux-2-klein-4b"
     edit, image = Case(side, 1, steps), Case(side, 0, steps)
     yield from _list_bare(klein, "bf16", edit, graphs=2)
@@ -179,7 +179,7 @@ def list_entries(side: int, steps: int) -> list[Entry]:
     edit, image = Case(side, 1, steps), Case(side, 0, steps)
     return [
         Entry("ceiling"),
-        *_list_new(side, steps),
+        *_list_first(side, steps),
         Entry("offload", "bf16", edit, "plain"),
         Entry("cold"),
         *_list_rest(side, steps),

@@ -13,11 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tools.pretend.cuda import pretend
 from tools.pretend.device import PretendDevice
+from worker.engine import compiled
 from worker.engine.compiled import Compiled
 from worker.families.flux2 import arranging
 from worker.families.flux2.arranging import arrange, compile_activated, is_arranged, list_activated
+from worker.families.flux2.compiling import compile_norms
 from worker.families.flux2.normalising import Activated, normalise
 from worker.families.flux2.vae import LatentVae
+from worlds.compilers import run_as_traced
 from worlds.wishes import drawing
 
 LAST = torch.channels_last
@@ -169,6 +172,28 @@ def test_a_vae_that_is_open_twice_is_arranged_and_compiled_once(reopen: Open) ->
     assert isinstance(shared, Compiled)
     assert {id(module.run) for module in list_activated(vae)} == {id(shared)}
     assert compile_activated(vae) is shared
+
+
+def test_every_norm_before_a_silu_is_ours(reopen: Open) -> None:
+    """What is left is the attention's, one in each half, which no SiLU follows."""
+    vae = reopen(is_last=True)
+    left = [name for name, module in vae.named_modules() if type(module) is nn.GroupNorm]
+    assert left == [f"{half}.mid_block.attentions.0.group_norm" for half in ("encoder", "decoder")]
+
+
+def test_norms_run_before_the_first_job_only_where_they_are_compiled(
+    reopen: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "compile_for_device", run_as_traced)
+    vae = reopen(is_last=True)
+    ran: list[int] = []
+    for module in list_activated(vae):
+        module.register_forward_hook(lambda module, *_: ran.append(module.num_channels))
+    compile_norms(vae)
+    assert ran == []
+    compile_activated(vae)
+    compile_norms(vae)
+    assert sorted(ran) == sorted({module.num_channels for module in list_activated(vae)})
 
 
 def test_on_a_cpu_a_vae_is_the_stock_one(reopen: Open, monkeypatch: pytest.MonkeyPatch) -> None:
