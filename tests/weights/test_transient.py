@@ -113,6 +113,7 @@ FINAL: dict[str, BaseException] = {
     "httpx2: a certificate": caused(
         httpx2.ConnectError("x"), tls("CERTIFICATE_VERIFY_FAILED", ssl.SSLCertVerificationError)
     ),
+    "a certificate, without a reason": ssl.SSLCertVerificationError("x"),
     "httpx: a certificate, in words": httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] x"),
     "httpx2: no TLS there": caused(httpx2.ConnectError("x"), tls("WRONG_VERSION_NUMBER")),
     "requests: a certificate": wrapped(
