@@ -255,7 +255,7 @@ def test_what_torch_compiles_as_one_graph_is_recorded_too(
     """)
     names: dict[str, Any] = {}
     exec(insert_marks(source, "a.py"), names)  # noqa: S102 - our own source
-    run = torch.compile(names["f"], backend="eager", fullgraph=True, dynamic=True)
+    run: Any = torch.compile(names["f"], backend="eager", fullgraph=True, dynamic=True)
     assert run(torch.ones(2)).tolist() == [2, 2]
     assert reach.lines_of(tmp_path, "here") == {("a.py", 3), ("a.py", 4)}
 
