@@ -169,9 +169,7 @@ NEED: dict[Precision, Need] = {"4bit": Need(100, 40), "8bit": Need(200, 80), "bf
     ("room", "precision", "offload"),
     [(412, "bf16", False), (411, "8bit", False), (109, "4bit", True), (60, "4bit", True)],
 )
-def test_on_a_gpu_memory_decides(
-    room: int, precision: str, offload: bool, tmp_path: Path
-) -> None:
+def test_on_a_gpu_memory_decides(room: int, precision: str, offload: bool, tmp_path: Path) -> None:
     """Weights and working memory, or what passes through the device where a part waits."""
     gpu = Gpu("one", (9, 0), 1 << 40, room + CONTEXT_BYTES)
     one = choice.choose(among(tmp_path), PRECISIONS, NEED, gpu)
