@@ -326,6 +326,103 @@ def test_graphs_are_discarded_by_a_start_that_loaded_them(home: Path) -> None:
     assert files(home) == []
 
 
+def add_own(home: Path, *names: str) -> list[Path]:
+    """Leave several files of one kind, as workers that wrote at once do; the last is the newest."""
+    made = []
+    for seconds, name in enumerate(names, 1):
+        CacheArtifactManager.clear()
+        compile_one(name)
+        save(home)
+        (file,) = (home / "compiled").glob(f"{kept(home).key}-*.graphs")
+        os.utime(file, (seconds, seconds))
+        hidden = file.with_suffix(".hidden")
+        made.append(file.rename(hidden))
+    CacheArtifactManager.clear()
+    found = [path.rename(path.with_suffix(".graphs")) for path in made]
+    return found
+
+
+def test_of_several_files_of_a_kind_the_newest_is_loaded(home: Path, tmp_path: Path) -> None:
+    add_own(home, "x", "y", "z")
+    assert load(home)[0].items() >= OLD.items()
+    assert installed(tmp_path) == ["key-z"]
+
+
+def test_what_replaces_or_discards_graphs_leaves_none_of_their_kind(home: Path) -> None:
+    add_own(home, "x", "y", "z")
+    compile_one("other")
+    save(home, "b")
+    (other,) = [file for file in files(home) if file.stem.startswith(kept(home, "b").key)]
+    CacheArtifactManager.clear()
+    compile_one("new")
+    save(home)
+    assert len(files(home)) == 2
+    for file in add_own(home, "x", "y"):
+        assert file.exists()
+    start = kept(home)
+    start.load()
+    start.drop()
+    assert files(home) == [other]
+
+
+def test_a_start_keeps_what_it_compiled_and_drops_what_failed(home: Path) -> None:
+    compile_one("x")
+    kept(home).settle(is_compiled=True)
+    assert len(files(home)) == 1
+    start = kept(home)
+    start.load()
+    start.settle(is_compiled=False)
+    assert files(home) == []
+
+
+def test_a_limit_that_shrinks_deletes_all_that_is_over_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_in_turn(home, "a", "b", "c", "d")
+    monkeypatch.setattr(kept_graphs, "MOST_KINDS", 1)
+    CacheArtifactManager.clear()
+    compile_one("e")
+    save(home, "e")
+    assert [is_there(home, name) for name in "abcde"] == [False] * 4 + [True]
+
+
+def test_graphs_that_are_used_on_a_disk_that_takes_no_date_are_loaded(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_one("x")
+    save(home)
+
+    def refuse(_path: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    (line,) = load(home)
+    assert line.items() >= OLD.items()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(5, "Input/output error", "/secret/place"), "Input/output error"),
+        (OSError("/secret/place"), "OSError"),
+        (ValueError("a value"), "a value"),
+        (RuntimeError("/secret/place"), "RuntimeError"),
+    ],
+)
+def test_a_reason_names_no_path(
+    error: Exception, reason: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_one("x")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(kept_graphs.temporary, "publish", fail)
+    (line,) = save(home)
+    assert (line["event"], line["reason"]) == ("compiled graphs not kept", reason)
+    assert files(home) == []
+
+
 def test_what_a_dead_process_was_writing_is_deleted(home: Path) -> None:
     (home / "compiled").mkdir(parents=True)
     left = home / "compiled" / ".a.graphs.h00000000-1-1-1.part"
@@ -348,6 +445,13 @@ def test_code_is_another_with_any_other_name_or_content(tmp_path: Path) -> None:
     second = digest_sources([tmp_path])
     (tmp_path / "inner" / "b.py").rename(tmp_path / "inner" / "c.py")
     assert len({first, second, digest_sources([tmp_path])}) == 3
+    inner = tmp_path / "inner"
+    assert digest_sources([tmp_path, inner]) != digest_sources([tmp_path])
+    assert digest_sources([inner]) != digest_sources([tmp_path])
+    (inner / "d.py").write_text("1")
+    third = digest_sources([tmp_path])
+    (inner / "d.py").write_text("2")
+    assert digest_sources([tmp_path]) != third
 
 
 def test_graphs_depend_on_the_device_and_every_version(monkeypatch: pytest.MonkeyPatch) -> None:

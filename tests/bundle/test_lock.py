@@ -163,3 +163,42 @@ def test_where_locks_do_not_work_the_work_is_done_all_the_same(
     with lock.take_turn(path, lambda: False, (watched,)):
         went_on = True
     assert went_on
+
+
+def test_what_vanishes_while_it_is_looked_at_hides_nothing_behind_it(
+    path: Path, watched: Path, holder: filelock.BaseFileLock
+) -> None:
+    """Another worker renames its files all the time."""
+    for number in range(9):
+        (watched / f"gone-{number}").symlink_to(watched / "nowhere")
+        (watched / "deeper" / f"gone-{number}").symlink_to(watched / "nowhere")
+    for each in (watched / "deeper", watched):
+        age(each, NEVER_S)
+    age(watched / "deeper/file", 1)
+    answers = iter([False] * 5 + [True])
+    with lock.take_turn(path, lambda: next(answers), (watched,), still_s=60):
+        assert next(answers, "all asked") == "all asked"
+    assert holder.is_locked
+
+
+@pytest.mark.parametrize(("since", "waits"), [(99.0, True), (100.0, True), (100.5, False)])
+def test_a_holder_is_passed_by_once_it_stood_still_for_longer(
+    since: float,
+    waits: bool,
+    path: Path,
+    watched: Path,
+    holder: filelock.BaseFileLock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    newest = max(each.stat().st_mtime for each in (watched, *watched.rglob("*")))
+    monkeypatch.setattr("worker.bundle.lock.time.time", lambda: newest + since)
+    answers = iter([False] * 3 + [True])
+    with lock.take_turn(path, lambda: next(answers), (watched,), still_s=100.0):
+        assert (next(answers, None) is None) == waits
+    assert holder.is_locked
+
+
+def test_a_folder_of_locks_that_is_there_is_used(path: Path, watched: Path) -> None:
+    for _ in range(2):
+        with lock.take_turn(path, lambda: False, (watched,)):
+            assert not is_free(path)

@@ -316,3 +316,50 @@ def test_progress_is_told_of_every_shard(world: World) -> None:
     world.progress = progress
     world.stream()
     assert reported == {shard.file.path: shard.file.size for shard in world.shards}
+
+
+def test_a_shard_that_another_worker_drops_after_it_is_made_is_no_failure(world: World) -> None:
+    def transform(shard: Shard, read: ReadTensor) -> dict[str, dict[str, torch.Tensor]]:
+        made = doubled_and_halved(shard, read)
+        (world.home / "into" / shard.file.path).unlink()
+        return made
+
+    place = Route(world.source, world.home / "into", world.folder, False, ignore_progress)
+    world.assert_whole(stream.stream(place, world.shards, transform))
+
+
+def test_two_workers_may_forget_receipts_at_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.stream()
+    original = Path.unlink
+
+    def race(path: Path, *, missing_ok: bool = False) -> None:
+        original(path)
+        original(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", race)
+    forget_receipts(world.folder)
+    assert not list(world.folder.glob(".shard-*"))
+
+
+def test_a_component_that_fails_fetches_nothing_that_is_only_queued(world: World) -> None:
+    """Not even what it was about to fetch when it failed."""
+    begun, released = threading.Event(), threading.Event()
+
+    def before(path: str) -> None:
+        if path == paths(world, 1)[0]:
+            begun.set()
+            assert released.wait(60)
+
+    world.source.before = before
+
+    def transform(_shard: Shard, _read: ReadTensor) -> dict[str, dict[str, torch.Tensor]]:
+        assert begun.wait(60)
+        released.set()
+        raise Failure
+
+    place = Route(world.source, world.home / "into", world.folder, False, ignore_progress)
+    with pytest.raises(Failure):
+        stream.stream(place, world.shards, transform)
+    assert set(world.source.fetched) <= set(paths(world, 0, 1))

@@ -5,12 +5,22 @@ import json
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from worker.bundle.tensors import TensorEntry, decode, read_file_header, read_header, write
+from worker.bundle import tensors
+from worker.bundle.layout import Damaged
+from worker.bundle.tensors import (
+    TensorEntry,
+    UnknownFormat,
+    decode,
+    read_file_header,
+    read_header,
+    write,
+)
 
 PAGE = 4096
 KINDS = [
@@ -149,12 +159,78 @@ def test_nothing_is_left_of_a_file_that_cannot_be_written(
         b'{"a": {"dtype": "U8", "shape": 1, "data_offsets": [0, 1]}}',
         b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0]}}',
         b'{"a": {"dtype": "U8", "shape": [1]}}',
+        b'{"a": []}',
+        b'{"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 1]}}',
+        b'{"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 1]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1]}}',
+        b'{"a": {"dtype": "U8", "shape": [-1, -1], "data_offsets": [0, 1]}}',
+        b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [-1, 0]}}',
+        b'{"a": {"dtype": "U8", "shape": [1.0], "data_offsets": [0, 1]}}',
+        b'{"a": {"dtype": "U8", "shape": [true], "data_offsets": [0, 1]}}',
+        b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, true]}}',
+        b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}, "a": {}}',
+        b'{"__metadata__": {}, "__metadata__": {}}',
+        b"[" * 100_000,
     ],
 )
-def test_what_is_no_safetensors_header_is_an_error_that_is_caught(facts: bytes) -> None:
+def test_what_is_no_safetensors_header_is_an_error_that_is_caught(
+    facts: bytes, tmp_path: Path
+) -> None:
     data = struct.pack("<Q", len(facts)) + facts
-    with pytest.raises((ValueError, KeyError, IndexError, TypeError, AttributeError)):
+    with pytest.raises(ValueError, match=r"\w"):
         read_header(lambda start, end: data[start:end])
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(Damaged, match=r"x has ") as caught:
+        read_file_header(tmp_path / "x")
+    assert caught.value.folder == tmp_path
+
+
+def test_a_header_may_be_as_long_as_the_format_lets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b'{"a": {"dtype": "U8", "shape": [], "data_offsets": [0, 1]}}'
+    data = struct.pack("<Q", len(text)) + text
+    monkeypatch.setattr(tensors, "MAX_HEADER_BYTES", len(text))
+    (entry,) = read_header(lambda start, end: data[start:end]).values()
+    assert (entry.shape, entry.count) == ((), 1)
+    monkeypatch.setattr(tensors, "MAX_HEADER_BYTES", len(text) - 1)
+    with pytest.raises(ValueError, match=f"a header of {len(text)} bytes"):
+        read_header(lambda start, end: data[start:end])
+
+
+def test_a_format_without_a_torch_type_is_named() -> None:
+    text = b'{"x.weight": {"dtype": "F4", "shape": [1], "data_offsets": [0, 1]}}'
+    data = struct.pack("<Q", len(text)) + text
+    with pytest.raises(UnknownFormat, match=r"x.weight is in F4") as caught:
+        read_header(lambda start, end: data[start:end])
+    assert (caught.value.tensor, caught.value.written) == ("x.weight", "F4")
+
+
+def test_a_disk_that_takes_a_part_of_what_it_is_given_gets_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Path.open
+
+    def open_slowly(path: Path, mode: str = "r", **named: Any) -> Any:
+        file = original(path, mode, **named)
+        if mode != "wb":
+            return file
+
+        class Slow:
+            def __enter__(self) -> "Slow":
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                file.close()
+
+            def write(self, data: Any) -> int:
+                """Take three bytes at most, once the header is there."""
+                return int(file.write(data[:3] if isinstance(data, memoryview) else data))
+
+        return Slow()
+
+    monkeypatch.setattr(Path, "open", open_slowly)
+    name, record = write(tmp_path, "weights", {"x": torch.arange(5.0)})
+    assert load_file(tmp_path / name)["x"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert record.sha256 == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
 
 
 NAME = re.compile(r"weights-[0-9a-f]{16}\.safetensors")

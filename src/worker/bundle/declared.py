@@ -9,6 +9,8 @@ from worker.errors import WeightsUnavailable
 from worker.weights.checkpoint import INDEX
 
 CLASS_LIBRARIES: Final = ("diffusers", "transformers")
+# What a message shows of a published name.
+LONGEST_NAME: Final = 60
 
 # component -> the classes that this worker opens for it
 Classes = Mapping[str, tuple[str, ...]]
@@ -82,9 +84,9 @@ def check_flags(path: str, config: Mapping[str, Any], made: Callable[..., Any]) 
     for name, value in config.items():
         if value is True and name not in known and not name.startswith("_"):
             raise WeightsUnavailable(
-                f"{path}: {name[:60]} is set, which this worker's diffusers does not know"
+                f"{path}: {name[:LONGEST_NAME]} is set, which this worker's diffusers does not know"
             )
 
 
 def _show_name(name: Any) -> str:
-    return str(name)[:60] if isinstance(name, str) and name else "nothing"
+    return str(name)[:LONGEST_NAME] if isinstance(name, str) and name else "nothing"

@@ -70,8 +70,9 @@ class KeptGraphs:
             return
         with suppress(OSError):  # a volume that is read-only
             os.utime(file)
-        seconds = round(time.monotonic() - start, 2)
-        log.get().info("compiled graphs loaded", bytes=len(data), seconds=seconds)
+        log.get().info(
+            "compiled graphs loaded", bytes=len(data), seconds=round(time.monotonic() - start, 2)
+        )
 
     def keep(self) -> None:
         """Keep what was compiled since the last call, where that is more than what was loaded."""

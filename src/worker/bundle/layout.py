@@ -62,7 +62,7 @@ class Damaged(WeightsUnavailable):
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True)
 
 
 class FileRecord(_Record):

@@ -65,7 +65,7 @@ class FileReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
         if self._rings:
             self._leave_rings()
 

@@ -1,7 +1,6 @@
 """A damaged part is made again once; if it is still damaged, it is not made a third time."""
 
 import json
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -26,7 +25,7 @@ def start(damage: Damaged, home: Path) -> None:
     log.get().warning("damaged part quarantined", reason=damage.message)
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps({"libraries": list_libraries(), "time": time.time()}))
+        note.write_text(json.dumps({"libraries": list_libraries()}))
         quarantine(damage.folder)
     except OSError as error:
         raise WeightsUnavailable(

@@ -153,7 +153,7 @@ def _fetch_ahead(
         yield fetch_one
     finally:
         stopped.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def _read_receipt(folder: Path, index: int) -> dict[str, FileRecord] | None:
