@@ -153,6 +153,27 @@ def test_only_what_meets_a_frame_is_kept() -> None:
     assert (ours.dtype, ours.device) == (torch.bfloat16, torch.device("cpu"))
 
 
+@torch.inference_mode()
+def test_on_a_gpu_weights_and_frames_lie_as_its_kernels_want_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    last = torch.channels_last
+    assert [frame_vae._choose_layout(one) for one in (cuda, cpu)] == [last, torch.contiguous_format]
+    stock, pixels = make_vae(**SMALL), make_frames(3, 64, 48)
+    expected = FrameVae(stock).encode(pixels)
+    monkeypatch.setattr(frame_vae, "_choose_layout", lambda _: last)
+    ours: Any = FrameVae(stock)
+    kernels = [weight for weight in ours.parameters() if weight.dim() == 4]
+    assert all(kernel.is_contiguous(memory_format=last) for kernel in kernels)
+    shown: list[bool] = []
+    ours.encoder[0].register_forward_pre_hook(
+        lambda _, given: shown.append(given[0].is_contiguous(memory_format=last))
+    )
+    torch.testing.assert_close(ours.encode(pixels), expected, rtol=0.05, atol=0.05)
+    assert shown == [True]
+
+
 def test_a_module_that_is_not_known_is_refused() -> None:
     """A library that changes its VAE is noticed before a wrong picture is made."""
     stock = make_vae(**SMALL)
