@@ -1,5 +1,6 @@
 """The VAE on single frames gives what diffusers' VAE for video gives, in bf16 to the last bit."""
 
+import inspect
 import weakref
 from typing import Any
 
@@ -9,7 +10,7 @@ from diffusers import AutoencoderKLQwenImage
 from diffusers.models.autoencoders import autoencoder_kl_qwenimage as published
 from torch import Tensor, nn
 
-from worker.families.qwen_image import frame_vae
+from worker.families.qwen_image import frame_vae, working
 from worker.families.qwen_image.frame_vae import FrameVae
 from worker.families.qwen_image.published import PublishedVae
 from worlds import prepared
@@ -111,6 +112,12 @@ def test_tiles_and_their_blending_are_those_of_diffusers(height: int, width: int
     one_tile = max(height, width) <= 256
     assert torch.equal(encoded, ours.encode(pixels)) == one_tile
     assert torch.equal(decoded, ours.decode(latents)) == one_tile
+
+
+def test_memory_is_planned_for_the_published_channels_and_tiles() -> None:
+    published_channels = inspect.signature(AutoencoderKLQwenImage.__init__).parameters["base_dim"]
+    assert published_channels.default == working.BASE_DIM
+    assert working.TILE_PIXELS == frame_vae.TILE**2
 
 
 @pytest.mark.parametrize("tiled", [False, True])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from diffusers import QwenImageImg2ImgPipeline, QwenImagePipeline
 
+from worker.families.family import Sizes
 from worker.families.qwen_image import models
 from worker.weights.spec import ModelSpec
 
@@ -15,7 +16,7 @@ ROWS = [row for row in models.TABLE if row.embedded is None]
 @pytest.mark.parametrize(
     "sizes", [models.PUBLISHED_SIZES, models.TINY_SIZES], ids=["published", ""]
 )
-def test_a_size_is_near_its_aspect_in_whole_tokens(sizes: models.Sizes) -> None:
+def test_a_size_is_near_its_aspect_in_whole_tokens(sizes: Sizes) -> None:
     """Of 16 x 16 pixels each."""
     for ratio, (width, height) in sizes.items():
         across, down = map(int, ratio.split(":"))

@@ -76,6 +76,15 @@ def test_more_takes_more_in_the_phases_that_it_concerns(
     assert all(after[phase] >= before[phase] for phase in before)
 
 
+def test_a_source_takes_its_latents_and_its_mask_for_each_token_while_steps_run() -> None:
+    """16 channels of 2 x 2 latents, in bf16, and as many of a mask."""
+    for batch in (1, 3):
+        plain = replace(LOAD, batch=batch)
+        before, after = estimate_phases(plain), estimate_phases(replace(plain, begins=True))
+        tokens = batch * SIDE // TOKEN_PIXELS
+        assert after["denoise"] - before["denoise"] == tokens * 16 * 2 * 2 * (2 + 1)
+
+
 def test_a_picture_from_text_has_no_phase_of_references() -> None:
     """But one that begins from a picture has."""
     assert set(estimate_phases(LOAD)) - set(estimate_phases(Load(SIDE))) == {"reference"}

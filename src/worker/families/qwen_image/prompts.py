@@ -66,7 +66,7 @@ class PromptEncoder:
         ]
         return ids
 
-    def is_cut(self, prompt: str, *, references: bool = False) -> bool:
+    def is_cut(self, prompt: str, *, references: bool) -> bool:
         """Return whether a prompt is longer than the 1024 tokens that are used of it."""
         user, room = self._tokenise_user(prompt, "" if references and self._processor else TURN)
         return len(user) > room
