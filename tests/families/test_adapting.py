@@ -128,6 +128,23 @@ def kind_of(room: Room) -> str:
     return type(room.transformer.img_in).__name__
 
 
+@pytest.mark.parametrize(("less", "left"), [(0, [2, 3]), (1, [3])], ids=["room", "a byte short"])
+def test_as_many_stay_as_fit_to_the_byte(tmp_path: Path, less: int, left: list[int]) -> None:
+    room = Room(tmp_path, budget=2 * Room(tmp_path).size - less)
+    files = {seed: room.file(seed) for seed in (2, 3)}
+    for lora in files.values():
+        room.loras.use(None, (lora,))
+    assert set(room.guests.attached) == {repr(files[seed].identity) for seed in left}
+
+
+def test_as_many_are_dropped_as_one_takes(tmp_path: Path) -> None:
+    room = Room(tmp_path, budget=Room(tmp_path).size)
+    whole = room.file(4)
+    for lora in (*(room.file(seed, modules=["img_in"]) for seed in (2, 3)), whole):
+        room.loras.use(None, (lora,))
+    assert room.guests.attached == (repr(whole.identity),)
+
+
 def test_what_a_wish_needs_is_there_whatever_its_size(tmp_path: Path) -> None:
     room = Room(tmp_path, budget=1)
     both = (room.file(2), room.file(3))
@@ -148,11 +165,15 @@ def test_a_broken_file_is_its_callers_fault_or_the_operators(room: Room) -> None
     assert torch.equal(predict(room.transformer), predict(Room(room.folder).use_own()))
 
 
-def test_a_module_that_cannot_be_changed_is_the_callers_to_leave_out(room: Room) -> None:
-    lora = room.file(2, modules=["img_in", *MODULATION[:1]])
+@pytest.mark.parametrize(("is_callers", "kind"), [(True, LoraRefused), (False, LoraNotApplied)])
+def test_a_module_that_cannot_be_changed_is_to_be_left_out_by_who_chose_the_lora(
+    room: Room, is_callers: bool, kind: type[LoraNotApplied]
+) -> None:
+    lora = replace(room.file(2, modules=["img_in", *MODULATION[:1]]), is_callers=is_callers)
     room.transformer.transformer_blocks[0].img_mod[1] = torch.nn.Identity()
-    with pytest.raises(LoraRefused, match=r"img_mod\.1 is a Identity"):
+    with pytest.raises(LoraNotApplied, match=r"lora 2: .*img_mod\.1 is a Identity") as refused:
         room.loras.use(None, (lora,))
+    assert type(refused.value) is kind
     assert room.guests.attached == ()
 
 
@@ -255,6 +276,15 @@ def test_what_is_read_ahead_does_not_change_with_its_file(room: Room) -> None:
     other.loras.use("own", (lora,))
     assert torch.equal(predict(other.transformer), expected)
     assert len(kept) == 1
+
+
+def test_what_is_attached_does_not_change_with_its_file(room: Room) -> None:
+    lora = room.file(2)
+    expected = predict_with(room, lora)
+    with lora.path.open("r+b") as file:
+        file.seek(-4096, 2)
+        file.write(bytes(4096))
+    assert torch.equal(predict(room.transformer), expected)
 
 
 @pytest.mark.parametrize("is_callers", [True, False])

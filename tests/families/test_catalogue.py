@@ -255,6 +255,18 @@ def test_a_bundle_that_was_downloaded_says_it_without_a_hub(hub: Hub, tmp_path: 
     assert recognise(resolved("someone/hum-4bit"), configured(tmp_path), BOTH).family == __name__
 
 
+def test_what_a_model_needs_is_what_its_family_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing where a family does not know it, or where there is no family."""
+    given = settings.read({})
+    for family in FAMILIES:
+        for row in family.rows:
+            assert catalogue.estimate_needs(row, given) == family.needs(row, given)
+    elsewhere = replace(CATALOGUE.rows[0], family="elsewhere")
+    assert catalogue.estimate_needs(elsewhere, given) == {}
+    monkeypatch.setattr(catalogue, "FAMILIES", (TONE,))
+    assert catalogue.estimate_needs(TONE.rows[0], given) == {}
+
+
 def test_one_family_asks_no_one(tmp_path: Path) -> None:
     (spec,) = ONE.resolve(["someone/hum"], settings.read({}), has_gpu=True)
     assert recognise(spec, configured(tmp_path), ONE).family == QWEN

@@ -7,7 +7,7 @@ import torch
 
 from worker.engine import device as devices
 from worker.errors import CudaOutOfMemory, DeviceLost
-from worker.families.memory import Phases
+from worker.families.memory import Phases, check_freed
 
 
 class Room:
@@ -85,3 +85,20 @@ def test_nothing_else_is_tried_again(monkeypatch: pytest.MonkeyPatch, error: Exc
     with pytest.raises(DeviceLost if isinstance(error, torch.AcceleratorError) else ValueError):
         Phases(room.forget).run("text", 1, make)
     assert room.events == ["tried"]
+
+
+class Ring:
+    """A part that refers to itself, as modules with hooks do."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_a_part_that_only_refers_to_itself_is_freed() -> None:
+    part = Ring()
+    module = weakref.ref(part)
+    with pytest.raises(DeviceLost, match="not freed"):
+        check_freed(module)
+    del part
+    assert module() is not None
+    check_freed(module)

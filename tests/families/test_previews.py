@@ -10,9 +10,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from worker import boot, settings
+from worker.engine import device as devices
 from worker.engine.decoded import make_picture
 from worker.families import previews
-from worker.families.previews import choose_steps
+from worker.families.previews import Previews, choose_steps
+from worker.families.sharing import Sharing
 from worker.media.picture import Picture, Preview
 from worker.media.piece import Piece
 from worker.seam import Control, Made, Phase, take_made
@@ -148,3 +150,66 @@ def test_one_that_is_no_picture_is_left_out(model: Any, monkeypatch: pytest.Monk
     (outcome,), (seeing,) = make(model, replace(CIRCLE, previews=2))
     assert isinstance(outcome, Made)
     assert seeing.seen == []
+
+
+class Decoder:
+    """A VAE that decodes each row to noise or, for row 0 where it is `flat`, to one colour."""
+
+    def __init__(self, room: int, *, is_flat: bool = False) -> None:
+        self.decoded: list[tuple[Any, ...]] = []
+        self._room, self._is_flat = room, is_flat
+
+    def has_room(self, pixels: int) -> bool:
+        """Return whether a picture fits."""
+        return pixels <= self._room
+
+    def decode(self, tokens: Any, width: int, height: int, *, tiled: bool) -> torch.Tensor:
+        """Note what is decoded, and return pixels."""
+        self.decoded.append((tokens.flatten().tolist(), width, height, tiled))
+        is_flat = self._is_flat and self.decoded[-1][0] == [0]
+        return torch.zeros(1, 3, 8, 8) if is_flat else torch.rand(1, 3, 8, 8) * 2 - 1
+
+
+def watched(decoder: Any, steps: tuple[int, ...]) -> list[Seeing]:
+    """Let previews of two wishes of 16 x 8 pixels watch steps of four."""
+    wishes = [replace(WISH, width=16, height=8, previews=count) for count in (3, 1)]
+    controls = [Seeing(), Seeing()]
+    shown = Previews(wishes, Sharing(controls, drops=True), decoder)
+    for step in steps:
+        shown.watch(step, 4, lambda: torch.arange(2)[:, None, None])
+    return controls
+
+
+def test_each_is_decoded_alone_from_its_own_row_and_once_for_a_step() -> None:
+    """A batch that is denoised again, with less memory, shows nothing twice."""
+    decoder = Decoder(16 * 8)
+    controls = watched(decoder, (1, 2, 1, 2, 2, 3, 4))
+    assert decoder.decoded == [([row], 16, 8, False) for row in (0, 0, 1, 0)]
+    assert [len(control.seen) for control in controls] == [3, 1]
+
+
+def test_where_a_picture_has_no_room_in_one_piece_its_preview_has_none_either() -> None:
+    decoder = Decoder(16 * 8 - 1)
+    watched(decoder, (1,))
+    assert decoder.decoded == [([0], 16, 8, True)]
+
+
+def test_one_that_is_no_picture_does_not_hide_another_wish_s() -> None:
+    assert [len(one.seen) for one in watched(Decoder(128, is_flat=True), (2,))] == [0, 1]
+
+
+def test_memory_is_freed_after_a_preview_that_had_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once: there are no more."""
+    freed: list[str] = []
+    monkeypatch.setattr(devices, "free_memory", lambda: freed.append("freed"))
+
+    class Scarce(Decoder):
+        """One that has no memory at all."""
+
+        def decode(self, *_: Any, **__: Any) -> torch.Tensor:
+            """Run out of it."""
+            freed.append("tried")
+            raise torch.OutOfMemoryError
+
+    watched(Scarce(128), (1, 2, 3))
+    assert freed == ["tried", "freed"]

@@ -113,7 +113,7 @@ def decode_picture(
 
     def run(tiled: bool) -> Image.Image:
         with clock.measure_phase("decode"):
-            return make_picture(vae.decode(latents, wish.width, wish.height, tiled=tiled)[0])
+            return make_picture(*vae.decode(latents, wish.width, wish.height, tiled=tiled))
 
     try:
         return phases.run("decode", pixels, run, has_room=vae.has_room(pixels))
@@ -140,11 +140,11 @@ def denoise_rows(
         sharing.report("denoise", step, steps)
         return sharing.drop_ended()
 
-    def run(_frugal: bool) -> Tensor:
+    def run() -> Tensor:
         with clock.measure_phase("denoise"):
             return denoise(finish_step)
 
-    return run(False) if rows > 1 else phases.run("denoise", kind, run)
+    return run() if rows > 1 else phases.run("denoise", kind, lambda _: run())
 
 
 # How a picture is encoded at a size (width, height): packed latents [1, tokens, channels].
@@ -172,11 +172,10 @@ def make_encode(
 
 def encode_sources(wishes: Sequence[PictureWish], encode: Encode) -> Tensor | None:
     """Return the packed latents [batch, tokens, channels] that pictures begin from, if any."""
-    sources = [wish.source for wish in wishes if wish.source is not None]
-    if not sources:
-        return None
-    size = wishes[0].width, wishes[0].height
-    return torch.cat([encode(image, size) for image in sources])
+    sources = [
+        encode(wish.source, (wish.width, wish.height)) for wish in wishes if wish.source is not None
+    ]
+    return torch.cat(sources) if sources else None
 
 
 def has_same_aspect(image: Image.Image, wish: PictureWish) -> bool:
@@ -200,7 +199,7 @@ def list_warm_ups(served: Served, *, has_gpu: bool) -> list[PictureWish]:
     first = warm_up(served)
     if not has_gpu:
         return [first]
-    others = offer_of(served).lightning_steps[1:] if first.lightning else ()
+    others = offer_of(served).lightning_steps[1:]
     return [
         first,
         replace(first, prompt=" ".join([first.prompt] * WARM_LENGTH)),

@@ -61,7 +61,7 @@ class Previews:
             tiled = not self._vae.has_room(wish.width * wish.height)
             pixels = self._vae.decode(latents[row : row + 1], wish.width, wish.height, tiled=tiled)
             try:
-                image = make_picture(pixels[0])
+                image = make_picture(*pixels)
             except BadPicture:
                 continue  # the complete picture says whether it is one
             picture = Picture(image, wish.final, find_original(wish))

@@ -186,8 +186,8 @@ def test_several_that_do_not_fit_are_given_up_at_once_and_one_is_tried_again(
     scarce = Scarce(model._parts.forward, 1)
     monkeypatch.setattr(model._parts, "forward", scarce)
     with pytest.raises(CudaOutOfMemory):
-        list(model.make(texts()[:3], [Unheard()] * 3))
-    assert scarce.calls == [3]
+        list(model.make(texts()[:2], [Unheard()] * 2))
+    assert scarce.calls == [2]
     assert drawn(model, texts()[0])
     scarce = Scarce(scarce._real, 0)
     monkeypatch.setattr(model._parts, "forward", scarce)

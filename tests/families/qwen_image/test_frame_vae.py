@@ -1,5 +1,6 @@
 """The VAE on single frames gives what diffusers' VAE for video gives, in bf16 to the last bit."""
 
+import inspect
 import weakref
 from typing import Any
 
@@ -9,7 +10,7 @@ from diffusers import AutoencoderKLQwenImage
 from diffusers.models.autoencoders import autoencoder_kl_qwenimage as published
 from torch import Tensor, nn
 
-from worker.families.qwen_image import frame_vae
+from worker.families.qwen_image import frame_vae, working
 from worker.families.qwen_image.frame_vae import FrameVae
 from worker.families.qwen_image.published import PublishedVae
 from worlds import prepared
@@ -113,6 +114,12 @@ def test_tiles_and_their_blending_are_those_of_diffusers(height: int, width: int
     assert torch.equal(decoded, ours.decode(latents)) == one_tile
 
 
+def test_memory_is_planned_for_the_published_channels_and_tiles() -> None:
+    published_channels = inspect.signature(AutoencoderKLQwenImage.__init__).parameters["base_dim"]
+    assert published_channels.default == working.BASE_DIM
+    assert working.TILE_PIXELS == frame_vae.TILE**2
+
+
 @pytest.mark.parametrize("tiled", [False, True])
 @torch.inference_mode()
 def test_a_batch_changes_no_frame(*, tiled: bool) -> None:
@@ -151,6 +158,27 @@ def test_only_what_meets_a_frame_is_kept() -> None:
     assert sum(weights) == 2 * expected
     assert not any(weight.requires_grad for weight in ours.parameters())
     assert (ours.dtype, ours.device) == (torch.bfloat16, torch.device("cpu"))
+
+
+@torch.inference_mode()
+def test_on_a_gpu_weights_and_frames_lie_as_its_kernels_want_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    last = torch.channels_last
+    assert [frame_vae._choose_layout(one) for one in (cuda, cpu)] == [last, torch.contiguous_format]
+    stock, pixels = make_vae(**SMALL), make_frames(3, 64, 48)
+    expected = FrameVae(stock).encode(pixels)
+    monkeypatch.setattr(frame_vae, "_choose_layout", lambda _: last)
+    ours: Any = FrameVae(stock)
+    kernels = [weight for weight in ours.parameters() if weight.dim() == 4]
+    assert all(kernel.is_contiguous(memory_format=last) for kernel in kernels)
+    shown: list[bool] = []
+    ours.encoder[0].register_forward_pre_hook(
+        lambda _, given: shown.append(given[0].is_contiguous(memory_format=last))
+    )
+    torch.testing.assert_close(ours.encode(pixels), expected, rtol=0.05, atol=0.05)
+    assert shown == [True]
 
 
 def test_a_module_that_is_not_known_is_refused() -> None:

@@ -15,6 +15,7 @@ from worker.engine.combine import combine_nf4, count_merged_bytes
 from worker.families.opener import compute_spare
 from worker.families.qwen_image import merging as module
 from worker.families.qwen_image.components import Components
+from worker.families.qwen_image.lightning import LIGHTNING_MODULES
 from worker.families.qwen_image.merging import merge_adapters
 from worlds import prepared
 
@@ -67,10 +68,12 @@ def test_packed_weights_of_the_pictures_add_their_lora_if_the_kernel_works(
         merge_adapters(opened, 0)
     combined = {
         name: set(opened.transformer.get_submodule(f"{BLOCK}.{name}")._combine_of.values())
-        for name in ("attn.to_q", "img_mlp.net.2", "attn.add_q_proj", "txt_mlp.net.2")
+        for name in LIGHTNING_MODULES
     }
+    of_text = {name for name in LIGHTNING_MODULES if "add" in name or "txt" in name}
+    assert len(of_text) == 6
     on = set() if reason else {combine_nf4}
-    assert list(combined.values()) == [on, on, set(), set()]
+    assert combined == {name: set() if name in of_text else on for name in LIGHTNING_MODULES}
     warned = [line for line in lines if line["log_level"] == "warning"]
     assert [line["reason"] for line in warned] == ([reason] if reason else [])
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 import torch
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION_IMAGE_SIZE
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 
 from worker import boot, residency, settings
 from worker.driver import CONTEXT_BYTES, Gpu
+from worker.engine import device as devices
 from worker.engine.lora import LoraLinear
 from worker.engine.sampler import make_noise
 from worker.errors import (
@@ -34,7 +36,7 @@ from worker.families import drawing, opener
 from worker.families.catalogue import CATALOGUE
 from worker.families.memory import Phases
 from worker.families.qwen_image import model as qwen_image
-from worker.families.qwen_image import vae
+from worker.families.qwen_image import planning, vae
 from worker.families.qwen_image.model import QwenImage
 from worker.families.qwen_image.working import count_frame_bytes
 from worker.loras.ready import ReadyLora
@@ -619,9 +621,16 @@ H100 = Gpu("H100", (9, 0), 100, 80 + CONTEXT_BYTES)
     ],
 )
 def test_what_runs_out_of_memory_opens_unmerged_and_then_with_the_text_encoder_on_the_host(
-    gpu: Gpu | None, *, offload: bool, times: int, tried: list[tuple[str | None, int | None]]
+    gpu: Gpu | None,
+    *,
+    offload: bool,
+    times: int,
+    tried: list[tuple[str | None, int | None]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """There at once where the device has no room for it."""
+    """There at once where the device has no room for it; memory is freed after each, and told."""
+    freed: list[str] = []
+    monkeypatch.setattr(devices, "free_memory", lambda: freed.append("freed"))
     asked: list[dict[str, Any]] = []
 
     def opened(folder: Path, device: torch.device, **named: Any) -> Any:
@@ -635,8 +644,13 @@ def test_what_runs_out_of_memory_opens_unmerged_and_then_with_the_text_encoder_o
     place: Any = replace(qwen_image.OPENER, open_bundle=opened)._place
     parts = SimpleNamespace(folder=Path("bundle"), offload=offload, parts={"a": 9, "b": 20})
     served = SimpleNamespace(working=15)
-    with contextlib.suppress(UnfitHost) if times == len(tried) else contextlib.nullcontext():
+    unfit = contextlib.suppress(UnfitHost) if times == len(tried) else contextlib.nullcontext()
+    with structlog.testing.capture_logs() as lines, unfit:
         assert place(parts, served, given, gpu) == "parts"
+    assert len(freed) == times
+    assert [line["text_encoder"] for line in lines if line["log_level"] == "warning"] == [
+        where or "gpu" for where, _ in tried[:times]
+    ]
     assert [(named["waiting"], named["spare"]) for named in asked] == [
         (None if where is None else torch.device(where), spare) for where, spare in tried
     ]
@@ -654,22 +668,41 @@ def test_what_is_served_follows_the_bundle_and_the_gpu(monkeypatch: pytest.Monke
         spec=found,
         bundle=SimpleNamespace(revision="abc", precision="8bit", facts={}),
         lightning=(4, 8),
-        parts={"a": 1},
+        parts={"a": 9 << 30},
         facts={"b": 2},
         folder=Path("bundle"),
         offload=False,
     )
-    monkeypatch.setattr(opener, "obtain", lambda *_: obtained)
+    limited: list[torch.device] = []
+    monkeypatch.setattr(devices, "limit_threads", limited.append)
+
+    def obtain(*_: Any) -> Any:
+        assert len(limited) == 1
+        return obtained
+
+    monkeypatch.setattr(opener, "obtain", obtain)
     given = settings.read({})
+    small = settings.read({"MAX_PIXELS": "4096", "MAX_INPUT_IMAGES": "1"})
     # 1 GB is CUDA's own; of a picture of 2048 x 2048 the decoder alone takes 3.3 GB
-    for gpu, side in ((None, 2048), (Gpu("L4", (8, 9), 24 << 30, 4_500_000_000), 1536)):
+    free = (9 << 30) + 4_500_000_000
+    for gpu, side in ((None, 2048), (Gpu("L4", (8, 9), 24 << 30, free), 1536)):
+        limited.clear()
         openable = qwen_image.make_ready(spec, given, gpu)
-        assert (openable.parts, openable.facts) == ({"a": 1}, {"b": 2})
+        assert limited == [opener.choose_device(gpu)]
+        assert (openable.parts, openable.facts) == ({"a": 9 << 30}, {"b": 2})
         served = openable.served
         offer = offer_of(served)
         assert (served.id, offer.steps, offer.max_pixels) == ("found", 33, side * side)
         assert (served.revision, served.precision) == ("abc", "8bit")
         assert offer.lightning_steps == (4, 8)
+        for offload, plan in ((False, planning.plan_working), (True, planning.plan_passing)):
+            obtained.offload = offload
+            limited.clear()
+            working = qwen_image.make_ready(spec, small, gpu).served.working
+            assert working == plan(found, small, "8bit", 64 * 64)
+        obtained.offload = False
+        limited.clear()
         assert qwen_image.prepare(spec, given, gpu) == Path("bundle")
-    assert qwen_image.make_ready(spec, given, None, taken={"found"}).served.id == "qwen-image"
-    assert qwen_image.make_ready(spec, given, None, taken={"qwen-image"}).served.id == "found"
+    for taken, name in (("found", "qwen-image"), ("qwen-image", "found")):
+        limited.clear()
+        assert qwen_image.make_ready(spec, given, None, taken={taken}).served.id == name

@@ -43,14 +43,12 @@ def forward(model: Any, timestep: torch.Tensor, *, batch: int = 1, side: int = 4
     torch.manual_seed(7)
     shapes = [[(1, side, side), (1, 4, 4)]] * batch
     tokens = side * side + 16
-    flag = torch.zeros(batch, dtype=torch.long) if model.config.use_additional_t_cond else None
     with torch.inference_mode():
         out: torch.Tensor = model(
             hidden_states=torch.randn(batch, tokens, 16, dtype=torch.bfloat16),
             encoder_hidden_states=torch.randn(batch, 5, 64, dtype=torch.bfloat16),
             timestep=round_timesteps(timestep).expand(batch),
             img_shapes=shapes,
-            additional_t_cond=flag,
             return_dict=False,
         )[0]
     return out
@@ -58,7 +56,7 @@ def forward(model: Any, timestep: torch.Tensor, *, batch: int = 1, side: int = 4
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"zero_cond_t": True}, {"use_additional_t_cond": True, "use_layer3d_rope": True}],
+    [{}, {"zero_cond_t": True}, {"use_layer3d_rope": True}],
     ids=["base", "zero_cond_t", "layered"],
 )
 @pytest.mark.parametrize("side", [4, 6])
@@ -115,12 +113,20 @@ def test_timesteps_that_the_transformer_sees_as_one_share_a_row() -> None:
 
 
 def test_a_forward_without_a_selection_is_nan_never_an_earlier_step() -> None:
+    """Neither of the image stream nor of the text's, before a first load too."""
     model = small()
     modulation = RowModulation(model, table_of(small(), LIGHTNING), torch.device("cpu"))
+
+    def are_unknown() -> bool:
+        layers = [(block.img_mod, block.txt_mod) for block in model.transformer_blocks]
+        return all(mod(torch.zeros(1, 1)).isnan().all() for pair in layers for mod in pair)
+
+    assert are_unknown()
     modulation.load(LIGHTNING)
     modulation.select(0)
     assert not forward(model, LIGHTNING[0]).isnan().any()
     modulation.load(LIGHTNING)
+    assert are_unknown()
     assert forward(model, LIGHTNING[0]).isnan().all()
 
 
@@ -135,6 +141,42 @@ def test_lightnings_rows_are_read_once_whatever_comes_between() -> None:
         modulation.load(schedules[schedule])
     assert len(LIGHTNING) == 8
     assert read[:: len(parts)] == [8, 4, 16, 16]
+
+
+def test_a_schedule_that_could_not_be_loaded_leaves_the_one_before_loadable() -> None:
+    """Its rows were dropped to make room: they are read again."""
+    table, fails = table_of(small(), LIGHTNING), [False]
+
+    def fail(_index: torch.Tensor) -> None:
+        if fails[0]:
+            raise torch.OutOfMemoryError
+
+    parts = tuple(replace(part, ahead=fail) for part in table.parts)
+    modulation = RowModulation(small(), RowTable(table.keys, parts), torch.device("cpu"))
+    modulation.load(LIGHTNING)
+    fails[0] = True
+    with pytest.raises(torch.OutOfMemoryError):
+        modulation.load(LIGHTNING[:3])
+    with pytest.raises(Internal):
+        modulation.select(0)
+    fails[0] = False
+    modulation.load(LIGHTNING)
+    modulation.select(7)
+
+
+def test_the_rows_of_a_loop_are_on_the_device() -> None:
+    """The meta device stands for one."""
+    meta = torch.device("meta")
+    model = small(zero_cond_t=True).to(meta)
+    modulation = RowModulation(model, table_of(small(zero_cond_t=True), LIGHTNING), meta)
+    modulation.load(LIGHTNING)
+    modulation.select(0)
+    assert modulation._loaded is not None
+    assert modulation._loaded.device == meta
+    for block in model.transformer_blocks:
+        for mod, rows in ((block.img_mod, 2), (block.txt_mod, 1)):
+            assert mod(torch.zeros(rows, 1, device=meta)).device == meta
+            assert mod(torch.zeros(rows, 1, device=meta)).dtype == torch.bfloat16
 
 
 def test_selecting_before_loading_is_an_error() -> None:
@@ -238,7 +280,7 @@ class Rows:
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 @pytest.mark.parametrize(
     "config",
-    [{}, {"zero_cond_t": True}, {"use_additional_t_cond": True, "use_layer3d_rope": True}],
+    [{}, {"zero_cond_t": True}, {"use_layer3d_rope": True}],
     ids=["base", "zero_cond_t", "layered"],
 )
 def test_loras_of_jobs_change_rows_as_they_would_change_weights(config: dict[str, Any]) -> None:
@@ -273,6 +315,22 @@ def test_rows_of_loras_are_computed_once_for_their_timesteps_and_scales() -> Non
         *(load(both, few), load({"first": 0.9}, few), load(one, few)),
     ]
     assert found == [2, 0, 0, 2, 2, 2, 0]
+
+
+@pytest.mark.parametrize("zero_cond_t", [False, True])
+def test_rows_of_a_lora_for_both_lightnings_are_kept_and_no_more(zero_cond_t: bool) -> None:
+    rows = Rows(zero_cond_t=zero_cond_t)
+    computed: list[int] = []
+    rows.model.time_text_embed.register_forward_hook(lambda *_: computed.append(1))
+    rows.guests.use({"first": 1.0})
+    found = []
+    for timesteps in (LIGHTNING, LIGHTNING[::2], LIGHTNING, LIGHTNING[::2], LIGHTNING[:1]):
+        computed.clear()
+        rows.modulation.load(timesteps)
+        found.append(len(computed))
+    computed.clear()
+    rows.modulation.load(LIGHTNING)
+    assert (found, len(computed)) == ([8, 4, 0, 0, 1], 8)
 
 
 def test_a_lora_of_the_time_embedding_is_refused_beside_rows_and_added_beside_weights() -> None:

@@ -25,7 +25,7 @@ SCHEDULER = json.loads(
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "zero_cond_t": {"zero_cond_t": True},
-    "layered": {"use_additional_t_cond": True, "use_layer3d_rope": True},
+    "layered": {"use_layer3d_rope": True},
 }
 
 
@@ -63,14 +63,12 @@ def table(model: Any, folder: Path) -> RowTable:
 
 def forward(model: Any, timestep: torch.Tensor, side: int) -> torch.Tensor:
     torch.manual_seed(7)
-    layered = model.config.use_additional_t_cond
     with torch.inference_mode():
         out: torch.Tensor = model(
             hidden_states=torch.randn(1, side * side + 16, 16, dtype=torch.bfloat16),
             encoder_hidden_states=torch.randn(1, 5, 64, dtype=torch.bfloat16),
             timestep=round_timesteps(timestep).expand(1),
             img_shapes=[[(1, side, side), (1, 4, 4)]],
-            additional_t_cond=torch.zeros(1, dtype=torch.long) if layered else None,
             return_dict=False,
         )[0]
     return out
@@ -94,6 +92,17 @@ def test_forwards_with_prepared_rows_equal_those_with_weights_to_the_last_bit(
         modulation.select(step)
         timestep = loop.timesteps[step]
         assert torch.equal(forward(mine, timestep, side), forward(weights, timestep, side))
+
+
+@pytest.mark.parametrize("variant", ["base", "zero_cond_t"])
+def test_a_file_holds_its_numbers_in_the_formats_that_are_mapped(
+    variant: str, tmp_path: Path
+) -> None:
+    """Also where there is no row of t = 0."""
+    for part in table(small(VARIANTS[variant]), tmp_path).parts:
+        assert {part.rows.dtype, part.zero.dtype} == {torch.bfloat16}
+        assert {part.slots.dtype, part.zero_blocks.dtype} == {torch.int64}
+        assert part.zero.shape == (int(variant != "base"), part.rows.shape[2])
 
 
 def test_every_step_of_every_schedule_has_its_row() -> None:

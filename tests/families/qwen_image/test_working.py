@@ -10,8 +10,19 @@ from worker import settings
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image.models import TABLE
-from worker.families.qwen_image.planning import plan_working
-from worker.families.qwen_image.working import Load, estimate_phases, estimate_working
+from worker.families.qwen_image.planning import (
+    PART_SIZES,
+    estimate_needs,
+    plan_passing,
+    plan_working,
+)
+from worker.families.qwen_image.working import (
+    SHOWN_TOKEN_PIXELS,
+    TOKEN_PIXELS,
+    Load,
+    estimate_phases,
+    estimate_working,
+)
 from worker.tasks.picture import offer_of
 from worker.weights.meaning import find_checkpoints
 from worlds.embedded import served
@@ -63,6 +74,15 @@ def test_more_takes_more_in_the_phases_that_it_concerns(
     before, after = estimate_phases(LOAD), estimate_phases(replace(LOAD, **change))
     assert {phase for phase in before if after[phase] > before[phase]} == phases
     assert all(after[phase] >= before[phase] for phase in before)
+
+
+def test_a_source_takes_its_latents_and_its_mask_for_each_token_while_steps_run() -> None:
+    """16 channels of 2 x 2 latents, in bf16, and as many of a mask."""
+    for batch in (1, 3):
+        plain = replace(LOAD, batch=batch)
+        before, after = estimate_phases(plain), estimate_phases(replace(plain, begins=True))
+        tokens = batch * SIDE // TOKEN_PIXELS
+        assert after["denoise"] - before["denoise"] == tokens * 16 * 2 * 2 * (2 + 1)
 
 
 def test_a_picture_from_text_has_no_phase_of_references() -> None:
@@ -158,3 +178,70 @@ def test_a_plan_counts_loras_where_the_operator_says_which_jobs_may_bring() -> N
     assert plans[2] - plans[1] == 2 * 64 * 18_432_000
     assert plans[2] == plan(**named) == plan(LORA_SOURCES="hub") == plan(LORA_DIR="/loras")
     assert plan(LORA_SOURCES="names", RUNPOD_ENDPOINT_ID="x") == plan(**named)
+
+
+def test_a_token_has_the_pixels_that_the_configurations_say() -> None:
+    """The pictures' in the transformer, and the references' in the text encoder."""
+    folder = find_checkpoints() / "tiny" / "edit"
+    part = {
+        name: json.loads((folder / name / "config.json").read_text())
+        for name in ("vae", "transformer", "text_encoder")
+    }
+    side = 2 ** len(part["vae"]["temperal_downsample"]) * part["transformer"]["patch_size"]
+    vision = part["text_encoder"]["vision_config"]
+    assert side * side == TOKEN_PIXELS
+    assert (vision["patch_size"] * vision["spatial_merge_size"]) ** 2 == SHOWN_TOKEN_PIXELS
+
+
+@pytest.mark.parametrize("passing", [False, True])
+@pytest.mark.parametrize("name", ["qwen-image", "qwen-image-edit", "qwen-image-edit-2511"])
+def test_a_plan_is_for_the_most_of_everything(name: str, *, passing: bool) -> None:
+    """100 steps beside the 12 that are kept, references, a source, and a prompt of 1024 tokens."""
+    load = Load(
+        SIDE,
+        references={"qwen-image": 0, "qwen-image-edit": 1}.get(name, 3),
+        precision="4bit",
+        prompt_tokens=1024,
+        shown_pixels=SIDE if name == "qwen-image-edit" else 384 * 384,
+        begins=True,
+        passing=passing,
+    )
+    run = plan_passing if passing else plan_working
+    off = settings.read({"USE_LIGHTNING_LORA": "false"})
+    assert run(SPECS[name], off, "4bit") == estimate_working(replace(load, steps=100 + 12))
+    beside = replace(load, steps=12, adapters=1)
+    longest = max(estimate_working(replace(load, steps=112)), estimate_working(beside))
+    assert run(SPECS[name], settings.read({}), "4bit") == longest
+    brought = settings.read({"LORAS": "a=org/a", "USE_LIGHTNING_LORA": "false"})
+    kept = replace(load, steps=112 + 12, ranks=64 * brought.max_loras)
+    assert run(SPECS[name], brought, "4bit") == estimate_working(kept)
+
+
+def test_a_text_encoder_that_passes_through_takes_more_beside_the_weights_alone() -> None:
+    before, after = estimate_phases(LOAD), estimate_phases(replace(LOAD, passing=True))
+    assert {phase for phase in before if after[phase] != before[phase]} == {"text"}
+    assert after["text"] > before["text"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "loras"),
+    [
+        ({"LIGHTNING_STEPS": "8,4"}, 2),
+        ({"LIGHTNING_STEPS": "8"}, 1),
+        ({"LIGHTNING_STEPS": "8", "LIGHTNING_FUSED": "true"}, 0),
+    ],
+    ids=["both", "one", "fused"],
+)
+def test_a_gpu_needs_the_weights_and_the_largest_job_and_at_least_all_but_the_text_encoder(
+    environ: dict[str, str], loras: int
+) -> None:
+    given = settings.read(environ)
+    needs = estimate_needs(EDIT, given)
+    assert list(needs) == list(PRECISIONS)
+    for precision, need in needs.items():
+        parts = PART_SIZES[precision]
+        resident = parts.transformer + parts.vae + loras * parts.lora
+        working, passing = (plan(EDIT, given, precision) for plan in (plan_working, plan_passing))
+        assert need.whole == resident + parts.text_encoder + working
+        assert need.least == resident + max(working, passing)
+    assert [needs[one].whole for one in needs] == sorted(need.whole for need in needs.values())

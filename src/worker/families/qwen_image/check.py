@@ -122,10 +122,9 @@ def _pair_sizes(
 ) -> Iterator[tuple[str, int, str, int]]:
     """Yield what has how many of something, and what needs how many of it."""
     channels = vae["z_dim"]
-    patches = channels * PATCH**2
-    given = (transformer["out_channels"] or transformer["in_channels"]) * transformer[
-        "patch_size"
-    ] ** 2
+    patches = channels * PATCH * PATCH
+    side = transformer["patch_size"]
+    given = (transformer["out_channels"] or transformer["in_channels"]) * side * side
     axes, heads = sum(transformer["axes_dims_rope"]), transformer["attention_head_dim"]
     joint, hidden = transformer["joint_attention_dim"], text["hidden_size"]
     steps, levels = len(vae["temperal_downsample"]), len(vae["dim_mult"])
@@ -136,7 +135,7 @@ def _pair_sizes(
     yield "transformer/ has axes_dims_rope of", axes, "its heads have", heads
     yield "text_encoder/ has out_hidden_size", text["out_hidden_size"], "its layers take", hidden
     yield "vae/ has temperal_downsample of", steps, "its dim_mult needs", levels - 1
-    for name in ("latents_mean", "latents_std"):
+    for name in STATISTICS:
         yield (
             f"vae/ has {name} of",
             len([float(value) for value in vae[name]]),

@@ -32,7 +32,7 @@ def compile_rest(parts: Components) -> None:
     for rows in BATCHES[: parts.compiled_batch]:
         latents = make(rows, tokens, config.in_channels)
         prompt = Conditioning(make(rows, TEXT_TOKENS, config.joint_attention_dim))
-        timestep = torch.full((rows,), 0.5, dtype=parts.dtype, device=parts.device)
+        timestep = torch.full((rows,), 0.5, device=parts.device)
         for name in names or (adapters.active,):
             adapters.use(name)
             parts.forward(latents, timestep, prompt, SHAPES)

@@ -114,7 +114,7 @@ def denoise(  # noqa: PLR0913 - a loop has that many inputs, and each is named
     *,
     beginning: Beginning | None = None,
     negative: Conditioning | None = None,
-    true_cfg_scale: float = 1.0,
+    true_cfg_scale: float,
     references: Tensor | None = None,
     on_step: OnStep = keep_all,
     watch: Watch = watch_nothing,

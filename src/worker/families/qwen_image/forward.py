@@ -64,8 +64,8 @@ class Forward:
 
 
 def _join_mask(mask: Tensor | None, image: Tensor) -> Tensor | None:
-    """Return a text's mask [batch, tokens] for the joint sequence: every image token counts."""
+    """Return a text's mask, bool [batch, tokens], for both: every image token counts."""
     if mask is None:
         return None
-    whole = torch.cat([mask.bool(), mask.new_ones(image.shape[:2], dtype=torch.bool)], dim=1)
+    whole = torch.cat([mask, mask.new_ones(image.shape[:2])], dim=1)
     return whole[:, None, None]

@@ -143,11 +143,9 @@ def _make_conv(source: Any, weight: Tensor, padding: int) -> nn.Conv2d:
     """Return a Conv2d with a weight [out, in, height, width] and the bias of a convolution."""
     layout = _choose_layout(weight.device)
     out, into, height, width = weight.shape
-    made = nn.Conv2d(
-        into, out, (height, width), source.stride[-1], padding, device="meta", dtype=weight.dtype
-    )
-    made.weight = nn.Parameter(weight.contiguous(memory_format=layout), requires_grad=False)
-    made.bias = nn.Parameter(source.bias, requires_grad=False)
+    made = nn.Conv2d(into, out, (height, width), source.stride[-1], padding, device="meta")
+    made.weight = nn.Parameter(weight.contiguous(memory_format=layout))
+    made.bias = nn.Parameter(source.bias)
     return made
 
 
@@ -178,7 +176,7 @@ class _Norm(nn.Module):
     def __init__(self, source: Any) -> None:
         super().__init__()
         self.scale: float = source.scale
-        self.gamma = nn.Parameter(source.gamma.reshape(-1, 1, 1), requires_grad=False)
+        self.gamma = nn.Parameter(source.gamma.reshape(-1, 1, 1))
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
         """Write the normed [batch, channels, height, width] to `out`, which may be `x`."""

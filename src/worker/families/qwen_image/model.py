@@ -288,11 +288,12 @@ class QwenImage:
         self, wishes: Sequence[PictureWish], pictures: ReferencePictures, clock: Clock
     ) -> tuple[Conditioning, Conditioning | None]:
         """Return the prompts of wishes and, where CFG runs, their negative prompts."""
-        prompt = stack([self._embed(w, w.prompt, pictures, clock) for w in wishes])
-        if "negative prompt" not in list_texts(wishes[0]):
-            return prompt, None
-        negative = [self._embed(w, w.negative_prompt or "", pictures, clock) for w in wishes]
-        return prompt, stack(negative)
+        embedded = [
+            [self._embed(wish, text, pictures, clock) for text in list_texts(wish).values()]
+            for wish in wishes
+        ]
+        prompt, *negative = [stack(texts) for texts in zip(*embedded, strict=True)]
+        return prompt, next(iter(negative), None)
 
     def _embed(
         self, wish: PictureWish, text: str, pictures: ReferencePictures, clock: Clock

@@ -272,9 +272,6 @@ def compute_activated(transformer: Any, keys: torch.Tensor) -> list[torch.Tensor
     Each is computed alone, as a forward at batch 1 does, since GEMMs of other row counts round
     differently; with zero_cond_t it is the pair [t, 0].
     """
-    like = torch.empty(0, dtype=keys.dtype, device=keys.device)
-    # The layered pipeline passes 0 for every picture it makes.
-    flagged = bool(transformer.config.use_additional_t_cond)
-    flag = torch.zeros(1, dtype=torch.long, device=keys.device) if flagged else None
+    like = torch.empty(0, dtype=keys.dtype)
     pairs = (torch.stack([key, key * 0]) if transformer.zero_cond_t else key[None] for key in keys)
-    return [functional.silu(transformer.time_text_embed(pair, like, flag)) for pair in pairs]
+    return [functional.silu(transformer.time_text_embed(pair, like)) for pair in pairs]

@@ -7,7 +7,6 @@ import torch
 
 from worker.bundle.open import Opening, Shared
 from worker.bundle.plain import open_processor, open_tokenizer
-from worker.bundle.read import READ_THREADS
 from worker.families.qwen_image import rows
 from worker.families.qwen_image.components import Components
 from worker.families.qwen_image.merging import merge_adapters
@@ -24,7 +23,6 @@ def open_bundle(
     share: Shared | None = None,
     compiled_batch: int = 0,
     spare: int | None = None,
-    threads: int = READ_THREADS,
 ) -> Components:
     """Open a bundle with its Lightning LoRAs attached.
 
@@ -40,7 +38,6 @@ def open_bundle(
         verify=verify,
         waiting=waiting,
         share=share,
-        threads=threads,
     )
     with opening as parts:
         # These calls import for seconds, while the readers' threads work.

@@ -66,7 +66,7 @@ class PromptEncoder:
         ]
         return ids
 
-    def is_cut(self, prompt: str, *, references: bool = False) -> bool:
+    def is_cut(self, prompt: str, *, references: bool) -> bool:
         """Return whether a prompt is longer than the 1024 tokens that are used of it."""
         user, room = self._tokenise_user(prompt, "" if references and self._processor else TURN)
         return len(user) > room
@@ -121,9 +121,9 @@ class PromptEncoder:
         grids: Tensor | None = None
         if references and self._processor is not None:
             images = self._processor.image_processor(images=list(references), return_tensors="pt")
-            merge = self._processor.image_processor.merge_size**2
+            merge = self._processor.image_processor.merge_size
             grids = images["image_grid_thw"]
-            counts = [int(grid.prod()) // merge for grid in grids]
+            counts = [int(grid.prod()) // merge // merge for grid in grids]
             vision = self._place_vision(images["pixel_values"], grids, device)
         ids = torch.tensor([self.tokenise(prompt, template, counts)])
         if grids is not None:

@@ -34,7 +34,7 @@ class PublishedVae:
     def decode(self, latents: Tensor, *, tiled: bool = False) -> Tensor:
         """Return the pixels of latents."""
         self._tile(on=tiled)
-        pixels: Tensor = self.vae.decode(latents[:, :, None], return_dict=False)[0]
+        pixels: Tensor = self.vae.decode(latents[:, :, None]).sample
         return pixels[:, :, 0]
 
     def _tile(self, *, on: bool) -> None:

@@ -83,20 +83,17 @@ class TimeEmbedding:
         )
 
         dim = config["num_attention_heads"] * config["attention_head_dim"]
-        flagged = bool(config.get("use_additional_t_cond", False))
-        module = transformer_qwenimage.QwenTimestepProjEmbeddings(dim, flagged)
+        module = transformer_qwenimage.QwenTimestepProjEmbeddings(dim)
         module.load_state_dict({name.removeprefix(PREFIX): t for name, t in weights.items()})
         module = module.to(device, torch.bfloat16).eval()
         self.keys = keys
         self.is_pair = bool(config.get("zero_cond_t", False))
-        like = torch.empty(0, dtype=torch.bfloat16, device=device)
-        # The layered pipeline passes 0 for every picture it makes.
-        flag = torch.zeros(1, dtype=torch.long, device=device) if flagged else None
+        like = torch.empty(0, dtype=torch.bfloat16)
         rows = []
         with torch.inference_mode():
             for key in keys.to(device):
                 timestep = torch.stack([key, key * 0]) if self.is_pair else key[None]
-                rows.append(functional.silu(module(timestep, like, flag)))
+                rows.append(functional.silu(module(timestep, like)))
         self.activated = torch.stack(rows)
 
     def compute_rows(
@@ -149,7 +146,7 @@ class Collector:
         return {
             "keys": self._embedding.keys,
             ROWS: self._rows,
-            "slots": torch.tensor(self._slots, dtype=torch.int64),
+            "slots": torch.tensor(self._slots),
             "zero": torch.stack(list(self._zero.values())) if self._zero else empty,
             "zero_blocks": torch.tensor(list(self._zero), dtype=torch.int64),
         }

@@ -43,7 +43,7 @@ class Vae:
         self._vae = vae
         self.scale = 2 ** len(vae.config.temperal_downsample)
         self.channels: int = vae.config.z_dim
-        self._processor = VaeImageProcessor(vae_scale_factor=self.scale * 2)
+        self._processor = VaeImageProcessor()
         self._mean = self._place(vae.config.latents_mean)
         self._std = self._place(vae.config.latents_std)
         # rounded where the stock pipelines round: equal to the last bit
