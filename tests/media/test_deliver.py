@@ -617,6 +617,8 @@ def test_every_status_of_success_is_one(site: Site, status: int) -> None:
 )
 def test_a_job_has_a_folder_of_its_own_in_a_bucket(site: Site, job_id: str, folder: str) -> None:
     kinds = {"image/jpeg": "jpg", "image/webp": "webp", "image/png": "png", "image/x-new": "bin"}
+    kinds |= {"audio/wav": "wav", "audio/flac": "flac", "audio/mpeg": "mp3", "audio/ogg": "opus"}
+    kinds |= {"audio/pcm": "pcm"}
     pictures = [Encoded(b"x", kind, {}) for kind in kinds]
     entries = send(at(site), pictures=pictures, job_id=job_id)
     assert [urlsplit(entry["url"]).path for entry in entries] == [
@@ -696,6 +698,24 @@ def test_a_store_that_never_answers_ends_with_the_budget(
     site.put_statuses.extend([-1] * 9)
     with pytest.raises(DeliveryFailed, match="reached"):  # and not after the site's hour
         send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
+
+
+def test_no_upload_is_tried_again_after_its_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "UPLOAD_TOTAL_S", 1e-6)
+    site.put_statuses.extend([500] * 2)
+    with pytest.raises(DeliveryFailed, match="status 500"):
+        send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
+    assert len(site.put_statuses) == 1
+
+
+def test_what_is_sent_to_the_operators_bucket_is_the_address_that_was_signed(site: Site) -> None:
+    """Some servers verify the bytes of the path, however it may also be encoded."""
+    send(at(site, BUCKET_PREFIX="a=b(c)"), pictures=PICTURES[:1])
+    path, _, query = site.hits[-1].partition("?")
+    assert path == "/pictures/a%3Db%28c%29/job-1/0.png"
+    assert "%2Fus-east-1%2Fs3%2Faws4_request" in query
 
 
 REFUSED = [

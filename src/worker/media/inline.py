@@ -77,7 +77,7 @@ def decode_base64(text: str, max_bytes: int) -> bytes:
     if len(text) > LONGEST_FORM * ((max_bytes + 2) // 3 * GROUP):
         raise _make_too_large(max_bytes)
     if is_uri and "%" in text:
-        text = unquote(text, errors="replace").translate(LAYOUT)
+        text = unquote(text).translate(LAYOUT)
     data = _decode_line(text, max_bytes)  # first as it is: looking for other forms takes 20 ms
     if data is None:
         data = _decode_line(_normalise(text, max_bytes), max_bytes)

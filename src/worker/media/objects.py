@@ -99,7 +99,6 @@ async def send_object(
             timeout=UPLOAD_TOTAL_S,
             wait_initial=WAIT_INITIAL_S,
             wait_jitter=WAIT_INITIAL_S,
-            wait_max=5.0,
         ):
             with attempt:
                 start = await _send_once(method, url, settings, body, headers, trusted=trusted)
