@@ -52,6 +52,7 @@ FORMS: Final = {
     + TEXT.replace("+", "%2b").replace("/", "%2f").replace("=", "%3d"),
     "data URI, its padding percent-encoded": URI + TEXT.replace("=", "%3D"),
     "data URI, its lines percent-encoded": URI + quote(lines(TEXT, 76, "\r\n"), safe=""),
+    "data URI, URL-safe and percent-encoded": URI + SAFE.replace("-", "%2D"),
     "data URI, every character percent-encoded": URI + "".join(f"%{ord(x):02X}" for x in TEXT),
 }
 
@@ -172,6 +173,7 @@ def test_any_length_is_read_with_its_padding_or_without(count: int) -> None:
         "data:image/png,AAAA",
         "data:base64,AAAA",
         "data:image/png;base65,AAAA",
+        "data:image/png;_base64,AAAA",
         "data:image/png;base64;charset=utf-8,AAAA",
         "data:,data:;base64,AAAA",
         "data:;base64,AA%3D",
