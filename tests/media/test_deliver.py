@@ -273,10 +273,12 @@ def test_why_a_store_cannot_be_reached_decides_too(
     monkeypatch.setattr(objects, "WAIT_INITIAL_S", 0.01)
     site.names.answers |= {"trouble.test": ["trouble"], "stranger.test": [HOST]}
     target = url.format(port=site.http_port, tls=site.https_port)
-    with pytest.raises(DeliveryFailed) as failure:
-        send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[target])
-    assert failure.value.retryable is passes, failure.value.message
-    assert ("tried" in failure.value.message) is passes
+    config = {**CREDENTIALS, "endpointUrl": target}
+    for to in ({"upload_urls": [target]}, {"s3_config": config}):
+        with pytest.raises(DeliveryFailed) as failure:
+            send(settings.read(site.environ), pictures=PICTURES[:1], **to)
+        assert failure.value.retryable is passes, failure.value.message
+        assert ("tried" in failure.value.message) is passes
 
 
 def refuse(status: int, code: str, more: str = "") -> bytes:
@@ -501,7 +503,7 @@ def test_a_session_token_is_signed_as_amazons_own_client_signs_it(
     assert "token" not in repr(bucket)
 
 
-@pytest.mark.parametrize("ending", ["", "/", "/cdn/", "/cdn"])
+@pytest.mark.parametrize("ending", ["", "/", "/cdn/", "/cdn", "/cdn_"])
 def test_a_public_address_is_in_the_reply_where_there_is_one(store: Store, ending: str) -> None:
     public = f"https://pictures.example.com{ending}"
     given = own(store, BUCKET_PUBLIC_URL=public, BUCKET_PREFIX="out put/\u00e4")
@@ -747,8 +749,11 @@ def test_upload_targets_obey_the_policy_for_image_urls(site: Site, url: str) -> 
         assert refused.value.details[0].field in ("s3Config", "s3Config.endpointUrl")
     assert not dialled
     if "inside.test" not in url:
-        with pytest.raises(ImageFetchRefused):
-            check_targets(upload_urls=[target], s3_config=None, settings=given)
+        with pytest.raises(ImageFetchRefused) as failure:
+            check_targets(
+                upload_urls=["https://store.test/x", target], s3_config=None, settings=given
+            )
+        assert failure.value.details[0].field == "upload_url"
         with pytest.raises((ImageFetchRefused, InvalidInput)):
             check_targets(upload_urls=[], s3_config=config, settings=given)
 

@@ -169,7 +169,7 @@ def test_only_addresses_of_the_family_asked_for_are_found(site: Site) -> None:
 
 def test_an_answer_of_no_addresses_is_none(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     class Empty(aiodns.DNSResolver):
-        async def getaddrinfo(self, *_: Any, **__: Any) -> Any:
+        async def getaddrinfo(self, *_: Any, **__: Any) -> Any:  # type: ignore[override]
             return SimpleNamespace(nodes=[])
 
     monkeypatch.setattr(aiodns, "DNSResolver", Empty)

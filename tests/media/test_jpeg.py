@@ -380,6 +380,26 @@ def test_the_coefficients_that_a_progressive_file_holds_are_bounded(
     assert decode(data).size == (320, 240)
 
 
+@pytest.mark.parametrize(
+    ("subsampling", "size", "fits"),
+    [
+        (2, (20_000, 10_000), True),
+        (0, (10_000, 10_000), True),
+        (0, (10_016, 10_000), False),
+    ],
+)
+def test_a_progressive_file_may_take_600_mb(
+    subsampling: int, size: tuple[int, int], fits: bool
+) -> None:
+    small = saved(gradient(), "JPEG", progressive=True, subsampling=subsampling)
+    source = jpeg.strip(jpeg_claiming(small, *size))
+    if fits:
+        assert jpeg_pixels.Reader(source, 25_000_000).stored == size
+    else:
+        with pytest.raises(ImageTooLarge, match="progressive"):
+            jpeg_pixels.Reader(source, 25_000_000)
+
+
 def test_a_file_of_planes_holds_its_coefficients_and_one_scan_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -189,6 +189,18 @@ def test_a_frame_that_cannot_be_is_as_none(frame: bytes) -> None:
     assert decode(after_head(chunk(b"fcTL", frame))).tobytes() == PIXELS
 
 
+@pytest.mark.parametrize(
+    "early",
+    [
+        chunk(b"fcTL", struct.pack(">5I2H2B", 0, 64, 48, 0, 0, 1, 1, 0, 0)),
+        chunk(b"tRNS", b"\0\1\0\2\0\3"),
+        chunk(b"tRNS", b""),
+    ],
+)
+def test_what_comes_before_the_size_does_not_count(early: bytes) -> None:
+    assert decode(PNG[:8] + early + PNG[8:]).tobytes() == PIXELS
+
+
 def test_a_moving_png_with_only_frames_gives_the_first() -> None:
     frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
     data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:])

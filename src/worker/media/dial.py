@@ -81,7 +81,7 @@ class GuardedResolver(AbstractResolver):
             raise OSError("the name could not be resolved") from None
         results: list[ResolveResult] = []
         for node in answer.nodes:
-            address = node.addr[0].decode("ascii")
+            address = node.addr[0].decode()
             if self._gate is not None and not self._gate.can_reach(address, port):
                 raise AddressRefusedError("an address is not public")
             results.append(

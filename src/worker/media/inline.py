@@ -105,7 +105,7 @@ def _decode_line(line: str, max_bytes: int) -> bytes | None:
     if digits * 3 // GROUP > max_bytes or not is_complete(digits, len(line) - digits):
         return None
     try:
-        plain = line.encode("ascii") + b"=" * (-len(line) % GROUP)
+        plain = line.encode() + b"=" * (-len(line) % GROUP)
         return binascii.a2b_base64(plain, strict_mode=True)
     except ValueError:
         return None

@@ -68,7 +68,7 @@ def _encode_label(label: str) -> str:
     letters = "".join(one for one in label if unicodedata.category(one) != "So")
     if not letters.isascii():
         idna.check_label(letters)
-    return f"xn--{label.encode('punycode').decode('ascii')}"
+    return f"xn--{label.encode('punycode').decode()}"
 
 
 def _is_number(host: str) -> bool:
