@@ -168,6 +168,14 @@ def test_the_shade_that_a_grey_picture_makes_transparent_is_its_own() -> None:
     assert near(decoded.getpixel((40, 40)), (137, 137, 137))  # type: ignore[arg-type] # of RGB
 
 
+@pytest.mark.parametrize("options", [{}, {"transparency": 0}])
+def test_a_picture_of_one_bit_is_grey(options: dict[str, Any]) -> None:
+    image = flat("1", 1)
+    image.paste(0, (0, 0, 16, 16))
+    pixel, warnings = read(saved(image, "PNG", icc_profile=grey(1.0), **options))
+    assert (pixel, warnings) == ((255, 255, 255), [])
+
+
 def test_a_transparent_grey_is_converted_and_laid_over_white() -> None:
     decoded = decode(saved(flat("LA", (64, 128)), "PNG", icc_profile=grey(1.0)))
     assert near(decoded.getpixel((4, 4)), (196, 196, 196))  # type: ignore[arg-type] # of RGB

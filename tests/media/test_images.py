@@ -447,6 +447,33 @@ def test_a_gif_s_canvas_is_white_where_its_first_picture_leaves_it_bare() -> Non
     assert decoded.tobytes() == expected.tobytes()
 
 
+def test_what_a_gifs_first_picture_leaves_clear_is_white_too() -> None:
+    picture = Image.new("P", (16, 24), 1)
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    picture.paste(0, (0, 0, 16, 8))
+    data = bytearray(saved(picture, "GIF", transparency=0))
+    at = data.index(b",\0\0\0\0")
+    data[6:10] = struct.pack("<HH", 40, 48)
+    data[at + 1 : at + 5] = struct.pack("<HH", 8, 4)
+    decoded = decode(bytes(data))
+    places = ((9, 5), (9, 20), (39, 47))
+    assert [decoded.getpixel(place) for place in places] == [
+        (255, 255, 255),
+        (0, 0, 255),
+        (255, 255, 255),
+    ]
+
+
+@pytest.mark.parametrize("flags", [0, 0x7F])
+def test_a_gif_may_have_its_colours_with_its_picture(flags: int) -> None:
+    data = saved(PICTURE, "GIF")
+    table, rest = data[13:781], data[781:]
+    at = rest.index(b",\0\0\0\0") + 9
+    own = rest[:at] + bytes((rest[at] | 0x87,)) + table + rest[at + 1 :]
+    moved = data[:10] + bytes((flags,)) + data[11:13] + own
+    assert decode(moved).tobytes() == decode(data).tobytes()
+
+
 def test_a_gif_whose_frame_leaves_its_canvas_is_checked_by_both() -> None:
     data = bytearray(saved(PICTURE, "GIF"))
     at = data.index(b",\0\0\0\0")

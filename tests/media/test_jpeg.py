@@ -66,6 +66,12 @@ def test_scans_inside_a_segment_do_not_count() -> None:
     assert decode(between).tobytes() == pixels(between)
 
 
+def test_what_stands_between_scans_is_not_read() -> None:
+    between = more_scans(PROGRESSIVE, SCANS + 1, segment(0xE1, exif(6)))
+    assert decode(between).size == (64, 48)
+    assert decode(PROGRESSIVE[:2] + segment(0xE1, exif(6)) + PROGRESSIVE[2:]).size == (48, 64)
+
+
 @pytest.mark.parametrize(
     "before",
     [

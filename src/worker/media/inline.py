@@ -78,9 +78,8 @@ def decode_base64(text: str, max_bytes: int) -> bytes:
         raise _make_too_large(max_bytes)
     if is_uri and "%" in text:
         text = unquote(text).translate(LAYOUT)
-    data = _decode_line(text, max_bytes)  # first as it is: looking for other forms takes 20 ms
-    if data is None:
-        data = _decode_line(_normalise(text, max_bytes), max_bytes)
+    # first as it is: looking for other forms takes 20 ms
+    data = _decode_line(text, max_bytes) or _decode_line(_normalise(text, max_bytes), max_bytes)
     if data is None:
         raise InvalidInput("a picture is not valid base64")
     if not data:
