@@ -323,7 +323,7 @@ STILLS = {
 @pytest.mark.parametrize("kind", STILLS)
 def test_a_file_of_nothing_but_its_picture_stays_as_it_is(kind: str) -> None:
     strip, files = STILLS[kind]
-    assert [strip(data).pixels for data in files] == files  # type: ignore[operator]
+    assert [strip(data).pixels for data in files] == files
 
 
 def test_colours_and_frames_after_the_pixels_do_not_count() -> None:
