@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from worker.media import colour
 from worker.media.images import decode
 from worker.media.primaries import BT709, D65, build_matrix_profile
 from worlds.files import chunk, exif, gradient, png, riff, saved
@@ -168,6 +169,14 @@ def test_the_shade_that_a_grey_picture_makes_transparent_is_its_own() -> None:
     assert near(decoded.getpixel((40, 40)), (137, 137, 137))  # type: ignore[arg-type] # of RGB
 
 
+@pytest.mark.parametrize("options", [{}, {"transparency": 0}])
+def test_a_picture_of_one_bit_is_grey(options: dict[str, Any]) -> None:
+    image = flat("1", 1)
+    image.paste(0, (0, 0, 16, 16))
+    pixel, warnings = read(saved(image, "PNG", icc_profile=grey(1.0), **options))
+    assert (pixel, warnings) == ((255, 255, 255), [])
+
+
 def test_a_transparent_grey_is_converted_and_laid_over_white() -> None:
     decoded = decode(saved(flat("LA", (64, 128)), "PNG", icc_profile=grey(1.0)))
     assert near(decoded.getpixel((4, 4)), (196, 196, 196))  # type: ignore[arg-type] # of RGB
@@ -279,6 +288,14 @@ def test_a_profile_that_would_take_hours_takes_none() -> None:
             assert warnings == []
 
 
+def test_of_a_profile_only_the_names_of_its_floating_point_tables_change() -> None:
+    tags = [b"D2B0....", b"rXYZD2B1", b"D2B3...."]
+    made = bytes(127) + b"\1\0\0\0\3" + b"".join(tag.ljust(12, b".") for tag in tags)
+    hidden = colour._hide_float_tables(made + b"D2B0 in the data")
+    assert hidden == made.replace(b"D2B0", b"x2B0").replace(b"D2B3", b"x2B3") + b"D2B0 in the data"
+    assert colour._hide_float_tables(made[:140]) == made[:140].replace(b"D2B0", b"x2B0")
+
+
 def test_profiles_are_applied_from_many_threads_at_once() -> None:
     image = gradient(300, 200)
     files = [saved(image, "PNG", icc_profile=matrix(name)) for name in COLORANTS] * 8
@@ -303,6 +320,11 @@ def test_profiles_are_applied_from_many_threads_at_once() -> None:
         ((1, 5), (17, 189, 36)),
         ((5, 13), (0, 200, 64)),
         ((6, 13), (63, 197, 58)),
+        ((7, 13), (63, 197, 58)),
+        ((11, 13), (0, 204, 12)),
+        ((1, 6), ASKED),
+        ((1, 14), ASKED),
+        ((1, 15), ASKED),
         ((9, 8), (0, 239, 118)),
     ],
 )
@@ -311,6 +333,17 @@ def test_numbers_of_colours_are_obeyed(numbers: tuple[int, int], right: tuple[in
     pixel, warnings = read(numbered((b"cICP", bytes((*numbers, 0, 1)))))
     assert near(pixel, right), pixel
     assert warnings == []
+
+
+def test_a_white_of_its_own_becomes_white() -> None:
+    """Of DCI-P3 (11), whose white is greenish; right as above."""
+    for given, right in (
+        ((200, 200, 200), (200, 200, 200)),
+        ((200, 60, 40), (212, 42, 24)),
+        ((60, 40, 200), (62, 36, 208)),
+    ):
+        data = numbered((b"cICP", bytes((11, 13, 0, 1))), colour=given)
+        assert near(read(data)[0], right, 1)
 
 
 def test_numbers_of_colours_that_have_no_place_in_8_bits_give_a_warning() -> None:
@@ -325,14 +358,16 @@ def test_chromaticities_and_gamma_are_obeyed() -> None:
     assert near(read(numbered((b"gAMA", linear)))[0], (110, 229, 133))
     assert near(read(numbered((b"cHRM", points), (b"gAMA", linear)))[0], (34, 232, 122))
     assert near(read(numbered((b"gAMA", struct.pack(">I", 55_556))))[0], (53, 210, 77))
+    longer = (b"cHRM", points + b"more"), (b"gAMA", linear + b"more")
+    assert near(read(numbered(*longer))[0], (34, 232, 122))
 
 
-@pytest.mark.parametrize("gamma", [45_455, 45_000, 47_700, 43_200])
+@pytest.mark.parametrize("gamma", [45_455, 45_000, 47_727, 43_183])
 def test_a_gamma_of_about_a_screens_means_srgb(gamma: int) -> None:
     chunks = (b"cHRM", struct.pack(">8I", *SRGB_POINTS)), (b"gAMA", struct.pack(">I", gamma))
     image = png(64, 64, raw=rows(3, 9, 200), extra=b"".join(chunk(*pair) for pair in chunks))
     assert read(image) == ((3, 9, 200), [])
-    for beyond in (43_100, 47_800):
+    for beyond in (43_182, 47_728):
         assert read(numbered((b"gAMA", struct.pack(">I", beyond))))[0] != ASKED
 
 
@@ -346,11 +381,12 @@ def test_a_gamma_of_about_a_screens_means_srgb(gamma: int) -> None:
         ((b"cHRM", bytes(32)),),
         ((b"cHRM", b"\xff" * 32),),
         ((b"cHRM", b"abc"),),
+        ((b"cHRM", struct.pack(">8I", *P3_POINTS)[:31]),),
         ((b"cHRM", struct.pack(">8I", *(30_000,) * 8)),),
         ((b"cICP", b"\x0c\x0d"),),
         ((b"sRGB", b"\0"), (b"gAMA", struct.pack(">I", 100_000))),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_numbers_that_mean_no_colours_leave_the_picture_readable(chunks: Any) -> None:
     assert decode(numbered(*chunks)).size == (64, 64)
@@ -377,3 +413,31 @@ def test_a_profile_from_numbers_has_the_published_colorants() -> None:
         at = int.from_bytes(made[entry + 4 : entry + 8])
         values = struct.unpack(">3i", made[at + 8 : at + 20])
         assert [v / 65536 for v in values] == pytest.approx(expected, abs=2e-4)
+
+
+def find_tag(data: bytes, name: bytes) -> bytes:
+    """Return the content of a profile's tag."""
+    for at in range(132, 132 + 12 * int.from_bytes(data[128:132]), 12):
+        if data[at : at + 4] == name:
+            start, size = (int.from_bytes(data[at + n : at + n + 4]) for n in (4, 8))
+            return data[start : start + size]
+    raise KeyError(name)
+
+
+def test_a_profile_from_numbers_has_the_curve_and_the_white_of_lcmss_own() -> None:
+    ours = build_matrix_profile(BT709, None)
+    theirs = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for name in (b"wtpt", b"rTRC", b"gTRC", b"bTRC"):
+        assert find_tag(ours, name) == find_tag(theirs, name)
+    assert ours[10:24] == theirs[10:24]  # version 4's form, and the kinds of colours
+    assert ours[68:80] == theirs[68:80]  # the white of the connection space
+    assert int.from_bytes(ours[:4]) == len(ours)
+
+
+def test_a_difference_of_more_than_a_rounding_is_converted() -> None:
+    """A red that is a thousandth off makes 2 of 255 somewhere, and half of that makes 1."""
+    image = gradient(256, 256)
+    for off, same in ((0.0005, True), (0.001, False)):
+        points = ((0.64 + off, 0.33), *BT709[1:])
+        tagged = saved(image, "PNG", icc_profile=build_matrix_profile(points, None))
+        assert (decode(tagged).tobytes() == image.tobytes()) is same

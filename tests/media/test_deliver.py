@@ -273,10 +273,12 @@ def test_why_a_store_cannot_be_reached_decides_too(
     monkeypatch.setattr(objects, "WAIT_INITIAL_S", 0.01)
     site.names.answers |= {"trouble.test": ["trouble"], "stranger.test": [HOST]}
     target = url.format(port=site.http_port, tls=site.https_port)
-    with pytest.raises(DeliveryFailed) as failure:
-        send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[target])
-    assert failure.value.retryable is passes, failure.value.message
-    assert ("tried" in failure.value.message) is passes
+    config = {**CREDENTIALS, "endpointUrl": target}
+    for to in ({"upload_urls": [target]}, {"s3_config": config}):
+        with pytest.raises(DeliveryFailed) as failure:
+            send(settings.read(site.environ), pictures=PICTURES[:1], **to)
+        assert failure.value.retryable is passes, failure.value.message
+        assert ("tried" in failure.value.message) is passes
 
 
 def refuse(status: int, code: str, more: str = "") -> bytes:
@@ -501,7 +503,7 @@ def test_a_session_token_is_signed_as_amazons_own_client_signs_it(
     assert "token" not in repr(bucket)
 
 
-@pytest.mark.parametrize("ending", ["", "/", "/cdn/", "/cdn"])
+@pytest.mark.parametrize("ending", ["", "/", "/cdn/", "/cdn", "/cdn_"])
 def test_a_public_address_is_in_the_reply_where_there_is_one(store: Store, ending: str) -> None:
     public = f"https://pictures.example.com{ending}"
     given = own(store, BUCKET_PUBLIC_URL=public, BUCKET_PREFIX="out put/\u00e4")
@@ -617,6 +619,8 @@ def test_every_status_of_success_is_one(site: Site, status: int) -> None:
 )
 def test_a_job_has_a_folder_of_its_own_in_a_bucket(site: Site, job_id: str, folder: str) -> None:
     kinds = {"image/jpeg": "jpg", "image/webp": "webp", "image/png": "png", "image/x-new": "bin"}
+    kinds |= {"audio/wav": "wav", "audio/flac": "flac", "audio/mpeg": "mp3", "audio/ogg": "opus"}
+    kinds |= {"audio/pcm": "pcm"}
     pictures = [Encoded(b"x", kind, {}) for kind in kinds]
     entries = send(at(site), pictures=pictures, job_id=job_id)
     assert [urlsplit(entry["url"]).path for entry in entries] == [
@@ -698,6 +702,24 @@ def test_a_store_that_never_answers_ends_with_the_budget(
         send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
 
 
+def test_no_upload_is_tried_again_after_its_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "UPLOAD_TOTAL_S", 1e-6)
+    site.put_statuses.extend([500] * 2)
+    with pytest.raises(DeliveryFailed, match="status 500"):
+        send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
+    assert len(site.put_statuses) == 1
+
+
+def test_what_is_sent_to_the_operators_bucket_is_the_address_that_was_signed(site: Site) -> None:
+    """Some servers verify the bytes of the path, however it may also be encoded."""
+    send(at(site, BUCKET_PREFIX="a=b(c)"), pictures=PICTURES[:1])
+    path, _, query = site.hits[-1].partition("?")
+    assert path == "/pictures/a%3Db%28c%29/job-1/0.png"
+    assert "%2Fus-east-1%2Fs3%2Faws4_request" in query
+
+
 REFUSED = [
     "http://{inside}:{port}/bucket",
     "http://inside.test:{port}/bucket",
@@ -727,8 +749,11 @@ def test_upload_targets_obey_the_policy_for_image_urls(site: Site, url: str) -> 
         assert refused.value.details[0].field in ("s3Config", "s3Config.endpointUrl")
     assert not dialled
     if "inside.test" not in url:
-        with pytest.raises(ImageFetchRefused):
-            check_targets(upload_urls=[target], s3_config=None, settings=given)
+        with pytest.raises(ImageFetchRefused) as failure:
+            check_targets(
+                upload_urls=["https://store.test/x", target], s3_config=None, settings=given
+            )
+        assert failure.value.details[0].field == "upload_url"
         with pytest.raises((ImageFetchRefused, InvalidInput)):
             check_targets(upload_urls=[], s3_config=config, settings=given)
 

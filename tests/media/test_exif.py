@@ -20,7 +20,7 @@ RECORD = {
     "model": "a, model",
     "precision": "bf16",
 }
-DESCRIPTION, EXIF_IFD, COMMENT = 0x010E, 0x8769, 0x9286
+DESCRIPTION, EXIF_IFD, VERSION, COMMENT = 0x010E, 0x8769, 0x9000, 0x9286
 
 
 def read(data: bytes) -> tuple[str, str]:
@@ -53,8 +53,39 @@ def test_the_text_of_other_programs_ends_with_a_line_of_pairs() -> None:
     assert write_parameters({"prompt": "x", "negative_prompt": " "}, (1, 2)) == "x\nSize: 1x2"
 
 
+def test_every_name_that_other_programs_know_is_theirs_and_in_their_order() -> None:
+    record = {"software": "a_b 1", "strength": "0.5", "seed": "7", "precision": "bf16"}
+    text = write_parameters({**record, "prompt": "x"}, (1, 2))
+    assert text == "x\nSeed: 7, Size: 1x2, Denoising strength: 0.5, Version: a_b 1"
+
+
+@pytest.mark.parametrize(
+    ("model", "written"),
+    [
+        ("plain_name", "plain_name"),
+        ("a, b", '"a, b"'),
+        ("a:b", '"a:b"'),
+        ("a\nb", '"a\\nb"'),
+        ("\u72d0, \u00e4", '"\u72d0, \u00e4"'),
+    ],
+)
+def test_a_value_that_could_be_read_as_two_is_quoted(model: str, written: str) -> None:
+    text = write_parameters({"model": model}, (1, 2))
+    assert text == f"\nSize: 1x2, Model: {written}"
+
+
 def test_a_comment_is_of_the_type_that_readers_expect() -> None:
     assert b"\x92\x86\x00\x07" in write_exif({"prompt": "x"}, "x")
+    found = Image.open(io.BytesIO(encode(PICTURE, "jpeg", metadata=RECORD))).getexif()
+    assert found.get_ifd(EXIF_IFD)[VERSION] == b"0232"
+
+
+@pytest.mark.parametrize("prompt", ["x", "xx"])
+def test_every_value_begins_at_an_even_place(prompt: str) -> None:
+    """TIFF 6.0, 2: a value's offset is a word's."""
+    data = write_exif({"prompt": prompt}, "a comment")
+    assert data.index(b"UNICODE\0") % 2 == data.index(b"MM") % 2
+    assert len(data) % 2 == 0
 
 
 def test_what_is_too_long_for_a_segment_is_left_out_and_the_picture_is_still_made() -> None:
@@ -62,7 +93,7 @@ def test_what_is_too_long_for_a_segment_is_left_out_and_the_picture_is_still_mad
     record, comment = read(encode(PICTURE, "jpeg", metadata=long))
     assert json.loads(record) == long
     assert comment == write_parameters(long, PICTURE.size)
-    longest = MOST_BYTES - len(write_exif({"a": ""}, ""))
-    for more, expected in ((0, {"a": "b" * longest}), (2, None)):
+    longest = MOST_BYTES - 1 - len(write_exif({"a": ""}, ""))  # a length is even
+    for more, expected in ((0, {"a": "b" * longest}), (1, None)):
         record, comment = read(encode(PICTURE, "jpeg", metadata={"a": "b" * (longest + more)}))
         assert (json.loads(record) if record else None, comment) == (expected, "")

@@ -150,23 +150,78 @@ def test_a_name_is_resolved_once_and_to_every_address(site: Site) -> None:
         asyncio.run(resolve("nosuch.test"))
 
 
+def test_only_addresses_of_the_family_asked_for_are_found(site: Site) -> None:
+    gate = Gate.from_settings("http", read(site, ALLOWED_IMAGE_NETWORKS="127.0.0.0/8:80"))
+
+    async def resolve(family: socket.AddressFamily) -> list[tuple[str, int]]:
+        resolver = dial.GuardedResolver(gate, read(site))
+        try:
+            found = await resolver.resolve("mixed6.test", 80, family)
+            return [(one["host"], one["family"]) for one in found]
+        finally:
+            await resolver.close()
+
+    assert asyncio.run(resolve(socket.AF_INET)) == [(HOST, socket.AF_INET)]
+    for both in (socket.AF_INET6, socket.AF_UNSPEC):  # ::1 is not open
+        with pytest.raises(dial.AddressRefusedError):
+            asyncio.run(resolve(both))
+
+
+def test_an_answer_of_no_addresses_is_none(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Empty(aiodns.DNSResolver):
+        async def getaddrinfo(self, *_: Any, **__: Any) -> Any:  # type: ignore[override]
+            return SimpleNamespace(nodes=[])
+
+    monkeypatch.setattr(aiodns, "DNSResolver", Empty)
+    with pytest.raises(ImageFetchFailed, match="no address"):
+        fetch(read(site), f"{site.http.replace(HOST, 'site.test')}/good.png")
+
+
+def test_every_connection_of_a_request_ends_at_once() -> None:
+    """Also one that was never made, as where the first of two addresses did not answer."""
+
+    async def end(sockets: dial.GuardedSockets) -> None:
+        await sockets.end()
+
+    with socket.create_server((HOST, 0)) as server:
+        sockets = dial.GuardedSockets(None)
+        address = server.getsockname()
+        info = (socket.AF_INET, socket.SOCK_STREAM, 0, "", address)
+        made = [sockets(info) for _ in range(4)]
+        for one in made[1:]:
+            one.connect(address)
+        peers = [server.accept()[0] for _ in made[1:]]
+        asyncio.run(end(sockets))
+        for peer in peers:
+            peer.settimeout(TOTAL_S)
+            assert peer.recv(1) == b""
+        for one in (*made, *peers):
+            one.close()
+
+
 def test_only_callers_names_go_to_the_operators_name_servers(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operator's own bucket may have a name that is known inside alone."""
     asked: list[object] = []
+    closed: list[object] = []
 
     class Watched(aiodns.DNSResolver):
         def __init__(self, nameservers: Any = None) -> None:
             asked.append(nameservers)
             super().__init__(nameservers=[f"{HOST}:{site.dns_port}"])
 
+        async def close(self) -> None:
+            closed.append(self)
+            await super().close()
+
     monkeypatch.setattr(aiodns, "DNSResolver", Watched)
 
     async def resolve(gate: Gate | None) -> None:
         resolver = dial.GuardedResolver(gate, given)
         try:
-            await resolver.resolve("site.test", site.http_port)
+            for _ in range(2):  # the second name needs no other thread
+                await resolver.resolve("site.test", site.http_port)
         finally:
             await resolver.close()
 
@@ -176,6 +231,11 @@ def test_only_callers_names_go_to_the_operators_name_servers(
     given = read(site, FETCH_NAMESERVERS="")
     asyncio.run(resolve(Gate.from_settings("http", given)))
     assert asked == [(f"{HOST}:{site.dns_port}",), None, None]
+    assert len(closed) == 3
+    asyncio.run(
+        fetch_all([ImageSource("url", f"http://site.test:{site.http_port}/good.png")], read(site))
+    )
+    assert len(asked) == len(closed) == 4
 
 
 def test_a_certificate_for_another_name_is_not_accepted(site: Site) -> None:

@@ -176,6 +176,38 @@ def test_a_decoder_that_dies_fails_one_picture_alone(
     assert decode(AVIF).tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        "raise SystemExit(1)",
+        "print('{\"size\": [60000, 60000]}'); raise SystemExit(1)",
+    ],
+)
+def test_a_decoder_that_fails_makes_its_file_unreadable_whatever_it_has_written(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = tmp_path / "failing.py"
+    failing.write_text(script)
+    monkeypatch.setattr(heif, "CHILD", failing)
+    with pytest.raises(ImageUnreadable):
+        heif.decode(AVIF, 64 * 48)
+
+
+def test_a_picture_without_exif_is_upright() -> None:
+    for data in (AVIF, heic.PLAIN):
+        stored = heif.decode(data, 64 * 48)
+        assert (stored.picture.size, stored.orientation) == ((64, 48), 1)
+
+
+def test_the_largest_size_that_boxes_claim_is_that_of_the_most_pixels() -> None:
+    def box(width: int, height: int) -> bytes:
+        return b"\0\0\0\x14ispe" + bytes(4) + width.to_bytes(4) + height.to_bytes(4)
+
+    boxes = box(300, 2) + b"between" + box(40, 50) + box(2, 300)
+    assert heif_child.read_claimed_size(boxes) == (40, 50)
+    assert heif_child.read_claimed_size(b"none") == (0, 0)
+
+
 def test_the_child_has_nothing_of_the_workers_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +277,9 @@ def test_a_profile_of_many_megabytes_is_left_out_of_the_answer() -> None:
     warnings: list[str] = []
     assert decode(data, warn=warnings.append).tobytes() == decode(AVIF).tobytes()
     assert warnings == []
+    most = saved(gradient(), "AVIF", quality=90, icc_profile=bytes(heif_child.MOST_PROFILE))
+    assert decode(most, warn=warnings.append).tobytes() == decode(AVIF).tobytes()
+    assert len(warnings) == 1  # it was read, and is none
 
 
 def test_the_files_of_these_tests_are_heic() -> None:

@@ -4,6 +4,8 @@ import functools
 import io
 import itertools
 import struct
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -12,13 +14,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, JpegImagePlugin
 
 from worker.errors import ImageTooLarge, ImageUnreadable, InvalidInput
-from worker.media import header, webp
+from worker.media import header, images, webp
 from worker.media.images import MIME_TYPES, decode, encode
-from worker.media.limits import MAX_ASPECT
-from worker.media.orientation import UPRIGHT
+from worker.media.orientation import UPRIGHT, read_orientation
 from worlds.files import chunk, exif, gradient, jpeg_claiming, png, riff, saved, webp_canvas
 from worlds.profiles import matrix
 
@@ -110,6 +111,16 @@ def test_broken_exif_leaves_the_picture_as_it_is(broken: bytes) -> None:
 def test_an_orientation_that_does_not_exist_is_ignored(orientation: int) -> None:
     expected = decode(saved(PICTURE, "JPEG"))
     assert decode(saved(PICTURE, "JPEG", exif=exif(orientation))) == expected
+
+
+@pytest.mark.parametrize(
+    "written",
+    [None, b"Exif\0\0", b"MM\0*" * 9, b"MM\0*\0\0\0\x08\0\1\1\x12\0\2\0\0\0\x026\0\0\0" + bytes(4)],
+    ids=["none", "empty", "broken", "a word"],
+)
+def test_a_picture_is_upright_unless_a_number_says_otherwise(written: bytes | None) -> None:
+    assert read_orientation(written, None) == 1
+    assert read_orientation(exif(6), None) == 6
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
@@ -223,9 +234,9 @@ def test_a_picture_under_sixteen_pixels_is_invalid(size: tuple[int, int]) -> Non
 
 
 def test_a_picture_that_is_almost_a_line_is_invalid() -> None:
-    assert decode(saved(Image.new("RGB", (16 * MAX_ASPECT, 16)), "PNG"))
-    with pytest.raises(InvalidInput, match="longer side"):
-        decode(saved(Image.new("RGB", (16, 16 * MAX_ASPECT + 1)), "PNG"))
+    assert decode(saved(Image.new("RGB", (512, 16)), "PNG"))
+    with pytest.raises(InvalidInput, match="longer side must be at most 32 times"):
+        decode(saved(Image.new("RGB", (16, 513)), "PNG"))
 
 
 def test_the_limit_of_pixels_is_inclusive() -> None:
@@ -281,11 +292,66 @@ def test_our_reading_of_a_canvas_is_the_decoders(mode: str, size: tuple[int, int
         assert webp.read_canvas(saved(gradient(*size, mode=mode), "WEBP", **options)) == size
 
 
+@pytest.mark.parametrize(
+    ("head", "canvas"),
+    [
+        (b"VP8L\0\0\0\0\x2f\xff\xff\xff\xff", (16384, 16384)),
+        (b"VP8L\0\0\0\0\x2f\0\0\0\0more", (1, 1)),
+        (b"VP8L\0\0\0\0\x2f\0\0\0", None),
+        (b"VP8L\0\0\0\0\x2e\0\0\0\0", None),
+        (b"VP8X\0\0\0\0\0\0\0\0\xff\xff\xff\1\0\0", (1 << 24, 2)),
+        (b"VP8X\0\0\0\0\0\0\0\0\xff\xff\xff\1\0", None),
+        (b"VP8 \0\0\0\0abc\x9d\x01\x2a\xff\xff\1\xc0", (16383, 1)),
+        (b"VP8 \0\0\0\0abc\x9d\x01\x2a\xff\xff\1", None),
+        (b"VP8 \0\0\0\0abc\x9d\x01\x2b\xff\xff\1\xc0", None),
+        (b"ANIM", None),
+        (b"", None),
+    ],
+)
+def test_a_canvas_is_read_from_the_first_chunk_if_it_is_complete(
+    head: bytes, canvas: tuple[int, int] | None
+) -> None:
+    assert webp.read_canvas(b"RIFF\0\0\0\0WEBP" + head) == canvas
+
+
 @pytest.mark.parametrize("colour", ["red", "black", (1, 2, 3, 4)])
 def test_a_webp_of_almost_no_bytes_is_read(colour: Any) -> None:
     mode = "RGBA" if isinstance(colour, tuple) else "RGB"
     data = saved(Image.new(mode, (16, 16), colour), "WEBP", lossless=True)
     assert decode(data).size == (16, 16)
+
+
+def test_no_other_decoder_gets_a_file_than_that_of_its_format() -> None:
+    """A Photo CD is recognised 2048 bytes from its start, where a GIF may have anything."""
+    data = bytearray(b"GIF89a" + bytes(7) + b"," + bytes(1_200_000))
+    data[2048:2052] = b"PCD_"
+    assert Image.open(io.BytesIO(data)).format == "PCD"
+    with pytest.raises(ImageUnreadable):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("size", "waits"), [((64, 48), 0), ((48, 64), 0), ((65, 48), 1), ((64, 49), 1)]
+)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_only_large_pictures_wait_for_each_other(
+    kind: str, size: tuple[int, int], waits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counted:
+        entered = left = 0
+
+        def __enter__(self) -> None:
+            self.entered += 1
+
+        def __exit__(self, *_: object) -> None:
+            self.left += 1
+
+    counted = Counted()
+    monkeypatch.setattr(images, "LARGE", 64 * 48)
+    monkeypatch.setattr(images, "_one_at_a_time", counted)
+    decode(saved(Image.new("RGB", size), kind))
+    assert counted.left == counted.entered
+    assert bool(counted.entered) == bool(waits)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "AVIF"])
@@ -381,6 +447,33 @@ def test_a_gif_s_canvas_is_white_where_its_first_picture_leaves_it_bare() -> Non
     assert decoded.tobytes() == expected.tobytes()
 
 
+def test_what_a_gifs_first_picture_leaves_clear_is_white_too() -> None:
+    picture = Image.new("P", (16, 24), 1)
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    picture.paste(0, (0, 0, 16, 8))
+    data = bytearray(saved(picture, "GIF", transparency=0))
+    at = data.index(b",\0\0\0\0")
+    data[6:10] = struct.pack("<HH", 40, 48)
+    data[at + 1 : at + 5] = struct.pack("<HH", 8, 4)
+    decoded = decode(bytes(data))
+    places = ((9, 5), (9, 20), (39, 47))
+    assert [decoded.getpixel(place) for place in places] == [
+        (255, 255, 255),
+        (0, 0, 255),
+        (255, 255, 255),
+    ]
+
+
+@pytest.mark.parametrize("flags", [0, 0x7F])
+def test_a_gif_may_have_its_colours_with_its_picture(flags: int) -> None:
+    data = saved(PICTURE, "GIF")
+    table, rest = data[13:781], data[781:]
+    at = rest.index(b",\0\0\0\0") + 9
+    own = rest[:at] + bytes((rest[at] | 0x87,)) + table + rest[at + 1 :]
+    moved = data[:10] + bytes((flags,)) + data[11:13] + own
+    assert decode(moved).tobytes() == decode(data).tobytes()
+
+
 def test_a_gif_whose_frame_leaves_its_canvas_is_checked_by_both() -> None:
     data = bytearray(saved(PICTURE, "GIF"))
     at = data.index(b",\0\0\0\0")
@@ -406,6 +499,29 @@ def test_quality_buys_bytes(name: header.Format) -> None:
     noise = Image.effect_noise((256, 256), 60).convert("RGB")
     sizes = [len(encode(noise, name, quality)) for quality in (1, 50, 90, 100)]
     assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(("quality", "sampling"), [(1, 2), (89, 2), (90, 0), (100, 0)])
+def test_a_jpeg_has_its_full_colours_from_quality_90_on(quality: int, sampling: int) -> None:
+    opened = Image.open(io.BytesIO(encode(PICTURE, "jpeg", quality)))
+    assert JpegImagePlugin.get_sampling(opened) == sampling
+
+
+def test_of_warnings_only_pillows_are_hidden() -> None:
+    """It warns of a caller's broken EXIF; what else is warned of is for the operator."""
+    script = (
+        "import sys, warnings\n"
+        "from worker.media.images import decode\n"
+        "decode(sys.stdin.buffer.read())\n"
+        "warnings.warn('of ours')\n"
+    )
+    data = saved(PICTURE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
+    with pytest.warns(UserWarning, match="EXIF"):
+        read_orientation(b"Exif\0\0II*\0\x08\0\0\0\xff\xff", None)
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=data, capture_output=True, check=True
+    )
+    assert done.stderr.count(b"Warning") == done.stderr.count(b"of ours") == 1
 
 
 def test_a_png_says_how_it_was_made_only_on_request() -> None:

@@ -10,7 +10,7 @@ import pytest
 from worker import settings
 from worker.errors import ImageTooLarge, InvalidInput
 from worker.media.fetch import fetch_all
-from worker.media.inline import decode_base64
+from worker.media.inline import decode_base64, is_complete
 from worker.tasks import reference
 from worker.tasks.request import Request, parse
 from worlds.published import EDIT
@@ -52,6 +52,7 @@ FORMS: Final = {
     + TEXT.replace("+", "%2b").replace("/", "%2f").replace("=", "%3d"),
     "data URI, its padding percent-encoded": URI + TEXT.replace("=", "%3D"),
     "data URI, its lines percent-encoded": URI + quote(lines(TEXT, 76, "\r\n"), safe=""),
+    "data URI, URL-safe and percent-encoded": URI + SAFE.replace("-", "%2D"),
     "data URI, every character percent-encoded": URI + "".join(f"%{ord(x):02X}" for x in TEXT),
 }
 
@@ -143,6 +144,11 @@ def test_any_length_is_read_with_its_padding_or_without(count: int) -> None:
         assert decode_base64(form, count) == data
 
 
+def test_a_last_group_has_two_digits_at_least_and_its_own_padding_or_none() -> None:
+    complete = [(n, p) for n in range(4, 8) for p in range(4) if is_complete(n, p)]
+    assert complete == [(4, 0), (6, 0), (6, 2), (7, 0), (7, 1)]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -172,6 +178,7 @@ def test_any_length_is_read_with_its_padding_or_without(count: int) -> None:
         "data:image/png,AAAA",
         "data:base64,AAAA",
         "data:image/png;base65,AAAA",
+        "data:image/png;_base64,AAAA",
         "data:image/png;base64;charset=utf-8,AAAA",
         "data:,data:;base64,AAAA",
         "data:;base64,AA%3D",
@@ -218,7 +225,14 @@ def test_what_has_two_meanings_or_none_is_refused_by_its_field(text: str) -> Non
 def test_a_byte_more_than_the_limit_is_too_large_whatever_three_divides(limit: int) -> None:
     for over in (1, 2, 3, 4):
         text = base64.b64encode(bytes(limit + over)).decode()
-        for form in (text, text.rstrip("="), lines(text, 5, "\n"), URI + quote(text, safe="")):
+        full = base64.urlsafe_b64encode(b"\xff" * (limit + over)).decode()
+        for form in (
+            text,
+            text.rstrip("="),
+            lines(text, 5, "\n"),
+            URI + quote(text, safe=""),
+            full,
+        ):
             with pytest.raises(ImageTooLarge, match=f"at most {limit} bytes"):
                 decode_base64(form, limit)
     text = base64.b64encode(bytes(limit)).decode()
@@ -251,6 +265,7 @@ def test_layout_may_take_three_characters_for_each_of_base64() -> None:
         ("data:image/png,AAAA", "a data URI must be"),
         ("data:image/png;base64", "a data URI must be"),
         ("AA AA", "has spaces inside"),
+        ("_ AAA", "has spaces inside"),
     ],
 )
 def test_what_is_wrong_with_it_is_said(text: str, message: str) -> None:

@@ -66,6 +66,12 @@ def test_scans_inside_a_segment_do_not_count() -> None:
     assert decode(between).tobytes() == pixels(between)
 
 
+def test_what_stands_between_scans_is_not_read() -> None:
+    between = more_scans(PROGRESSIVE, SCANS + 1, segment(0xE1, exif(6)))
+    assert decode(between).size == (64, 48)
+    assert decode(PROGRESSIVE[:2] + segment(0xE1, exif(6)) + PROGRESSIVE[2:]).size == (48, 64)
+
+
 @pytest.mark.parametrize(
     "before",
     [
@@ -378,6 +384,26 @@ def test_the_coefficients_that_a_progressive_file_holds_are_bounded(
     with pytest.raises(ImageTooLarge, match=f"progressive JPEG of 320 x 240 takes {size} bytes"):
         decode(data, 20_000)
     assert decode(data).size == (320, 240)
+
+
+@pytest.mark.parametrize(
+    ("subsampling", "size", "fits"),
+    [
+        (2, (20_000, 10_000), True),
+        (0, (10_000, 10_000), True),
+        (0, (10_016, 10_000), False),
+    ],
+)
+def test_a_progressive_file_may_take_600_mb(
+    subsampling: int, size: tuple[int, int], fits: bool
+) -> None:
+    small = saved(gradient(), "JPEG", progressive=True, subsampling=subsampling)
+    source = jpeg.strip(jpeg_claiming(small, *size))
+    if fits:
+        assert jpeg_pixels.Reader(source, 25_000_000).stored == size
+    else:
+        with pytest.raises(ImageTooLarge, match="progressive"):
+            jpeg_pixels.Reader(source, 25_000_000)
 
 
 def test_a_file_of_planes_holds_its_coefficients_and_one_scan_none(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from worker.errors import ImageUnreadable
-from worker.media import gif, webp
+from worker.errors import ImageTooLarge, ImageUnreadable
+from worker.media import gif, jpeg, webp
 from worker.media import png as pngs
 from worker.media.images import decode
 from worlds.files import chunk, exif, gradient, png, riff, saved, webp_canvas
@@ -189,6 +189,18 @@ def test_a_frame_that_cannot_be_is_as_none(frame: bytes) -> None:
     assert decode(after_head(chunk(b"fcTL", frame))).tobytes() == PIXELS
 
 
+@pytest.mark.parametrize(
+    "early",
+    [
+        chunk(b"fcTL", struct.pack(">5I2H2B", 0, 64, 48, 0, 0, 1, 1, 0, 0)),
+        chunk(b"tRNS", b"\0\1\0\2\0\3"),
+        chunk(b"tRNS", b""),
+    ],
+)
+def test_what_comes_before_the_size_does_not_count(early: bytes) -> None:
+    assert decode(PNG[:8] + early + PNG[8:]).tobytes() == PIXELS
+
+
 def test_a_moving_png_with_only_frames_gives_the_first() -> None:
     frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
     data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:])
@@ -290,6 +302,42 @@ def test_no_small_chunk_that_counts_is_left_out(name: bytes, length: int) -> Non
     """The pattern that skips small chunks must not skip these: the walk meets each of them."""
     data = after_head(chunk(name, bytes(length)))
     assert [found for found, _, _ in pngs._iterate_chunks(data)] == [b"IHDR", name, b"IDAT"]
+
+
+STILLS = {
+    "png": (pngs.strip, [saved(gradient(n, 17, mode), "PNG") for n in (16, 17) for mode in "LP"]),
+    "jpeg": (jpeg.strip, [saved(gradient(n, 17), "JPEG", progressive=n > 16) for n in (16, 17)]),
+    "gif": (gif.strip, [saved(gradient(n, 17, mode), "GIF") for n in (16, 17) for mode in "LP"]),
+    "webp": (
+        webp.strip,
+        [
+            saved(gradient(n, 17, mode), "WEBP", quality=n, lossless=lossless)
+            for n in range(16, 22)
+            for mode in ("RGB", "RGBA")
+            for lossless in (False, True)
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STILLS)
+def test_a_file_of_nothing_but_its_picture_stays_as_it_is(kind: str) -> None:
+    strip, files = STILLS[kind]
+    assert [strip(data).pixels for data in files] == files
+
+
+def test_colours_and_frames_after_the_pixels_do_not_count() -> None:
+    data = saved(PICTURE.convert("P"), "PNG")
+    frame = chunk(b"fcTL", struct.pack(">5I2H2B", 0, 16, 16, 8, 4, 1, 1, 0, 0))
+    for late in (chunk(b"PLTE", bytes(768)), frame):
+        assert decode(data[:-12] + late + data[-12:]).tobytes() == decode(data).tobytes()
+
+
+def test_a_webp_whose_canvas_is_cut_is_refused() -> None:
+    picture = (WEBP[12:16], WEBP[20 : 20 + int.from_bytes(WEBP[16:20], "little")])
+    for canvas in (b"", b"\0", bytes(9)):
+        with pytest.raises((ImageUnreadable, ImageTooLarge)):
+            decode(riff((b"VP8X", canvas), picture))
 
 
 def test_a_png_of_only_small_chunks_is_unreadable_at_once() -> None:

@@ -107,7 +107,7 @@ def test_a_store_that_falls_silent_is_not_waited_for(
 
 
 @pytest.mark.parametrize(
-    ("status", "counts"), [(301, False), (400, True), (499, True), (500, False)]
+    ("status", "counts"), [(301, False), (399, False), (400, True), (499, True), (500, False)]
 )
 def test_a_region_counts_only_where_the_request_is_at_fault(
     site: Site, status: int, counts: bool

@@ -61,9 +61,24 @@ def test_the_same_sound_has_the_same_bytes(form: str) -> None:
 
 @pytest.mark.parametrize("form", SOUND_TYPES)
 def test_a_reply_says_how_long_it_is(form: str) -> None:
-    encoded = a_sound(1536).encode(form, 95, {})
+    encoded = a_sound(1000).encode(form, 95, {})
     assert encoded.mime_type == SOUND_TYPES[form]
-    assert encoded.facts == {"sample_rate": RATE, "channels": 1, "duration_s": 0.064}
+    assert encoded.facts == {"sample_rate": RATE, "channels": 1, "duration_s": 0.042}
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [
+        ("wav", ("WAV", "PCM_16")),
+        ("flac", ("FLAC", "PCM_16")),
+        ("mp3", ("MP3", "MPEG_LAYER_III")),
+        ("opus", ("OGG", "OPUS")),
+    ],
+)
+def test_a_file_is_of_the_kind_that_its_name_says(form: str, kind: tuple[str, str]) -> None:
+    with soundfile.SoundFile(io.BytesIO(a_sound().encode(form, 95, {}).data)) as track:
+        assert (track.format, track.subtype) == kind
+        assert (track.channels, track.samplerate) == (1, RATE)
 
 
 @pytest.mark.parametrize("form", ["flac", "mp3", "opus"])
@@ -71,6 +86,7 @@ def test_a_file_says_what_makes_it_again(form: str) -> None:
     data = a_sound().encode(form, 95, {"prompt": "né", "seed": "7"}).data
     with soundfile.SoundFile(io.BytesIO(data)) as track:
         assert json.loads(track.comment) == {"prompt": "né", "seed": "7"}
+        assert "né" in track.comment
 
 
 def test_a_wav_has_the_header_that_every_reader_knows() -> None:

@@ -198,6 +198,7 @@ def test_an_unknown_store_has_the_bucket_in_the_path(host: str, port: str) -> No
             "https://x.supabase.co/storage/v1/s3/b/k",
         ),
         (f"https://{VPC}", "bucket", f"https://{VPC}/bucket/k"),
+        ("https://store.test/_", None, "https://store.test/_/k"),
         ("https://b.s3.company.example", None, "https://b.s3.company.example/k"),
         ("http://[::1]:9000", "b", "http://[::1]:9000/b/k"),
         ("https://b\u00fccher.example", "b", "https://xn--bcher-kva.example/b/k"),
@@ -215,6 +216,7 @@ def test_where_else_a_bucket_may_stand(endpoint: str, name: str | None, expected
     "endpoint",
     [
         "https://x.supabase.co/storage/v1/s3",
+        "https://x.supabase.co",
         "https://s3-accelerate.amazonaws.com",
         f"https://{VPC}",
         "https://media.example.com",

@@ -98,6 +98,8 @@ PLAIN = settings.read({})
         "https://site!.test/x.png",
         "https://site,other.test/x.png",
         "https://<site>.test/",
+        "https://_8.8.8.8/x.png",
+        "_https://site.test/x.png",
     ],
 )
 def test_a_url_that_parsers_may_read_differently_is_refused(url: str) -> None:
@@ -121,6 +123,10 @@ def test_a_url_that_parsers_may_read_differently_is_refused(url: str) -> None:
         "https://example.com/a?b=c?d=/e&f='g'&h[0]=|1|&i={j}^`k`",
         "https://example.com/[1]|2.png",
         "https://example.com/a_b?c_d=e_f#g_h",
+        "https://example.com/_",
+        "https://example.com/?_",
+        "https://a.1_/x.png",
+        "https://_a.example.com/x.png",
     ],
 )
 def test_an_ordinary_url_passes_as_it_was_written(url: str) -> None:
@@ -187,6 +193,7 @@ def test_the_rest_is_percent_encoded_as_browsers_do(written: str, sent: str) -> 
         ("\u2603.net", "xn--n3h.net"),
         ("i\u2764.ws", "xn--i-7iq.ws"),
         ("XN--bcher-KVA.example", "xn--bcher-kva.example"),
+        ("\u4e09.1_", "xn--ehq.1_"),
     ],
 )
 def test_a_host_in_another_script_is_its_punycode(host: str, name: str) -> None:
@@ -215,6 +222,14 @@ def test_allowed_hosts_may_be_written_in_their_own_script() -> None:
     for host in ("\u4e09\u661f.example", "x.b\u00fccher.example", "1.example"):
         with pytest.raises(ImageFetchRefused, match="host"):
             check_url(f"https://{host}/x.png", given_)
+
+
+def test_an_underscore_around_a_name_makes_it_another() -> None:
+    given_ = settings.read({"ALLOWED_IMAGE_HOSTS": "site.test, *.other.test, third.test_"})
+    for host in ("_site.test", "site.test_", "a.other.test_", "third.test"):
+        with pytest.raises(ImageFetchRefused, match="allows"):
+            check_url(f"https://{host}/x.png", given_)
+    assert check_url("https://third.test_/x.png", given_)
 
 
 def test_blanks_around_a_url_are_no_part_of_it() -> None:

@@ -98,8 +98,7 @@ def _is_identity(transform: ImageCmsTransform, bands: str) -> bool:
     """Return whether colours from all over the space, and every grey, stay what they are."""
     steps = range(0, 256, 17)
     colours = b"".join(bytes((r, g, b)) for r in steps for g in steps for b in steps)
-    greys = bytes(range(256))
-    samples = greys if bands == "L" else colours + bytes(v for v in greys for _ in bands)
+    samples = colours + bytes(v for v in range(256) for _ in bands)
     before = Image.frombytes(bands, (len(samples) // len(bands), 1), samples)
     after = transform.apply(before.convert(transform.input_mode)).convert("RGB")
     difference = ImageChops.difference(before.convert("RGB"), after)

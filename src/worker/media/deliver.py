@@ -84,7 +84,7 @@ async def deliver(
 
 
 def _encode_inline(pieces: Sequence[Encoded], response_format: ResponseFormat) -> list[str]:
-    texts = [base64.b64encode(piece.data).decode("ascii") for piece in pieces]
+    texts = [base64.b64encode(piece.data).decode() for piece in pieces]
     if response_format == "base64":
         return texts
     return [f"data:{p.mime_type};base64,{text}" for p, text in zip(pieces, texts, strict=True)]

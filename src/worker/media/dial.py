@@ -74,16 +74,14 @@ class GuardedResolver(AbstractResolver):
         if self._resolver is None:  # it has a thread and sockets, so it is made only for a name
             self._resolver = aiodns.DNSResolver(nameservers=self._nameservers or None)
         try:
-            answer = await self._resolver.getaddrinfo(
-                host, family=family, port=port, type=socket.SOCK_STREAM
-            )
+            answer = await self._resolver.getaddrinfo(host, family=family, type=socket.SOCK_STREAM)
         except aiodns.error.DNSError as error:
             if error.args[0] in NO_ADDRESS:
                 raise NoAddressError("the name has no address") from None
             raise OSError("the name could not be resolved") from None
         results: list[ResolveResult] = []
         for node in answer.nodes:
-            address = node.addr[0].decode("ascii")
+            address = node.addr[0].decode()
             if self._gate is not None and not self._gate.can_reach(address, port):
                 raise AddressRefusedError("an address is not public")
             results.append(
@@ -118,7 +116,7 @@ class GuardedSockets:
         family, kind, protocol, _, address = info
         if self._gate is not None and not self._gate.can_reach(str(address[0]), int(address[1])):
             raise AddressRefusedError("an address is not public")
-        made = socket.socket(family=family, type=kind, proto=protocol)
+        made = socket.socket(family, kind, protocol)
         self._made.append(made)
         return made
 
@@ -168,7 +166,7 @@ async def send_request(
             aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None, connect=settings.fetch_connect_s),
+                timeout=aiohttp.ClientTimeout(connect=settings.fetch_connect_s),
                 auto_decompress=False,
                 trust_env=False,
                 requote_redirect_url=False,

@@ -157,7 +157,7 @@ async def read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     compressed = parse_codings(",".join(response.headers.getall("Content-Encoding", ())))
     most = compute_max_packed(max_bytes) if compressed else max_bytes
     too_large = ImageTooLarge(f"a picture must have at most {max_bytes} bytes")
-    if (response.content_length or 0) > most:
+    if response.content_length is not None and response.content_length > most:
         raise too_large
     data = bytearray()
     async for chunk in response.content.iter_chunked(CHUNK):

@@ -77,10 +77,9 @@ def decode_base64(text: str, max_bytes: int) -> bytes:
     if len(text) > LONGEST_FORM * ((max_bytes + 2) // 3 * GROUP):
         raise _make_too_large(max_bytes)
     if is_uri and "%" in text:
-        text = unquote(text, errors="replace").translate(LAYOUT)
-    data = _decode_line(text, max_bytes)  # first as it is: looking for other forms takes 20 ms
-    if data is None:
-        data = _decode_line(_normalise(text, max_bytes), max_bytes)
+        text = unquote(text).translate(LAYOUT)
+    # first as it is: looking for other forms takes 20 ms
+    data = _decode_line(text, max_bytes) or _decode_line(_normalise(text, max_bytes), max_bytes)
     if data is None:
         raise InvalidInput("a picture is not valid base64")
     if not data:
@@ -105,7 +104,7 @@ def _decode_line(line: str, max_bytes: int) -> bytes | None:
     if digits * 3 // GROUP > max_bytes or not is_complete(digits, len(line) - digits):
         return None
     try:
-        plain = line.encode("ascii") + b"=" * (-len(line) % GROUP)
+        plain = line.encode() + b"=" * (-len(line) % GROUP)
         return binascii.a2b_base64(plain, strict_mode=True)
     except ValueError:
         return None

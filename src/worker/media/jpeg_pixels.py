@@ -93,9 +93,7 @@ class Reader:
 
     @staticmethod
     def _open(data: bytes) -> JpegImageFile:
-        opened = Image.open(io.BytesIO(data), formats=("JPEG",))
-        assert isinstance(opened, JpegImageFile)  # noqa: S101 - the only format given
-        return opened
+        return JpegImageFile(io.BytesIO(data))
 
 
 def _choose_fraction(opened: JpegImageFile, max_pixels: int, *, buffered: bool) -> int:
@@ -111,7 +109,7 @@ def _choose_fraction(opened: JpegImageFile, max_pixels: int, *, buffered: bool) 
         )
     sampling = [(across, down) for _, across, down, _ in opened.layer]
     most = max(a for a, _ in sampling) * max(d for _, d in sampling)
-    needed = 2 * width * height * sum(a * d for a, d in sampling) // max(1, most)
+    needed = 2 * width * height * sum(a * d for a, d in sampling) // most
     if buffered and needed > MAX_COEFFICIENT_BYTES:
         raise ImageTooLarge(
             f"a progressive JPEG of {width} x {height} takes {needed} bytes to decode, at most"

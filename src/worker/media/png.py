@@ -180,6 +180,6 @@ def _read_international(text: bytes) -> bytes | None:
 def _parse_hex(text: bytes | None) -> bytes | None:
     """Return what ImageMagick wrote as three lines of header, then hexadecimal digits."""
     try:
-        return bytes.fromhex("".join((text or b"").decode("ascii").split("\n")[3:])) or None
+        return bytes.fromhex("".join((text or b"").decode().split("\n")[3:])) or None
     except ValueError:
         return None

@@ -76,11 +76,11 @@ async def read_refusal(response: aiohttp.ClientResponse) -> Refusal:
     answer = await read_start(response)
     code = CODE.search(answer)
     named = NAMED_REGION.search(answer)
-    region = response.headers.get(REGION_HEADER, "") if named is None else named[1].decode("ascii")
+    region = response.headers.get(REGION_HEADER, "") if named is None else named[1].decode()
     is_region = response.status in CALLER_ERRORS and REGION_WORD.fullmatch(region)
     return Refusal(
         response.status,
-        None if code is None else code[1].decode("ascii"),
+        None if code is None else code[1].decode(),
         region if is_region else None,
     )
 

@@ -68,7 +68,7 @@ def _encode_label(label: str) -> str:
     letters = "".join(one for one in label if unicodedata.category(one) != "So")
     if not letters.isascii():
         idna.check_label(letters)
-    return f"xn--{label.encode('punycode').decode('ascii')}"
+    return f"xn--{label.encode('punycode').decode()}"
 
 
 def _is_number(host: str) -> bool:
@@ -98,7 +98,7 @@ def check_url(text: str, settings: Settings) -> URL:
     refuse_characters(text)
     if not text.lower().startswith(("https://", "http://")):
         raise ImageFetchRefused("a URL must begin with https://")
-    if "@" in re.split("[/?#]", text, maxsplit=3)[2]:
+    if "@" in re.split("[/?#]", text)[2]:
         raise ImageFetchRefused("a URL must not contain a user name or password")
     shape = SHAPE.fullmatch(text)
     port = None if shape is None or shape["port"] is None else int(shape["port"])

@@ -49,8 +49,8 @@ def strip(data: bytes) -> Source:
         if name in METADATA:
             metadata.setdefault(name, content)
         elif not has_picture and name in {b"VP8X", b"ANIM", b"ANMF", b"ALPH", *STILL}:
-            if name == b"VP8X" and content:
-                flags = content[0]
+            if name == b"VP8X":
+                flags = int.from_bytes(content[:1])
                 content = bytes((flags & ~sum(METADATA.values()),)) + content[1:]
             kept.append(name + size.to_bytes(4, "little") + content + b"\0" * (size & 1))
             has_picture = name in STILL or name == b"ANMF"
