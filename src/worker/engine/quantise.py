@@ -80,7 +80,6 @@ def _quantise_nf4(weight: Tensor, device: torch.device) -> dict[str, Tensor]:
         bnb.quantize_4bit(
             rows.to(device, torch.bfloat16).contiguous(),
             blocksize=NF4_BLOCK,
-            compress_statistics=False,
             quant_type="nf4",
         )
         for rows in torch.split(weight, max(1, CHUNK_WEIGHTS // weight.shape[1]))
