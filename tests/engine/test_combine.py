@@ -163,6 +163,21 @@ def test_a_kernel_that_fails_or_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPa
     assert try_nf4(CPU) == ""
 
 
+def test_what_a_kernel_fails_by_is_told_in_one_line_and_the_random_state_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A try at a start must not change what is drawn later."""
+    state = torch.get_rng_state()
+    assert "\n" not in try_nf4(CPU)
+    monkeypatch.setattr(combine, "combine_nf4", fail_at_length)
+    assert try_nf4(CPU) == "ValueError: no kernel"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def fail_at_length(*_given: Any) -> Tensor:
+    raise ValueError("no kernel\nand why\nat length")
+
+
 def test_the_compiler_knows_what_the_kernel_returns() -> None:
     with torch._subclasses.fake_tensor.FakeTensorMode():
         down, up = (torch.empty(*size, dtype=torch.bfloat16) for size in ((8, 128), (96, 8)))
@@ -194,6 +209,21 @@ def test_a_combined_weight_gives_what_the_side_products_give() -> None:
         assert (found - expected).norm() < 0.02 * expected.norm()
         assert name == "lightning" or torch.equal(found, expected)
     assert len(calls) == 2
+    wrapped.active = "caller"
+    wrapped.combine("lightning", lambda *_: torch.zeros(96, 128).bfloat16())
+    assert torch.equal(wrapped(x), expected_of(plain, "caller", x))
+    wrapped.active = "lightning"
+    assert torch.equal(wrapped(x), base.bias.expand(7, -1))
+    wrapped.combine("lightning", add)  # while it is active
+    wrapped(x)
+    assert len(calls) == 3
+
+
+def expected_of(plain: LoraLinear, name: str, x: Tensor) -> Tensor:
+    """Return what the side products give with one adapter."""
+    plain.active = name
+    made: Tensor = plain(x)
+    return made
 
 
 def test_a_merged_adapter_is_one_product_and_the_base_stays() -> None:
@@ -211,6 +241,10 @@ def test_a_merged_adapter_is_one_product_and_the_base_stays() -> None:
     assert not torch.equal(predict(ours), before)
     wrapped = ours.transformer_blocks[0].attn.to_q
     assert torch.equal(wrapped.kept, fuse(wrapped.base.weight, *wrapped.find_sides("a")))
+    merge(adapters, "b")  # which is not active: what is stays
+    assert torch.equal(wrapped.kept, fuse(wrapped.base.weight, *wrapped.find_sides("a")))
+    beside.use("b")
+    merge(beside, "b")
     others: tuple[str | None, ...] = ("b", None)
     for name in others:
         adapters.use(name)
