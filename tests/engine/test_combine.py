@@ -58,7 +58,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     importlib.reload(nf4_kernel)
 
 
-def unpacked(module: Any, linear: Any, down: Tensor, up: Tensor) -> Tensor:
+def unpacked(module: Any, linear: Any, down: Tensor, up: Tensor, **how: bool) -> Tensor:
     """Run the kernel, its products in float32: the interpreter's of bf16 are wrong."""
     state = linear.weight.quant_state
     found: Tensor = module.unpack_sum(
@@ -70,7 +70,7 @@ def unpacked(module: Any, linear: Any, down: Tensor, up: Tensor) -> Tensor:
         state.code,
         down,
         up,
-        widen=True,
+        **({"widen": True} | how),
     )
     return found
 
@@ -101,6 +101,16 @@ def test_the_kernel_adds_the_product_to_the_weights_that_bitsandbytes_unpacks(
     torch.testing.assert_close(
         found.float(), exact, rtol=unit, atol=unit * float(exact.abs().max())
     )
+
+
+def test_factors_that_are_wide_need_not_be_widened(interpreted: Any) -> None:
+    """As they are multiplied on a GPU, where nothing is widened."""
+    linear: Any = packed_linear(96, 128)
+    down, up = sides(linear, 24, torch.float32)
+    expected = unpacked(interpreted, linear, down, up)
+    found = unpacked(interpreted, linear, down, up, widen=False)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(found, up @ down, atol=1e-3)
 
 
 def test_a_lora_of_zeros_leaves_the_unpacked_weights(interpreted: Any) -> None:

@@ -1,4 +1,4 @@
-"""bitsandbytes is imported without torch's compiler, and asks for a fetcher in vain and in silence."""
+"""bitsandbytes is imported without torch's compiler, and asks for a fetcher in vain, silently."""
 
 import logging
 import sys

@@ -219,8 +219,8 @@ def test_the_bound_and_what_stays_free_hold_to_the_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gigabyte has a thousand million bytes."""
-    space_left = {"MIN_STORAGE_FREE_GB": "1", "LORA_CACHE_GB": "2"}
-    kept = opened(tmp_path / "not" / "there", **space_left)
+    place = tmp_path / "not" / "there"
+    kept = opened(place, MIN_STORAGE_FREE_GB="1", LORA_CACHE_GB="2")
     monkeypatch.setattr(space, "free_bytes", lambda *_: 9_000_000_000)
     kept.make_room(2_000_000_000)
     with pytest.raises(LoraFetchFailed):

@@ -200,9 +200,7 @@ def _unpack(packed: Any) -> nn.Linear:
     """Return a bf16 Linear with the weight that a 4-bit one would unpack for each product."""
     from bitsandbytes import functional as bnb  # noqa: PLC0415 - only a 4-bit model pays its import
 
-    made = nn.Linear(
-        packed.in_features, packed.out_features, bias=False, device="meta", dtype=torch.bfloat16
-    )
+    made = nn.Linear(packed.in_features, packed.out_features, device="meta")
     weight = bnb.dequantize_4bit(packed.weight.data, packed.weight.quant_state)
     made.weight = nn.Parameter(weight, requires_grad=False)
     made.bias = packed.bias
