@@ -58,7 +58,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     importlib.reload(nf4_kernel)
 
 
-def unpacked(module: Any, linear: Any, down: Tensor, up: Tensor) -> Tensor:
+def unpacked(module: Any, linear: Any, down: Tensor, up: Tensor, **how: bool) -> Tensor:
     """Run the kernel, its products in float32: the interpreter's of bf16 are wrong."""
     state = linear.weight.quant_state
     found: Tensor = module.unpack_sum(
@@ -70,7 +70,7 @@ def unpacked(module: Any, linear: Any, down: Tensor, up: Tensor) -> Tensor:
         state.code,
         down,
         up,
-        widen=True,
+        **({"widen": True} | how),
     )
     return found
 
@@ -101,6 +101,16 @@ def test_the_kernel_adds_the_product_to_the_weights_that_bitsandbytes_unpacks(
     torch.testing.assert_close(
         found.float(), exact, rtol=unit, atol=unit * float(exact.abs().max())
     )
+
+
+def test_factors_that_are_wide_need_not_be_widened(interpreted: Any) -> None:
+    """As they are multiplied on a GPU, where nothing is widened."""
+    linear: Any = packed_linear(96, 128)
+    down, up = sides(linear, 24, torch.float32)
+    expected = unpacked(interpreted, linear, down, up)
+    found = unpacked(interpreted, linear, down, up, widen=False)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(found, up @ down, atol=1e-3)
 
 
 def test_a_lora_of_zeros_leaves_the_unpacked_weights(interpreted: Any) -> None:
@@ -163,6 +173,21 @@ def test_a_kernel_that_fails_or_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPa
     assert try_nf4(CPU) == ""
 
 
+def test_what_a_kernel_fails_by_is_told_in_one_line_and_the_random_state_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A try at a start must not change what is drawn later."""
+    state = torch.get_rng_state()
+    assert "\n" not in try_nf4(CPU)
+    monkeypatch.setattr(combine, "combine_nf4", fail_at_length)
+    assert try_nf4(CPU) == "ValueError: no kernel"
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def fail_at_length(*_given: Any) -> Tensor:
+    raise ValueError("no kernel\nand why\nat length")
+
+
 def test_the_compiler_knows_what_the_kernel_returns() -> None:
     with torch._subclasses.fake_tensor.FakeTensorMode():
         down, up = (torch.empty(*size, dtype=torch.bfloat16) for size in ((8, 128), (96, 8)))
@@ -194,6 +219,21 @@ def test_a_combined_weight_gives_what_the_side_products_give() -> None:
         assert (found - expected).norm() < 0.02 * expected.norm()
         assert name == "lightning" or torch.equal(found, expected)
     assert len(calls) == 2
+    wrapped.active = "caller"
+    wrapped.combine("lightning", lambda *_: torch.zeros(96, 128).bfloat16())
+    assert torch.equal(wrapped(x), expected_of(plain, "caller", x))
+    wrapped.active = "lightning"
+    assert torch.equal(wrapped(x), base.bias.expand(7, -1))
+    wrapped.combine("lightning", add)  # while it is active
+    wrapped(x)
+    assert len(calls) == 3
+
+
+def expected_of(plain: LoraLinear, name: str, x: Tensor) -> Tensor:
+    """Return what the side products give with one adapter."""
+    plain.active = name
+    made: Tensor = plain(x)
+    return made
 
 
 def test_a_merged_adapter_is_one_product_and_the_base_stays() -> None:
@@ -211,6 +251,10 @@ def test_a_merged_adapter_is_one_product_and_the_base_stays() -> None:
     assert not torch.equal(predict(ours), before)
     wrapped = ours.transformer_blocks[0].attn.to_q
     assert torch.equal(wrapped.kept, fuse(wrapped.base.weight, *wrapped.find_sides("a")))
+    merge(adapters, "b")  # which is not active: what is stays
+    assert torch.equal(wrapped.kept, fuse(wrapped.base.weight, *wrapped.find_sides("a")))
+    beside.use("b")
+    merge(beside, "b")
     others: tuple[str | None, ...] = ("b", None)
     for name in others:
         adapters.use(name)

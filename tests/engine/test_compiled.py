@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.engine import compiled
-from worker.engine.compiled import Compiled
+from worker.engine.compiled import Compiled, measure_difference
 from worlds.compilers import run_as_traced
 
 WARNING = "not compiled: running uncompiled, slower"
@@ -213,3 +213,27 @@ def test_a_graph_is_compared_with_the_first_result_that_is_finite(
     assert run.is_active
     assert equal(run(Layer(), x, y, count), compute(Layer(), x, y, count))
     assert not run.is_active
+
+
+def test_results_that_are_equal_agree_however_much_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compiled, "AGREEMENT", 0.0)
+    run, given = Compiled(compute), give()
+    assert equal(run(Layer(), *given), compute(Layer(), *given))
+    assert run.is_active
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e-3, 1.0, 1e9])
+def test_a_difference_is_relative_to_what_is_expected(size: float) -> None:
+    expected = torch.tensor([3.0, 4.0]) * size
+    found = torch.tensor([3.0, 4.5]) * size
+    assert measure_difference(found, expected) == pytest.approx(0.1)
+    assert measure_difference(expected, expected) == 0
+    assert measure_difference(expected * torch.nan, expected) != 0
+
+
+def test_nothing_differs_from_nothing_and_all_else_does() -> None:
+    nothing = torch.zeros(2)
+    assert measure_difference(nothing, nothing) == 0
+    assert measure_difference(nothing + 1e-20, nothing) > 1

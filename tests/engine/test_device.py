@@ -1,6 +1,8 @@
 """What is asked of the device is asked of a GPU alone, and its errors become ours."""
 
 import copy
+import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -82,6 +84,7 @@ OUT_OF_MEMORY = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.38 GiB. GPU 0 has a total ..."),
     accelerator("out of memory", 2),
     accelerator("out of memory"),
+    accelerator("too little of it", 2),
     RuntimeError("CUDA driver error: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
@@ -99,6 +102,8 @@ LOST = (
     accelerator("uncorrectable ECC error encountered", 214),
     accelerator("device-side assert triggered", 710),
     accelerator("the launch timed out and was terminated"),
+    accelerator("invalid argument", 1),
+    accelerator("initialization error", 3),
     torch.AcceleratorError("CUDA error: unknown error"),
     RuntimeError("CUDA driver error: unknown error"),
     RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle`"),
@@ -166,3 +171,20 @@ def test_memory_of_a_lost_device_cannot_be_freed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "empty_cache", fail)
     with pytest.raises(DeviceLost):
         devices.free_memory()
+
+
+def test_what_only_refers_to_itself_is_freed_first() -> None:
+    """Its tensors would keep the memory that is to go back."""
+
+    class Ring:
+        def __init__(self) -> None:
+            self.ring = self
+
+    gc.disable()
+    try:
+        left = weakref.ref(Ring())
+        assert left() is not None
+        devices.free_memory()
+        assert left() is None
+    finally:
+        gc.enable()

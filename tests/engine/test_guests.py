@@ -1,5 +1,7 @@
 """Adapters that jobs bring: several give what peft gives, bit for bit, and leave nothing."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -182,3 +184,20 @@ def test_what_is_computed_elsewhere_gets_them_too() -> None:
     guests.use({})
     guests.detach("a")
     guests.attach("a", ScaledLora(tensors, {"elsewhere": 1.0}))
+
+
+def test_one_that_is_detached_leaves_no_tensor_behind_at_any_module() -> None:
+    pair = Pair()
+    made = make_scaled(STATES["all"])
+    lora = ScaledLora({key: tensor.clone() for key, tensor in made.tensors.items()}, made.scales)
+    tensors = [weakref.ref(tensor) for tensor in lora.tensors.values()]
+    pair.guests.attach("more", lora)
+    pair.guests.use({"more": 1.0})
+    with pytest.raises(LoraNotApplied, match="adapter more is in use"):
+        pair.guests.detach("more")
+    pair.guests.use({})
+    pair.guests.detach("more")
+    assert pair.guests.attached == ("all", "ends")
+    del lora
+    gc.collect()
+    assert [ref() for ref in tensors] == [None] * len(tensors)

@@ -8,7 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from worker.engine.lora import Adapters, LoraLinear, fuse, make_canonical
+from worker.engine.lora import (
+    Adapters,
+    LoraLinear,
+    fuse,
+    make_canonical,
+    make_scaled,
+    split_scale,
+)
+from worker.engine.lora_scale import read_stated
 from worker.errors import LoraNotApplied
 from worker.families.qwen_image.lightning import list_lightning_modules
 from worker.families.qwen_image.modulation import RowModulation, RowPart, RowTable
@@ -268,3 +276,34 @@ def test_a_module_that_lacks_a_side_of_its_adapter_draws_nothing(missing: str) -
     with pytest.raises(LoraNotApplied, match="adapter a is not attached to this module"):
         linear.active = "a"
     assert linear.active is None
+
+
+@pytest.mark.parametrize(
+    ("scale", "sides"),
+    [
+        (1.0, (1.0, 1.0)),
+        (5.0, (5.0, 1.0)),
+        (-5.0, (-5.0, 1.0)),
+        (0.5, (0.5, 1.0)),
+        (0.375, (0.75, 0.5)),
+        (0.25, (0.5, 0.5)),
+        (-0.0625, (-0.25, 0.25)),
+        (0.0, (0.0, 1.0)),
+    ],
+)
+def test_a_scale_is_divided_so_that_neither_side_vanishes(
+    scale: float, sides: tuple[float, float]
+) -> None:
+    assert split_scale(scale) == sides
+
+
+def test_a_weight_and_a_scale_may_be_as_large_as_bf16_has_them_and_no_larger() -> None:
+    most = torch.finfo(torch.bfloat16).max
+    pair = {"a.lora_A.weight": torch.tensor([[most, -most]]), "a.lora_B.weight": torch.ones(1, 1)}
+    assert make_canonical(pair).keys() == pair.keys()
+    stated = read_stated({"lora_alpha": repr(float(most)), "r": "1"}, None)
+    ones = {key: torch.ones_like(tensor) for key, tensor in pair.items()}
+    assert make_scaled(ones, None, stated).scales == {"a": most}
+    for more in (most * 1.01, -most * 1.01):
+        with pytest.raises(LoraNotApplied, match="NaN or infinity"):
+            make_canonical({**pair, "a.lora_B.weight": torch.tensor([[more]])})

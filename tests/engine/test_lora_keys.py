@@ -10,6 +10,7 @@ from torch import Tensor
 
 from worker.engine import lora_file
 from worker.engine.lora import Adapters, make_canonical
+from worker.engine.lora_keys import LONGEST_KEY, show
 from worker.errors import LoraNotApplied
 from worlds.loras import RANK, REACHED, published_lora, renamed, small_transformer
 
@@ -161,10 +162,10 @@ TO_Q = "transformer_blocks.0.attn.to_q"
         (f"diffusion_model.{TO_Q}.diff_b", "difference of a whole weight"),
         (f"diffusion_model.{TO_Q}.set_weight", "difference of a whole weight"),
         (f"{TO_Q}.w_norm", "difference of a whole weight"),
-        (f"{TO_Q}.lora_B.bias", "bias"),
-        (f"{TO_Q}.lora_B.default.bias", "bias"),
-        (f"{TO_Q}.lora_up.bias", "bias"),
-        (f"{TO_Q}.bias", "bias"),
+        (f"{TO_Q}.lora_B.bias", "a bias"),
+        (f"{TO_Q}.lora_B.default.bias", "a bias"),
+        (f"{TO_Q}.lora_up.bias", "a bias"),
+        (f"{TO_Q}.bias", "a bias"),
         ("base_model.model.proj_out.modules_to_save.weight", "whole modules"),
         (f"{TO_Q}.lora_A.weight_scale", "scales of quantised"),
         (f"{TO_Q}.lora_down.scale_weight", "scales of quantised"),
@@ -177,7 +178,7 @@ TO_Q = "transformer_blocks.0.attn.to_q"
     ],
 )
 def test_what_is_no_plain_lora_is_refused_by_its_kinds_name(key: str, kind: str) -> None:
-    with pytest.raises(LoraNotApplied, match=kind) as raised:
+    with pytest.raises(LoraNotApplied, match=f"(?<!_){kind}") as raised:
         make_canonical({**STATE, key: torch.ones(RANK)}, MODULES)
     assert key in raised.value.message
 
@@ -262,3 +263,40 @@ def test_a_files_names_are_read_as_a_states_are(tmp_path: Path) -> None:
     found = lora_file.read(tmp_path / "a.safetensors", MODULES)
     assert found.keys() == make_canonical(STATE).keys()
     assert load_file(tmp_path / "a.safetensors").keys() == state.keys()
+
+
+def test_a_key_is_shown_whole_as_long_as_it_fits() -> None:
+    longest = "a" * LONGEST_KEY
+    assert show(longest) == longest
+    assert show(f"{longest}b") == f"{longest}..."
+    assert show("to_\u20ac") == r"to_\u20ac"
+
+
+def test_any_number_of_adapters_in_one_file_is_refused_with_the_first_two() -> None:
+    state: dict[str, Tensor] = {}
+    for name in ("a", "b", "c"):
+        state[f"x{name}.lora_A.{name}.weight"] = torch.ones(1, 2)
+        state[f"x{name}.lora_B.{name}.weight"] = torch.ones(2, 1)
+    with pytest.raises(LoraNotApplied, match=r"3 adapters: xa\.lora_A\.a.* and xb\.lora_A\.b"):
+        make_canonical(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_flat"),
+    [
+        ("proj_out", False),
+        ("transformer.proj_out", False),
+        ("lora_unet_proj_out", True),
+        ("lycoris_lora_unet_proj_out", True),
+        ("lora_unet_blocks.0.to_q", False),
+    ],
+)
+def test_without_a_list_of_modules_only_a_flat_name_means_nothing(
+    name: str, *, is_flat: bool
+) -> None:
+    pair = {f"{name}.lora_A.weight": torch.ones(1, 2), f"{name}.lora_B.weight": torch.ones(2, 1)}
+    if not is_flat:
+        assert len(make_canonical(pair)) == 2
+        return
+    with pytest.raises(LoraNotApplied, match="a flat name means a module of one transformer"):
+        make_canonical(pair)

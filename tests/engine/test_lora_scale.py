@@ -168,6 +168,8 @@ RECORD = {"transformer.r": 4, "transformer.lora_alpha": 16}
         ({"lora_adapter_metadata": json.dumps({**RECORD, "peft_type": "LORA"})}, 4),
         ({"lora_adapter_metadata": json.dumps({**RECORD, "transformer.peft_type": "LORA"})}, 4),
         ({"lora_alpha": "4", "r": "1", "rank_pattern": '{".*": 4}'}, 1),
+        ({"lora_adapter_metadata": json.dumps({**RECORD, "init_lora_weights": True})}, 4),
+        ({"lora_adapter_metadata": json.dumps({**RECORD, "init_lora_weights": "gaussian"})}, 4),
         ({"r": "64"}, 1),  # no alpha: of a training, not of a scale
         ({"ss_network_alpha": "16", "ss_network_dim": "4", "ss_network_module": "x"}, 1),
         ({"lora_adapter_metadata": json.dumps(RECORD)}, 4),
@@ -254,7 +256,7 @@ BROKEN_VALUES: dict[str, list[Any]] = {
     "alpha_pattern": [{"(": 4}, {"to_q": math.nan}, {"to_q": True}, {"a" * 501: 4}],
     "peft_type": ["LOKR", "LOHA", 4],
     "use_dora": [True],
-    "init_lora_weights": ["pissa", "PiSSA_niter_4", "olora"],
+    "init_lora_weights": ["pissa", "PiSSA_niter_4", "olora", "corda", "loftq", "lora_ga"],
 }
 BROKEN_RECORDS = [
     "",

@@ -93,7 +93,7 @@ def test_the_result_is_that_of_weights_that_are_there_to_the_last_bit(
 ) -> None:
     """From whichever layer a run begins, and however often."""
     resident, streamed = Tower(precision), stream(Tower(precision), CPU)
-    for first in (0, 2, 4, 0):
+    for first in (5, 0, 2, 4, 0):
         with torch.inference_mode():
             assert torch.equal(resident(x, first), streamed(x, first))
 
@@ -184,7 +184,8 @@ def test_between_runs_every_layer_has_its_weights_on_the_host(x: Tensor) -> None
 def test_what_passes_is_on_the_host_what_is_looked_up_too_and_the_rest_on_the_device() -> None:
     """The meta device stands for one: what was moved there shows it."""
     tower = Tower()
-    model = nn.ModuleDict({"table": nn.Embedding(3, WIDTH), "tower": tower, "last": Layer(5)})
+    table = nn.Embedding(3, WIDTH, dtype=torch.bfloat16)
+    model = nn.ModuleDict({"table": table, "tower": tower, "last": Layer(5)})
     model.register_buffer("rest", torch.zeros(1))
     meta = torch.device("meta")
     stream_from_host(model, Streamed(tower, list(tower.layers), [model["table"]]), meta)
@@ -192,7 +193,27 @@ def test_what_passes_is_on_the_host_what_is_looked_up_too_and_the_rest_on_the_de
     found |= {name: one.device.type for name, one in model.named_buffers()}
     on_device = {name for name, place in found.items() if place == "meta"}
     assert on_device == {name for name in found if name.startswith(("last.", "rest"))}
-    assert model["table"](torch.tensor([0, 2])).device.type == "meta"
+    found_there = model["table"](torch.tensor([0, 2]))
+    assert (found_there.device.type, found_there.dtype) == ("meta", torch.bfloat16)
+    assert found_there.shape == (2, WIDTH)
+    assert not any(one.requires_grad for one in model["last"].parameters())
+    placed = [
+        (type(module).__name__, name)
+        for module in model.modules()
+        for name, one in vars(module).items()
+        if isinstance(one, Tensor)
+    ]
+    assert placed == []
+
+
+def test_a_run_that_fails_leaves_every_layer_its_weights_on_the_host(x: Tensor) -> None:
+    tower = stream(Tower(), CPU)
+    before = [one.data_ptr() for one in (*tower.parameters(), *tower.buffers())]
+    tower.layers[2].fails = True
+    with pytest.raises(RuntimeError, match="this layer fails"):
+        tower(x)
+    assert [one.data_ptr() for one in (*tower.parameters(), *tower.buffers())] == before
+    assert not any(one.requires_grad for one in tower.parameters())
 
 
 def test_a_model_that_is_dropped_is_freed() -> None:

@@ -84,3 +84,25 @@ def test_rows_are_chosen_each_by_its_own_number() -> None:
     logits = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log()
     chosen = choose_token(logits, NONE[:, :2].expand(2, 2), torch.tensor([0.2, 0.7]), Choosing(1))
     assert chosen.tolist() == [0, 1]
+
+
+def test_without_a_temperature_each_row_has_its_own_likeliest() -> None:
+    logits = torch.tensor([[1.0, 3.0, 2.0], [1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
+    none = torch.zeros(3, 3, dtype=torch.bool)
+    assert choose_token(logits, none, torch.zeros(3), Choosing(0)).tolist() == [1, 2, 0]
+
+
+def test_what_was_seen_is_as_likely_as_before_where_there_is_no_penalty() -> None:
+    assert choose([2, 1.9], 0, Choosing(0), 0) == 0
+    assert choose([-1.9, -2], 0, Choosing(0), 0) == 0
+
+
+def test_rows_of_other_logits_are_chosen_each_by_its_own() -> None:
+    """With the likeliest part of each, which has another length."""
+    logits = torch.tensor([[0.9, 0.06, 0.04], [0.2, 0.3, 0.5], [0.1, 0.8, 0.1]]).log()
+    none = torch.zeros(3, 3, dtype=torch.bool)
+    chosen = [
+        choose_token(logits, none, torch.full((3,), uniform), Choosing(1, 0.75)).tolist()
+        for uniform in (0.0, 0.7, 0.99)
+    ]
+    assert chosen == [[0, 2, 1], [0, 1, 1], [0, 1, 1]]

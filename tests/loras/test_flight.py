@@ -1,6 +1,8 @@
 """Work that several wait for is done once, and stops when none waits any more."""
 
 import asyncio
+import gc
+from typing import Any
 
 import pytest
 
@@ -73,5 +75,52 @@ def test_all_that_wait_get_its_error() -> None:
         assert [str(one) for one in done] == ["no", "no"]
         with pytest.raises(ValueError, match="no"):
             await flights.join("key", fail)
+
+    asyncio.run(run())
+
+
+def test_whoever_asks_again_once_the_work_is_done_gets_new_work() -> None:
+    """Also before the others that waited have taken its result."""
+
+    async def run() -> None:
+        work, flights = Work(), Flights[int]()
+
+        async def ask_twice() -> list[int]:
+            return [await flights.join("key", work.run) for _ in range(2)]
+
+        twice = asyncio.create_task(ask_twice())
+        others = await begun(flights, work, 2)
+        work.go.set()
+        assert await twice == [1, 2]
+        assert await asyncio.gather(*others) == [1, 1]
+
+    asyncio.run(run())
+
+
+def test_work_that_nothing_waits_for_complains_to_nobody() -> None:
+    """Whether it ends with the cancel or with an error of its own."""
+
+    async def fail() -> int:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ValueError("no") from None
+        return 0
+
+    async def run() -> None:
+        said: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        flights = Flights[int]()
+        for start in (fail, Work().run):
+            task = asyncio.create_task(flights.join("key", start))
+            for _ in range(3):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait({task})
+            for _ in range(3):
+                await asyncio.sleep(0)
+            del task
+            gc.collect()
+        assert said == []
 
     asyncio.run(run())

@@ -8,7 +8,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import filelock
 import pytest
 
 from worker import settings
@@ -156,8 +158,87 @@ def test_a_file_that_is_evicted_as_it_is_opened_is_not_there(
 ) -> None:
     kept = opened(tmp_path)
     sha256 = put(kept, 1)
-    monkeypatch.setattr(fcntl, "flock", lambda *_: kept.make_path(sha256).unlink())
+    opened_files = []
+
+    def evict(file: Any, _kind: int) -> None:
+        opened_files.append(file)
+        kept.make_path(sha256).unlink()
+
+    monkeypatch.setattr(fcntl, "flock", evict)
     assert kept.open(sha256) is None
+    assert [file.closed for file in opened_files] == [True]
+
+
+def test_a_file_that_another_worker_evicts_at_the_same_time_is_gone_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = opened(tmp_path, files=2)
+    paths = [kept.make_path(put(kept, seed, age=9 - seed)) for seed in (1, 2)]
+    monkeypatch.setattr(fcntl, "flock", lambda *_: paths[0].unlink(missing_ok=True))
+    kept.make_room(SIZE)
+    assert [path.exists() for path in paths] == [False, True]
+
+
+def test_a_file_whose_date_cannot_be_set_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is another's: then it is evicted earlier, no more."""
+    kept = opened(tmp_path)
+    sha256 = put(kept, 1)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not yours")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    file = kept.open(sha256)
+    assert file is not None
+    file.close()
+
+
+def test_a_name_without_a_file_is_passed_over(tmp_path: Path) -> None:
+    kept = opened(tmp_path, files=1)
+    first = put(kept, 1)
+    (tmp_path / "gone.safetensors").symlink_to(tmp_path / "nothing")
+    kept.make_room(SIZE)
+    assert not kept.has(first, SIZE)
+    assert kept.find("gone") is None
+
+
+def test_a_few_locks_serve_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers choose the places, and would fill the volume with them."""
+    monkeypatch.setattr(cache, "LOCKS", 3)
+    kept = opened(tmp_path / "not" / "there")
+    keys = [make_place_key(str(number)) for number in range(30)]
+    assert len({str(kept.make_lock(key).lock_file) for key in keys}) == 3
+    lock, same = (kept.make_lock(keys[0]) for _ in range(2))
+    with lock, pytest.raises(filelock.Timeout):
+        same.acquire(blocking=False)
+
+
+def test_the_bound_and_what_stays_free_hold_to_the_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gigabyte has a thousand million bytes."""
+    place = tmp_path / "not" / "there"
+    kept = opened(place, MIN_STORAGE_FREE_GB="1", LORA_CACHE_GB="2")
+    monkeypatch.setattr(space, "free_bytes", lambda *_: 9_000_000_000)
+    kept.make_room(2_000_000_000)
+    with pytest.raises(LoraFetchFailed):
+        kept.make_room(2_000_000_001)
+    monkeypatch.setattr(space, "free_bytes", lambda *_: 2_500_000_000)
+    kept.make_room(1_500_000_000)
+    with pytest.raises(VolumeFull):
+        kept.make_room(1_500_000_001)
+
+
+def test_the_records_of_all_that_left_are_deleted(tmp_path: Path) -> None:
+    kept = opened(tmp_path, files=5)
+    sums = [put(kept, seed) for seed in range(5)]
+    for sha256 in sums[:4]:
+        kept.make_path(sha256).unlink()
+    kept.make_room(0)
+    assert len(list((tmp_path / "sources").iterdir())) == 1
+    assert kept.find(make_place_key("4")) is not None
 
 
 def test_where_locks_do_not_work_files_are_kept_and_evicted_all_the_same(
@@ -183,6 +264,9 @@ def test_what_is_being_fetched_counts(tmp_path: Path) -> None:
     temporary.make_path(part / "x.safetensors").write_bytes(bytes(SIZE))
     put(kept, 3)
     assert not kept.has(first, SIZE)
+    temporary.make_path(part / "y.safetensors").write_bytes(b"x")
+    with pytest.raises(LoraFetchFailed):
+        kept.make_room(SIZE)
 
 
 def test_what_a_killed_worker_left_is_deleted(tmp_path: Path) -> None:
@@ -192,12 +276,12 @@ def test_what_a_killed_worker_left_is_deleted(tmp_path: Path) -> None:
     living.mkdir()
     code = (
         "import sys; from pathlib import Path; from worker.weights import temporary as t;"
-        "p = t.make_path(Path(sys.argv[1]) / 'a'); p.mkdir();"
+        "p, q = (t.make_path(Path(sys.argv[1]) / name) for name in 'ac'); p.mkdir(); q.mkdir();"
         "t.make_path(p / 'x', resumable=True).write_bytes(b'1' * 999);"
         "t.make_path(Path(sys.argv[1]) / 'b').write_bytes(b'1' * 999)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    assert len(list(tmp_path.glob(".*.part"))) == 3
+    assert len(list(tmp_path.glob(".*.part"))) == 4
     kept.make_room(0)
     assert list(tmp_path.glob(".*.part")) == [living]
 
@@ -224,13 +308,14 @@ def test_a_read_only_volume_is_not_used(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_places_share_no_key() -> None:
-    keys = [("a", "b"), ("ab",), ("a", "b", "c"), ("a", "bc"), ("a", None, "b")]
+    keys = [("a", "b"), ("ab",), ("a", "b", "c"), ("a", "bc"), ("a", None, "b"), ("a", "_", "b")]
     assert len({make_place_key(*words) for words in keys}) == len(keys)
     assert make_place_key("a", None) == make_place_key("a", None)
 
 
 def test_an_hour_later_a_place_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 10_000.0)
+    assert Fetched("", 1, asked=10_000).is_fresh
     assert Fetched("", 1, asked=10_000 - cache.FRESH_S + 1).is_fresh
     assert not Fetched("", 1, asked=10_000 - cache.FRESH_S).is_fresh
     assert not Fetched("", 1, asked=10_001).is_fresh

@@ -94,3 +94,16 @@ def test_whatever_is_accepted_stays_in_its_place(text: str) -> None:
 )
 def test_a_reply_names_a_url_without_its_secrets(url: str, name: str) -> None:
     assert name_url(url) == name
+
+
+def test_a_word_and_a_url_have_a_longest() -> None:
+    """In characters: a repository's file of 500, an address of 8190."""
+    path = "/".join(("o/n", "x" * 200, "y" * 200, ""))
+    longest = path + "z" * (500 - len(path) - len(".safetensors")) + ".safetensors"
+    assert read_word(longest).text == longest
+    with pytest.raises(ValueError, match="at most 500 characters"):
+        read_word(longest.replace("z", "zz", 1))
+    url = "https://a.test/".ljust(8190, "x")
+    assert read_word(url).text == url
+    with pytest.raises(ValueError, match="at most 8190 characters"):
+        read_word(f"{url}x")

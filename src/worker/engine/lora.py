@@ -219,16 +219,16 @@ class LoraLinear(nn.Module):
         self._active: str | None = None
         # the active adapter's, under one name, so that those of a rank share a compiled graph
         for part in (*SIDES, "kept"):
-            self.register_buffer(part, None, persistent=False)
+            self.register_buffer(part, None)
 
     def add(self, name: str, down: Tensor, up: Tensor) -> None:
         """Add an adapter: `down` [rank, in], `up` [out, rank]."""
         for side, tensor in zip(SIDES, (down, up), strict=True):
-            self.register_buffer(_name_buffer(name, side), tensor, persistent=False)
+            self.register_buffer(_name_buffer(name, side), tensor)
 
     def keep_sum(self, name: str, weight: Tensor) -> None:
         """Keep the weight [out, in] with an adapter's B @ A added."""
-        self.register_buffer(_name_buffer(name, "kept"), weight, persistent=False)
+        self.register_buffer(_name_buffer(name, "kept"), weight)
         if name == self._active:
             self.kept = weight
 

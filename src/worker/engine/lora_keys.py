@@ -187,7 +187,7 @@ def _resolve(bare: str, key: str, names: Names | None) -> str:
         _refuse(key)
     if names is not None:
         raise LoraNotApplied(f"the LoRA names a module that the model lacks: {show(key)}")
-    if "." not in name and len(left) < len(PREFIXES) and bare.endswith(f"_{name}"):
+    if "." not in name and bare.endswith(f"_{name}"):
         raise LoraNotApplied(
             f"a flat name means a module of one transformer alone, and none was given: {show(key)}"
         )

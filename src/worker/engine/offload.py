@@ -1,6 +1,5 @@
 """Weights that wait in the host's memory and pass through the device, two modules at a time."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -124,9 +123,7 @@ class _Unit:
             elif isinstance(old, nn.Parameter):
                 new: Any = nn.Parameter(made, requires_grad=False)
                 if (state := getattr(old, "quant_state", None)) is not None:
-                    new.quant_state = copy.copy(state)
-                    new.quant_state.state2 = copy.copy(state.state2)
-                    new.bnb_quantized = True
+                    new.quant_state = state
                 setattr(owner, slot.name, new)
             else:
                 setattr(owner, slot.name, made)
@@ -197,16 +194,14 @@ class _Passing:
 
         def leave(_module: nn.Module, _given: Any, _made: Any) -> None:
             self._stop_running()
-            place = self._find_place(index)
-            place.free = self._note_done()
-            self._load(index + PLACES)
+            self._find_place(index).free = self._note_done()
 
         return leave
 
     def end(self) -> None:
         """Give the places back, once nothing is copied to them any more."""
         self._stop_running()
-        if self._places and self._side is not None:
+        if self._side is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._side)
         self._places = []
 

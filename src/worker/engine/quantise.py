@@ -80,7 +80,6 @@ def _quantise_nf4(weight: Tensor, device: torch.device) -> dict[str, Tensor]:
         bnb.quantize_4bit(
             rows.to(device, torch.bfloat16).contiguous(),
             blocksize=NF4_BLOCK,
-            compress_statistics=False,
             quant_type="nf4",
         )
         for rows in torch.split(weight, max(1, CHUNK_WEIGHTS // weight.shape[1]))
@@ -201,9 +200,7 @@ def _unpack(packed: Any) -> nn.Linear:
     """Return a bf16 Linear with the weight that a 4-bit one would unpack for each product."""
     from bitsandbytes import functional as bnb  # noqa: PLC0415 - only a 4-bit model pays its import
 
-    made = nn.Linear(
-        packed.in_features, packed.out_features, bias=False, device="meta", dtype=torch.bfloat16
-    )
+    made = nn.Linear(packed.in_features, packed.out_features, device="meta")
     weight = bnb.dequantize_4bit(packed.weight.data, packed.weight.quant_state)
     made.weight = nn.Parameter(weight, requires_grad=False)
     made.bias = packed.bias

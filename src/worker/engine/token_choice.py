@@ -33,12 +33,10 @@ def choose_token(logits: Tensor, seen: Tensor, uniforms: Tensor, how: Choosing) 
         seen, torch.where(scores < 0, scores * how.penalty, scores / how.penalty), scores
     )
     if not isinstance(how.temperature, Tensor) and how.temperature == 0:
-        return scores.argmax(dim=-1)
-    shares, order = (
-        (scores / how.temperature).softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    )
-    sums = shares.cumsum(dim=-1)
-    kept = (sums - shares < how.top_p).sum(dim=-1, keepdim=True) - 1
-    goal = uniforms[:, None] * sums.gather(-1, kept)
-    place = torch.minimum((sums <= goal).sum(dim=-1, keepdim=True), kept)
-    return order.gather(-1, place)[:, 0]
+        return scores.argmax(dim=1)
+    shares, order = (scores / how.temperature).softmax(dim=1).sort(descending=True, stable=True)
+    sums = shares.cumsum(dim=1)
+    kept = (sums - shares < how.top_p).sum(dim=1, keepdim=True) - 1
+    goal = uniforms[:, None] * sums.gather(1, kept)
+    place = torch.minimum((sums <= goal).sum(dim=1, keepdim=True), kept)
+    return order.gather(1, place)[:, 0]

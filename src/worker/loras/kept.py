@@ -103,8 +103,7 @@ class KeptLoras:
         return filelock.FileLock(path)
 
     def make_part(self, key: str) -> Path:
-        """Return a name for what is being fetched, which no other worker or call uses."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Return a name for what is fetched once there is room, which nothing else uses."""
         return temporary.make_path(self._folder / key)
 
     def keep(self, part: Path, key: str, fetched: Fetched) -> None:
@@ -119,7 +118,7 @@ class KeptLoras:
         path = self._name_source(key)
         part = temporary.make_path(path)
         with space.translate_errors(len(data), self._folder, self._settings):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             part.write_bytes(data)
             part.replace(path)
 
