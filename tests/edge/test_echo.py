@@ -8,7 +8,6 @@ import pytest
 from worker.edge import echo
 from worker.edge.echo import declare_private, declare_public
 
-
 Declared: Any = make_dataclass(
     "Declared",
     [

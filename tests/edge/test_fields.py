@@ -15,7 +15,7 @@ KINDS = (PictureInput, SpeechInput)
 KEYWORDS = {
     *("anyOf", "enum", "type", "pattern", "properties", "additionalProperties"),
     *("items", "minItems", "maxItems", "minLength", "maxLength", "minimum", "maximum"),
-    *("minProperties", "contentMediaType", fields.CHOICES),
+    *("minProperties", "contentMediaType", "required", fields.CHOICES),
 }
 
 
