@@ -295,7 +295,7 @@ def map_schemas(kind: type[CommonInput]) -> Mapping[str, Mapping[str, Any]]:
 
     Under CHOICES there may be the name of what the task chooses from, in place of the words.
     """
-    properties = kind.model_json_schema(mode="validation", by_alias=False)["properties"]
+    properties = kind.model_json_schema(by_alias=False)["properties"]
     return {name: _simplify_schema(schema) for name, schema in properties.items()}
 
 
