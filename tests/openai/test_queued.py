@@ -19,6 +19,7 @@ from worlds.tone import Forks
         ({"openai_route": "/v1/models"}, ("openai_route", "/v1/models")),
         ({"route": "/openai/v1/models/"}, ("route", "/v1/models")),
         ({"route": "/v1/models/?a=1?b=2"}, ("route", "/v1/models")),
+        ({"route": "/v1/models/a_/"}, ("route", "/v1/models/a_")),
         ({"route": "a", "openai_route": "b"}, ("openai_route", "b")),
         ({"route": "a", "openai_route": 5}, ("route", "a")),
         ({"route": None}, None),
