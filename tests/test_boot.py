@@ -296,6 +296,39 @@ def test_what_pictures_take_is_left_free_of_models(
 
 
 @pytest.mark.usefixtures("machine")
+def test_a_model_gets_no_name_that_another_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither one of MODEL's words nor one that a bundle before it turned out to be."""
+    taken: list[set[str]] = []
+
+    def make_ready(spec: Any, *_: Any, **given: Any) -> Openable:
+        taken.append(given["taken"])
+        return openable(f"known-{spec.name}")
+
+    monkeypatch.setattr(boot, "import_family", lambda _: SimpleNamespace(make_ready=make_ready))
+    environ = {"MODEL": "tiny-image,tiny-edit,qwen-image", "MODEL_DIR": str(tmp_path)}
+    models = boot.boot(settings.read(environ))
+    names = ["known-tiny-image", "known-tiny-edit", "known-qwen-image"]
+    assert [model.id for model in models.served] == names
+    assert taken == [
+        {"tiny-edit", "qwen-image"},
+        {"tiny-image", "qwen-image", *names[:1]},
+        {"tiny-image", "tiny-edit", *names[:2]},
+    ]
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_worker_knows_which_published_models_can_do_a_task(tmp_path: Path) -> None:
+    models = boot.boot(settings.read({"MODEL": "tiny", "MODEL_DIR": str(tmp_path)}))
+    for row in CATALOGUE.rows:
+        for task in ("text-to-image", "edit", "speech"):
+            can = task in row.tasks and row.embedded is None
+            assert (row.name in models.list_addable(task)) is can
+    assert models.list_addable("unheard-of") == ()
+
+
+@pytest.mark.usefixtures("machine")
 def test_every_word_of_a_command_is_prepared(tmp_path: Path) -> None:
     chosen = settings.read({"MODEL": "tiny-image,tiny-edit", "MODEL_DIR": str(tmp_path)})
     assert boot.prepare(chosen) == [tmp_path / "tiny-image", tmp_path / "tiny-edit"]
@@ -315,8 +348,16 @@ def test_torch_is_set_up_before_it_is_imported_where_the_operator_has_not(
 ) -> None:
     """Wherever the worker runs, not only in its image."""
     seen: list[dict[str, str]] = []
+    names: list[str] = []
+
+    def import_module(name: str) -> str:
+        names.append(name)
+        seen.append(dict(os.environ))
+        return f"the module {name}"
+
     monkeypatch.setattr(os, "environ", dict(given))
-    monkeypatch.setattr(importlib, "import_module", lambda _name: seen.append(dict(os.environ)))
-    boot.import_family("any")
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    assert boot.import_family("any") == "the module any"
+    assert set(names) == {"worker.engine", "any"}
     recompile = given.get("TORCH_CUDNN_SDPA_AVOID_RECOMPILE", "1")
     assert seen[0] == {**expected, "TORCH_CUDNN_SDPA_AVOID_RECOMPILE": recompile}

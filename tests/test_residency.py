@@ -185,6 +185,26 @@ def test_models_are_reported_in_their_order_with_where_they_came_from() -> None:
     }
 
 
+def test_a_model_is_found_where_it_is_resident_and_stays_as_it_was() -> None:
+    """Looking is no use of it, and opens nothing."""
+    shelf = Shelf()
+    models = Residency([shelf.openable(n, 5) for n in "abc"], budget=10)
+    assert models.find_open("a") is None
+    first = models.take("a")
+    models.take("b")
+    assert models.find_open("a") is first
+    models.take("c")
+    assert shelf.events == ["open a", "open b", "release a", "open c"]
+    assert models.find_open("a") is None
+
+
+def test_what_may_be_added_is_what_is_published_for_a_task() -> None:
+    one = [Shelf().openable("a", 1)]
+    models = Residency(one, budget=None, published={"edit": ["x", "y"]})
+    assert (models.list_addable("edit"), models.list_addable("speech")) == (["x", "y"], ())
+    assert Residency(one, budget=None).list_addable("edit") == ()
+
+
 def test_without_a_budget_everything_fits() -> None:
     shelf = Shelf()
     models = Residency([shelf.openable(n, 10**15) for n in "abc"], budget=None)

@@ -346,6 +346,13 @@ def test_a_fused_lora_is_one_lora() -> None:
     assert settings.read({"LIGHTNING_FUSED": "1", "LIGHTNING_STEPS": "4"}).lightning_fused
 
 
+def test_not_even_an_error_that_nobody_expected_repeats_a_value() -> None:
+    """Its traceback would be in the log."""
+    with pytest.raises(ValidationError) as error:
+        settings.Settings.model_validate({"port": "a-secret-by-mistake"})
+    assert "a-secret-by-mistake" not in str(error.value)
+
+
 def test_secrets_do_not_show() -> None:
     read = settings.read(
         {

@@ -1,6 +1,10 @@
 """The doctor puts one object into the bucket and takes it out again, and says what was refused."""
 
+import importlib
+import os
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -110,6 +114,26 @@ def test_the_region_that_the_store_takes_is_what_to_set(site: Site) -> None:
 
 def test_without_a_gpu_nothing_is_said_of_attention() -> None:
     assert trial.try_attention(None) == []
+
+
+@pytest.mark.parametrize(("backend", "level"), [("cudnn", "ok"), ("math", "advice")])
+def test_torch_is_set_up_and_asked_about_the_gpu(
+    monkeypatch: pytest.MonkeyPatch, backend: str, level: str
+) -> None:
+    asked: list[tuple[str, str, str | None]] = []
+
+    def import_module(name: str) -> Any:
+        def find_backend(device: str) -> str:
+            asked.append((name, device, os.environ.get("TORCH_CUDNN_SDPA_AVOID_RECOMPILE")))
+            return backend
+
+        return SimpleNamespace(find_backend=find_backend)
+
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    (found,) = trial.try_attention(Gpu("a card", (9, 0), 80 << 30, 80 << 30))
+    assert (found.level, found.found.partition(" ")[0]) == (level, backend)
+    assert asked == [("worker.engine.attention", "cuda", "1")]
 
 
 def test_a_gpu_on_which_torch_fails_is_found_by_the_doctor() -> None:

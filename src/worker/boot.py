@@ -51,8 +51,9 @@ def boot(settings: Settings) -> Models:
     for model in models.fill():
         begun = time.monotonic()
         model.warm()
-        seconds = round(time.monotonic() - begun, 2)
-        log.get().info("model warm", model=model.served.id, seconds=seconds)
+        log.get().info(
+            "model warm", model=model.served.id, seconds=round(time.monotonic() - begun, 2)
+        )
     log.get().info("started", seconds=round(time.monotonic() - start, 2))
     return models
 

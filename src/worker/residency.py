@@ -92,7 +92,7 @@ def count_working(models: Sequence[Openable]) -> int:
     That is the largest job of any of them, and what the others keep between jobs.
     """
     jobs = (model.served.working - model.served.kept for model in models)
-    return max(jobs, default=0) + count_kept_between(models)
+    return max(jobs) + count_kept_between(models)
 
 
 def count_kept_between(models: Sequence[Openable]) -> int:

@@ -578,7 +578,7 @@ def read(
     try:
         settings = Settings.model_validate(known)
     except ValidationError as error:
-        for fault in error.errors(include_url=False, include_input=False, include_context=False):
+        for fault in error.errors():
             key = str(fault["loc"][0])
             known.pop(key, None)
             details.append(Detail(written[key], _find_reason(fault["msg"])))

@@ -302,11 +302,56 @@ def test_every_phase_of_a_job_is_counted_in_one_of_the_reply() -> None:
     }
 
 
+def test_fetching_a_lora_counts_as_fetching_and_what_was_not_done_as_0() -> None:
+    spent = {"loras": 2.4, "fetch": 1.3, "unheard-of": 9.0}
+    assert replies.sum_timings(spent, {"make": "made"}) == {
+        "fetch": 4,
+        "made": 0,
+        "encode": 0,
+        "deliver": 0,
+        "total": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [
+        ({"images": [{"base64": "x", "url": "y"}]}, ("images", "base64")),
+        ({"task": "x", "warnings": [], "images": [{"url": "x"}]}, ("images", "url")),
+        ({"warnings": ["url"], "model": {}, "audio": {"data_url": "x"}}, ("audio", "data_url")),
+        ({"images": [], "task": "url", "model": {"id": "base64"}}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_the_pieces_of_an_output_are_found_by_what_carries_them(output: Any, found: Any) -> None:
+    assert replies.find_carrier(output) == found
+
+
+def test_a_file_says_what_makes_it_again() -> None:
+    request = a_request()
+    (wish,) = request.make_wishes(request.asked.draft)
+    text = replies.describe_output(wish, request.model)
+    assert text["prompt"] == "a cat"
+    assert list(text.items())[-5:] == [
+        ("task", "text-to-image"),
+        ("model", "qwen-image-2512"),
+        ("revision", "0123456789abcdef0123456789abcdef01234567"),
+        ("precision", "4bit"),
+        ("software", f"worker {read_worker_version()}"),
+    ]
+
+
+def test_what_is_hidden_leaves_a_word_in_its_place() -> None:
+    message = "cannot open /etc/passwd for 10.0.0.7:80"
+    assert failure(Internal(message))["error"] == "INTERNAL: cannot open [path] for [address]"
+
+
 def test_a_message_is_cut_after_2000_characters() -> None:
     assert failure(Internal("m" * 2000))["error"] == f"INTERNAL: {'m' * 2000}"
     assert failure(Internal("m" * 2001))["error"] == f"INTERNAL: {'m' * 2000}..."
 
 
 def test_a_reply_that_does_not_fit_says_by_how_much() -> None:
-    with pytest.raises(OutputTooLarge, match=r"would have 2\.5 MB, at most 1\.2 MB fit"):
+    with pytest.raises(OutputTooLarge, match=r"2\.5 MB, at most 1\.2 MB fit; ask for less,"):
         measure({"x": "y" * 2_500_000}, 1_200_000)

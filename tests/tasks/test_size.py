@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from worker.errors import InvalidInput
 from worker.tasks.picture import PictureOffer, offer_of
-from worker.tasks.size import LARGEST, RATIOS, Dimensions, Size, choose, fit_to_area
+from worker.tasks.size import LARGEST, NAMED, RATIOS, Dimensions, Size, choose, fit_to_area
 from worlds import published
 
 IMAGE, EDIT = offer_of(published.IMAGE), offer_of(published.EDIT)
@@ -47,6 +47,28 @@ def test_the_widespread_typo_1140_is_floored() -> None:
 @pytest.mark.parametrize(("ratio", "size"), IMAGE.sizes.items())
 def test_an_aspect_ratio_is_the_models_published_size(ratio: str, size: tuple[int, int]) -> None:
     assert dimensions(Wish(Size(aspect_ratio=ratio)), []) == Dimensions(*size)
+
+
+def test_a_ratio_is_what_its_name_says() -> None:
+    for name, (wide, high) in RATIOS.items():
+        assert name == f"{wide}:{high}"
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio", "longest"),
+    [
+        ("square_hd", (1, 1), 1024),
+        ("square", (1, 1), 512),
+        ("portrait_4_3", (3, 4), 1024),
+        ("portrait_16_9", (9, 16), 1024),
+        ("landscape_4_3", (4, 3), 1024),
+        ("landscape_16_9", (16, 9), 1024),
+    ],
+)
+def test_a_named_size_is_fals(name: str, ratio: tuple[int, int], longest: int) -> None:
+    """A portrait's numbers are in the order of a landscape's."""
+    wide, high = NAMED[name]
+    assert (wide * ratio[1], max(wide, high)) == (high * ratio[0], longest)
 
 
 @pytest.mark.parametrize("ratio", RATIOS)

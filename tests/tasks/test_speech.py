@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from worker import settings
+from worker.edge.echo import show_in_reply
 from worker.errors import InvalidInput, UnsupportedTask
 from worker.seam import Served
 from worker.tasks.request import Request, parse
@@ -231,8 +232,28 @@ def test_what_was_spoken_is_shown_by_its_keys() -> None:
 
 
 def test_a_warm_up_is_a_wish_of_the_models_own_voice() -> None:
-    wish = warm_up(SPEAKER)
+    offer = replace(OFFER, temperature=0.7, top_p=0.9, repetition_penalty=1.3)
+    wish = warm_up(replace(SPEAKER, offers={"speech": offer}))
     assert (wish.voice, wish.passages, wish.task) == ("tara", ("One, two, three.",), "speech")
+    assert (wish.prompt, wish.seed, wish.max_tokens) == ("One, two, three.", 0, None)
+    assert (wish.temperature, wish.top_p, wish.repetition_penalty) == (0.7, 0.9, 1.3)
+    assert not wish.streams
+    silent = replace(SPEAKER, offers={"speech": replace(OFFER, voices=())})
+    assert warm_up(silent).voice is None
+
+
+def test_a_speech_that_is_all_there_is_not_truncated_and_comes_without_what_is_unknown() -> None:
+    reply = show_in_reply(warm_up(SPEAKER))
+    assert reply == {
+        "prompt": "One, two, three.",
+        "task": "speech",
+        "voice": "tara",
+        "seed": 0,
+        "temperature": 0.6,
+        "top_p": 0.8,
+        "repetition_penalty": 1.1,
+        "truncated": False,
+    }
 
 
 def test_an_offer_is_described_by_public_names() -> None:

@@ -295,19 +295,24 @@ def map_schemas(kind: type[CommonInput]) -> Mapping[str, Mapping[str, Any]]:
 
     Under CHOICES there may be the name of what the task chooses from, in place of the words.
     """
-    properties = kind.model_json_schema(mode="validation", by_alias=False)["properties"]
+    properties = kind.model_json_schema(by_alias=False)["properties"]
     return {name: _simplify_schema(schema) for name, schema in properties.items()}
 
 
 def _simplify_schema(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     """Leave out what is documented elsewhere, and null."""
-    some = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
-    (value,) = some if len(some) == 1 else ({"anyOf": some},)
-    if "anyOf" in value and value is not schema and len(some) == 1:
-        return _simplify_schema(value)
+    if "anyOf" in schema:
+        some = [one for one in schema["anyOf"] if one.get("type") != "null"]
+        if len(some) == 1:
+            return _simplify_schema(some[0])
+        return {"anyOf": some}
     left_out = ("default", "place", "listed", "title", "description")
     words = {"ge": "minimum", "le": "maximum"}  # of a type behind a validator
-    return {words.get(key, key): item for key, item in value.items() if key not in left_out}
+    return {
+        words.get(key, key): _simplify_schema(item) if key == "items" else item
+        for key, item in schema.items()
+        if key not in left_out
+    }
 
 
 def list_required(kind: type[CommonInput]) -> tuple[str, ...]:

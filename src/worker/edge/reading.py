@@ -93,7 +93,7 @@ def _parse(
     try:
         read = kind.model_validate({name: value}, context=vocabulary.choices)
     except ValidationError as error:
-        return None, [_make_fault(word, value, e) for e in error.errors(include_url=False)]
+        return None, [_make_fault(word, value, e) for e in error.errors()]
     return getattr(read, name), []
 
 

@@ -73,7 +73,7 @@ async def _answer_pictures(job: Job, handle: Handle, *, streams: bool) -> Answer
 
 
 async def _answer_listing(key: str, route: str, job: Job, handle: Handle) -> Answer:
-    answer = await handle(replace(job, input={"op": "capabilities"}, is_plain=True))
+    answer = await handle(replace(job, input={"op": "capabilities"}))
     if isinstance(answer, Failure):
         return answer
     if route == LISTING:

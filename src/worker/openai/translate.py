@@ -38,9 +38,9 @@ class Call:
 
     route: str
     input: Mapping[str, Any]
-    warnings: tuple[str, ...] = ()
-    streams: bool = False
-    previews: int = 0
+    warnings: tuple[str, ...]
+    streams: bool
+    previews: int
 
 
 @dataclass(slots=True)

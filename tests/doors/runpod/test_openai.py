@@ -54,6 +54,7 @@ def test_a_stream_in_a_job_comes_complete_and_says_so() -> None:
         ({"openai_route": "/v1/chat/completions"}, "INVALID_INPUT", "openai_route"),
         ({"route": "/v1/images/edits", "body": PROMPT}, "INVALID_INPUT", "images"),
         ({"route": "/v1/models/none"}, "MODEL_NOT_SERVED", "route"),
+        ({"route": "/v1/modelsx"}, "INVALID_INPUT", "route"),
         (
             {"openai_route": "/v1/images/generations", "openai_input": {"prompt": 5}},
             "INVALID_INPUT",
