@@ -220,7 +220,7 @@ def test_a_kept_job_is_found_by_its_id_and_another_is_not() -> None:
                 body = {"prompt": "x"} if path != "/run" else {"input": {"prompt": "x"}}
                 _, queued = await place.post(path, body)
                 job_id = queued.get("id") or queued["job_id"]
-                status, state = (503, {})
+                state: dict[str, Any] = {}
                 while state.get("status") != "COMPLETED":
                     status, state = await place.get(f"/status/{job_id}")
                 assert (status, state["job_id"], state["detail"]) == (200, job_id, None)
@@ -375,7 +375,7 @@ def test_a_job_is_described_by_its_times_in_milliseconds() -> None:
         assert entry.describe() == {"id": "a", "status": "IN_PROGRESS", "delayTime": 2500}
         await entry.announce({"step": 1})
         assert entry.describe()["output"] == {"step": 1}
-        assert not entry.is_seen
+        assert [entry.is_seen] == [False]
         entry.ended, entry.state, entry.output = 4.75, "FAILED", {"error": "E", "error_code": "C"}
         assert entry.describe() == {
             "id": "a",
@@ -385,7 +385,7 @@ def test_a_job_is_described_by_its_times_in_milliseconds() -> None:
             "error": "E",
             "output": {"error_code": "C"},
         }
-        assert entry.is_seen
+        assert [entry.is_seen] == [True]
         entry.output = {"images": []}
         assert entry.describe()["output"] == {"images": []}
 
@@ -500,7 +500,8 @@ def test_the_page_knows_where_other_programs_call(
 def test_a_caller_without_a_body_is_told_where_it_belongs() -> None:
     async def case() -> None:
         async with opened() as place:
-            for body in ([], {}, {"prompt": "x"}):
+            bodies: list[Any] = [[], {}, {"prompt": "x"}]
+            for body in bodies:
                 status, refused = await place.post("/run", body)
                 error = refused["error"]
                 assert (status, error["code"], error["param"]) == (400, "invalid_input", "input")

@@ -9,7 +9,8 @@ from aiohttp import web
 
 from worker.doors.http.meters import Meters
 from worker.doors.http.responses import Refused, encode_json, find_status, make_failed, make_json
-from worker.edge.reply import ErrorType, Failure
+from worker.edge.reply import Failure
+from worker.errors import ErrorType
 
 
 def failure(code: str, error_type: ErrorType, *, retryable: bool = False) -> Failure:
