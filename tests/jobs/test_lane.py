@@ -1,6 +1,7 @@
 """What waits for the device, and what is made together: oldest first, and one outcome per job."""
 
 import asyncio
+import contextvars
 import gc
 import threading
 import weakref
@@ -577,3 +578,22 @@ def test_a_stopped_job_takes_no_model() -> None:
 
     asyncio.run(case())
     assert taken == []
+
+
+def test_what_a_batch_logs_is_known_by_its_oldest_job() -> None:
+    name: contextvars.ContextVar[str] = contextvars.ContextVar("name")
+    heard: list[str] = []
+
+    async def case() -> None:
+        model = Batching()
+        model.on_step = lambda: heard.append(name.get())
+        house = lane(2)
+        tickets = []
+        for number in ("first", "second"):
+            name.set(number)
+            tickets.append(ask(model, f"a {number}"))
+        await asyncio.gather(*map(house.make, tickets))
+        assert model.batches == [["a first", "a second"]]
+
+    asyncio.run(case())
+    assert heard == ["first"] * 3

@@ -166,8 +166,7 @@ class Lane:
         others = [row for row in self._waiting if row.ticket is not ticket]
         dropped, self._waiting = len(self._waiting) - len(others), others
         self._changed.set()
-        if dropped:
-            ticket.drop(dropped)
+        ticket.drop(dropped)
 
     def _note_end(self, ticket: Ticket) -> None:
         error = ticket.error

@@ -19,7 +19,7 @@ class Outflow:
     What the sink raises is raised there. Parts are encoded in a `form` and a `quality`.
     """
 
-    def __init__(self, sink: Sink | None, form: str = STREAM_FORM, quality: int = 100) -> None:
+    def __init__(self, sink: Sink | None, form: str, quality: int) -> None:
         self._sink = sink
         self._form, self._quality = form, quality
         self._loop = asyncio.get_running_loop()

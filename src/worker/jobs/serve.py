@@ -173,9 +173,8 @@ class Worker:
 
     async def _settle(self, job: Job, request: Request) -> Settled:
         """Fetch what the wish needs and settle it; its warnings become the job's."""
-        sources = request.asked.sources
         with job.measure_phase("fetch"):
-            fetched = await fetch_all(sources, self._settings) if sources else []
+            fetched = await fetch_all(request.asked.sources, self._settings)
             return await request.task.settle(
                 request.asked, fetched, self._settings, job.warnings.append
             )

@@ -171,6 +171,7 @@ def test_the_key_of_old_callers_that_says_url_gets_one() -> None:
     [
         ({"executionTimeout": 60_000}, 58),
         ({"executionTimeout": 3000}, 1.5),
+        ({"executionTimeout": 1}, 0.0005),
         ({"executionTimeout": 0}, None),
         ({"executionTimeout": -5}, None),
         ({"executionTimeout": True}, None),

@@ -73,7 +73,6 @@ class Server:
         for (host, port), app in begin():
             runner = web.AppRunner(
                 app,
-                handle_signals=False,
                 access_log=None,
                 handler_cancellation=True,
                 keepalive_timeout=KEEP_ALIVE_S,
@@ -86,9 +85,7 @@ class Server:
             await runner.setup()
             self._runners.append(runner)
             factory = Connections(runner, loop)
-            self._servers.append(
-                await loop.create_server(factory, host, port, reuse_address=True, backlog=256)
-            )
+            self._servers.append(await loop.create_server(factory, host, port, backlog=256))
 
     async def _close(self) -> None:
         for server in self._servers:
