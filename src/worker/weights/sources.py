@@ -80,7 +80,7 @@ def find(
         for place in _look_below(baked, spec) if spec.embedded else ():
             if _examine(spec, place, bundle_fault) == (True, None):
                 return WeightSource(kind, place.folder, True, None, tuple(passed))
-        is_bundle, reason = _examine(spec, _Place(spec.folder, "it", LOCAL), bundle_fault)
+        is_bundle, reason = _examine(spec, _Place(spec.folder, "it"), bundle_fault)
         if reason is not None:
             raise WeightsUnavailable(f"MODEL: the folder of {spec.name} {reason}")
         return WeightSource(kind, spec.folder, is_bundle, None, tuple(passed))
@@ -111,10 +111,11 @@ def open_snapshot(source: WeightSource, spec: ModelSpec, settings: Settings) -> 
         model = metadata.resolve(spec.repository, spec.revision, settings)
     if not spec.transformer:
         return arrange(model, spec, settings)
-    owner, name, *folder = spec.transformer.split("/", 2)
+    owner, _, rest = spec.transformer.partition("/")
+    name, _, folder = rest.partition("/")
     repository = f"{owner}/{name}"
     other = _open_cached(repository, "", settings) or metadata.resolve(repository, None, settings)
-    return join(model, other, "".join(folder), spec.parts.weights[0])
+    return join(model, other, folder, spec.parts.weights[0])
 
 
 def arrange(model: Snapshot, spec: ModelSpec, settings: Settings) -> Snapshot:
@@ -299,7 +300,7 @@ def _look_below(root: Path, spec: ModelSpec) -> list[_Place]:
     """Return the folders in a place for several models that may be this one's."""
     owner, _, name = spec.repository.rpartition("/")
     shown: Shown = "called" if spec.listing.is_row else "nothing"
-    own = _find_child(root, owner) if owner else None
+    own = _find_child(root, owner)
     found: list[tuple[Path | None, Shown]] = [(_find_child(own, name) if own else None, "it")]
     found += [(_find_child(root, folder), shown) for folder in dict.fromkeys(_list_names(spec))]
     return [_Place(folder, shown) for folder, shown in found if folder is not None]
@@ -369,10 +370,7 @@ def _examine(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tuple
         is_bundle = (folder / checkpoint.BUNDLE_MANIFEST).is_file()
         return is_bundle, broken if is_bundle else reason
     described_by = checkpoint.find_description(folder, spec.parts)
-    description = _read_json(folder / described_by)
-    if description is None:
-        return False, f"has an unreadable {described_by}"
-    found = checkpoint.read_class(description)
+    found = checkpoint.read_class(_read_json(folder / described_by) or {})
     if spec.pipeline and found != spec.pipeline:
         return False, f"holds a {found[:60] or None}, not a {spec.pipeline}"
     return False, _find_published_mismatch(spec, place)
