@@ -19,7 +19,7 @@ from worker.errors import (
     VolumeFull,
     WorkerError,
 )
-from worker.loras import fetching, kept
+from worker.loras import fetching, kept, site_file
 from worker.loras.allowed import find_place
 from worker.loras.fetching import LoraFetcher
 from worker.loras.origin import LoraSource, read_hub_file
@@ -555,3 +555,46 @@ def test_files_stay_while_their_job_runs(room: Room) -> None:
         assert not ready[0].path.exists()
 
     asyncio.run(run())
+
+
+def sized(count: int) -> bytes:
+    """Return a LoRA of exactly so many bytes: its header may have blanks at its end."""
+    made = lora_bytes(7, count=500)
+    start = 8 + int.from_bytes(made[:8], "little")
+    header = made[8:start].ljust(count - len(made) + start - 8)
+    return len(header).to_bytes(8, "little") + header + made[start:]
+
+
+def test_a_lora_may_have_as_many_bytes_as_the_limit_and_not_one_more(
+    tmp_path: Path, hub: Hub, site: Site
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    files = {name: sized(LARGE + more) for name, more in (("exact", 0), ("over", 1))}
+    for name, data in files.items():
+        site.files[f"/{name}.safetensors"] = data
+        hub.add(f"org/{name}", {"a.safetensors": data})
+        (folder / f"{name}.safetensors").write_bytes(data)
+    room = Room(tmp_path / "home", hub, site, LORA_DIR=str(folder))
+    for exact in (f"{site.https}/exact.safetensors", "org/exact", "exact"):
+        assert room.ready(exact)[0].digest == digest(files["exact"])
+    for over in (f"{site.https}/over.safetensors", "org/over"):
+        error = room.refused(over)
+        assert isinstance(error, LoraRefused)
+        assert f"at most {LARGE} bytes" in error.message
+    assert "more bytes than MAX_LORA_BYTES" in room.refused("over").message
+
+
+def test_a_body_that_comes_in_pieces_is_put_together(
+    room: Room, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site_file, "RECEIVE", 7)
+    (found,) = room.ready(f"{site.https}/style.safetensors")
+    assert found.path.read_bytes() == FILE
+    assert f"at most {LARGE} bytes" in room.refused(f"{site.https}/endless-after").message
+
+
+def test_a_site_learns_only_that_a_worker_asks_for_a_file(room: Room, site: Site) -> None:
+    room.ready(f"{site.https}/style.safetensors")
+    found = {name: text for name, text in site.headers.items() if name not in ("", "host")}
+    assert found == {"accept": "*/*", "user-agent": "worker", "accept-encoding": "identity"}

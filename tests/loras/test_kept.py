@@ -209,7 +209,9 @@ def test_a_few_locks_serve_every_place(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(cache, "LOCKS", 3)
     kept = opened(tmp_path / "not" / "there")
     keys = [make_place_key(str(number)) for number in range(30)]
-    assert len({str(kept.make_lock(key).lock_file) for key in keys}) == 3
+    files = {Path(kept.make_lock(key).lock_file) for key in keys}
+    assert len(files) == 3
+    assert {file.parent for file in files} == {tmp_path / "not" / "there" / "locks"}
     lock, same = (kept.make_lock(keys[0]) for _ in range(2))
     with lock, pytest.raises(filelock.Timeout):
         same.acquire(blocking=False)
@@ -267,6 +269,15 @@ def test_what_is_being_fetched_counts(tmp_path: Path) -> None:
     temporary.make_path(part / "y.safetensors").write_bytes(b"x")
     with pytest.raises(LoraFetchFailed):
         kept.make_room(SIZE)
+
+
+def test_all_that_is_being_fetched_counts(tmp_path: Path) -> None:
+    kept = opened(tmp_path, files=3)
+    for number in range(2):
+        kept.make_part(make_place_key(str(number))).write_bytes(bytes(SIZE))
+    kept.make_room(SIZE)
+    with pytest.raises(LoraFetchFailed):
+        kept.make_room(SIZE + 1)
 
 
 def test_what_a_killed_worker_left_is_deleted(tmp_path: Path) -> None:
