@@ -344,6 +344,10 @@ def test_a_wrong_clock_is_retried_elsewhere_only_if_it_is_the_workers(site: Site
         assert len(site.hits) == 1
 
 
+def test_a_refusal_reads_as_its_message() -> None:
+    assert str(objects.RefusedError("the store is closed")) == "the store is closed"
+
+
 WRONG_REGION = "AuthorizationQueryParametersError"
 
 
