@@ -238,6 +238,18 @@ def test_a_webp_is_read_whatever_is_next_to_its_picture(
         assert decode(bytes(lies)).tobytes() == PIXELS
 
 
+@pytest.mark.parametrize("bit", range(8))
+def test_each_flag_of_a_webp_is_of_one_chunk(bit: int) -> None:
+    """And is not kept, as the chunk is not; the others are."""
+    picture = (WEBP[12:16], WEBP[20 : 20 + int.from_bytes(WEBP[16:20], "little")])
+    more = (b"ICCP", b"profile"), (b"EXIF", b"exif"), (b"XMP ", b"xmp")
+    found = webp.strip(riff(webp_canvas(64, 48, 1 << bit), picture, *more))
+    assert found.profile == (b"profile" if bit == 5 else None)
+    assert found.exif == (b"exif" if bit == 3 else None)
+    assert found.xmp == (b"xmp" if bit == 2 else None)
+    assert found.pixels[20] == (0 if bit in {2, 3, 5} else 1 << bit)
+
+
 def test_a_webp_that_is_cut_in_its_picture_is_unreadable() -> None:
     with pytest.raises(ImageUnreadable):
         decode(WEBP[:-20])
