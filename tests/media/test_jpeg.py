@@ -270,7 +270,9 @@ def test_a_file_that_is_cut_is_complete_or_refused(seed: int) -> None:
 
 def test_a_complete_file_gives_no_warning() -> None:
     warnings: list[str] = []
-    decode(BASELINE, warn=warnings.append)
+    other = segment(0xE2, b"MPF\0" + bytes(40)) + segment(0xE3, b"ICC_PROFILE\0\1\1abc")
+    for data in (BASELINE, BASELINE[:2] + other + BASELINE[2:]):
+        decode(data, warn=warnings.append)
     assert warnings == []
 
 

@@ -158,6 +158,7 @@ def test_every_place_of_the_orientation_in_a_png_is_read(orientation: int) -> No
         chunk(b"tEXt", b"Raw profile type other\0" + hexed),
     ):
         assert decode(after_head(content)).tobytes() == PIXELS
+    assert decode(PNG + chunk(b"eXIf", tagged)).tobytes() == PIXELS
 
 
 def test_the_chunk_of_exif_counts_before_its_hexadecimal_text() -> None:
@@ -184,12 +185,14 @@ def test_the_first_frame_of_a_moving_png_is_placed_where_it_belongs() -> None:
     [
         struct.pack(">5I2H2B", 1, 64, 48, 0, 0, 1, 1, 0, 0),  # not the first
         struct.pack(">5I2H2B", 0, 65, 48, 0, 0, 1, 1, 0, 0),
+        struct.pack(">5I2H2B", 0, 0, 48, 0, 0, 1, 1, 0, 0),
+        struct.pack(">5I2H2B", 0, 64, 0, 0, 0, 1, 1, 0, 0),
         struct.pack(">5I2H2B", 0, 64, 48, 1, 0, 1, 1, 0, 0),
         struct.pack(">5I2H2B", 0, 64, 48, 0, 1, 1, 1, 0, 0),
         struct.pack(">5I2H2B", 0, 64, 49, 0, 0, 1, 1, 0, 0),
         struct.pack(">5I2H2B", 0, 64, 48, 0, 0, 1, 1, 0, 0)[:-1],
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_a_frame_that_cannot_be_is_as_none(frame: bytes) -> None:
     assert decode(after_head(chunk(b"fcTL", frame))).tobytes() == PIXELS
