@@ -695,6 +695,18 @@ def test_the_operators_bucket_has_what_the_settings_say(site: Site) -> None:
     assert bucket.make_address("k") == f"{site.http}/pictures/b/in/k"
 
 
+@pytest.mark.parametrize(
+    "missing", ["BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"]
+)
+def test_an_operators_bucket_that_lacks_anything_is_none(missing: str) -> None:
+    names = {"BUCKET_ACCESS_KEY_ID": ACCESS, "BUCKET_SECRET_ACCESS_KEY": SECRET}
+    names |= {"BUCKET_ENDPOINT_URL": "https://store.test/b"}
+    assert read_own_bucket(settings.read(names)) is not None
+    complete = settings.read(names)
+    lacking = complete.model_copy(update={missing.lower(): None})
+    assert read_own_bucket(lacking) is None
+
+
 def test_a_store_that_never_answers_ends_with_the_budget(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
