@@ -707,6 +707,14 @@ def test_an_operators_bucket_that_lacks_anything_is_none(missing: str) -> None:
     assert read_own_bucket(lacking) is None
 
 
+def test_the_host_that_a_buckets_name_makes_must_be_allowed_too(site: Site) -> None:
+    config = {**CREDENTIALS, "endpointUrl": f"http://site.test:{site.http_port}"}
+    config |= {"bucketName": "b", "style": "virtual"}
+    given = settings.read({**site.environ, "ALLOWED_IMAGE_HOSTS": "site.test"})
+    with pytest.raises(ImageFetchRefused, match="this endpoint allows"):
+        send(given, pictures=PICTURES[:1], s3_config=config)
+
+
 def test_a_store_that_never_answers_ends_with_the_budget(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
