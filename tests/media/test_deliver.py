@@ -708,11 +708,12 @@ def test_an_operators_bucket_that_lacks_anything_is_none(missing: str) -> None:
 
 
 def test_the_host_that_a_buckets_name_makes_must_be_allowed_too(site: Site) -> None:
-    config = {**CREDENTIALS, "endpointUrl": f"http://site.test:{site.http_port}"}
-    config |= {"bucketName": "b", "style": "virtual"}
+    """Also where it comes by another door than those that check it before anything is made."""
+    endpoint = f"http://site.test:{site.http_port}"
+    bucket = Bucket(endpoint, ACCESS, SECRET, "b", style="virtual")
     given = settings.read({**site.environ, "ALLOWED_IMAGE_HOSTS": "site.test"})
     with pytest.raises(ImageFetchRefused, match="this endpoint allows"):
-        send(given, pictures=PICTURES[:1], s3_config=config)
+        asyncio.run(objects.put_object(bucket, "k", b"x", "image/png", given, trusted=False))
 
 
 def test_a_store_that_never_answers_ends_with_the_budget(
