@@ -276,6 +276,15 @@ def test_a_broken_profile_leaves_the_colours_and_gives_a_warning(kind: str, name
     assert warnings == UNREAD
 
 
+def test_a_profile_packed_by_an_unknown_method_is_broken() -> None:
+    for method, right in ((b"\0", (RIGHT["Display P3"], [])), (b"\1", (ASKED, UNREAD))):
+        pixel, warnings = read(
+            numbered((b"iCCP", b"k\0" + method + zlib.compress(matrix("Display P3"))))
+        )
+        assert near(pixel, right[0])
+        assert warnings == right[1]
+
+
 def test_a_profile_that_would_take_hours_takes_none() -> None:
     """A thousand steps of floating point tables take lcms 18 s; the plain ones are used."""
     for steps in (curves(20_000), endless(100_000)):

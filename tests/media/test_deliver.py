@@ -344,6 +344,10 @@ def test_a_wrong_clock_is_retried_elsewhere_only_if_it_is_the_workers(site: Site
         assert len(site.hits) == 1
 
 
+def test_a_refusal_reads_as_its_message() -> None:
+    assert str(objects.RefusedError("the store is closed")) == "the store is closed"
+
+
 WRONG_REGION = "AuthorizationQueryParametersError"
 
 
@@ -689,6 +693,27 @@ def test_the_operators_bucket_has_what_the_settings_say(site: Site) -> None:
     assert (bucket.access_key_id, bucket.secret_access_key) == (ACCESS, SECRET)
     assert (bucket.name, bucket.region, bucket.session_token) == ("b", "moon-1", "token")
     assert bucket.make_address("k") == f"{site.http}/pictures/b/in/k"
+
+
+@pytest.mark.parametrize(
+    "missing", ["BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY"]
+)
+def test_an_operators_bucket_that_lacks_anything_is_none(missing: str) -> None:
+    names = {"BUCKET_ACCESS_KEY_ID": ACCESS, "BUCKET_SECRET_ACCESS_KEY": SECRET}
+    names |= {"BUCKET_ENDPOINT_URL": "https://store.test/b"}
+    assert read_own_bucket(settings.read(names)) is not None
+    complete = settings.read(names)
+    lacking = complete.model_copy(update={missing.lower(): None})
+    assert read_own_bucket(lacking) is None
+
+
+def test_the_host_that_a_buckets_name_makes_must_be_allowed_too(site: Site) -> None:
+    """Also where it comes by another door than those that check it before anything is made."""
+    endpoint = f"http://site.test:{site.http_port}"
+    bucket = Bucket(endpoint, ACCESS, SECRET, "b", style="virtual")
+    given = settings.read({**site.environ, "ALLOWED_IMAGE_HOSTS": "site.test"})
+    with pytest.raises(ImageFetchRefused, match="this endpoint allows"):
+        asyncio.run(objects.put_object(bucket, "k", b"x", "image/png", given, trusted=False))
 
 
 def test_a_store_that_never_answers_ends_with_the_budget(

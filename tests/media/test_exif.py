@@ -86,6 +86,9 @@ def test_every_value_begins_at_an_even_place(prompt: str) -> None:
     data = write_exif({"prompt": prompt}, "a comment")
     assert data.index(b"UNICODE\0") % 2 == data.index(b"MM") % 2
     assert len(data) % 2 == 0
+    assert data.startswith(b"Exif\0\0MM\0*")
+    assert b"UNICODE" not in write_exif({"prompt": prompt}, "")
+    assert write_exif({"prompt": prompt * 70_000}, "") == b""
 
 
 def test_what_is_too_long_for_a_segment_is_left_out_and_the_picture_is_still_made() -> None:

@@ -305,6 +305,7 @@ def test_our_reading_of_a_canvas_is_the_decoders(mode: str, size: tuple[int, int
         (b"VP8 \0\0\0\0abc\x9d\x01\x2a\xff\xff\1", None),
         (b"VP8 \0\0\0\0abc\x9d\x01\x2b\xff\xff\1\xc0", None),
         (b"ANIM", None),
+        (b"ANIM\0\0\0\0\x2f" + bytes(9), None),
         (b"", None),
     ],
 )
@@ -357,6 +358,21 @@ def test_only_large_pictures_wait_for_each_other(
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "AVIF"])
 def test_a_format_is_recognised_by_content(kind: str) -> None:
     assert header.detect_kind(saved(PICTURE, kind)) == kind.lower()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"RIFF\0\0\0\0WAVE",
+        b"RAFF\0\0\0\0WEBP",
+        b"GIF88a",
+        b"\xff\xd8\xfe",
+        b"\x89PNG\r\n\x1a\r",
+        b"\0\0\0\x18moovavif",
+    ],
+)
+def test_what_only_resembles_a_format_is_none(data: bytes) -> None:
+    assert header.detect_kind(data + bytes(20)) is None
 
 
 @pytest.mark.parametrize("brand", sorted(header.HEVC))

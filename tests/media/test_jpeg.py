@@ -66,6 +66,21 @@ def test_scans_inside_a_segment_do_not_count() -> None:
     assert decode(between).tobytes() == pixels(between)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_a_jpeg_may_be_in_its_xmp_or_in_two_parts_of_exif(
+    orientation: int,
+) -> None:
+    xmp = f'<x xmlns:tiff="" tiff:Orientation="{orientation}"/>'.encode()
+    whole = exif(orientation)
+    halves = segment(0xE1, whole[:20]) + segment(0xE1, whole[:6] + whole[20:])
+    expected = decode(BASELINE[:2] + segment(0xE1, whole) + BASELINE[2:]).tobytes()
+    assert (expected == pixels(BASELINE)) == (orientation == 1)
+    for said in (segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp), halves):
+        assert decode(BASELINE[:2] + said + BASELINE[2:]).tobytes() == expected
+    other = segment(0xE3, whole) + segment(0xE3, b"http://ns.adobe.com/xap/1.0/\0" + xmp)
+    assert decode(BASELINE[:2] + other + BASELINE[2:]).tobytes() == pixels(BASELINE)
+
+
 def test_what_stands_between_scans_is_not_read() -> None:
     between = more_scans(PROGRESSIVE, SCANS + 1, segment(0xE1, exif(6)))
     assert decode(between).size == (64, 48)
@@ -255,7 +270,9 @@ def test_a_file_that_is_cut_is_complete_or_refused(seed: int) -> None:
 
 def test_a_complete_file_gives_no_warning() -> None:
     warnings: list[str] = []
-    decode(BASELINE, warn=warnings.append)
+    other = segment(0xE2, b"MPF\0" + bytes(40)) + segment(0xE3, b"ICC_PROFILE\0\1\1abc")
+    for data in (BASELINE, BASELINE[:2] + other + BASELINE[2:]):
+        decode(data, warn=warnings.append)
     assert warnings == []
 
 

@@ -56,9 +56,10 @@ def test_a_jpegs_black_is_black() -> None:
 @pytest.mark.parametrize("under", ["white", "black"])
 def test_where_the_alpha_varies_the_transparent_is_white(under: str) -> None:
     """Whatever its colours: OpenAI's masks are the picture with a hole in it."""
-    hole = Image.new("RGBA", (24, 16), under)
-    hole.putalpha(levels())
-    assert decoded(hole) == [255, 255, 255, 0, 0, 0]
+    for mode in ("RGBA", "LA"):
+        hole = Image.new("RGBA", (24, 16), under).convert(mode)
+        hole.putalpha(levels())
+        assert decoded(hole) == [255, 255, 255, 0, 0, 0]
 
 
 @pytest.mark.parametrize("alpha", [0, 1, 255])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from worker.errors import ImageTooLarge, ImageUnreadable
+from worker.errors import ImageUnreadable, WorkerError
 from worker.media import gif, jpeg, webp
 from worker.media import png as pngs
 from worker.media.images import decode
@@ -150,8 +150,15 @@ def test_every_place_of_the_orientation_in_a_png_is_read(orientation: int) -> No
     ):
         for data in (after_head(content), before_end(content)):
             assert decode(data).tobytes() == expected.tobytes()
-    for content in (broken(b"eXIf", tagged), chunk(b"tEXt", b"XML:com.adobe.xmp\0" + xmp)):
+    for content in (
+        broken(b"eXIf", tagged),
+        chunk(b"tEXt", b"XML:com.adobe.xmp\0" + xmp),
+        chunk(b"tEXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        chunk(b"iTXt", b"XML:com.adobe.other\0\0\0\0\0" + xmp),
+        chunk(b"tEXt", b"Raw profile type other\0" + hexed),
+    ):
         assert decode(after_head(content)).tobytes() == PIXELS
+    assert decode(PNG + chunk(b"eXIf", tagged)).tobytes() == PIXELS
 
 
 def test_the_chunk_of_exif_counts_before_its_hexadecimal_text() -> None:
@@ -178,12 +185,14 @@ def test_the_first_frame_of_a_moving_png_is_placed_where_it_belongs() -> None:
     [
         struct.pack(">5I2H2B", 1, 64, 48, 0, 0, 1, 1, 0, 0),  # not the first
         struct.pack(">5I2H2B", 0, 65, 48, 0, 0, 1, 1, 0, 0),
+        struct.pack(">5I2H2B", 0, 0, 48, 0, 0, 1, 1, 0, 0),
+        struct.pack(">5I2H2B", 0, 64, 0, 0, 0, 1, 1, 0, 0),
         struct.pack(">5I2H2B", 0, 64, 48, 1, 0, 1, 1, 0, 0),
         struct.pack(">5I2H2B", 0, 64, 48, 0, 1, 1, 1, 0, 0),
         struct.pack(">5I2H2B", 0, 64, 49, 0, 0, 1, 1, 0, 0),
         struct.pack(">5I2H2B", 0, 64, 48, 0, 0, 1, 1, 0, 0)[:-1],
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_a_frame_that_cannot_be_is_as_none(frame: bytes) -> None:
     assert decode(after_head(chunk(b"fcTL", frame))).tobytes() == PIXELS
@@ -230,6 +239,18 @@ def test_a_webp_is_read_whatever_is_next_to_its_picture(
     for size in (0, 12, 2**32 - 1):
         lies[4:8] = size.to_bytes(4, "little")
         assert decode(bytes(lies)).tobytes() == PIXELS
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_each_flag_of_a_webp_is_of_one_chunk(bit: int) -> None:
+    """And is not kept, as the chunk is not; the others are."""
+    picture = (WEBP[12:16], WEBP[20 : 20 + int.from_bytes(WEBP[16:20], "little")])
+    more = (b"ICCP", b"profile"), (b"EXIF", b"exif"), (b"XMP ", b"xmp")
+    found = webp.strip(riff(webp_canvas(64, 48, 1 << bit), picture, *more))
+    assert found.profile == (b"profile" if bit == 5 else None)
+    assert found.exif == (b"exif" if bit == 3 else None)
+    assert found.xmp == (b"xmp" if bit == 2 else None)
+    assert found.pixels[20] == (0 if bit in {2, 3, 5} else 1 << bit)
 
 
 def test_a_webp_that_is_cut_in_its_picture_is_unreadable() -> None:
@@ -336,7 +357,7 @@ def test_colours_and_frames_after_the_pixels_do_not_count() -> None:
 def test_a_webp_whose_canvas_is_cut_is_refused() -> None:
     picture = (WEBP[12:16], WEBP[20 : 20 + int.from_bytes(WEBP[16:20], "little")])
     for canvas in (b"", b"\0", bytes(9)):
-        with pytest.raises((ImageUnreadable, ImageTooLarge)):
+        with pytest.raises(WorkerError):
             decode(riff((b"VP8X", canvas), picture))
 
 

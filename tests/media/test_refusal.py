@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import botocore.retries.standard
 import pytest
@@ -90,6 +92,19 @@ def test_the_code_is_read_at_the_end_of_what_is_read(site: Site) -> None:
     end = b"<Code>AccessDenied</Code>"
     body = b" " * (16_384 - len(end)) + end
     assert ask(site, make_refusal(403, body)).code == "AccessDenied"
+
+
+def test_an_answer_in_pieces_is_joined_up_to_the_limit() -> None:
+    asked: list[int] = []
+    pieces = [b"<Code>Acc", b"essDenied</Code>", b""]
+
+    async def read(most: int) -> bytes:
+        asked.append(most)
+        return pieces.pop(0)
+
+    answer: Any = SimpleNamespace(content=SimpleNamespace(read=read))
+    assert asyncio.run(refusal.read_start(answer)) == b"<Code>AccessDenied</Code>"
+    assert asked == [16_384, 16_384 - 9, 16_384 - 25]
 
 
 def test_an_answer_that_is_cut_off_still_has_its_status_and_what_came(site: Site) -> None:

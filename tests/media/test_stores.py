@@ -161,6 +161,7 @@ def test_an_unknown_store_has_the_bucket_in_the_path(host: str, port: str) -> No
             bucket = Bucket(f"https://{host}{port}{path}", ACCESS, SECRET, name)
             assert bucket.make_address("0.png") == f"https://{host}{port}/{name}/0.png"
     assert find_region(host) == "us-east-1"
+    assert identify_store(host).style == "path"
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,8 @@ def encode(
     35 ms instead of 75, at the same size. Call it off the event loop: encoders release the GIL.
     """
     buffer, record = io.BytesIO(), dict(metadata or {})
-    parameters = write_parameters(record, image.size) if record else ""
-    exif = write_exif(record, parameters) if record and format != "png" else b""
+    parameters = write_parameters(record, image.size)
+    exif = write_exif(record, parameters) if record else b""
     if format == "png":
         text = PngImagePlugin.PngInfo()
         for key, value in (record | {"parameters": parameters} if record else {}).items():
@@ -156,7 +156,6 @@ def _decode(
         opened = Image.open(io.BytesIO(source.pixels), formats=(kind.upper(),))
         _admit(opened.size, max_pixels, stack)
         picture = gif.load(opened) if kind == "gif" else opened
-        picture.load()
     return convert(picture, source.profile, warn), read_orientation(source.exif, source.xmp)
 
 

@@ -86,7 +86,7 @@ def strip(data: bytes) -> Jpeg:
     return Jpeg(
         pixels=b"".join((*kept, b"" if begin is None else data[begin:end])),
         profile=_join_profile(metadata.profile),
-        exif=EXIF + b"".join(metadata.exif) if metadata.exif else None,
+        exif=EXIF + b"".join(metadata.exif),
         xmp=metadata.xmp,
         ended=end is not None,
         complete=len(known) >= components * COEFFICIENTS,

@@ -85,9 +85,8 @@ class Reader:
 
     def _decode(self, data: bytes) -> Image.Image:
         opened = self._open(data)
-        if self.fraction > 1:
-            width, height = self.stored
-            opened.draft(None, (width // self.fraction, height // self.fraction))
+        width, height = self.stored
+        opened.draft(None, (width // self.fraction, height // self.fraction))
         opened.load()
         return opened
 

@@ -27,7 +27,6 @@ def read_mask(
         least, most = alpha.getextrema()
         if least != most:
             return ImageChops.invert(split_at_half(alpha))
-        plain = plain.convert(plain.mode.removesuffix("A"))
     return split_at_half(plain.convert("L"))
 
 
@@ -51,7 +50,7 @@ def feather(mask: Image.Image, pixels: int) -> Image.Image:
         return mask
     blur = pixels // 2
     grown = _grow(mask, pixels - blur)
-    return grown.filter(ImageFilter.BoxBlur(blur)) if blur else grown
+    return grown.filter(ImageFilter.BoxBlur(blur))
 
 
 def _grow(mask: Image.Image, pixels: int) -> Image.Image:

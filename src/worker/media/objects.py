@@ -120,7 +120,7 @@ async def _send_once(
             ) as response,
         ):
             if response.status in STORED:
-                return await read_start(response) if method == "GET" else b""
+                return await read_start(response)
             refusal = await read_refusal(response)
     except (aiohttp.ClientError, OSError, ValueError) as error:
         if is_refused(error):

@@ -25,10 +25,8 @@ class Original:
 
     def show_through(self, painted: Image.Image) -> Image.Image:
         """Return it with what was painted where its mask is white, at the size of that."""
-        image, mask = self.image, self.mask
-        if image.size != painted.size:
-            image = image.resize(painted.size, Image.Resampling.LANCZOS)
-            mask = mask.resize(painted.size, Image.Resampling.BILINEAR)
+        image = self.image.resize(painted.size, Image.Resampling.LANCZOS)
+        mask = self.mask.resize(painted.size, Image.Resampling.BILINEAR)
         return Image.composite(painted, image, mask)
 
 

@@ -77,8 +77,8 @@ class _Parts:
         A decoder stops after the first frame.
         """
         body = self._pixels[b"IDAT"] or self._pixels[b"fdAT"]
-        end = [_make_chunk(b"IDAT", b"".join(body)), _make_chunk(b"IEND", b"")] if body else []
-        return b"".join((*self._head, *end))
+        end = _make_chunk(b"IDAT", b"".join(body)) + _make_chunk(b"IEND", b"")
+        return b"".join((*self._head, end))
 
 
 class _PngMetadata:

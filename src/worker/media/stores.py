@@ -24,9 +24,9 @@ class StoreHosts:
     """Hosts of one store; `region` overrides the pattern's, `base` is the path of its API."""
 
     host: re.Pattern[str]
-    style: Style = "path"
-    region: str | None = None
-    base: str = ""
+    style: Style
+    region: str | None
+    base: str
 
 
 @dataclass(frozen=True, slots=True)
