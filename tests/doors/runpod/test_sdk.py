@@ -220,12 +220,12 @@ def test_a_worker_that_has_not_begun_can_be_asked_to_leave() -> None:
         return []
 
     async def case() -> None:
-        for leave in (
-            lambda one: one.handle_shutdown(signal.SIGTERM, None),
-            lambda one: one.leave(),
-        ):
+        for is_signal in (True, False):
             guard = scaler.GuardedScaler({"handler": lambda _: {}})
-            leave(guard)
+            if is_signal:
+                guard.handle_shutdown(signal.SIGTERM, None)
+            else:
+                guard.leave()
             guard._taker = SimpleNamespace(take=take)  # type: ignore[assignment] # what is asked of it
             await guard.get_jobs(None)  # type: ignore[arg-type] # no post is made
 
