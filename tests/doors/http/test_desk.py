@@ -264,6 +264,21 @@ def test_a_job_that_fails_says_so_by_every_route(prompt: str, status: int, code:
     run(case)
 
 
+@pytest.mark.parametrize("path", ["result", "status"])
+def test_a_result_that_was_fetched_keeps_no_worker_here(path: str) -> None:
+    async def case() -> None:
+        async with opened() as place:
+            _, queued = await place.post("/generate_async", {"prompt": "wait"})
+            await place.get(f"/{path}/{queued['job_id']}")
+            place.drawing.free.set()
+            await place.desk.results.find(queued["job_id"]).wait()
+            assert place.desk.results.has_unseen
+            status, _ = await place.get(f"/{path}/{queued['job_id']}")
+            assert (status, place.desk.results.has_unseen) == (200, False)
+
+    run(case)
+
+
 def test_a_cancelled_job_has_no_result() -> None:
     async def case() -> None:
         async with opened() as place:
