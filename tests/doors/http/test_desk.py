@@ -27,7 +27,7 @@ BALANCED = {"SERVE": "", "PORT": "8000", "RUNPOD_ENDPOINT_ID": "e"}
 
 
 class Drawing:
-    """A worker that keeps each job until its prompt is among `free`, and remembers it."""
+    """A worker that remembers its jobs; one whose prompt is "wait" ends once `free` is set."""
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
@@ -35,7 +35,7 @@ class Drawing:
         self.fatal = False
 
     async def handle(self, job: Job) -> Answer:
-        """Answer with the picture that the input is, or as it says."""
+        """Answer with two pictures, or as the prompt says."""
         if job.input == {"op": "health"}:
             return {"status": "ready"}
         self.jobs.append(job)
