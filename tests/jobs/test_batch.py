@@ -42,13 +42,18 @@ class Model:
 
 def batch_of(model: Any, settled: list[Any], *jobs: str) -> Batch:
     """Return a batch with a row for each prompt of each job."""
-    rows = []
+    rows: list[Row] = []
     for prompts in jobs:
         wishes = [replace(WISH, prompt=prompt) for prompt in prompts.split()]
         control = JobControl(lambda _: None, EDIT.spans, len(wishes), 3)
         ticket = Ticket("model", lambda: model, wishes, control)
         rows += [Row(ticket, index, len(rows) + index) for index in range(len(wishes))]
-    return Batch(7, rows, lambda _, row, outcome: settled.append((row.wish.prompt, outcome)))
+
+    def settle(_: Batch, row: Row, outcome: Placed | Exception) -> None:
+        assert isinstance(row.wish, PictureWish)
+        settled.append((row.wish.prompt, outcome))
+
+    return Batch(7, rows, settle)
 
 
 def test_rows_that_were_stopped_before_are_left_out_and_each_hears_of_it() -> None:

@@ -27,7 +27,7 @@ BALANCED = {"SERVE": "", "PORT": "8000", "RUNPOD_ENDPOINT_ID": "e"}
 
 
 class Drawing:
-    """A worker that keeps each job until its prompt is among `free`, and remembers it."""
+    """A worker that remembers its jobs; one whose prompt is "wait" ends once `free` is set."""
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
@@ -35,7 +35,7 @@ class Drawing:
         self.fatal = False
 
     async def handle(self, job: Job) -> Answer:
-        """Answer with the picture that the input is, or as it says."""
+        """Answer with two pictures, or as the prompt says."""
         if job.input == {"op": "health"}:
             return {"status": "ready"}
         self.jobs.append(job)
@@ -223,7 +223,8 @@ def test_a_kept_job_is_found_by_its_id_and_another_is_not() -> None:
                 state: dict[str, Any] = {}
                 while state.get("status") != "COMPLETED":
                     status, state = await place.get(f"/status/{job_id}")
-                assert (status, state["job_id"], state["detail"]) == (200, job_id, None)
+                    assert status == 200
+                assert (state["job_id"], state["detail"]) == (job_id, None)
                 assert "error" not in state
                 status, simple = await place.get(f"/result/{job_id}")
                 assert status == 200
@@ -259,6 +260,21 @@ def test_a_job_that_fails_says_so_by_every_route(prompt: str, status: int, code:
                 assert response.content_type == "application/json"
             assert place.desk.meters.ends == {"failed": 2}
             assert place.left == []
+
+    run(case)
+
+
+@pytest.mark.parametrize("path", ["result", "status"])
+def test_a_result_that_was_fetched_keeps_no_worker_here(path: str) -> None:
+    async def case() -> None:
+        async with opened() as place:
+            _, queued = await place.post("/generate_async", {"prompt": "wait"})
+            await place.get(f"/{path}/{queued['job_id']}")
+            place.drawing.free.set()
+            await place.desk.results.find(queued["job_id"]).wait()
+            assert place.desk.results.has_unseen
+            status, _ = await place.get(f"/{path}/{queued['job_id']}")
+            assert (status, place.desk.results.has_unseen) == (200, False)
 
     run(case)
 

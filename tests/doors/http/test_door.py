@@ -507,6 +507,36 @@ def test_a_connection_that_never_begins_a_request_is_closed(
         house.stop()
 
 
+def test_a_head_may_be_long_and_a_connection_that_idles_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.3)
+    port, house = free_port(), server.Server()
+    house.start(lambda: [(("127.0.0.1", port), web.Application())])
+    try:
+        for head in (
+            b"GET /x HTTP/1.1\r\nX-A: " + b"a" * 12_000,
+            b"GET /" + b"a" * 12_000 + b" HTTP/1.1",
+        ):
+            with socket.create_connection(("127.0.0.1", port), timeout=HANG_S / 2) as line:
+                line.sendall(head + b"\r\nHost: a\r\n\r\n")
+                answer = b""
+                while part := line.recv(1000):
+                    answer += part
+                assert answer.startswith(b"HTTP/1.1 404")
+    finally:
+        house.stop()
+
+
+def test_a_door_that_is_never_left_keeps_no_process_alive() -> None:
+    port, house = free_port(), server.Server()
+    house.start(lambda: [(("127.0.0.1", port), web.Application())])
+    try:
+        assert all(one.daemon for one in threading.enumerate() if one.name == "http")
+    finally:
+        house.stop()
+
+
 def test_many_callers_at_once_each_get_their_own_answer(door: Doorway) -> None:
     answers: dict[int, Any] = {}
 

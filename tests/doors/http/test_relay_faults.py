@@ -12,8 +12,11 @@ from aiohttp.test_utils import TestServer
 from structlog.testing import capture_logs
 
 from worker import settings
+from worker.doors.http import endpoint
 from worker.doors.http.endpoint import MOST_CANCELS, MOST_FAILURES, POLL_S, QueueEndpoint
-from worker.doors.http.relay import Relay
+from worker.doors.http.relay import Relay, serve_page
+from worker.doors.http.responses import Refused
+from worker.errors import InvalidSettings
 
 GOING: dict[str, Any] = {"id": "job-1", "status": "IN_PROGRESS"}
 DONE: dict[str, Any] = {"id": "job-1", "status": "COMPLETED", "output": {"images": []}}
@@ -89,8 +92,8 @@ def through(api: Callable[[], Api], use: Use, pause: Any = None) -> tuple[Any, A
         world = api()
         async with TestServer(world.make_app()) as runpod:
             base = str(runpod.make_url("/v2/ep"))
-            endpoint = QueueEndpoint(base, "a-key", pause or world.pause)
-            server = TestServer(Relay(settings.read({}), endpoint).make_app())
+            caller = QueueEndpoint(base, "a-key", pause or world.pause)
+            server = TestServer(Relay(settings.read({}), caller).make_app())
             await server.start_server()
             try:
                 async with aiohttp.ClientSession(str(server.make_url("/"))) as session:
@@ -294,3 +297,86 @@ def test_a_cancel_that_cannot_be_is_tried_some_times_and_logged() -> None:
     assert api.calls.count("cancel") == MOST_CANCELS
     assert [line["job"] for line in lines if "not cancelled" in line["event"]] == ["job-1"]
     assert api.pauses == [POLL_S] * MOST_CANCELS
+
+
+@pytest.mark.parametrize(
+    ("environ", "given", "name"),
+    [
+        ({}, "x", "RUNPOD_API_KEY"),
+        ({"RUNPOD_API_KEY": "a key"}, "x", "RUNPOD_API_KEY"),
+        ({"RUNPOD_API_KEY": "a\x7fkey"}, "x", "RUNPOD_API_KEY"),
+        (
+            {"RUNPOD_API_KEY": "k", "RUNPOD_ENDPOINT_BASE_URL": "a/v2"},
+            "x",
+            "RUNPOD_ENDPOINT_BASE_URL",
+        ),
+        ({"RUNPOD_API_KEY": "k"}, "x/y", "--endpoint"),
+        ({"RUNPOD_API_KEY": "k"}, "x" * 65, "--endpoint"),
+        ({"RUNPOD_API_KEY": "k"}, "", "--endpoint"),
+    ],
+    ids=str,
+)
+def test_what_the_page_lacks_is_named_before_it_listens(
+    environ: dict[str, str], given: str, name: str
+) -> None:
+    with pytest.raises(InvalidSettings) as refused:
+        serve_page(settings.read(environ), given)
+    (detail,) = refused.value.details
+    assert detail.field == name
+    assert refused.value.message == f"{name}: {detail.message}"
+
+
+def test_the_page_is_told_of_the_endpoint_and_a_job_without_an_input_of_its_place() -> None:
+    async def use(session: aiohttp.ClientSession, _: Api) -> Any:
+        async with session.get("/page/place.json") as response:
+            place = await response.json()
+        bodies: list[Any] = [{}, [], {"prompt": "x"}]
+        for body in bodies:
+            async with session.post("/runsync", json=body) as response:
+                error = (await response.json())["error"]
+                assert (response.status, error["param"]) == (400, "input")
+                assert error["code"] == "invalid_input"
+        return place
+
+    place, api = through(Api, use)
+    assert place["jobs"].endswith("/v2/ep")
+    assert place["openai"] == f"{place['jobs']}/openai/v1"
+    assert place["variable"] == "RUNPOD_API_KEY"
+    assert api.calls == []
+
+
+def test_an_endpoint_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "ANSWER_S", 0.1)
+
+    async def hang(_: web.Request) -> web.Response:
+        await asyncio.sleep(HANG_S)
+        return web.Response()
+
+    async def case() -> None:
+        app = web.Application()
+        app.router.add_get("/{tail:.*}", hang)
+        async with TestServer(app) as server:
+            runpod = QueueEndpoint(str(server.make_url("/v2/ep")), "a-key")
+            async with asyncio.timeout(HANG_S / 2):
+                with pytest.raises(Refused) as refused:
+                    await runpod.show_health()
+            await runpod.close()
+        assert (refused.value.code, refused.value.retry_after) == ("endpoint_unreachable", 1)
+
+    asyncio.run(case())
+
+
+@pytest.mark.parametrize("job_id", ["", "a/b", "..", "a b", "x" * 129, "\u732b"])
+def test_an_id_that_cannot_be_runpods_is_not_asked_for(job_id: str) -> None:
+    async def use(_: aiohttp.ClientSession, api: Api) -> None:
+        runpod = QueueEndpoint("http://127.0.0.1:9", "a-key", api.pause)
+        for ask in (runpod.show_status, runpod.stop):
+            with pytest.raises(Refused, match="no job is known by that id") as refused:
+                await ask(job_id)
+            assert (refused.value.status, refused.value.code) == (404, "job_not_found")
+        with pytest.raises(Refused) as unreachable:
+            await runpod.show_status("x" * 128)
+        assert unreachable.value.code == "endpoint_unreachable"
+        await runpod.close()
+
+    through(Api, use)

@@ -67,6 +67,8 @@ def until(is_so: Any) -> None:
 def generated(door: Doorway, **body: Any) -> dict[str, Any]:
     response = door.post("/v1/images/generations", {"prompt": "a fox", **body})
     assert response.status_code == 200, response.text
+    assert response.headers["Content-Type"].startswith("application/json")
+    assert response.headers["x-request-id"]
     reply: dict[str, Any] = response.json()
     return reply
 
@@ -202,6 +204,7 @@ def test_an_edit_without_a_picture_and_a_file_by_id_are_refused(door: Doorway) -
 def test_a_stream_has_an_event_per_picture_and_says_how_far_it_is(door: Doorway) -> None:
     response = door.post("/v1/images/generations", {"prompt": "steps=3", "stream": True, "n": 2})
     assert response.headers["Content-Type"] == "text/event-stream"
+    assert response.headers["x-request-id"]
     assert ": step 1/" in response.text or ": waiting, 0 before" in response.text
     found = events(response.text)
     assert [name for name, _ in found] == ["image_generation.completed"] * 2
@@ -300,6 +303,7 @@ def test_a_worker_that_speaks_answers_with_its_sound() -> None:
         body |= {"model": "tts-1", "response_format": "wav"}
         response = door.post("/v1/audio/speech", body)
         assert response.headers["Content-Type"] == "audio/wav"
+        assert response.headers["x-request-id"]
         with wave.open(io.BytesIO(response.content)) as track:
             assert track.getnframes() / track.getframerate() == 0.5
         refused = door.post("/v1/audio/speech", {**body, "voice": "alloy"}).json()["error"]
@@ -307,6 +311,10 @@ def test_a_worker_that_speaks_answers_with_its_sound() -> None:
         streamed = door.post("/v1/audio/speech", {"input": "hello", "seed": 5, "stream": True})
         assert streamed.headers["Content-Type"] == "audio/pcm"
         assert streamed.headers["Transfer-Encoding"] == "chunked"
+        assert streamed.headers["x-request-id"]
+        assert streamed.headers["x-sample-rate"] == "24000"
+        assert streamed.headers["Cache-Control"] == "no-store"
+        assert streamed.headers["X-Accel-Buffering"] == "no"
         assert streamed.content == response.content[44:]
         wrong = door.post("/v1/audio/speech", {**body, "stream": True})
         assert wrong.json()["error"]["param"] == "stream"

@@ -3,15 +3,19 @@
 import asyncio
 import hashlib
 import inspect
+import json
 import signal
 import sys
 import time
 from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import cpuinfo  # type: ignore[import-untyped] # it ships no types
 import pytest
 import structlog
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from worker import settings
 from worker.doors.runpod import local, scaler, sdk
@@ -205,3 +209,119 @@ def test_a_cancel_that_comes_before_its_job_is_remembered_for_ten_seconds(
 
     asyncio.run(case())
     assert begun == [*(["a"] if is_started else []), "c", "b"]
+
+
+def test_a_worker_that_has_not_begun_can_be_asked_to_leave() -> None:
+    """A signal may come between any two bytecodes, and a limit before the first poll."""
+    asked: list[int] = []
+
+    async def take(count: int) -> list[Any]:
+        asked.append(count)
+        return []
+
+    async def case() -> None:
+        for is_signal in (True, False):
+            guard = scaler.GuardedScaler({"handler": lambda _: {}})
+            if is_signal:
+                guard.handle_shutdown(signal.SIGTERM, None)
+            else:
+                guard.leave()
+            guard._taker = SimpleNamespace(take=take)  # type: ignore[assignment] # what is asked of it
+            await guard.get_jobs(None)  # type: ignore[arg-type] # no post is made
+
+    asyncio.run(case())
+    assert asked == []
+
+
+def test_a_job_that_is_handed_out_twice_is_done_once_and_those_after_it_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[str] = []
+    asked: list[int] = []
+    given = [["a", "a", "b"], ["b", "c"]]
+
+    async def handle(guard: Any, _: object, job: dict[str, Any]) -> None:
+        begun.append(job["id"])
+        if len(begun) == 3:
+            guard.job_progress.clear()
+
+    monkeypatch.setattr(rp_scale.JobScaler, "handle_job", handle)
+
+    async def case() -> None:
+        modify = {"concurrency_modifier": lambda _: 4}
+        guard = scaler.GuardedScaler({"handler": lambda _: {}, **modify})
+
+        async def take(count: int) -> list[Any]:
+            asked.append(count)
+            if not given:
+                guard.leave()
+                return []
+            return [{"id": name, "input": {}} for name in given.pop(0)]
+
+        guard._taker = SimpleNamespace(take=take, leave=lambda: None)  # type: ignore[assignment] # what is asked of it
+        with structlog.testing.capture_logs() as lines:
+            await guard.get_jobs(None)  # type: ignore[arg-type] # no post is made
+            await asyncio.gather(*guard.jobs_tasks.values())
+        twice = [line["job_id"] for line in lines if line["event"] == "job handed out twice"]
+        assert twice == ["a", "b"]
+
+    asyncio.run(case())
+    assert sorted(begun) == ["a", "b", "c"]
+    assert asked == [4, 2, 1]
+
+
+def test_what_is_posted_of_a_job_on_the_way_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[tuple[Any, ...]] = []
+    statuses = [200, 500, 200]
+
+    async def answer(request: web.Request) -> web.Response:
+        kinds = [request.headers.get(name) for name in ("X-Request-ID", "Content-Type")]
+        got.append((request.path_qs, *kinds, json.loads(await request.text())))
+        return web.Response(status=statuses.pop(0))
+
+    async def case() -> None:
+        app = web.Application()
+        app.router.add_post("/{tail:.*}", answer)
+        guard = scaler.GuardedScaler({"handler": lambda _: {}})
+        async with TestServer(app) as server, aiohttp.ClientSession() as session:
+            guard._session = session
+            for kind in ("DONE", "STREAM"):
+                url = str(server.make_url(f"/{kind}/$ID")) + "?gpu=x"
+                monkeypatch.setattr(rp_http, f"JOB_{kind}_URL", url.replace("%24", "$"))
+            await guard.post_progress("j-1", {"step": 1})
+            with pytest.raises(aiohttp.ClientResponseError):
+                await guard.post_progress("j-1", {"step": 2})
+            await guard.post_item("j-1", {"index": 0})
+
+    asyncio.run(case())
+    form = "application/x-www-form-urlencoded"
+    assert got == [
+        (
+            *("/DONE/j-1?gpu=x&isStream=false", "j-1", form),
+            {"status": "IN_PROGRESS", "output": {"step": step}},
+        )
+        for step in (1, 2)
+    ] + [("/STREAM/j-1?gpu=x&isStream=false", None, form, {"output": {"index": 0}})]
+
+
+def test_an_error_of_the_sdk_itself_is_logged_and_a_cancel_is_none() -> None:
+    async def fail() -> None:
+        raise KeyError
+
+    async def case() -> list[Any]:
+        with structlog.testing.capture_logs() as lines:
+            for work in (fail(), asyncio.sleep(0), asyncio.sleep(9)):
+                task: asyncio.Task[None] = asyncio.ensure_future(work)
+                task.add_done_callback(scaler._log_failure)
+                await asyncio.sleep(0.001)
+                task.cancel()
+                await asyncio.wait({task})
+                await asyncio.sleep(0)
+        return lines
+
+    (line,) = asyncio.run(case())
+    assert (line["event"], line["reason"], line["log_level"]) == (
+        "answer lost",
+        "KeyError",
+        "error",
+    )

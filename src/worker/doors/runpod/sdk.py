@@ -16,7 +16,8 @@ import cpuinfo  # type: ignore[import-untyped] # it ships no types
 from worker import log
 from worker.doors.runpod.post import transmit
 
-SDK_LEVELS: Final = {"TRACE": 5, "DEBUG": 10, "INFO": 20, "TIP": 20, "WARN": 30, "ERROR": 40}
+# The SDK's levels in the order of logging's; any other, such as its TIP, is INFO.
+SDK_LEVELS: Final = {"TRACE": 5, "DEBUG": 10, "WARN": 30, "ERROR": 40}
 # How a line begins in which the SDK prints a local test's result, prompts and pictures included.
 RESULT: Final = "Job result:"
 PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
