@@ -130,6 +130,17 @@ def test_a_short_rest_is_joined_to_what_is_before_it() -> None:
     assert second.endswith("Yes.")
 
 
+def test_a_short_piece_is_joined_to_the_shorter_of_its_neighbours() -> None:
+    long = f"{SENTENCE} {SENTENCE}"
+    assert split(f"{long}\n\nYes.\n\n{SENTENCE}") == (f"{long}\n\n", f"Yes.\n\n{SENTENCE}")
+    assert split(f"{SENTENCE}\n\nYes.\n\n{long}") == (f"{SENTENCE}\n\nYes.\n\n", long)
+
+
+def test_what_has_no_space_near_its_middle_is_cut_there() -> None:
+    text = f"{'x' * (MOST - 4)}\n\nYes."
+    assert [len(piece) for piece in split(text)] == [len(text) // 2] * 2
+
+
 def test_a_passage_of_twenty_characters_is_long_enough() -> None:
     for rest, count in (("x" * 19, 1), ("x" * 20, 2)):
         assert len(split(f"{SENTENCE}\n\n{rest}")) == count
