@@ -61,6 +61,7 @@ def test_a_clean_text_has_the_words_of_the_text(text: str) -> None:
         ("a\n\n---\n\nb", "a\n\n---\n\nb"),
         ("Wait!!!!!!!!!!!! <laugh> What?", "Wait!!!!!!! <laugh> What?"),
         ("**********5 @@@@@@@@@@", "**********5 @@@@@@@@@@"),
+        ("a ! ! ! ! ! ?b", "a ! ! ! ?b"),
     ],
 )
 def test_pauses_in_a_row_are_eight_at_most_and_words_all_stay(text: str, cleaned: str) -> None:
