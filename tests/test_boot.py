@@ -334,6 +334,19 @@ def test_every_word_of_a_command_is_prepared(tmp_path: Path) -> None:
     assert boot.prepare(chosen) == [tmp_path / "tiny-image", tmp_path / "tiny-edit"]
 
 
+def test_without_a_word_what_the_machine_can_serve_is_prepared(
+    machine: list[Finding], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert machine == []
+    chosen = settings.read({"MODEL_DIR": str(tmp_path)})
+    names = [folder.name for folder in boot.prepare(chosen)]
+    assert names
+    assert all(SPECS[name].embedded is not None for name in names)
+    gpu = Gpu("a card", (8, 9), 24_000_000_000, 24_000_000_000)
+    monkeypatch.setattr(preflight, "find_usable_gpu", lambda: gpu)
+    assert boot.prepare(chosen) == [tmp_path / "qwen-image-edit-2511"]
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

@@ -269,7 +269,7 @@ def _advise_memory(needs: Mapping[Precision, DeviceNeed], settings: Settings, gp
     if fitting:
         return f"set PRECISION_MODE={fitting[-1]}"
     mode = settings.precision_mode
-    precision = min(needs, key=lambda one: needs[one].least) if mode == "auto" else mode
+    precision = next(iter(needs)) if mode == "auto" else mode  # the smallest first
     least, whole = (
         (size + CONTEXT_BYTES) / GB for size in (needs[precision].least, needs[precision].whole)
     )

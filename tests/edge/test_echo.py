@@ -7,6 +7,8 @@ import pytest
 
 from worker.edge import echo
 from worker.edge.echo import declare_private, declare_public
+from worker.tasks.picture import warm_up
+from worlds.published import IMAGE
 
 Declared: Any = make_dataclass(
     "Declared",
@@ -29,6 +31,13 @@ def test_each_field_is_seen_where_it_was_declared() -> None:
     inside = {"plain": "0", "file_name": "1", "file_alone": "3", "doubled": "8"}
     assert list(echo.show_in_file(wish).items()) == list(inside.items())
     assert echo.show_in_log(wish) == {"logged": 6}
+
+
+def test_a_picture_is_recorded_by_what_makes_it_and_logged_by_its_size() -> None:
+    wish = warm_up(IMAGE)
+    recorded = ["prompt", "seed", "steps", "true_cfg_scale", "lightning"]
+    assert list(echo.show_in_file(wish)) == recorded
+    assert echo.show_in_log(wish) == {"width": wish.width, "height": wish.height}
 
 
 @pytest.mark.parametrize(

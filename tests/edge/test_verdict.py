@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from worker.edge.verdict import Verdict
-from worker.errors import Detail, InvalidInput, ModelNotServed
+from worker.errors import Detail, InvalidInput, ModelNotServed, UnsupportedTask
 
 FAULT, UNKNOWN = Detail("a", "is wrong"), Detail("x", "is not known")
 
@@ -70,7 +70,7 @@ def test_faults_of_one_kind_are_raised_as_it_and_others_as_an_invalid_input() ->
     one.add_fault("model", "is not served", ModelNotServed)
     with pytest.raises(ModelNotServed):
         one.raise_faults()
-    one.add_fault("b", "is wrong")
+    one.add_fault("task", "has no model", UnsupportedTask)  # and none is an invalid input itself
     assert len(raised(one).details) == 2
 
 

@@ -93,8 +93,9 @@ def test_what_openais_form_asks_for_may_be_said() -> None:
 def test_pictures_are_gathered_in_order_from_wherever_they_are() -> None:
     body = {"url": "c", "image[]": ["b"], "image": "a", "images": [{"image_url": "d"}]}
     assert translate(EDITS, body).input["images"] == ["a", "b", {"image_url": "d"}, "c"]
-    more = {"image_b64": "f", "url[]": ["d", "e"], **body, "images": None}
-    assert translate(EDITS, more).input["images"] == ["a", "b", "c", "d", "e", "f"]
+    more = {"image_b64": "sixth", "url[]": ["d", "e"], **body, "images": None, "image": "first"}
+    found = translate(EDITS, more).input["images"]
+    assert found == ["first", "b", "c", "d", "e", "sixth"]
     assert "task" not in translate(EDITS, body).input
     assert translate(EDITS, {}).input["task"] == "edit"
     assert "task" not in translate(GENERATIONS, {}).input

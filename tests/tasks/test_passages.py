@@ -61,6 +61,7 @@ def test_a_clean_text_has_the_words_of_the_text(text: str) -> None:
         ("a\n\n---\n\nb", "a\n\n---\n\nb"),
         ("Wait!!!!!!!!!!!! <laugh> What?", "Wait!!!!!!! <laugh> What?"),
         ("**********5 @@@@@@@@@@", "**********5 @@@@@@@@@@"),
+        ("a ! ! ! ! ! ?b", "a ! ! ! ?b"),
     ],
 )
 def test_pauses_in_a_row_are_eight_at_most_and_words_all_stay(text: str, cleaned: str) -> None:
@@ -128,6 +129,17 @@ def test_a_short_rest_is_joined_to_what_is_before_it() -> None:
     first, second = split("word " * 55 + "last.\n\nYes.")
     assert abs(len(first) - len(second)) < 10
     assert second.endswith("Yes.")
+
+
+def test_a_short_piece_is_joined_to_the_shorter_of_its_neighbours() -> None:
+    long = f"{SENTENCE} {SENTENCE}"
+    assert split(f"{long}\n\nYes.\n\n{SENTENCE}") == (f"{long}\n\n", f"Yes.\n\n{SENTENCE}")
+    assert split(f"{SENTENCE}\n\nYes.\n\n{long}") == (f"{SENTENCE}\n\nYes.\n\n", long)
+
+
+def test_what_has_no_space_near_its_middle_is_cut_there() -> None:
+    text = f"{'x' * (MOST - 4)}\n\nYes."
+    assert [len(piece) for piece in split(text)] == [len(text) // 2] * 2
 
 
 def test_a_passage_of_twenty_characters_is_long_enough() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from worker import settings
-from worker.edge.echo import show_in_reply
+from worker.edge.echo import show_in_file, show_in_reply
 from worker.errors import InvalidInput, UnsupportedTask
 from worker.seam import Served
 from worker.tasks.request import Request, parse
@@ -253,6 +253,16 @@ def test_a_speech_that_is_all_there_is_not_truncated_and_comes_without_what_is_u
         "top_p": 0.8,
         "repetition_penalty": 1.1,
         "truncated": False,
+    }
+
+
+def test_a_speech_is_recorded_by_what_makes_it() -> None:
+    wish = replace(warm_up(SPEAKER), spoken=(Spoken(1, 1.0, 1),), truncated=True, first_frames=5)
+    recorded = ["prompt", "voice", "seed", "temperature", "top_p", "repetition_penalty"]
+    assert list(show_in_file(wish)) == recorded
+    assert set(show_in_reply(wish)) == {
+        *recorded,
+        *("task", "truncated", "passages", "first_sound_frames"),
     }
 
 
