@@ -64,7 +64,7 @@ def _components(home: Path) -> dict[str, str]:
     for path in (home / layout.COMPONENTS).rglob("*"):
         hidden = path.name.startswith(".") or layout.DAMAGED in path.parent.name
         if path.is_file() and not hidden and path.name != layout.MANIFEST:
-            found[f"{path.parent.name}/{path.name}"] = digest_file(path).sha256
+            found[f"{path.parent.name}/{path.name}"] = digest_file(path, blob_id=False).sha256
     return found
 
 

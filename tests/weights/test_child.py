@@ -62,6 +62,13 @@ def test_it_writes_the_file_and_tells_how_far_it_is(hub: Hub, tmp_path: Path) ->
     assert done.returncode == 0
 
 
+def test_it_does_not_tell_of_every_range(hub: Hub, tmp_path: Path) -> None:
+    """Its reports are for a person who waits, not for a machine that counts."""
+    done = asked(hub, tmp_path / "part", chunk_size=5000)
+    assert done.stdout.splitlines()[-1] == "done"
+    assert len(done.stdout.splitlines()) < len(DATA) // 5000 // 2
+
+
 def test_a_refusal_is_told_without_a_number(hub: Hub, tmp_path: Path) -> None:
     hub.misbehave(Fault("status", path=PATH, times=None, status=403))
     done = asked(hub, tmp_path / "part")

@@ -138,3 +138,13 @@ def test_long_revisions_of_one_beginning_differ() -> None:
     assert make_file_name("a/b", "x" * 200 + "1") != make_file_name("a/b", "x" * 200 + "2")
     assert make_file_name("a/b") == make_file_name("a/b", "main") == "a--b"
     assert make_file_name("Org/Name", "Feat/x") == "org--name@Feat%2Fx"
+
+
+def test_a_name_stays_what_it_was_on_a_volume() -> None:
+    """What an earlier version recorded there is found by its name."""
+    digest = hashlib.sha256(b"org--name@" + b"x" * 200).hexdigest()[:16]
+    assert make_file_name("org/name", "x" * 200) == f"org--name@{'x' * 93}~{digest}"
+    for length, is_cut in ((110, False), (111, True)):
+        assert ("~" in make_file_name("org/name", "x" * length)) == is_cut
+    digest = hashlib.sha256(b"mine").hexdigest()[:20]
+    assert DigestCache(Path("/home/mine"), Path("/home"))._record.name == f"{digest}.json"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -64,6 +65,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         meter(A, 6_000_000)
         meter(B, 4_000_000)
     assert "tiny: 100%" in terminal.getvalue()
+    assert re.search(r"[\d.]+[kMG]?B/s", terminal.getvalue())
     assert "event" not in terminal.getvalue()
 
 
@@ -103,6 +105,17 @@ def test_lines_come_every_few_seconds_with_the_rate_since_the_start(
         ("downloading", "tiny", 5, 10, 0.5, 10),
         ("downloaded", "tiny", 5, 10, 0.4, 12),
     ]
+
+
+@pytest.mark.parametrize(("seconds", "rate"), [(0, 1000.0), (0.5, 2.0), (2, 0.5)])
+def test_a_rate_is_of_the_time_that_has_passed_however_short(
+    clock: Clock, capsys: pytest.CaptureFixture[str], seconds: float, rate: float
+) -> None:
+    log.configure("INFO")
+    with Meter(10_000_000, "tiny", every_s=0) as meter:
+        clock.now += seconds
+        meter(A, 1_000_000)
+    assert lines(capsys.readouterr().err)[0]["mb_per_s"] == rate
 
 
 def test_nothing_yet_has_no_time_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,13 +102,22 @@ def test_a_transfer_process_that_dies_alone_ends_the_transfer_and_not_the_downlo
     assert transfers[0].returncode == -how
 
 
-@pytest.mark.parametrize("program", ["/bin/false", "/bin/true"])
+@pytest.mark.parametrize("program", ["exit 0", "exit 1", "echo a panic >&2", "cat >/dev/null"])
 def test_a_transfer_process_that_does_nothing_leaves_the_work_to_the_sure_way(
-    made: Room, monkeypatch: pytest.MonkeyPatch, program: str
+    made: Room,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    program: str,
 ) -> None:
-    monkeypatch.setattr(sys, "executable", program)
+    """What it says beside its reports is not the log's."""
+    script = tmp_path / "program"
+    script.write_text(f"#!/bin/sh\n{program}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
     fetch(made)
     assert spans(made) == [PROBE, PROBE, None]
+    assert "a panic" not in capfd.readouterr().err
 
 
 def test_progress_is_told_while_the_transfer_runs(made: Room) -> None:

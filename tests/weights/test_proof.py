@@ -28,7 +28,7 @@ def test_digests_are_of_all_bytes_whatever_the_size(tmp_path: Path, size: int) -
     path.write_bytes(data)
     blob = hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False).hexdigest()
     expected = Digests(size, hashlib.sha256(data).hexdigest(), blob)
-    assert digest_file(path) == digest_bytes(data) == expected
+    assert digest_file(path, blob_id=True) == digest_bytes(data) == expected
     assert digest_file(path, blob_id=False) == Digests(size, expected.sha256, None)
 
 

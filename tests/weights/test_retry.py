@@ -74,6 +74,13 @@ def test_there_are_so_many_attempts(attempts: int) -> None:
     assert fail(Patience(attempts=attempts, first_wait_s=0.001), AttemptFailed("cut")) == attempts
 
 
+def test_attempts_that_take_long_are_no_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of gigabytes may break off after an hour, and again."""
+    hours = iter(range(0, 3600 * 1000, 3600))
+    monkeypatch.setattr("tenacity.time.monotonic", lambda: float(next(hours)))
+    assert fail(Patience(attempts=4, first_wait_s=0.001), AttemptFailed("cut")) == 4
+
+
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_wrong_bytes_are_asked_for_so_many_times(times: int) -> None:
     patience = Patience(attempts=5, first_wait_s=0.001, wrong_bytes=times)

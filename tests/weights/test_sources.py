@@ -13,11 +13,13 @@ from worker.errors import WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
 from worker.settings import Settings
 from worker.weights import checkpoint, sources
+from worker.weights.meaning import find_checkpoints
 from worker.weights.proof import digest_file
 from worker.weights.snapshot import LocalSnapshot, find_file
 from worker.weights.sources import WeightSource
-from worker.weights.spec import LoraFile, ModelSpec
+from worker.weights.spec import Elsewhere, LoraFile, ModelSpec, Placement
 
+ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LAST = "diffusion_pytorch_model-00002-of-00002.safetensors"
 SPEC = CATALOGUE.find_row("qwen-image")
@@ -400,7 +402,7 @@ def test_a_caches_links_prove_its_files(home: Path) -> None:
     blobs.mkdir()
     data = safetensors()
     (blobs / "new").write_bytes(data)
-    blob = blobs / digest_file(blobs / "new").sha256
+    blob = blobs / digest_file(blobs / "new", blob_id=False).sha256
     (blobs / "new").rename(blob)
     (folder / "x.safetensors").symlink_to(blob)
     snapshot = LocalSnapshot(folder, SPEC.repository, COMMIT)
@@ -458,3 +460,245 @@ def test_another_repository_describes_itself(home: Path) -> None:
     known = sources.complete(spec, LocalSnapshot(folder, "someone/painter"), CATALOGUE)
     assert known.tasks == ("edit", "inpaint", "outpaint")
     assert (known.defaults.area, known.defaults.max_references) == (96 * 96, 3)
+
+
+def test_a_source_describes_itself(home: Path) -> None:
+    passed = (("MODEL_PATH", "not set"), ("RunPod cache", "not there"))
+    source = WeightSource("image", home, bundle=True, commit=COMMIT, passed_over=passed)
+    assert source.describe() == {
+        "source": "image",
+        "bundle": True,
+        "revision": COMMIT,
+        "not_used": dict(passed),
+    }
+
+
+def test_a_bundle_of_our_own_needs_no_other_place(home: Path) -> None:
+    folder = bundle(home / "models/qwen-image-4bit")
+    assert find(home) == WeightSource("MODEL_DIR", folder, True, None, ())
+
+
+def test_a_folder_that_model_names_is_what_it_is_whatever_else_has_its_name(home: Path) -> None:
+    """Of any repository, and before a bundle of its name in the image."""
+    made_of(home / "baked/mine", "mine")
+    folder = made_of(home / "mine", "alice/foo")
+    source = find(home, CATALOGUE.describe_folder(folder))
+    assert source == WeightSource(
+        "MODEL_PATH", folder, True, None, (("MODEL_DIR", "no bundle yet"),)
+    )
+
+
+def test_an_embedded_model_is_the_image_s(home: Path) -> None:
+    (spec,) = word("tiny-image")
+    assert spec.folder is not None
+    assert find(home, spec) == WeightSource(
+        "image", spec.folder, False, None, (("MODEL_DIR", "no bundle yet"),)
+    )
+
+
+def test_the_image_bakes_models_where_they_are_looked_for() -> None:
+    (line,) = [
+        line
+        for line in (ROOT / "Dockerfile").read_text().splitlines()
+        if line.startswith("RUN") and "bake.sh" in line
+    ]
+    assert line.split()[-1] == str(sources.BAKED)
+
+
+def test_the_nearest_of_a_place_s_folders_says_why_it_is_not_taken(home: Path) -> None:
+    damage(publish(home / "mine/bob/foo"), "shard missing")
+    damage(publish(home / "mine/foo"), "index broken")
+    (spec,) = word("bob/foo")
+    assert of_path(home, spec) == f"lacks transformer/{LAST}"
+
+
+@pytest.mark.parametrize(
+    ("there", "revision", "found"),
+    [
+        ([], None, f"holds no snapshot of {SPEC.repository} at main"),
+        ([COMMIT, "f" * 40], None, f"holds no snapshot of {SPEC.repository} at main"),
+        ([COMMIT], "v1", f"holds no snapshot of {SPEC.repository} at v1"),
+        ([COMMIT], None, COMMIT),
+        ([COMMIT, "f" * 40], COMMIT, COMMIT),
+        (["f" * 40], COMMIT, f"holds no snapshot of {SPEC.repository} at {COMMIT}"),
+    ],
+)
+def test_a_cache_without_a_ref_is_read_by_its_snapshots(
+    home: Path, there: list[str], revision: str | None, found: str
+) -> None:
+    """The commit itself needs none; without a revision, the only one is meant."""
+    at = home / f"models--{SPEC.repository.replace('/', '--')}"
+    at.mkdir()
+    for commit in there:
+        (at / "snapshots" / commit).mkdir(parents=True)
+    folder, commit = sources.find_cached(SPEC.repository, revision, home)
+    if found in there:
+        assert (folder, commit) == (at / "snapshots" / found, found)
+    else:
+        assert (folder, commit) == (found, None)
+
+
+def test_a_cache_names_what_it_does_not_hold(home: Path) -> None:
+    assert sources.find_cached("a/b", None, home / "none") == ("not there", None)
+    assert sources.find_cached("a/b", None, home) == ("does not hold a/b", None)
+    (home / "baked").mkdir()
+    assert find(home).describe()["not_used"]["image"] == f"does not hold {SPEC.repository}"
+
+
+def test_a_file_of_a_repository_s_name_is_no_folder_of_it(home: Path) -> None:
+    (home / "models--bob--FOO").touch()
+    folder = publish(cache(home, "Bob/foo"))
+    assert sources.find_cached("bob/foo", None, home) == (folder, COMMIT)
+
+
+def test_model_path_that_is_no_folder_says_so(home: Path) -> None:
+    assert of_path(home, SPEC) == "not there"
+
+
+def test_model_path_that_is_a_bundle_is_not_a_place_of_several(home: Path) -> None:
+    made_of(home / "mine", "alice/foo")
+    publish(home / "mine/bob/foo")
+    (bob,) = word("bob/foo")
+    assert of_path(home, bob) == "is the bundle of alice/foo, not of bob/foo"
+
+
+def test_a_repository_called_like_a_row_is_not_in_the_row_s_folder(home: Path) -> None:
+    """The catalogue's names in a place are the catalogue's."""
+    publish(home / "Qwen-Image")
+    spec, _ = word("alice/qwen-image,qwen-image")
+    assert of_path(home, spec, "Qwen-Image") == "does not say that it is alice/qwen-image"
+    assert str(sources.make_place(spec)) == "alice/qwen-image"
+
+
+@pytest.mark.parametrize(
+    ("made", "place", "transformer", "fault"),
+    [
+        ({}, "", "", None),
+        ({"lightning_place": None, "replaced": None}, "", "", None),
+        ({"lightning_place": "a/b/x"}, "a/b/x", "", None),
+        ({"lightning_place": "a/b/x"}, "", "", "was made with LIGHTNING=a/b/x"),
+        ({}, "a/b/x", "", "was made without LIGHTNING"),
+        ({"replaced": "a/b"}, "", "a/b", None),
+        ({"replaced": "a/b"}, "", "", "was made with TRANSFORMER=a/b"),
+        ({}, "", "a/b", "was made without TRANSFORMER"),
+    ],
+)
+def test_a_bundle_with_other_parts_is_another(
+    home: Path, made: dict[str, Any], place: str, transformer: str, fault: str | None
+) -> None:
+    made_of(home / "mine", SPEC.repository, **made)
+    spec = replace(SPEC, lightning_place=place, transformer=transformer)
+    assert of_path(home, spec) == (fault or "mine")
+
+
+def test_a_given_bundle_without_a_manifest_that_can_be_read_is_taken_as_it_is(home: Path) -> None:
+    (bundle(home / "mine") / "manifest.json").write_text("[]")
+    assert of_path(home, SPEC) == "mine"
+
+
+def test_weights_without_a_class_are_of_no_pipeline(home: Path) -> None:
+    (publish(home / "mine") / "model_index.json").write_text("{}")
+    assert of_path(home, SPEC) == "holds a None, not a QwenImagePipeline"
+
+
+def open_by(home: Path, spec: ModelSpec, source: WeightSource, **environ: str) -> Any:
+    return sources.open_snapshot(source, spec, configured(home, **environ))
+
+
+def test_what_was_found_is_opened_with_its_commit_and_its_digests_are_kept(home: Path) -> None:
+    publish(cache(home / "cache"))
+    source = find(home)
+    opened = open_by(home, SPEC, source, MODEL_DIR=str(home / "home"))
+    assert (opened.folder, opened.repository, opened.commit) == (
+        source.folder,
+        SPEC.repository,
+        COMMIT,
+    )
+    assert opened.remembered is not None
+    local = open_by(home, SPEC, replace(source, commit=None))
+    assert local.commit == "local"
+
+
+@pytest.mark.parametrize(
+    ("word", "place"), [("me/better", "transformer"), ("me/better/v2/x", "v2/x")]
+)
+def test_another_transformer_may_come_from_a_cache(home: Path, word: str, place: str) -> None:
+    folder = cache(home / "cache", "me/better")
+    for below in ("transformer", "v2/x"):
+        (folder / below).mkdir(parents=True)
+        (folder / below / "config.json").write_text(below)
+    source = replace(find(home), folder=publish(home / "mine"))
+    opened = open_by(home, replace(SPEC, transformer=word), source)
+    assert (opened.place, opened.replaced) == (place, "transformer")
+    assert (opened.other.folder, opened.other.commit) == (folder, COMMIT)
+    assert opened.read_file(find_file(opened, "transformer/config.json")).decode() == place
+
+
+@pytest.mark.parametrize("revision", ["", COMMIT])
+def test_a_part_that_is_elsewhere_comes_from_a_cache_at_its_revision(
+    home: Path, revision: str
+) -> None:
+    """Or from the model's own folder of it, where there is one."""
+    model = home / "mine"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    folder = cache(home / "hf", "x/codec")
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("codec")
+    (home / "cache/models--x--codec").mkdir(parents=True)
+    spec = replace(
+        SPEC,
+        placements=(
+            Placement("language", "config.json"),
+            Placement("codec", "config.json", Elsewhere("x/codec", revision)),
+        ),
+    )
+    source = WeightSource("MODEL_PATH", model, False, None, ())
+    opened = open_by(home, spec, source, HF_HUB_CACHE=str(home / "hf"))
+    codec = find_file(opened, "codec/config.json")
+    assert opened.read_file(codec) == b"codec"
+    assert (opened.others["codec"].folder, opened.others["codec"].commit) == (folder, COMMIT)
+    (model / "codec").mkdir()
+    (model / "codec/config.json").write_text("own")
+    opened = open_by(home, spec, source, HF_HUB_CACHE=str(home / "hf"))
+    assert opened.read_file(find_file(opened, "codec/config.json")) == b"own"
+    assert not opened.others
+
+
+def test_a_part_that_ships_with_the_worker_is_in_checkpoints(home: Path) -> None:
+    model = home / "mine"
+    model.mkdir()
+    elsewhere = Elsewhere("tiny-speech/snac", embedded="tiny-speech/snac")
+    spec = replace(SPEC, placements=(Placement("codec", "config.json", elsewhere),))
+    opened = open_by(home, spec, WeightSource("MODEL_PATH", model, False, None, ()))
+    assert opened.others["codec"].folder == find_checkpoints() / "tiny-speech/snac"
+    assert opened.others["codec"].repository == "tiny-speech/snac"
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"model_index.json": b"{"}, "has a broken model_index.json"),
+        ({"model_index.json": b"\xff"}, "has a broken model_index.json"),
+        ({"model_index.json": b"[" * 100_000}, "has a broken model_index.json"),
+        ({"model_index.json": b"[]"}, "has a model_index.json that is not a JSON object"),
+        ({"manifest.json": b"3"}, "has a manifest.json that is not a JSON object"),
+        ({"README.md": b""}, "neither a diffusers checkpoint nor a bundle$"),
+        (
+            {"x.gguf": b""},
+            "nor a bundle: it has GGUF files, quantised, and .*; take Qwen/Qwen-Image",
+        ),
+    ],
+)
+def test_a_repository_that_describes_itself_badly_is_refused(
+    home: Path, files: dict[str, bytes], reason: str
+) -> None:
+    for name, data in files.items():
+        (home / name).write_bytes(data)
+    (spec,) = word("someone/Qwen-Image-painter")
+    with pytest.raises(WeightsUnavailable, match=f"MODEL: {spec.name} .*{reason}"):
+        sources.complete(spec, LocalSnapshot(home, spec.repository), CATALOGUE)
+
+
+def test_what_is_described_already_is_not_read_again(home: Path) -> None:
+    assert sources.complete(SPEC, LocalSnapshot(home / "none", "x"), CATALOGUE) is SPEC

@@ -3,11 +3,12 @@
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from worker.weights.checkpoint import ABOUT
+from worker.weights.names import make_commit_name
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Proven, ReportProgress, Snapshot, ignore_progress
 from worker.weights.spec import Placement
@@ -68,7 +69,7 @@ class ArrangedSnapshot:
         """Return the file, verified; raises as its own snapshot does."""
         _, holder, own = self._places[file.path]
         if holder is not self.model:
-            into /= f"{holder.repository.replace('/', '--')}-{holder.commit}"
+            into /= make_commit_name(holder.repository, holder.commit)
         return holder.fetch_file(own, into, lambda _, done: progress(file, done))
 
     def read_range(self, file: RemoteFile, start: int, end: int) -> bytes:
@@ -88,5 +89,4 @@ def is_inside(model: Snapshot, role: str) -> bool:
 
 
 def _place(file: RemoteFile, role: str) -> RemoteFile:
-    name = posixpath.basename(file.path)
-    return RemoteFile(f"{role}/{name}", file.size, sha256=file.sha256, blob_id=file.blob_id)
+    return replace(file, path=f"{role}/{posixpath.basename(file.path)}")

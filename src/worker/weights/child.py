@@ -8,6 +8,7 @@ in no process list. Standard output carries the bytes so far, one number per lin
 
 import ctypes
 import json
+import math
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ REPORT_S: Final = 0.2
 def die_with(parent: int) -> None:
     """Have the kernel kill this process when its parent ends for any reason (prctl(2), Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the kernel was asked
         os._exit(1)
 
@@ -33,7 +34,7 @@ def main() -> None:
     die_with(request.pop("parent"))
     import hf_transfer  # noqa: PLC0415 - from here on the parent's death ends this process
 
-    done, last = 0, 0.0
+    done, last = 0, -math.inf
 
     def count(chunk: int) -> None:
         nonlocal done, last
@@ -47,9 +48,9 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - it raises plain Exception for everything
         number = re.search(r"os error (\d+)", str(error))
         fault = {"error": str(error), "errno": int(number[1]) if number else None}
-        print(json.dumps(fault), flush=True)  # noqa: T201 - the parent reads it
+        print(json.dumps(fault))  # noqa: T201 - the parent reads it
     else:
-        print("done", flush=True)  # noqa: T201 - the parent reads it
+        print("done")  # noqa: T201 - the parent reads it
 
 
 if __name__ == "__main__":

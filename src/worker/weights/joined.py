@@ -1,12 +1,13 @@
 """A published model whose transformer is another repository's, as one snapshot."""
 
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from worker.errors import WeightsUnavailable
 from worker.weights.checkpoint import CONFIG
+from worker.weights.names import make_commit_name
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import Proven, ReportProgress, Snapshot, ignore_progress
 
@@ -57,8 +58,8 @@ class JoinedSnapshot:
         holder, own = self._find_holder(file)
         if holder is self.model:
             return holder.fetch_file(own, into, progress)
-        folder = f"{self.other.repository.replace('/', '--')}-{self.other.commit}"
-        return holder.fetch_file(own, into / folder, lambda _, done: progress(file, done))
+        folder = into / make_commit_name(holder.repository, holder.commit)
+        return holder.fetch_file(own, folder, lambda _, done: progress(file, done))
 
     def read_range(self, file: RemoteFile, start: int, end: int) -> bytes:
         """Return bytes `start` up to `end` (exclusive); raises as its own snapshot does."""
@@ -98,5 +99,4 @@ def _is_inside(path: str, folder: str) -> bool:
 
 
 def _place(file: RemoteFile, folder: str) -> RemoteFile:
-    name = posixpath.basename(file.path)
-    return RemoteFile(f"{folder}/{name}", file.size, sha256=file.sha256, blob_id=file.blob_id)
+    return replace(file, path=f"{folder}/{posixpath.basename(file.path)}")

@@ -141,7 +141,7 @@ def _write_record(
         "repository": repository,
         "revision": revision,
         "commit": commit,
-        "files": _FILES.dump_python(files, mode="json"),
+        "files": _FILES.dump_python(files),
     }
     part = temporary.make_path(path)
     try:

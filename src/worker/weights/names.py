@@ -16,7 +16,7 @@ def make_file_name(repository: str, revision: str = MAIN) -> str:
     The hub allows no "--" in names and ignores their case. Other characters of a revision are
     percent-encoded (RFC 3986), and the end of a long name becomes a digest.
     """
-    name = quote(repository.lower().replace("/", "--"), safe="")
+    name = quote(repository.lower().replace("/", "--"))
     if revision != MAIN:
         name += f"@{quote(revision, safe='')}"
     if len(name) <= LONGEST_FILE_NAME:

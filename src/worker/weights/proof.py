@@ -36,30 +36,34 @@ class Digests:
     blob_id: str | None
 
 
-def digest_file(path: Path, *, blob_id: bool = True) -> Digests:
+def digest_file(path: Path, *, blob_id: bool) -> Digests:
     """Read a file once and return its digests.
 
     The blob id is the sha1 of "blob <size>" + NUL + the bytes, as git defines it; without it, a
     file takes half the time.
     """
-    size = path.stat().st_size
     sha256 = hashlib.sha256()
-    blob = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    blob = _start_blob(path.stat().st_size) if blob_id else None
     buffer = memoryview(bytearray(READ_BYTES))
     seen = 0
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb") as file:
         while count := file.readinto(buffer):
             sha256.update(buffer[:count])
-            if blob_id:
+            if blob is not None:
                 blob.update(buffer[:count])
             seen += count
-    return Digests(seen, sha256.hexdigest(), blob.hexdigest() if blob_id else None)
+    return Digests(seen, sha256.hexdigest(), blob.hexdigest() if blob is not None else None)
 
 
 def digest_bytes(data: bytes) -> Digests:
     """Return the digests of bytes in memory."""
-    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False)
+    blob = _start_blob(len(data))
+    blob.update(data)
     return Digests(len(data), hashlib.sha256(data).hexdigest(), blob.hexdigest())
+
+
+def _start_blob(size: int) -> "hashlib._Hash":
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
 
 
 def find_difference(found: Digests, file: RemoteFile) -> str | None:

@@ -192,14 +192,12 @@ class LocalSnapshot:
         return measured
 
     def _recall_or_read(self, file: RemoteFile, path: Path, state: State) -> Digests:
-        records = self.remembered
-        if records is None or file.sha256 is not None or file.blob_id is not None:
-            return digest_file(path, blob_id=file.blob_id is not None)
-        sha256 = records.read_sha256(file.path, state)
-        if sha256 is not None:
+        is_recorded = file.sha256 is not None or file.blob_id is not None
+        records = None if is_recorded else self.remembered
+        if records is not None and (sha256 := records.read_sha256(file.path, state)) is not None:
             return Digests(state[0], sha256, None)
-        measured = digest_file(path, blob_id=False)
-        if digest_cache.read_state(path) == state:
+        measured = digest_file(path, blob_id=file.blob_id is not None)
+        if records is not None and digest_cache.read_state(path) == state:
             records.keep(file.path, state, measured.sha256)
         return measured
 
