@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from worker.families.qwen_image.models import PARTS as OWN
-from worker.weights.checkpoint import find_fault, is_needed, list_needed, read_class
+from worker.weights.checkpoint import (
+    describe_other_weights,
+    find_fault,
+    is_needed,
+    list_needed,
+    read_class,
+)
 from worker.weights.spec import Parts
 
 ONE = Parts(weights=("",))
@@ -225,3 +231,47 @@ def test_what_is_not_whole_says_what_it_lacks(
 ) -> None:
     damage(model)
     assert reason in str(find_fault(model, OWN))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["x.gguf"], "GGUF files, quantised"),
+        (["x.bin"], "pickled files (.bin)"),
+        (["X.PT"], "pickled files (.pt)"),
+        (["x.pth"], "pickled files (.pth)"),
+        (["x.ckpt"], "pickled files (.ckpt)"),
+        (["x.msgpack"], "Flax's files (.msgpack)"),
+        (["x.h5"], "TensorFlow's files (.h5)"),
+        (["x.onnx"], "ONNX files"),
+        (["x.safetensors"], "safetensors files of another name or variant"),
+        (["a.onnx", "b.bin", "c.onnx"], "pickled files (.bin) and ONNX files"),
+    ],
+)
+def test_weights_in_other_forms_are_named(names: list[str], said: str) -> None:
+    found = describe_other_weights(names)
+    assert found == f": it has {said}, and a bundle is made from plain safetensors weights alone"
+    inside = [f"vae/{name}" for name in names]
+    assert describe_other_weights(inside) == found
+    assert describe_other_weights(inside, "vae") == found
+    assert describe_other_weights(inside, "va") == describe_other_weights(["README.md"]) == ""
+
+
+def test_a_part_without_weights_says_what_it_has_instead(model: Path) -> None:
+    weights = model / "vae/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    assert str(find_fault(model, OWN)).startswith("lacks the weights of vae/: it has pickled files")
+
+
+def test_one_part_without_weights_says_what_it_has_instead(one: Path) -> None:
+    (one / "model.safetensors").rename(one / "model.gguf")
+    assert str(find_fault(one, ONE)).startswith("lacks its weights: it has GGUF files")
+
+
+def test_of_two_parts_that_are_not_there_the_first_is_named(model: Path) -> None:
+    drop("scheduler")(model)
+    drop("tokenizer")(model)
+    first, second = sorted(("scheduler", "tokenizer"), key=OWN.beside.index)
+    assert find_fault(model, OWN) == f"lacks {first}/"
+    (model / first).mkdir()
+    assert find_fault(model, OWN) == f"lacks {second}/"

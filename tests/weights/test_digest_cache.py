@@ -1,5 +1,6 @@
 """Digests of local files are remembered for as long as the files are what they were."""
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from worker.errors import WeightsUnavailable
 from worker.weights import digest_cache
 from worker.weights.digest_cache import DigestCache, read_state
 from worker.weights.names import LONGEST_FILE_NAME, make_file_name
+from worker.weights.proof import Digests, digest_file
 from worker.weights.snapshot import LocalSnapshot, find_file
 
 HOUR_NS = 3_600_000_000_000
@@ -148,3 +150,85 @@ def test_a_name_stays_what_it_was_on_a_volume() -> None:
         assert ("~" in make_file_name("org/name", "x" * length)) == is_cut
     digest = hashlib.sha256(b"mine").hexdigest()[:20]
     assert DigestCache(Path("/home/mine"), Path("/home"))._record.name == f"{digest}.json"
+
+
+@pytest.mark.parametrize(
+    ("changed", "linked", "past", "kept"),
+    [(1000, 5, 0, True), (1000, 5, -1, False), (5, 1000, 0, True), (5, 1000, -1, False)],
+)
+def test_a_state_is_kept_from_a_tick_after_its_last_change(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: int,
+    linked: int,
+    past: int,
+    *,
+    kept: bool,
+) -> None:
+    """Of its bytes or of its inode; how large a file is does not matter."""
+    monkeypatch.setattr(time, "time_ns", lambda: 1000 + digest_cache.TICK_NS + past)
+    state = (1 << 62, changed, linked)
+    DigestCache(tmp_path / "mine", tmp_path).keep("a", state, "0")
+    found = DigestCache(tmp_path / "mine", tmp_path).read_sha256("a", state)
+    assert found == ("0" if kept else None)
+
+
+def test_every_file_of_a_folder_is_kept_whatever_its_name(tmp_path: Path) -> None:
+    """The folder's may be no text in any encoding."""
+    folder = Path(os.fsdecode(bytes(tmp_path / "mine") + b"\xff"))
+    for name in ("a", "b"):
+        DigestCache(folder, tmp_path).keep(name, (1, 2, 3), f"of {name}")
+    found = [DigestCache(folder, tmp_path).read_sha256(name, (1, 2, 3)) for name in ("a", "b")]
+    assert found == ["of a", "of b"]
+
+
+def test_a_record_of_another_folder_is_none_of_this_one(tmp_path: Path) -> None:
+    DigestCache(tmp_path / "mine", tmp_path).keep("a", (1, 2, 3), "0")
+    made = json.loads(record(tmp_path).read_bytes())
+    record(tmp_path).write_text(json.dumps({**made, "folder": "other"}))
+    assert DigestCache(tmp_path / "mine", tmp_path).read_sha256("a", (1, 2, 3)) is None
+
+
+def test_a_place_that_cannot_be_written_keeps_nothing_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "digests").touch()
+    DigestCache(tmp_path / "mine", tmp_path).keep("a", (1, 2, 3), "0")
+    (tmp_path / "digests").unlink()
+    monkeypatch.setattr(Path, "replace", refuse)
+    DigestCache(tmp_path / "mine", tmp_path).keep("a", (1, 2, 3), "0")
+    assert list((tmp_path / "digests").iterdir()) == []
+
+
+def refuse(*_: object) -> None:
+    raise OSError(errno.EROFS, "read-only")
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled(folder / "a.bin")
+
+    def changed(path: Path, *, blob_id: bool) -> Digests:
+        found = digest_file(path, blob_id=blob_id)
+        path.write_bytes(b"another")
+        return found
+
+    monkeypatch.setattr("worker.weights.snapshot.digest_file", changed)
+    with pytest.raises(WeightsUnavailable, match="changed while it was read"):
+        digest(folder, tmp_path)
+    assert not (tmp_path / digest_cache.DIGESTS_FOLDER).exists()
+
+
+def test_a_snapshot_reads_a_file_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def counted(path: Path, *, blob_id: bool) -> Digests:
+        read.append(path)
+        return digest_file(path, blob_id=blob_id)
+
+    monkeypatch.setattr("worker.weights.snapshot.digest_file", counted)
+    snapshot = LocalSnapshot(folder, "mine")
+    file = find_file(snapshot, "a.bin")
+    assert snapshot.digest(file) == snapshot.digest(file) == sha256(b"one")
+    assert len(read) == 1

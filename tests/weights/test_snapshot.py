@@ -1,5 +1,6 @@
 """A published model on a disk of this machine: listed, proven where it lies, never changed."""
 
+import errno
 import hashlib
 import json
 import struct
@@ -167,3 +168,42 @@ def test_a_file_that_is_not_there_is_named(folder: Path) -> None:
     assert find_file(found, "model_index.json") == RemoteFile("model_index.json", 2)
     with pytest.raises(WeightsUnavailable, match=r"org/model has no vae/other.json; check MODEL"):
         find_file(found, "vae/other.json")
+
+
+def test_a_file_that_is_gone_meanwhile_cannot_be_read(folder: Path) -> None:
+    found = snapshot(folder)
+    files = found.files
+    for file in files:
+        (folder / file.path).unlink()
+        for read in (
+            lambda file=file: found.digest(file),
+            lambda file=file: found.fetch_file(file, folder),
+            lambda file=file: found.read_file(file),
+            lambda file=file: found.read_range(file, 0, 1),
+        ):
+            with pytest.raises(WeightsUnavailable, match=f"{file.path} cannot be read .No such"):
+                read()
+
+
+def test_a_folder_that_cannot_be_read_says_why(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_path: Path) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "is_symlink", refuse)
+    with pytest.raises(WeightsUnavailable, match=r"org/model: .*\(Input/output error\)"):
+        _ = snapshot(folder).files
+
+
+def test_a_file_that_is_no_link_proves_nothing_by_its_name(folder: Path) -> None:
+    for digits in (40, 64):
+        (folder / ("a" * digits)).write_bytes(b"x")
+        file = find_file(snapshot(folder), "a" * digits)
+        assert (file.sha256, file.blob_id) == (None, None)
+
+
+def test_a_file_of_another_form_has_no_header_to_be_cut(folder: Path) -> None:
+    (folder / "vae/model.bin").write_bytes(b"x")
+    found = snapshot(folder)
+    assert found.fetch_file(find_file(found, "vae/model.bin"), folder).sha256 == sha256(b"x")

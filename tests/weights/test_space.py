@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -185,3 +186,74 @@ def test_an_error_of_ours_passes_as_it_is(tmp_path: Path) -> None:
     ):
         raise error
     assert raised.value is error
+
+
+@pytest.mark.parametrize(("size", "said"), [(8_000_500, "8.001 MB"), (8_000_495, "8.000 MB")])
+def test_a_mb_is_a_million_bytes(tmp_path: Path, size: int, said: str) -> None:
+    error = space.explain_disk_failure(errno.ENOSPC, size, tmp_path, settings.read({}))
+    assert isinstance(error, VolumeFull)
+    assert f"the disk was full while {said} were written: at least" in error.message
+
+
+@pytest.mark.parametrize(("needed", "named"), [(100, True), (101, False)])
+def test_a_quota_is_named_where_the_disk_itself_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needed: int, *, named: bool
+) -> None:
+    monkeypatch.setattr(space, "free_bytes", lambda *_: 100)
+    error = space.explain_disk_failure(errno.EDQUOT, needed, tmp_path, settings.read({}))
+    assert isinstance(error, VolumeFull)
+    assert ("written (its quota is used up): at least" in error.message) == named
+
+
+def test_what_goes_while_it_is_counted_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever comes first: the others do."""
+    names = [written(tmp_path / name, MB).name for name in ("a", "b")]
+    names += [written(tmp_path / name / "file", MB).parent.name for name in ("c", "d")]
+    lstat = Path.lstat
+    for gone in names:
+
+        def read(path: Path, gone: str = gone) -> os.stat_result:
+            if path.name == gone:
+                raise FileNotFoundError(errno.ENOENT, "gone")
+            return lstat(path)
+
+        monkeypatch.setattr(Path, "lstat", read)
+        assert 3 * MB <= space.count_used_bytes(tmp_path) < 3.1 * MB
+
+
+@pytest.mark.parametrize(
+    ("number", "writable"),
+    [
+        (None, True),
+        (errno.ENOSPC, True),
+        (errno.EROFS, False),
+        (errno.EACCES, False),
+        (errno.EIO, False),
+        (errno.ENOENT, False),
+    ],
+)
+def test_a_place_is_writable_if_files_can_be_made_in_it_or_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int | None, *, writable: bool
+) -> None:
+    """A full disk is one that can be written."""
+    make = tempfile.TemporaryFile
+    asked: list[Path] = []
+
+    def made(*, dir: Path) -> object:  # noqa: A002 - its own name
+        asked.append(dir)
+        if number is not None:
+            raise OSError(number, os.strerror(number))
+        return make(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", made)
+    assert space.is_writable(tmp_path / "not/there/yet") == writable
+    assert asked == [tmp_path]
+
+
+def test_a_link_to_nothing_and_a_file_are_no_writable_places(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    assert not space.is_writable(tmp_path / "link")
+    assert not space.is_writable(tmp_path / "file")

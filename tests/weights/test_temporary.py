@@ -1,10 +1,12 @@
 """Parts: named by who makes them, taken over when that one is dead, swept, and published whole."""
 
+import errno
+import mmap
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,118 @@ def test_publishing_leaves_the_final_name_alone(target: Path) -> None:
     temporary.publish(part, target)
     assert target.read_bytes() == b"new"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_part_that_another_process_takes_first_is_left_to_it(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next in size is taken; nothing fails, and nothing is counted as freed."""
+    largest, _, whole = dead(target, "30-resumable", "20-resumable", "10-whole")
+    is_orphan = temporary.is_orphan
+
+    def took(part: Path) -> bool:
+        if part in (largest, whole):
+            part.unlink(missing_ok=True)
+            return True
+        return is_orphan(part)
+
+    monkeypatch.setattr(temporary, "is_orphan", took)
+    mine = temporary.adopt(target)
+    assert mine is not None
+    assert mine.stat().st_size == 20
+    largest.touch()
+    assert temporary.sweep(target.parent) == 0
+
+
+@pytest.mark.parametrize(("later", "is_orphan"), [(0, False), (0.5, True)])
+def test_a_part_of_another_machine_is_left_for_a_while(
+    target: Path, monkeypatch: pytest.MonkeyPatch, later: float, *, is_orphan: bool
+) -> None:
+    part = foreign(target, age_s=0)
+    os.utime(part, (1000, 1000))
+    monkeypatch.setattr(time, "time", lambda: 1000 + temporary.FOREIGN_ORPHAN_S + later)
+    assert temporary.is_orphan(part) == is_orphan
+    part.unlink()
+    assert not temporary.is_orphan(part), "it was published"
+
+
+def test_what_is_published_is_on_the_disk_first(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes before the name, the name before the caller goes on; no file stays open."""
+    synced: list[tuple[str, bool]] = []
+
+    def note(number: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{number}").readlink().name, target.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    part = temporary.make_path(target)
+    part.write_bytes(b"new")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    temporary.publish(part, target)
+    assert synced == [(part.name, False), (target.parent.name, True)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], str]]:
+    """Tell the id of a machine by its name and its namespace of processes ("": it has none)."""
+
+    def identify(name: str, namespace: str) -> str:
+        monkeypatch.setattr("socket.gethostname", lambda: name)
+        monkeypatch.setattr(Path, "exists", lambda _: bool(namespace))
+        monkeypatch.setattr(Path, "readlink", lambda _: Path(namespace))
+        temporary._identify_machine.cache_clear()
+        return temporary._identify_machine()
+
+    yield identify
+    temporary._identify_machine.cache_clear()
+
+
+def test_a_container_is_a_machine_of_its_own(machine: Callable[[str, str], str]) -> None:
+    """Two of one name are told apart by their processes, where the system shows them."""
+    ids = [
+        machine(name, namespace)
+        for name in ("pod", "other")
+        for namespace in ("pid:[1]", "pid:[2]", "")
+    ]
+    assert len(set(ids)) == 6
+    assert machine("pod", "pid:[1]") == ids[0]
+
+
+def test_a_part_without_a_time_of_its_own_is_no_living_process_s(target: Path) -> None:
+    """However much memory its process takes meanwhile."""
+    mine = temporary.make_path(target)
+    started = mine.name.split("-")[-2]
+    mine.touch()
+    never = mine.with_name(mine.name.replace(f"-{started}-", "-0-"))
+    with mmap.mmap(-1, 64 << 20):
+        assert not temporary.is_orphan(mine)
+        assert temporary.is_orphan(never)
+
+
+def test_without_proc_a_process_is_known_by_its_number_alone(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (gone,) = dead(target, "5-whole")
+    with process(target) as child:
+        child.communicate()
+
+    def refuse(*_: object) -> str:
+        raise FileNotFoundError(errno.ENOENT, "no /proc")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    mine = temporary.make_path(target)
+    assert not temporary.is_orphan(mine)
+    head = mine.name.rpartition(f"-{os.getpid()}-")[0]
+    other = mine.with_name(f"{head}-{child.pid}-1-1.part")
+    assert temporary.is_orphan(other)
+    assert temporary.is_orphan(gone)
+
+    def forbid(process: int, number: int) -> None:
+        assert number == 0
+        raise PermissionError(errno.EPERM, f"{process} is another user's")
+
+    monkeypatch.setattr(os, "kill", forbid)
+    assert not temporary.is_orphan(other)

@@ -10,12 +10,12 @@ from worker.weights.spec import ModelSpec
 
 def drop_doubles(specs: Iterable[ModelSpec]) -> list[ModelSpec]:
     """Keep each model once: models of the same repository and revision, or folder, are equal."""
-    seen: dict[tuple[str, str], ModelSpec] = {}
+    seen: dict[tuple[str, str | None], ModelSpec] = {}
     for spec in specs:
         key = (
             (spec.repository.casefold(), spec.revision or MAIN)
             if spec.folder is None
-            else (str(spec.folder.resolve()), "")
+            else (str(spec.folder.resolve()), None)
         )
         seen.setdefault(key, spec)
     return list(seen.values())

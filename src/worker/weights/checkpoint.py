@@ -122,14 +122,15 @@ def _find_weights_fault(folder: Path, component: str) -> str | None:
     if not (folder / component / CONFIG).is_file():
         return f"lacks {inside}{CONFIG}"
     shards = {path.name for path in (folder / component).glob("*.safetensors")}
-    indexes = [
+    indexes = (
         path
         for path in (folder / component).glob("*.safetensors.index.json")
         if SHARD.fullmatch(path.name.removesuffix(".index.json"))
-    ]
-    required = {name for name in shards if SHARD.fullmatch(name)}
-    for path in indexes:
-        required = set(json.loads(path.read_bytes())["weight_map"].values())
+    )
+    if (index := next(indexes, None)) is not None:
+        required = set(json.loads(index.read_bytes())["weight_map"].values())
+    else:
+        required = {name for name in shards if SHARD.fullmatch(name)}
     if not required:
         there = (f"{inside}{path.name}" for path in (folder / component).iterdir())
         what = f"the weights of {inside}" if inside else "its weights"

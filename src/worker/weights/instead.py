@@ -21,10 +21,8 @@ class Relative:
     instead: str
 
 
-def find_relative(
-    relatives: Sequence[Relative], repository: str, pipeline: str = ""
-) -> Relative | None:
-    """Return what a repository is by its name or, where that is known, its class."""
+def find_relative(relatives: Sequence[Relative], repository: str, pipeline: str) -> Relative | None:
+    """Return what a repository is by its class or, where that is "" (unknown), its name."""
     for relative in relatives:
         named = not pipeline and re.match(relative.repositories, repository, re.IGNORECASE)
         if named or re.fullmatch(relative.classes, pipeline):
@@ -32,13 +30,11 @@ def find_relative(
     return None
 
 
-def find_instead(
-    rows: Sequence[ModelSpec], repository: str, pipeline: str = ""
-) -> ModelSpec | None:
+def find_instead(rows: Sequence[ModelSpec], repository: str, pipeline: str) -> ModelSpec | None:
     """Return the row that a repository is a copy of; None when that cannot be determined.
 
     The row with the longest name that occurs in the repository's name, of its pipeline class where
-    that is known; else the newest row of the class.
+    that is known (not ""); else the newest row of the class.
     """
     rows = [row for row in rows if row.embedded is None and pipeline in ("", row.pipeline)]
     name = re.sub(r"[^a-z0-9]+", "-", repository.lower())

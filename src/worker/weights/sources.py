@@ -80,7 +80,7 @@ def find(
         for place in _look_below(baked, spec) if spec.embedded else ():
             if _examine(spec, place, bundle_fault) == (True, None):
                 return WeightSource(kind, place.folder, True, None, tuple(passed))
-        is_bundle, reason = _examine(spec, _Place(spec.folder, "it", LOCAL), bundle_fault)
+        is_bundle, reason = _examine(spec, _Place(spec.folder, "it"), bundle_fault)
         if reason is not None:
             raise WeightsUnavailable(f"MODEL: the folder of {spec.name} {reason}")
         return WeightSource(kind, spec.folder, is_bundle, None, tuple(passed))

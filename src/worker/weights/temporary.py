@@ -22,7 +22,7 @@ RESUMABLE: Final = ".resume.part"
 FOREIGN_ORPHAN_S: Final = 900.0
 
 _OWNER: Final = re.compile(r"\.h([0-9a-f]{8})-(\d+)-(\d+)-\d+(?:\.resume)?\.part$")
-_serial = itertools.count(1)
+_serial = itertools.count()
 
 
 def make_path(target: Path, *, resumable: bool = False) -> Path:
@@ -97,12 +97,12 @@ def publish(part: Path, target: Path) -> None:
 def _identify_machine() -> str:
     """Return an id for this container among those that share a volume."""
     namespace = Path("/proc/self/ns/pid")
-    identity = f"{socket.gethostname()}|{namespace.readlink() if namespace.exists() else ''}"
+    identity = f"{socket.gethostname()}|{namespace.readlink() if namespace.exists() else None}"
     return hashlib.sha256(identity.encode()).hexdigest()[:8]
 
 
-def _read_start(process: int) -> str:
-    """Return when a process started, in clock ticks after boot; "0" when there is none.
+def _read_start(process: int) -> str | None:
+    """Return when a process started, in clock ticks after boot; None when there is none.
 
     A process id alone does not identify a process: ids are reused. Field 22 of /proc/PID/stat, see
     proc_pid_stat(5).
@@ -110,17 +110,17 @@ def _read_start(process: int) -> str:
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
-        return "0" if Path("/proc/self/stat").exists() else _is_alive(process)
+        return None if Path("/proc/self/stat").exists() else _read_life(process)
     after_name = stat.rpartition(")")[2].split()
-    return "0" if after_name[0] == "Z" else after_name[19]
+    return None if after_name[0] == "Z" else after_name[19]
 
 
-def _is_alive(process: int) -> str:
-    """Return "1" for a process that exists, "0" for none, where there is no /proc."""
+def _read_life(process: int) -> str | None:
+    """Return "1" for a process that exists, None for none, where there is no /proc."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
-        return "0"
+        return None
     except PermissionError:
         pass
     return "1"
