@@ -175,10 +175,10 @@ def test_a_state_is_kept_from_a_tick_after_its_last_change(
 
 def test_every_file_of_a_folder_is_kept_whatever_its_name(tmp_path: Path) -> None:
     """The folder's may be no text in any encoding."""
-    folder = Path(os.fsdecode(bytes(tmp_path / "mine") + b"\xff"))
+    folder, home = Path(os.fsdecode(bytes(tmp_path / "mine") + b"\xff")), tmp_path / "not/there"
     for name in ("a", "b"):
-        DigestCache(folder, tmp_path).keep(name, (1, 2, 3), f"of {name}")
-    found = [DigestCache(folder, tmp_path).read_sha256(name, (1, 2, 3)) for name in ("a", "b")]
+        DigestCache(folder, home).keep(name, (1, 2, 3), f"of {name}")
+    found = [DigestCache(folder, home).read_sha256(name, (1, 2, 3)) for name in ("a", "b")]
     assert found == ["of a", "of b"]
 
 

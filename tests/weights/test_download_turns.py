@@ -1,5 +1,6 @@
 """Who wants a file that another is downloading waits while that one moves on, and no longer."""
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -11,10 +12,14 @@ import filelock
 import pytest
 from faults.room import FAST, SHARD, Room, room
 
+from worker import settings
 from worker.errors import HubUnreachable, VolumeFull, WeightsUnavailable
 from worker.weights import download, temporary
-from worker.weights.proof import RemoteFile
-from worker.weights.snapshot import find_file
+from worker.weights.download import fetch_snapshot
+from worker.weights.hub import Hub
+from worker.weights.proof import Digests, RemoteFile
+from worker.weights.retry import Missing
+from worker.weights.snapshot import LocalSnapshot, find_file
 from worlds.hub import Fault
 
 ENDS_S = 60.0
@@ -239,3 +244,112 @@ def test_progress_comes_as_the_bytes_do(made: Room) -> None:
     assert reported[0] < len(made.published[SHARD])
     assert reported == sorted(reported)
     assert reported[-1] == len(made.published[SHARD])
+
+
+def test_a_little_more_than_before_is_no_progress(
+    made: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts is what this attempt brought, and exactly as much is enough."""
+    half = len(made.published[SHARD]) // 2
+    for enough, comes in ((half, True), (half + 1, False)):
+        monkeypatch.setattr(download, "PROGRESS_BYTES", enough)
+        made.patience = replace(made.patience, attempts=1)
+        made.hub.misbehave(Fault("cut", path=SHARD, at=0.5))
+        snapshot = made.snapshot()
+        shard = find_file(snapshot, SHARD)
+        if comes:
+            snapshot.fetch_file(shard, made.into)
+            (made.into / SHARD).unlink()
+        else:
+            with pytest.raises(HubUnreachable):
+                snapshot.fetch_file(shard, made.into)
+    monkeypatch.setattr(download, "PROGRESS_BYTES", 1000)
+    made.hub.misbehave(Fault("cut", path=SHARD, at=0.4), Fault("cut", path=SHARD, at=0.0))
+    with pytest.raises(HubUnreachable):
+        snapshot.fetch_file(shard, made.into)
+
+
+def test_what_may_be_resumed_says_so_by_its_name(made: Room) -> None:
+    made.patience = replace(made.patience, attempts=1)
+    made.hub.misbehave(Fault("cut", path=SHARD, at=0.5))
+    with pytest.raises(HubUnreachable):
+        made.fetch()
+    (part,) = made.parts()
+    assert part.name.endswith(temporary.RESUMABLE)
+
+
+def test_a_file_that_is_gone_is_told_as_that_on_the_parallel_way_too(made: Room) -> None:
+    made.parallel = True
+    made.hub.misbehave(Fault("status", "resolve", path=SHARD, status=404))
+    with pytest.raises(Missing):
+        made.fetch()
+
+
+def test_a_record_that_cannot_be_deleted_does_not_hide_why(
+    made: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = made.snapshot()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    made.hub.misbehave(Fault("status", "resolve", path=SHARD, status=404))
+    with pytest.raises(Missing):
+        snapshot.read_range(find_file(snapshot, SHARD), 0, 10)
+
+
+def test_a_damaged_file_may_be_deleted_by_another_meanwhile(
+    made: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.fetch()
+    target = made.into / SHARD
+    target.write_bytes(b"damaged")
+    measure = download.digest_file
+
+    def measured(path: Path, *, blob_id: bool) -> Digests:
+        found = measure(path, blob_id=blob_id)
+        if found.size == len(b"damaged"):
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(download, "digest_file", measured)
+    made.fetch()
+    assert not made.wrong()
+    assert not made.missing()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "times"), [("http://hub.example", 2), ("https://hub.example", 1)]
+)
+def test_a_range_is_read_twice_where_the_line_is_not_guarded(
+    made: Room, monkeypatch: pytest.MonkeyPatch, endpoint: str, times: int
+) -> None:
+    read: list[int] = []
+
+    def note(*_: object) -> bytes:
+        read.append(1)
+        return b"x"
+
+    monkeypatch.setattr("worker.weights.sequential.read_range", note)
+    snapshot = replace(made.snapshot(), hub=Hub(endpoint, None))
+    assert snapshot.read_range(find_file(snapshot, SHARD), 0, 1) == b"x"
+    assert len(read) == times
+
+
+def test_small_files_come_first_and_each_once_wherever_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is on a disk already needs no more room there."""
+    monkeypatch.setattr(download, "PARALLEL_FROM_BYTES", 100)
+    for name, size in (("a", 101), ("b", 99), ("c", 100), ("d", 1)):
+        (tmp_path / name).write_bytes(bytes(size))
+    snapshot = LocalSnapshot(tmp_path, "mine")
+    read = settings.read(
+        {"MODEL_DIR": str(tmp_path), "VOLUME_SIZE_GB": "0.000001", "DOWNLOAD_WORKERS": "1"}
+    )
+    came: list[str] = []
+    found = fetch_snapshot(
+        snapshot, snapshot.files, tmp_path, read, lambda file, _: came.append(file.path)
+    )
+    assert came == list(found) == ["b", "d", "a", "c"]

@@ -1,6 +1,7 @@
 """A hub's addresses: the token goes to that origin alone, redirects are followed within bounds."""
 
 import io
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -228,3 +229,77 @@ def test_the_connection_serves_the_next_request(world: Hub, hub: client.Hub) -> 
     for _ in range(4):
         hub.open(at, PATIENCE, what="x").content  # noqa: B018 - read to its end
     assert len(world.connections) == 2, "one to the hub, one to the storage"
+
+
+@pytest.mark.parametrize("status", [300, 399])
+def test_every_status_that_redirects_is_one(world: Hub, hub: client.Hub, status: int) -> None:
+    target = url(world, hub, "weights.safetensors")
+    world.misbehave(Fault("status", "bytes", "a b/*", status=status, headers={"Location": target}))
+    response = hub.open(url(world, hub, "a b/ü#1.json"), PATIENCE, what="x")
+    assert response.content == FILES["weights.safetensors"]
+
+
+def test_a_request_that_the_hub_calls_bad_is_final(world: Hub, hub: client.Hub) -> None:
+    world.misbehave(Fault("status", "resolve", status=400))
+    with pytest.raises(WeightsUnavailable, match="400"):
+        hub.open(url(world, hub, "weights.safetensors"), PATIENCE, what="x")
+
+
+def test_who_asks_says_so(hub: client.Hub) -> None:
+    assert hub.make_headers("http://elsewhere.example") == {
+        "Accept-Encoding": "identity",
+        "User-Agent": "worker",
+    }
+
+
+@pytest.mark.parametrize("status", [404, 204, 300, 302])
+def test_an_answer_that_is_not_read_holds_no_connection(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    closed: list[str] = []
+    web = Elsewhere("/x")
+    send = web.send
+
+    def answer(request: requests.PreparedRequest, **_: object) -> requests.Response:
+        response = send(request)
+        if len(web.asked) == 1:
+            response.status_code = status
+            monkeypatch.setattr(response, "close", lambda: closed.append("first"))
+        return response
+
+    monkeypatch.setattr(web, "send", answer)
+    monkeypatch.setattr(requests.Session, "get_adapter", lambda *_, **__: web)
+    hub = client.Hub("https://a.example", None)
+    if status in client.REDIRECTION:
+        assert hub.open("https://a.example/y", PATIENCE, what="x").url == "https://a.example/x"
+    else:
+        with pytest.raises((AttemptFailed, WeightsUnavailable)):
+            hub.open("https://a.example/y", PATIENCE, what="x")
+    assert closed
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "start", "is_final"),
+    [
+        ("https://mirror.example", "https://mirror.example/x", True),
+        ("https://mirror.example", "https://storage.example/x", False),
+        (client.HUB, f"{client.HUB}/x", False),
+    ],
+)
+def test_a_name_that_is_not_known_is_the_operators_where_they_wrote_it(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, start: str, *, is_final: bool
+) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise requests.ConnectionError from socket.gaierror(socket.EAI_NONAME, "not known")
+
+    monkeypatch.setattr(requests.Session, "request", unknown)
+    with pytest.raises(WeightsUnavailable if is_final else AttemptFailed):
+        client.Hub(endpoint, None).open(start, PATIENCE, what="x")
+
+
+def test_an_answer_that_does_not_begin_is_given_up_after_its_time(
+    world: Hub, hub: client.Hub
+) -> None:
+    world.misbehave(Fault("stall-before", "bytes"))
+    with pytest.raises(AttemptFailed, match="in time"):
+        hub.open(url(world, hub, "a b/ü#1.json"), Patience(connect_s=30, stall_s=0.3), what="x")

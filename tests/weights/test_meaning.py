@@ -1,6 +1,7 @@
 """MODEL's words become models; what means nothing says what would."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from worker.families.pictures import describe
 from worker.families.qwen_image import models
 from worker.tasks.picture import offer_of
 from worker.weights import meaning
-from worker.weights.spec import ModelSpec
+from worker.weights.spec import LoraFile, ModelSpec
 
 
 def resolved(models: str = "", *, has_gpu: bool = True, **environ: str) -> tuple[ModelSpec, ...]:
@@ -365,3 +366,200 @@ def test_a_bundle_of_another_repository_is_no_row_by_its_name_alone() -> None:
     )
     row = CATALOGUE.complete_by_manifest(spec, made | {"repository": "qwen/qwen-image"})
     assert (row.name, row.repository, set(row.lightning)) == ("qwen-image", "me/mine-4bit", {8, 4})
+
+
+@pytest.mark.parametrize("row", CATALOGUE.rows, ids=lambda row: row.name)
+def test_a_row_is_listed_as_itself(row: ModelSpec) -> None:
+    """By its name and by its repository in any case."""
+    listing = CATALOGUE.find_row(row.name).listing
+    assert (listing.plain, listing.is_row) == (row.name, True)
+    if row.embedded is None:
+        assert resolved(row.name.upper())[0].listing == listing
+        assert resolved(row.repository.upper())[0].listing == listing
+
+
+def test_a_copy_of_a_row_that_cannot_be_opened_is_answered_by_the_row(tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "qwen-image", "QwenImagePipeline")
+    assert CATALOGUE.describe_folder(folder).listing.instead == "Qwen/Qwen-Image"
+
+
+def test_what_no_row_is_called_is_none() -> None:
+    with pytest.raises(KeyError):
+        CATALOGUE.find_row("qwen-image-3000")
+
+
+def test_the_families_are_those_of_the_rows_each_once() -> None:
+    assert sorted(CATALOGUE.families) == sorted({row.family for row in CATALOGUE.rows})
+
+
+def test_a_copy_of_a_row_is_not_called_like_it() -> None:
+    (alone,) = resolved("alice/Qwen-Image")
+    assert (alone.name, alone.listing.plain, alone.listing.is_row) == (
+        "alice/qwen-image",
+        "alice/qwen-image",
+        False,
+    )
+    assert alone.listing.instead == "Qwen/Qwen-Image"
+
+
+def test_a_repository_may_have_the_parts_of_any_row() -> None:
+    (spec,) = resolved("alice/foo")
+    for row in CATALOGUE.rows:
+        assert set(row.parts.weights) <= set(spec.parts.weights)
+        assert set(row.parts.beside) <= set(spec.parts.beside)
+
+
+def test_checkpoints_are_beside_the_source_or_in_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (meaning.find_checkpoints() / "tiny").is_dir()
+    monkeypatch.setattr(meaning, "__file__", str(tmp_path / "src/worker/weights/meaning.py"))
+    assert meaning.find_checkpoints() == Path("/app/checkpoints")
+    (tmp_path / "checkpoints").mkdir()
+    assert meaning.find_checkpoints() == tmp_path / "checkpoints"
+
+
+@pytest.mark.parametrize("word", ["a--b/c", "a/b--c", "a/b..c", "a@v1", ".a/b"])
+def test_what_is_no_name_of_a_repository_is_refused(word: str) -> None:
+    with pytest.raises(WeightsUnavailable, match="MODEL: "):
+        resolved(word)
+
+
+def test_a_folder_is_named_from_here_or_from_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = a_folder(tmp_path / "home/Mine", "QwenImagePipeline")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(folder)
+    for word in ("~/Mine", "../Mine", "./"):
+        (spec,) = resolved(word)
+        assert spec.folder is not None
+        assert (spec.name, spec.folder.resolve(), spec.listing.is_row) == ("mine", folder, False)
+
+
+def test_a_revision_is_for_the_one_model_that_is_published_and_has_none(tmp_path: Path) -> None:
+    folder = a_folder(tmp_path / "mine", "QwenImagePipeline")
+    found = resolved(f"{folder},qwen-image", MODEL_REVISION="v1")
+    assert [(spec.revision, spec.is_alone) for spec in found] == [(None, True), ("v1", True)]
+    (own,) = resolved("alice/foo@v2", MODEL_REVISION="v1")
+    assert own.revision == "v2"
+    assert [spec.is_alone for spec in resolved("alice/foo,bob/bar")] == [False, False]
+
+
+@pytest.mark.parametrize("name", ["LIGHTNING", "TRANSFORMER"])
+def test_what_is_for_one_model_is_taken_for_one_alone(name: str) -> None:
+    value = "a/b/{n}.safetensors" if name == "LIGHTNING" else "a/b"
+    (spec,) = resolved("qwen-image", **{name: value})
+    assert value in (spec.lightning_place, spec.transformer)
+    for words in ("qwen-image,alice/foo", "qwen-image,alice/foo,bob/bar"):
+        with pytest.raises(InvalidSettings, match=f"{name}: is for one model"):
+            resolved(words, **{name: value})
+
+
+def test_a_model_of_one_part_is_described_by_its_config(tmp_path: Path) -> None:
+    """Where it has no index, and is of a class that is served."""
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    spec = CATALOGUE.describe_folder(tmp_path)
+    assert (spec.pipeline, spec.folder) == ("LlamaForCausalLM", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
+    with pytest.raises(WeightsUnavailable, match="no readable model_index"):
+        CATALOGUE.describe_folder(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "QwenImagePipeline"}))
+    assert CATALOGUE.describe_folder(tmp_path).pipeline == "QwenImagePipeline"
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline", "found"),
+    [
+        ("qwen-image", "QwenImagePipeline", True),
+        ("FLUX.2-klein-4B", "Flux2KleinPipeline", True),
+        ("flux-2-klein-4b", "Flux2KleinPipeline", True),
+        ("qwen-image", "QwenImageEditPlusPipeline", False),
+        ("tiny-image", "QwenImagePipeline", False),
+    ],
+)
+def test_a_folder_is_a_row_by_its_name_and_its_class(
+    tmp_path: Path, name: str, pipeline: str, *, found: bool
+) -> None:
+    spec = CATALOGUE.describe_folder(a_folder(tmp_path / name, pipeline))
+    assert spec.listing.is_row == found
+    assert bool(spec.lightning) == (found and pipeline == "QwenImagePipeline")
+
+
+def test_a_class_is_told_as_far_as_it_is_short() -> None:
+    (spec,) = resolved("someone/sd3")
+    for pipeline, said in (("x" * 61, "x" * 60 + ";"), ("", "repository without a pipeline class")):
+        with pytest.raises(WeightsUnavailable, match=f"MODEL: sd3 is a {said}"):
+            CATALOGUE.classify(spec, {"_class_name": pipeline}, [])
+
+
+def test_what_is_known_of_a_model_outweighs_its_files() -> None:
+    """A row stays as it is; LIGHTNING's files are used in place of a repository's own."""
+    row = CATALOGUE.find_row("qwen-image")
+    assert CATALOGUE.classify(row, {"_class_name": row.pipeline}, []) is row
+    (spec,) = resolved("me/mine", LIGHTNING="a/b/{n}.safetensors")
+    files = ["x-Lightning-6step.safetensors"]
+    known = CATALOGUE.classify(spec, {"_class_name": "QwenImagePipeline"}, files)
+    assert set(known.lightning) == {8, 4}
+    own = CATALOGUE.classify(
+        replace(spec, lightning={}), {"_class_name": "QwenImagePipeline"}, files
+    )
+    assert own.lightning == {6: LoraFile(None, files[0])}
+    assert own.listing == CATALOGUE.make_listing("me/mine", "QwenImagePipeline")
+
+
+def test_the_worker_s_file_outweighs_the_pipeline_s_switches() -> None:
+    """Of the index itself only what is true or false is taken."""
+    (spec,) = resolved("someone/klein")
+    index = {"_class_name": "Flux2KleinPipeline", "is_distilled": True, "area": 1024}
+    assert CATALOGUE.classify(spec, index, []).defaults.area != 1024
+    known = CATALOGUE.classify(spec, index, [], {"is_distilled": False}).defaults
+    assert known.steps == 50
+
+
+def test_a_bundle_of_a_row_keeps_what_was_asked_for(tmp_path: Path) -> None:
+    (spec,) = resolved("me/mine-4bit@v3")
+    spec = replace(
+        spec, is_alone=False, folder=tmp_path, lightning_place="a/b/c", transformer="d/e"
+    )
+    manifest = {"model": "tiny-image", "pipeline": "QwenImagePipeline"}
+    row = CATALOGUE.complete_by_manifest(spec, manifest)
+    assert (row.name, row.repository, row.revision) == ("tiny-image", "me/mine-4bit", "v3")
+    assert (row.folder, row.embedded, row.is_alone) == (tmp_path, None, False)
+    assert (row.lightning_place, row.transformer) == ("a/b/c", "d/e")
+    assert row.listing == CATALOGUE.make_listing("me/mine-4bit", "QwenImagePipeline")
+    assert row.listing.instead
+    chosen = {6: LoraFile("a/b", "c")}
+    kept = CATALOGUE.complete_by_manifest(replace(spec, lightning=chosen), manifest)
+    assert kept.lightning == chosen
+
+
+def test_a_bundle_of_no_row_describes_itself() -> None:
+    (spec,) = resolved("me/mine-4bit")
+    manifest = {
+        "model": "mine",
+        "repository": "alice/mine",
+        "pipeline": "QwenImagePipeline",
+        "lightning": {
+            "8": {"filename": "a-Lightning-8steps.safetensors"},
+            "4": {"filename": "a-Lightning-4steps.safetensors"},
+        },
+        "facts": {"area": 96 * 96},
+    }
+    known = CATALOGUE.complete_by_manifest(spec, manifest)
+    assert {n: file.filename for n, file in known.lightning.items()} == {
+        n: f"a-Lightning-{n}steps.safetensors" for n in (8, 4)
+    }
+    assert (known.repository, known.defaults.area) == ("me/mine-4bit", 96 * 96)
+    del manifest["lightning"], manifest["facts"]
+    assert CATALOGUE.complete_by_manifest(spec, manifest).lightning == {}
+    for broken in ({}, {"repository": "alice/mine"}, {"pipeline": "FluxPipeline"}):
+        with pytest.raises(WeightsUnavailable):
+            CATALOGUE.complete_by_manifest(spec, broken)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", "\xff"])
+def test_a_description_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model_index.json").write_text(text, encoding="latin-1")
+    with pytest.raises(WeightsUnavailable, match="no readable model_index"):
+        CATALOGUE.describe_folder(tmp_path)

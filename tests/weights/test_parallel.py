@@ -1,6 +1,7 @@
 """The transfer process may die, stand still or fail: the download notices and goes on."""
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ PATIENT = replace(FAST, connect_s=60, stall_s=600)
 ENDS_S = 60.0
 PROBE = "bytes=0-0"
 BLOCK = 4096
-RANGE = 50 * BLOCK
+RANGE = 150 * BLOCK
 
 
 @pytest.fixture
@@ -204,7 +206,7 @@ def aligned(made: Room) -> HubSnapshot:
     return replace(made.snapshot(), range_bytes=RANGE)
 
 
-@pytest.mark.parametrize("blocks", [1, 20, 50])
+@pytest.mark.parametrize("blocks", [1, 20, 150])
 def test_a_range_that_was_not_written_whole_is_left_to_the_sure_way_at_once(
     made: Room, blocks: int
 ) -> None:
@@ -225,3 +227,49 @@ def test_wrong_bytes_without_a_hole_are_the_hubs(made: Room) -> None:
         fetch(made, snapshot)
     assert None not in spans(made), "the sure way would get the same bytes"
     assert not made.parts()
+
+
+def test_where_no_process_can_be_started_the_sure_way_is_taken(
+    made: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    fetch(made)
+    assert spans(made) == [PROBE, PROBE, None]
+
+
+def test_a_transfer_process_that_reads_no_request_has_ended(
+    made: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deaf(subprocess.Popen[bytes]):
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
+            assert self.stdin is not None
+            self.stdin.close()
+            reader, writer = os.pipe()
+            os.close(reader)
+            self.stdin = os.fdopen(writer, "wb", buffering=0)
+
+    monkeypatch.setattr(subprocess, "Popen", Deaf)
+    fetch(made)
+    assert spans(made) == [PROBE, PROBE, None]
+
+
+def test_a_time_that_is_over_is_not_waited_for(
+    made: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine itself may have stood still."""
+    hours = iter(range(0, 3600 * 1000, 3600))
+    monkeypatch.setattr(parallel, "time", SimpleNamespace(monotonic=lambda: next(hours)))
+    with pytest.raises(AttemptFailed, match="the transfer stalled"):
+        transfer(made, tmp_path / "part")
+
+
+@pytest.mark.parametrize(("workers", "transfers"), [("1", 2), ("2", 1)])
+def test_one_of_several_workers_may_ask_for_a_range_again(
+    made: Room, workers: str, transfers: int
+) -> None:
+    """A single one would leave nobody to go on with the other ranges meanwhile."""
+    made.environ["DOWNLOAD_WORKERS"] = workers
+    made.hub.misbehave(Fault("status", path=SHARD, skip=2))
+    fetch(made)
+    assert spans(made).count(PROBE) == 2 * transfers

@@ -1,10 +1,14 @@
 """What was pushed is what comes back; without permission, the error says what is needed."""
 
+import io
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
 
 from worker import log, settings
 from worker.errors import HubUnreachable, WeightsUnavailable
@@ -128,7 +132,7 @@ def test_a_hub_that_is_gone_is_for_later(
         push(files, "acme/bundle", read)
 
 
-def test_the_commit_carries_its_message(
+def test_the_commit_says_what_it_is(
     hub: Hub, files: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bodies: list[bytes] = []
@@ -139,6 +143,48 @@ def test_the_commit_carries_its_message(
         commit(handler, repository, branch, body)
 
     monkeypatch.setattr(_Handler, "_commit", noted)
-    push(files, "acme/bundle", configured(hub, tmp_path), message="As prepared")
+    push(files, "acme/bundle", configured(hub, tmp_path))
     (header,) = (json.loads(line) for line in bodies[0].splitlines() if b'"header"' in line)
-    assert header["value"]["summary"] == "As prepared"
+    assert header["value"]["summary"] == "Upload"
+
+
+def test_what_is_there_is_pushed_to_again(
+    hub: Hub, files: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub refuses to create a repository twice; a bundle may be pushed twice."""
+    answer = _Handler._json
+
+    def refused(handler: _Handler, found: Any) -> None:
+        if handler.path.endswith("repos/create"):
+            handler._send(409, json.dumps(found).encode())
+        else:
+            answer(handler, found)
+
+    hub.commits["acme/bundle"] = {}
+    monkeypatch.setattr(_Handler, "_json", refused)
+    push(files, "acme/bundle", configured(hub, tmp_path))
+    assert hub.branches["acme/bundle"]["main"]
+
+
+class Terminal(io.StringIO):
+    """What a terminal is to who writes to it."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_bars_are_for_a_terminal(
+    hub: Hub,
+    files: Mapping[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_terminal: bool,
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal() if is_terminal else io.StringIO())
+    enable_progress_bars()
+    push(files, "acme/bundle", configured(hub, tmp_path))
+    assert are_progress_bars_disabled() == (not is_terminal)
+    enable_progress_bars()

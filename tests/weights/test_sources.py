@@ -463,7 +463,7 @@ def test_another_repository_describes_itself(home: Path) -> None:
 
 
 def test_a_source_describes_itself(home: Path) -> None:
-    passed = (("MODEL_PATH", "not set"), ("RunPod cache", "not there"))
+    passed: Any = (("MODEL_PATH", "not set"), ("RunPod cache", "not there"))
     source = WeightSource("image", home, bundle=True, commit=COMMIT, passed_over=passed)
     assert source.describe() == {
         "source": "image",
@@ -531,11 +531,8 @@ def test_a_cache_without_a_ref_is_read_by_its_snapshots(
     at.mkdir()
     for commit in there:
         (at / "snapshots" / commit).mkdir(parents=True)
-    folder, commit = sources.find_cached(SPEC.repository, revision, home)
-    if found in there:
-        assert (folder, commit) == (at / "snapshots" / found, found)
-    else:
-        assert (folder, commit) == (found, None)
+    expected = (at / "snapshots" / found, found) if found in there else (found, None)
+    assert sources.find_cached(SPEC.repository, revision, home) == expected
 
 
 def test_a_cache_names_what_it_does_not_hold(home: Path) -> None:

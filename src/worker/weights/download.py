@@ -214,7 +214,7 @@ class HubSnapshot:
         except Missing:
             if self.record is not None:
                 with suppress(OSError):
-                    self.record.unlink(missing_ok=True)
+                    self.record.unlink()
             raise
 
 
@@ -233,7 +233,7 @@ def fetch_snapshot(
         present = sum(f.size for f in files if (into / f.path).is_file())
         total = sum(f.size for f in files)
         with space.translate_errors(total, into, settings):
-            space.require_space(max(total - present, 0), into, settings)
+            space.require_space(total - present, into, settings)
     small = [file for file in files if file.size < PARALLEL_FROM_BYTES]
     large = [file for file in files if file.size >= PARALLEL_FROM_BYTES]
     with ThreadPoolExecutor(settings.download_workers) as pool:

@@ -16,7 +16,6 @@ from worker.weights.transient import classify_error
 HUB: Final = "https://huggingface.co"
 MOST_REDIRECTS: Final = 5
 REDIRECTION: Final = range(300, 400)
-SHORT_BYTES: Final = 16 * 1024
 
 _sessions = threading.local()
 
@@ -90,7 +89,7 @@ class Hub:
                 at_hub = url.startswith(self.endpoint)
                 raise classify_error(error, what, custom_host=self.is_custom and at_hub) from error
             if response.status_code in REDIRECTION and "Location" in response.headers:
-                _release(response)
+                response.close()
                 url = _resolve_redirect(url, response.headers["Location"], what)
                 continue
             if response.status_code in accept:
@@ -112,16 +111,6 @@ def _get_session() -> requests.Session:
         _sessions.session.auth = NoAuth()
     session: requests.Session = _sessions.session
     return session
-
-
-def _release(response: requests.Response) -> None:
-    """Free the connection for the next request, if what is left of the body is short."""
-    if response.headers.get("Content-Length", "").isdecimal():
-        left = int(response.headers["Content-Length"])
-        if left <= SHORT_BYTES and len(response.raw.read(SHORT_BYTES)) == left:
-            response.raw.release_conn()
-            return
-    response.close()
 
 
 def _read_origin(url: str) -> tuple[str, str | None, int | None]:

@@ -94,8 +94,8 @@ def _watch(
     if child.stdin is None or child.stdout is None:
         raise AttemptFailed("the transfer process has no pipes")
     try:
-        child.stdin.write(json.dumps(request).encode())
-        child.stdin.close()
+        with child.stdin:
+            child.stdin.write(json.dumps(request).encode())
     except BrokenPipeError:
         raise AttemptFailed("the transfer process ended early") from None
     finally:

@@ -12,9 +12,7 @@ from worker.weights.retry import AttemptFailed, classify_status
 from worker.weights.transient import classify_error
 
 
-def push(
-    files: Mapping[str, Path], repository: str, settings: Settings, *, message: str = "Upload"
-) -> str:
+def push(files: Mapping[str, Path], repository: str, settings: Settings) -> str:
     """Upload files (path in the repository -> local file) in one commit; return the commit.
 
     A missing repository is created, private. huggingface_hub uploads large files first and skips
@@ -35,7 +33,7 @@ def push(
     operations = [CommitOperationAdd(path, str(local)) for path, local in sorted(files.items())]
     try:
         api.create_repo(repository, private=True, exist_ok=True)
-        commit = api.create_commit(repository, operations, commit_message=message)
+        commit = api.create_commit(repository, operations, commit_message="Upload")
     except HFValidationError:
         raise WeightsUnavailable(f"{repository[:100]}: not a repository name: org/name") from None
     except HfHubHTTPError as error:
