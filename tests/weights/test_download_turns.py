@@ -17,7 +17,7 @@ from worker.errors import HubUnreachable, VolumeFull, WeightsUnavailable
 from worker.weights import download, temporary
 from worker.weights.download import fetch_snapshot
 from worker.weights.hub import Hub
-from worker.weights.proof import Digests, RemoteFile
+from worker.weights.proof import Digests, RemoteFile, digest_file
 from worker.weights.retry import Missing
 from worker.weights.snapshot import LocalSnapshot, find_file
 from worlds.hub import Fault
@@ -305,10 +305,9 @@ def test_a_damaged_file_may_be_deleted_by_another_meanwhile(
     made.fetch()
     target = made.into / SHARD
     target.write_bytes(b"damaged")
-    measure = download.digest_file
 
     def measured(path: Path, *, blob_id: bool) -> Digests:
-        found = measure(path, blob_id=blob_id)
+        found = digest_file(path, blob_id=blob_id)
         if found.size == len(b"damaged"):
             path.unlink()
         return found

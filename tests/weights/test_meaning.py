@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -449,11 +450,12 @@ def test_a_revision_is_for_the_one_model_that_is_published_and_has_none(tmp_path
 @pytest.mark.parametrize("name", ["LIGHTNING", "TRANSFORMER"])
 def test_what_is_for_one_model_is_taken_for_one_alone(name: str) -> None:
     value = "a/b/{n}.safetensors" if name == "LIGHTNING" else "a/b"
-    (spec,) = resolved("qwen-image", **{name: value})
+    environ: Any = {name: value}
+    (spec,) = resolved("qwen-image", **environ)
     assert value in (spec.lightning_place, spec.transformer)
     for words in ("qwen-image,alice/foo", "qwen-image,alice/foo,bob/bar"):
         with pytest.raises(InvalidSettings, match=f"{name}: is for one model"):
-            resolved(words, **{name: value})
+            resolved(words, **environ)
 
 
 def test_a_model_of_one_part_is_described_by_its_config(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, cast
 
 from worker.weights.hub import Hub
 from worker.weights.proof import RemoteFile
@@ -25,6 +25,7 @@ RANGE_BYTES: Final = 8 * 1024 * 1024
 # more than all retries of that range.
 RANGE_FAILURES: Final = 3
 RANGE_RETRIES: Final = 3
+LINES_BYTES: Final = 65536
 
 
 def download(
@@ -91,11 +92,10 @@ def _watch(
     report: Callable[[int], None],
 ) -> None:
     """Send the child its request and read its reports until it is done or stalls."""
-    if child.stdin is None or child.stdout is None:
-        raise AttemptFailed("the transfer process has no pipes")
+    stdin, stdout = cast("IO[bytes]", child.stdin), cast("IO[bytes]", child.stdout)
     try:
-        with child.stdin:
-            child.stdin.write(json.dumps(request).encode())
+        with stdin:
+            stdin.write(json.dumps(request).encode())
     except BrokenPipeError:
         raise AttemptFailed("the transfer process ended early") from None
     finally:
@@ -103,10 +103,10 @@ def _watch(
     pending = b""
     deadline = time.monotonic() + patience.stall_s
     while True:
-        ready, _, _ = select.select([child.stdout], [], [], max(0, deadline - time.monotonic()))
+        ready, _, _ = select.select([stdout], [], [], max(0, deadline - time.monotonic()))
         if not ready:
             raise AttemptFailed("the transfer stalled")
-        data = os.read(child.stdout.fileno(), 65536)
+        data = os.read(stdout.fileno(), LINES_BYTES)
         if not data:
             raise AttemptFailed("the transfer process ended early")
         deadline = time.monotonic() + patience.stall_s
