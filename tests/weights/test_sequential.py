@@ -1,15 +1,22 @@
 """One connection: what the hub sends is believed only as far as it is what was asked for."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import requests
+import urllib3
 from faults.room import FAST, REPOSITORY, SHARD, Room, room
 
-from worker.errors import HubUnreachable
+from worker.errors import HubUnreachable, WeightsUnavailable
+from worker.weights import sequential
+from worker.weights.hub import Hub
 from worker.weights.proof import RemoteFile
+from worker.weights.retry import AttemptFailed, Patience
 from worker.weights.snapshot import find_file
 from worlds.hub import Fault
 
@@ -209,3 +216,145 @@ def test_a_body_that_stands_still_is_given_up_after_its_time(made: Room) -> None
     made.fetch()
     assert not made.wrong()
     assert spans(made) == [None, f"bytes={len(made.published[SHARD]) // 2}-"]
+
+
+class Line(requests.adapters.BaseAdapter):
+    """A hub that answers once: with a status, headers, and a body that comes in such pieces."""
+
+    def __init__(
+        self, pieces: Iterator[bytes | Exception], status: int, length: str | None
+    ) -> None:
+        super().__init__()
+        self._pieces, self._status, self._length = pieces, status, length
+
+    def send(self, request: requests.PreparedRequest, **_: object) -> requests.Response:  # type: ignore[override]  # the rest is the connection's
+        """Answer."""
+        response = requests.Response()
+        response.status_code, response.request, response.url = self._status, request, "x"
+        if self._length is not None:
+            response.headers["Content-Length"] = self._length
+        response.raw = self
+        return response
+
+    def read1(self, _count: int) -> bytes:
+        """Return the next piece; nothing at the end."""
+        piece = next(self._pieces, b"")
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+Answer = Callable[..., None]
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Answer:
+    """Have the hub answer so."""
+
+    def answered(
+        pieces: Iterable[bytes | Exception], status: int = 200, length: str | None = None
+    ) -> None:
+        line = Line(iter(pieces), status, length)
+        monkeypatch.setattr(requests.Session, "get_adapter", lambda *_, **__: line)
+
+    return answered
+
+
+WHOLE = RemoteFile("x", 100)
+HUB = Hub("https://a.example", None)
+URL = "https://a.example/x"
+
+
+def download(part: Path, patience: Patience = FAST, file: RemoteFile = WHOLE) -> list[int]:
+    reported: list[int] = []
+    sequential.download(HUB, URL, file, part, patience, reported.append)
+    return reported
+
+
+def test_what_a_cut_answer_replaces_is_gone(answer: Answer, tmp_path: Path) -> None:
+    """A hub that ignored Range and hung up left the beginning of the file, and no old end."""
+    (tmp_path / "part").write_bytes(b"o" * 50)
+    answer([b"n" * 10])
+    with pytest.raises(AttemptFailed, match="cut short"):
+        download(tmp_path / "part")
+    assert (tmp_path / "part").read_bytes() == b"n" * 10
+
+
+@pytest.mark.parametrize(("length", "fits"), [(None, True), (" 100 ", True), ("99", False)])
+def test_a_body_may_be_of_no_known_length_and_of_no_other(
+    answer: Answer, tmp_path: Path, length: str | None, *, fits: bool
+) -> None:
+    answer([b"x" * 60, b"x" * 40], length=length)
+    if fits:
+        assert download(tmp_path / "part") == [60, 100]
+    else:
+        with pytest.raises(AttemptFailed, match="a body of 99 bytes"):
+            download(tmp_path / "part")
+
+
+@pytest.mark.parametrize("status", [206, 416])
+def test_a_part_that_was_not_asked_for_is_none(answer: Answer, tmp_path: Path, status: int) -> None:
+    answer([b"x" * 100], status)
+    with pytest.raises((AttemptFailed, WeightsUnavailable), match=str(status)):
+        download(tmp_path / "part")
+
+
+def test_a_hub_that_does_not_end_is_left(answer: Answer) -> None:
+    answer(chain(repeat(b"x" * 10, 50), [AssertionError("it was read on")]))
+    with pytest.raises(AttemptFailed, match="more than was requested"):
+        sequential.read_range(HUB, URL, WHOLE, 0, 100, FAST)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (urllib3.exceptions.ReadTimeoutError(None, "x", "slow"), "stalled"),  # type: ignore[arg-type] # of no pool
+        (TimeoutError("slow"), "stalled"),
+        (urllib3.exceptions.ProtocolError("broken"), "hung up"),
+        (ConnectionResetError(104, "reset"), "hung up"),
+    ],
+)
+def test_how_a_body_ended_is_told(
+    answer: Answer, tmp_path: Path, error: Exception, reason: str
+) -> None:
+    answer([b"x" * 10, error])
+    with pytest.raises(AttemptFailed, match=reason):
+        download(tmp_path / "part")
+    assert (tmp_path / "part").stat().st_size == 10
+
+
+@pytest.mark.parametrize(
+    ("windows", "stalls"),
+    [([], False), ([100], False), ([99], True), ([100, 100], False), ([500, 99], True)],
+)
+def test_a_rate_is_measured_in_windows_of_a_stall(
+    answer: Answer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    windows: list[int],
+    *,
+    stalls: bool,
+) -> None:
+    """At least 10 bytes per second in each 10 seconds; a window that is not over counts nothing."""
+    now = [1000.0]
+    monkeypatch.setattr(sequential, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    size = sum(windows) + 1
+
+    def drip() -> Iterator[bytes]:
+        for count in windows:
+            now[0] += 9.9
+            yield b"x"
+            now[0] += 0.1
+            yield b"x" * (count - 1)
+        yield b"x"
+
+    answer(drip())
+    patience = replace(FAST, stall_s=10, slowest=10)
+    if stalls:
+        with pytest.raises(AttemptFailed, match="nearly stalled"):
+            download(tmp_path / "part", patience, RemoteFile("x", size))
+    else:
+        assert download(tmp_path / "part", patience, RemoteFile("x", size))[-1] == size

@@ -12,7 +12,7 @@ from worker import settings
 from worker.errors import WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
 from worker.settings import Settings
-from worker.weights import checkpoint, sources
+from worker.weights import checkpoint, metadata, sources
 from worker.weights.meaning import find_checkpoints
 from worker.weights.proof import digest_file
 from worker.weights.snapshot import LocalSnapshot, find_file
@@ -699,3 +699,45 @@ def test_a_repository_that_describes_itself_badly_is_refused(
 
 def test_what_is_described_already_is_not_read_again(home: Path) -> None:
     assert sources.complete(SPEC, LocalSnapshot(home / "none", "x"), CATALOGUE) is SPEC
+
+
+def test_what_no_cache_has_is_asked_of_the_hub_at_its_revision(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model, a part elsewhere, another transformer and a LoRA; only the hub is asked."""
+    asked: list[tuple[str, str | None]] = []
+    there = home / "there"
+    (there / "transformer").mkdir(parents=True)
+    for name in ("config.json", "transformer/config.json"):
+        (there / name).write_text("{}")
+
+    def resolve(repository: str, revision: str | None, _settings: Settings) -> LocalSnapshot:
+        asked.append((repository, revision))
+        return LocalSnapshot(there, repository, "of the hub")
+
+    monkeypatch.setattr(metadata, "resolve", resolve)
+    source = find(home, replace(SPEC, revision="v9"))
+    spec = replace(
+        SPEC,
+        revision="v9",
+        placements=tuple(
+            Placement(role, "config.json", Elsewhere(f"x/{role}", revision))
+            for role, revision in (("one", "v3"), ("two", ""))
+        ),
+    )
+    opened = open_by(home, spec, source)
+    assert {role: one.commit for role, one in opened.others.items()} == {
+        role: "of the hub" for role in ("one", "two")
+    }
+    open_by(home, replace(SPEC, transformer="me/better"), source)
+    read = configured(home)
+    lora = sources.open_lora(LoraFile("x/loras", "a.safetensors"), opened, read)
+    assert lora.repository == "x/loras"
+    assert asked == [
+        (SPEC.repository, "v9"),
+        ("x/one", "v3"),
+        ("x/two", None),
+        (SPEC.repository, None),
+        ("me/better", None),
+        ("x/loras", None),
+    ]

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -47,6 +48,20 @@ def tls(reason: str, kind: type[ssl.SSLError] = ssl.SSLError) -> ssl.SSLError:
     return error
 
 
+def said_apart(reason: str | None, words: str) -> ssl.SSLError:
+    """Return a TLS error whose reason and whose words are not the same."""
+    error = ssl.SSLError(1, words)
+    error.reason = reason  # type: ignore[assignment] # where OpenSSL gives none
+    return error
+
+
+def in_circles(error: Exception) -> Exception:
+    """Return an error whose cause has it as its own."""
+    other = requests.ConnectionError("y")
+    error.__cause__, other.__cause__ = other, error
+    return error
+
+
 def wrapped(error: Exception) -> requests.exceptions.SSLError:
     """Wrap a TLS error as urllib3 and requests do."""
     pool = urllib3.HTTPSConnectionPool("hub.example")
@@ -85,6 +100,12 @@ TRANSIENT: dict[str, BaseException] = {
     "requests: TLS was cut": wrapped(tls("EOF", ssl.SSLEOFError)),
     "requests: TLS was ended": wrapped(tls("END", ssl.SSLZeroReturnError)),
     "requests: a line garbled a record": wrapped(tls("DECRYPTION_FAILED_OR_BAD_RECORD_MAC")),
+    "TLS: a record was garbled": wrapped(tls("BAD_RECORD_MAC")),
+    "TLS: a record could not be read": wrapped(tls("DECRYPTION_FAILED")),
+    "TLS: only its reason says how": wrapped(said_apart("BAD_RECORD_MAC", "words")),
+    "TLS: only its words say how": wrapped(said_apart(None, "[SSL: BAD_RECORD_MAC] words")),
+    "requests: an error of the system without a number": requests.ConnectionError(OSError("x")),
+    "each the cause of the other": in_circles(requests.ConnectionError("x")),
     "requests: a proxy has no way on": tunnel(503),
     "requests: a proxy is not there": requests.exceptions.ProxyError("cannot connect"),
     "urllib3: hung up": urllib3.exceptions.ProtocolError("x", ConnectionResetError(104, "x")),
@@ -114,6 +135,12 @@ FINAL: dict[str, BaseException] = {
         httpx2.ConnectError("x"), tls("CERTIFICATE_VERIFY_FAILED", ssl.SSLCertVerificationError)
     ),
     "httpx: a certificate, in words": httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] x"),
+    "httpx: no TLS there, in words": httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] x"),
+    "a number that is no errno": socket.herror(errno.ECONNRESET, "x"),
+    "a cause after one that comes twice": caused(
+        requests.ConnectionError(*2 * [ConnectionResetError(errno.ECONNRESET, "x")]),
+        tls("CERTIFICATE_VERIFY_FAILED", ssl.SSLCertVerificationError),
+    ),
     "httpx2: no TLS there": caused(httpx2.ConnectError("x"), tls("WRONG_VERSION_NUMBER")),
     "requests: a certificate": wrapped(
         tls("CERTIFICATE_VERIFY_FAILED", ssl.SSLCertVerificationError)
@@ -434,3 +461,52 @@ def test_a_certificate_that_nobody_signed_is_final(
     with pytest.raises(WeightsUnavailable, match="certificate") as caught:
         ask(unknown)
     assert not caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (requests.ReadTimeout("x"), "did not answer in time"),
+        (httpx.ReadTimeout("x"), "did not answer in time"),
+        (TimeoutError("x"), "did not answer in time"),
+        (urllib3.exceptions.ReadTimeoutError(None, "x", "x"), "did not answer in time"),  # type: ignore[arg-type] # of no pool
+        (json.JSONDecodeError("x", "x", 0), "not one that a hub gives"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x"), "not one that a hub gives"),
+        (ConnectionResetError(errno.ECONNRESET, "x"), r"hung up \(ConnectionResetError\)"),
+    ],
+)
+def test_what_may_pass_is_told_by_its_kind(error: Exception, said: str) -> None:
+    found = classify_error(error, "org/model", custom_host=True)
+    assert isinstance(found, AttemptFailed)
+    assert re.search(said, found.reason)
+
+
+SAID = {
+    "offline": "HF_HUB_OFFLINE is set",
+    "httpx2: a certificate": "certificate was not accepted",
+    "requests: TLS failed, and nobody says how": "certificate was not accepted",
+    "requests: a proxy forbids it": "the proxy refuses",
+    "httpx2: a proxy forbids it": "the proxy refuses",
+}
+
+
+@pytest.mark.parametrize("kind", SAID)
+def test_what_stays_is_told_by_its_cause(kind: str) -> None:
+    for error in (FINAL[kind], caused(TypeError("outer"), FINAL[kind])):
+        found = classify_error(error, "org/model", custom_host=True)
+        assert isinstance(found, WeightsUnavailable)
+        assert SAID[kind] in found.message
+
+
+@pytest.mark.parametrize("kind", ["a bug", "requests: no address"])
+def test_what_nobody_knows_is_told_by_its_name(kind: str) -> None:
+    found = classify_error(FINAL[kind], "org/model", custom_host=True)
+    assert isinstance(found, WeightsUnavailable)
+    assert f"failed ({type(FINAL[kind]).__name__})" in found.message
+
+
+def test_a_name_that_does_not_resolve_is_told() -> None:
+    error = caused(requests.ConnectionError("x"), socket.gaierror(socket.EAI_NONAME, "x"))
+    found = classify_error(error, "org/model", custom_host=True)
+    assert isinstance(found, WeightsUnavailable)
+    assert "name does not resolve" in found.message

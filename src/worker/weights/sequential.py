@@ -36,7 +36,7 @@ def download(
     """
     part.touch()
     have = part.stat().st_size
-    if 0 < have == file.size:
+    if have == file.size:
         return
     span = f"bytes={have}-" if have else None
     accept = (HTTPStatus.OK, *(RESUMED if have else ()))

@@ -111,10 +111,11 @@ def open_snapshot(source: WeightSource, spec: ModelSpec, settings: Settings) -> 
         model = metadata.resolve(spec.repository, spec.revision, settings)
     if not spec.transformer:
         return arrange(model, spec, settings)
-    owner, name, *folder = spec.transformer.split("/", 2)
+    owner, _, rest = spec.transformer.partition("/")
+    name, _, folder = rest.partition("/")
     repository = f"{owner}/{name}"
     other = _open_cached(repository, "", settings) or metadata.resolve(repository, None, settings)
-    return join(model, other, "".join(folder), spec.parts.weights[0])
+    return join(model, other, folder, spec.parts.weights[0])
 
 
 def arrange(model: Snapshot, spec: ModelSpec, settings: Settings) -> Snapshot:
