@@ -726,9 +726,7 @@ def test_what_no_cache_has_is_asked_of_the_hub_at_its_revision(
         ),
     )
     opened = open_by(home, spec, source)
-    assert {role: one.commit for role, one in opened.others.items()} == {
-        role: "of the hub" for role in ("one", "two")
-    }
+    assert [one.commit for one in opened.others.values()] == ["of the hub"] * 2
     open_by(home, replace(SPEC, transformer="me/better"), source)
     read = configured(home)
     lora = sources.open_lora(LoraFile("x/loras", "a.safetensors"), opened, read)
@@ -741,3 +739,19 @@ def test_what_no_cache_has_is_asked_of_the_hub_at_its_revision(
         ("me/better", None),
         ("x/loras", None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "description", "pipeline"),
+    [
+        ("manifest.json", {"pipeline": "QwenImagePipeline"}, "QwenImagePipeline"),
+        ("config.json", {"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
+    ],
+)
+def test_a_repository_may_be_a_bundle_or_of_one_part(
+    home: Path, name: str, description: dict[str, Any], pipeline: str
+) -> None:
+    (home / name).write_text(json.dumps(description))
+    (spec,) = word("someone/mine")
+    known = sources.complete(spec, LocalSnapshot(home, "someone/mine"), CATALOGUE)
+    assert (known.pipeline, known.repository) == (pipeline, "someone/mine")
