@@ -755,3 +755,15 @@ def test_a_repository_may_be_a_bundle_or_of_one_part(
     (spec,) = word("someone/mine")
     known = sources.complete(spec, LocalSnapshot(home, "someone/mine"), CATALOGUE)
     assert (known.pipeline, known.repository) == (pipeline, "someone/mine")
+
+
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_a_cache_s_ref_says_which_of_its_snapshots_a_revision_is(
+    home: Path, revision: str | None
+) -> None:
+    folder = cache(home, "a/b")
+    for commit in ("0" * 40, COMMIT, "f" * 40):
+        (folder.parent / commit).mkdir(parents=True)
+    (home / "models--a--b/refs/v2").write_text(f"{'f' * 40}\n")
+    commit = COMMIT if revision is None else "f" * 40
+    assert sources.find_cached("a/b", revision, home) == (folder.parent / commit, commit)

@@ -300,7 +300,7 @@ def _look_below(root: Path, spec: ModelSpec) -> list[_Place]:
     """Return the folders in a place for several models that may be this one's."""
     owner, _, name = spec.repository.rpartition("/")
     shown: Shown = "called" if spec.listing.is_row else "nothing"
-    own = _find_child(root, owner) if owner else None
+    own = _find_child(root, owner)
     found: list[tuple[Path | None, Shown]] = [(_find_child(own, name) if own else None, "it")]
     found += [(_find_child(root, folder), shown) for folder in dict.fromkeys(_list_names(spec))]
     return [_Place(folder, shown) for folder, shown in found if folder is not None]
