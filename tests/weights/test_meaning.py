@@ -555,8 +555,11 @@ def test_a_bundle_of_no_row_describes_itself() -> None:
     assert (known.repository, known.defaults.area) == ("me/mine-4bit", 96 * 96)
     del manifest["lightning"], manifest["facts"]
     assert CATALOGUE.complete_by_manifest(spec, manifest).lightning == {}
-    for broken in ({}, {"repository": "alice/mine"}, {"pipeline": "FluxPipeline"}):
-        with pytest.raises(WeightsUnavailable):
+    for broken, said in (
+        ({}, "repository without a pipeline class"),
+        ({"pipeline": "FluxPipeline"}, "FLUX.1"),
+    ):
+        with pytest.raises(WeightsUnavailable, match=said):
             CATALOGUE.complete_by_manifest(spec, broken)
 
 

@@ -767,3 +767,10 @@ def test_a_cache_s_ref_says_which_of_its_snapshots_a_revision_is(
     (home / "models--a--b/refs/v2").write_text(f"{'f' * 40}\n")
     commit = COMMIT if revision is None else "f" * 40
     assert sources.find_cached("a/b", revision, home) == (folder.parent / commit, commit)
+
+
+def test_a_bundle_in_a_cache_is_what_the_cache_calls_it(home: Path) -> None:
+    """As one that was pushed under another name lies there."""
+    (spec,) = word("me/foo-4bit")
+    folder = made_of(cache(home / "cache", "me/foo-4bit"), "alice/foo", COMMIT)
+    assert find(home, spec).folder == folder

@@ -136,6 +136,9 @@ FINAL: dict[str, BaseException] = {
     ),
     "httpx: a certificate, in words": httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] x"),
     "httpx: no TLS there, in words": httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] x"),
+    "requests: no address, as a cause": caused(
+        requests.ConnectionError("x"), requests.exceptions.InvalidURL("x")
+    ),
     "a number that is no errno": socket.herror(errno.ECONNRESET, "x"),
     "a cause after one that comes twice": caused(
         requests.ConnectionError(*2 * [ConnectionResetError(errno.ECONNRESET, "x")]),

@@ -370,10 +370,7 @@ def _examine(spec: ModelSpec, place: _Place, bundle_fault: BundleFault) -> tuple
         is_bundle = (folder / checkpoint.BUNDLE_MANIFEST).is_file()
         return is_bundle, broken if is_bundle else reason
     described_by = checkpoint.find_description(folder, spec.parts)
-    description = _read_json(folder / described_by)
-    if description is None:
-        return False, f"has an unreadable {described_by}"
-    found = checkpoint.read_class(description)
+    found = checkpoint.read_class(_read_json(folder / described_by) or {})
     if spec.pipeline and found != spec.pipeline:
         return False, f"holds a {found[:60] or None}, not a {spec.pipeline}"
     return False, _find_published_mismatch(spec, place)
