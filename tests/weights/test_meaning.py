@@ -384,6 +384,23 @@ def test_a_copy_of_a_row_that_cannot_be_opened_is_answered_by_the_row(tmp_path: 
     assert CATALOGUE.describe_folder(folder).listing.instead == "Qwen/Qwen-Image"
 
 
+@pytest.mark.parametrize(
+    ("repository", "pipeline", "instead"),
+    [
+        ("someone/painter", "Flux2KleinPipeline", "black-forest-labs/FLUX.2-klein-4B"),
+        ("someone/flux_2.klein 9B", "Flux2KleinPipeline", "black-forest-labs/FLUX.2-klein-9B"),
+        ("someone/qwen-image-edit-2511", "QwenImagePipeline", "Qwen/Qwen-Image"),
+        ("someone/painter", "FluxPipeline", ""),
+        ("someone/tiny-image", "Flux2Pipeline", "black-forest-labs/FLUX.2-dev"),
+    ],
+)
+def test_a_copy_is_of_the_row_that_its_name_and_its_class_show(
+    repository: str, pipeline: str, instead: str
+) -> None:
+    """The longest name of that class, else its newest; never what ships with the worker."""
+    assert CATALOGUE.make_listing(repository, pipeline).instead == instead
+
+
 def test_what_no_row_is_called_is_none() -> None:
     with pytest.raises(KeyError):
         CATALOGUE.find_row("qwen-image-3000")
