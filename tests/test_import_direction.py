@@ -44,6 +44,7 @@ FLOOR = {
     "log",
     "setting_values",
     "settings",
+    "codings",
     "driver",
     "versions",
 }  # they know nothing of ours

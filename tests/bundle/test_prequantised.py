@@ -260,6 +260,12 @@ def test_plain_numbers_are_cast_as_stock_casts_them(
     ("repository", "pipeline", "row"),
     [
         ("someone/Qwen-Image-Edit-2509-bnb-4bit", "QwenImageEditPlusPipeline", "2509"),
+        ("someone/QwenImageEdit2509-fp8", "QwenImageEditPlusPipeline", "2509"),
+        ("someone/Qwen-Edit-2509-bnb-4bit", "QwenImageEditPlusPipeline", "2509"),
+        ("someone/Qwen-Image-2509-Edit-4bit", "QwenImageEditPlusPipeline", "2509"),
+        ("someone/Qwen-Image-Edit-Plus-2509-nf4", "QwenImageEditPlusPipeline", "2509"),
+        ("someone/edit-22509", "QwenImageEditPlusPipeline", "2511"),
+        ("someone/QwenImageEdit2511", "", "2511"),
         ("someone/qwen_image_edit_2511_nf4", "QwenImageEditPlusPipeline", "2511"),
         ("someone/painter", "QwenImageEditPlusPipeline", "2511"),
         ("someone/qwen-image-edit-4bit", "QwenImageEditPipeline", "Edit"),

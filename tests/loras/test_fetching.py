@@ -439,6 +439,12 @@ def test_no_hub_is_asked_offline(tmp_path: Path, hub: Hub, site: Site) -> None:
     assert not hub.requests()
 
 
+@pytest.mark.parametrize("word", ["", "identity", "none", "utf-8", "aws-chunked", "base64"])
+def test_a_coding_that_is_no_compression_says_nothing(room: Room, site: Site, word: str) -> None:
+    (found,) = room.ready(f"{site.https}/coded/style.safetensors?as={word}&as=binary")
+    assert found.digest == digest(FILE)
+
+
 @pytest.fixture
 def own(tmp_path: Path, hub: Hub, site: Site) -> Room:
     """A worker with a folder of LoRAs."""
@@ -459,6 +465,61 @@ def test_the_operators_files_are_used_in_their_place(own: Room) -> None:
     assert (style.digest, style.configuration) == (digest(FILE), None)
     assert (peft.digest, peft.configuration) == (digest(OTHER), CONFIG)
     assert not (own.home / "loras").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "is_told"),
+    [
+        (["adapter_model"], True),
+        (["adapter_model", "style"], True),
+        (["own"], True),
+        (["own", "style"], False),
+    ],
+)
+def test_a_configuration_is_about_the_file_of_peft_s_name_or_the_only_lora(
+    tmp_path: Path, hub: Hub, site: Site, names: list[str], *, is_told: bool
+) -> None:
+    """Where LORA_DIR itself is what peft's save_pretrained wrote, too."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_bytes(CONFIG)
+    (folder / "README.md").write_bytes(b"")
+    for name in names:
+        (folder / f"{name}.safetensors").write_bytes(FILE)
+    room = Room(tmp_path / "home", hub, site, LORA_DIR=str(folder))
+    assert room.ready(names[0])[0].configuration == (CONFIG if is_told else None)
+
+
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        (CONFIG, CONFIG),
+        (None, None),
+        (b"<html>no such page</html>", None),
+        (b"[1]", None),
+        (b"\xff", None),
+        (CONFIG.ljust(100_000), CONFIG.ljust(100_000)),
+        (CONFIG.ljust(100_001), None),
+    ],
+    ids=["peft's", "none", "a page", "a list", "no text", "long", "too long"],
+)
+def test_a_url_of_peft_s_name_has_its_configuration_beside_it(
+    room: Room, site: Site, beside: bytes | None, told: bytes | None
+) -> None:
+    site.files["/peft/adapter_model.safetensors"] = FILE
+    site.files.pop("/peft/adapter_config.json", None)
+    if beside is not None:
+        site.files["/peft/adapter_config.json"] = beside
+    (found,) = room.ready(f"{site.https}/peft/adapter_model.safetensors?key=1")
+    assert found.digest == digest(FILE)
+    assert found.configuration == told
+    assert site.hits == ["/peft/adapter_model.safetensors?key=1", "/peft/adapter_config.json?key=1"]
+
+
+def test_a_url_of_another_name_has_none(room: Room, site: Site) -> None:
+    site.files["/adapter_config.json"] = CONFIG
+    assert room.ready(f"{site.https}/style.safetensors")[0].configuration is None
+    assert site.hits == ["/style.safetensors"]
 
 
 def test_their_digest_is_read_once(own: Room, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -367,6 +367,20 @@ def test_a_colour_once_made_transparent_stays_so() -> None:
         assert shown == (expected,) * 3
 
 
+def test_a_gif_s_canvas_is_white_where_its_first_picture_leaves_it_bare() -> None:
+    """As in browsers; the first colour of the table, here red, has no part in it."""
+    picture = Image.new("P", (16, 24), 1)
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    data = bytearray(saved(picture, "GIF"))
+    at = data.index(b",\0\0\0\0")
+    data[6:10] = struct.pack("<HH", 40, 48)
+    data[at + 1 : at + 5] = struct.pack("<HH", 8, 4)
+    decoded = decode(bytes(data))
+    expected = Image.new("RGB", (40, 48), "white")
+    expected.paste((0, 0, 255), (8, 4, 24, 28))
+    assert decoded.tobytes() == expected.tobytes()
+
+
 def test_a_gif_whose_frame_leaves_its_canvas_is_checked_by_both() -> None:
     data = bytearray(saved(PICTURE, "GIF"))
     at = data.index(b",\0\0\0\0")

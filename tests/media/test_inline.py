@@ -63,6 +63,20 @@ def decoded(value: object, limit: int = len(DATA)) -> bytes:
     return decode_base64(source.value, limit)
 
 
+@pytest.mark.parametrize("padding", ["==", "\n==", "=\n=", "=\r\n=\r\n", "=\r=\r", "", "\n"])
+@pytest.mark.parametrize("start", ["", URI])
+def test_a_line_may_end_anywhere_in_the_padding(start: str, padding: str) -> None:
+    text = base64.b64encode(DATA[:-1]).decode()
+    assert text.endswith("==")
+    assert decoded(start + text[:-2] + padding) == DATA[:-1]
+
+
+@pytest.mark.parametrize("padding", ["===", "=\n==", "=\n=a", "=a="])
+def test_nothing_but_two_signs_ends_base64(padding: str) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        reference.read_source(base64.b64encode(DATA[:-1]).decode()[:-2] + padding)
+
+
 def read(job_input: dict[str, str]) -> list[bytes]:
     """Read a job and what its pictures hold."""
     given = settings.read({})

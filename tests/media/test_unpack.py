@@ -12,8 +12,10 @@ from typing import Final
 import brotli
 import pytest
 
+from worker import codings
+from worker.codings import parse_codings
 from worker.errors import ImageTooLarge, ImageUnavailable
-from worker.media.unpack import compute_max_packed, parse_codings, unpack
+from worker.media.unpack import CODINGS, compute_max_packed, unpack
 from worlds.files import gradient, saved
 
 if sys.version_info >= (3, 14):
@@ -167,6 +169,10 @@ def test_a_picture_that_is_not_compressed_stays_as_it_is(name: str, kind: str) -
 )
 def test_a_word_that_is_no_compression_is_none(header: str) -> None:
     assert parse_codings(header) == ()
+
+
+def test_every_compression_that_is_told_is_undone_or_refused() -> None:
+    assert set(CODINGS) == codings.COMPRESSIONS
 
 
 @pytest.mark.parametrize("count", [1, 1000, 100_000, 3_000_000])

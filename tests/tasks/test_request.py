@@ -552,6 +552,7 @@ GUESSES = {
     "negative_prompt": ["negativePrompt", "negative-prompt", "negativ_prompt", "Negative Prompt"],
     "image_url": ["imageUrl", "imageURL", "image-url", "imge_url"],
     "images": ["imags", "Images", "imgs"],
+    "image": ["imgae", "imag", "Image"],
     "go_fast": ["goFast", "gofast"],
     "cfg_scale": ["cfgScale", "CFG Scale", "cfg_scal"],
 }

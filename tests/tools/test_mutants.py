@@ -1,17 +1,20 @@
 """The mutation tool: it changes what matters, kills what a test holds, reports what none holds."""
 
 import ast
+import builtins
 import subprocess
 import sys
 import textwrap
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from tools import mutants
-from tools.mutation import equivalents, plan, record, report, trial
+from tools.mutation import equivalents, plan, reach, record, report, trial
 from tools.mutation.choose import Mutant, find_rooms, pick_mutants
 from tools.mutation.copy import Project
 from tools.mutation.equivalents import Equivalent
@@ -235,6 +238,26 @@ def test_marks_record_each_statement_and_change_nothing() -> None:
     told.clear()
     f(1)
     assert "a.py:10" not in told
+
+
+def test_what_torch_compiles_as_one_graph_is_recorded_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builtins, MARK, None, raising=False)  # taken away again after the test
+    recorder = reach.Recorder(tmp_path)
+    recorder.start(MARK)
+    recorder.switch("here")
+    source = textwrap.dedent("""
+        def f(x):
+            if x.shape[0] > 1:
+                return x + 1
+            return x
+    """)
+    names: dict[str, Any] = {}
+    exec(insert_marks(source, "a.py"), names)  # noqa: S102 - our own source
+    run: Any = torch.compile(names["f"], backend="eager", fullgraph=True, dynamic=True)
+    assert run(torch.ones(2)).tolist() == [2, 2]
+    assert reach.lines_of(tmp_path, "here") == {("a.py", 3), ("a.py", 4)}
 
 
 FILES = {

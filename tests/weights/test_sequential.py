@@ -176,6 +176,19 @@ def test_a_hub_that_ignores_range_makes_the_part_start_anew(made: Room) -> None:
     assert spans(made) == ["bytes=500000-"]
 
 
+@pytest.mark.parametrize("word", ["", "identity", "Identity", "none", "aws-chunked", "gzip"])
+def test_only_a_compression_is_taken_for_one(made: Room, word: str) -> None:
+    """A mirror may name a coding that says nothing about the bytes."""
+    data = made.published[SHARD]
+    part_of(made, data[:500_000])
+    span = f"bytes 500000-{len(data) - 1}/{len(data)}"
+    headers = {"Content-Range": span, "Content-Encoding": word}
+    made.hub.misbehave(Fault("claimed-range", path=SHARD, headers=headers))
+    made.fetch()
+    assert not made.wrong()
+    assert spans(made) == ["bytes=500000-"] * (2 if word == "gzip" else 1)
+
+
 @pytest.mark.parametrize("act", ["long", "gzip", "html"])
 def test_a_body_of_another_size_is_not_written_to_its_end(made: Room, act: str) -> None:
     made.hub.misbehave(Fault(act, path=SHARD))  # type: ignore[arg-type]

@@ -134,6 +134,7 @@ FINAL: dict[str, BaseException] = {
     "httpx2: a certificate": caused(
         httpx2.ConnectError("x"), tls("CERTIFICATE_VERIFY_FAILED", ssl.SSLCertVerificationError)
     ),
+    "a certificate, without a reason": ssl.SSLCertVerificationError("x"),
     "httpx: a certificate, in words": httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] x"),
     "httpx: no TLS there, in words": httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] x"),
     "requests: no address, as a cause": caused(

@@ -7,6 +7,7 @@ which each process adds the places that it has not added yet, and `current`, the
 
 import builtins
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -28,13 +29,23 @@ class Recorder:
         """Become callable by that built-in name, in the context that `current` names."""
         self.join()
         os.register_at_fork(after_in_child=self.join)
-        setattr(builtins, mark, self)
+        setattr(builtins, mark, self._make_mark())
 
     def __call__(self, place: str) -> None:
         """Record a place ("file:line") if it is new in this context."""
         if place not in self._seen:
             self._seen.add(place)
             self._append(place)
+
+    def _make_mark(self) -> Callable[[str], None]:
+        """Return a function that records a place, and of which torch makes no part of a graph."""
+
+        def record(place: str) -> None:
+            self(place)
+
+        # torch.compile runs it while it traces, and continues with what it returns
+        vars(record)["_dynamo_marked_constant"] = True
+        return record
 
     def join(self) -> None:
         """Continue in the current context of the recording."""

@@ -23,7 +23,9 @@ def guess(word: Any, known: Iterable[str]) -> str | None:
     if not isinstance(word, str) or len(word) > LONGEST_GUESS:
         return None
     given = _extract_letters(word)
-    names = {_extract_letters(name): name for name in known}
+    names: dict[str, str] = {}
+    for name in known:  # of several that differ in nothing else, the first
+        names.setdefault(_extract_letters(name), name)
     if given in names:
         return names[given]
     matcher = difflib.SequenceMatcher(autojunk=False)

@@ -20,9 +20,10 @@ from worker.errors import (
     LoraRefused,
     WorkerError,
 )
+from worker.loras.configuration import CONFIGURATION_NAME, is_about
 from worker.loras.flight import Flights
 from worker.loras.form import find_form_fault
-from worker.loras.hub_file import CONFIGURATION_NAME, fetch_from_hub
+from worker.loras.hub_file import fetch_from_hub
 from worker.loras.kept import Fetched, KeptLoras, choose_folder, make_place_key
 from worker.loras.origin import HubFile, LoraSource
 from worker.loras.ready import ReadyLora
@@ -112,10 +113,7 @@ class LoraFetcher:
             if sha256 is None:
                 sha256 = digest_file(path, blob_id=False).sha256
                 digests.keep(path.name, state, sha256)
-            beside = path.with_name(CONFIGURATION_NAME)
-            # next to several LoRAs it cannot be about each of them
-            is_alone = path.parent != self._settings.lora_dir
-            configuration = beside.read_bytes() if is_alone and beside.is_file() else None
+            configuration = _read_configuration(path)
         except OSError as error:
             raise LoraNotApplied(f"its file cannot be read ({error.strerror})") from None
         return ReadyLora(
@@ -189,6 +187,13 @@ class LoraFetcher:
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def _read_configuration(path: Path) -> bytes | None:
+    """Return the adapter_config.json next to a LoRA of the operator; None without one about it."""
+    beside = path.with_name(CONFIGURATION_NAME)
+    names = [each.name for each in path.parent.iterdir()]
+    return beside.read_bytes() if beside.name in names and is_about(path.name, names) else None
 
 
 def _is_current(known: Fetched, source: LoraSource) -> bool:

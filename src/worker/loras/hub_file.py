@@ -9,6 +9,7 @@ from typing import Final
 
 from worker import log
 from worker.errors import HubUnreachable, LoraFetchFailed, LoraRefused, WeightsUnavailable
+from worker.loras.configuration import CONFIGURATION_NAME, LARGEST_CONFIGURATION, PEFT_NAME
 from worker.loras.form import find_form_fault
 from worker.loras.kept import Fetched, KeptLoras
 from worker.loras.origin import HubFile
@@ -19,10 +20,8 @@ from worker.weights.hub import Hub
 from worker.weights.proof import RemoteFile
 from worker.weights.retry import Missing, Patience
 
-# By which names diffusers and peft save a LoRA, and what peft saves next to it.
-USUAL_NAMES: Final = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-CONFIGURATION_NAME: Final = "adapter_config.json"
-LARGEST_CONFIGURATION: Final = 100_000  # bytes; peft's own have one thousand
+# By which names diffusers and peft save a LoRA.
+USUAL_NAMES: Final = ("pytorch_lora_weights.safetensors", PEFT_NAME)
 
 
 class Abandoned(Exception):
@@ -96,7 +95,10 @@ def _choose(requested: HubFile, files: tuple[RemoteFile, ...]) -> RemoteFile:
 
 
 def _read_configuration(snapshot: HubSnapshot, file: RemoteFile) -> str | None:
-    """Return the adapter_config.json next to a file; None when there is none."""
+    """Return the adapter_config.json next to a file; None when there is none.
+
+    It is about every LoRA there: a repository is one publication, of one training.
+    """
     path = PurePosixPath(file.path).with_name(CONFIGURATION_NAME).as_posix()
     found = next((one for one in snapshot.files if one.path == path), None)
     if found is None:

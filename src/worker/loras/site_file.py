@@ -2,21 +2,26 @@
 
 import asyncio
 import hashlib
+import json
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import aiohttp
+from yarl import URL
 
+from worker.codings import parse_codings
 from worker.errors import (
     ImageFetchFailed,
     ImageFetchRefused,
+    ImageTooLarge,
     ImageUnavailable,
     LoraFetchFailed,
     LoraRefused,
 )
+from worker.loras.configuration import CONFIGURATION_NAME, LARGEST_CONFIGURATION, PEFT_NAME
 from worker.loras.form import START_BYTES, find_form_fault, name_other
 from worker.loras.kept import Fetched, KeptLoras
-from worker.media.fetch import check_status, open_url
+from worker.media.fetch import check_status, open_url, read_body
 from worker.settings import Settings
 from worker.weights import space
 
@@ -30,6 +35,7 @@ async def fetch_from_site(
 ) -> Fetched:
     """Bring what a URL holds into the cache, and return what it is.
 
+    A file by peft's own name comes with its adapter_config.json, where the site has one.
     `known` is what it had before: a site that says that nothing has changed is not read again.
     Raises LoraRefused, LoraFetchFailed, VolumeFull.
     """
@@ -42,19 +48,44 @@ async def fetch_from_site(
                 await asyncio.to_thread(kept.record, key, known)
                 return known
             check_status(response)
-            return await _receive(response, key, kept, settings)
+            configuration = await _fetch_configuration(url, settings)
+            return await _receive(response, key, kept, settings, configuration)
     except (ImageFetchRefused, ImageUnavailable) as error:
         raise LoraRefused(error.message) from None
     except ImageFetchFailed as error:
         raise LoraFetchFailed(error.message) from None
 
 
+async def _fetch_configuration(url: str, settings: Settings) -> str | None:
+    """Return the adapter_config.json next to a URL; None where it has none.
+
+    A site may answer with a page to an address that it does not have.
+    """
+    place = URL(url)
+    if place.name != PEFT_NAME:
+        return None
+    beside = place.with_name(CONFIGURATION_NAME).with_query(place.query)
+    try:
+        async with open_url(str(beside), settings, SITE_HEADERS) as response:
+            data = await read_body(response, LARGEST_CONFIGURATION)
+    except (ImageUnavailable, ImageTooLarge):
+        return None
+    try:
+        return data.decode() if isinstance(json.loads(data), dict) else None
+    except ValueError:
+        return None
+
+
 async def _receive(
-    response: aiohttp.ClientResponse, key: str, kept: KeptLoras, settings: Settings
+    response: aiohttp.ClientResponse,
+    key: str,
+    kept: KeptLoras,
+    settings: Settings,
+    configuration: str | None,
 ) -> Fetched:
     most = settings.max_lora_bytes
     too_large = LoraRefused(f"a LoRA must have at most {most} bytes")
-    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+    if parse_codings(",".join(response.headers.getall("Content-Encoding", ()))):
         raise LoraRefused("the site sent it compressed")
     length = response.content_length
     if (length or 0) > most:
@@ -73,7 +104,8 @@ async def _receive(
                 raise too_large
             await asyncio.to_thread(receiver.write, chunk)
         receiver.close()
-        fetched = Fetched(receiver.read_sha256(), receiver.size, tag=response.headers.get("ETag"))
+        tag = response.headers.get("ETag")
+        fetched = Fetched(receiver.read_sha256(), receiver.size, configuration, tag)
         if fault := await asyncio.to_thread(find_form_fault, part):
             raise LoraRefused(f"{fault}; a LoRA is a safetensors file")
         await asyncio.to_thread(kept.keep, part, key, fetched)

@@ -11,6 +11,7 @@ from urllib.parse import urljoin
 import aiohttp
 from yarl import URL
 
+from worker.codings import parse_codings
 from worker.errors import (
     Detail,
     ImageFetchFailed,
@@ -21,7 +22,7 @@ from worker.errors import (
 )
 from worker.media.dial import explain_failure, is_refused, is_temporary_status, send_request
 from worker.media.inline import decode_base64
-from worker.media.unpack import compute_max_packed, parse_codings, unpack
+from worker.media.unpack import compute_max_packed, unpack
 from worker.media.url import check_url, refuse_characters
 from worker.settings import Settings
 
@@ -96,7 +97,7 @@ async def fetch_url(text: str, settings: Settings) -> bytes:
     Reading stops at MAX_IMAGE_BYTES. Raises ImageFetchRefused, ImageFetchFailed or ImageTooLarge.
     """
     async with open_url(text, settings, REQUEST_HEADERS) as response:
-        return await _read(response, settings.max_image_bytes)
+        return await read_body(response, settings.max_image_bytes)
 
 
 @asynccontextmanager
@@ -147,7 +148,11 @@ def _follow(url: URL, location: str, settings: Settings) -> URL:
     return following
 
 
-async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+async def read_body(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """Return what a site sent, unpacked, of at most `max_bytes`.
+
+    Raises ImageFetchFailed, ImageUnavailable, ImageTooLarge.
+    """
     check_status(response)
     compressed = parse_codings(",".join(response.headers.getall("Content-Encoding", ())))
     most = compute_max_packed(max_bytes) if compressed else max_bytes

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from PIL import Image, ImageFile
+
 from worker.media.header import Source
 from worker.media.runs import STEP, compile_run, skip_run
 
@@ -35,6 +37,20 @@ def strip(data: bytes) -> Source:
             at = _skip_blocks(data, at + 2)
         else:
             at += 1
+
+
+def load(picture: ImageFile.ImageFile) -> Image.Image:
+    """Load an opened GIF's first picture, with white where it leaves the canvas bare.
+
+    Browsers show nothing there; Pillow shows the first colour, unless one is transparent.
+    """
+    box = picture.tile[0].extents
+    picture.load()
+    if box in (None, (0, 0, *picture.size)) or "transparency" in picture.info:
+        return picture
+    canvas = Image.new("RGB", picture.size, "white")
+    canvas.paste(picture.convert("RGB").crop(box), box)
+    return canvas
 
 
 def _skip_blocks(data: bytes, at: int) -> int:

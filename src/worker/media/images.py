@@ -153,8 +153,9 @@ def _decode(
         _admit(reader.size, max_pixels, stack, large=reader.fraction > 1)
         picture = reader.load(warn)
     else:
-        picture = Image.open(io.BytesIO(source.pixels), formats=(kind.upper(),))
-        _admit(picture.size, max_pixels, stack)
+        opened = Image.open(io.BytesIO(source.pixels), formats=(kind.upper(),))
+        _admit(opened.size, max_pixels, stack)
+        picture = gif.load(opened) if kind == "gif" else opened
         picture.load()
     return convert(picture, source.profile, warn), read_orientation(source.exif, source.xmp)
 

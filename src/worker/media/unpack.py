@@ -36,16 +36,6 @@ class _TooLongError(Exception):
     """The stream holds more than allowed."""
 
 
-def parse_codings(header: str) -> tuple[str, ...]:
-    """Return the compressions that a Content-Encoding names, in the order they were applied.
-
-    Everything else that sites write there (identity, base64, aws-chunked, none, utf-8, nothing)
-    says nothing about the bytes and is ignored.
-    """
-    words = (word.strip().lower().removeprefix("x-") for word in header.split(","))
-    return tuple(word for word in words if word in CODINGS)
-
-
 def compute_max_packed(max_bytes: int) -> int:
     """Return how long a file of `max_bytes` can become if its compression gains nothing.
 
@@ -118,6 +108,7 @@ def _refuse_compress(data: bytes, _: int) -> bytes:
     return data
 
 
+# By the names of codings.COMPRESSIONS.
 CODINGS: Final[Mapping[str, Callable[[bytes, int], bytes]]] = {
     "gzip": _undo_gzip,
     "deflate": _undo_deflate,

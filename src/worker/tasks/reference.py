@@ -112,13 +112,14 @@ def _read_data_uri(text: str) -> str:
 
 def _read_base64(text: str) -> str:
     start, end = (part.encode(errors="replace") for part in (text[:END], text[-END:]))
-    padding = len(end) - len(end.rstrip(b"="))
-    ends = start.rstrip(b"=") + end.rstrip(b"=")
+    # a line may break between the two
+    tail = end.rstrip(b"=" + BLANKS)
+    padding = end.count(b"=", len(tail))
+    ends = start.rstrip(b"=" + BLANKS) + tail
     if ends.translate(None, ALPHABET + BLANKS) or padding > 2:  # noqa: PLR2004 - base64's own
         raise ValueError(f"must be {FORMS}")
-    if len(ends.translate(None, BLANKS)) < len(ends) or not is_complete(
-        len(text) - padding, padding
-    ):
+    has_blanks = any(blank in start + end for blank in BLANKS)
+    if has_blanks or not is_complete(len(text) - padding, padding):
         text = join_lines(text)
     if len(text) < SHORTEST:
         raise ValueError(f"must be {FORMS}: this is too short for a picture")

@@ -11,6 +11,7 @@ from typing import BinaryIO, Final
 import requests
 import urllib3
 
+from worker.codings import parse_codings
 from worker.weights.hub import Hub
 from worker.weights.proof import RemoteFile
 from worker.weights.retry import AttemptFailed, Patience
@@ -96,8 +97,8 @@ def _find_start(response: requests.Response, file: RemoteFile, have: int, opened
 
 
 def _check_plain(response: requests.Response) -> None:
-    if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise AttemptFailed("the hub sent an encoded body")
+    if parse_codings(response.headers.get("Content-Encoding", "")):
+        raise AttemptFailed("the hub sent a compressed body")
 
 
 def read_span(response: requests.Response) -> tuple[int, int, int] | None:

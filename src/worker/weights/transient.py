@@ -120,7 +120,7 @@ def _classify_tls(error: BaseException) -> bool | None:
         return None
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError):
         return True
-    return any(word in str(error.reason or error) for word in TLS_GARBLED)
+    return any(word in str(getattr(error, "reason", None) or error) for word in TLS_GARBLED)
 
 
 def _classify_proxy(error: BaseException) -> bool | None:

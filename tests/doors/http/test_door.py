@@ -292,9 +292,31 @@ def test_a_body_must_be_json_and_say_so(
     assert refused.headers["x-should-retry"] == "false"
 
 
-def test_a_compressed_body_is_refused(door: Doorway) -> None:
-    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+@pytest.mark.parametrize("coding", ["gzip", "X-GZIP", "deflate", "br", "zstd", "utf-8, gzip"])
+def test_a_compressed_body_is_refused(door: Doorway, coding: str) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
     assert door.call("POST", "/generate", data=b"\x1f\x8b", headers=headers).status_code == 415
+
+
+@pytest.mark.parametrize("coding", ["", "identity", "none", "utf-8", "aws-chunked"])
+def test_a_coding_that_is_no_compression_says_nothing(door: Doorway, coding: str) -> None:
+    """The body is read, and found to ask for nothing."""
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    assert door.call("POST", "/generate", data=b"{}", headers=headers).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("Content-Transfer-Encoding: binary", "Content-Transfer-Encoding: 8BIT"),
+        *("Content-Transfer-Encoding: 7bit", "Content-Encoding: identity", "Content-Encoding:"),
+    ],
+)
+def test_a_part_may_say_that_its_bytes_are_as_they_are(door: Doorway, line: str) -> None:
+    """As some clients do; what is wrong is that the form has no picture."""
+    body = PART.replace(b"\r\n\r\n", f"\r\n{line}\r\n\r\n".encode()) + b"--b--\r\n"
+    refused = door.call("POST", "/v1/images/edits", data=body, headers=MULTIPART)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "images")
 
 
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
@@ -311,11 +333,12 @@ PART = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n'
         b"--b\r\n\r\nx\r\n--b--\r\n",
         b'--b\r\nContent-Disposition: form-data; name=""\r\n\r\nx\r\n--b--\r\n',
         PART.replace(b"\r\n\r\n", b"\r\nContent-Transfer-Encoding: base64\r\n\r\n") + b"--b--\r\n",
+        PART.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n") + b"--b--\r\n",
         PART.replace(b"\r\n\r\n", b"\r\nContent-Type: multipart/mixed; boundary=c\r\n\r\n")
         + b"--b--\r\n",
         PART.replace(b"\r\nx", b"\r\n\xff") + b"--b--\r\n",
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_a_form_that_is_broken_or_not_complete_is_refused(door: Doorway, body: bytes) -> None:
     refused = door.call("POST", "/v1/images/edits", data=body, headers=MULTIPART)

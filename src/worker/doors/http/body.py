@@ -9,7 +9,9 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import BodyPartReader, MultipartReader, web
+from multidict import MultiMapping
 
+from worker.codings import parse_codings
 from worker.doors.http.responses import JSON, Refused
 from worker.settings import Settings
 
@@ -24,6 +26,8 @@ FILE_FIELDS: Final = (
     *("image", "image[]", "images", "images[]", "mask"),
     *("image_2", "image_3", "image_4"),
 )
+# What a part's Content-Transfer-Encoding may be: words for bytes as they are.
+UNENCODED: Final = frozenset({"7bit", "8bit", "binary"})
 TRUTHS: Final[Mapping[str, bool]] = {"true": True, "false": False}
 
 
@@ -85,7 +89,7 @@ def _check_type(request: web.Request, expected: str) -> None:
     if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
         message = "no other Transfer-Encoding than chunked is accepted"
         raise Refused(HTTPStatus.BAD_REQUEST, "invalid_body", message)
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+    if _is_compressed(request.headers):
         message = "a compressed body is not accepted"
         raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
     if "Content-Type" not in request.headers or request.content_type != expected:
@@ -142,7 +146,8 @@ async def _read_parts(request: web.Request, settings: Settings) -> AsyncIterator
 
 async def _read_part(part: BodyPartReader, most: int) -> bytes:
     """Return a part of at most `most` bytes."""
-    if "Content-Transfer-Encoding" in part.headers or "Content-Encoding" in part.headers:
+    how = part.headers.get("Content-Transfer-Encoding", "binary").strip().lower()
+    if how not in UNENCODED or _is_compressed(part.headers):
         raise _make_bad_form()
     data = bytearray()
     while chunk := await part.read_chunk():
@@ -150,6 +155,10 @@ async def _read_part(part: BodyPartReader, most: int) -> bytes:
         if len(data) > most:
             raise _make_too_large(most, part.name)
     return bytes(data)
+
+
+def _is_compressed(headers: MultiMapping[str]) -> bool:
+    return bool(parse_codings(",".join(headers.getall("Content-Encoding", ()))))
 
 
 def _encode(data: bytes) -> str:
