@@ -255,13 +255,17 @@ def test_a_transfer_process_that_reads_no_request_has_ended(
 
 
 def test_a_time_that_is_over_is_not_waited_for(
-    made: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Room,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    transfers: list["subprocess.Popen[bytes]"],
 ) -> None:
-    """The machine itself may have stood still."""
+    """The machine itself may have stood still; the transfer is ended, and its end not awaited."""
     hours = iter(range(0, 3600 * 1000, 3600))
     monkeypatch.setattr(parallel, "time", SimpleNamespace(monotonic=lambda: next(hours)))
     with pytest.raises(AttemptFailed, match="the transfer stalled"):
         transfer(made, tmp_path / "part")
+    assert transfers[0].returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(("workers", "transfers"), [("1", 2), ("2", 1)])

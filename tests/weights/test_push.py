@@ -94,7 +94,7 @@ def test_a_push_needs_a_token_that_may_write(
 def test_the_token_is_hidden_before_anything_is_asked(
     hub: Hub, files: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    token = "hf_of_this_test_alone"
+    token = "of-no-known-form-0123"
     with pytest.raises(WeightsUnavailable):
         push(files, "acme/bundle", configured(hub, tmp_path, token))
     assert token not in str(log.redact(f"it said {token}"))

@@ -160,6 +160,7 @@ def test_publishing_leaves_the_final_name_alone(target: Path) -> None:
     temporary.publish(part, target)
     assert target.read_bytes() == b"new"
     assert list(target.parent.iterdir()) == [target]
+    assert not temporary.make_path(target).name.endswith(temporary.RESUMABLE)
 
 
 def test_a_part_that_another_process_takes_first_is_left_to_it(

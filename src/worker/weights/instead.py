@@ -54,5 +54,5 @@ def _fold(name: str) -> str:
 
 
 def _find_dates(name: str) -> set[str]:
-    """Return the years and months that tell the versions of a model apart: 2509."""
+    """Return the years and months that distinguish the versions of a model: 2509."""
     return set(DATE.findall(name))

@@ -45,7 +45,6 @@ def resolve(
         raise WeightsUnavailable(f"{repository}: {OFFLINE}")
     patience = patience or Patience.from_settings(settings)
     hub = Hub.from_settings(settings)
-    log.hide(hub.token)
     path, known = _find_record(repository, revision or MAIN, settings)
     if known is None:
         known = patience.retry(lambda: ask(repository, revision, hub, patience), repository)

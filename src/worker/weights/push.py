@@ -4,7 +4,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from worker import log
 from worker.errors import HubUnreachable, WeightsUnavailable
 from worker.settings import Settings
 from worker.weights.hub import Hub
@@ -24,7 +23,6 @@ def push(files: Mapping[str, Path], repository: str, settings: Settings) -> str:
     from huggingface_hub.utils.tqdm import disable_progress_bars  # noqa: PLC0415
 
     hub = Hub.from_settings(settings)
-    log.hide(hub.token)
     if hub.token is None:
         raise WeightsUnavailable("push needs HF_TOKEN, a token that may write")
     api = HfApi(endpoint=hub.endpoint, token=hub.token)
