@@ -14,6 +14,7 @@ from PIL import Image
 
 from worker import boot, settings
 from worker.engine import lora_file
+from worker.families.ahead import Ahead
 from worker.jobs.serve import Worker
 from worker.loras.ready import ReadyLora
 from worker.seam import Unheard, take_made
@@ -73,6 +74,11 @@ def test_what_is_done_ahead_changes_no_bit(models: Any, name: str, wish: Picture
     expected = [drawn(model, one).tobytes() for one in (wish, other)]
     model._cache.clear()
     ahead = [model.read_ahead(one) for one in (wish, other)]
+    pictures = [*wish.references, *filter(None, [wish.source])]
+    for one in ahead:
+        assert isinstance(one.ahead, Ahead)
+        known = one.ahead.pictures
+        assert {key for key, _ in known.resized} == {*known.digests} == {*map(id, pictures)}
     assert [drawn(model, one).tobytes() for one in ahead] == expected
     model._cache.clear()
     made = model.make(ahead, [Unheard()] * 2)

@@ -16,10 +16,11 @@ from worker.bundle.expected import build_expected
 from worker.bundle.prepare import compute_sizes, prepare
 from worker.engine.schedule import make_schedule
 from worker.errors import WeightsUnavailable
-from worker.families.qwen_image import rows, schedules
+from worker.families.qwen_image import check, rows, schedules
 from worker.families.qwen_image.modulation import round_timesteps
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.parts import TRANSFORMER, VAE
+from worker.weights.snapshot import LocalSnapshot
 from worlds import altered, prepared
 from worlds.altered import Raw
 from worlds.hub import Hub, running
@@ -535,6 +536,15 @@ def test_the_name_may_be_inside_a_complete_processor_s_file(folder: Path, tmp_pa
     path.write_text(text.replace("Qwen2VLVideoProcessor", "Qwen2_5_VLVideoProcessor"))
     order = prepared.order_of("tiny-edit", tmp_path / "home", snapshot=Copying(folder))
     assert open_bundle(prepare(order), CPU).processor is not None
+
+
+def test_each_file_of_a_processor_gets_the_names_that_are_known(folder: Path) -> None:
+    names = [f"{kind}preprocessor_config.json" for kind in ("", "video_")]
+    for name, field in zip(names, ("image", "video"), strict=True):
+        old = {f"{field}_processor_type": f"Qwen2_5_VL{field.title()}Processor"}
+        (folder / "processor" / name).write_text(json.dumps(old))
+    small = check._read_small(LocalSnapshot(folder, "org/model"), edits=True)["processor"]
+    assert [b"Qwen2VL" in small[name] for name in names] == [True, True]
 
 
 @pytest.mark.parametrize(

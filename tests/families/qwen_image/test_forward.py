@@ -108,6 +108,14 @@ def test_every_token_has_its_part_in_the_prediction(changed: int) -> None:
     assert not torch.allclose(before[:, :35], after[:, :35], atol=1e-6)
 
 
+def test_a_timestep_is_rounded_as_the_latents_are() -> None:
+    """As the module's own forward rounds it."""
+    model, shapes = small(torch.bfloat16), SHAPES[0]
+    latents, embeds, _ = inputs(shapes, 1, torch.bfloat16)
+    given = latents, embeds, torch.full((1,), 0.7521)
+    assert torch.equal(ours(Forward(model), given, shapes), stock(model, given, shapes))
+
+
 def test_adapters_are_followed_as_they_are_switched() -> None:
     model = small_transformer()
     forward, shapes = Forward(model), [(1, 4, 4)]

@@ -139,6 +139,40 @@ def test_a_job_with_loras_leaves_no_trace(models: dict[str, QwenImage], tmp_path
         assert drawn(model, replace(wish, loras=())) == before
 
 
+def test_a_phase_without_memory_leaves_no_lora_that_is_not_in_use_and_nothing_cached(
+    models: dict[str, QwenImage], tmp_path: Path
+) -> None:
+    model = models["tiny-image"]
+    lora = lora_for(model, tmp_path, 4, ["proj_out"])
+    guests = model._loras._guests
+    for used in ((lora,), ()):
+        drawn(model, replace(TEXT, loras=used))
+        assert repr(lora.identity) in guests.attached
+    computed: list[int] = []
+
+    def compute() -> torch.Tensor:
+        computed.append(1)
+        return torch.zeros(1)
+
+    model._cache.get("a", compute)
+    failing = Scarce(lambda _: None, 1, torch.OutOfMemoryError("full"))
+    model._phases.run("text", "here alone", failing)
+    assert guests.attached == ()
+    model._cache.get("a", compute)
+    assert len(computed) == 2
+    model._cache.clear()
+
+
+def test_a_start_makes_warm_up_pictures_and_then_compiles_the_rest(
+    models: dict[str, QwenImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, done = models["tiny-image"], list[tuple[Any, ...]]()
+    monkeypatch.setattr(qwen_image, "make_warm_ups", lambda *given: done.append(given))
+    monkeypatch.setattr(qwen_image, "compile_rest", lambda *given: done.append(given))
+    model.warm()
+    assert done == [(model, model.served), (model._parts,)]
+
+
 def test_pictures_with_other_loras_share_no_step(
     models: dict[str, QwenImage], tmp_path: Path
 ) -> None:
@@ -534,7 +568,9 @@ def test_a_released_model_is_gone(tmp_path: Path) -> None:
     """Its modules are dropped, so that another model has the room."""
     opened: Any = boot.boot(settings.read({"MODEL": "tiny-image", "MODEL_DIR": str(tmp_path)}))
     model = opened.take("tiny-image")
+    model._cache.get("a", lambda: torch.zeros(1))
     model.release()
+    assert model._cache.get("a", lambda: torch.ones(1)) == 1
     with pytest.raises(AttributeError):
         made(model, TEXT, Listener())
 

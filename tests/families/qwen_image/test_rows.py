@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,6 +123,13 @@ def test_keys_are_all_that_bf16_can_say_between_the_ends() -> None:
     every = torch.linspace(20, 1000, 100_000)
     assert torch.equal(torch.unique(round_timesteps(every).float()), keys.float())
     assert len(rows.compute_keys({})) > len(keys)  # without shift_terminal a schedule ends lower
+
+
+def test_rows_are_told_apart_by_how_many_there_are_and_by_their_ends() -> None:
+    published: Any = SimpleNamespace(configs={"scheduler": SCHEDULER})
+    keys = rows.compute_keys(SCHEDULER).float()
+    ends = [float(keys.min()), float(keys.max())]
+    assert rows.describe_rows(published) == {"rows": [len(keys), *ends]}
 
 
 def test_files_of_other_timesteps_are_not_mixed(tmp_path: Path) -> None:

@@ -56,8 +56,7 @@ def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
     declared.check_index(index, spec.pipeline, _list_classes(edits=edits))
     for role, config in configs.items():
         declared.check_class(f"{role}/{CONFIGURATION}", config, CLASSES[role])
-        if role == "text_encoder":
-            declared.check_type(f"{role}/{CONFIGURATION}", config, MODEL_TYPE)
+    declared.check_type(f"text_encoder/{CONFIGURATION}", configs["text_encoder"], MODEL_TYPE)
     _check_transformer(configs["transformer"])
     fits = {part.role: build_expected(part, configs[part.role]) for part in WITH_WEIGHTS}
     for part in WITH_WEIGHTS:
