@@ -147,6 +147,22 @@ def test_models_share_their_text_encoder_and_vae(publish: Publish, home: Path) -
     assert one.transformer is not two.transformer
 
 
+def test_every_byte_is_proven_where_that_is_asked_for(
+    publish: Publish, home: Path, tmp_path: Path
+) -> None:
+    """By sizes alone, weights that were altered are opened."""
+    folder = prepare(order_of(publish("klein"), home))
+    copied = shutil.copytree(home, tmp_path / "home", symlinks=True) / folder.relative_to(home)
+    place, _ = layout.verify(copied).parts["transformer"]
+    (weights, *_) = sorted(place.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    open_bundle(copied, CPU)
+    with pytest.raises(layout.Damaged):
+        open_bundle(copied, CPU, verify="full")
+
+
 @pytest.mark.parametrize("kind", ["klein", "dev"])
 @pytest.mark.parametrize("precision", ["bf16", "4bit"])
 def test_a_text_encoder_that_waits_gives_what_one_on_the_device_gives(

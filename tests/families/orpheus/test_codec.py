@@ -87,6 +87,7 @@ def test_with_the_same_noise_it_is_the_packages_decoder_too(
 def test_folding_the_norms_changes_no_bit(published: Any, codec: SnacDecoder) -> None:
     weights = dict(codec.named_parameters())
     assert not any(name.endswith(("norm", "direction")) for name in weights)
+    assert not any(weight.requires_grad for weight in weights.values())
     for name, module in published.decoder.named_modules():
         if hasattr(module, "parametrizations"):
             assert torch.equal(weights[f"decoder.{name}.weight"], module.weight)

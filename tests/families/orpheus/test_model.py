@@ -1,6 +1,7 @@
 """A published model is prepared, opened and speaks, in each precision."""
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from worker import settings
 from worker.bundle import layout
+from worker.bundle.layout import Damaged
+from worker.bundle.open import make_shared
 from worker.engine.quantise import PRECISIONS
 from worker.errors import BadAudio, CudaOutOfMemory, WeightsUnavailable
 from worker.families import catalogue
@@ -334,6 +337,31 @@ def test_a_bundle_keeps_text_on_the_disk_and_the_codec_exact(model: Model, home:
     assert torch.equal(codec.decoder.model[0].weight, weights)
 
 
+def test_models_of_one_process_share_a_codec_and_no_more(model: Model, home: Path) -> None:
+    del model
+    share = make_shared()
+    one, two = (open_bundle(find_bundle(home, "bf16"), CPU, share=share) for _ in range(2))
+    assert one.codec is two.codec
+    assert one.language is not two.language
+
+
+def test_every_byte_is_proven_where_that_is_asked_for(
+    model: Model, home: Path, tmp_path: Path
+) -> None:
+    """By sizes alone, weights that were altered are opened."""
+    del model
+    copied = Path(shutil.copytree(home, tmp_path / "home", symlinks=True))
+    folder = find_bundle(copied, "bf16")
+    place, _ = layout.verify(folder).parts["language"]
+    (weights, *_) = sorted(place.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    open_bundle(folder, CPU)
+    with pytest.raises(Damaged):
+        open_bundle(folder, CPU, verify="full")
+
+
 def make_folded() -> Any:
     return speaking.make_snac().decoder.model[0].weight.detach()
 
@@ -379,6 +407,21 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_made(
     (tmp_path / "snac").rename(language / "codec")
     with pytest.raises(WeightsUnavailable, match=words):
         open_model(language, tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "no tokenizer.json"), (b"{}", "tokenizer/ cannot be opened")]
+)
+def test_a_tokenizer_that_is_none_is_named(
+    published: Path, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    folder = Path(shutil.copytree(published, tmp_path / "model"))
+    if content is None:
+        (folder / "tokenizer.json").unlink()
+    else:
+        (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(WeightsUnavailable, match=words):
+        open_model(folder, tmp_path / "home")
 
 
 @pytest.mark.parametrize("part", ["codec", "language"])
