@@ -47,7 +47,7 @@ def compile_rest(parts: Flux2Parts) -> None:
 
     counts = [height * width for _, height, width in PLACES]
     for rows in BATCHES[: parts.compiled_batch]:
-        guided = torch.ones(rows, device=parts.device) if config.guidance_embeds else None
+        guided = make(rows) if config.guidance_embeds else None
         for weight in (1.0, 2.0):
             shares = make_shares(
                 (1.0, weight),
@@ -57,7 +57,7 @@ def compile_rest(parts: Flux2Parts) -> None:
             )
             parts.forward(
                 make(rows, sum(counts), config.in_channels),
-                torch.full((rows,), 0.5, dtype=parts.dtype, device=parts.device),
+                make(rows),
                 make(rows, TEXT_TOKENS, config.joint_attention_dim),
                 PLACES,
                 guidance=guided,

@@ -28,10 +28,9 @@ from worker.families.orpheus.speaking import (
     MOST_ATTEMPTS,
     Limits,
     Passage,
-    derive_seed,
     speak,
 )
-from worker.families.orpheus.windows import Decoding
+from worker.families.orpheus.windows import Decoding, derive_seed
 from worker.media.sound import Samples, Sound
 from worker.seam import Control, Made, Outcome, Served, Unheard, take_made
 from worker.tasks.speech import SpeechWish, Spoken, warm_up

@@ -1,6 +1,5 @@
 """One passage spoken: attempts until one ends by itself, and its sound as it comes."""
 
-import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -61,12 +60,6 @@ class Passage:
     def join(self) -> Samples:
         """Return all of its samples."""
         return np.concatenate(self.sound)
-
-
-def derive_seed(seed: int, passage: int, attempt: int) -> int:
-    """Return the seed of one attempt at one passage of a job, from 0 each."""
-    digest = hashlib.sha256(f"{seed} {passage} {attempt}".encode()).digest()
-    return int.from_bytes(digest[:8]) >> 1
 
 
 def speak(
