@@ -176,6 +176,25 @@ def test_a_text_encoder_that_waits_gives_what_one_on_the_device_gives(
         assert torch.equal(ours.encode(text), theirs.encode(text))
 
 
+def test_what_was_kept_is_dropped_where_memory_is_short_and_at_the_end(publish: Publish) -> None:
+    model = model_of(open_published(publish("klein"), dtype=torch.float32, device=CPU), "klein")
+    first, cache, full = latents_of(model, THREE), model._cache, [True]
+    assert cache._used > 0
+
+    def run_out(frugal: bool) -> int:
+        if full.pop():
+            full.append(False)
+            raise torch.OutOfMemoryError
+        return int(frugal)
+
+    assert model._phases.run("decode", 1, run_out) == 1
+    assert cache._used == 0
+    assert torch.equal(latents_of(model, THREE), first)
+    assert cache._used > 0
+    model.release()
+    assert cache._used == 0
+
+
 def test_sizes_are_known_from_headers(publish: Publish, home: Path) -> None:
     """Before anything is made, and as it is then."""
     order = order_of(publish("klein"), home, "8bit")

@@ -216,3 +216,9 @@ def test_all_that_a_step_reads_and_writes_is_on_the_device_of_the_model() -> Non
 
 def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
+
+
+def test_a_row_has_room_for_so_many_tokens_and_no_more() -> None:
+    stage = Stage(*make_ours(make_stock(is_tied=True)), rows=1, room=200)
+    assert stage.has_room(200)
+    assert not stage.has_room(201)

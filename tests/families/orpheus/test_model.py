@@ -18,6 +18,7 @@ from worker.engine.quantise import PRECISIONS
 from worker.errors import BadAudio, CudaOutOfMemory, WeightsUnavailable
 from worker.families import catalogue
 from worker.families.orpheus import model as orpheus
+from worker.families.orpheus.frames import Stage
 from worker.families.orpheus.model import PAUSE_S, make_ready
 from worker.families.orpheus.opening import open_bundle
 from worker.families.orpheus.speaking import Limits
@@ -153,6 +154,36 @@ def test_a_cancel_ends_it_within_a_frame(model: Model) -> None:
     assert control.frames == 2
 
 
+def test_wishes_that_are_made_together_are_spoken_one_after_another(model: Model) -> None:
+    wishes = [wish_of(model, seed=seed) for seed in (3, 4)]
+    outcomes: list[Any] = list(model.make(wishes, [Unheard(), Unheard()]))
+    assert len(outcomes) == 2
+    for outcome, seed in zip(outcomes, (3, 4), strict=True):
+        assert np.array_equal(samples_of(outcome), samples_of(made(model, seed=seed)))
+
+
+def test_a_warm_up_says_something(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    language: Any = model._parts.language  # type: ignore[attr-defined] # of this family
+    read, prompts = language.read, list[Any]()
+
+    def count(embedded: Any, *given: Any) -> Any:
+        prompts.append(embedded)
+        return read(embedded, *given)
+
+    monkeypatch.setattr(language, "read", count)
+    model.warm()
+    assert prompts
+
+
+@pytest.mark.parametrize(("tokens", "frames"), [(7, 1), (13, 1), (14, 2)])
+def test_no_more_is_said_than_whole_frames_of_the_tokens(
+    model: Model, tokens: int, frames: int
+) -> None:
+    cut = made(model, max_tokens=tokens, text="One two three four five.")
+    assert len(samples_of(cut)) == frames * 2048
+    assert cut.found["truncated"]
+
+
 def test_tokens_that_run_out_cut_the_speech(model: Model) -> None:
     cut = made(model, max_tokens=28, text="One two three four five six. Seven eight nine ten.")
     assert cut.found["truncated"]
@@ -231,6 +262,33 @@ def test_passages_that_are_written_at_once_are_said_in_their_order(
     assert [one.characters for one in whole.found["spoken"]] == list(map(len, texts))
     stage = model._stages[4]  # type: ignore[attr-defined] # of this family
     assert stage.step() == {}
+    # a row that is free is used at once; each frame is a step, and so is a stop
+    steps = list[None]()
+    step = Stage.step
+    monkeypatch.setattr(Stage, "step", lambda stage: steps.append(None) or step(stage))
+    assert np.array_equal(samples_of(made(model, text=" ".join(texts))), samples_of(whole))
+    busy = [0] * 4
+    for one in whole.found["spoken"]:
+        assert one.attempts == 1
+        busy[busy.index(min(busy))] += round(one.seconds * 24_000 / 2048) + 1
+    assert len(steps) == max(busy)
+
+
+def test_what_was_stopped_leaves_no_row_to_the_next(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = samples_of(made(model))
+    monkeypatch.setattr(orpheus, "choose_rows", lambda *_: 4)
+
+    class Stopping(Unheard):
+        def report(self, phase: Phase, step: int, steps: int) -> None:
+            """Stop at the first frame."""
+            if phase == "generate":
+                raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        say(model, Stopping(), text=TEXT)
+    assert np.array_equal(samples_of(made(model)), expected)
 
 
 def run_out_once(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
