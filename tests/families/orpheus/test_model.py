@@ -283,6 +283,7 @@ def test_what_was_stopped_leaves_no_row_to_the_next(
     class Stopping(Unheard):
         def report(self, phase: Phase, step: int, steps: int) -> None:
             """Stop at the first frame."""
+            del step, steps
             if phase == "generate":
                 raise InterruptedError
 
