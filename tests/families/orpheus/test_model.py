@@ -263,9 +263,13 @@ def test_passages_that_are_written_at_once_are_said_in_their_order(
     stage = model._stages[4]  # type: ignore[attr-defined] # of this family
     assert stage.step() == {}
     # a row that is free is used at once; each frame is a step, and so is a stop
-    steps = list[None]()
-    step = Stage.step
-    monkeypatch.setattr(Stage, "step", lambda stage: steps.append(None) or step(stage))
+    steps, step = list[Stage](), Stage.step
+
+    def count(stage: Stage) -> Any:
+        steps.append(stage)
+        return step(stage)
+
+    monkeypatch.setattr(Stage, "step", count)
     assert np.array_equal(samples_of(made(model, text=" ".join(texts))), samples_of(whole))
     busy = [0] * 4
     for one in whole.found["spoken"]:
