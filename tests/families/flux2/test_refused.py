@@ -85,7 +85,7 @@ def test_a_field_that_is_missing_is_of_a_wrong_kind_too() -> None:
         ({"invert_sigmas": True}, "invert_sigmas cannot be honoured"),
         ({"stochastic_sampling": True}, "stochastic_sampling cannot be honoured"),
         ({"num_train_timesteps": "many"}, "gives no schedule: "),
-        ({"shift_terminal": 1.0}, "do not fall"),
+        ({"use_dynamic_shifting": False, "shift": -3.3}, "do not fall"),
     ],
     ids=str,
 )

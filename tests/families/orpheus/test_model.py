@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,10 @@ def test_a_warm_up_says_something(model: Model, monkeypatch: pytest.MonkeyPatch)
 def test_no_more_is_said_than_whole_frames_of_the_tokens(
     model: Model, tokens: int, frames: int
 ) -> None:
-    cut = made(model, max_tokens=tokens, text="One two three four five.")
+    """A request asks for more: what is left to a passage may be as little."""
+    wish = replace(wish_of(model, text="One two three four five."), max_tokens=tokens)
+    (cut,) = model.make([wish], [Unheard()])
+    assert isinstance(cut, Made), cut
     assert len(samples_of(cut)) == frames * 2048
     assert cut.found["truncated"]
 
