@@ -168,6 +168,7 @@ def test_a_vae_that_is_open_twice_is_arranged_and_compiled_once(reopen: Open) ->
     before = [*vae.modules()]
     assert arrange(vae) is vae
     assert [*vae.modules()] == before
+    assert not any(m.weight.requires_grad for m in before if isinstance(m, nn.Conv2d))
     shared = compile_activated(vae)
     assert isinstance(shared, Compiled)
     assert {id(module.run) for module in list_activated(vae)} == {id(shared)}

@@ -30,7 +30,10 @@ def arrange(vae: Any) -> Any:
     """
     if not is_best_last(vae.device) or is_arranged(vae) or vae.config.act_fn not in SILU:
         return vae
-    vae.to(memory_format=torch.channels_last)
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight.detach().contiguous(memory_format=torch.channels_last)
+            module.weight = nn.Parameter(weight, requires_grad=False)
     for half, others in (
         (vae.encoder, vae.encoder.down_blocks),
         (vae.decoder, vae.decoder.up_blocks),
