@@ -168,6 +168,7 @@ def test_a_vae_that_is_open_twice_is_arranged_and_compiled_once(reopen: Open) ->
     before = [*vae.modules()]
     assert arrange(vae) is vae
     assert [*vae.modules()] == before
+    assert not any(m.weight.requires_grad for m in before if isinstance(m, nn.Conv2d))
     shared = compile_activated(vae)
     assert isinstance(shared, Compiled)
     assert {id(module.run) for module in list_activated(vae)} == {id(shared)}
@@ -186,14 +187,19 @@ def test_norms_run_before_the_first_job_only_where_they_are_compiled(
 ) -> None:
     monkeypatch.setattr(compiled, "compile_for_device", run_as_traced)
     vae = reopen(is_last=True)
-    ran: list[int] = []
+    ran: list[Tensor] = []
     for module in list_activated(vae):
-        module.register_forward_hook(lambda module, *_: ran.append(module.num_channels))
+        module.register_forward_hook(lambda _, given, __: ran.append(given[0]))
     compile_norms(vae)
     assert ran == []
     compile_activated(vae)
     compile_norms(vae)
-    assert sorted(ran) == sorted({module.num_channels for module in list_activated(vae)})
+    counts = sorted({module.num_channels for module in list_activated(vae)})
+    assert sorted(frame.shape[1] for frame in ran) == counts
+    first = ran.copy()
+    ran.clear()
+    compile_norms(vae)
+    assert all(map(torch.equal, ran, first))  # a graph that is wrong is wrong at every start
 
 
 def test_on_a_cpu_a_vae_is_the_stock_one(reopen: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,22 @@ def test_models_share_their_text_encoder_and_vae(publish: Publish, home: Path) -
     assert one.transformer is not two.transformer
 
 
+def test_every_byte_is_proven_where_that_is_asked_for(
+    publish: Publish, home: Path, tmp_path: Path
+) -> None:
+    """By sizes alone, weights that were altered are opened."""
+    folder = prepare(order_of(publish("klein"), home))
+    copied = shutil.copytree(home, tmp_path / "home", symlinks=True) / folder.relative_to(home)
+    place, _ = layout.verify(copied).parts["transformer"]
+    (weights, *_) = sorted(place.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    open_bundle(copied, CPU)
+    with pytest.raises(layout.Damaged):
+        open_bundle(copied, CPU, verify="full")
+
+
 @pytest.mark.parametrize("kind", ["klein", "dev"])
 @pytest.mark.parametrize("precision", ["bf16", "4bit"])
 def test_a_text_encoder_that_waits_gives_what_one_on_the_device_gives(
@@ -158,6 +174,25 @@ def test_a_text_encoder_that_waits_gives_what_one_on_the_device_gives(
     ours, theirs = (model_of(parts, kind)._prompts for parts in (waiting, there))
     for text in (WISH.prompt, "another", WISH.prompt):
         assert torch.equal(ours.encode(text), theirs.encode(text))
+
+
+def test_what_was_kept_is_dropped_where_memory_is_short_and_at_the_end(publish: Publish) -> None:
+    model = model_of(open_published(publish("klein"), dtype=torch.float32, device=CPU), "klein")
+    first, cache, full = latents_of(model, THREE), model._cache, [True]
+    assert cache._used > 0
+
+    def run_out(frugal: bool) -> int:
+        if full.pop():
+            full.append(False)
+            raise torch.OutOfMemoryError
+        return int(frugal)
+
+    assert model._phases.run("decode", 1, run_out) == 1
+    assert cache._used == 0
+    assert torch.equal(latents_of(model, THREE), first)
+    assert cache._used > 0
+    model.release()
+    assert cache._used == 0
 
 
 def test_sizes_are_known_from_headers(publish: Publish, home: Path) -> None:

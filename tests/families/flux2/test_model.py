@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from worker import boot, settings
@@ -111,10 +112,12 @@ def test_what_jobs_will_need_is_compiled_before_the_first(
 ) -> None:
     """One row and several, with weights of references and without; nothing where it runs plain."""
     model, runs = models.take("klein"), list[tuple[int, bool]]()
+    shown: list[Any] = []
     stock = model._parts.forward
 
     def counted(latents: Any, *given: Any, **more: Any) -> Any:
         runs.append((len(latents), more["shares"] is not None))
+        shown.append(latents)
         return stock(latents, *given, **more)
 
     monkeypatch.setattr(model._parts, "forward", counted)
@@ -122,6 +125,9 @@ def test_what_jobs_will_need_is_compiled_before_the_first(
     compile_rest(model._parts)
     rows = (1, 3)[:compiled_batch]
     assert runs == [(count, is_weighed) for count in rows for is_weighed in (False, True)]
+    compile_rest(model._parts)
+    # a graph that is wrong is wrong at every start
+    assert all(map(torch.equal, shown, shown[len(runs) // 2 :]))
 
 
 @pytest.mark.parametrize(

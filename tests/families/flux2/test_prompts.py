@@ -1,5 +1,6 @@
 """Prompts are the stock pipelines' tokens; the user's text is cut, never what follows it."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor, PixtralImageProcessor, PixtralProcessor
 
 from worker.bundle.plain import open_tokenizer
@@ -86,6 +88,23 @@ def test_a_user_s_text_is_never_a_special_token(opened: tuple[Any, Any], word: s
         [one for one in encoder.tokenise(text) if one in special] for text in ("a", f"a {word} b")
     )
     assert given == plain
+
+
+def test_a_tokenizer_that_marks_every_text_marks_none_of_a_prompt_s(
+    opened: tuple[Any, Any],
+) -> None:
+    """As Mistral's own does, by a token before each: the template has them already."""
+    tokenizer, encoder = opened
+    template = DEV_TEMPLATE if tokenizer.bos_token else KLEIN_TEMPLATE
+    marked = copy.deepcopy(tokenizer)
+    mark = marked.convert_ids_to_tokens(marked.pad_token_id)
+    marked.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[mark, "$A"], special_tokens=[(mark, marked.pad_token_id)]
+    )
+    assert marked("a")["input_ids"] != tokenizer("a")["input_ids"]
+    expected = encoder.tokenise("a red circle")
+    assert TextEncoder(marked, None, template).tokenise("a red circle") == expected
+    assert template.apply(marked, "a red circle") == expected
 
 
 def test_padding_is_on_the_tokenizer_s_side(opened: tuple[Any, Any]) -> None:

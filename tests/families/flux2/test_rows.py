@@ -1,12 +1,16 @@
 """What a batch is predicted from, row by row; and what each kind of model has by default."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from worker.families.catalogue import CATALOGUE
+from worker.families.flux2 import models
 from worker.families.flux2.denoising import Conditions
+from worker.families.flux2.models import DISTILLED
+from worker.weights.spec import ModelSpec
 
 FIELDS = ("prompt", "negative", "references", "guidance")
 
@@ -33,3 +37,54 @@ def test_distilled_models_take_four_steps_and_the_others_fifty() -> None:
         "flux-2-klein-9b",
     }
     assert {count for name, count in steps.items() if "base" in name or "dev" in name} == {50}
+
+
+@pytest.mark.parametrize("row", models.TABLE, ids=lambda row: row.name)
+def test_every_size_has_the_aspect_of_its_name_and_about_the_area_of_its_model(
+    row: ModelSpec,
+) -> None:
+    """In multiples of the 16 pixels of a token."""
+    defaults = row.defaults
+    for aspect, (width, height) in defaults.sizes.items():
+        wide, high = map(int, aspect.split(":"))
+        assert width % 16 == height % 16 == 0
+        assert width * height == pytest.approx(defaults.area, rel=0.12)
+        assert width / height == pytest.approx(wide / high, rel=0.13)
+        assert defaults.sizes[f"{high}:{wide}"] == (height, width)
+
+
+def test_what_is_not_apache_s_asks_for_consent_and_the_embedded_one_for_no_gpu() -> None:
+    for row in models.TABLE:
+        assert row.is_gated == (row.licence != "apache-2.0")
+        assert row.is_gated == ("4b" not in row.name and row.embedded is None)
+        assert row.needs_gpu == (row.embedded is None)
+        assert row.tasks == models.ALL_TASKS
+
+
+@pytest.mark.parametrize(
+    ("area", "used", "sizes"),
+    [
+        (96 * 96, 96 * 96, models.SMALL_SIZES),
+        (512 * 512, 512 * 512, models.KLEIN_SIZES),
+        (1, 1, models.KLEIN_SIZES),
+        (0, DISTILLED.area, models.KLEIN_SIZES),
+        (-1, DISTILLED.area, models.KLEIN_SIZES),
+        (None, DISTILLED.area, models.KLEIN_SIZES),
+        ("96", DISTILLED.area, models.KLEIN_SIZES),
+    ],
+)
+def test_a_model_from_outside_has_the_area_that_it_names(area: Any, used: int, sizes: Any) -> None:
+    """Where that is one; and what its class can do."""
+    for pipeline, about, defaults in (
+        ("Flux2KleinPipeline", {"is_distilled": True}, DISTILLED),
+        ("Flux2KleinPipeline", {}, models.BASE),
+        ("Flux2Pipeline", {"is_distilled": True}, models.GUIDED),
+    ):
+        spec = ModelSpec("x", "x/y", pipeline)
+        found = models.FAMILY.classes[pipeline](spec, {**about, "area": area})
+        assert found.defaults == replace(defaults, area=used, sizes=sizes)
+        assert (found.family, found.tasks, found.parts) == (
+            models.TABLE[0].family,
+            models.ALL_TASKS,
+            models.PARTS,
+        )

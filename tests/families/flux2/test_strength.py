@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 
 from worker.engine.begin import list_sigmas
+from worker.families.clock import Clock
+from worker.families.sharing import Sharing
 from worker.media.picture import Picture
-from worker.seam import Unheard, take_made
+from worker.seam import Control, Phase, Unheard, take_made
 from worker.tasks.picture import PictureWish
 from worlds.small_flux import Kind
-from worlds.stock_flux import FluxPair
+from worlds.stock_flux import CPU, FluxPair
 from worlds.wishes import WISH, drawing
 
 SOURCE = drawing(96, 96, 1)
@@ -98,6 +100,33 @@ def test_a_mask_keeps_what_it_leaves_in_the_latents(pair: FluxPair) -> None:
     assert not torch.equal(found[:, 3:], plain[:, 3:])
     picture, _ = made_picture(pair, wish)
     assert picture.size == (96, 96)
+
+
+class Hearing(Control):
+    """Keeps what a caller hears of each phase but the steps."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Phase, int, int]] = []
+
+    def report(self, phase: Phase, step: int, steps: int) -> None:
+        """Keep it."""
+        if phase != "denoise":
+            self.heard.append((phase, step, steps))
+
+
+@pytest.mark.parametrize(
+    ("wish", "has_pictures"),
+    [(WISH, False), (BEGUN, True), (replace(WISH, references=(SOURCE,)), True)],
+    ids=["text", "begun", "edit"],
+)
+def test_a_caller_hears_of_pictures_where_there_are_any(
+    pair: FluxPair, wish: PictureWish, has_pictures: bool
+) -> None:
+    hearing = Hearing()
+    pair.ours.make_latents([wish], Sharing([hearing], drops=True), Clock(CPU))
+    text: Phase = "text"
+    reference: Phase = "reference"
+    assert hearing.heard == [(text, 1, 1)] + [(reference, 1, 1)] * has_pictures
 
 
 def test_a_batch_equals_single_runs(pair: FluxPair) -> None:

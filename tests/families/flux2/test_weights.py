@@ -136,6 +136,9 @@ def test_the_sum_of_two_numbers_keeps_a_weight_that_one_would_round() -> None:
     assert abs(one - exact) > 1e-3
     assert abs(both - exact) < 1e-4
     assert shares.shape[1] == 8
+    wide = make_shares((2.0,), (1,), 128, torch.float32)
+    assert wide is not None
+    assert abs(float(wide[0, :2].double().sum()) - exact) < 1e-12
 
 
 def test_both_numbers_of_a_share_are_used() -> None:

@@ -15,10 +15,11 @@ from worker.bundle.sizes import count_stored
 from worker.bundle.tensors import TensorEntry
 from worker.engine.quantise import PRECISIONS
 from worker.families.catalogue import CATALOGUE
-from worker.families.flux2 import models, planning
+from worker.families.flux2 import models, planning, working
 from worker.families.flux2.recipe import RECIPE
 from worker.families.flux2.working import TOKENS, VAE_BYTES
 from worker.weights.meaning import find_checkpoints
+from worker.weights.spec import ModelSpec
 
 # The computed need is at most so much more than the peak.
 SLACK = 1.15
@@ -95,7 +96,8 @@ def test_weights_take_what_their_shapes_say(name: str) -> None:
 )
 def test_the_doctor_knows_what_fits(row: str, precision: Any, whole: float, least: float) -> None:
     """Klein 4B on 24 GB without loss, dev in 4bit on 48 GB."""
-    need = planning.estimate_needs(CATALOGUE.find_row(row), settings.read({}))[precision]
+    assert models.FAMILY.needs is not None
+    need = models.FAMILY.needs(CATALOGUE.find_row(row), settings.read({}))[precision]
     assert 0.9 * whole < need.whole < whole
     assert 0.9 * least < need.least < least
 
@@ -120,6 +122,23 @@ def test_a_lora_takes_so_much_of_the_device_for_each_rank(name: str) -> None:
         if quantised.fullmatch(key)
     ]
     assert row.defaults.rank_bytes == 2 * sum(sides)
+
+
+def test_the_embedded_model_s_widths_are_those_of_its_files() -> None:
+    edition = planning.find_edition(CATALOGUE.find_row("tiny-flux"))
+    place = find_checkpoints() / "tiny" / "flux"
+    text = json.loads((place / "text_encoder" / "config.json").read_text())
+    assert (edition.hidden, edition.layers) == (text["hidden_size"], text["num_hidden_layers"])
+    assert edition.intermediate == text["intermediate_size"]
+    assert edition.words == text["vocab_size"]
+
+
+def test_a_model_from_outside_is_as_large_as_the_largest_of_its_class() -> None:
+    for pipeline, edition in (
+        ("Flux2KleinPipeline", working.LARGE_EDITION),
+        ("Flux2Pipeline", working.DEV_EDITION),
+    ):
+        assert planning.find_edition(ModelSpec("x", "x/y", pipeline)) == edition
 
 
 def test_more_of_anything_takes_more() -> None:

@@ -1,10 +1,14 @@
 """What a model's worker.json says of it is used, and what cannot be true is refused."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
+from worker import settings
 from worker.errors import WeightsUnavailable
 from worker.families.orpheus.models import (
     SLOTS,
@@ -13,7 +17,10 @@ from worker.families.orpheus.models import (
     TokenIds,
     read_speaking,
 )
+from worker.families.orpheus.offer import describe_speech
 from worker.families.orpheus.prompt import find_unknown
+from worker.families.orpheus.recipe import count_kept
+from worker.tasks.speech import SpeechOffer
 from worlds import speaking
 
 KNOWN = Speaking(("tara",), ("laugh",))
@@ -124,3 +131,36 @@ def test_the_ids_of_text_end_where_those_of_audio_begin() -> None:
     ids = replace(speaking.IDS, first=highest + 1)
     assert find_unknown(tokenizer, ids) == []
     assert len(find_unknown(tokenizer, replace(ids, first=highest))) == 1
+
+
+def test_what_a_model_says_of_itself_is_what_it_offers() -> None:
+    said = Speaking(("a",), ("b",), 16_000, passage=99, pace=0.5, temperature=0.4, top_p=0.3)
+    said = replace(said, repetition_penalty=1.5)
+    served = describe_speech(
+        replace(SPEECH_TABLE[0], defaults=said),
+        settings.read({}),
+        revision="newest",
+        precision="8bit",
+        lightning=(),
+        working=lambda pixels: 7 + pixels,
+        left=None,
+    )
+    offer = served.offers["speech"]
+    for field in fields(SpeechOffer):
+        assert getattr(offer, field.name) == getattr(said, field.name)
+    assert (served.working, served.kept) == (7, count_kept(said))
+    assert (served.revision, served.precision) == ("newest", "8bit")
+
+
+def test_its_maker_asks_for_consent_and_the_embedded_one_for_no_gpu() -> None:
+    for row in SPEECH_TABLE:
+        assert row.is_gated == row.repository.startswith("canopylabs/")
+        assert row.needs_gpu == (row.embedded is None)
+        assert row.licence == ("llama3.2" if row.embedded is None else "apache-2.0")
+        assert row.tasks == ("speech",)
+
+
+def test_a_tokenizer_that_makes_nothing_of_a_text_is_of_another_model() -> None:
+    nothing = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(vocab={}, merges=[])))
+    (reason,) = find_unknown(nothing, speaking.IDS)
+    assert reason.startswith(f"a text has the id {speaking.IDS.first},")

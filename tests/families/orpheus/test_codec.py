@@ -1,5 +1,6 @@
 """Our decoder is SNAC's, and what it makes piece by piece is what it makes at once."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,14 @@ from torch import Tensor
 
 from worker.bundle.fill import fill, make_empty
 from worker.families.orpheus.codec import SnacDecoder, fold, name_tensor
-from worker.families.orpheus.windows import CONTEXT, GRID, Decoding, find_end, make_noise
+from worker.families.orpheus.windows import (
+    CONTEXT,
+    GRID,
+    Decoding,
+    derive_seed,
+    find_end,
+    make_noise,
+)
 from worlds.speaking import CODEC, make_snac
 
 CPU = torch.device("cpu")
@@ -87,6 +95,7 @@ def test_with_the_same_noise_it_is_the_packages_decoder_too(
 def test_folding_the_norms_changes_no_bit(published: Any, codec: SnacDecoder) -> None:
     weights = dict(codec.named_parameters())
     assert not any(name.endswith(("norm", "direction")) for name in weights)
+    assert not any(weight.requires_grad for weight in weights.values())
     for name, module in published.decoder.named_modules():
         if hasattr(module, "parametrizations"):
             assert torch.equal(weights[f"decoder.{name}.weight"], module.weight)
@@ -156,6 +165,12 @@ def test_noise_is_of_its_seed_level_and_frame_alone() -> None:
     for other in (make_noise(8, 3, spans), make_noise(7, 4, spans)):
         assert not torch.equal(first[0], other[0])
     assert abs(float(torch.cat(make_noise(1, 1, (4000,))).std()) - 1) < 0.05
+
+
+def test_seeds_that_are_derived_differ_and_have_63_bits() -> None:
+    found = [derive_seed(*key) for key in itertools.product((0, 1, 2**63 - 1), range(9), range(9))]
+    assert len(set(found)) == len(found)
+    assert 2**62 < max(found) < 2**63
 
 
 def test_another_seed_is_another_sound(codec: SnacDecoder) -> None:

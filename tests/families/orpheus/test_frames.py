@@ -200,3 +200,25 @@ def test_a_row_that_is_begun_again_forgets_what_was_there() -> None:
     assert first[0] == first[1]
     stage.end(0)
     assert stage.step() == {}
+
+
+def test_all_that_a_step_reads_and_writes_is_on_the_device_of_the_model() -> None:
+    language, text = make_ours(make_stock(is_tied=False))
+    stage = Stage(language.to("meta"), text, rows=2, room=200)
+    for row in range(2):
+        stage.begin(row, PROMPT, 1)
+    stage._write(50)
+    held = [one for value in vars(stage).values() for one in (value, *as_list(value))]
+    tensors = [one for one in held if isinstance(one, Tensor) and one is not text]
+    assert len(tensors) == 5 + SLOTS
+    assert {one.device.type for one in tensors} == {"meta"}
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def test_a_row_has_room_for_so_many_tokens_and_no_more() -> None:
+    stage = Stage(*make_ours(make_stock(is_tied=True)), rows=1, room=200)
+    assert stage.has_room(200)
+    assert not stage.has_room(201)

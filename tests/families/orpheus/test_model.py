@@ -1,6 +1,8 @@
 """A published model is prepared, opened and speaks, in each precision."""
 
 import copy
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from worker import settings
 from worker.bundle import layout
+from worker.bundle.layout import Damaged
+from worker.bundle.open import make_shared
 from worker.engine.quantise import PRECISIONS
 from worker.errors import BadAudio, CudaOutOfMemory, WeightsUnavailable
 from worker.families import catalogue
 from worker.families.orpheus import model as orpheus
+from worker.families.orpheus.frames import Stage
 from worker.families.orpheus.model import PAUSE_S, make_ready
 from worker.families.orpheus.opening import open_bundle
 from worker.families.orpheus.speaking import Limits
@@ -150,6 +155,39 @@ def test_a_cancel_ends_it_within_a_frame(model: Model) -> None:
     assert control.frames == 2
 
 
+def test_wishes_that_are_made_together_are_spoken_one_after_another(model: Model) -> None:
+    wishes = [wish_of(model, seed=seed) for seed in (3, 4)]
+    outcomes: list[Any] = list(model.make(wishes, [Unheard(), Unheard()]))
+    assert len(outcomes) == 2
+    for outcome, seed in zip(outcomes, (3, 4), strict=True):
+        assert np.array_equal(samples_of(outcome), samples_of(made(model, seed=seed)))
+
+
+def test_a_warm_up_says_something(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    language: Any = model._parts.language  # type: ignore[attr-defined] # of this family
+    read, prompts = language.read, list[Any]()
+
+    def count(embedded: Any, *given: Any) -> Any:
+        prompts.append(embedded)
+        return read(embedded, *given)
+
+    monkeypatch.setattr(language, "read", count)
+    model.warm()
+    assert prompts
+
+
+@pytest.mark.parametrize(("tokens", "frames"), [(7, 1), (13, 1), (14, 2)])
+def test_no_more_is_said_than_whole_frames_of_the_tokens(
+    model: Model, tokens: int, frames: int
+) -> None:
+    """A request asks for more: what is left to a passage may be as little."""
+    wish = replace(wish_of(model, text="One two three four five."), max_tokens=tokens)
+    (cut,) = model.make([wish], [Unheard()])
+    assert isinstance(cut, Made), cut
+    assert len(samples_of(cut)) == frames * 2048
+    assert cut.found["truncated"]
+
+
 def test_tokens_that_run_out_cut_the_speech(model: Model) -> None:
     cut = made(model, max_tokens=28, text="One two three four five six. Seven eight nine ten.")
     assert cut.found["truncated"]
@@ -228,6 +266,38 @@ def test_passages_that_are_written_at_once_are_said_in_their_order(
     assert [one.characters for one in whole.found["spoken"]] == list(map(len, texts))
     stage = model._stages[4]  # type: ignore[attr-defined] # of this family
     assert stage.step() == {}
+    # a row that is free is used at once; each frame is a step, and so is a stop
+    steps, step = list[Stage](), Stage.step
+
+    def count(stage: Stage) -> Any:
+        steps.append(stage)
+        return step(stage)
+
+    monkeypatch.setattr(Stage, "step", count)
+    assert np.array_equal(samples_of(made(model, text=" ".join(texts))), samples_of(whole))
+    busy = [0] * 4
+    for one in whole.found["spoken"]:
+        assert one.attempts == 1
+        busy[busy.index(min(busy))] += round(one.seconds * 24_000 / 2048) + 1
+    assert len(steps) == max(busy)
+
+
+def test_what_was_stopped_leaves_no_row_to_the_next(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = samples_of(made(model))
+    monkeypatch.setattr(orpheus, "choose_rows", lambda *_: 4)
+
+    class Stopping(Unheard):
+        def report(self, phase: Phase, step: int, steps: int) -> None:
+            """Stop at the first frame."""
+            del step, steps
+            if phase == "generate":
+                raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        say(model, Stopping(), text=TEXT)
+    assert np.array_equal(samples_of(made(model)), expected)
 
 
 def run_out_once(monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
@@ -334,6 +404,31 @@ def test_a_bundle_keeps_text_on_the_disk_and_the_codec_exact(model: Model, home:
     assert torch.equal(codec.decoder.model[0].weight, weights)
 
 
+def test_models_of_one_process_share_a_codec_and_no_more(model: Model, home: Path) -> None:
+    del model
+    share = make_shared()
+    one, two = (open_bundle(find_bundle(home, "bf16"), CPU, share=share) for _ in range(2))
+    assert one.codec is two.codec
+    assert one.language is not two.language
+
+
+def test_every_byte_is_proven_where_that_is_asked_for(
+    model: Model, home: Path, tmp_path: Path
+) -> None:
+    """By sizes alone, weights that were altered are opened."""
+    del model
+    copied = Path(shutil.copytree(home, tmp_path / "home", symlinks=True))
+    folder = find_bundle(copied, "bf16")
+    place, _ = layout.verify(folder).parts["language"]
+    (weights, *_) = sorted(place.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    open_bundle(folder, CPU)
+    with pytest.raises(Damaged):
+        open_bundle(folder, CPU, verify="full")
+
+
 def make_folded() -> Any:
     return speaking.make_snac().decoder.model[0].weight.detach()
 
@@ -379,6 +474,21 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_made(
     (tmp_path / "snac").rename(language / "codec")
     with pytest.raises(WeightsUnavailable, match=words):
         open_model(language, tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "no tokenizer.json"), (b"{}", "tokenizer/ cannot be opened")]
+)
+def test_a_tokenizer_that_is_none_is_named(
+    published: Path, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    folder = Path(shutil.copytree(published, tmp_path / "model"))
+    if content is None:
+        (folder / "tokenizer.json").unlink()
+    else:
+        (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(WeightsUnavailable, match=words):
+        open_model(folder, tmp_path / "home")
 
 
 @pytest.mark.parametrize("part", ["codec", "language"])

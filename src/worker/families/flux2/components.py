@@ -33,12 +33,11 @@ class Flux2Parts:
     dtype: torch.dtype
     compiled_batch: int = 0
     forward: Flux2Forward = field(init=False)
-    normalise: Compiled | None = field(init=False, default=None)
+    normalise: Compiled | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.forward = Flux2Forward(self.transformer, is_compiled=self.compiled_batch > 0)
-        if self.compiled_batch > 0:
-            self.normalise = compile_activated(self.vae)
+        self.normalise = compile_activated(self.vae) if self.compiled_batch > 0 else None
 
     @property
     def is_compiled(self) -> bool:

@@ -317,7 +317,7 @@ class Flux2:
         """Return the embedded guidance, float32 [batch], None where there is none."""
         if wishes[0].guidance is None:
             return None
-        values = torch.full((len(wishes),), wishes[0].guidance, dtype=torch.float32)
+        values = torch.full((len(wishes),), wishes[0].guidance)
         return values.to(self._parts.device, non_blocking=True)
 
 

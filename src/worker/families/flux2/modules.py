@@ -25,8 +25,7 @@ class Statistics(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         empty = torch.empty(channels, device="meta")
-        self.running_mean = nn.Parameter(empty, requires_grad=False)
-        self.running_var = nn.Parameter(empty.clone(), requires_grad=False)
+        self.running_mean, self.running_var = nn.Parameter(empty), nn.Parameter(empty.clone())
 
 
 def build_transformer(config: Mapping[str, Any]) -> Any:

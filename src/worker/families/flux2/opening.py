@@ -7,7 +7,6 @@ import torch
 
 from worker.bundle.open import Opening, Shared
 from worker.bundle.plain import open_tokenizer
-from worker.bundle.read import READ_THREADS
 from worker.families.flux2.components import Flux2Parts
 from worker.families.flux2.recipe import RECIPE
 
@@ -21,7 +20,6 @@ def open_bundle(
     share: Shared | None = None,
     compiled_batch: int = 0,
     spare: int | None = None,
-    threads: int = READ_THREADS,
 ) -> Flux2Parts:
     """Open a bundle.
 
@@ -37,7 +35,6 @@ def open_bundle(
         verify=verify,
         waiting=waiting,
         share=share,
-        threads=threads,
     )
     with opening as parts:
         transformer = parts.open_module("transformer")

@@ -24,7 +24,7 @@ EDITIONS: Final[Mapping[str, Edition]] = {
     "black-forest-labs/flux.2-klein-base-4b": SMALL_EDITION,
     "black-forest-labs/flux.2-dev": DEV_EDITION,
     # the embedded one, whose transformer is as wide as one head
-    "tiny/flux": Edition(1, 2, 6, 128, 256, 704, layers=4),
+    "tiny/flux": Edition(1, 2, 6, 128, 256, 576, layers=4),
 }
 # diffusers' class whose only published model is dev.
 GUIDED_CLASS: Final = "Flux2Pipeline"

@@ -31,7 +31,7 @@ class LatentVae:
         self.scale = 2 ** (len(vae.config.block_out_channels) - 1)
         self.channels: int = vae.config.latent_channels * PATCH**2
         self._is_last = is_arranged(vae)
-        self._processor = VaeImageProcessor(vae_scale_factor=self.scale * PATCH)
+        self._processor = VaeImageProcessor()
         # rounded where the stock pipelines round: equal to the last bit
         self._mean = vae.bn.running_mean.detach().to(vae.dtype)
         variance = vae.bn.running_var.detach() + vae.config.batch_norm_eps
@@ -64,7 +64,7 @@ class LatentVae:
         return latents
 
     def _decode(self, latents: Tensor) -> Tensor:
-        pixels: Tensor = self._vae.decode(self._place(latents), return_dict=False)[0]
+        pixels: Tensor = self._vae.decode(self._place(latents)).sample
         return pixels
 
     def _place(self, frames: Tensor) -> Tensor:

@@ -1,14 +1,12 @@
 """What is checked of a published model before it is downloaded: small files and headers."""
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from worker.bundle import declared, fit, headers, refuse
 from worker.bundle.expected import CONFIGURATION, Expected, build_expected
 from worker.bundle.headers import Shard
-from worker.bundle.plain import open_tokenizer
+from worker.bundle.plain import open_tokenizer, try_opening
 from worker.bundle.recipe import Part, Published
 from worker.errors import WeightsUnavailable
 from worker.families.orpheus.models import CLASS, Speaking, read_speaking
@@ -88,15 +86,6 @@ def _check_together(
     ):
         if has != needs:
             raise WeightsUnavailable(f"the codec has {has} {name}, and the model {needs}")
-    with tempfile.TemporaryDirectory(prefix="worker-") as folder:
-        for name, data in tokenizer.items():
-            Path(folder, name).write_bytes(data)
-        try:
-            opened = open_tokenizer(Path(folder))
-        except Exception as error:
-            # whatever transformers raises for such files, it raises every time
-            raise WeightsUnavailable(
-                f"{TOKENIZER_FILE} cannot be opened ({type(error).__name__})"
-            ) from error
+    opened = try_opening("tokenizer", tokenizer, open_tokenizer, "model that speaks")
     if unknown := find_unknown(opened, ids):
         raise WeightsUnavailable(f"{TOKENIZER_FILE} is of another model: {unknown[0]}")

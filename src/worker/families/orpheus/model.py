@@ -28,12 +28,11 @@ from worker.families.orpheus.speaking import (
     MOST_ATTEMPTS,
     Limits,
     Passage,
-    derive_seed,
     speak,
 )
-from worker.families.orpheus.windows import Decoding
+from worker.families.orpheus.windows import Decoding, derive_seed
 from worker.media.sound import Samples, Sound
-from worker.seam import Control, Made, Outcome, Served, Unheard, take_made
+from worker.seam import Control, Made, Outcome, Served, Unheard
 from worker.tasks.speech import SpeechWish, Spoken, warm_up
 
 # Between two passages: what a reader pauses after a sentence.
@@ -97,9 +96,7 @@ class Orpheus:
 
         Raises as `make`, but for what was said: a warm-up may not end.
         """
-        for outcome in self.make([warm_up(self.served)], [Unheard()]):
-            if not isinstance(outcome, BadAudio):
-                take_made(outcome)
+        deque(self.make([warm_up(self.served)], [Unheard()]), maxlen=0)
         is_short = False
         try:
             with devices.translate_errors():
@@ -173,9 +170,9 @@ class Orpheus:
                 limits = self._make_limits(wish, text, spoken)
                 if limits.most < 1:
                     waiting.clear()
-                    break
-                rows[row] = self._speak_one(wish, number, stage, row, prompt, limits, clock)
-                spoken.append(next(rows[row]))
+                else:
+                    rows[row] = self._speak_one(wish, number, stage, row, prompt, limits, clock)
+                    spoken.append(next(rows[row]))
             if not rows:
                 break
             with clock.measure_phase("generate"):

@@ -12,7 +12,6 @@ from worker import log
 from worker.bundle.layout import Damaged, read_bundle
 from worker.bundle.open import Opening, Shared
 from worker.bundle.plain import open_tokenizer
-from worker.bundle.read import READ_THREADS
 from worker.families.orpheus.codec import SnacDecoder
 from worker.families.orpheus.language import HEAD_ROWS, Language
 from worker.families.orpheus.models import Speaking, read_speaking
@@ -41,7 +40,6 @@ def open_bundle(
     share: Shared | None = None,
     compiled_batch: int = 0,
     spare: int | None = None,
-    threads: int = READ_THREADS,
 ) -> VoiceParts:
     """Open a bundle; `waiting` is the device of the codec where that is another one.
 
@@ -49,9 +47,7 @@ def open_bundle(
     """
     del compiled_batch, spare
     ids = read_speaking(read_bundle(folder).facts, Speaking()).ids
-    opening = Opening(
-        folder, SPEECH_RECIPE, device, verify=verify, waiting=waiting, share=share, threads=threads
-    )
+    opening = Opening(folder, SPEECH_RECIPE, device, verify=verify, waiting=waiting, share=share)
     with opening as parts:
         has_head = parts.has_tensor("language", HEAD_ROWS)
         language = Language(parts.build_bare("language").model, ids, is_tied=not has_head)

@@ -1,6 +1,5 @@
 """One passage spoken: attempts until one ends by itself, and its sound as it comes."""
 
-import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -63,12 +62,6 @@ class Passage:
         return np.concatenate(self.sound)
 
 
-def derive_seed(seed: int, passage: int, attempt: int) -> int:
-    """Return the seed of one attempt at one passage of a job, from 0 each."""
-    digest = hashlib.sha256(f"{seed} {passage} {attempt}".encode()).digest()
-    return int.from_bytes(digest[:8]) >> 1
-
-
 def speak(
     begin: Callable[[int], None],
     make_decoding: MakeDecoding,
@@ -117,5 +110,5 @@ def _convert(decoding: Decoding, frames: Written, *, is_end: bool) -> list[Sampl
 
 
 def _check_audible(sound: Sequence[Samples]) -> None:
-    if max((int(np.abs(part).max()) for part in sound), default=0) < QUIETEST:
+    if max(int(np.abs(part).max()) for part in sound) < QUIETEST:
         raise BadAudio("the model's sound is silent throughout; try another seed")

@@ -29,6 +29,12 @@ def find_end(start: int) -> int:
     return end
 
 
+def derive_seed(seed: int, first: int, second: int) -> int:
+    """Return a seed of 63 bits for one of many things of a seed, by two numbers."""
+    digest = hashlib.sha256(f"{seed} {first} {second}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
+
+
 def make_noise(seed: int, frame: int, spans: Sequence[int]) -> list[Tensor]:
     """Return the noise of one frame, for each level as many normal numbers as it has values.
 
@@ -37,8 +43,7 @@ def make_noise(seed: int, frame: int, spans: Sequence[int]) -> list[Tensor]:
     """
     noise = []
     for level, span in enumerate(spans):
-        digest = hashlib.sha256(f"{seed} {level} {frame}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+        generator = torch.Generator().manual_seed(derive_seed(seed, level, frame))
         noise.append(torch.randn(span, generator=generator))
     return noise
 
