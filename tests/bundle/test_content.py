@@ -223,74 +223,80 @@ def test_what_another_method_made_is_a_difference(folder: Path) -> None:
     assert content_of(folder).find_difference(made_of(folder, method=METHOD + 1), ()) == "words"
 
 
-class TestHeaders:
-    """Which files a component is published as."""
+# Which files a component is published as.
 
-    @staticmethod
-    def snapshot(folder: Path) -> LocalSnapshot:
-        return LocalSnapshot(folder, "org/toy")
 
-    @staticmethod
-    def index(folder: Path, *names: str) -> None:
-        text = json.dumps({"weight_map": {f"t{n}": name for n, name in enumerate(names)}})
-        (folder / "matrix/model.safetensors.index.json").write_text(text)
+def open_folder(folder: Path) -> LocalSnapshot:
+    return LocalSnapshot(folder, "org/toy")
 
-    def test_they_are_those_that_its_index_names(self, folder: Path) -> None:
-        names = [f"model-0000{n}-of-00002.safetensors" for n in (2, 1)]
-        for name in names:
-            save_file({name: torch.zeros(2)}, folder / "matrix" / name)
-        self.index(folder, *names, names[0])
-        found = headers.read_shards(self.snapshot(folder), "matrix")
-        assert [shard.file.path for shard in found] == [f"matrix/{n}" for n in sorted(names)]
-        assert headers.merge(found).keys() == set(names)
-        self.index(folder, names[0], "model-00003-of-00002.safetensors")
-        with pytest.raises(WeightsUnavailable, match=r"lacks matrix/model-00003.*a shard of its"):
-            headers.list_weight_files(self.snapshot(folder), "matrix")
 
-    @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 1}', "[" * 100_000])
-    def test_an_index_that_is_none_is_told(self, text: str, folder: Path) -> None:
-        (folder / "matrix/model.safetensors.index.json").write_text(text)
-        with pytest.raises(WeightsUnavailable, match="is not an index of shards"):
-            headers.list_weight_files(self.snapshot(folder), "matrix")
+def write_index(folder: Path, *names: str) -> None:
+    text = json.dumps({"weight_map": {f"t{n}": name for n, name in enumerate(names)}})
+    (folder / "matrix/model.safetensors.index.json").write_text(text)
 
-    def test_an_index_of_another_folder_or_name_is_not_read(self, folder: Path) -> None:
-        for name in ("other/model.safetensors.index.json", "matrix/x.fp16.safetensors.index.json"):
-            (folder / name).write_text("{")
-        (file,) = headers.list_weight_files(self.snapshot(folder), "matrix")
-        assert file.path == "matrix/model.safetensors"
 
-    def test_a_shard_without_a_tensor_is_one(self, folder: Path) -> None:
-        save_file({}, folder / "matrix/model.safetensors")
-        (shard,) = headers.read_shards(self.snapshot(folder), "matrix")
-        assert shard.header == {}
+def test_they_are_those_that_its_index_names(folder: Path) -> None:
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (2, 1)]
+    for name in names:
+        save_file({name: torch.zeros(2)}, folder / "matrix" / name)
+    write_index(folder, *names, names[0])
+    found = headers.read_shards(open_folder(folder), "matrix")
+    assert [shard.file.path for shard in found] == [f"matrix/{n}" for n in sorted(names)]
+    assert headers.merge(found).keys() == set(names)
+    write_index(folder, names[0], "model-00003-of-00002.safetensors")
+    with pytest.raises(WeightsUnavailable, match=r"lacks matrix/model-00003.*a shard of its"):
+        headers.list_weight_files(open_folder(folder), "matrix")
 
-    @pytest.mark.parametrize("change", [b"x", -1], ids=["longer", "shorter"])
-    def test_a_shard_of_another_size_is_told(self, change: Any, folder: Path) -> None:
-        path = folder / "matrix/model.safetensors"
-        data = path.read_bytes()
-        path.write_bytes(data + change if change == b"x" else data[:change])
-        with pytest.raises(WeightsUnavailable, match=rf"bytes instead of {len(data)}"):
-            headers.read_shards(self.snapshot(folder), "matrix")
 
-    def test_a_pickle_is_taken_where_there_is_nothing_else(self, folder: Path) -> None:
-        torch.save({"weight": torch.zeros(3, 2)}, folder / "matrix/model.bin")
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 1}', "[" * 100_000])
+def test_an_index_that_is_none_is_told(text: str, folder: Path) -> None:
+    (folder / "matrix/model.safetensors.index.json").write_text(text)
+    with pytest.raises(WeightsUnavailable, match="is not an index of shards"):
+        headers.list_weight_files(open_folder(folder), "matrix")
 
-        def paths(pickle: str = "") -> list[str]:
-            found = headers.list_weight_files(self.snapshot(folder), "matrix", pickle)
-            return [file.path for file in found]
 
-        assert paths("model.bin") == ["matrix/model.safetensors"]
-        (folder / "matrix/model.safetensors").unlink()
-        assert paths() == paths("other.bin") == []
-        assert paths("model.bin") == ["matrix/model.bin"]
-        (shard,) = headers.read_shards(self.snapshot(folder), "matrix", "model.bin")
-        (entry,) = shard.header.values()
-        assert (entry.shape, entry.start, entry.end) == ((3, 2), 0, 0)
-        with pytest.raises(WeightsUnavailable, match="org/toy lacks the weights of matrix/"):
-            headers.read_shards(self.snapshot(folder), "matrix")
+def test_an_index_of_another_folder_or_name_is_not_read(folder: Path) -> None:
+    for name in ("other/model.safetensors.index.json", "matrix/x.fp16.safetensors.index.json"):
+        (folder / name).write_text("{")
+    (file,) = headers.list_weight_files(open_folder(folder), "matrix")
+    assert file.path == "matrix/model.safetensors"
 
-    def test_modules_are_those_with_a_weight(self, folder: Path) -> None:
-        state = {name: torch.zeros(1) for name in ("a.weight", "a.bias", "b.c.weight", "weight.d")}
-        save_file(state, folder / "matrix/model.safetensors")
-        found = headers.read_shards(self.snapshot(folder), "matrix")
-        assert headers.list_modules(found) == {"a", "b.c"}
+
+def test_a_shard_without_a_tensor_is_one(folder: Path) -> None:
+    save_file({}, folder / "matrix/model.safetensors")
+    (shard,) = headers.read_shards(open_folder(folder), "matrix")
+    assert shard.header == {}
+
+
+@pytest.mark.parametrize("change", [b"x", -1], ids=["longer", "shorter"])
+def test_a_shard_of_another_size_is_told(change: Any, folder: Path) -> None:
+    path = folder / "matrix/model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data + change if change == b"x" else data[:change])
+    with pytest.raises(WeightsUnavailable, match=rf"bytes instead of {len(data)}"):
+        headers.read_shards(open_folder(folder), "matrix")
+
+
+def test_a_pickle_is_taken_where_there_is_nothing_else(folder: Path) -> None:
+    torch.save({"weight": torch.zeros(3, 2)}, folder / "matrix/model.bin")
+
+    def paths(pickle: str = "") -> list[str]:
+        found = headers.list_weight_files(open_folder(folder), "matrix", pickle)
+        return [file.path for file in found]
+
+    assert paths("model.bin") == ["matrix/model.safetensors"]
+    (folder / "matrix/model.safetensors").unlink()
+    assert paths() == paths("other.bin") == []
+    assert paths("model.bin") == ["matrix/model.bin"]
+    (shard,) = headers.read_shards(open_folder(folder), "matrix", "model.bin")
+    (entry,) = shard.header.values()
+    assert (entry.shape, entry.start, entry.end) == ((3, 2), 0, 0)
+    with pytest.raises(WeightsUnavailable, match="org/toy lacks the weights of matrix/"):
+        headers.read_shards(open_folder(folder), "matrix")
+
+
+def test_modules_are_those_with_a_weight(folder: Path) -> None:
+    state = {name: torch.zeros(1) for name in ("a.weight", "a.bias", "b.c.weight", "weight.d")}
+    save_file(state, folder / "matrix/model.safetensors")
+    found = headers.read_shards(open_folder(folder), "matrix")
+    assert headers.list_modules(found) == {"a", "b.c"}

@@ -37,7 +37,7 @@ def made(state: Mapping[str, Tensor], **named: Any) -> dict[str, Tensor]:
     """Return what a shard becomes in a part; `lora` and `precision` are the work's."""
     mine = {key: named.pop(key) for key in ("precision", "lora") if key in named}
     part = Part("part", Modules(dict), **named)
-    return Weights(work(part, **mine))(of(state), dict(state).__getitem__)[WEIGHTS]  # type: ignore[return-value] # it is a dict
+    return Weights(work(part, **mine))(of(state), dict(state).__getitem__)[WEIGHTS]
 
 
 REPLACED = Replaced(

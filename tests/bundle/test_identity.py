@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -467,6 +468,17 @@ def test_two_bundles_that_call_themselves_one_model_are_both_served(
     models = boot.boot(settings.read({**environ, "MODEL": words}))
     assert [m.id for m in models.served] == ["tiny-edit", "tiny-edit-2", "tiny-image"]
     assert [m.precision for m in models.served] == ["bf16", "4bit", "bf16"]
+
+
+def test_callers_know_a_bundle_by_the_word_that_model_has_for_it(
+    environ: dict[str, str],
+) -> None:
+    """Whatever its manifest calls it, which somebody else may have written."""
+    (folder,) = offline(environ, "qwen-image-edit-2511", MODEL_PATH=str(folder_of("tiny-edit")))
+    read = settings.read({**environ, "MODEL": "qwen-image-edit-2511", "MODEL_PATH": str(folder)})
+    (spec,) = CATALOGUE.resolve(read.model, read, has_gpu=False)
+    found = obtaining.obtain(replace(spec, name="mine"), RECIPE, read, None, CATALOGUE)
+    assert (found.folder, found.spec.name) == (folder, "mine")
 
 
 def test_a_downloaded_bundle_speaks_for_no_other_repository(

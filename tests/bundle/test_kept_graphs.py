@@ -338,8 +338,7 @@ def add_own(home: Path, *names: str) -> list[Path]:
         hidden = file.with_suffix(".hidden")
         made.append(file.rename(hidden))
     CacheArtifactManager.clear()
-    found = [path.rename(path.with_suffix(".graphs")) for path in made]
-    return found
+    return [path.rename(path.with_suffix(".graphs")) for path in made]
 
 
 def test_of_several_files_of_a_kind_the_newest_is_loaded(home: Path, tmp_path: Path) -> None:
@@ -417,7 +416,7 @@ def test_a_reason_names_no_path(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(kept_graphs.temporary, "publish", fail)
+    monkeypatch.setattr("worker.weights.temporary.publish", fail)
     (line,) = save(home)
     assert (line["event"], line["reason"]) == ("compiled graphs not kept", reason)
     assert files(home) == []

@@ -152,7 +152,7 @@ def test_a_bundle_is_the_model_by_what_its_manifest_says(
 def test_a_folders_bundle_is_compared_with_the_folder(tmp_path: Path) -> None:
     """If it claims to be of it; one of a repository too where the operator named the folder."""
     content = published(tmp_path)
-    mine = {"revision": LOCAL, "asked": None}
+    mine: dict[str, Any] = {"revision": LOCAL, "asked": None}
     whole = add(tmp_path, "whole", **mine)
     broken = add(tmp_path, "broken", components={"words": "words-1"}, **mine)
 

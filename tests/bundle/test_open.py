@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from worker.bundle import layout, lock, tensors
+from worker.bundle import layout, lock, plain, tensors
 from worker.bundle.fill import fill, find_on_meta, make_empty
 from worker.bundle.layout import Damaged
 from worker.bundle.open import Opening, make_shared
@@ -367,3 +367,30 @@ def test_empty_modules_are_made_by_one_thread_at_a_time() -> None:
     thread.join(60)
     assert entered.is_set()
     assert not nn.Linear(1, 1).weight.is_meta
+
+
+@pytest.mark.parametrize(
+    ("opening", "name", "word"),
+    [
+        (plain.open_tokenizer, "tokenizer_config.json", "AutoTokenizer"),
+        (plain.open_processor, "processor_config.json", "AutoProcessor"),
+    ],
+)
+def test_no_code_of_a_folder_is_run(
+    opening: Callable[[Path], Any],
+    name: str,
+    word: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor is somebody at a terminal asked whether it may be, who might say yes."""
+    ran = tmp_path / "ran"
+    code = f"import pathlib\npathlib.Path({str(ran)!r}).touch()\nclass Own:\n    pass\n"
+    (tmp_path / "own.py").write_text(code)
+    kinds = {"tokenizer_class": "Own", "processor_class": "Own"}
+    mapped = {"auto_map": {word: ["own.Own", None] if word == "AutoTokenizer" else "own.Own"}}
+    (tmp_path / name).write_text(json.dumps({**kinds, **mapped}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(Exception, match="trust_remote_code"):
+        opening(tmp_path)
+    assert not ran.exists()

@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker import boot, settings
+from worker.bundle import prequantised
 from worker.bundle.prepare import compute_sizes, prepare
+from worker.bundle.tensors import TensorEntry
 from worker.engine.quantise import is_quantised, quantise
 from worker.errors import WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
@@ -352,3 +354,115 @@ def test_a_model_that_describes_itself_in_no_json_object_is_refused(
     (spec,) = CATALOGUE.resolve(["someone/painter"], settings.read({}), has_gpu=False)
     with pytest.raises(WeightsUnavailable, match=path):
         sources.complete(spec, LocalSnapshot(folder, "someone/painter"), CATALOGUE)
+
+
+NAMED = {
+    **{f"w {key}": ({"quant_method": "w", key: "x4"}, "w (x4)") for key in prequantised.WIDTHS},
+    **{f"w {key}": ({"quant_method": "w", key: 4}, "w (4-bit)") for key in prequantised.BITS},
+    "in capitals": ({"quant_method": "AWQ"}, "AWQ"),
+    "by its backend": ({"quant_backend": "bitsandbytes_8bit"}, "bitsandbytes 8-bit"),
+    "8-bit needs no number": (
+        {"quant_backend": "bitsandbytes_8bit", "bits": 4},
+        "bitsandbytes 8-bit",
+    ),
+    "4-bit of a backend": ({"quant_backend": "bitsandbytes_4bit"}, "bitsandbytes 4-bit"),
+    "fbgemm": ({"quant_method": "fbgemm_fp8"}, "FBGEMM fp8"),
+    "hqq": ({"quant_method": "hqq", "nbits": 3, "quant_type": ""}, "HQQ (3-bit)"),
+    "bitsandbytes": ({"quant_method": "BitsAndBytes"}, "BitsAndBytes 4-bit"),
+    "arguments": (
+        {"quant_method": "bitsandbytes", "quant_kwargs": {"load_in_8bit": True}},
+        "bitsandbytes 8-bit",
+    ),
+    "a word before a number": ({"quant_method": "w", "bits": 4, "fmt": "x"}, "w (x)"),
+    "several": ({"quant_mapping": {"a": 1}}, "several methods"),
+    "none named": ({"bits": 4}, "a method without a name"),
+    "a number": ({"quant_method": 4}, "a method without a name"),
+    "no mapping": ("nf4", "a method without a name"),
+}
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+@pytest.mark.parametrize("case", NAMED)
+def test_a_method_is_called_as_its_users_call_it(case: str, key: str) -> None:
+    config, name = NAMED[case]
+    assert prequantised.find_declared({key: config}) == name
+    for part in ("text_config", "vision_config"):
+        found = prequantised.find_declared({"other": {key: "x"}, part: {key: config}})
+        assert found == prequantised.find_declared({key: config})
+    assert prequantised.find_declared({"other": {key: config}, key: None}) is None
+
+
+def test_no_word_of_a_publisher_fills_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prequantised, "LONGEST_WORD", 3)
+    config = {"quantization_config": {"quant_method": "wxyz", "fmt": "abcd"}}
+    assert prequantised.find_declared(config) == "wxy (abc)"
+
+
+ENDINGS = {
+    "bitsandbytes 4-bit": [
+        "absmax",
+        "nested_quant_map",
+        "quant_state.bitsandbytes__nf4",
+        "quant_storage",
+    ],
+    "bitsandbytes 8-bit": ["SCB", "weight_format"],
+    "Nunchaku SVDQuant": ["wscales", "wcscales", "wtscale", "smooth_factor_orig"],
+    "GPTQ or AWQ": ["qweight", "qzeros", "g_idx", "scales"],
+    "quanto": ["weight._data", "weight._scale", "weight._shift", "output_scale"],
+    "torchao": ["weight:_data:scale", "_weight_qdata"],
+    "compressed-tensors": [
+        "weight_packed",
+        "weight_shape",
+        "weight_global_scale",
+        "weight_zero_point",
+    ],
+    "HQQ": ["W_q", "W_q.meta"],
+    "SDNQ": ["svd_up", "svd_down", "quantized_weight_x"],
+    "scaled": [
+        "weight_scale",
+        "weight_scale_inv",
+        "weight_scale_2",
+        "weight.scale_x",
+        "scale_weight",
+        "scale_input",
+        "input_scale",
+        "scaled_fp8",
+        "scale",
+        "zero_point",
+        "zeros",
+        "comfy_quant",
+        "weight_quantizer.x",
+    ],
+}
+
+
+@pytest.mark.parametrize("label", ENDINGS)
+def test_a_quantiser_is_known_by_the_ends_of_names(label: str) -> None:
+    plain = TensorEntry(torch.bfloat16, (1,), 0, 2)
+    for end in ENDINGS[label]:
+        for name, expected in ((f"a.b.{end}", label), (f"a.b.-{end}", None)):
+            assert prequantised.find_stored({name: plain}, [], [name]) == expected, name
+            assert prequantised.find_stored({name: plain}, [name], []) is None
+    assert (
+        prequantised.find_stored({"scaled_fp8": plain}, [], ["other.x", "scaled_fp8"][1:])
+        == "scaled"
+    )
+
+
+def test_every_format_is_named_with_the_first_tensor_of_the_first() -> None:
+    header = {
+        name: TensorEntry(dtype, (1,), 0, 1)
+        for name, dtype in {
+            "a": torch.uint8,
+            "b": torch.int8,
+            "c": torch.int8,
+            "d": torch.bfloat16,
+            "e.scale": torch.float32,
+        }.items()
+    }
+    found = prequantised.find_stored(header, ["a", "d", "c"], ["b"])
+    assert found == "int8 (I8) and packed bytes (U8), as c"
+    assert prequantised.find_stored(header, ["d", "a"], ["e.scale"]) == (
+        "scaled: packed bytes (U8), as a"
+    )
+    assert prequantised.find_stored(header, ["d"], []) is None

@@ -346,81 +346,81 @@ def test_one_fused_lora_is_recorded_alone_and_two_beside_each_other(folder: Path
     )
 
 
-class TestSpace:
-    """Room is asked for before the first byte: for what is not there yet."""
+# Room is asked for before the first byte: for what is not there yet.
 
-    @staticmethod
-    def least(order: Order, monkeypatch: pytest.MonkeyPatch) -> int:
-        """Return with how many free bytes an order is taken, and with not one less."""
-        free = 0
 
-        def count(_folder: Path, _settings: settings.Settings) -> int:
-            return free
+def find_least(order: Order, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return with how many free bytes an order is taken, and with not one less."""
+    free = 0
 
-        published = RECIPE.check(order.snapshot, order.spec)
-        with monkeypatch.context() as patch:
-            patch.setattr("worker.weights.space.free_bytes", count)
-            patch.setattr("worker.bundle.prepare._make", lambda *_: (_ for _ in ()).throw(Began))
-            low, high = -1, 1 << 20
-            while high - low > 1:
-                free = (low + high) // 2
-                try:
-                    prepare(order, published)
-                except Began:
-                    high = free
-                except VolumeFull:
-                    low = free
-        return high
+    def count(_folder: Path, _settings: settings.Settings) -> int:
+        return free
 
-    def test_it_is_what_is_planned_and_two_shards_of_a_download(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        order = order_of(folder)
-        published = RECIPE.check(order.snapshot, order.spec)
-        planned = sum(one.size for one in plan(order, published).components)
-        assert self.least(order, monkeypatch) == planned
-        remote = replace(order, snapshot=Copying(folder))
-        shards = sum(path.stat().st_size for path in folder.rglob("model.safetensors"))
-        assert self.least(remote, monkeypatch) == planned + shards
-        # a third one of one bf16 number, which is not among the two largest
-        first, second = (f"bare/model-0000{n}-of-00002.safetensors" for n in (1, 2))
-        (folder / "bare/model.safetensors").rename(folder / first)
-        save_file({"inner.tiny": torch.zeros(1)}, folder / second)
-        many = replace(order, snapshot=Copying(folder))
-        assert self.least(many, monkeypatch) == planned + shards + 2
+    published = RECIPE.check(order.snapshot, order.spec)
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.weights.space.free_bytes", count)
+        patch.setattr("worker.bundle.prepare._make", lambda *_: (_ for _ in ()).throw(Began))
+        low, high = -1, 1 << 20
+        while high - low > 1:
+            free = (low + high) // 2
+            try:
+                prepare(order, published)
+            except Began:
+                high = free
+            except VolumeFull:
+                low = free
+    return high
 
-    def test_what_is_there_is_not_asked_for_again(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        order = replace(order_of(folder), snapshot=Copying(folder))
-        whole = self.least(order, monkeypatch)
-        bundle = prepare(order)
-        assert self.least(order, monkeypatch) == 0
-        place, part = layout.verify(bundle).parts["matrix"]
-        (name,) = [name for name in part.files if name.startswith(layout.WEIGHTS)]
-        (place / name).unlink()
-        (place / "folder").mkdir()
-        there = sum(path.stat().st_size for path in place.iterdir() if path.is_file())
-        shards = sum(path.stat().st_size for path in folder.rglob("model.safetensors"))
-        planned = {
-            one.role: one.size for one in plan(order, check(order.snapshot, order.spec)).components
-        }
-        assert self.least(order, monkeypatch) == planned["matrix"] - there + shards < whole
 
-    def test_what_is_quarantined_makes_room(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        order = order_of(folder)
-        bundle = prepare(order)
-        old = [layout.quarantine(layout.verify(bundle).parts[role][0]) for role in ("matrix",)]
-        (old[0].parent / f"words-x{layout.DAMAGED}1").mkdir()
+def test_it_is_what_is_planned_and_two_shards_of_a_download(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = order_of(folder)
+    published = RECIPE.check(order.snapshot, order.spec)
+    planned = sum(one.size for one in plan(order, published).components)
+    assert find_least(order, monkeypatch) == planned
+    remote = replace(order, snapshot=Copying(folder))
+    shards = sum(path.stat().st_size for path in folder.rglob("model.safetensors"))
+    assert find_least(remote, monkeypatch) == planned + shards
+    # a third one of one bf16 number, which is not among the two largest
+    first, second = (f"bare/model-0000{n}-of-00002.safetensors" for n in (1, 2))
+    (folder / "bare/model.safetensors").rename(folder / first)
+    save_file({"inner.tiny": torch.zeros(1)}, folder / second)
+    many = replace(order, snapshot=Copying(folder))
+    assert find_least(many, monkeypatch) == planned + shards + 2
 
-        def count(_folder: Path, _settings: settings.Settings) -> int:
-            return 0 if any(path.exists() for path in old) else 1 << 30
 
-        monkeypatch.setattr("worker.weights.space.free_bytes", count)
-        assert layout.find_fault(prepare(order)) is None
-        assert (old[0].parent / f"words-x{layout.DAMAGED}1").exists()
+def test_what_is_there_is_not_asked_for_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = replace(order_of(folder), snapshot=Copying(folder))
+    whole = find_least(order, monkeypatch)
+    bundle = prepare(order)
+    assert find_least(order, monkeypatch) == 0
+    place, part = layout.verify(bundle).parts["matrix"]
+    (name,) = [name for name in part.files if name.startswith(layout.WEIGHTS)]
+    (place / name).unlink()
+    (place / "folder").mkdir()
+    there = sum(path.stat().st_size for path in place.iterdir() if path.is_file())
+    shards = sum(path.stat().st_size for path in folder.rglob("model.safetensors"))
+    planned = {
+        one.role: one.size for one in plan(order, check(order.snapshot, order.spec)).components
+    }
+    assert find_least(order, monkeypatch) == planned["matrix"] - there + shards < whole
+
+
+def test_what_is_quarantined_makes_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = order_of(folder)
+    bundle = prepare(order)
+    old = [layout.quarantine(layout.verify(bundle).parts[role][0]) for role in ("matrix",)]
+    (old[0].parent / f"words-x{layout.DAMAGED}1").mkdir()
+
+    def count(_folder: Path, _settings: settings.Settings) -> int:
+        return 0 if any(path.exists() for path in old) else 1 << 30
+
+    monkeypatch.setattr("worker.weights.space.free_bytes", count)
+    assert layout.find_fault(prepare(order)) is None
+    assert (old[0].parent / f"words-x{layout.DAMAGED}1").exists()
 
 
 class Began(Exception):
@@ -537,89 +537,89 @@ def test_a_part_that_another_worker_published_meanwhile_is_not_made_again(
     assert source.fetched == []
 
 
-class TestOpening:
-    """A part that cannot be opened is damaged, whatever its files make a library raise."""
+# A part that cannot be opened is damaged, whatever its files make a library raise.
 
-    @staticmethod
-    def spoil(bundle: Path, role: str, name: str, data: bytes) -> Path:
-        """Write a file of a part, of the same size."""
-        place, part = layout.verify(bundle).parts[role]
-        size = part.files[name].size
-        (place / name).write_bytes(data.ljust(size))
-        return place
 
-    @pytest.mark.parametrize(
-        ("data", "reason"),
-        [
-            (b"{", "config.json cannot be read"),
-            (b"[" * 23, "config.json cannot be read"),
-            (b"[1]", "config.json is not a JSON object"),
-            (b'{"other": 1}', "no modules can be built from it"),
-            (b'{"side": 32}', "it does not fit its modules"),
-        ],
-    )
-    def test_a_configuration_is_named(self, data: bytes, reason: str, folder: Path) -> None:
-        bundle = prepare(order_of(folder))
-        place = self.spoil(bundle, "matrix", "config.json", data)
-        with (
-            Opening(bundle, RECIPE, CPU) as opening,
-            pytest.raises(Damaged, match=reason) as caught,
-        ):
-            opening.open_module("matrix")
-        assert caught.value.folder == place
+def spoil(bundle: Path, role: str, name: str, data: bytes) -> Path:
+    """Write a file of a part, of the same size."""
+    place, part = layout.verify(bundle).parts[role]
+    size = part.files[name].size
+    (place / name).write_bytes(data.ljust(size))
+    return place
 
-    def test_a_small_file_is_named(self, folder: Path) -> None:
-        bundle = prepare(order_of(folder))
 
-        def fail(_folder: Path) -> None:
-            raise RuntimeError("anything")
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"{", "config.json cannot be read"),
+        (b"[" * 23, "config.json cannot be read"),
+        (b"[1]", "config.json is not a JSON object"),
+        (b'{"other": 1}', "no modules can be built from it"),
+        (b'{"side": 32}', "it does not fit its modules"),
+    ],
+)
+def test_a_configuration_is_named(data: bytes, reason: str, folder: Path) -> None:
+    bundle = prepare(order_of(folder))
+    place = spoil(bundle, "matrix", "config.json", data)
+    with (
+        Opening(bundle, RECIPE, CPU) as opening,
+        pytest.raises(Damaged, match=reason) as caught,
+    ):
+        opening.open_module("matrix")
+    assert caught.value.folder == place
 
-        with (
-            Opening(bundle, RECIPE, CPU) as opening,
-            pytest.raises(Damaged, match=r"cannot be opened \(RuntimeError\)") as caught,
-        ):
-            opening.open_files("words", fail)
-        assert caught.value.folder == layout.verify(bundle).parts["words"][0]
 
-    def test_a_part_has_its_tensors_by_name(self, folder: Path) -> None:
-        with Opening(prepare(order_of(folder)), RECIPE, CPU) as opening:
-            assert opening.has_tensor("matrix", "inner.bias")
-            assert not opening.has_tensor("matrix", "unused")
-            assert opening.list_mapped("matrix") == []
-            assert opening.read_json("matrix")["sign"] == -1
-            assert opening.read_json("words", "vocab.json") == {}
+def test_a_small_file_is_named(folder: Path) -> None:
+    bundle = prepare(order_of(folder))
 
-    def test_what_waits_is_a_part_of_its_own_and_is_mapped_like_the_rest(
-        self, folder: Path
-    ) -> None:
-        """On a CPU a weight is the kernel's cache of its file, not a copy."""
-        bundle, share = prepare(order_of(folder)), make_shared()
-        with Opening(bundle, RECIPE, CPU, share=share) as opening:
-            here, matrix = opening.open_module("bare"), opening.open_module("matrix")
-        with Opening(bundle, RECIPE, CPU, share=share, waiting=CPU) as opening:
-            waiting = opening.open_module("bare")
-            assert opening.open_module("matrix") is not matrix
-        with Opening(bundle, RECIPE, CPU, share=share, waiting=CPU) as opening:
-            assert opening.open_module("bare") is waiting is not here
-        for module in (here, matrix, waiting):
-            assert "/weights-" in find_mapping(module.inner.weight)
+    def fail(_folder: Path) -> None:
+        raise RuntimeError("anything")
 
-    @pytest.mark.parametrize("passes", [False, True])
-    def test_only_what_passes_through_the_device_stays_packed(
-        self, folder: Path, *, passes: bool
-    ) -> None:
-        """Layers of the same size are copied to one place; small 4-bit weights are unpacked else."""
-        streamed = (lambda _model: NOTHING_STREAMED) if passes else None
-        waits = replace(MATRIX, modules=Modules(stock, streamed=streamed))
-        recipe = replace(RECIPE, parts=(RECIPE.parts[0], BARE, waits), waiting="matrix")
-        bundle = prepare(order_of(folder, "4bit"))
-        kinds = []
-        for waiting in (None, CPU):
-            with Opening(bundle, recipe, CPU, waiting=waiting) as opening:
-                model = opening.build_bare("matrix")
-                opening.fill("matrix", model)
-                kinds.append(type(model.inner).__name__)
-        assert kinds == ["Linear", "Linear4bit" if passes else "Linear"]
+    with (
+        Opening(bundle, RECIPE, CPU) as opening,
+        pytest.raises(Damaged, match=r"cannot be opened \(RuntimeError\)") as caught,
+    ):
+        opening.open_files("words", fail)
+    assert caught.value.folder == layout.verify(bundle).parts["words"][0]
+
+
+def test_a_part_has_its_tensors_by_name(folder: Path) -> None:
+    with Opening(prepare(order_of(folder)), RECIPE, CPU) as opening:
+        assert opening.has_tensor("matrix", "inner.bias")
+        assert not opening.has_tensor("matrix", "unused")
+        assert opening.list_mapped("matrix") == []
+        assert opening.read_json("matrix")["sign"] == -1
+        assert opening.read_json("words", "vocab.json") == {}
+
+
+def test_what_waits_is_a_part_of_its_own_and_is_mapped_like_the_rest(folder: Path) -> None:
+    """On a CPU a weight is the kernel's cache of its file, not a copy."""
+    bundle, share = prepare(order_of(folder)), make_shared()
+    with Opening(bundle, RECIPE, CPU, share=share) as opening:
+        here, matrix = opening.open_module("bare"), opening.open_module("matrix")
+    with Opening(bundle, RECIPE, CPU, share=share, waiting=CPU) as opening:
+        waiting = opening.open_module("bare")
+        assert opening.open_module("matrix") is not matrix
+    with Opening(bundle, RECIPE, CPU, share=share, waiting=CPU) as opening:
+        assert opening.open_module("bare") is waiting is not here
+    for module in (here, matrix, waiting):
+        assert "/weights-" in find_mapping(module.inner.weight)
+
+
+@pytest.mark.parametrize("passes", [False, True])
+def test_only_what_passes_through_the_device_stays_packed(folder: Path, *, passes: bool) -> None:
+    """Layers of the same size are copied to one place; others are unpacked on a CPU."""
+    streamed = (lambda _model: NOTHING_STREAMED) if passes else None
+    waits = replace(MATRIX, modules=Modules(stock, streamed=streamed))
+    recipe = replace(RECIPE, parts=(RECIPE.parts[0], BARE, waits), waiting="matrix")
+    bundle = prepare(order_of(folder, "4bit"))
+    kinds = []
+    for waiting in (None, CPU):
+        with Opening(bundle, recipe, CPU, waiting=waiting) as opening:
+            model = opening.build_bare("matrix")
+            opening.fill("matrix", model)
+            kinds.append(type(model.inner).__name__)
+    assert kinds == ["Linear", "Linear4bit" if passes else "Linear"]
 
 
 NOTHING_STREAMED: Any = ()
@@ -676,65 +676,65 @@ def test_buffers_of_empty_modules_are_real_whatever_accelerate_is_told(
     assert not any(buffer.is_meta for buffer in module.buffers())
 
 
-class TestFit:
-    """Published headers against modules."""
+# Published headers against modules.
 
-    KEPT: Mapping[str, tuple[int, ...]] = {"a": (2,), "b": (3,), "c": (4,)}
+KEPT: Mapping[str, tuple[int, ...]] = {"a": (2,), "b": (3,), "c": (4,)}
 
-    def check(self, *files: Mapping[str, tuple[int, ...]]) -> str | None:
-        """Return why files do not fit; a name with "no" is dropped, "x." is taken off."""
-        shards = [
-            Shard(
-                RemoteFile(f"part/{n}", 1),
-                {name: TensorEntry(torch.bfloat16, shape, 0, 0) for name, shape in file.items()},
-            )
-            for n, file in enumerate(files)
-        ]
-        part = Part(
-            "part",
-            Modules(dict),
-            keep=lambda name: None if name.startswith("no") else name.removeprefix("x."),
-            shown=lambda _published: lambda name: f"x.{name}",
+
+def explain_misfit(*files: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Return why files do not fit; a name with "no" is dropped, "x." is taken off."""
+    shards = [
+        Shard(
+            RemoteFile(f"part/{n}", 1),
+            {name: TensorEntry(torch.bfloat16, shape, 0, 0) for name, shape in file.items()},
         )
-        fits = Expected(self.KEPT, frozenset({"d"}), {})
-        for shard in fit.drop_unkept(part, shards, fits):
-            assert {name.removeprefix("x.") for name in shard.header} <= set(self.KEPT)
-        kept = [len(shard.header) for shard in fit.drop_unkept(part, shards, fits)]
-        assert sum(kept) == sum(
-            name.removeprefix("x.") in self.KEPT for file in files for name in file
-        )
-        try:
-            fit.check(part, shards, fits)
-        except WeightsUnavailable as error:
-            return error.message
-        return None
-
-    def test_every_tensor_is_there_once_and_in_its_shape(self) -> None:
-        assert self.check({"no": (1,), "d": (9,), "x.a": (2,)}, {"b": (3,), "c": (4,)}) is None
-
-    @pytest.mark.parametrize(
-        ("files", "reason", "more"),
-        [
-            (
-                ({"x.a": (2,), "a": (2,), "b": (3,), "c": (4,)},),
-                "a is in part/0 and again in part/0",
-                0,
-            ),
-            (({"a": (2,), "b": (3,)}, {"b": (3,), "c": (4,), "a": (2,)}), "b is in part/0", 1),
-            (({"b": (3,), "c": (4,)},), "part/ lacks x.a", 0),
-            (({"b": (3,)},), "part/ lacks x.a", 1),
-            (({"a": (2,), "b": (3,), "c": (4,)}, {"e": (1,)}), "e of part/1 has no place", 0),
-            (({"a": (2,), "b": (3,), "c": (5,)},), "c of part/0 has the shape [5], not [4]", 0),
-            (({"a": (1, 2), "b": (3,), "c": (5,)},), "a of part/0 has the shape [1, 2]", 1),
-        ],
+        for n, file in enumerate(files)
+    ]
+    part = Part(
+        "part",
+        Modules(dict),
+        keep=lambda name: None if name.startswith("no") else name.removeprefix("x."),
+        shown=lambda _published: lambda name: f"x.{name}",
     )
-    def test_what_does_not_fit_is_named_and_counted(
-        self, files: tuple[dict[str, tuple[int, ...]], ...], reason: str, more: int
-    ) -> None:
-        message = str(self.check(*files))
-        assert reason in message
-        assert ("more such" in message) == (more > 0)
-        assert more == 0 or f"(and {more} more such)" in message
+    fits = Expected(KEPT, frozenset({"d"}), {})
+    for shard in fit.drop_unkept(part, shards, fits):
+        assert {name.removeprefix("x.") for name in shard.header} <= set(KEPT)
+    kept = [len(shard.header) for shard in fit.drop_unkept(part, shards, fits)]
+    assert sum(kept) == sum(name.removeprefix("x.") in KEPT for file in files for name in file)
+    try:
+        fit.check(part, shards, fits)
+    except WeightsUnavailable as error:
+        return error.message
+    return None
+
+
+def test_every_tensor_is_there_once_and_in_its_shape() -> None:
+    assert explain_misfit({"no": (1,), "d": (9,), "x.a": (2,)}, {"b": (3,), "c": (4,)}) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "reason", "more"),
+    [
+        (
+            ({"x.a": (2,), "a": (2,), "b": (3,), "c": (4,)},),
+            "a is in part/0 and again in part/0",
+            0,
+        ),
+        (({"a": (2,), "b": (3,)}, {"b": (3,), "c": (4,), "a": (2,)}), "b is in part/0", 1),
+        (({"b": (3,), "c": (4,)},), "part/ lacks x.a", 0),
+        (({"b": (3,)},), "part/ lacks x.a", 1),
+        (({"a": (2,), "b": (3,), "c": (4,)}, {"e": (1,)}), "e of part/1 has no place", 0),
+        (({"a": (2,), "b": (3,), "c": (5,)},), "c of part/0 has the shape [5], not [4]", 0),
+        (({"a": (1, 2), "b": (3,), "c": (5,)},), "a of part/0 has the shape [1, 2]", 1),
+    ],
+)
+def test_what_does_not_fit_is_named_and_counted(
+    files: tuple[dict[str, tuple[int, ...]], ...], reason: str, more: int
+) -> None:
+    message = str(explain_misfit(*files))
+    assert reason in message
+    assert ("more such" in message) == (more > 0)
+    assert more == 0 or f"(and {more} more such)" in message
 
 
 def test_a_part_must_have_what_its_modules_keep(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -756,59 +756,59 @@ def test_a_part_must_have_what_its_modules_keep(monkeypatch: pytest.MonkeyPatch)
         build_expected(part, {"wrong": 1})
 
 
-class TestPickled:
-    """A pickle is read as tensors alone."""
+# A pickle is read as tensors alone.
 
-    @staticmethod
-    def pickle(value: object) -> bytes:
-        out = io.BytesIO()
-        torch.save(value, out)
-        return out.getvalue()
 
-    @pytest.mark.parametrize("force", ["0", "1"])
-    def test_no_code_in_it_is_run(
-        self, force: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Whatever torch is told otherwise."""
-        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
+def dump(value: object) -> bytes:
+    out = io.BytesIO()
+    torch.save(value, out)
+    return out.getvalue()
 
-        class Code:
-            def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-                return os.mkdir, (str(tmp_path / "run"),)
 
-        with pytest.raises(WeightsUnavailable, match="x.bin is not a file of tensors alone"):
-            pickled.read_pickled_header(self.pickle({"a": Code()}), "x.bin")
-        assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("force", ["0", "1"])
+def test_no_code_in_it_is_run(force: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever torch is told otherwise."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
 
-    @pytest.mark.parametrize(
-        "value", [[], torch.zeros(1), {1: torch.zeros(1)}, {"a": torch.zeros(1), "b": 1}]
-    )
-    def test_only_a_mapping_of_names_to_tensors_is_one(self, value: object, tmp_path: Path) -> None:
-        with pytest.raises(WeightsUnavailable, match="x.bin is not a mapping of names to tensors"):
-            pickled.read_pickled_header(self.pickle(value), "x.bin")
-        (tmp_path / "x.bin").write_bytes(self.pickle(value))
-        with (
-            pytest.raises(WeightsUnavailable, match="x.bin is not a mapping"),
-            pickled.open_weights(tmp_path / "x.bin"),
-        ):
-            pass
+    class Code:
+        def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+            return os.mkdir, (str(tmp_path / "run"),)
 
-    @pytest.mark.parametrize("name", ["x.bin", "x.pt", "x.pth"])
-    def test_its_tensors_are_those_that_were_saved(self, name: str, tmp_path: Path) -> None:
-        state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(1, dtype=torch.int8)}
-        assert pickled.is_pickle(name)
-        assert not pickled.is_pickle(f"{name}.safetensors")
-        found = pickled.read_pickled_header(self.pickle(state), name)
-        assert found == {
-            "a": TensorEntry(torch.float32, (2, 3), 0, 0),
-            "b": TensorEntry(torch.int8, (1,), 0, 0),
-        }
-        (tmp_path / name).write_bytes(self.pickle(state))
-        with pickled.open_weights(tmp_path / name) as read:
-            assert torch.equal(read("a"), state["a"])
-        (tmp_path / name).unlink()
-        with pytest.raises(FileNotFoundError), pickled.open_weights(tmp_path / name):
-            pass
+    with pytest.raises(WeightsUnavailable, match=r"x\.bin is not a file of tensors alone"):
+        pickled.read_pickled_header(dump({"a": Code()}), "x.bin")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "value", [[], torch.zeros(1), {1: torch.zeros(1)}, {"a": torch.zeros(1), "b": 1}]
+)
+def test_only_a_mapping_of_names_to_tensors_is_one(value: object, tmp_path: Path) -> None:
+    with pytest.raises(WeightsUnavailable, match=r"x\.bin is not a mapping of names to tensors"):
+        pickled.read_pickled_header(dump(value), "x.bin")
+    (tmp_path / "x.bin").write_bytes(dump(value))
+    with (
+        pytest.raises(WeightsUnavailable, match=r"x\.bin is not a mapping"),
+        pickled.open_weights(tmp_path / "x.bin"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["x.bin", "x.pt", "x.pth"])
+def test_its_tensors_are_those_that_were_saved(name: str, tmp_path: Path) -> None:
+    state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(1, dtype=torch.int8)}
+    assert pickled.is_pickle(name)
+    assert not pickled.is_pickle(f"{name}.safetensors")
+    found = pickled.read_pickled_header(dump(state), name)
+    assert found == {
+        "a": TensorEntry(torch.float32, (2, 3), 0, 0),
+        "b": TensorEntry(torch.int8, (1,), 0, 0),
+    }
+    (tmp_path / name).write_bytes(dump(state))
+    with pickled.open_weights(tmp_path / name) as read:
+        assert torch.equal(read("a"), state["a"])
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError), pickled.open_weights(tmp_path / name):
+        pass
 
 
 def test_small_files_are_tried_together_and_their_fault_names_the_part() -> None:

@@ -5,7 +5,7 @@ import json
 import re
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -215,7 +215,7 @@ def test_a_disk_that_takes_a_part_of_what_it_is_given_gets_the_rest(
             return file
 
         class Slow:
-            def __enter__(self) -> "Slow":
+            def __enter__(self) -> Self:
                 return self
 
             def __exit__(self, *_: object) -> None:

@@ -10,7 +10,7 @@ from worker.weights.checkpoint import INDEX
 
 CLASS_LIBRARIES: Final = ("diffusers", "transformers")
 # What a message shows of a published name.
-LONGEST_NAME: Final = 60
+SHOWN_CHARACTERS: Final = 60
 
 # component -> the classes that this worker opens for it
 Classes = Mapping[str, tuple[str, ...]]
@@ -84,9 +84,9 @@ def check_flags(path: str, config: Mapping[str, Any], made: Callable[..., Any]) 
     for name, value in config.items():
         if value is True and name not in known and not name.startswith("_"):
             raise WeightsUnavailable(
-                f"{path}: {name[:LONGEST_NAME]} is set, which this worker's diffusers does not know"
+                f"{path}: {name[:SHOWN_CHARACTERS]} is set, which this worker's diffusers does not know"
             )
 
 
 def _show_name(name: Any) -> str:
-    return str(name)[:LONGEST_NAME] if isinstance(name, str) and name else "nothing"
+    return str(name)[:SHOWN_CHARACTERS] if isinstance(name, str) and name else "nothing"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from worker.bundle import layout
 from worker.bundle.content import Content
-from worker.bundle.declared import LONGEST_NAME
+from worker.bundle.declared import SHOWN_CHARACTERS
 from worker.bundle.layout import Bundle
 from worker.bundle.stated import digest_scale
 from worker.engine.quantise import Precision
@@ -73,7 +73,7 @@ def find_mismatch(folder: Path, bundle: Bundle, required: Required) -> str | Non
     """
     spec = required.spec
     if spec.pipeline and bundle.pipeline != spec.pipeline:
-        return f"holds a {bundle.pipeline[:LONGEST_NAME]}, not a {spec.pipeline}"
+        return f"holds a {bundle.pipeline[:SHOWN_CHARACTERS]}, not a {spec.pipeline}"
     if (reason := find_other_parts(spec, bundle.model_dump())) is not None:
         return reason
     if bundle.revision != LOCAL and not required.only_folder:
