@@ -83,8 +83,9 @@ def check_flags(path: str, config: Mapping[str, Any], made: Callable[..., Any]) 
     known = inspect.signature(made).parameters
     for name, value in config.items():
         if value is True and name not in known and not name.startswith("_"):
+            shown = name[:SHOWN_CHARACTERS]
             raise WeightsUnavailable(
-                f"{path}: {name[:SHOWN_CHARACTERS]} is set, which this worker's diffusers does not know"
+                f"{path}: {shown} is set, which this worker's diffusers does not know"
             )
 
 

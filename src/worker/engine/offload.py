@@ -1,5 +1,6 @@
 """Weights that wait in the host's memory and pass through the device, two modules at a time."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -123,7 +124,9 @@ class _Unit:
             elif isinstance(old, nn.Parameter):
                 new: Any = nn.Parameter(made, requires_grad=False)
                 if (state := getattr(old, "quant_state", None)) is not None:
-                    new.quant_state = state
+                    new.quant_state = copy.copy(state)
+                    new.quant_state.state2 = copy.copy(state.state2)
+                    new.bnb_quantized = True
                 setattr(owner, slot.name, new)
             else:
                 setattr(owner, slot.name, made)
@@ -194,14 +197,16 @@ class _Passing:
 
         def leave(_module: nn.Module, _given: Any, _made: Any) -> None:
             self._stop_running()
-            self._find_place(index).free = self._note_done()
+            place = self._find_place(index)
+            place.free = self._note_done()
+            self._load(index + PLACES)
 
         return leave
 
     def end(self) -> None:
         """Give the places back, once nothing is copied to them any more."""
         self._stop_running()
-        if self._side is not None:
+        if self._places and self._side is not None:
             torch.cuda.current_stream(self._device).wait_stream(self._side)
         self._places = []
 

@@ -26,7 +26,7 @@ def write_exif(record: Mapping[str, str], comment: str) -> bytes:
 
     A comment that does not fit is left out, and so is a record that does not fit without it.
     """
-    described = json.dumps(dict(record), ensure_ascii=False)
+    described = json.dumps(dict(record), ensure_ascii=False, separators=(",", ":"))
     for text in (comment, ""):
         data = _write(described.encode(), text)
         if len(data) <= MOST_BYTES:

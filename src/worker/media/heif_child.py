@@ -1,4 +1,4 @@
-"""The child process that decodes one AVIF or HEIC: `python -I heif_child.py MAX_PIXELS`.
+"""The child process that decodes one AVIF or HEIC: `python -I heif_child.py KIND MAX_PIXELS`.
 
 It has little memory and time, no files but its three standard streams, and nothing of the worker's
 environment. The picture's file comes on standard input. Standard output carries one line of JSON
@@ -17,7 +17,7 @@ from typing import Final
 
 from pi_heif import options
 from pi_heif.as_plugin import HeifImageFile
-from PIL import AvifImagePlugin, Image, TiffImagePlugin
+from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin
 
 ORIENTATION: Final = 0x0112
 # Address space: 24 million pixels take 310 MB beyond what the process starts with, at 8 bits
@@ -32,6 +32,7 @@ ROWS: Final = 64
 SIZE: Final = re.compile(rb"\0\0\0\x14ispe\0\0\0\0(.{4})(.{4})", re.DOTALL)
 NCLX: Final = re.compile(rb"\0\0\0\x13colrnclx(..)(..)...", re.DOTALL)
 MOST_PROFILE: Final = 4 * 1024 * 1024
+MODES: Final = frozenset({"L", "LA", "RGB", "RGBA"})
 
 
 def confine(max_pixels: int) -> None:
@@ -41,7 +42,7 @@ def confine(max_pixels: int) -> None:
     program: the limits of OpenSSH's sandbox-rlimit.c. Everything must be imported beforehand.
     """
     if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_bytes().split()[0])
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         most = pages * resource.getpagesize() + BYTES_PER_PIXEL * max_pixels + SPARE_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
@@ -49,13 +50,14 @@ def confine(max_pixels: int) -> None:
         resource.setrlimit(none, (0, 0))
 
 
-def open_picture(data: bytes) -> Image.Image:
-    """Open a file with the decoder that takes it: its brands are unreliable."""
+def open_picture(data: bytes, kind: str) -> Image.Image:
+    """Open a file with the decoder of its kind, else with the other: brands are unreliable."""
+    readers: list[type[ImageFile.ImageFile]] = [AvifImagePlugin.AvifImageFile, HeifImageFile]
+    first, other = readers if kind == "avif" else reversed(readers)
     try:
-        return AvifImagePlugin.AvifImageFile(io.BytesIO(data))
+        return first(io.BytesIO(data))
     except Exception:  # noqa: BLE001 - decoders raise anything on broken bytes
-        picture: Image.Image = HeifImageFile(io.BytesIO(data))
-        return picture
+        return other(io.BytesIO(data))
 
 
 def read_numbers(data: bytes) -> list[int] | None:
@@ -75,7 +77,7 @@ def write_facts(size: tuple[int, int], **others: object) -> None:
     sys.stdout.buffer.write(json.dumps({"size": size, **others}).encode() + b"\n")
 
 
-def main(max_pixels: int) -> None:
+def main(kind: str, max_pixels: int) -> None:
     """Decode the picture on standard input."""
     data = sys.stdin.buffer.read()
     confine(max_pixels)
@@ -83,7 +85,7 @@ def main(max_pixels: int) -> None:
     AvifImagePlugin.DEFAULT_MAX_THREADS = options.DECODE_THREADS = THREADS
     options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
     try:
-        picture = open_picture(data)
+        picture = open_picture(data, kind)
         width, height = picture.size
         if width * height <= max_pixels:
             picture.load()
@@ -94,6 +96,8 @@ def main(max_pixels: int) -> None:
     if width * height > max_pixels:
         write_facts((width, height))
         return
+    if picture.mode not in MODES:
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     profile = picture.info.get("icc_profile") or b""
     profile = profile if len(profile) <= MOST_PROFILE else b""
     write_facts(
@@ -110,4 +114,4 @@ def main(max_pixels: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(sys.argv[1], int(sys.argv[2]))

@@ -42,7 +42,7 @@ _one_at_a_time = threading.RLock()
 # Sizes are checked here, before a decoder takes memory for them.
 Image.MAX_IMAGE_PIXELS = None
 # Pillow warns of broken EXIF and the like; a caller's file is not worth a log line.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def _ignore(_: str) -> None:
@@ -113,13 +113,13 @@ def encode(
     35 ms instead of 75, at the same size. Call it off the event loop: encoders release the GIL.
     """
     buffer, record = io.BytesIO(), dict(metadata or {})
-    parameters = write_parameters(record, image.size)
-    exif = write_exif(record, parameters) if record else b""
+    parameters = write_parameters(record, image.size) if record else ""
+    exif = write_exif(record, parameters) if record and format != "png" else b""
     if format == "png":
         text = PngImagePlugin.PngInfo()
         for key, value in (record | {"parameters": parameters} if record else {}).items():
             text.add_text(key, value)
-        image.save(buffer, "PNG", compress_type=zlib.Z_RLE, pnginfo=text)
+        image.save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE, pnginfo=text)
     elif format == "jpeg":
         subsampling = 0 if quality >= FULL_CHROMA_QUALITY else 2
         image.save(buffer, "JPEG", quality=quality, subsampling=subsampling, exif=exif)
@@ -142,7 +142,7 @@ def _decode(
     """
     if kind not in STRIP:
         stack.enter_context(_one_at_a_time)
-        stored = heif.decode(data, max_pixels)
+        stored = heif.decode(data, kind, max_pixels)
         return convert(stored.picture, stored.profile, warn), stored.orientation
     source = STRIP[kind](data)
     if kind == "webp":  # its decoder takes memory for the canvas at once
@@ -156,6 +156,7 @@ def _decode(
         opened = Image.open(io.BytesIO(source.pixels), formats=(kind.upper(),))
         _admit(opened.size, max_pixels, stack)
         picture = gif.load(opened) if kind == "gif" else opened
+        picture.load()
     return convert(picture, source.profile, warn), read_orientation(source.exif, source.xmp)
 
 

@@ -91,16 +91,21 @@ async def send_object(
     Raises DeliveryFailed when it was not carried out but may be later, RefusedError when it will
     not be, and ImageFetchRefused when the store's address is not public (unless it is `trusted`).
     """
-    retrying = stamina.AsyncRetryingCaller(
-        attempts=UPLOAD_ATTEMPTS,
-        timeout=UPLOAD_TOTAL_S,
-        wait_initial=WAIT_INITIAL_S,
-        wait_jitter=WAIT_INITIAL_S,
-    ).on(_TryAgainError)
+    start = b""
     try:
-        return await retrying(_send_once, method, url, settings, body, headers, trusted=trusted)
+        async for attempt in stamina.retry_context(
+            on=_TryAgainError,
+            attempts=UPLOAD_ATTEMPTS,
+            timeout=UPLOAD_TOTAL_S,
+            wait_initial=WAIT_INITIAL_S,
+            wait_jitter=WAIT_INITIAL_S,
+            wait_max=5.0,
+        ):
+            with attempt:
+                start = await _send_once(method, url, settings, body, headers, trusted=trusted)
     except _TryAgainError as error:
         raise DeliveryFailed(f"{error} (tried up to {UPLOAD_ATTEMPTS} times)") from None
+    return start
 
 
 async def _send_once(
@@ -120,7 +125,7 @@ async def _send_once(
             ) as response,
         ):
             if response.status in STORED:
-                return await read_start(response)
+                return await read_start(response) if method == "GET" else b""
             refusal = await read_refusal(response)
     except (aiohttp.ClientError, OSError, ValueError) as error:
         if is_refused(error):

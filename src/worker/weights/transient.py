@@ -98,7 +98,7 @@ def _iterate_chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and its causes, wherever Python, requests and urllib3 keep them."""
     waiting, seen = [error], set[int]()
     while waiting:
-        one = waiting.pop()
+        one = waiting.pop(0)
         if id(one) in seen:
             continue
         seen.add(id(one))

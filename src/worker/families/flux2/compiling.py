@@ -26,7 +26,7 @@ def compile_norms(vae: Any) -> None:
     Before any picture: a graph's first result is compared, for which a large frame takes more
     memory than a job does. Nothing is run where nothing is compiled.
     """
-    generator = torch.Generator()
+    generator = torch.Generator().manual_seed(0)
     compiled = [module for module in list_activated(vae) if isinstance(module.run, Compiled)]
     for channels, module in {module.num_channels: module for module in compiled}.items():
         frame = torch.randn(1, channels, *FRAME, generator=generator)
@@ -40,14 +40,14 @@ def compile_rest(parts: Flux2Parts) -> None:
     Nothing is run where nothing is compiled.
     """
     config = parts.transformer.config
-    generator = torch.Generator()
+    generator = torch.Generator().manual_seed(0)
 
     def make(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(parts.device, parts.dtype)
 
     counts = [height * width for _, height, width in PLACES]
     for rows in BATCHES[: parts.compiled_batch]:
-        guided = make(rows) if config.guidance_embeds else None
+        guided = torch.ones(rows, device=parts.device) if config.guidance_embeds else None
         for weight in (1.0, 2.0):
             shares = make_shares(
                 (1.0, weight),
@@ -57,7 +57,7 @@ def compile_rest(parts: Flux2Parts) -> None:
             )
             parts.forward(
                 make(rows, sum(counts), config.in_channels),
-                make(rows),
+                torch.full((rows,), 0.5, dtype=parts.dtype, device=parts.device),
                 make(rows, TEXT_TOKENS, config.joint_attention_dim),
                 PLACES,
                 guidance=guided,

@@ -17,7 +17,7 @@ def open_published(folder: Path, *, dtype: torch.dtype, device: torch.device) ->
     """Open a diffusers folder with from_pretrained, its text encoder cut, in one dtype."""
 
     def build_module(kind: Any, part: str) -> Any:
-        opened = kind.from_pretrained(folder / part, dtype=dtype)
+        opened = kind.from_pretrained(folder / part, dtype=dtype, local_files_only=True)
         return opened.to(device).eval()
 
     described = json.loads((folder / "text_encoder" / "config.json").read_text())
@@ -28,7 +28,7 @@ def open_published(folder: Path, *, dtype: torch.dtype, device: torch.device) ->
         transformer=transformer,
         text_encoder=strip_text_encoder(build_module(encoder, "text_encoder")),
         vae=build_module(AutoencoderKLFlux2, "vae"),
-        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
         scheduler=json.loads((folder / "scheduler" / "scheduler_config.json").read_text()),
         adapters=Adapters(transformer),
         device=device,

@@ -32,7 +32,7 @@ from worker.families.orpheus.speaking import (
 )
 from worker.families.orpheus.windows import Decoding, derive_seed
 from worker.media.sound import Samples, Sound
-from worker.seam import Control, Made, Outcome, Served, Unheard
+from worker.seam import Control, Made, Outcome, Served, Unheard, take_made
 from worker.tasks.speech import SpeechWish, Spoken, warm_up
 
 # Between two passages: what a reader pauses after a sentence.
@@ -96,7 +96,9 @@ class Orpheus:
 
         Raises as `make`, but for what was said: a warm-up may not end.
         """
-        deque(self.make([warm_up(self.served)], [Unheard()]), maxlen=0)
+        for outcome in self.make([warm_up(self.served)], [Unheard()]):
+            if not isinstance(outcome, BadAudio):
+                take_made(outcome)
         is_short = False
         try:
             with devices.translate_errors():
@@ -170,9 +172,9 @@ class Orpheus:
                 limits = self._make_limits(wish, text, spoken)
                 if limits.most < 1:
                     waiting.clear()
-                else:
-                    rows[row] = self._speak_one(wish, number, stage, row, prompt, limits, clock)
-                    spoken.append(next(rows[row]))
+                    break
+                rows[row] = self._speak_one(wish, number, stage, row, prompt, limits, clock)
+                spoken.append(next(rows[row]))
             if not rows:
                 break
             with clock.measure_phase("generate"):

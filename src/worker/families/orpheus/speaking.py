@@ -110,5 +110,5 @@ def _convert(decoding: Decoding, frames: Written, *, is_end: bool) -> list[Sampl
 
 
 def _check_audible(sound: Sequence[Samples]) -> None:
-    if max(int(np.abs(part).max()) for part in sound) < QUIETEST:
+    if max((int(np.abs(part).max()) for part in sound), default=0) < QUIETEST:
         raise BadAudio("the model's sound is silent throughout; try another seed")
