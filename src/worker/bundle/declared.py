@@ -84,7 +84,8 @@ def check_flags(path: str, config: Mapping[str, Any], made: Callable[..., Any]) 
     for name, value in config.items():
         if value is True and name not in known and not name.startswith("_"):
             raise WeightsUnavailable(
-                f"{path}: {name[:SHOWN_CHARACTERS]} is set, which this worker's diffusers does not know"
+                f"{path}: {name[:SHOWN_CHARACTERS]} is set,"
+                " which this worker's diffusers does not know"
             )
 
 
