@@ -190,12 +190,13 @@ def test_a_decoder_that_fails_makes_its_file_unreadable_whatever_it_has_written(
     failing.write_text(script)
     monkeypatch.setattr(heif, "CHILD", failing)
     with pytest.raises(ImageUnreadable):
-        heif.decode(AVIF, 64 * 48)
+        heif.decode(AVIF, "avif", 64 * 48)
 
 
 def test_a_picture_without_exif_is_upright() -> None:
-    for data in (AVIF, heic.PLAIN):
-        stored = heif.decode(data, 64 * 48)
+    kinds: tuple[tuple[bytes, Kind], ...] = ((AVIF, "avif"), (heic.PLAIN, "heic"))
+    for data, kind in kinds:
+        stored = heif.decode(data, kind, 64 * 48)
         assert (stored.picture.size, stored.orientation) == ((64, 48), 1)
 
 
