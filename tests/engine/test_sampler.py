@@ -163,6 +163,7 @@ def test_a_report_may_stop_the_loop_and_none_is_needed() -> None:
             torch.randn(1, 6, 4),
             Conditioning(torch.randn(1, 5, 3)),
             [(1, 2, 3)],
+            true_cfg_scale=1.0,
             **more,
         )
 
