@@ -516,6 +516,20 @@ def test_a_url_of_peft_s_name_has_its_configuration_beside_it(
     assert site.hits == ["/peft/adapter_model.safetensors?key=1", "/peft/adapter_config.json?key=1"]
 
 
+@pytest.mark.parametrize("before", [b"[1]", b'{"lora_alpha": 4, "r": 8}'])
+def test_a_configuration_is_asked_for_again_where_the_file_is_as_it_was(
+    room: Room, site: Site, monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    site.files |= {"/adapter_model.safetensors": FILE, "/adapter_config.json": before}
+    url = f"{site.https}/tagged/adapter_model.safetensors"
+    assert room.ready(url)[0].configuration == (None if before == b"[1]" else before)
+    site.files["/adapter_config.json"] = CONFIG
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1.5 * kept.FRESH_S)
+    assert [one.configuration for one in (*room.ready(url), *room.ready(url))] == [CONFIG] * 2
+    assert len(site.hits) == 4
+
+
 def test_a_url_of_another_name_has_none(room: Room, site: Site) -> None:
     site.files["/adapter_config.json"] = CONFIG
     assert room.ready(f"{site.https}/style.safetensors")[0].configuration is None

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -44,12 +45,14 @@ async def fetch_from_site(
         headers["If-None-Match"] = known.tag
     try:
         async with open_url(url, settings, headers) as response:
-            if known is not None and response.status == NOT_MODIFIED:
-                await asyncio.to_thread(kept.record, key, known)
-                return known
-            check_status(response)
-            configuration = await _fetch_configuration(url, settings)
-            return await _receive(response, key, kept, settings, configuration)
+            if known is None or response.status != NOT_MODIFIED:
+                check_status(response)
+                configuration = await _fetch_configuration(url, settings)
+                return await _receive(response, key, kept, settings, configuration)
+            # the tag is the file's alone
+            fetched = replace(known, configuration=await _fetch_configuration(url, settings))
+            await asyncio.to_thread(kept.record, key, fetched)
+            return fetched
     except (ImageFetchRefused, ImageUnavailable) as error:
         raise LoraRefused(error.message) from None
     except ImageFetchFailed as error:
