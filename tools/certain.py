@@ -2,10 +2,12 @@
 
     python -m tools.certain --times 10 [--seed 1] [--neighbour always] [tests/test_x.py ...]
 
-Every second run shares the machine with a busy neighbour. Run N has the order of seed SEED+N, which
-pytest prints; OUT/run-NN/output.txt has its output, headed by the command that repeats the run. No
-test is retried: one that fails in one run of ten stops one release in ten. The status is 1 when
-anything failed.
+The second half of the runs share the machine with a busy neighbour: they go two at a time, beside a
+process that keeps the disk busy, so that the neighbour's time is of use too; one that is left over
+is beside processes that only compute. Run N has the order of seed SEED+N, which pytest prints;
+OUT/run-NN/output.txt has its output, headed by the command that repeats the run. No test is
+retried: one that fails in one run of ten stops one release in ten. The status is 1 when anything
+failed.
 """
 
 import argparse
@@ -20,7 +22,9 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Final
 
@@ -54,17 +58,14 @@ def build_command(seed: int, folder: Path, paths: Sequence[str]) -> list[str]:
     ]
 
 
-def run(seed: int, folder: Path, paths: Sequence[str], *, neighbour: bool) -> Run:
+def run(seed: int, folder: Path, paths: Sequence[str]) -> Run:
     """Run the tests once and keep their output in `folder`."""
     folder.mkdir(parents=True)
     words = build_command(seed, folder, paths)
     start = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        output = stack.enter_context((folder / "output.txt").open("w"))
+    with (folder / "output.txt").open("w") as output:
         output.write(f"{shlex.join(words)}\n")
         output.flush()
-        if neighbour:
-            stack.enter_context(busy(folder / "neighbour"))
         environ = {**os.environ, "OMP_NUM_THREADS": "1"}
         try:
             status = subprocess.run(
@@ -84,6 +85,27 @@ def _read_failed(cache: Path, status: int) -> tuple[str, ...]:
     return () if status == 0 else (f"pytest: status {status}",)
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The runs that go at the same time: one, or two that are each other's neighbour."""
+
+    numbers: tuple[int, ...]
+    beside: bool
+
+
+def make_rounds(times: int, neighbour: str) -> list[Round]:
+    """Return the rounds of so many runs, those without a neighbour first.
+
+    `neighbour` says how many have one: "half", "always" or "never".
+    """
+    alone = {"half": (times + 1) // 2, "always": 0, "never": times}[neighbour]
+    rest = range(alone + 1, times + 1)
+    return [
+        *(Round((number,), beside=False) for number in range(1, alone + 1)),
+        *(Round(tuple(rest[at : at + 2]), beside=True) for at in range(0, len(rest), 2)),
+    ]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make all runs, print how each went and how often what failed; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -96,18 +118,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shutil.rmtree(given.out, ignore_errors=True)
     failures: Counter[str] = Counter()
     passed = 0
-    for number in range(1, given.times + 1):
-        neighbour = {"half": number % 2 == 0, "always": True, "never": False}[given.neighbour]
-        folder = given.out / f"run-{number:02d}"
-        result = run(given.seed + number, folder, given.paths, neighbour=neighbour)
-        failures.update(result.failed)
-        passed += not result.failed
-        load = ", with a busy neighbour" if neighbour else ""
-        outcome = f"{len(result.failed)} failed" if result.failed else "passed"
-        print(f"run {number} of {given.times}, seed {given.seed + number}{load}: {outcome}"
-              f" in {result.seconds:.0f} s", flush=True)  # fmt: skip
-        for name in result.failed:
-            print(f"    {name}: {folder / 'output.txt'}", flush=True)
+    for each in make_rounds(given.times, given.neighbour):
+        folders = [given.out / f"run-{number:02d}" for number in each.numbers]
+        with contextlib.ExitStack() as stack:
+            if each.beside:
+                place = given.out / "neighbour"
+                stack.enter_context(busy(place, computing=len(each.numbers) == 1))
+            pool = stack.enter_context(ThreadPoolExecutor(len(each.numbers)))
+            seeds = [given.seed + number for number in each.numbers]
+            results = list(pool.map(run, seeds, folders, repeat(given.paths)))
+        for number, folder, result in zip(each.numbers, folders, results, strict=True):
+            failures.update(result.failed)
+            passed += not result.failed
+            load = ", with a busy neighbour" if each.beside else ""
+            outcome = f"{len(result.failed)} failed" if result.failed else "passed"
+            print(f"run {number} of {given.times}, seed {given.seed + number}{load}: {outcome}"
+                  f" in {result.seconds:.0f} s", flush=True)  # fmt: skip
+            for name in result.failed:
+                print(f"    {name}: {folder / 'output.txt'}", flush=True)
     print(f"\n{passed} of {given.times} runs passed")
     for name, times in failures.most_common():
         print(f"    {times} x {name}")

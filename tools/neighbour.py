@@ -13,13 +13,17 @@ FILE_BLOCKS: Final = 64
 
 
 @contextlib.contextmanager
-def busy(folder: Path) -> Iterator[None]:
-    """Compute in one process per processor, and write and sync a file in `folder` in another."""
+def busy(folder: Path, *, computing: bool = True) -> Iterator[None]:
+    """Compute in one process per processor, and write and sync a file in `folder` in another.
+
+    Without `computing` it keeps only the disk busy.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     parent = os.getpid()
+    processors = (os.cpu_count() or 1) if computing else 0
     processes = [
-        *(context.Process(target=_compute, args=(parent,)) for _ in range(os.cpu_count() or 1)),
+        *(context.Process(target=_compute, args=(parent,)) for _ in range(processors)),
         context.Process(target=_write, args=(parent, folder / "neighbour")),
     ]
     for process in processes:

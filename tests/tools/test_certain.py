@@ -1,8 +1,10 @@
 """make certain finds what fails in some runs only, says how to see it again, and is a neighbour."""
 
+import contextlib
 import multiprocessing
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,66 @@ def test_tests_that_cannot_even_be_found_are_no_success(
     assert "pytest: status" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("times", "neighbour", "alone", "beside"),
+    [
+        (10, "half", [1, 2, 3, 4, 5], [(6, 7), (8, 9), (10,)]),
+        (5, "half", [1, 2, 3], [(4, 5)]),
+        (3, "always", [], [(1, 2), (3,)]),
+        (2, "never", [1, 2], []),
+    ],
+)
+def test_half_of_the_runs_have_a_neighbour_and_two_of_these_go_at_a_time(
+    times: int, neighbour: str, alone: list[int], beside: list[tuple[int, ...]]
+) -> None:
+    rounds = certain.make_rounds(times, neighbour)
+    assert [each.numbers for each in rounds if not each.beside] == [(n,) for n in alone]
+    assert [each.numbers for each in rounds if each.beside] == beside
+
+
+MEETING = """
+import os, time
+from pathlib import Path
+
+def test_meets_the_other():
+    house = Path(os.environ["HOUSE"])
+    (house / str(os.getpid())).touch()
+    while len(list(house.iterdir())) < 2:
+        time.sleep(0.01)
+"""
+
+
+def test_two_runs_are_each_others_neighbour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "house").mkdir()
+    monkeypatch.setenv("HOUSE", str(tmp_path / "house"))
+    file = tmp_path / "test_meeting.py"
+    file.write_text(MEETING)
+    words = ["--times", "2", "--neighbour", "always", "--out", str(tmp_path / "out"), str(file)]
+    assert certain.main(words) == 0
+    text = capsys.readouterr().out
+    assert "run 1 of 2, seed 1, with a busy neighbour: passed" in text
+    assert "run 2 of 2, seed 2, with a busy neighbour: passed" in text
+    assert multiprocessing.active_children() == []
+
+
+def test_a_run_that_is_left_over_has_processes_for_neighbours(
+    tmp_path: Path, suite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    @contextlib.contextmanager
+    def note(_folder: Path, *, computing: bool) -> Iterator[None]:
+        asked.append(computing)
+        yield
+
+    monkeypatch.setattr(certain, "busy", note)
+    out = ("--out", str(tmp_path / "out"))
+    assert certain.main(["--times", "3", "--neighbour", "always", *out, suite]) == 0
+    assert asked == [False, True]
+
+
 def test_a_neighbour_takes_every_processor_and_the_disk_until_it_leaves(tmp_path: Path) -> None:
     with busy(tmp_path / "house"):
         neighbours = multiprocessing.active_children()
@@ -89,3 +151,5 @@ def test_a_neighbour_takes_every_processor_and_the_disk_until_it_leaves(tmp_path
         assert all(process.is_alive() for process in neighbours)
     assert multiprocessing.active_children() == []
     assert list((tmp_path / "house").iterdir()) == []
+    with busy(tmp_path / "house", computing=False):
+        assert len(multiprocessing.active_children()) == 1
