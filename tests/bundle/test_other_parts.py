@@ -151,6 +151,7 @@ def test_a_file_without_n_says_its_steps_itself() -> None:
     [
         *(("LIGHTNING", value) for value in ("a/b", "a/b/x.safetensors", "a/b/{n}.bin", "a/{n}")),
         *(("LIGHTNING", value) for value in ("a/b/../{n}.safetensors", "a/b/{n}.safetensors@main")),
+        ("LIGHTNING", "{n}/b/x.safetensors"),
         *(("TRANSFORMER", value) for value in ("a", "a/b/", "a/b/../c", "/a/b", "a/b@main", "")),
     ],
 )

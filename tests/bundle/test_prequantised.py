@@ -356,9 +356,13 @@ def test_a_model_that_describes_itself_in_no_json_object_is_refused(
         sources.complete(spec, LocalSnapshot(folder, "someone/painter"), CATALOGUE)
 
 
+FORMATS = ("bnb_4bit_quant_type", "weights_dtype", "weights", "quant_type", "fmt")
 NAMED = {
-    **{f"w {key}": ({"quant_method": "w", key: "x4"}, "w (x4)") for key in prequantised.WIDTHS},
-    **{f"w {key}": ({"quant_method": "w", key: 4}, "w (4-bit)") for key in prequantised.BITS},
+    **{f"w {key}": ({"quant_method": "w", key: "x4"}, "w (x4)") for key in FORMATS},
+    **{
+        f"w {key}": ({"quant_method": "w", key: 4}, "w (4-bit)")
+        for key in ("bits", "w_bit", "nbits", "weight_bits")
+    },
     "in capitals": ({"quant_method": "AWQ"}, "AWQ"),
     "by its backend": ({"quant_backend": "bitsandbytes_8bit"}, "bitsandbytes 8-bit"),
     "8-bit needs no number": (

@@ -198,6 +198,15 @@ def test_only_an_optional_part_may_be_missing(role: str, folder: Path) -> None:
             Opening(bundle, RECIPE, CPU)
 
 
+@pytest.mark.parametrize("offload", [False, True])
+def test_jobs_of_a_family_that_says_nothing_take_nothing_beside_the_weights(
+    folder: Path, *, offload: bool
+) -> None:
+    order = order_of(folder)
+    asked = (order.spec, order.settings, order.precision)
+    assert RECIPE.compute_working(*asked, offload=offload) == 0
+
+
 def test_a_part_of_small_files_alone_has_no_modules() -> None:
     assert not RECIPE.find_part("words").has_weights
     assert (RECIPE.with_weights, RECIPE.copied) == (("matrix", "bare"), ("words",))

@@ -375,7 +375,10 @@ def test_what_only_resembles_a_format_is_none(data: bytes) -> None:
     assert header.detect_kind(data + bytes(20)) is None
 
 
-@pytest.mark.parametrize("brand", sorted(header.HEVC))
+@pytest.mark.parametrize(
+    "brand",
+    [b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"],
+)
 def test_a_heic_is_recognised_by_any_of_its_brands(brand: bytes) -> None:
     assert header.detect_kind(b"\0\0\0\x18ftyp" + brand + bytes(4) + b"mif1" + b"miaf") == "heic"
     assert header.detect_kind(b"\0\0\0\x18ftypmiaf" + bytes(4) + b"miaf" + brand) == "heic"
