@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from worker import settings
 from worker.doors.http import endpoint
-from worker.doors.http.endpoint import MOST_CANCELS, MOST_FAILURES, POLL_S, QueueEndpoint
+from worker.doors.http.endpoint import QueueEndpoint
 from worker.doors.http.relay import Relay, serve_page
 from worker.doors.http.responses import Refused
 from worker.errors import InvalidSettings
@@ -138,10 +138,10 @@ def test_a_state_that_never_comes_is_given_up_and_its_job_cancelled(
 ) -> None:
     (found, headers, body), api = through(lambda: Api(status=[GOING, answer]), wait)
     assert (found, body["error"]["code"]) == (status, code)
-    assert f"unknown after {MOST_FAILURES} requests: {words}" in body["error"]["message"]
+    assert f"unknown after 60 requests: {words}" in body["error"]["message"]
     assert (headers["x-should-retry"], "Retry-After" in headers) == ("false", False)
-    assert api.calls == ["run", *["status"] * (1 + MOST_FAILURES), "cancel"]
-    assert api.pauses == [POLL_S] * MOST_FAILURES
+    assert api.calls == ["run", *["status"] * 61, "cancel"]
+    assert api.pauses == [1.0] * 60
 
 
 @pytest.mark.parametrize(("answer", "_status", "_code", "_words"), FAULTS, ids=str)
@@ -149,7 +149,7 @@ def test_what_comes_back_before_that_loses_no_job(
     answer: Answer, _status: int, _code: str, _words: str
 ) -> None:
     """Also when it fails again after a state, as often: those before do not count."""
-    few = [answer] * (MOST_FAILURES - 1)
+    few = [answer] * 59
     answers: list[Answer] = [*few, GOING, *few, DONE]
     (found, _, body), api = through(lambda: Api(status=answers), wait)
     assert (found, body) == (200, DONE)
@@ -224,12 +224,12 @@ def test_one_that_follows_its_job_hears_the_same_as_its_result(answer: Answer) -
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("7", 7), ("0", POLL_S), ("9999", 60), ("Wed, 21 Oct 2026 07:28:00 GMT", 1), ("-5", 1)],
+    [("7", 7), ("0", 1.0), ("9999", 60), ("Wed, 21 Oct 2026 07:28:00 GMT", 1), ("-5", 1)],
 )
 def test_runpods_own_word_for_when_to_ask_again_is_kept(header: str, seconds: float) -> None:
     answers: list[Answer] = [(429, {"Retry-After": header}), GOING, DONE]
     (found, _, _), api = through(lambda: Api(status=answers), wait)
-    assert (found, api.pauses) == (200, [seconds, POLL_S])
+    assert (found, api.pauses) == (200, [seconds, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -294,9 +294,9 @@ def test_a_caller_that_hangs_up_has_its_job_cancelled_whatever_fails(
 def test_a_cancel_that_cannot_be_is_tried_some_times_and_logged() -> None:
     with capture_logs() as lines:
         _, api = through(lambda: Api(status=[404], cancel=[500]), wait)
-    assert api.calls.count("cancel") == MOST_CANCELS
+    assert api.calls.count("cancel") == 3
     assert [line["job"] for line in lines if "not cancelled" in line["event"]] == ["job-1"]
-    assert api.pauses == [POLL_S] * MOST_CANCELS
+    assert api.pauses == [1.0] * 3
 
 
 @pytest.mark.parametrize(
