@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -271,6 +272,18 @@ def test_a_form_has_so_many_parts(door: Doorway) -> None:
     assert door.call("POST", "/v1/images/edits", files=files).status_code == 413
 
 
+@pytest.mark.parametrize(("size", "status"), [(65_536, 400), (65_537, 413)])
+def test_a_field_of_a_form_has_so_many_bytes(door: Doorway, size: int, status: int) -> None:
+    """What is wrong with one that is not too long is that there is no picture."""
+    files = [("prompt", (None, "x" * size))]
+    refused = door.call("POST", "/v1/images/edits", files=files)
+    error = refused.json()["error"]
+    assert refused.status_code == status
+    if status == 413:
+        assert (error["code"], error["param"]) == ("request_too_large", "prompt")
+        assert error["message"] == "prompt may have at most 65536 bytes"
+
+
 @pytest.mark.parametrize(
     ("content_type", "body", "status"),
     [
@@ -488,6 +501,15 @@ def test_so_many_connections_are_open_at_once(door: Doorway) -> None:
     until(lambda: door.get("/health").status_code == 200)
 
 
+def test_256_connections_are_let_in_also_when_all_come_at_once() -> None:
+    """Before any of them is connected: the system accepts many before it says so."""
+    loop: Any = SimpleNamespace(time=lambda: 0.0, call_later=lambda *_: None)
+    runner: Any = SimpleNamespace(server=lambda: SimpleNamespace(transport=None))
+    connect = server.Connections(runner, loop)
+    turned_away = [isinstance(connect(), server.TurnedAway) for _ in range(257)]
+    assert turned_away == [False] * 256 + [True]
+
+
 def test_a_connection_that_never_begins_a_request_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -524,6 +546,19 @@ def test_a_head_may_be_long_and_a_connection_that_idles_is_closed(
                 while part := line.recv(1000):
                     answer += part
                 assert answer.startswith(b"HTTP/1.1 404")
+    finally:
+        house.stop()
+
+
+@pytest.mark.parametrize(("size", "status"), [(16_384, b"404"), (16_385, b"400")])
+def test_an_address_may_have_16_kb(size: int, status: bytes) -> None:
+    port, house = free_port(), server.Server()
+    house.start(lambda: [(("127.0.0.1", port), web.Application())])
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as line:
+            path = b"/".ljust(size, b"a")
+            line.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert line.recv(100).split()[1] == status
     finally:
         house.stop()
 
