@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -17,6 +19,8 @@ from worker.doors.http.endpoint import QueueEndpoint
 from worker.doors.http.relay import Relay, serve_page
 from worker.doors.http.responses import Refused
 from worker.errors import InvalidSettings
+from worker.media import dial
+from worlds.certificates import Authority
 
 GOING: dict[str, Any] = {"id": "job-1", "status": "IN_PROGRESS"}
 DONE: dict[str, Any] = {"id": "job-1", "status": "COMPLETED", "output": {"images": []}}
@@ -364,6 +368,31 @@ def test_an_endpoint_that_does_not_answer_is_given_up(monkeypatch: pytest.Monkey
         assert (refused.value.code, refused.value.retry_after) == ("endpoint_unreachable", 1)
 
     asyncio.run(case())
+
+
+def test_certifis_authorities_vouch_for_an_endpoint_where_the_system_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    monkeypatch.setattr("certifi.where", lambda: str(authority.file))
+    dial.make_tls_context.cache_clear()
+
+    async def case() -> None:
+        theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        theirs.load_cert_chain(authority.issue("localhost"))
+        server = TestServer(Api(health=[{"jobs": {}}]).make_app(), host="localhost")
+        await server.start_server(ssl=theirs)
+        try:
+            runpod = QueueEndpoint(str(server.make_url("/v2/ep")), "a-key")
+            assert await runpod.show_health() == {"jobs": {}}
+            await runpod.close()
+        finally:
+            await server.close()
+
+    try:
+        asyncio.run(case())
+    finally:
+        dial.make_tls_context.cache_clear()
 
 
 @pytest.mark.parametrize("job_id", ["", "a/b", "..", "a b", "x" * 129, "\u732b"])
