@@ -1,5 +1,6 @@
 """The door on loopback: when it opens, how many it lets in, who may call, how it leaves."""
 
+import asyncio
 import itertools
 import json
 import signal
@@ -567,9 +568,35 @@ def test_a_door_that_is_never_left_keeps_no_process_alive() -> None:
     port, house = free_port(), server.Server()
     house.start(lambda: [(("127.0.0.1", port), web.Application())])
     try:
-        assert all(one.daemon for one in threading.enumerate() if one.name == "http")
+        assert [one.daemon for one in threading.enumerate() if one.name == "http"] == [True]
     finally:
         house.stop()
+
+
+def test_a_response_that_never_ends_is_waited_for_in_vain_and_not_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "FLUSH_S", 0.2)
+    begun = threading.Event()
+
+    async def hang(_: web.Request) -> web.Response:
+        begun.set()
+        await asyncio.Event().wait()
+        return web.Response()
+
+    def begin() -> list[tuple[tuple[str, int], web.Application]]:
+        app = web.Application()
+        app.router.add_get("/x", hang)
+        return [(("127.0.0.1", port), app)]
+
+    port, house = free_port(), server.Server()
+    house.start(begin)
+    with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as line:
+        line.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert begun.wait(HANG_S)
+        start = time.monotonic()
+        house.stop()
+        assert 0.2 <= time.monotonic() - start < 30
 
 
 def test_many_callers_at_once_each_get_their_own_answer(door: Doorway) -> None:
