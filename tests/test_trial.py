@@ -97,6 +97,14 @@ def test_keys_that_may_only_upload_are_reported_and_the_object_is_named(site: Si
     assert name in found["deletion"].change
 
 
+def test_what_may_be_left_behind_is_a_text_that_says_so(site: Site) -> None:
+    attempt(site.http)
+    assert b"may be deleted" in b"".join(site.stored.values())
+    site.put_statuses[:] = [403]
+    attempt(site.http)
+    assert site.headers["content-type"] == "text/plain"
+
+
 def test_a_link_that_gives_something_else_is_reported(site: Site) -> None:
     found = attempt(site.http, BUCKET_NAME="html")  # where the site has a page to sign in
     assert found["link"].level == "advice"

@@ -474,6 +474,16 @@ def test_a_job_waits_for_its_turn_and_leaves_it_when_cancelled() -> None:
     assert asyncio.run(case()) == ["slow", "last"]
 
 
+def test_all_work_is_done_by_one_thread_however_quickly_it_follows() -> None:
+    """What libraries keep for each thread is there for every job."""
+
+    async def case() -> set[int]:
+        device = DeviceThread()
+        return {await device.run(threading.get_ident, lambda: None) for _ in range(5000)}
+
+    assert len(asyncio.run(case())) == 1
+
+
 def test_a_running_job_is_waited_for_however_often_it_is_cancelled() -> None:
     async def case() -> tuple[int, BaseException | None]:
         device, stops = DeviceThread(), []

@@ -955,3 +955,12 @@ def test_an_upload_is_signed_as_amazons_own_client_signs_it(
     ours = bucket.sign("PUT", "a b/ä~1.png", 600, "image/png")
     assert urlsplit(ours)[:3] == urlsplit(expected)[:3]
     assert parse_qs(urlsplit(ours).query) == parse_qs(urlsplit(expected).query)
+
+
+def test_a_value_of_a_jobs_bucket_may_have_4096_characters() -> None:
+    config = {**CREDENTIALS, "endpointUrl": "https://store.test/b", "sessionToken": "t" * 4096}
+    assert check_targets(upload_urls=[], s3_config=config, settings=settings.read({})) == ()
+    config["sessionToken"] += "t"
+    with pytest.raises(InvalidInput) as refused:
+        check_targets(upload_urls=[], s3_config=config, settings=settings.read({}))
+    assert [one.field for one in refused.value.details] == ["s3Config.sessionToken"]

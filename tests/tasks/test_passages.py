@@ -150,3 +150,8 @@ def test_a_passage_of_twenty_characters_is_long_enough() -> None:
 def test_a_text_made_to_be_slow_is_cut_at_once() -> None:
     for text in ("." * 5000, "<a" * 2500, "a." * 2500, ". <" * 1600, '."' * 2500, "x " * 2500):
         assert "".join(split(text)) == text
+
+
+def test_a_passage_has_280_characters_at_most() -> None:
+    assert split("x" * 280) == ("x" * 280,)
+    assert [len(one) for one in split("x" * 281)] == [140, 141]

@@ -99,6 +99,12 @@ def test_other_methods_do_nothing(door: Doorway, line: bytes) -> None:
     assert statuses(door, get(b"Connection: close", line=line))[0] in (400, 404, 405)
 
 
+def test_a_compressed_body_that_nobody_reads_is_not_unpacked(door: Doorway) -> None:
+    """What is no gzip would end the connection, and little that is one may become gigabytes."""
+    head = b"Content-Encoding: gzip\r\nContent-Length: 15"
+    assert statuses(door, get(head) + BODY) == [200, 200]
+
+
 def test_a_request_in_pieces_is_one_request(door: Doorway) -> None:
     whole = post(b"Content-Length: 15\r\nConnection: close")
     with door.dial() as line:

@@ -1,5 +1,6 @@
 """The door on loopback: when it opens, how many it lets in, who may call, how it leaves."""
 
+import asyncio
 import itertools
 import json
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -262,13 +264,30 @@ def test_a_part_over_the_limit_of_pictures_is_refused_by_its_name(door: Doorway)
     assert (refused.status_code, refused.json()["error"]["param"]) == (413, "image")
 
 
-def test_a_form_has_so_many_parts(door: Doorway) -> None:
-    files = [("image[]", ("a.png", b"x", "image/png"))] * 17
-    refused = door.call("POST", "/v1/images/edits", files=files, data={"prompt": "x"})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "too_many_parts")
-    fields = {f"f{number}": ("", "x") for number in range(65)}
-    files = [(name, (None, "x")) for name in fields]  # type: ignore[misc] # a field without a file name
-    assert door.call("POST", "/v1/images/edits", files=files).status_code == 413
+@pytest.mark.parametrize(
+    ("files", "fields", "status"), [(16, 64, 400), (17, 64, 413), (16, 65, 413)]
+)
+def test_a_form_has_so_many_parts(door: Doorway, files: int, fields: int, status: int) -> None:
+    """What is wrong with one that has no more is that its files are no pictures."""
+    parts: list[Any] = [("image[]", ("a.png", b"x", "image/png"))] * files
+    parts += [(f"f{number}", (None, "x")) for number in range(fields - 1)]
+    parts.append(("prompt", (None, "x")))
+    refused = door.call("POST", "/v1/images/edits", files=parts)
+    error = refused.json()["error"]
+    assert refused.status_code == status
+    assert (error["code"] == "too_many_parts") == (status == 413)
+
+
+@pytest.mark.parametrize(("size", "status"), [(65_536, 400), (65_537, 413)])
+def test_a_field_of_a_form_has_so_many_bytes(door: Doorway, size: int, status: int) -> None:
+    """What is wrong with one that is not too long is that there is no picture."""
+    files = [("prompt", (None, "x" * size))]
+    refused = door.call("POST", "/v1/images/edits", files=files)
+    error = refused.json()["error"]
+    assert refused.status_code == status
+    if status == 413:
+        assert (error["code"], error["param"]) == ("request_too_large", "prompt")
+        assert error["message"] == "prompt may have at most 65536 bytes"
 
 
 @pytest.mark.parametrize(
@@ -488,6 +507,15 @@ def test_so_many_connections_are_open_at_once(door: Doorway) -> None:
     until(lambda: door.get("/health").status_code == 200)
 
 
+def test_256_connections_are_let_in_also_when_all_come_at_once() -> None:
+    """Before any of them is connected: the system accepts many before it says so."""
+    loop: Any = SimpleNamespace(time=lambda: 0.0, call_later=lambda *_: None)
+    runner: Any = SimpleNamespace(server=lambda: SimpleNamespace(transport=None))
+    connect = server.Connections(runner, loop)
+    turned_away = [isinstance(connect(), server.TurnedAway) for _ in range(257)]
+    assert turned_away == [False] * 256 + [True]
+
+
 def test_a_connection_that_never_begins_a_request_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -528,13 +556,52 @@ def test_a_head_may_be_long_and_a_connection_that_idles_is_closed(
         house.stop()
 
 
+@pytest.mark.parametrize(("size", "status"), [(16_384, b"404"), (16_385, b"400")])
+def test_an_address_may_have_16_kb(size: int, status: bytes) -> None:
+    port, house = free_port(), server.Server()
+    house.start(lambda: [(("127.0.0.1", port), web.Application())])
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as line:
+            path = b"/".ljust(size, b"a")
+            line.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert line.recv(100).split()[1] == status
+    finally:
+        house.stop()
+
+
 def test_a_door_that_is_never_left_keeps_no_process_alive() -> None:
     port, house = free_port(), server.Server()
     house.start(lambda: [(("127.0.0.1", port), web.Application())])
     try:
-        assert all(one.daemon for one in threading.enumerate() if one.name == "http")
+        assert [one.daemon for one in threading.enumerate() if one.name == "http"] == [True]
     finally:
         house.stop()
+
+
+def test_a_response_that_never_ends_is_waited_for_in_vain_and_not_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "FLUSH_S", 0.2)
+    begun = threading.Event()
+
+    async def hang(_: web.Request) -> web.Response:
+        begun.set()
+        await asyncio.Event().wait()
+        return web.Response()
+
+    def begin() -> list[tuple[tuple[str, int], web.Application]]:
+        app = web.Application()
+        app.router.add_get("/x", hang)
+        return [(("127.0.0.1", port), app)]
+
+    port, house = free_port(), server.Server()
+    house.start(begin)
+    with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as line:
+        line.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert begun.wait(HANG_S)
+        start = time.monotonic()
+        house.stop()
+        assert 0.2 <= time.monotonic() - start < 30
 
 
 def test_many_callers_at_once_each_get_their_own_answer(door: Doorway) -> None:

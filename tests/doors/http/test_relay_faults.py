@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -13,10 +15,12 @@ from structlog.testing import capture_logs
 
 from worker import settings
 from worker.doors.http import endpoint
-from worker.doors.http.endpoint import MOST_CANCELS, MOST_FAILURES, POLL_S, QueueEndpoint
+from worker.doors.http.endpoint import QueueEndpoint
 from worker.doors.http.relay import Relay, serve_page
 from worker.doors.http.responses import Refused
 from worker.errors import InvalidSettings
+from worker.media import dial
+from worlds.certificates import Authority
 
 GOING: dict[str, Any] = {"id": "job-1", "status": "IN_PROGRESS"}
 DONE: dict[str, Any] = {"id": "job-1", "status": "COMPLETED", "output": {"images": []}}
@@ -138,10 +142,10 @@ def test_a_state_that_never_comes_is_given_up_and_its_job_cancelled(
 ) -> None:
     (found, headers, body), api = through(lambda: Api(status=[GOING, answer]), wait)
     assert (found, body["error"]["code"]) == (status, code)
-    assert f"unknown after {MOST_FAILURES} requests: {words}" in body["error"]["message"]
+    assert f"unknown after 60 requests: {words}" in body["error"]["message"]
     assert (headers["x-should-retry"], "Retry-After" in headers) == ("false", False)
-    assert api.calls == ["run", *["status"] * (1 + MOST_FAILURES), "cancel"]
-    assert api.pauses == [POLL_S] * MOST_FAILURES
+    assert api.calls == ["run", *["status"] * 61, "cancel"]
+    assert api.pauses == [1.0] * 60
 
 
 @pytest.mark.parametrize(("answer", "_status", "_code", "_words"), FAULTS, ids=str)
@@ -149,7 +153,7 @@ def test_what_comes_back_before_that_loses_no_job(
     answer: Answer, _status: int, _code: str, _words: str
 ) -> None:
     """Also when it fails again after a state, as often: those before do not count."""
-    few = [answer] * (MOST_FAILURES - 1)
+    few = [answer] * 59
     answers: list[Answer] = [*few, GOING, *few, DONE]
     (found, _, body), api = through(lambda: Api(status=answers), wait)
     assert (found, body) == (200, DONE)
@@ -224,12 +228,12 @@ def test_one_that_follows_its_job_hears_the_same_as_its_result(answer: Answer) -
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("7", 7), ("0", POLL_S), ("9999", 60), ("Wed, 21 Oct 2026 07:28:00 GMT", 1), ("-5", 1)],
+    [("7", 7), ("0", 1.0), ("9999", 60), ("Wed, 21 Oct 2026 07:28:00 GMT", 1), ("-5", 1)],
 )
 def test_runpods_own_word_for_when_to_ask_again_is_kept(header: str, seconds: float) -> None:
     answers: list[Answer] = [(429, {"Retry-After": header}), GOING, DONE]
     (found, _, _), api = through(lambda: Api(status=answers), wait)
-    assert (found, api.pauses) == (200, [seconds, POLL_S])
+    assert (found, api.pauses) == (200, [seconds, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -294,9 +298,9 @@ def test_a_caller_that_hangs_up_has_its_job_cancelled_whatever_fails(
 def test_a_cancel_that_cannot_be_is_tried_some_times_and_logged() -> None:
     with capture_logs() as lines:
         _, api = through(lambda: Api(status=[404], cancel=[500]), wait)
-    assert api.calls.count("cancel") == MOST_CANCELS
+    assert api.calls.count("cancel") == 3
     assert [line["job"] for line in lines if "not cancelled" in line["event"]] == ["job-1"]
-    assert api.pauses == [POLL_S] * MOST_CANCELS
+    assert api.pauses == [1.0] * 3
 
 
 @pytest.mark.parametrize(
@@ -364,6 +368,31 @@ def test_an_endpoint_that_does_not_answer_is_given_up(monkeypatch: pytest.Monkey
         assert (refused.value.code, refused.value.retry_after) == ("endpoint_unreachable", 1)
 
     asyncio.run(case())
+
+
+def test_certifis_authorities_vouch_for_an_endpoint_where_the_system_has_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path)
+    monkeypatch.setattr("certifi.where", lambda: str(authority.file))
+    dial.make_tls_context.cache_clear()
+
+    async def case() -> None:
+        theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        theirs.load_cert_chain(authority.issue("localhost"))
+        server = TestServer(Api(health=[{"jobs": {}}]).make_app(), host="localhost")
+        await server.start_server(ssl=theirs)
+        try:
+            runpod = QueueEndpoint(str(server.make_url("/v2/ep")), "a-key")
+            assert await runpod.show_health() == {"jobs": {}}
+            await runpod.close()
+        finally:
+            await server.close()
+
+    try:
+        asyncio.run(case())
+    finally:
+        dial.make_tls_context.cache_clear()
 
 
 @pytest.mark.parametrize("job_id", ["", "a/b", "..", "a b", "x" * 129, "\u732b"])

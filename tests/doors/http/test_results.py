@@ -100,3 +100,29 @@ def test_the_seconds_are_those_of_recent_jobs_within_bounds() -> None:
         assert line.estimate() == 60
 
     run(case)
+
+
+def test_the_last_hundred_results_are_kept() -> None:
+    async def case() -> None:
+        results = Results()
+        for number in range(101):
+            ended(results, str(number))
+        assert results.find("0") is None
+        assert len(results) == 100
+
+    run(case)
+
+
+@pytest.mark.parametrize(("more", "names"), [("", "ab"), ("x", "b")], ids=["256 MB", "a byte more"])
+def test_so_many_bytes_of_results_are_kept(more: str, names: str) -> None:
+    """One text stands for many, and a result's one key counts too."""
+
+    async def case() -> None:
+        results, text = Results(), "y" * 1_000_000
+        for name, texts in (("a", [text] * 128), ("b", [*[text] * 127, text[2:], more])):
+            entry = Tracked(name, Line(1, 1).join(), output={"x": texts})
+            results.add(entry)
+            results.keep(entry)
+        assert known(results, "ab") == names
+
+    run(case)

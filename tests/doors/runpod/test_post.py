@@ -6,6 +6,7 @@ from typing import Any
 import aiohttp
 import pytest
 import structlog
+from stamina.instrumentation import set_on_retry_hooks
 
 from worker.doors.runpod import post
 
@@ -72,6 +73,16 @@ def test_a_result_is_not_given_up_for_a_dozen_failures() -> None:
     got, lines = posted(*[503] * 15, 200)
     assert len(got) == 16
     assert lines == []
+
+
+def test_a_platform_in_trouble_is_left_alone_before_each_further_attempt() -> None:
+    waits: list[float] = []
+    set_on_retry_hooks([lambda attempt: waits.append(attempt.wait_for)])
+    try:
+        posted(500, 500, 200)
+    finally:
+        set_on_retry_hooks(None)
+    assert waits == [0.01, 0.01]
 
 
 @pytest.mark.parametrize("status", [400, 404, 410, 499])

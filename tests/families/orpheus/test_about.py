@@ -4,11 +4,13 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from worker import settings
+from worker.engine.key_values import KeyValues
 from worker.errors import WeightsUnavailable
 from worker.families.orpheus.models import (
     SLOTS,
@@ -19,7 +21,7 @@ from worker.families.orpheus.models import (
 )
 from worker.families.orpheus.offer import describe_speech
 from worker.families.orpheus.prompt import find_unknown
-from worker.families.orpheus.recipe import count_kept
+from worker.families.orpheus.recipe import count_kept, count_room
 from worker.tasks.speech import SpeechOffer
 from worlds import speaking
 
@@ -150,6 +152,16 @@ def test_what_a_model_says_of_itself_is_what_it_offers() -> None:
         assert getattr(offer, field.name) == getattr(said, field.name)
     assert (served.working, served.kept) == (7, count_kept(said))
     assert (served.revision, served.precision) == ("newest", "8bit")
+
+
+def test_what_a_model_keeps_between_jobs_is_counted_as_it_is_allocated() -> None:
+    """Of the published one: 28 layers of 8 heads of 128, for one row and for four."""
+    length, nowhere = count_room(Speaking()), torch.device("meta")
+    kept = [
+        KeyValues(28, rows, 8, length, 128, dtype=torch.bfloat16, device=nowhere) for rows in (1, 4)
+    ]
+    sizes = [28 * sum(one.nbytes for one in each.read(0, length)) for each in kept]
+    assert count_kept(Speaking()) == sum(sizes)
 
 
 def test_its_maker_asks_for_consent_and_the_embedded_one_for_no_gpu() -> None:

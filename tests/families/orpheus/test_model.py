@@ -15,6 +15,7 @@ from worker import settings
 from worker.bundle import layout
 from worker.bundle.layout import Damaged
 from worker.bundle.open import make_shared
+from worker.engine import device as devices
 from worker.engine.quantise import PRECISIONS
 from worker.errors import BadAudio, CudaOutOfMemory, WeightsUnavailable
 from worker.families import catalogue
@@ -132,6 +133,15 @@ def test_passages_are_spoken_each_for_itself_with_a_pause_between(model: Model) 
     assert len(samples) == sum(lengths) + pause
     assert not samples[lengths[0] : lengths[0] + pause].any()
     assert np.array_equal(samples[: lengths[0]], samples_of(made(model, text=texts[0])))
+
+
+def test_the_peak_is_that_since_the_speech_was_begun(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = {"of a job before": 9}
+    monkeypatch.setattr(devices, "reset_peak", lambda _: peaks.clear())
+    monkeypatch.setattr(devices, "read_peak_mb", lambda _: max(peaks.values(), default=7))
+    assert made(model).peak_vram_mb == 7
 
 
 def test_a_cancel_ends_it_within_a_frame(model: Model) -> None:

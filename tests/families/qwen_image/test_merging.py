@@ -74,8 +74,8 @@ def test_packed_weights_of_the_pictures_add_their_lora_if_the_kernel_works(
     assert len(of_text) == 6
     on = set() if reason else {combine_nf4}
     assert combined == {name: set() if name in of_text else on for name in LIGHTNING_MODULES}
-    warned = [line for line in lines if line["log_level"] == "warning"]
-    assert [line["reason"] for line in warned] == ([reason] if reason else [])
+    # and nothing says that it was merged, which takes weights in bf16
+    assert [line.get("reason") for line in lines] == ([reason] if reason else [])
 
 
 def test_a_fused_adapter_is_in_the_weights_already() -> None:

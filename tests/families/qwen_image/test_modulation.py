@@ -1,5 +1,6 @@
 """Rows instead of modulation weights: the same numbers to the last bit, or an error."""
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -141,6 +142,24 @@ def test_lightnings_rows_are_read_once_whatever_comes_between() -> None:
         modulation.load(schedules[schedule])
     assert len(LIGHTNING) == 8
     assert read[:: len(parts)] == [8, 4, 16, 16]
+
+
+def test_the_rows_of_a_long_schedule_are_gone_before_the_next_are_read() -> None:
+    """Memory is planned for one schedule that is too long to be kept."""
+    before: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def look(_index: torch.Tensor) -> None:
+        alive.extend(rows() is not None for rows in before)
+
+    table = table_of(small(), LIGHTNING)
+    parts = tuple(replace(part, ahead=look) for part in table.parts)
+    modulation = RowModulation(small(), RowTable(table.keys, parts), torch.device("cpu"))
+    for schedule in (LIGHTNING.repeat(2), LIGHTNING.repeat(3)):
+        modulation.load(schedule)
+        assert modulation._loaded is not None
+        before.append(weakref.ref(modulation._loaded))
+    assert alive == [False] * len(parts)
 
 
 def test_a_schedule_that_could_not_be_loaded_leaves_the_one_before_loadable() -> None:

@@ -32,14 +32,12 @@ def merge_adapters(parts: Components, spare: int) -> None:
         return
     for name in adapters.attached:
         needed = count_merged_bytes(adapters, name)
-        if not needed:
-            continue
         if needed > spare:
             log.get().info("adapter beside the weights: no room", adapter=name, bytes=needed)
-            continue
-        merge(adapters, name)
-        spare -= needed
-        log.get().info("adapter merged", adapter=name, bytes=needed)
+        elif needed:
+            merge(adapters, name)
+            spare -= needed
+            log.get().info("adapter merged", adapter=name, bytes=needed)
     _combine_packed(parts, adapters)
 
 
