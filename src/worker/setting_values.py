@@ -158,7 +158,7 @@ def _read_level(value: Any) -> Any:
 
 def _check_lightning(value: str) -> str:
     """Check "org/repository/file-{n}steps.safetensors": {n} stands for the number of steps."""
-    match = HUB_FILE.fullmatch(value.replace("{n}", "8"))
+    match = HUB_FILE.fullmatch(value)
     if match is None or match["path"] is None or match["revision"] is not None:
         raise ValueError(
             "must be org/repository/file.safetensors, with {n} where it has the number of steps"

@@ -963,4 +963,6 @@ def test_a_value_of_a_jobs_bucket_may_have_4096_characters() -> None:
     config["sessionToken"] += "t"
     with pytest.raises(InvalidInput) as refused:
         check_targets(upload_urls=[], s3_config=config, settings=settings.read({}))
-    assert [one.field for one in refused.value.details] == ["s3Config.sessionToken"]
+    (detail,) = refused.value.details
+    assert detail.field == "s3Config.sessionToken"
+    assert detail.message == "must have at most 4096 characters"

@@ -1,5 +1,6 @@
 """What may be asked of a model that speaks, and what is wrong with the rest."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -148,6 +149,12 @@ def test_a_value_at_a_bound_is_taken_and_one_beyond_is_refused(
         assert requested({"prompt": "Hi", name: value}).warnings == ()
     for value in bad:
         assert name in faults({"prompt": "Hi", name: value}), value
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "repetition_penalty"])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_python_calls_a_number_and_is_none_is_told_as_that(name: str, number: float) -> None:
+    assert faults({"prompt": "Hi", name: number}) == {name: "must be a finite number"}
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,6 @@ MESSAGES: Final[Mapping[str, str]] = {
     "string_too_short": "must have at least {min_length} character(s)",
     "string_too_long": "must have at most {max_length} characters (got {length})",
     "int_type": "must be a whole number (got {got})",
-    "int_from_float": "must be a whole number (got {got})",
     "float_type": "must be a number (got {got})",
     "finite_number": "must be a finite number",
     "greater_than_equal": "must be at least {ge:g} (got {got})",

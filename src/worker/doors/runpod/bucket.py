@@ -54,8 +54,11 @@ def _read(given: Mapping[str, Any], unknown: list[Detail], settings: Settings) -
         value = given.get(key)
         if value is None and not is_required:
             continue
-        if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_VALUE:
+        if not isinstance(value, str) or not value.strip():
             details.append(Detail(f"{S3_CONFIG}.{key}", "must be a string that is not empty"))
+        elif len(value) > LONGEST_VALUE:
+            message = f"must have at most {LONGEST_VALUE} characters"
+            details.append(Detail(f"{S3_CONFIG}.{key}", message))
         else:
             values[key] = value.strip()
     style = STYLES.get(values.get("style", "auto").lower())
