@@ -1,7 +1,7 @@
 """What may be asked of a model that speaks, and what is wrong with the rest."""
 
-import math
 from dataclasses import replace
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -131,9 +131,9 @@ def test_a_model_without_a_list_takes_any_voice_or_none() -> None:
     [
         ("prompt", ["a", "a" * 5000], ["", "a" * 5001, "," * 50_000]),
         ("voice", ["tara"], ["", "v" * 101, " "]),
-        ("temperature", [0.1, 1.5, "0.5"], [0.0999, 1.501, 0, "x"]),
-        ("top_p", [0.1, 1], [0.0999, 1.001]),
-        ("repetition_penalty", [1.1, 2], [0.999, 2.001]),
+        ("temperature", [0.1, 1.5, "0.5"], [0.0999, 1.501, 0, "x", nan, inf]),
+        ("top_p", [0.1, 1], [0.0999, 1.001, nan, inf]),
+        ("repetition_penalty", [1.1, 2], [0.999, 2.001, nan, inf]),
         ("max_tokens", [28, 8192], [27, 8193, 30.5]),
         ("speed", [1, 1.0, "1"], [0.2, 4.1, 1.5, 0.5]),
         ("num_images", [1], [0, 2]),
@@ -149,12 +149,6 @@ def test_a_value_at_a_bound_is_taken_and_one_beyond_is_refused(
         assert requested({"prompt": "Hi", name: value}).warnings == ()
     for value in bad:
         assert name in faults({"prompt": "Hi", name: value}), value
-
-
-@pytest.mark.parametrize("name", ["temperature", "top_p", "repetition_penalty"])
-@pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_what_python_calls_a_number_and_is_none_is_told_as_that(name: str, number: float) -> None:
-    assert faults({"prompt": "Hi", name: number}) == {name: "must be a finite number"}
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,6 @@ MESSAGES: Final[Mapping[str, str]] = {
     "string_too_long": "must have at most {max_length} characters (got {length})",
     "int_type": "must be a whole number (got {got})",
     "float_type": "must be a number (got {got})",
-    "finite_number": "must be a finite number",
     "greater_than_equal": "must be at least {ge:g} (got {got})",
     "less_than_equal": "must be at most {le:g} (got {got})",
     "bool_type": "must be true or false (got {got})",

@@ -73,21 +73,21 @@ class SpeechInput(CommonInput):
             place=fields.WHAT,
         )
     )
-    temperature: Annotated[float, Number, Field(ge=0.1, le=1.5, allow_inf_nan=False)] | None = (
-        fields.declare("0.1-1.5", "the model's, mostly 0.6")
+    temperature: Annotated[float, Number, Field(ge=0.1, le=1.5)] | None = fields.declare(
+        "0.1-1.5", "the model's, mostly 0.6"
     )
-    top_p: Annotated[float, Number, Field(ge=0.1, le=1, allow_inf_nan=False)] | None = (
-        fields.declare("0.1-1", "the model's, mostly 0.8")
+    top_p: Annotated[float, Number, Field(ge=0.1, le=1)] | None = fields.declare(
+        "0.1-1", "the model's, mostly 0.8"
     )
-    repetition_penalty: Annotated[float, Number, Field(ge=1, le=2, allow_inf_nan=False)] | None = (
-        fields.declare("1-2", "the model's, mostly 1.1")
+    repetition_penalty: Annotated[float, Number, Field(ge=1, le=2)] | None = fields.declare(
+        "1-2", "the model's, mostly 1.1"
     )
     max_tokens: Annotated[int, Whole, Field(ge=28, le=8192)] | None = fields.declare(
         "28-8192 tokens for all of the text; speech that is longer is cut, as `truncated` says",
         "as many as the text can need",
         "max_new_tokens",
     )
-    speed: Annotated[float, Number, Field(ge=0.25, le=4, allow_inf_nan=False)] | None = (
+    speed: Annotated[float, Number, Field(ge=0.25, le=4)] | None = (
         fields.declare("1: no model here has another", "1")
     )
     stream: bool | None = fields.declare(

@@ -54,13 +54,10 @@ def _read(given: Mapping[str, Any], unknown: list[Detail], settings: Settings) -
         value = given.get(key)
         if value is None and not is_required:
             continue
-        if not isinstance(value, str) or not value.strip():
-            details.append(Detail(f"{S3_CONFIG}.{key}", "must be a string that is not empty"))
-        elif len(value) > LONGEST_VALUE:
-            message = f"must have at most {LONGEST_VALUE} characters"
-            details.append(Detail(f"{S3_CONFIG}.{key}", message))
-        else:
-            values[key] = value.strip()
+        try:
+            values[key] = _read_value(value)
+        except ValueError as error:
+            details.append(Detail(f"{S3_CONFIG}.{key}", str(error)))
     style = STYLES.get(values.get("style", "auto").lower())
     if style is None:
         details.append(Detail(f"{S3_CONFIG}.style", f"must be one of {', '.join(STYLES)}"))
@@ -86,6 +83,15 @@ def _read(given: Mapping[str, Any], unknown: list[Detail], settings: Settings) -
                 return bucket
     details += unknown
     raise InvalidInput("; ".join(map(_format, details)), details=details)
+
+
+def _read_value(value: Any) -> str:
+    """Return a value without blanks around it; raises ValueError."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("must be a string that is not empty")
+    if len(value) > LONGEST_VALUE:
+        raise ValueError(f"must have at most {LONGEST_VALUE} characters")
+    return value.strip()
 
 
 def _list_unknown_keys(given: Mapping[str, Any]) -> list[Detail]:
