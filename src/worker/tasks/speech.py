@@ -87,8 +87,8 @@ class SpeechInput(CommonInput):
         "as many as the text can need",
         "max_new_tokens",
     )
-    speed: Annotated[float, Number, Field(ge=0.25, le=4)] | None = (
-        fields.declare("1: no model here has another", "1")
+    speed: Annotated[float, Number, Field(ge=0.25, le=4)] | None = fields.declare(
+        "1: no model here has another", "1"
     )
     stream: bool | None = fields.declare(
         "boolean; true: pcm comes piece by piece while it is made"
