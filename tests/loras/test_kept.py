@@ -341,6 +341,6 @@ def test_places_share_no_key() -> None:
 def test_an_hour_later_a_place_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 10_000.0)
     assert Fetched("", 1, asked=10_000).is_fresh
-    assert Fetched("", 1, asked=10_000 - cache.FRESH_S + 1).is_fresh
-    assert not Fetched("", 1, asked=10_000 - cache.FRESH_S).is_fresh
+    assert Fetched("", 1, asked=10_000 - 3599).is_fresh
+    assert not Fetched("", 1, asked=10_000 - 3600).is_fresh
     assert not Fetched("", 1, asked=10_001).is_fresh
