@@ -314,6 +314,56 @@ def test_all_kinds_together_have_a_limit(home: Path, monkeypatch: pytest.MonkeyP
     assert [is_there(home, name) for name in "abc"] == [False, True, True]
 
 
+def add_kinds(home: Path, count: int, size: int) -> list[Path]:
+    """Leave empty graphs of so many kinds, of `size` bytes each, the last used last."""
+    (home / "compiled").mkdir(parents=True)
+    left = [home / "compiled" / f"{number:020x}-{'0' * 64}.graphs" for number in range(count)]
+    for seconds, file in enumerate(left, 1):
+        file.touch()
+        os.truncate(file, size)
+        os.utime(file, (seconds, seconds))
+    return left
+
+
+@pytest.mark.parametrize("others", [15, 16])
+def test_sixteen_kinds_stay(home: Path, others: int) -> None:
+    left = add_kinds(home, others, 1)
+    compile_one("x")
+    save(home)
+    assert len(files(home)) == 16
+    assert set(left) - set(files(home)) == set(left[: others - 15])
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_gibibyte_of_all_kinds_stays(home: Path, more: int) -> None:
+    compile_one("x")
+    save(home)
+    (own,) = files(home)
+    size = own.stat().st_size
+    own.unlink()
+    own.parent.rmdir()
+    (other,) = add_kinds(home, 1, (1 << 30) - size + more)
+    CacheArtifactManager.clear()
+    compile_one("x")
+    save(home)
+    assert own.exists()
+    assert other.exists() == (not more)
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [(256 << 20, "its digest differs"), ((256 << 20) + 1, "more than 268435456 bytes")],
+)
+def test_graphs_of_256_mebibytes_are_read_and_of_more_are_not(
+    home: Path, size: int, reason: str
+) -> None:
+    compile_one("x")
+    save(home)
+    os.truncate(files(home)[0], size)
+    (line,) = load(home)
+    assert (line["event"], line["reason"]) == ("compiled graphs not loaded", reason)
+
+
 def test_graphs_are_discarded_by_a_start_that_loaded_them(home: Path) -> None:
     """One that cannot compile at all knows nothing of them."""
     compile_one("x")

@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
-from worker.engine.attention import find_backend
+from worker.engine.attention import PROBED, find_backend
 
 CPU = torch.device("cpu")
 
@@ -29,3 +29,11 @@ def test_the_named_kernel_runs(allowed: SDPBackend, name: str, operator: str) ->
         ):
             scaled_dot_product_attention(x, x, x)
     assert operator in {event.key for event in seen.key_averages()}
+
+
+def test_one_picture_of_the_published_transformer_is_asked_about() -> None:
+    """Kernels differ in which numbers of heads and which widths they take."""
+    published = {"num_attention_heads": 24, "attention_head_dim": 128}  # of every Qwen-Image
+    batch, heads, tokens, width = PROBED
+    assert (batch, heads, width) == (1, *published.values())
+    assert tokens > (1024 // 16) ** 2

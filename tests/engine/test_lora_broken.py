@@ -238,6 +238,17 @@ def test_no_more_of_a_file_is_asked_for_than_its_header(
     assert stated == ({"lora_alpha": "8"} if asked == 2 else {})
 
 
+def test_the_longest_header_that_the_format_allows_is_asked_for() -> None:
+    ranges: list[tuple[int, int]] = []
+
+    def read_range(start: int, end: int) -> bytes:
+        ranges.append((start, end))
+        return b"{}" if start else (100_000_000).to_bytes(8, "little")
+
+    assert lora_file.read_stated_scale(read_range, 1 << 40) == {}
+    assert ranges == [(0, 8), (8, 100_000_008)]
+
+
 def test_a_configuration_beside_is_read_and_its_absence_is_none(tmp_path: Path) -> None:
     assert lora_file.read_config(tmp_path / "a.safetensors") is None
     (tmp_path / "adapter_config.json").write_bytes(b"{}")

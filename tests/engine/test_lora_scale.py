@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,18 @@ def test_a_pattern_that_would_never_end_is_refused(monkeypatch: pytest.MonkeyPat
     sources = read_stated({lora_scale.RECORD: json.dumps(record)}, None)
     with pytest.raises(LoraNotApplied, match="too long"):
         compute_scales({"transformer_blocks.0.attn.to_q": Own(4)}, sources)
+
+
+def test_a_pattern_gets_a_moment_once_the_time_is_over() -> None:
+    """Which is enough for a usual one, and does not let one run that takes half a second."""
+    over = time.monotonic() - 1
+    record = {"lora_alpha": 4, "alpha_pattern": {"to_q": 8}}
+    (usual,) = read_stated({lora_scale.RECORD: json.dumps(record)}, None)
+    assert usual.compute_scale("attn.to_q", 4, over) == 2
+    record = {"lora_alpha": 4, "alpha_pattern": {"(.|.)*[A-Z]": 8}}
+    (slow,) = read_stated({lora_scale.RECORD: json.dumps(record)}, None)
+    with pytest.raises(LoraNotApplied, match="too long"):
+        slow.compute_scale("a" * 20, 4, over)
 
 
 PIECES = st.sampled_from(

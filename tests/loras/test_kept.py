@@ -297,6 +297,20 @@ def test_what_a_killed_worker_left_is_deleted(tmp_path: Path) -> None:
     assert list(tmp_path.glob(".*.part")) == [living]
 
 
+def test_of_a_link_that_was_left_only_the_link_is_deleted(tmp_path: Path) -> None:
+    """It is no folder that could be deleted, which must not fail the job that makes room."""
+    kept = opened(tmp_path / "kept")
+    put(kept, 1)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    os.utime(elsewhere, (0, 0))
+    left = tmp_path / "kept" / f".x.h{'0' * 8}-1-1-0.part"
+    left.symlink_to(elsewhere)
+    kept.make_room(SIZE)
+    assert not left.is_symlink()
+    assert elsewhere.is_dir()
+
+
 def test_a_full_disk_is_made_room_on_and_then_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +341,6 @@ def test_places_share_no_key() -> None:
 def test_an_hour_later_a_place_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 10_000.0)
     assert Fetched("", 1, asked=10_000).is_fresh
-    assert Fetched("", 1, asked=10_000 - cache.FRESH_S + 1).is_fresh
-    assert not Fetched("", 1, asked=10_000 - cache.FRESH_S).is_fresh
+    assert Fetched("", 1, asked=10_000 - 3599).is_fresh
+    assert not Fetched("", 1, asked=10_000 - 3600).is_fresh
     assert not Fetched("", 1, asked=10_001).is_fresh

@@ -285,6 +285,14 @@ def test_a_profile_packed_by_an_unknown_method_is_broken() -> None:
         assert warnings == right[1]
 
 
+@pytest.mark.parametrize(("more", "warnings"), [(0, []), (1, UNREAD)])
+def test_a_pngs_profile_may_have_four_megabytes(more: int, warnings: list[str]) -> None:
+    long = matrix("Display P3").ljust((4 << 20) + more, b"\0")
+    pixel, found = read(numbered((b"iCCP", b"k\0\0" + zlib.compress(long))))
+    assert near(pixel, ASKED if more else RIGHT["Display P3"])
+    assert found == warnings
+
+
 def test_a_profile_that_would_take_hours_takes_none() -> None:
     """A thousand steps of floating point tables take lcms 18 s; the plain ones are used."""
     for steps in (curves(20_000), endless(100_000)):

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 import boto3
 import botocore.auth
 import pytest
+import stamina.instrumentation
 from botocore.config import Config
 
 from worker import preflight, settings
@@ -212,6 +213,19 @@ def test_an_upload_is_tried_again_until_the_store_takes_it(
     given = settings.read(site.environ)
     send(given, pictures=PICTURES[:1], upload_urls=[f"{site.http}/mine?sig=x"])
     assert site.stored == {"/mine?sig=x": b"first picture"}
+
+
+def test_a_store_gets_time_before_it_is_asked_again(site: Site) -> None:
+    waits: list[float] = []
+    before = stamina.instrumentation.get_on_retry_hooks()
+    stamina.instrumentation.set_on_retry_hooks([lambda details: waits.append(details.wait_for)])
+    try:
+        site.put_statuses.append(503)
+        send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
+    finally:
+        stamina.instrumentation.set_on_retry_hooks(before)
+    (wait,) = waits
+    assert wait > 0
 
 
 FINAL = [300, 301, 303, 307, 308, 400, 401, 403, 404, 405, 409, 410, 411, 412, 413, 415, 422, 451]

@@ -331,6 +331,18 @@ def test_no_other_decoder_gets_a_file_than_that_of_its_format() -> None:
         decode(bytes(data))
 
 
+class Counted:
+    """A lock that counts."""
+
+    entered = left = 0
+
+    def __enter__(self) -> None:
+        self.entered += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.left += 1
+
+
 @pytest.mark.parametrize(
     ("size", "waits"), [((64, 48), 0), ((48, 64), 0), ((65, 48), 1), ((64, 49), 1)]
 )
@@ -338,21 +350,22 @@ def test_no_other_decoder_gets_a_file_than_that_of_its_format() -> None:
 def test_only_large_pictures_wait_for_each_other(
     kind: str, size: tuple[int, int], waits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Counted:
-        entered = left = 0
-
-        def __enter__(self) -> None:
-            self.entered += 1
-
-        def __exit__(self, *_: object) -> None:
-            self.left += 1
-
     counted = Counted()
     monkeypatch.setattr(images, "LARGE", 64 * 48)
     monkeypatch.setattr(images, "_one_at_a_time", counted)
     decode(saved(Image.new("RGB", size), kind))
     assert counted.left == counted.entered
     assert bool(counted.entered) == bool(waits)
+
+
+@pytest.mark.parametrize(("size", "waits"), [((2000, 2000), False), ((2000, 2001), True)])
+def test_pictures_over_four_million_pixels_are_large(
+    size: tuple[int, int], waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counted()
+    monkeypatch.setattr(images, "_one_at_a_time", counted)
+    decode(saved(Image.new("L", size), "PNG"))
+    assert bool(counted.entered) == waits
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "AVIF"])
@@ -383,6 +396,12 @@ def test_a_heic_is_recognised_by_any_of_its_brands(brand: bytes) -> None:
     assert header.detect_kind(b"\0\0\0\x18ftyp" + brand + bytes(4) + b"mif1" + b"miaf") == "heic"
     assert header.detect_kind(b"\0\0\0\x18ftypmiaf" + bytes(4) + b"miaf" + brand) == "heic"
     assert header.detect_kind(b"\0\0\0\x10ftypmiaf" + bytes(4) + brand) is None  # after the box
+
+
+@pytest.mark.parametrize(("others", "kind"), [(123, "heic"), (124, None)])
+def test_a_heics_brand_stands_in_its_first_512_bytes(others: int, kind: str | None) -> None:
+    head = b"\0\0\2\4ftypmp42" + bytes(4) + b"mp41" * others
+    assert header.detect_kind(head + b"heic") == kind
 
 
 def test_an_avif_among_other_brands_is_one() -> None:

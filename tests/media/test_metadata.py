@@ -253,6 +253,16 @@ def test_each_flag_of_a_webp_is_of_one_chunk(bit: int) -> None:
     assert found.pixels[20] == (0 if bit in {2, 3, 5} else 1 << bit)
 
 
+def test_a_webps_chunk_counts_as_soon_as_its_head_is_complete() -> None:
+    """A profile without its content gives a warning; what is left of a chunk's head gives none."""
+    picture = (WEBP[12:16], WEBP[20 : 20 + int.from_bytes(WEBP[16:20], "little")])
+    whole = riff(webp_canvas(64, 48, 0x20), picture)
+    for end, count in ((b"ICCP" + bytes(4), 1), (b"ICCP" + bytes(3), 0), (b"", 0)):
+        warnings: list[str] = []
+        assert decode(whole + end, warn=warnings.append).tobytes() == PIXELS
+        assert len(warnings) == count
+
+
 def test_a_webp_that_is_cut_in_its_picture_is_unreadable() -> None:
     with pytest.raises(ImageUnreadable):
         decode(WEBP[:-20])
@@ -323,6 +333,43 @@ def test_no_small_chunk_that_counts_is_left_out(name: bytes, length: int) -> Non
     """The pattern that skips small chunks must not skip these: the walk meets each of them."""
     data = after_head(chunk(name, bytes(length)))
     assert [found for found, _, _ in pngs._iterate_chunks(data)] == [b"IHDR", name, b"IDAT"]
+
+
+def test_what_a_gifs_comment_holds_is_no_part_of_the_file() -> None:
+    """A zero in a block ends no comment, and a comma begins no picture."""
+    still = saved(PICTURE, "GIF")
+    plain = gif.strip(still)
+    for length in range(1, 256):
+        block = bytes((length,)) + b"\0".ljust(length, b",")
+        for blocks in (block, b"\1a" + block):
+            data = still[:781] + b"!\xfe" + blocks + b"\0" + still[781:]
+            assert gif.strip(data) == plain, length
+
+
+def test_what_a_webps_unknown_chunk_holds_is_no_chunk() -> None:
+    """Whatever it is called, and though it looks like one from its second byte on."""
+    content = b"\0VP8 " + (6).to_bytes(4, "little") + bytes(7)
+    plain = webp.strip(WEBP)
+    for first in range(32, 127):
+        piece = bytes((first,)) + b"abc" + len(content).to_bytes(4, "little") + content
+        assert webp.strip(WEBP[:12] + piece + WEBP[12:]) == plain, chr(first)
+
+
+def test_a_png_ends_at_what_is_no_chunk() -> None:
+    """Even if there is one a byte later."""
+    for byte in range(1, 256):
+        data = after_head(bytes((byte,)) + chunk(b"prVt", b""))
+        assert not pngs.strip(data).pixels.endswith(PNG[33:])
+
+
+@pytest.mark.parametrize("name", [b"pr\0t", b"pr t", b"prV\xff"])
+@pytest.mark.parametrize("length", [0, 8, 9])
+def test_a_png_ends_at_a_name_that_is_none(name: bytes, length: int) -> None:
+    """However small the chunk is; Pillow has it so too."""
+    end = chunk(name, bytes(length))
+    assert decode(before_end(end)).tobytes() == PIXELS
+    with pytest.raises(ImageUnreadable):
+        decode(after_head(end))
 
 
 STILLS = {

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from faults.room import FAST, SHARD, Room, room
+from faults.room import FAST, REPOSITORY, SHARD, Room, room
 
 from worker.errors import HubUnreachable
-from worker.weights import parallel
+from worker.weights import metadata, parallel
 from worker.weights.download import HubSnapshot
 from worker.weights.proof import RemoteFile
 from worker.weights.retry import AttemptFailed
@@ -277,3 +277,14 @@ def test_one_of_several_workers_may_ask_for_a_range_again(
     made.hub.misbehave(Fault("status", path=SHARD, skip=2))
     fetch(made)
     assert spans(made).count(PROBE) == 2 * transfers
+
+
+@pytest.mark.parametrize("less", [0, 1])
+def test_a_file_of_16_mebibytes_or_more_comes_in_ranges_of_8(made: Room, less: int) -> None:
+    made.published = {"model_index.json": b"{}", SHARD: bytes((16 << 20) - less)}
+    made.hub.add(REPOSITORY, made.published)
+    snapshot = metadata.resolve(REPOSITORY, None, made.settings, patience=made.patience)
+    snapshot.fetch_file(find_file(snapshot, SHARD), made.into)
+    assert not made.wrong()
+    ranges = {PROBE, "bytes=0-8388607", "bytes=8388608-16777215"}
+    assert set(spans(made)) == ({None} if less else ranges)

@@ -108,6 +108,16 @@ def test_the_operators_patience_is_taken() -> None:
     assert (patience.attempts, patience.stall_s) == (4, 17)
 
 
+def test_patience_that_nobody_sets_is_that_of_the_settings() -> None:
+    assert Patience() == Patience.from_settings(settings.read({}))
+
+
+def test_nothing_is_tried_again_at_once() -> None:
+    """A hub that is busy gets time, and then more of it."""
+    least = Patience()
+    assert 0 < least.first_wait_s < least.longest_wait_s <= least.longest_asked_wait_s
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 599])
 def test_a_status_that_passes_is_tried_again(status: int) -> None:
     found = classify_status(status, "3", "org/name")

@@ -210,7 +210,7 @@ def test_an_empty_file_is_made(made: Room) -> None:
 
 
 # at 1 KB/s, in pieces of 100 bytes
-@pytest.mark.parametrize(("slowest", "attempts"), [(200, 1), (5000, 2)])
+@pytest.mark.parametrize(("slowest", "attempts"), [(200, 1), (5000, 2), (Patience().slowest, 2)])
 def test_a_drip_is_taken_for_a_stall_below_the_slowest_rate_and_only_there(
     made: Room, slowest: int, attempts: int
 ) -> None:

@@ -131,6 +131,14 @@ def test_a_sweep_frees_what_the_dead_left_and_tells_how_much(target: Path, livin
     assert named_alike.exists(), "it names no process"
 
 
+def test_a_link_to_nothing_is_deleted_and_frees_nothing(target: Path) -> None:
+    (part,) = dead(target, "10-whole")
+    part.unlink()
+    part.symlink_to(target.with_name("nothing"))
+    assert temporary.sweep(target.parent) == 0
+    assert not part.is_symlink()
+
+
 def test_a_number_that_is_used_again_is_another_process(target: Path) -> None:
     """A container starts with the process ids of the last one; start times distinguish them."""
     mine = temporary.make_path(target)
