@@ -22,6 +22,7 @@ from worker.engine.quantise import PRECISIONS, Precision
 from worker.errors import LoraNotApplied, VolumeFull, WeightsUnavailable
 from worker.families.qwen_image.opening import open_bundle
 from worker.weights import metadata
+from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import LocalSnapshot
 from worker.weights.spec import LoraFile
 from worlds import prepared
@@ -245,6 +246,42 @@ def test_a_time_embedding_that_changes_under_the_reader_is_refused(
     with pytest.raises(WeightsUnavailable, match="changed while it was read"):
         prepare(order)
     assert layout.find_fault(order.folder) is not None
+
+
+class Watched(Copying):
+    """A repository that notes which bytes are read by range."""
+
+    ranges: set[tuple[str, int]]
+
+    def read_range(self, file: RemoteFile, start: int, end: int) -> bytes:
+        """Note where the range begins."""
+        self.ranges.add((file.path, start))
+        return super().read_range(file, start, end)
+
+
+def test_little_is_read_by_range_before_its_shard_comes(sharded: Path, tmp_path: Path) -> None:
+    """The time embedding, and biases whose weight is in another shard: a few MB of 40 GB."""
+    source = Watched(sharded)
+    source.ranges = set()
+    order = prepared.order_of("tiny-edit", tmp_path, snapshot=source)
+    shards = prepared.shards_of(order)["transformer"]
+    prepare(order)
+    early = {
+        name
+        for shard in shards
+        for name, entry in shard.header.items()
+        if (shard.file.path, entry.start) in source.ranges
+    }
+    every = {name: shard for shard in shards for name in shard.header}
+    parted = {
+        name
+        for name, shard in every.items()
+        if name.endswith("_mod.1.bias") and f"{name.removesuffix('bias')}weight" not in shard.header
+    }
+    embedding = {name for name in every if name.startswith("time_text_embed")}
+    assert early == parted | embedding
+    assert parted
+    assert embedding
 
 
 CHILD = textwrap.dedent(

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch.compiler._cache import CacheArtifactManager
 
 from worker import boot, settings
@@ -13,6 +15,7 @@ from worker.engine import compiled
 from worker.engine.compiled import Compiled
 from worker.families import opener
 from worker.families.flux2 import arranging
+from worker.families.flux2.compiling import compile_rest
 from worker.families.flux2.model import Flux2
 from worker.seam import Unheard, take_made
 from worker.tasks.picture import PictureWish
@@ -81,6 +84,31 @@ def test_graphs_of_the_norms_that_compute_something_else_are_not_kept(
 
     assert start(run_and_record) == (True, True, 1)
     assert start(compile_wrongly) == (True, False, 0)
+
+
+def test_what_graphs_are_made_with_is_on_the_device_and_in_the_numbers_of_the_model() -> None:
+    seen: list[torch.Tensor] = []
+
+    def forward(*arguments: Any, **named: Any) -> None:
+        seen.extend(x for x in (*arguments, *named.values()) if isinstance(x, torch.Tensor))
+
+    config = SimpleNamespace(
+        guidance_embeds=True, attention_head_dim=8, in_channels=4, joint_attention_dim=6
+    )
+    parts: Any = SimpleNamespace(
+        transformer=SimpleNamespace(config=config),
+        device=torch.device("meta"),
+        dtype=torch.bfloat16,
+        forward=forward,
+        compiled_batch=2,
+    )
+    compile_rest(parts)
+    # latents, timestep, prompt and guidance four times, and the shares of the weights twice
+    assert len(seen) == 4 * 4 + 2
+    assert {tensor.device.type for tensor in seen} == {"meta"}
+    guidance = [tensor for tensor in seen if tensor.dtype == torch.float32]
+    assert [tensor.shape for tensor in guidance] == [(1,), (1,), (3,), (3,)]
+    assert all(t.dtype == torch.bfloat16 for t in seen if t.dtype != torch.float32)
 
 
 def open_compiled(monkeypatch: pytest.MonkeyPatch, home: Path, compiler: Any, rows: int) -> Flux2:

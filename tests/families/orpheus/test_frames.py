@@ -202,6 +202,18 @@ def test_a_row_that_is_begun_again_forgets_what_was_there() -> None:
     assert stage.step() == {}
 
 
+def test_a_row_that_has_ended_needs_no_more_room() -> None:
+    """The others go on to the end of theirs."""
+    model = make_ours(make_stock(is_tied=True))
+    stage = Stage(*model, rows=2, room=300)
+    stage.begin(0, [5] * 250, 1)
+    stage.begin(1, PROMPT, 1)
+    stage.step()
+    stage.end(0)
+    frames = [stage.step()[1] for _ in range(40)]
+    assert all(code < IDS.codes for frame in frames for code in frame[1:])
+
+
 def test_all_that_a_step_reads_and_writes_is_on_the_device_of_the_model() -> None:
     language, text = make_ours(make_stock(is_tied=False))
     stage = Stage(language.to("meta"), text, rows=2, room=200)

@@ -19,6 +19,7 @@ from worker.engine.lora import Adapters
 from worker.families import opener
 from worker.families.catalogue import CATALOGUE
 from worker.families.opener import choose_compiled_batch, find_kept_graphs
+from worker.families.qwen_image.compiling import compile_rest
 from worker.families.qwen_image.denoising import Conditioning, LatentShape
 from worker.families.qwen_image.forward import Forward
 from worker.families.qwen_image.model import QwenImage
@@ -214,3 +215,25 @@ def test_models_are_compiled_for_gpus_alone_and_unless_it_is_off() -> None:
     ):
         assert choose_compiled_batch(cuda, settings.read(given)) == rows
         assert choose_compiled_batch(cpu, settings.read(given)) == 0
+
+
+def test_what_graphs_are_made_with_is_on_the_device_and_in_the_numbers_of_the_model() -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def forward(latents: Any, timestep: Any, prompt: Conditioning, _shapes: Any) -> None:
+        seen.append((latents, timestep, prompt.embeds))
+
+    used: list[str | None] = []
+    parts: Any = SimpleNamespace(
+        transformer=SimpleNamespace(config=SimpleNamespace(in_channels=4, joint_attention_dim=6)),
+        adapters=SimpleNamespace(attached=("light",), use=used.append),
+        device=torch.device("meta"),
+        dtype=torch.bfloat16,
+        forward=forward,
+        compiled_batch=2,
+    )
+    compile_rest(parts)
+    assert used == [None, "light", None, "light"]
+    assert {t.device.type for given in seen for t in given} == {"meta"}
+    bf16, fp32 = torch.bfloat16, torch.float32
+    assert {tuple(t.dtype for t in given) for given in seen} == {(bf16, fp32, bf16)}
