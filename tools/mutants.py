@@ -107,8 +107,12 @@ def try_room(
     """Try the mutants of a room that are not listed as equivalent."""
     to_try = [m for m in mutants if not any(entry.covers(m) for entry in listed)]
     outcomes: dict[Mutant, Outcome] = {}
-    results = distribute(staff, to_try, lambda w, m: w.try_mutant(m, atlas.find_tests(m)))
-    for mutant, outcome in results:
+
+    def try_one(worker: Worker, mutant: Mutant) -> Outcome:
+        tests = atlas.find_tests(mutant)
+        return worker.try_mutant(mutant, tests, [] if tests else atlas.find_nearby(mutant))
+
+    for mutant, outcome in distribute(staff, to_try, try_one):
         outcomes[mutant] = outcome
         file, _, _, after = mutant.key
         place = f"{file}:{mutant.mutation.line(mutant.source)}"

@@ -598,3 +598,19 @@ def test_encoding_leaves_the_event_loops_thread_free() -> None:
     thread.join()
     longest = max(later - sooner for sooner, later in itertools.pairwise(moments))
     assert longest < (moments[-1] - moments[0]) / 2
+
+
+@pytest.mark.parametrize(("height", "fits"), [(5000, True), (5001, False)])
+def test_a_picture_may_have_25_million_pixels_where_nothing_else_is_said(
+    height: int, *, fits: bool
+) -> None:
+    data = saved(Image.new("1", (5000, height)), "PNG")
+    if fits:
+        assert decode(data).size == (5000, height)
+        return
+    with pytest.raises(ImageTooLarge, match="at most 25000000 pixels"):
+        decode(data)
+
+
+def test_a_png_is_packed() -> None:
+    assert len(encode(Image.new("RGB", (512, 512), "teal"), "png")) < 512 * 512 * 3 / 50

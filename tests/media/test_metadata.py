@@ -161,6 +161,13 @@ def test_every_place_of_the_orientation_in_a_png_is_read(orientation: int) -> No
     assert decode(PNG + chunk(b"eXIf", tagged)).tobytes() == PIXELS
 
 
+@pytest.mark.parametrize("written", [b"\nexif\n  4\nzz", b"\nexif\n  4\n\xff\xfe", b"", b"\n\n\n"])
+def test_exif_that_is_no_hexadecimal_text_says_nothing(written: bytes) -> None:
+    assert (
+        decode(after_head(chunk(b"tEXt", b"Raw profile type exif\0" + written))).tobytes() == PIXELS
+    )
+
+
 def test_the_chunk_of_exif_counts_before_its_hexadecimal_text() -> None:
     hexed = b"\nexif\n  99\n" + exif(3)[6:].hex().encode() + b"\n"
     text = chunk(b"tEXt", b"Raw profile type exif\0" + hexed)

@@ -309,9 +309,14 @@ FILES = {
     ''',
     "src/sums/shop/away.py": '''
         """What only another process runs."""
+        import resource
         def answer() -> int:
             """Answer."""
             return 42
+        def shut_in() -> int:
+            """Answer where no file can be opened."""
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+            return 7
     ''',
     "worlds/hours.py": "from sums.shop.names import OPEN\n",
     "tests/test_hours.py": """
@@ -352,10 +357,10 @@ FILES = {
         def test_down(counted):
             assert counted == 0
         def test_another_process():
-            code = "from sums.shop.away import answer; print(answer())"
+            code = "from sums.shop.away import answer, shut_in; print(answer(), shut_in())"
             command = [sys.executable, "-c", code]
             done = subprocess.run(command, capture_output=True, text=True, env={})
-            assert done.stdout == "42\\n"
+            assert done.stdout == "42 7\\n"
     """,
 }
 
@@ -387,6 +392,8 @@ EXPECTED = {
     ("sides = 4", "sides = 5"): "killed",
     # run by another process alone
     ("return 42", "return 43"): "killed",
+    # run by one that can write down no line any more
+    ("return 7", "return 8"): "killed",
 }
 
 
@@ -411,7 +418,8 @@ def tried(tmp_path_factory: pytest.TempPathFactory) -> Tried:
         for name in find_rooms(folder):
             for mutant in pick_mutants(folder, name, 1, 1000):
                 if (change := mutant.key[2:]) in EXPECTED:
-                    outcome = worker.try_mutant(mutant, atlas.find_tests(mutant))
+                    tests, nearby = atlas.find_tests(mutant), atlas.find_nearby(mutant)
+                    outcome = worker.try_mutant(mutant, tests, nearby)
                     outcomes[change] = outcome.result
         left = list((worker._copy.scratch / "tmp").glob("*"))
     assert not left
@@ -452,7 +460,8 @@ def test_a_recording_has_results_and_lines(tried: Tried) -> None:
     }
     assert tests["test_total"].lines == {("shop/prices.py", 4), ("shop/prices.py", 6)}
     assert ("shop/prices.py", 10) in tests["test_down"].lines, "run by a shared fixture"
-    assert ("shop/away.py", 4) in tests["test_another_process"].lines
+    away = {line for file, line in tests["test_another_process"].lines if file == "shop/away.py"}
+    assert away == {5, 8}, "line 9 where no file could be opened"
     failing = [name for r in tried.records.values() for name in r.failing]
     assert failing == ["tests/test_ages.py::test_that_fails_always"]
 

@@ -83,6 +83,16 @@ class Atlas:
             found |= {test.name: test for line in own for test in self._loading.get(line, ())}
         return sorted(found.values(), key=lambda test: (self._worth(test, file), test.name))
 
+    def find_nearby(self, mutant: Mutant) -> list[Test]:
+        """Return the tests that run anything of a mutant's file, the likeliest per second first.
+
+        They are for a line that none is known to run: a process that has shut itself in, such as
+        the decoder of hostile pictures, can write down no further line.
+        """
+        found = {t.name: t for (file, _), tests in self._by_line.items() if file == mutant.file
+                 for t in tests}  # fmt: skip
+        return sorted(found.values(), key=lambda test: (self._worth(test, mutant.file), test.name))
+
     @cached_property
     def _vocabulary(self) -> dict[str, tuple[set[str], set[str]]]:
         """What each file of the tests and worlds names, and which modules it imports."""

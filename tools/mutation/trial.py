@@ -134,14 +134,14 @@ class Worker:
             )
             return record.build_record(file, self._ask(order), Path(folder))
 
-    def try_mutant(self, mutant: Mutant, tests: Sequence[Test]) -> Outcome:
-        """Run the tests that can notice a mutant, until one does."""
-        if not tests:
-            return Outcome(mutant, "unreached")
+    def try_mutant(
+        self, mutant: Mutant, tests: Sequence[Test], nearby: Sequence[Test] = ()
+    ) -> Outcome:
+        """Run the tests that can notice a mutant, until one does; where there is none, `nearby`."""
         seconds, count = 0.0, 0
         text = mutant.mutation.applied(mutant.source)
         with self._busy, self._copy.changed(mutant.file, text):
-            for portion in plan.split_into_portions(tests):
+            for portion in plan.split_into_portions(tests or nearby):
                 count += len(portion)
                 answer = self._ask(
                     Order(
@@ -155,7 +155,7 @@ class Worker:
                 if answer.verdict != "passed":
                     result = "hangs" if answer.verdict == "hangs" else "killed"
                     return Outcome(mutant, result, answer.test, count, seconds)
-        return Outcome(mutant, "survived", "", count, seconds)
+        return Outcome(mutant, "survived" if tests else "unreached", "", count, seconds)
 
 
 def _environment(copy: Copy) -> dict[str, str]:
