@@ -87,10 +87,16 @@ def load_records(project: Project, files: Sequence[str], staff: Sequence[Worker]
         file: kept for file, path in places.items() if (kept := record.read(project, file, path))
     }
     missing = [file for file in files if file not in found]
-    for file, made in distribute(staff, missing, Worker.record):
+
+    def record_one(worker: Worker, file: str) -> Record:
+        made = worker.record(file)
         if not made.failing:  # a failure may be the machine's
-            # the copy, not the project itself, which may have changed meanwhile
-            record.write(staff[0].project, file, made, places[file])
+            # the worker's own copy: the project may have changed meanwhile, and other copies have
+            # marks in them while something is recorded there
+            record.write(worker.project, file, made, places[file])
+        return made
+
+    for file, made in distribute(staff, missing, record_one):
         found[file] = made
         seconds = sum(test.seconds for test in made.tests)
         say(f"recorded {file}: {len(made.tests)} tests, {seconds:.1f} s")

@@ -278,6 +278,7 @@ FILES = {
         class Shape:
             """A shape."""
             sides = 4
+            _corners = 4
         def fields() -> dict[str, object]:
             """Return every field."""
             return {k: v for k, v in vars(Shape).items() if not k.startswith("_")}
@@ -336,6 +337,11 @@ FILES = {
         def test_that_is_skipped():
             assert is_adult(99)
     """,
+    "tests/test_readme.py": """
+        from sums import shape
+        def test_readme():
+            assert vars(shape.Shape)["_corners"] == 4
+    """,
     "tests/test_shape.py": """
         from sums.shape import doubled, fields, octagon
         def test_fields():
@@ -390,6 +396,8 @@ EXPECTED = {
     ("return sides * 2", "return sides / 2"): "killed",
     # reached by no name, but by the tests of the file
     ("sides = 4", "sides = 5"): "killed",
+    # and by those that compare it with the docs
+    ("_corners = 4", "_corners = 5"): "killed",
     # run by another process alone
     ("return 42", "return 43"): "killed",
     # run by one that can write down no line any more
@@ -442,9 +450,25 @@ def test_the_project_itself_is_never_touched(tried: Tried) -> None:
 
 
 @pytest.mark.trial
+def test_what_is_recorded_side_by_side_stays_valid(tmp_path: Path) -> None:
+    """Though one copy has marks in it while the other's recording is written."""
+    project = made(tmp_path)
+    with start_workers(project, 2) as staff:
+        mutants.load_records(project, project.test_files, staff)
+    kept = {
+        file: record.read(
+            project, file, tmp_path / "out/mutants/reach" / f"{file.replace('/', '-')}.json"
+        )
+        for file in project.test_files
+    }
+    assert {file for file, found in kept.items() if found is None} == {"tests/test_ages.py"}
+
+
+@pytest.mark.trial
 def test_a_recording_has_results_and_lines(tried: Tried) -> None:
     tests = {t.name.split("::")[1]: t for r in tried.records.values() for t in r.tests}
     assert {name: test.result for name, test in tests.items()} == {
+        "test_readme": "passed",
         "test_is_adult[17-False]": "passed",
         "test_is_adult[18-True]": "passed",
         "test_is_adult[30-True]": "passed",

@@ -17,6 +17,8 @@ LONGEST_S: Final = 60.0
 MOST_S: Final = 90.0
 # What any test costs, however quick it is.
 LEAST_S: Final = 0.02
+# Where the docs are compared with what the source declares, all of it as one.
+COMPARING: Final = "test_readme.py"
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ class Atlas:
         """Return the tests that may notice a mutant, the likeliest per second first.
 
         A line in a function is noticed by the tests that run it; a constant, or the default of a
-        class, by the tests that run a line that names it or name it themselves, and by those of
-        test_NAME.py, which reach what is read from a class as one, such as a model's fields.
+        class, by the tests that run a line that names it or name it themselves, by those of
+        test_NAME.py, which reach what is read from a class as one, such as a model's fields, and by
+        those that compare the docs with all that is declared.
         """
         file, mutation = mutant.file, mutant.mutation
         own = {(file, n) for n in range(mutation.first, mutation.last + 1)}
@@ -76,6 +79,12 @@ class Atlas:
             names = self._defined(file, mutation.first)
             found |= {test.name: test for test in self._find_naming(names)}
             found |= {test.name: test for test in self._find_namesakes(file)}
+            found |= {
+                test.name: test
+                for line in own
+                for test in self._loading.get(line, ())
+                if Path(test.file).name == COMPARING
+            }
         if not found and not inside:
             found = {test.name: test for line in own for test in self._by_line.get(line, ())}
         # what ran while a file was loaded may have made what any of its tests uses
