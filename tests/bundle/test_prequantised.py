@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worker import boot, settings
-from worker.bundle import prequantised
+from worker.bundle import prequantised, refuse
 from worker.bundle.prepare import compute_sizes, prepare
 from worker.bundle.tensors import TensorEntry
 from worker.engine.quantise import is_quantised, quantise
@@ -470,3 +470,18 @@ def test_every_format_is_named_with_the_first_tensor_of_the_first() -> None:
         "scaled: packed bytes (U8), as a"
     )
     assert prequantised.find_stored(header, ["d"], []) is None
+
+
+@pytest.mark.parametrize(
+    ("index", "configs", "where"),
+    [
+        ({"quantization_config": {"quant_method": "awq"}}, {}, "it"),
+        ({}, {"vae": {"quantization_config": {"quant_method": "awq"}}}, "vae/"),
+    ],
+)
+def test_what_calls_itself_quantised_is_named_first(
+    index: dict[str, Any], configs: dict[str, Any], where: str
+) -> None:
+    (spec,) = CATALOGUE.resolve(["someone/painter"], settings.read({}), has_gpu=False)
+    with pytest.raises(WeightsUnavailable, match=f"^{where} was published already quantised"):
+        refuse.check_configured(index, configs, spec)

@@ -1,5 +1,10 @@
-"""The VAE on single frames gives what diffusers' VAE for video gives, in bf16 to the last bit."""
+"""The VAE on single frames gives what diffusers' VAE for video gives.
 
+Which sums a convolution adds up first depends on the processor: in fp32 nothing else may differ.
+"""
+
+import copy
+import functools
 import inspect
 import weakref
 from typing import Any
@@ -34,25 +39,47 @@ def make_frames(channels: int, height: int, width: int, batch: int = 1) -> Tenso
     return torch.rand(batch, channels, height, width).to(torch.bfloat16) * 2 - 1
 
 
+def check(stock: Any, run: str, given: Tensor) -> Tensor:
+    """Check that ours computes what diffusers' does, and return what it gives in fp32.
+
+    In fp32 but for the order of sums; in bf16 as near to that as diffusers' own.
+    """
+    wide = copy.deepcopy(stock).float()
+    expected, found, ours, theirs = (
+        _shown(run, getattr(vae, run)(pixels))
+        for vae, pixels in (
+            (PublishedVae(wide), given.float()),
+            (FrameVae(wide), given.float()),
+            (FrameVae(stock), given),
+            (PublishedVae(stock), given),
+        )
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    wrong, allowed = ((made - expected).square().mean() for made in (ours, theirs))
+    assert wrong <= 1.5 * allowed
+    return found
+
+
+def _shown(run: str, made: Tensor) -> Tensor:
+    """Return pixels as they are shown: diffusers' decoding leaves the limits to who shows them."""
+    return made.clamp(-1, 1) if run == "decode" else made
+
+
 @pytest.mark.parametrize(
     "config",
     [pytest.param(SMALL, id="small"), pytest.param(OTHER, id="other"), pytest.param({}, id="full")],
 )
 @torch.inference_mode()
 def test_a_frame_is_encoded_and_decoded_as_by_diffusers(config: dict[str, Any]) -> None:
-    """Bit for bit in bf16, at sizes that are no square."""
+    """At sizes that are no square, and from a picture, whose pixels have their channels last."""
     stock = make_vae(**config)
-    ours, theirs = FrameVae(stock), PublishedVae(stock)
     for height, width in ((48, 32),) if not config else ((64, 64), (96, 40)):
         pixels = make_frames(3, height, width)
-        assert torch.equal(ours.encode(pixels), theirs.encode(pixels))
-        # a picture's pixels come with their channels last
+        encoded = check(stock, "encode", pixels)
         shown = pixels.contiguous(memory_format=torch.channels_last)
-        assert torch.equal(ours.encode(shown), theirs.encode(pixels))
-        latents = make_frames(16, height // 8, width // 8) * 3
-        made = ours.decode(latents)
+        assert torch.equal(check(stock, "encode", shown), encoded)
+        made = check(stock, "decode", make_frames(16, height // 8, width // 8) * 3)
         assert made.shape == (1, 3, height, width)
-        assert torch.equal(made, theirs.decode(latents))
         assert len(torch.unique(made)) > 100
 
 
@@ -60,11 +87,9 @@ def test_a_frame_is_encoded_and_decoded_as_by_diffusers(config: dict[str, Any]) 
 def test_the_embedded_weights_give_the_same_pictures() -> None:
     stock = prepared.published("tiny-edit").vae
     assert isinstance(stock, PublishedVae)
-    ours = FrameVae(stock.vae)
     pixels = make_frames(3, 96, 96)
-    latents = stock.encode(pixels)
-    assert torch.equal(ours.encode(pixels), latents)
-    assert torch.equal(ours.decode(latents), stock.decode(latents))
+    check(stock.vae, "encode", pixels)
+    check(stock.vae, "decode", stock.encode(pixels))
 
 
 @torch.inference_mode()
@@ -89,32 +114,26 @@ def test_a_norm_is_that_of_diffusers_to_the_last_bit(
             torch.testing.assert_close(found, expected)
 
 
-def test_in_fp32_the_order_of_sums_is_the_only_difference() -> None:
-    stock = make_vae(torch.float32, **SMALL)
-    ours, theirs = FrameVae(stock), PublishedVae(stock)
-    pixels, latents = make_frames(3, 64, 64).float(), make_frames(16, 8, 8).float()
-    torch.testing.assert_close(ours.encode(pixels), theirs.encode(pixels), rtol=0, atol=1e-5)
-    torch.testing.assert_close(ours.decode(latents), theirs.decode(latents), rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("height", "width"), [(256, 256), (264, 200), (384, 520), (200, 392), (608, 256)]
 )
 @torch.inference_mode()
 def test_tiles_and_their_blending_are_those_of_diffusers(height: int, width: int) -> None:
-    """Bit for bit, where the last tiles are narrower than the overlap too."""
-    stock = make_vae(**SMALL)
+    """Where the last tiles are narrower than the overlap too."""
+    stock = make_vae(torch.float32, **SMALL)
     ours, theirs = FrameVae(stock), PublishedVae(stock)
-    pixels, latents = make_frames(3, height, width), make_frames(16, height // 8, width // 8)
+    pixels = make_frames(3, height, width).float()
+    latents = make_frames(16, height // 8, width // 8).float()
     encoded, decoded = ours.encode(pixels, tiled=True), ours.decode(latents, tiled=True)
-    assert torch.equal(encoded, theirs.encode(pixels, tiled=True))
-    assert torch.equal(decoded, theirs.decode(latents, tiled=True).clamp(-1, 1))
+    near = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-5)
+    near(encoded, theirs.encode(pixels, tiled=True))
+    near(decoded, theirs.decode(latents, tiled=True).clamp(-1, 1))
     one_tile = max(height, width) <= 256
     assert torch.equal(encoded, ours.encode(pixels)) == one_tile
     assert torch.equal(decoded, ours.decode(latents)) == one_tile
     if (height, width) == (264, 200):  # after tiles, whole again
-        assert torch.equal(theirs.encode(pixels), ours.encode(pixels))
-        assert torch.equal(theirs.decode(latents).clamp(-1, 1), ours.decode(latents))
+        near(ours.encode(pixels), theirs.encode(pixels))
+        near(ours.decode(latents), theirs.decode(latents).clamp(-1, 1))
 
 
 def test_memory_is_planned_for_the_published_channels_and_tiles() -> None:
