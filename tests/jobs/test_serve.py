@@ -20,13 +20,14 @@ from PIL import Image
 
 from worker.doors.runpod.wire import Announce
 from worker.edge.reply import Failure, read_worker_version
-from worker.errors import CudaOutOfMemory, DeviceLost
+from worker.errors import CudaOutOfMemory, DeviceLost, InvalidInput
 from worker.jobs import progress
 from worker.jobs.control import Stopped
 from worker.jobs.job import Job
 from worker.jobs.progress import EVERY_S, POST_S, Progress
 from worker.jobs.serve import Worker
 from worker.jobs.thread import DeviceThread
+from worker.media.s3 import CallersBucket
 from worker.seam import Control, Made, Phase
 from worker.settings import read
 from worker.tasks.picture import PictureWish
@@ -79,8 +80,12 @@ def test_a_job_waits_where_its_door_says_once_its_input_is_right() -> None:
 
         wrong = Job("a", {"prompt": "x", "width": 3}, 1_000_000, wait=wait)
         asked = Job("b", {"op": "health"}, 1_000_000, wait=wait)
-        await worker.handle(wrong)
-        await worker.handle(asked)
+        nowhere = CallersBucket(InvalidInput("no key"), "s3Config.endpointUrl")
+        lost = Job("d", {"prompt": "x"}, 1_000_000, wait=wait, bucket=nowhere)
+        private = {"prompt": "x", "upload_url": "https://127.0.0.1/x"}
+        refused = Job("e", private, 1_000_000, wait=wait)
+        answers = [await worker.handle(job) for job in (wrong, lost, refused, asked)]
+        assert [isinstance(answer, Failure) for answer in answers] == [True, True, True, False]
         assert waited == []
         right = asyncio.create_task(worker.handle(Job("c", {"prompt": "x"}, 1_000_000, wait=wait)))
         await reached.wait()
