@@ -23,7 +23,7 @@ from worker.edge.reply import Failure, read_worker_version
 from worker.errors import CudaOutOfMemory, DeviceLost, InvalidInput
 from worker.jobs import progress
 from worker.jobs.control import Stopped
-from worker.jobs.job import Job
+from worker.jobs.job import Job, ReadyPiece
 from worker.jobs.progress import EVERY_S, POST_S, Progress
 from worker.jobs.serve import Worker
 from worker.jobs.thread import DeviceThread
@@ -78,12 +78,15 @@ def test_a_job_waits_where_its_door_says_once_its_input_is_right() -> None:
             reached.set()
             await turn.wait()
 
-        wrong = Job("a", {"prompt": "x", "width": 3}, 1_000_000, wait=wait)
-        asked = Job("b", {"op": "health"}, 1_000_000, wait=wait)
+        async def note() -> None:
+            waited.append("waits")
+
+        wrong = Job("a", {"prompt": "x", "width": 3}, 1_000_000, wait=note)
+        asked = Job("b", {"op": "health"}, 1_000_000, wait=note)
         nowhere = CallersBucket(InvalidInput("no key"), "s3Config.endpointUrl")
-        lost = Job("d", {"prompt": "x"}, 1_000_000, wait=wait, bucket=nowhere)
+        lost = Job("d", {"prompt": "x"}, 1_000_000, wait=note, bucket=nowhere)
         private = {"prompt": "x", "upload_url": "https://127.0.0.1/x"}
-        refused = Job("e", private, 1_000_000, wait=wait)
+        refused = Job("e", private, 1_000_000, wait=note)
         answers = [await worker.handle(job) for job in (wrong, lost, refused, asked)]
         assert [isinstance(answer, Failure) for answer in answers] == [True, True, True, False]
         assert waited == []
@@ -1119,3 +1122,16 @@ def test_pictures_on_the_way_go_to_a_sink_in_the_format_that_was_asked_for(
     assert not isinstance(reply, Failure)
     assert [part.mime_type for part in parts] == kinds
     assert [part.facts["seed"] for part in parts] == [4, 4, 5, 5][: len(kinds)]
+
+
+@pytest.mark.parametrize(("form", "seeds"), [("base64", [4, 5]), ("data_url", [])])
+def test_pictures_are_shown_as_they_are_ready_where_the_reply_has_them_as_base64(
+    form: str, seeds: list[int]
+) -> None:
+    shown: list[ReadyPiece] = []
+    asked = {"prompt": "x", "seed": 4, "num_images": 2, "response_format": form}
+    reply = asyncio.run(
+        Worker(read({}), StandIns()).handle(Job("a", asked, 10**7, show=shown.append))
+    )
+    assert not isinstance(reply, Failure)
+    assert sorted(piece.seed for piece in shown) == seeds

@@ -467,6 +467,18 @@ def test_the_operators_files_are_used_in_their_place(own: Room) -> None:
     assert not (own.home / "loras").exists()
 
 
+def test_an_operators_file_that_goes_meanwhile_is_told_as_that(own: Room) -> None:
+    source = own.source("style")
+    Path(own.settings.lora_dir or "", "style.safetensors").unlink()
+
+    async def case() -> None:
+        async with own.fetcher.obtain([source]):
+            raise AssertionError
+
+    with pytest.raises(LoraNotApplied, match=r"cannot be read \(No such file or directory\)"):
+        asyncio.run(case())
+
+
 @pytest.mark.parametrize(
     ("names", "is_told"),
     [
