@@ -18,15 +18,15 @@ Pair = tuple[QwenImage, QwenImage]
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """The same bf16 weights twice: from a bundle with rows, and published with weights.
 
-    tiny-image is the base variant, tiny-edit has zero_cond_t; test_modulation.py has the layered
-    one at module level.
+    Both have one VAE, whose last bits depend on the processor (test_frame_vae.py). tiny-image
+    is the base variant, tiny-edit has zero_cond_t; test_modulation.py has the layered one at
+    module level.
     """
     home = tmp_path_factory.mktemp("home")
     name = request.param
-    return (
-        prepared.model(name, prepared.opened(name, home)),
-        prepared.model(name, prepared.published(name)),
-    )
+    ours, theirs = prepared.opened(name, home), prepared.published(name)
+    theirs.vae = ours.vae
+    return prepared.model(name, ours), prepared.model(name, theirs)
 
 
 def wish(model: QwenImage, steps: int, size: tuple[int, int], cfg: float) -> PictureWish:
