@@ -222,6 +222,13 @@ def test_a_table_holds_what_its_files_hold(file: Path) -> None:
         assert part.zero.tolist() == [[50.0] * 12] * 2
 
 
+def test_a_shard_without_modulation_has_no_rows() -> None:
+    model = small({})
+    weights = {n: t for n, t in model.state_dict().items() if n.startswith(rows.PREFIX)}
+    embedding = rows.TimeEmbedding(weights, model.config, rows.compute_keys(SCHEDULER)[:5], CPU)
+    assert rows.Collector(embedding, model.config.num_layers, layers=0).collect_tensors() == {}
+
+
 def test_rows_of_a_device_that_rounds_a_pair_otherwise_are_refused() -> None:
     """The row of t = 0 is kept once: it must not depend on the timestep that it came with."""
     model = small({"zero_cond_t": True})
