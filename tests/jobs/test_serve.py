@@ -25,12 +25,13 @@ from worker.jobs import progress
 from worker.jobs.control import Stopped
 from worker.jobs.job import Job, ReadyPiece
 from worker.jobs.progress import EVERY_S, POST_S, Progress
-from worker.jobs.serve import Worker
+from worker.jobs.serve import Worker, _choose_streaming
 from worker.jobs.thread import DeviceThread
 from worker.media.s3 import CallersBucket
 from worker.seam import Control, Made, Phase
 from worker.settings import read
 from worker.tasks.picture import PictureWish
+from worker.tasks.speech import SpeechWish
 from worlds import clock
 from worlds.published import offering
 from worlds.standin import SERVED, StandIn, StandIns, answered
@@ -111,6 +112,19 @@ def test_old_callers_find_the_first_picture_at_the_top() -> None:
     reply = served({"prompt": "a fox"}, with_settings(RESPONSE_COMPAT="output_image_base64"))
     assert base64.b64decode(reply["output_image_base64"]).startswith(b"\x89PNG")
     assert "base64" not in reply["images"][0]
+
+
+def test_old_callers_of_speech_find_nothing_new_in_a_reply_of_pictures() -> None:
+    plain, asked = served({"prompt": "x"}), {"prompt": "x"}
+    assert set(served(asked, with_settings(RESPONSE_COMPAT="audio_base64"))) == set(plain)
+
+
+def test_a_wish_is_the_same_where_its_door_cannot_stream_but_for_that() -> None:
+    wish = SpeechWish("hello", "speech", "tara", 1, 0.6, 0.8, 1.1, 100, ("hello",), streams=True)
+    request: Any = SimpleNamespace(asked=SimpleNamespace(streams=True))
+    job = Job("a", {}, 1_000_000)
+    assert _choose_streaming(job, request, wish) == replace(wish, streams=False)
+    assert job.warnings == ["stream: has no effect at this door, where the reply comes complete"]
 
 
 def test_an_unknown_key_of_a_jobs_bucket_warns_in_the_reply() -> None:
