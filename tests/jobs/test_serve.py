@@ -1149,3 +1149,18 @@ def test_pictures_are_shown_as_they_are_ready_where_the_reply_has_them_as_base64
     )
     assert not isinstance(reply, Failure)
     assert sorted(piece.seed for piece in shown) == seeds
+
+
+def test_who_asks_for_another_task_hears_which_models_could_be_added() -> None:
+    class Addable(StandIns):
+        def list_addable(self, task: str) -> tuple[str, ...]:
+            return (f"a model of {task}",)
+
+    reply = served({"text": "hello", "task": "speech"}, Worker(read({}), Addable()))
+    assert reply["error_code"] == "UNSUPPORTED_TASK"
+    assert "a model of speech" in reply["error"]
+
+
+def test_a_batch_waits_for_the_next_job_as_long_as_the_settings_say() -> None:
+    worker = with_settings(BATCH_SIZE="2", BATCH_TIMEOUT_MS="250")
+    assert worker._lane._timeout_s == 0.25
