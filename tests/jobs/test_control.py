@@ -1,5 +1,6 @@
 """Progress counts all pictures and phases of a job as one, and never falls."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -45,6 +46,19 @@ def test_one_picture_counts_its_denoising_steps() -> None:
         {"step": 3, "steps": 4, "phase": "denoise", "percent": 74},
         {"step": 4, "steps": 4, "phase": "denoise", "percent": 96},
         {"step": 4, "steps": 4, "phase": "decode", "percent": 100},
+    ]
+
+
+def test_a_task_without_steps_has_phases_alone() -> None:
+    spans = [replace(span, steps=None) for span in SPANS]
+    updates: list[Any] = []
+    control = JobControl(updates.append, spans, 1)
+    control.start(0)
+    for phase in ("text", "decode"):
+        control.follow(0).report(phase, 1, 1)
+    assert [(update["phase"], update["percent"]) for update in updates] == [
+        ("text", 4),
+        ("decode", 100),
     ]
 
 
