@@ -76,6 +76,8 @@ class Atlas:
         lines = own if inside else set(self._uses(file, mutation.first))
         found = {test.name: test for line in lines for test in self._by_line.get(line, ())}
         if not inside:
+            if not all(line in self._by_line for line in lines):  # see find_nearby
+                found |= {test.name: test for test in self.find_nearby(mutant)}
             names = self._defined(file, mutation.first)
             found |= {test.name: test for test in self._find_naming(names)}
             found |= {test.name: test for test in self._find_namesakes(file)}

@@ -2,9 +2,10 @@
 
 AutoencoderKLQwenImage is made for video. Where there is one frame, its causal convolutions pad with
 zeros in time: of every 3x3x3 kernel only the last temporal slice meets data, the convolutions in
-time never run, and the cache of earlier frames is filled and never read. In bf16 on a CPU the
-results are equal to diffusers' to the last bit, decoding at 1024x1024 takes less than a quarter of
-the memory and two fifths of the operations.
+time never run, and the cache of earlier frames is filled and never read. Results are diffusers' but
+for the order of sums, which some processors choose otherwise in two dimensions than in three
+(docs/numbers.md); decoding at 1024x1024 takes less than a quarter of the memory and two fifths of
+the operations.
 """
 
 from collections.abc import Iterator
