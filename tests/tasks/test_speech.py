@@ -276,3 +276,8 @@ def test_an_offer_is_described_by_public_names() -> None:
         "top_p": 0.8,
         "repetition_penalty": 1.1,
     }
+
+
+def test_what_a_reply_falls_back_to_are_formats_that_may_be_asked_for() -> None:
+    assert set(SPEECH.smaller) <= set(SPEECH.formats)
+    assert SPEECH.smaller
