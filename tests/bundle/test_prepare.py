@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -248,10 +248,11 @@ def test_a_time_embedding_that_changes_under_the_reader_is_refused(
     assert layout.find_fault(order.folder) is not None
 
 
+@dataclass
 class Watched(Copying):
     """A repository that notes which bytes are read by range."""
 
-    ranges: set[tuple[str, int]]
+    ranges: set[tuple[str, int]] = field(default_factory=set)
 
     def read_range(self, file: RemoteFile, start: int, end: int) -> bytes:
         """Note where the range begins."""
@@ -262,7 +263,6 @@ class Watched(Copying):
 def test_little_is_read_by_range_before_its_shard_comes(sharded: Path, tmp_path: Path) -> None:
     """The time embedding, and biases whose weight is in another shard: a few MB of 40 GB."""
     source = Watched(sharded)
-    source.ranges = set()
     order = prepared.order_of("tiny-edit", tmp_path, snapshot=source)
     shards = prepared.shards_of(order)["transformer"]
     prepare(order)

@@ -135,7 +135,7 @@ def test_a_model_without_a_list_takes_any_voice_or_none() -> None:
         ("top_p", [0.1, 1], [0.0999, 1.001, nan, inf]),
         ("repetition_penalty", [1.1, 2], [0.999, 2.001, nan, inf]),
         ("max_tokens", [28, 8192], [27, 8193, 30.5]),
-        ("speed", [1, 1.0, "1"], [0.2, 4.1, 1.5, 0.5]),
+        ("speed", [1, 1.0, "1"], [0.2, 4.1, 1.5, 0.5, nan, inf]),
         ("num_images", [1], [0, 2]),
         ("seed", [-1, 0, 2**63 - 1], [-2, 2**63]),
         ("output_format", ["wav", "FLAC", "mp3", "opus", "pcm"], ["aac", "png", "ogg"]),
