@@ -276,6 +276,7 @@ def start(
         say(f"prepared: {told}")
         if device.type == "cuda":
             torch.cuda.empty_cache()
+            _run_child(["-c", "import bench.real_shapes.cold"])  # an image has its bytecode too
         whole = device.type == "cuda"
         told["caches_dropped"] = drop_caches(home, whole=whole)
         told["read_all_s"] = round(_read_all(home), 2)
@@ -290,19 +291,23 @@ def start(
 
 def _child(folder: Path, device: torch.device, architecture: Architecture) -> dict[str, Any]:
     words = ["-m", "bench.real_shapes.cold", str(folder), str(device), architecture.name]
-    done = subprocess.run(
-        [sys.executable, *words, str(time.time())],
-        env={
-            **os.environ,
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}",
-        },
+    told: dict[str, Any] = json.loads(_run_child([*words, str(time.time())]).splitlines()[-1])
+    return told
+
+
+def _run_child(words: list[str]) -> str:
+    """Return what Python prints for these words, with the bytecode of all imports kept."""
+    environ = {**os.environ}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'src'}:{environ.get('PYTHONPATH', '')}"
+    return subprocess.run(
+        [sys.executable, *words],
+        env=environ,
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-    )
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    ).stdout
 
 
 def _draw(folder: Path, device: torch.device, architecture: Architecture, began: float) -> None:

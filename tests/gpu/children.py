@@ -10,7 +10,8 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 MARK: Final = "FOUND "
-LONGEST_S: Final = 90.0
+# On an H100 a warm-up took 44 s, and imports of which no bytecode was kept 23.
+LONGEST_S: Final = 240.0
 
 
 class Child:

@@ -1,5 +1,6 @@
 """What the checks on a CUDA device share: the device, the models on it, and where figures go."""
 
+import importlib.metadata
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,6 @@ ORDER = (
     "weighing",
     "speech",
     "offload",
-    "kept_graphs",
     "opening",
     "pictures",
     "compiling",
@@ -28,6 +28,7 @@ ORDER = (
     "doctor",
     "attention",
     "begun",
+    "kept_graphs",
 )
 
 
@@ -59,6 +60,26 @@ def _find_place(module: str) -> int:
 def pytest_configure(config: pytest.Config) -> None:
     """Name the marker of what cannot be rehearsed."""
     config.addinivalue_line("markers", "cuda: cannot be rehearsed on a CPU")
+    try:
+        importlib.metadata.version("worker")
+    except importlib.metadata.PackageNotFoundError:
+        # every reply names it
+        pytest.exit("the worker is not installed here: pip install --no-deps -e .", 1)
+
+    config.pluginmanager.register(Failures(config))
+
+
+class Failures:
+    """Prints a failure at once: a machine may be taken back before pytest's summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Print why a check failed."""
+        if report.failed:
+            terminal: Any = self._config.pluginmanager.getplugin("terminalreporter")
+            terminal.write_line(f"\n{report.nodeid} failed:\n{report.longreprtext}", flush=True)
 
 
 @pytest.fixture(scope="session")
