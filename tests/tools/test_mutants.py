@@ -516,11 +516,36 @@ def test_a_recording_is_kept_until_what_it_depends_on_changes(tried: Tried, tmp_
     is_right("src/sums/ages.py", then=True)
     is_right("src/sums/another.py", then=True)
     is_right("tests/test_prices.py", then=False)
-    is_right("tests/world.py", then=False)
+    is_right("tests/world.py", then=True)
+    is_right("tests/conftest.py", then=False)
     is_right("src/sums/shop/prices.py", then=False)
     is_right("src/sums/shop/away.py", then=False)
     (project.root / "src/sums/shop/away.py").unlink()
     assert record.read(project, file, path) is None
+
+
+def test_a_recording_depends_on_what_its_tests_use_of_the_files_beside_them(tmp_path: Path) -> None:
+    """What they import, what that starts, and the fixtures above; not what only has such a name."""
+    files = {
+        "conftest.py": "import shop.till",
+        "shop/conftest.py": "",
+        "shop/test_prices.py": "from shop import scales",
+        "shop/scales.py": "",
+        "shop/till.py": "run(['tests/shop/coins.py'])",
+        "shop/coins.py": "",
+        "shop/shelves.py": "",
+        "garden/conftest.py": "",
+        "garden/till.py": "",
+        "garden/test_scales.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = record.find_support(tmp_path, tmp_path / "shop/test_prices.py")
+    assert {path.relative_to(tmp_path).as_posix() for path in found} == {
+        *("conftest.py", "shop/conftest.py"),
+        *("shop/scales.py", "shop/till.py", "shop/coins.py"),
+    }
 
 
 @pytest.mark.trial

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from tools.mutation.reach import lines_of
 Line = tuple[str, int]
 # A recording of this layout; raise it when the layout or the marks change.
 LAYOUT: Final = 3
+WORDS: Final = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +63,31 @@ def digest_state(project: Project, file: str) -> str:
     digest = hashlib.sha256(f"{LAYOUT}".encode())
     options = tomllib.loads((project.root / "pyproject.toml").read_text())["tool"]["pytest"]
     digest.update(json.dumps(options).encode())
-    tests = project.root / project.tests
-    support = [p for p in sorted(tests.rglob("*.py")) if not p.name.startswith("test_")]
-    support += sorted((project.root / "worlds").rglob("*.py"))
-    for path in (*support, project.root / file):
+    support = find_support(project.root / project.tests, project.root / file)
+    worlds = (project.root / "worlds").rglob("*.py")
+    for path in (*sorted(support), *sorted(worlds), project.root / file):
         digest.update(path.relative_to(project.root).as_posix().encode() + b"\0")
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def find_support(tests: Path, file: Path) -> set[Path]:
+    """Return what a test file uses of the files beside the tests.
+
+    That is each conftest.py above it, and every file whose name and folders are words in it or in
+    another that it uses: imported, or started as a process.
+    """
+    others = {path for path in tests.rglob("*.py") if not path.name.startswith("test_")}
+    parts = {path: {*path.relative_to(tests).with_suffix("").parts} for path in others}
+    fixtures = {path for path in others if path.name == "conftest.py"}
+    found = {path for path in fixtures if path.parent in file.parents}
+    waiting = [file, *found]
+    while waiting:
+        words = set(WORDS.findall(waiting.pop().read_text()))
+        more = {path for path in others - fixtures - found if parts[path] <= words}
+        found |= more
+        waiting += more
+    return found
 
 
 def digest_sources(project: Project, record: Record) -> dict[str, str]:
