@@ -95,7 +95,9 @@ def test_the_kernel_adds_the_product_to_the_weights_that_bitsandbytes_unpacks(
     plain = bnb.dequantize_4bit(linear.weight.data, state).float()
     step = torch.maximum(plain.abs(), found.float().abs()) * 2**-7
     reference = torch.addmm(plain, up.float(), down.float())
-    assert ((found.float() - reference).abs() <= step).all()
+    # beside it, of terms that cancel: float32's roundings, and half of the least that fp16 can add
+    lost = rank * 2**-24 * (up.float().abs() @ down.float().abs()) + 2**-25
+    assert ((found.float() - reference).abs() <= step + lost).all()
     state.dtype = torch.float32  # bitsandbytes' values before they are rounded to bf16
     exact = torch.addmm(bnb.dequantize_4bit(linear.weight.data, state), up.float(), down.float())
     torch.testing.assert_close(
