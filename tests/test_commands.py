@@ -70,6 +70,13 @@ def test_playground_serves_the_page_for_its_endpoint(
     assert capsys.readouterr().err == ""
 
 
+def test_playground_asks_for_an_endpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["playground"])
+    assert ended.value.code == 2
+    assert "required: --endpoint" in capsys.readouterr().err
+
+
 def test_playground_names_the_port_that_it_cannot_have(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

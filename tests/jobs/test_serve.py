@@ -399,13 +399,14 @@ def test_without_a_listener_nothing_is_lost() -> None:
 
 
 @contextlib.contextmanager
-def store() -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Keep what is PUT, as a bucket would; yields its address and what it has."""
-    kept: dict[str, bytes] = {}
+def store() -> Iterator[tuple[str, dict[str, list[bytes]]]]:
+    """Keep what is PUT, as a bucket would; yields its address and what each key was given."""
+    kept: dict[str, list[bytes]] = {}
 
     class Store(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
-            kept[self.path.partition("?")[0]] = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            kept.setdefault(self.path.partition("?")[0], []).append(body)
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -434,8 +435,22 @@ def test_a_reply_over_budget_goes_to_the_bucket_if_there_is_one() -> None:
         reply = served(wish, worker)
     assert reply["adjusted"]["response_format"] == ["base64", "url"]
     assert reply["images"][0]["url"].startswith(address)
-    (data,) = kept.values()
+    ((data,),) = kept.values()
     assert data.startswith(b"\x89PNG")
+
+
+def test_a_reply_of_urls_over_budget_is_not_delivered_twice() -> None:
+    with store() as (address, kept):
+        worker = with_settings(
+            MAX_REPLY_BYTES="1024",
+            BUCKET_ENDPOINT_URL=address,
+            BUCKET_ACCESS_KEY_ID="access-key",
+            BUCKET_SECRET_ACCESS_KEY="secret-key",
+            BUCKET_NAME="pictures",
+        )
+        reply = served({"prompt": "a fox", "n": 4, "response_format": "url"}, worker)
+    assert reply["error_code"] == "OUTPUT_TOO_LARGE"
+    assert [len(bodies) for bodies in kept.values()] == [1] * 4
 
 
 def test_a_reply_over_budget_is_refused_when_the_caller_chose_the_format() -> None:

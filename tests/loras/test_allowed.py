@@ -92,3 +92,5 @@ def test_the_cache_must_have_room_for_the_loras_of_one_job() -> None:
     assert settings.read(exact).lora_cache_gb == 0.3
     with pytest.raises(InvalidSettings, match="LORA_CACHE_GB"):
         settings.read({**exact, "LORA_CACHE_GB": "0.29"})
+    with pytest.raises(InvalidSettings, match="LORA_CACHE_GB"):
+        settings.read({"MAX_LORAS": "0", "LORA_CACHE_GB": "0"})

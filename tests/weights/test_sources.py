@@ -588,8 +588,11 @@ def test_a_bundle_with_other_parts_is_another(
     assert of_path(home, spec) == (fault or "mine")
 
 
-def test_a_given_bundle_without_a_manifest_that_can_be_read_is_taken_as_it_is(home: Path) -> None:
-    (bundle(home / "mine") / "manifest.json").write_text("[]")
+@pytest.mark.parametrize("text", ["", "[]", "[1]"])
+def test_a_given_bundle_without_a_manifest_that_can_be_read_is_taken_as_it_is(
+    home: Path, text: str
+) -> None:
+    (bundle(home / "mine") / "manifest.json").write_text(text)
     assert of_path(home, SPEC) == "mine"
 
 

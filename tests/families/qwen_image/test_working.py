@@ -146,6 +146,9 @@ def test_a_plan_counts_a_batch_where_pictures_share_forwards() -> None:
     raised = plan(BATCH_SIZE="4", BATCH_MAX_PIXELS=str(4 * SIDE))
     assert raised > plan(BATCH_SIZE="2", BATCH_MAX_PIXELS=str(2 * SIDE)) > plan()
     assert plan(BATCH_MAX_PIXELS=str(4 * SIDE)) == plan()
+    whole = plan(BATCH_SIZE="3", BATCH_MAX_PIXELS=str(3 * (SIDE // 2)))
+    assert whole == plan(BATCH_SIZE="3", BATCH_MAX_PIXELS=str(3 * (SIDE // 2) + 2))
+    assert isinstance(whole, int)
 
 
 def test_loras_of_jobs_take_18_megabytes_per_rank_in_every_phase() -> None:
