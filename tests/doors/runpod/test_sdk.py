@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import signal
+import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -93,6 +94,32 @@ def test_the_sdk_alone_loses_a_job_that_comes_after_sigterm() -> None:
         time.sleep(1)
         assert worker.running
         assert pod.jobs[lost].answers == 0
+
+
+BREAKING = """
+import sys
+from worker import log, settings
+from worker.doors.runpod import loop, sdk
+
+async def handle(job):
+    raise AssertionError
+
+def start(config):
+    raise ConnectionError("no platform")
+
+sdk.load().start = start
+log.configure("INFO")
+sys.exit(loop.RunPod(settings.read({})).serve(handle, lambda: False))
+"""
+
+
+def test_a_loop_that_breaks_ends_the_worker_with_its_reason_in_the_log() -> None:
+    """A broken loop must not look like a clean end."""
+    words = [sys.executable, "-c", BREAKING]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "loop failed" in done.stderr
+    assert "ConnectionError: no platform" in done.stderr
 
 
 def test_the_sdk_logs_through_our_log_and_never_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
