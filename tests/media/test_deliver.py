@@ -646,6 +646,12 @@ def test_a_job_has_a_folder_of_its_own_in_a_bucket(site: Site, job_id: str, fold
     ]
 
 
+def test_of_uploads_that_are_refused_at_once_the_first_is_told() -> None:
+    urls = ["https://user:password@store.test/0", "ftp://store.test/1"]
+    with pytest.raises(ImageFetchRefused, match="user name or password"):
+        send(settings.read({}), upload_urls=urls)
+
+
 def test_upload_urls_that_no_picture_needs_are_left_alone(site: Site) -> None:
     urls = [f"{site.http}/{index}" for index in range(4)]
     entries = send(settings.read(site.environ), upload_urls=urls)

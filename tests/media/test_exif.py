@@ -80,6 +80,14 @@ def test_a_comment_is_of_the_type_that_readers_expect() -> None:
     assert found.get_ifd(EXIF_IFD)[VERSION] == b"0232"
 
 
+def test_a_value_of_three_bytes_stands_in_its_entry_filled_to_four() -> None:
+    """TIFF 6.0, 2: what follows the entry would otherwise stand a byte too early."""
+    found = Image.Exif()
+    found.load(write_exif({}, "a comment"))
+    assert found[DESCRIPTION] == "{}"
+    assert found.get_ifd(EXIF_IFD)[COMMENT][8:].decode("utf-16-be") == "a comment"
+
+
 @pytest.mark.parametrize("prompt", ["x", "xx"])
 def test_every_value_begins_at_an_even_place(prompt: str) -> None:
     """TIFF 6.0, 2: a value's offset is a word's."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gzip
+import ipaddress
 import itertools
 import os
 import socket
@@ -165,6 +166,18 @@ def test_only_addresses_of_the_family_asked_for_are_found(site: Site) -> None:
     for both in (socket.AF_INET6, socket.AF_UNSPEC):  # ::1 is not open
         with pytest.raises(dial.AddressRefusedError):
             asyncio.run(resolve(both))
+
+
+def test_a_name_is_resolved_for_no_port_where_none_is_said(site: Site) -> None:
+    async def resolve() -> list[int]:
+        opened = ((ipaddress.ip_network(f"{HOST}/32"), 0),)
+        resolver = dial.GuardedResolver(Gate(frozenset(), opened), read(site))
+        try:
+            return [one["port"] for one in await resolver.resolve("site.test")]
+        finally:
+            await resolver.close()
+
+    assert asyncio.run(resolve()) == [0]
 
 
 def test_an_answer_of_no_addresses_is_none(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -610,6 +623,13 @@ def test_the_first_failure_stops_the_others_and_says_which(site: Site) -> None:
         fetch(read(site), f"{site.http}/silent", f"{site.http}/status/404")
     assert time.monotonic() - started < TOTAL_S / 2
     assert failure.value.details[0].field == "images[1]"
+
+
+def test_of_pictures_that_are_refused_at_once_the_first_is_named() -> None:
+    sources = [ImageSource("url", url) for url in ("ftp://site.test/x", "file:///x")]
+    with pytest.raises(ImageFetchRefused) as failure:
+        asyncio.run(fetch_all(sources, settings.read({})))
+    assert failure.value.details[0].field == "images[0]"
 
 
 def test_a_cancelled_job_leaves_no_thread_and_no_connection(site: Site) -> None:

@@ -87,6 +87,12 @@ def test_transparent_colours_of_palette_grey_and_rgb_are_laid_over_white() -> No
         assert decode(wide).getpixel((3, 3)) == (expected,) * 3
 
 
+def test_of_sixteen_bits_every_shade_but_the_transparent_one_is_opaque() -> None:
+    raw = (b"\0" + bytes(2 * 32)) * 32
+    data = png(32, 32, bits=16, colour=0, raw=raw, extra=chunk(b"tRNS", b"\x80\x11"))
+    assert decode(data).getpixel((3, 3)) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:

@@ -319,6 +319,83 @@ def _in_scans(image: Image.Image) -> bytes:
     return head + segment(0xC0, size + b"\3" + components) + tables + scans
 
 
+def _of_kind(data: bytes, kind: int) -> bytes:
+    """Return the file with its frame's marker exchanged for another."""
+    at = data.index(b"\xff\xc0")
+    return data[: at + 1] + bytes((kind,)) + data[at + 2 :]
+
+
+@pytest.mark.parametrize("kind", range(0xBF, 0xD0))
+def test_every_kind_of_frame_says_how_many_planes_a_file_has(kind: int) -> None:
+    """T.81, table B.1: C0 to CF but C4, C8 and CC; every fourth from C2 on is progressive."""
+    is_frame = kind >= 0xC0 and kind not in {0xC4, 0xC8, 0xCC}
+    planes = _in_scans(gradient()) + b"\xff\xd9"
+    assert jpeg.strip(_of_kind(planes, kind)).buffered is is_frame
+    whole = jpeg.strip(_of_kind(BASELINE, kind))
+    assert whole.buffered is (is_frame and kind % 4 == 2)
+
+
+def _scanned(*scans: tuple[int, int, int]) -> jpeg.Jpeg:
+    """Return what is read of a file of one plane with scans of these parameters, and no pixels."""
+    frame = segment(0xC2, b"\x08\0\x10\0\x10\1\1\x11\0")
+    parts = [segment(0xDA, bytes((1, 1, 0, *parameters))) for parameters in scans]
+    return jpeg.strip(b"\xff\xd8" + frame + b"".join(parts) + b"\xff\xd9")
+
+
+@pytest.mark.parametrize(
+    ("scans", "complete"),
+    [
+        ([(0, 63, 0)], True),
+        ([(0, 62, 0)], False),
+        ([(1, 63, 0)], False),
+        ([(0, 0, 0), (1, 63, 0)], True),
+        ([(0, 0, 0), (2, 63, 0)], False),
+        ([(0, 63, 1)], False),
+        ([(0, 63, 2), (0, 63, 0x21), (0, 63, 0x10)], True),
+        ([(0, 63, 2), (0, 63, 0x21)], False),
+        ([(0, 63, 8)], False),
+    ],
+)
+def test_a_file_is_complete_once_its_scans_give_every_coefficient_to_the_last_bit(
+    scans: list[tuple[int, int, int]], complete: bool
+) -> None:
+    assert _scanned(*scans).complete is complete
+
+
+@pytest.mark.parametrize("marker", [*range(0xE0, 0xF0), 0xFE])
+def test_every_segment_of_an_application_and_every_comment_is_left_out(marker: int) -> None:
+    data = BASELINE[:2] + segment(marker, b"x" * 40) + BASELINE[2:]
+    assert jpeg.strip(data) == jpeg.strip(BASELINE)
+
+
+@pytest.mark.parametrize("marker", [0xDF, 0xF0, 0xFD])
+def test_a_segment_of_any_other_kind_is_kept_for_the_decoder(marker: int) -> None:
+    data = BASELINE[:2] + segment(marker, b"x" * 40) + BASELINE[2:]
+    assert jpeg.strip(data).pixels == data
+
+
+def test_a_file_that_ends_in_the_header_of_its_scan_is_not_complete() -> None:
+    head = BASELINE[: BASELINE.index(b"\xff\xda")]
+    scan = segment(0xDA, b"\3\1\0\2\0\3\0\0\x3f\0")
+    assert jpeg.strip(head + scan).complete
+    for missing in (1, 2, 3):
+        assert not jpeg.strip(head + scan[:-missing]).complete
+
+
+def test_the_first_part_of_a_profile_says_how_many_there_are() -> None:
+    data = BASELINE
+    for number, content in ((2, b"\2\3end"), (1, b"\1\2begin, ")):
+        assert number == content[0]
+        data = data[:2] + segment(0xE2, b"ICC_PROFILE\0" + content) + data[2:]
+    assert jpeg.strip(data).profile == b"begin, end"
+
+
+def test_a_fraction_fits_by_its_sides_rounded_up() -> None:
+    data = saved(gradient(333, 205), "JPEG")
+    assert decode(data, 167 * 103).size == (167, 103)
+    assert decode(data, 167 * 103 - 1).size == (84, 52)
+
+
 @pytest.mark.parametrize(
     ("most", "fraction", "size"),
     [

@@ -116,6 +116,14 @@ def test_a_mask_fades_outwards_over_so_many_pixels(pixels: int) -> None:
         assert np.abs(faded[-len(turned) :, -turned.shape[1] :] - turned).max() <= 1
 
 
+@pytest.mark.parametrize("pixels", [2, 8, 9, 64])
+def test_a_mask_begins_to_fade_next_to_its_white(pixels: int) -> None:
+    """Where the pixels are odd, the one that has no half next to it stays white."""
+    row = np.asarray(masks.feather(spot(200, (100, 100)), pixels), int)[100, 100:]
+    assert row[: 1 + pixels % 2].tolist() == [255] * (1 + pixels % 2)
+    assert row[1 + pixels % 2] < 255
+
+
 def test_a_mask_fades_at_the_edge_as_elsewhere() -> None:
     corner = np.asarray(masks.feather(spot(64, (0, 0)), 8), int)
     assert corner[0, 0] == 255

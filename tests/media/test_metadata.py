@@ -188,6 +188,41 @@ def test_the_first_frame_of_a_moving_png_is_placed_where_it_belongs() -> None:
 
 
 @pytest.mark.parametrize(
+    ("size", "place"),
+    [
+        ((48, 16), (0, 0)),
+        ((48, 16), (0, 16)),
+        ((16, 32), (32, 0)),
+        ((1, 32), (0, 0)),
+        ((48, 1), (0, 31)),
+    ],
+)
+def test_the_first_frame_of_a_moving_png_may_reach_the_edges(
+    size: tuple[int, int], place: tuple[int, int]
+) -> None:
+    small = saved(Image.new("RGB", size, "red"), "PNG")
+    frame = struct.pack(">5I2H2B", 0, *size, *place, 1, 1, 0, 0)
+    head = saved(Image.new("RGB", (48, 32)), "PNG")[:33]
+    decoded = decode(head + chunk(b"fcTL", frame) + small[33:])
+    expected = Image.new("RGB", (48, 32))
+    expected.paste((255, 0, 0), (*place, place[0] + size[0], place[1] + size[1]))
+    assert decoded.tobytes() == expected.tobytes()
+
+
+def test_of_two_frames_before_any_pixels_the_second_says_where_they_are() -> None:
+    """As Pillow has it; each has the number that is due."""
+    small = saved(Image.new("RGB", (16, 16), "red"), "PNG")
+    pixels = small[41 : 41 + int.from_bytes(small[33:37])]
+    first = struct.pack(">5I2H2B", 0, 48, 32, 0, 0, 1, 1, 0, 0)
+    second = struct.pack(">5I2H2B", 1, 16, 16, 8, 4, 1, 1, 0, 0)
+    frames = chunk(b"fcTL", first) + chunk(b"fcTL", second) + chunk(b"fdAT", bytes(4) + pixels)
+    decoded = decode(saved(Image.new("RGB", (48, 32)), "PNG")[:33] + frames + small[-12:])
+    expected = Image.new("RGB", (48, 32))
+    expected.paste((255, 0, 0), (8, 4, 24, 20))
+    assert decoded.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
     "frame",
     [
         struct.pack(">5I2H2B", 1, 64, 48, 0, 0, 1, 1, 0, 0),  # not the first
@@ -258,6 +293,12 @@ def test_each_flag_of_a_webp_is_of_one_chunk(bit: int) -> None:
     assert found.exif == (b"exif" if bit == 3 else None)
     assert found.xmp == (b"xmp" if bit == 2 else None)
     assert found.pixels[20] == (0 if bit in {2, 3, 5} else 1 << bit)
+
+
+def test_a_webp_without_a_canvas_has_nothing_next_to_its_picture() -> None:
+    picture = (WEBP[12:16], WEBP[20 : 20 + int.from_bytes(WEBP[16:20], "little")])
+    found = webp.strip(riff(picture, (b"ICCP", b"profile"), (b"EXIF", exif(6)), (b"XMP ", b"xmp")))
+    assert (found.profile, found.exif, found.xmp) == (None, None, None)
 
 
 def test_a_webps_chunk_counts_as_soon_as_its_head_is_complete() -> None:

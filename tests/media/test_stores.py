@@ -200,6 +200,7 @@ def test_an_unknown_store_has_the_bucket_in_the_path(host: str, port: str) -> No
         ),
         (f"https://{VPC}", "bucket", f"https://{VPC}/bucket/k"),
         ("https://store.test/_", None, "https://store.test/_/k"),
+        ("https://storage.googleapis.com/_", None, "https://storage.googleapis.com/_/k"),
         ("https://b.s3.company.example", None, "https://b.s3.company.example/k"),
         ("http://[::1]:9000", "b", "http://[::1]:9000/b/k"),
         ("https://b\u00fccher.example", "b", "https://xn--bcher-kva.example/b/k"),
@@ -277,6 +278,8 @@ def test_the_style_that_is_given_decides_where_the_name_goes(
         ("http://store.test", "b", "..", "auto", r"may be \. or \.\."),
         ("http://store.test/./b", None, "", "path", r"may be \. or \.\."),
         ("http://store.test", "../b", "", "path", r"may be \. or \.\."),
+        ("http://store.test", "..", "", "path", r"may be \. or \.\."),
+        ("http://store.test/b/..", None, "", "path", r"may be \. or \.\."),
     ],
 )
 def test_a_bucket_that_cannot_be_addressed_says_why(

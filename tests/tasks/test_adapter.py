@@ -140,3 +140,15 @@ def test_an_edit_takes_them_too(tmp_path: Path) -> None:
     assert isinstance(request, Request)
     source = LoraSource("mine", tmp_path / "mine.safetensors", 0.5, is_callers=False)
     assert request.asked.loras == (source,)
+
+
+def test_a_worker_without_names_says_so() -> None:
+    assert faults({"loras": "style"}, LORAS="")["loras[0]"] == (
+        "no LoRA is called 'style'; this worker has none by name"
+    )
+
+
+def test_the_kinds_that_callers_may_use_are_listed() -> None:
+    assert faults({"loras": "org/name"}, LORA_SOURCES="names,urls")["loras[0]"] == (
+        "this worker takes the operator's by name or an https URL (LORA_SOURCES)"
+    )

@@ -142,6 +142,16 @@ def test_what_would_change_the_result_and_cannot_is_refused(given: Any) -> None:
     assert [(one.field, one.message) for one in error.value.details] == [(name, message)]
 
 
+def test_everything_that_would_change_the_result_is_told() -> None:
+    task: Any = SimpleNamespace(input=CommonInput, sign="images")
+    verdict = Verdict(Read(CommonInput.model_construct(), {}, frozenset(), (), ()))
+    given = {"seed": 1, "mask": URL, "loras": ["x"]}
+    unhonoured.check(given, task, {}, verdict)
+    with pytest.raises(InvalidInput) as error:
+        verdict.raise_faults()
+    assert [one.field for one in error.value.details] == ["mask", "loras"]
+
+
 @pytest.mark.parametrize("strict", ["0", "1"])
 def test_a_transparent_background_is_refused_of_pictures(strict: str) -> None:
     message = "is not supported by this worker; leave it out"

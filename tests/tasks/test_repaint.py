@@ -373,6 +373,31 @@ def test_a_picture_too_large_to_deliver_is_refused_with_its_size() -> None:
     assert [detail.field for detail in caught.value.details] == ["size"]
 
 
+def test_all_that_is_known_of_the_pictures_is_said() -> None:
+    data = io.BytesIO()
+    SOURCE.save(data, "JPEG")
+    cut = base64.b64encode(data.getvalue()[:-2]).decode()
+    warned: list[str] = []
+    wish_of({"prompt": "a hat", "images": [cut, cut]}, EDIT, warned=warned)
+    assert [text.partition(":")[0] for text in warned] == ["images[0]", "images[1]"]
+
+
+def test_all_that_a_size_cannot_be_is_said() -> None:
+    """A picture of 17 million pixels is made at the model's area and delivered a bit smaller."""
+    given = {**IMG2IMG, "size": "input", "image": text_of(Image.new("1", (4352, 4096)))}
+    request = ask(given)
+    fetched = [base64.b64decode(source.value) for source in request.asked.sources]
+    warned: list[str] = []
+
+    async def run() -> Settled:
+        shrinking = settings.read({"SHRINK": "1"})
+        return await request.task.settle(request.asked, fetched, shrinking, warned.append)
+
+    assert asyncio.run(run()).wish.final == (4222, 3973)
+    assert ["resampled" in text for text in warned] == [True, False]
+    assert warned[1].startswith("size: the input's 4352x4096 is over 16777216 pixels")
+
+
 def test_preserving_may_be_turned_off() -> None:
     assert wish_of(INPAINT).preserves
     assert not wish_of({**INPAINT, "preserve_unmasked": False}).preserves

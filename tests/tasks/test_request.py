@@ -1333,6 +1333,14 @@ def test_what_a_model_cannot_do_says_what_it_does_and_who_can() -> None:
     assert "tiny" not in message
 
 
+def test_the_first_of_several_models_is_named_where_none_of_them_can() -> None:
+    alike = tuple(replace(IMAGE, id=name, repository="a/b") for name in ("one", "two"))
+    second = replace(EDIT, id="second")
+    ((_, message),) = faults({"prompt": "a", "model": "A/B", "image": URL}, (*alike, EDIT, second))
+    assert message.startswith("one does text-to-image, ")
+    assert message.endswith(f", not edit; {EDIT.id} does")
+
+
 def test_every_fault_of_lightning_has_its_words() -> None:
     plain = (offering(IMAGE, lightning_steps=()),)
     fused = {"LIGHTNING_FUSED": "true", "LIGHTNING_STEPS": "8"}

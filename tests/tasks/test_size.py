@@ -104,6 +104,11 @@ def test_moderate_aspects_give_exactly_the_stock_pipelines_size(width: int, heig
         assert min(found) == 64
 
 
+def test_a_short_side_of_just_64_pixels_is_the_stock_pipelines() -> None:
+    assert fit_to_area(1024 * 1024, 200) == calculate_dimensions(1024 * 1024, 200) == (14496, 64)
+    assert fit_to_area(1024 * 1024, 1 / 200) == (64, 14496)
+
+
 REFERENCE = st.tuples(st.integers(1, 60_000), st.integers(1, 60_000))
 SIDE = st.none() | st.integers(64, LARGEST)
 SIZES = st.builds(
@@ -282,6 +287,19 @@ def test_input_is_generated_as_it_is_from_a_quarter_of_the_models_area_up_to_the
     assert bool(found.warnings) == (drawn != last)
 
 
+def test_a_quarter_of_the_models_area_is_rounded_down() -> None:
+    model = replace(EDIT, area=1024 * 1024 + 3)
+    assert dimensions(Wish(Size(as_input=True), model), [(512, 512)]) == Dimensions(512, 512)
+
+
+@pytest.mark.parametrize("last", [(8192, 1024), (1024, 8192)])
+@pytest.mark.parametrize("shrink", [False, True])
+def test_an_input_with_one_long_side_is_delivered_as_it_is(
+    last: tuple[int, int], *, shrink: bool
+) -> None:
+    assert choose(Size(as_input=True), EDIT, last, shrink=shrink).final == last
+
+
 def test_a_model_with_a_higher_limit_delivers_larger_inputs() -> None:
     model = replace(EDIT, max_pixels=4097 * 4096)
     assert dimensions(Wish(Size(as_input=True), model), [(4097, 4096)]).final == (4097, 4096)
@@ -311,6 +329,7 @@ def test_a_size_over_the_limit_is_reduced_in_proportion_where_that_is_wished() -
             choose(Size(*asked), IMAGE, None)
     within = Size(2048, 2047)
     assert choose(within, IMAGE, None, shrink=True) == choose(within, IMAGE, None)
+    assert choose(Size(2048, 2048), IMAGE, None, shrink=True) == Dimensions(2048, 2048)
 
 
 def test_an_input_over_the_limit_is_delivered_smaller_where_that_is_wished() -> None:

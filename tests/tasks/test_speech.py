@@ -281,3 +281,23 @@ def test_an_offer_is_described_by_public_names() -> None:
 def test_what_a_reply_falls_back_to_are_formats_that_may_be_asked_for() -> None:
     assert set(SPEECH.smaller) <= set(SPEECH.formats)
     assert SPEECH.smaller
+
+
+@pytest.mark.parametrize("pace", [0.1, 0.9])
+def test_the_shortest_text_takes_a_frame(pace: float) -> None:
+    model = replace(SPEAKER, offers={"speech": replace(OFFER, pace=pace)})
+    assert wished({"text": "a"}, model).frames == 1
+
+
+def test_a_model_without_tags_says_that_it_has_none() -> None:
+    plain = replace(SPEAKER, offers={"speech": replace(OFFER, tags=())})
+    assert requested({"text": "Hm <happy>"}, plain).warnings == (
+        "text: <happy> is read aloud: the tags of this model are none",
+    )
+
+
+def test_every_field_of_pictures_is_told() -> None:
+    assert faults({"task": "speech", "prompt": "Hi", "width": 64, "cfg": 2}, EDIT, SPEAKER) == {
+        "width": "is for pictures, not for speech",
+        "cfg": "is for pictures, not for speech",
+    }
