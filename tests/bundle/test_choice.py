@@ -140,7 +140,7 @@ def test_sizes_are_kept_where_nothing_was_kept_before(tmp_path: Path) -> None:
 
 
 def test_a_model_without_the_part_that_may_wait_takes_no_less_without_it() -> None:
-    sizes = {"bf16": WeightSizes(0, {"matrix": 7}, 2)}
+    sizes: dict[Precision, WeightSizes] = {"bf16": WeightSizes(0, {"matrix": 7}, 2)}
     assert needs.convert_sizes(sizes, RECIPE) == {"bf16": Need(9, 9, "bare matrix")}
 
 
