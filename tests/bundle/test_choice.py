@@ -99,9 +99,10 @@ def test_elsewhere_only_what_is_there_and_whole_can_be_chosen(tmp_path: Path) ->
 
 
 def test_where_none_is_there_the_nearest_says_why(tmp_path: Path) -> None:
-    with pytest.raises(WeightsUnavailable, match=r"has no complete bundle of toy[^(]*$"):
+    with pytest.raises(WeightsUnavailable, match=r"has no complete bundle of toy: mount the"):
         choice.list_precisions(among(tmp_path))
-    add(tmp_path, "bf16", pipeline="OtherPipeline")
+    add(tmp_path, "bf16", pipeline="LastPipeline")
+    add(tmp_path, "8bit", pipeline="OtherPipeline")
     with pytest.raises(WeightsUnavailable, match=r"of toy \(one holds a OtherPipeline"):
         choice.list_precisions(among(tmp_path))
 
@@ -131,6 +132,16 @@ def test_sizes_that_were_kept_are_taken_before_any_other(tmp_path: Path) -> None
         for is_writable in (True, False):
             one = among(tmp_path, mode, is_writable=is_writable)
             assert found(one, "8bit", "bf16") == {p: KEPT[p] for p in ("8bit", "bf16")}
+
+
+def test_sizes_are_kept_where_nothing_was_kept_before(tmp_path: Path) -> None:
+    needs.keep(tmp_path / "not/yet", NAME, KNOWN)
+    assert needs.read_kept(tmp_path / "not/yet", NAME, RECIPE) == KNOWN
+
+
+def test_a_model_without_the_part_that_may_wait_takes_no_less_without_it() -> None:
+    sizes: dict[Precision, WeightSizes] = {"bf16": WeightSizes(0, {"matrix": 7}, 2)}
+    assert needs.convert_sizes(sizes, RECIPE) == {"bf16": Need(9, 9, "bare matrix")}
 
 
 def test_sizes_of_0_1_0_are_taken_with_the_count_of_loras(tmp_path: Path) -> None:
@@ -192,11 +203,12 @@ def test_without_a_gpu_bf16_is_chosen_where_there_is_one(tmp_path: Path) -> None
         for mode, there in (
             ("auto", PRECISIONS),
             ("auto", ("4bit", "8bit")),
+            ("auto", ("4bit",)),
             ("4bit", ("4bit", "8bit")),
             ("8bit", PRECISIONS),
         )
     ]
-    assert chosen == ["bf16", "8bit", "4bit", "8bit"]
+    assert chosen == ["bf16", "8bit", "4bit", "4bit", "8bit"]
 
 
 def test_a_part_that_must_wait_is_no_reason_without_a_gpu(tmp_path: Path) -> None:

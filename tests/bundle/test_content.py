@@ -1,6 +1,7 @@
 """A published folder is known by what is in it, however it was written and wherever it lies."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,7 @@ def test_a_fingerprint_is_of_everything_and_of_no_order(folder: Path) -> None:
         change(folder / name, '{"side": 5}')
         found.add(content_of(folder).make_fingerprint("Toy", LORAS))
     assert len(found) == 9
+    assert all(re.fullmatch(r"[0-9a-f]{12}", fingerprint) for fingerprint in found)
 
 
 def made_of(folder: Path, *, without: str = "", method: int = METHOD) -> Verified:
@@ -194,6 +196,7 @@ def made_of(folder: Path, *, without: str = "", method: int = METHOD) -> Verifie
         ("words/vocab.json", LORAS, "words"),
         ("other/list.txt", LORAS, "other"),
         ("other/more.txt", LORAS, "other"),
+        ("other/model.safetensors", LORAS, None),
         ("matrix/config.json", LORAS, "matrix"),
         (LORAS[0].filename, LORAS, "8.safetensors"),
         (LORAS[1].filename, LORAS, "4.safetensors"),

@@ -397,6 +397,24 @@ def test_of_several_files_of_a_kind_the_newest_is_loaded(home: Path, tmp_path: P
     assert installed(tmp_path) == ["key-z"]
 
 
+def test_what_another_worker_deletes_meanwhile_hides_nothing(home: Path, tmp_path: Path) -> None:
+    """A link to nothing is listed and cannot be read, as what is deleted in between."""
+    compile_one("x")
+    save(home)
+    gone = home / "compiled" / f"{kept(home).key}-{'0' * 64}.graphs"
+    gone.symlink_to(home / "nowhere")
+    assert load(home)[0].items() >= OLD.items()
+    assert installed(tmp_path) == ["key-x"]
+
+
+def test_what_cannot_be_deleted_keeps_nothing_from_being_kept(home: Path) -> None:
+    stays = home / "compiled" / f"{kept(home).key}-{'0' * 64}.graphs"
+    stays.mkdir(parents=True)
+    compile_one("x")
+    assert save(home)[0].items() >= NEW.items()
+    assert len(files(home)) == 2
+
+
 def test_what_replaces_or_discards_graphs_leaves_none_of_their_kind(home: Path) -> None:
     add_own(home, "x", "y", "z")
     compile_one("other")

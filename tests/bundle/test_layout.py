@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -70,6 +71,18 @@ def test_a_bundle_records_the_libraries_that_decide_its_bytes() -> None:
     assert layout.list_libraries() == {name: version(name) for name in names}
 
 
+def test_a_part_is_named_by_its_role_and_by_what_it_is_made_of() -> None:
+    """In whatever order that is given."""
+    name = layout.compute_identity("vae", ["a", "b"], {"recipe": 1, "precision": "bf16"})
+    assert re.fullmatch(r"vae-[0-9a-f]{20}", name)
+    assert layout.compute_identity("vae", ["b", "a"], {"precision": "bf16", "recipe": 1}) == name
+    others = {
+        layout.compute_identity("vae", ["a"], {"recipe": 1, "precision": "bf16"}),
+        layout.compute_identity("vae", ["a", "b"], {"recipe": 1}),
+    }
+    assert len({name, *others}) == 3
+
+
 def test_the_size_and_the_files_of_a_bundle_are_those_of_all_its_parts(tmp_path: Path) -> None:
     folder = add(tmp_path, "toy", "vae-1", "words-2")
     found = layout.verify(folder, "full")
@@ -132,7 +145,7 @@ def test_all_of_it_is_deleted_when_it_is_replaced(tmp_path: Path) -> None:
         (inner / "file").touch()
         (inner.parent / "file").touch()
         renamed = layout.quarantine(tmp_path / "vae-1")
-        assert renamed.name.startswith(f"vae-1{layout.DAMAGED}")
+        assert renamed.name.startswith("vae-1.damaged-")
         assert renamed.rename(renamed.with_name(f"vae-1{layout.DAMAGED}{number}")).is_dir()
     (tmp_path / f"vae-1{layout.DAMAGED}7").mkdir()
     (tmp_path / f"vae-10{layout.DAMAGED}7").mkdir()
@@ -293,6 +306,13 @@ def test_it_says_which_libraries_made_it(tmp_path: Path) -> None:
         assert record == {"libraries": layout.list_libraries()}
     with pytest.raises(WeightsUnavailable, match="made again once"):
         repair.start(damage, tmp_path)
+
+
+def test_it_is_left_where_nothing_else_is(tmp_path: Path) -> None:
+    """A bundle that MODEL_PATH names may be damaged before there is anything on MODEL_DIR."""
+    add_part(tmp_path, "vae-1")
+    repair.start(Damaged(tmp_path / "vae-1", "x is missing"), tmp_path / "not/yet")
+    assert find_note(tmp_path / "not/yet", "vae-1").is_file()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", "null", '{"libraries": {}}'])

@@ -22,8 +22,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """The lock's file, in a folder that is not there yet."""
-    return tmp_path / "locks/part.lock"
+    """The lock's file, in a folder that is not there yet, nor the one above it."""
+    return tmp_path / "home/locks/part.lock"
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def is_free(path: Path) -> bool:
 @pytest.fixture
 def holder(path: Path) -> Iterator[filelock.BaseFileLock]:
     """Another worker that holds the lock."""
-    path.parent.mkdir()
+    path.parent.mkdir(parents=True)
     with filelock.FileLock(path, is_singleton=False) as lock:
         yield lock
 

@@ -173,6 +173,27 @@ def test_a_folders_bundle_is_compared_with_the_folder(tmp_path: Path) -> None:
     )
 
 
+def test_a_folders_own_loras_are_compared_with_the_folder(tmp_path: Path) -> None:
+    """Not those of another repository, nor one that the model no longer offers."""
+    content = published(tmp_path)
+    file = tmp_path / "published" / OWN.filename
+    file.parent.mkdir()
+    file.write_bytes(b"eight")
+    lightning = {
+        8: record(OWN, digest=f"sha256:{layout.hash_file(file)}"),
+        4: record(OTHERS),
+        2: record(LoraFile(None, "light/2.safetensors")),
+    }
+    mine = bundle(revision=LOCAL, asked=None, lightning=lightning)
+    folder = add(tmp_path, "mine", revision=LOCAL, asked=None, lightning=lightning)
+    assert match.find_mismatch(folder, mine, required(folder=content)) is None
+    file.write_bytes(b"other")
+    changed = required(folder=published(tmp_path))
+    assert match.find_mismatch(folder, mine, changed) == (
+        "was made of other files than the folder's (8.safetensors)"
+    )
+
+
 @pytest.mark.parametrize(
     ("named", "wanted", "reason"),
     [

@@ -122,6 +122,18 @@ def test_a_precision_that_was_asked_for_needs_no_sizes_but_its_bundles(
     assert 0 < need.least < need.whole
 
 
+def test_a_start_that_fits_no_gpu_keeps_the_sizes_all_the_same(
+    hub: Hub, environ: dict[str, str]
+) -> None:
+    """So that the next one says the same without asking the hub."""
+    row = CATALOGUE.find_row("qwen-image-edit-2509")
+    hub.add(row.repository, folder_of("tiny-edit"))
+    own = {**environ, "MODEL": row.name, "USE_LIGHTNING_LORA": "false"}
+    for start in (obtained, offline):
+        with pytest.raises(InvalidSettings):
+            start(own, CONTEXT_BYTES)
+
+
 class TestAsBefore:
     """Sizes that 0.1.0 kept, by the last name of the repository."""
 

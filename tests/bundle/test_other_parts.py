@@ -1,5 +1,6 @@
 """LIGHTNING and TRANSFORMER: a model with parts of other repositories, in a bundle of its own."""
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import torch
 from safetensors.torch import load, save
 
 from worker import settings
+from worker.bundle import layout
 from worker.bundle.obtain import Obtained, obtain
 from worker.errors import InvalidSettings, WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.recipe import RECIPE
+from worker.weights import metadata, space
 from worker.weights.joined import join
 from worker.weights.snapshot import LocalSnapshot
 from worlds import prepared
@@ -126,6 +129,41 @@ def test_a_model_that_has_another_transformer_does_not_fetch_its_own(
 def test_what_is_no_transformer_is_named(hub: Hub, tmp_path: Path, word: str, message: str) -> None:
     with pytest.raises(WeightsUnavailable, match=message):
         make(hub, tmp_path, TRANSFORMER=word)
+
+
+def publish(hub: Hub, found: Obtained, name: str) -> None:
+    """Publish a bundle as a repository of its own."""
+    files = layout.list_files(layout.verify(found.folder))
+    hub.add(name, {path: place.read_bytes() for path, place in files.items()})
+
+
+@pytest.mark.parametrize(("name", "value"), [("LIGHTNING", LIGHTNING), ("TRANSFORMER", "org/bare")])
+def test_a_published_bundle_takes_no_parts_of_others(
+    hub: Hub, tmp_path: Path, name: str, value: str
+) -> None:
+    publish(hub, make(hub, tmp_path / "home"), "me/whole")
+    with pytest.raises(WeightsUnavailable, match="me/whole is a bundle: LIGHTNING and TRANSFORMER"):
+        make(hub, tmp_path / "other", MODEL="me/whole", **{name: value})
+
+
+def test_a_bundle_that_is_there_is_not_downloaded_again(hub: Hub, tmp_path: Path) -> None:
+    """Also where nothing records any more which commit the revision means."""
+    publish(hub, make(hub, tmp_path / "home"), "me/whole")
+    first = make(hub, tmp_path / "other", MODEL="me/whole")
+    shutil.rmtree(tmp_path / "other" / metadata.KEPT)
+    hub.seen.clear()
+    assert make(hub, tmp_path / "other", MODEL="me/whole").folder == first.folder
+    assert {seen.path for seen in hub.requests("bytes")} == {layout.MANIFEST}
+
+
+def test_why_a_bundle_will_not_do_is_told_where_no_other_can_be_made(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(hub, tmp_path)
+    monkeypatch.setattr(space, "is_writable", lambda _: False)
+    reason = r"has a bundle that will not do \(.*has no LoRA for 2 steps"
+    with pytest.raises(WeightsUnavailable, match=reason):
+        make(hub, tmp_path, LIGHTNING_STEPS="2")
 
 
 @pytest.mark.parametrize("name", ["LIGHTNING", "TRANSFORMER"])

@@ -17,6 +17,7 @@ from worlds.streams import Streams
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 RANGES = 6
+PAGE = 4096
 
 
 @pytest.fixture
@@ -101,6 +102,45 @@ def test_tensors_around_the_border_of_small_ones_are_read_exactly(
         found = reader.take(path)
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_every_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tensors before, between and behind large ones too."""
+    state = {
+        "a": torch.ones(PAGE, dtype=torch.uint8),
+        "b": torch.ones(BIG_BYTES + 2, dtype=torch.uint8),
+        "c": torch.ones(6, dtype=torch.uint8),
+        "d": torch.ones(BIG_BYTES + 1, dtype=torch.uint8),
+        "e": torch.ones(1, dtype=torch.uint8),
+    }
+    path = tmp_path / tensors.write(tmp_path, "weights", state)[0]
+    original, counts = os.preadv, list[int]()
+
+    def read(number: int, buffers: list[Any], offset: int) -> int:
+        counts.append(original(number, buffers, offset))
+        return counts[-1]
+
+    monkeypatch.setattr(os, "preadv", read)
+    with FileReader(CPU) as reader:
+        reader.start(path)
+        found = reader.take(path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    assert sum(counts) == sum(len(tensor) for tensor in state.values())
+
+
+def test_a_disk_that_gives_less_than_it_is_asked_for_is_asked_again(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = os.preadv
+
+    def read(number: int, buffers: list[Any], offset: int) -> int:
+        return original(number, [buffers[0][: REQUEST_BYTES // 3]], offset)
+
+    monkeypatch.setattr(os, "preadv", read)
+    with FileReader(CPU) as reader:
+        reader.start(file)
+        found = reader.take(file)["x"]
+    assert torch.equal(found, torch.arange(len(found), dtype=torch.int32))
 
 
 def test_several_files_are_read_side_by_side(tmp_path: Path) -> None:

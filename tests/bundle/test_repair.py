@@ -9,8 +9,12 @@ import pytest
 
 from worker import boot, settings
 from worker.bundle import layout, repair, tensors
+from worker.bundle.obtain import obtain
 from worker.errors import WeightsUnavailable
+from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image.recipe import RECIPE
 from worker.seam import Models
+from worker.weights import space
 from worlds.prepared import folder_of
 
 Lose = Callable[[bool], list[str]]
@@ -124,6 +128,17 @@ def test_a_part_that_cannot_be_quarantined_is_reported_as_damaged(
     monkeypatch.setattr(repair, "quarantine", refuse)
     with pytest.raises(WeightsUnavailable, match=r"vae-1 is damaged.*Read-only file system"):
         repair.start(damage, tmp_path)
+
+
+def test_what_must_be_made_again_needs_a_volume_that_takes_it(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = settings.read(environ)
+    boot.prepare(read)
+    (spec,) = CATALOGUE.resolve(read.model, read, has_gpu=False)
+    monkeypatch.setattr(space, "is_writable", lambda _: False)
+    with pytest.raises(WeightsUnavailable, match=f"the bundle of {spec.name} must be made again"):
+        obtain(spec, RECIPE, read, None, CATALOGUE, repair=True)
 
 
 @pytest.mark.parametrize("role", ["tokenizer", "scheduler", "vae", "text_encoder", "transformer"])

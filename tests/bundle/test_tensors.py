@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from worker.bundle.layout import Damaged
@@ -46,6 +47,8 @@ def test_every_number_format_comes_back_by_safetensors_and_by_our_header(tmp_pat
     ours = read_file_header(tmp_path / name)
     data = (tmp_path / name).read_bytes()
     assert ours.keys() == theirs.keys() == state.keys()
+    with safe_open(tmp_path / name, framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}, "which transformers asks for"
     for key, tensor in state.items():
         entry = ours[key]
         assert theirs[key].dtype == entry.dtype == tensor.dtype
@@ -80,6 +83,13 @@ def test_only_the_header_is_read() -> None:
     base = len(data)
     assert read_header(read) == {"a": TensorEntry(torch.bfloat16, (2, 3), base + 4, base + 16)}
     assert spans == [(0, 8), (8, base)]
+
+
+def test_a_format_of_scales_alone_is_known() -> None:
+    text = b'{"x": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}'
+    data = struct.pack("<Q", len(text)) + text
+    (entry,) = read_header(lambda start, end: data[start:end]).values()
+    assert entry.dtype is torch.float8_e8m0fnu
 
 
 def test_a_file_is_named_by_its_content_and_recorded(tmp_path: Path) -> None:

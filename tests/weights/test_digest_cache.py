@@ -71,6 +71,20 @@ def test_what_was_read_is_believed_until_it_changes(folder: Path, tmp_path: Path
     assert digest(folder, tmp_path) == sha256(b"two")
 
 
+def test_a_digest_is_kept_where_nothing_was_kept_before(folder: Path, tmp_path: Path) -> None:
+    settled(folder / "a.bin")
+    assert digest(folder, tmp_path / "not/yet") == sha256(b"one")
+    assert re.fullmatch(r"[0-9a-f]{20}\.json", record(tmp_path / "not/yet").name)
+
+
+def test_a_folder_may_have_a_name_that_is_no_text(folder: Path, tmp_path: Path) -> None:
+    named = folder.rename(folder.with_name(os.fsdecode(b"mine-\xff")))
+    settled(named / "a.bin")
+    assert digest(named, tmp_path) == sha256(b"one")
+    kept = json.loads(record(tmp_path).read_bytes())
+    assert kept["folder"] == named.name
+
+
 @pytest.mark.parametrize("broken", ["{", "[]", '{"folder": "mine"}', '{"folder": 1, "files": 2}'])
 def test_a_broken_record_is_none(broken: str, folder: Path, tmp_path: Path) -> None:
     settled(folder / "a.bin")

@@ -308,6 +308,16 @@ def test_a_body_may_be_of_no_known_length_and_of_no_other(
             download(tmp_path / "part")
 
 
+def test_a_body_of_no_known_length_that_does_not_end_with_the_file_leaves_nothing(
+    answer: Answer, tmp_path: Path
+) -> None:
+    """It was another file's from its first byte on, for all that is known."""
+    answer([b"x" * 60, b"x" * 41])
+    with pytest.raises(AttemptFailed, match="more bytes than the file has"):
+        download(tmp_path / "part")
+    assert (tmp_path / "part").read_bytes() == b""
+
+
 @pytest.mark.parametrize("status", [206, 416])
 def test_a_part_that_was_not_asked_for_is_none(answer: Answer, tmp_path: Path, status: int) -> None:
     answer([b"x" * 100], status)
