@@ -287,19 +287,22 @@ def test_a_batch_waits_no_longer_than_it_may() -> None:
 def test_a_batch_looks_for_others_only_when_what_waits_has_changed() -> None:
     async def case() -> None:
         model, device, takes = Batching(), lane(2, timeout_s=600), list[int]()
-        looked = threading.Event()
+        looked = threading.Semaphore(0)
 
         def take() -> Batching:
             takes.append(1)
-            looked.set()
+            looked.release()
             return model
 
         job = asyncio.create_task(device.make(ask(model, "a1", take=take)))
-        await wait_for(looked)
+        assert await asyncio.to_thread(looked.acquire, timeout=30)
+        other = asyncio.create_task(device.make(ask(model, "b1")))
+        assert await asyncio.to_thread(looked.acquire, timeout=30)
         await asyncio.sleep(0.05)
-        assert len(takes) == 1
+        assert len(takes) == 2
         await device.make(ask(model, "a2"))
         await job
+        await leave(other)
         assert model.batches == [["a1", "a2"]]
 
     asyncio.run(case())
@@ -318,14 +321,16 @@ def test_a_batch_whose_time_is_over_exactly_is_made(monkeypatch: pytest.MonkeyPa
                 raise DeviceLost("asked once more")
             return model
 
-        ticket = ask(model, "a1", take=take)
-        job = asyncio.create_task(device.make(ticket))
+        ticket, other = ask(model, "a1", take=take), ask(model, "b1")
+        other.arrived = ticket.arrived
+        jobs = [asyncio.create_task(device.make(one)) for one in (ticket, other)]
         await wait_for(gate.reached)
         loop = asyncio.get_running_loop()
         monkeypatch.setattr(loop, "time", lambda: ticket.arrived + 600)
         gate.go.set()
         try:
-            return await job
+            first, _ = await asyncio.gather(*jobs)
+            return first
         finally:
             monkeypatch.undo()
 
