@@ -216,6 +216,7 @@ def test_a_job_that_fails_waits_for_no_file_that_was_begun() -> None:
 
 def test_a_file_has_the_seed_and_the_words_of_its_own_job() -> None:
     first, second = replies(worker_of(BATCH_SIZE="2"), shared(5), shared(9))
+    assert [reply["batch"]["index"] for reply in (first, second)] == [0, 1]
     for reply, seed in ((first, "5"), (second, "9")):
         data = base64.b64decode(reply["images"][0]["base64"])
         assert Image.open(io.BytesIO(data)).info["seed"] == seed

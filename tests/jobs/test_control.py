@@ -4,11 +4,13 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.jobs.control import JobControl, Stopped
+from worker.media.sound import Sound
 from worker.seam import Phase
 from worker.tasks.picture_tasks import TEXT_TO_IMAGE
 
@@ -167,3 +169,12 @@ def test_a_report_after_a_stop_publishes_nothing_and_ends_the_work(phase: Phase)
     with pytest.raises(Stopped):
         control.start(0)
     assert updates == []
+
+
+def test_a_part_is_passed_on_where_the_job_has_it_sent_and_else_let_go() -> None:
+    parts: list[Any] = []
+    part = Sound(np.zeros(3, np.int16), 24_000)
+    JobControl(lambda _: None, SPANS, 1, hand_over=parts.append).follow(0).hand_over(part)
+    assert parts == [part]
+    JobControl(lambda _: None, SPANS, 1).follow(0).hand_over(part)
+    assert parts == [part]

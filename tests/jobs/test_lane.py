@@ -269,6 +269,7 @@ def test_a_batch_that_is_not_full_waits_for_the_next_job_of_its_key() -> None:
         await device.make(ask(model, "a2"))
         (placed,) = await first
         assert placed.waited_ms >= 45
+        assert placed.batch == 0  # what only waited was no batch
         other.cancel()
         with pytest.raises(asyncio.CancelledError):
             await other
@@ -281,6 +282,68 @@ def test_a_batch_waits_no_longer_than_it_may() -> None:
     model = Batching()
     ((placed,),) = settled(lane(timeout_s=0.05), lambda: [ask(model, "a1")])
     assert (placed.size, placed.waited_ms >= 50) == (1, True)
+
+
+def test_a_batch_looks_for_others_only_when_what_waits_has_changed() -> None:
+    async def case() -> None:
+        model, device, takes = Batching(), lane(2, timeout_s=600), list[int]()
+        looked = threading.Semaphore(0)
+
+        def take() -> Batching:
+            takes.append(1)
+            looked.release()
+            return model
+
+        job = asyncio.create_task(device.make(ask(model, "a1", take=take)))
+        assert await asyncio.to_thread(looked.acquire, timeout=30)
+        other = asyncio.create_task(device.make(ask(model, "b1")))
+        assert await asyncio.to_thread(looked.acquire, timeout=30)
+        await asyncio.sleep(0.05)
+        assert len(takes) == 2
+        await device.make(ask(model, "a2"))
+        await job
+        await leave(other)
+        assert model.batches == [["a1", "a2"]]
+
+    asyncio.run(case())
+
+
+def test_a_batch_whose_time_is_over_exactly_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What looking for others took, such as the opening of a model, is waited for too."""
+
+    async def case() -> list[Placed]:
+        model, device, gate, takes = Batching(), lane(2, timeout_s=600), Gate(), list[int]()
+
+        def take() -> Batching:
+            takes.append(1)
+            gate()
+            if len(takes) > 2:
+                raise DeviceLost("asked once more")
+            return model
+
+        ticket, other = ask(model, "a1", take=take), ask(model, "b1")
+        other.arrived = ticket.arrived
+        jobs = [asyncio.create_task(device.make(one)) for one in (ticket, other)]
+        await wait_for(gate.reached)
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "time", lambda: ticket.arrived + 600)
+        gate.go.set()
+        try:
+            first, _ = await asyncio.gather(*jobs)
+            return first
+        finally:
+            monkeypatch.undo()
+
+    (placed,) = asyncio.run(case())
+    assert placed.size == 1
+    assert placed.waited_ms == pytest.approx(600_000)
+
+
+def test_a_lane_whose_batches_waited_in_one_loop_goes_on_in_another() -> None:
+    model, device = Batching(), lane(2, timeout_s=0.05)
+    for _ in range(2):
+        settled(device, lambda: [ask(model, "a1")])
+    assert model.batches == [["a1"], ["a1"]]
 
 
 @pytest.mark.parametrize("prompts", [("?",), ("a1", "a2", "a3", "a4")])
@@ -307,6 +370,90 @@ def test_the_next_need_not_wait_for_the_batch_of_one_that_was_cancelled() -> Non
         assert model.batches == [["?"]]
 
     asyncio.run(case())
+
+
+class Looking:
+    """A look for others that waits, once, until the test has changed what waits."""
+
+    def __init__(self, model: Batching, *, fails: bool = False) -> None:
+        self.gate = Gate()
+        self._model, self._fails = model, fails
+
+    def __call__(self) -> Batching:
+        """Take the model, or fail."""
+        self.gate()
+        if self._fails:
+            raise DeviceLost("not freed")
+        return self._model
+
+
+async def leave(job: "asyncio.Task[Any]") -> None:
+    """Cancel a job that waits, and wait until it has ended."""
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+
+
+def test_a_job_that_leaves_while_others_are_looked_for_lets_the_next_look_anew() -> None:
+    async def case() -> None:
+        model, device = Batching(), lane()
+        look = Looking(model)
+        first = asyncio.create_task(device.make(ask(model, "a1", take=look)))
+        second = asyncio.create_task(device.make(ask(model, "a2")))
+        await wait_for(look.gate.reached)
+        await leave(first)
+        third = asyncio.create_task(device.make(ask(model, "a3")))
+        await asyncio.sleep(0)
+        look.gate.go.set()
+        await asyncio.gather(second, third)
+        assert model.batches == [["a2", "a3"]]
+
+    asyncio.run(case())
+
+
+def test_a_job_that_leaves_before_its_model_fails_keeps_no_other_waiting() -> None:
+    async def case() -> None:
+        notes: list[WorkerError | None] = []
+        model, device = Batching(), lane(note=notes.append)
+        look = Looking(model, fails=True)
+        first = asyncio.create_task(device.make(ask(model, "a1", take=look)))
+        second = asyncio.create_task(device.make(ask(model, "a2")))
+        await wait_for(look.gate.reached)
+        await leave(first)
+        look.gate.go.set()
+        async with asyncio.timeout(30):
+            await second
+        assert model.batches == [["a2"]]
+        assert notes == [None]
+
+    asyncio.run(case())
+
+
+def test_one_that_left_while_others_were_looked_for_fills_no_batch() -> None:
+    async def case() -> None:
+        model, device = Batching(), lane(2, timeout_s=600)
+        look = Looking(model)
+        first = asyncio.create_task(device.make(ask(model, "a1", take=look)))
+        second = asyncio.create_task(device.make(ask(model, "a2")))
+        await wait_for(look.gate.reached)
+        await leave(second)
+        look.gate.go.set()
+        await asyncio.sleep(0.05)
+        assert model.batches == []
+        await asyncio.gather(first, device.make(ask(model, "a3")))
+        assert model.batches == [["a1", "a3"]]
+
+    asyncio.run(case())
+
+
+@pytest.mark.parametrize(("size", "prompts"), [(1, ["!1", "!2"]), (4, ["!1"])])
+def test_where_nothing_is_shared_no_key_is_asked_for(size: int, prompts: list[str]) -> None:
+    """Without a batch size, and for what waits alone and may wait no longer."""
+    model = Batching()
+    with structlog.testing.capture_logs() as lines:
+        settled(lane(size), lambda: [ask(model, *prompts)])
+    assert model.batches == [[prompt] for prompt in prompts]
+    assert "no batch key" not in [line["event"] for line in lines]
 
 
 # What ends a row alone.
@@ -462,6 +609,29 @@ def test_a_device_lost_under_a_stopped_job_is_noted_whichever_of_its_pictures_he
         return notes
 
     assert [type(note) for note in asyncio.run(case())] == [DeviceLost]
+
+
+def test_a_device_lost_after_one_left_its_batch_fails_the_others_for_good() -> None:
+    async def case() -> None:
+        model, device, gates = Batching(), lane(), [Gate(), Gate(), Gate()]
+        coming = iter(gates)
+        model.on_step = lambda: next(coming)()  # noqa: PLW0108 - another gate at each step
+        tickets = [ask(model, prompt) for prompt in ("a lost", "a2", "a3")]
+        jobs = [asyncio.create_task(device.make(ticket)) for ticket in tickets]
+        await wait_for(gates[0].reached)
+        await cancel(jobs[1], tickets[1])
+        for gate in gates:
+            gate.go.set()
+        results = await asyncio.gather(*jobs, return_exceptions=True)
+        assert [type(one) for one in results] == [DeviceLost, asyncio.CancelledError, DeviceLost]
+        assert model.batches == [["a lost", "a2", "a3"]]
+
+    asyncio.run(case())
+
+
+def test_the_first_fault_of_a_job_is_its_answer() -> None:
+    (result,) = settled(lane(), lambda: [ask(Batching(), "a bad", "a lost")])
+    assert isinstance(result, BadPicture)
 
 
 # Memory.

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from worker.edge.reply import Failure
+from worker.jobs.job import Job
 from worker.jobs.serve import Worker
 from worker.media import dial
 from worker.settings import read
@@ -57,6 +59,16 @@ def test_the_reply_and_the_file_say_what_was_used(site: Site, tmp_path: Path) ->
     picture = Image.open(io.BytesIO(base64.b64decode(answer["images"][0]["base64"])))
     assert json.loads(picture.info["loras"]) == answer["loras"]
     assert "topsecret" not in json.dumps(answer) + str(picture.info)
+
+
+def test_the_fetching_of_loras_is_measured(site: Site, tmp_path: Path) -> None:
+    """It counts as fetching in the reply."""
+    job = Job("a", {"prompt": "x", "loras": [f"{site.https}/style.safetensors"]}, 10**7)
+    assert not isinstance(asyncio.run(started(site, tmp_path).handle(job)), Failure)
+    assert "loras" in job.timings
+    plain = Job("b", {"prompt": "x"}, 10**7)
+    asyncio.run(started(site, tmp_path).handle(plain))
+    assert "loras" not in plain.timings
 
 
 def test_a_job_without_any_says_nothing_of_them(site: Site, tmp_path: Path) -> None:

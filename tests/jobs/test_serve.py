@@ -35,6 +35,7 @@ from worker.tasks.speech import SpeechWish
 from worlds import clock
 from worlds.published import offering
 from worlds.standin import SERVED, StandIn, StandIns, answered
+from worlds.tone import Forks
 
 Reply = dict[str, Any]
 
@@ -119,6 +120,17 @@ def test_old_callers_of_speech_find_nothing_new_in_a_reply_of_pictures() -> None
     assert set(served(asked, with_settings(RESPONSE_COMPAT="audio_base64"))) == set(plain)
 
 
+def test_old_callers_of_speech_find_the_sound_at_the_top() -> None:
+    """And what is the only one has no index."""
+    asked = {"task": "speech", "text": "hello", "voice": "fork", "seed": 5}
+    plain = served(asked, Worker(read({}), Forks()))
+    assert "index" not in plain["audio"]
+    old = served(asked, Worker(read({"RESPONSE_COMPAT": "audio_base64"}), Forks()))
+    assert old["audio_base64"] == plain["audio"]["base64"]
+    pictures = served(asked, Worker(read({"RESPONSE_COMPAT": "output_image_base64"}), Forks()))
+    assert set(pictures) == set(plain)
+
+
 def test_a_wish_is_the_same_where_its_door_cannot_stream_but_for_that() -> None:
     wish = SpeechWish("hello", "speech", "tara", 1, 0.6, 0.8, 1.1, 100, ("hello",), streams=True)
     request: Any = SimpleNamespace(asked=SimpleNamespace(streams=True))
@@ -138,6 +150,14 @@ def test_an_unknown_key_of_a_jobs_bucket_warns_in_the_reply() -> None:
         "INVALID_INPUT",
         "s3Config.acl",
     )
+
+
+def test_a_caller_without_a_bucket_hears_of_one_only_where_the_door_takes_it() -> None:
+    asked = {"prompt": "a fox", "response_format": "url"}
+    assert "the job's s3Config" in served(asked)["error"]
+    answer = asyncio.run(with_settings().handle(Job("a", asked, 1_000_000)))
+    assert isinstance(answer, Failure)
+    assert "the job's" not in answer.message
 
 
 @pytest.mark.parametrize("given", ["bucket", [], 7, True], ids=repr)
@@ -205,6 +225,8 @@ def test_prompts_are_logged_only_when_asked() -> None:
         assert "plugh" in refused["error"]
         assert "plugh" not in str(lines)
         assert ("xyzzy" in str(lines)) is logged
+        (begun,) = (line for line in lines if line["event"] == "job started")
+        assert begun.get("prompt") == ("xyzzy" if logged else None)
 
 
 class Forgetful(StandIn):
@@ -399,14 +421,16 @@ def test_without_a_listener_nothing_is_lost() -> None:
 
 
 @contextlib.contextmanager
-def store() -> Iterator[tuple[str, dict[str, list[bytes]]]]:
-    """Keep what is PUT, as a bucket would; yields its address and what each key was given."""
-    kept: dict[str, list[bytes]] = {}
+def store(
+    note: Callable[[str], None] = lambda _: None,
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Keep what is PUT, as a bucket would; yields its address and what it has, and notes each."""
+    kept: dict[str, bytes] = {}
 
     class Store(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            kept.setdefault(self.path.partition("?")[0], []).append(body)
+            note(self.path)
+            kept[self.path.partition("?")[0]] = self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -435,22 +459,8 @@ def test_a_reply_over_budget_goes_to_the_bucket_if_there_is_one() -> None:
         reply = served(wish, worker)
     assert reply["adjusted"]["response_format"] == ["base64", "url"]
     assert reply["images"][0]["url"].startswith(address)
-    ((data,),) = kept.values()
+    (data,) = kept.values()
     assert data.startswith(b"\x89PNG")
-
-
-def test_a_reply_of_urls_over_budget_is_not_delivered_twice() -> None:
-    with store() as (address, kept):
-        worker = with_settings(
-            MAX_REPLY_BYTES="1024",
-            BUCKET_ENDPOINT_URL=address,
-            BUCKET_ACCESS_KEY_ID="access-key",
-            BUCKET_SECRET_ACCESS_KEY="secret-key",
-            BUCKET_NAME="pictures",
-        )
-        reply = served({"prompt": "a fox", "n": 4, "response_format": "url"}, worker)
-    assert reply["error_code"] == "OUTPUT_TOO_LARGE"
-    assert [len(bodies) for bodies in kept.values()] == [1] * 4
 
 
 def test_a_reply_over_budget_is_refused_when_the_caller_chose_the_format() -> None:
@@ -460,6 +470,31 @@ def test_a_reply_over_budget_is_refused_when_the_caller_chose_the_format() -> No
         assert reply["error_code"] == "OUTPUT_TOO_LARGE"
     # no format is small enough
     assert served({"prompt": "big"}, worker)["error_code"] == "OUTPUT_TOO_LARGE"
+
+
+def test_a_format_that_the_caller_chose_is_kept_even_where_another_would_fit() -> None:
+    wish = {"prompt": "x", "seed": 1, "width": 256, "height": 256}
+    small = len(json.dumps(served({**wish, "output_format": "jpeg"})))
+    worker = with_settings(MAX_REPLY_BYTES=str(small + 500))
+    assert served(wish, worker)["adjusted"]["output_format"][0] == "png"
+    refused = served({**wish, "output_format": "png"}, worker)
+    assert refused["error_code"] == "OUTPUT_TOO_LARGE"
+
+
+def test_a_reply_of_links_over_budget_is_refused_once_what_it_links_to_is_stored() -> None:
+    """There is no other way to try: nothing is stored twice."""
+    stored: list[str] = []
+    with store(stored.append) as (address, _):
+        worker = with_settings(
+            MAX_REPLY_BYTES="1024",
+            BUCKET_ENDPOINT_URL=address,
+            BUCKET_ACCESS_KEY_ID="access-key",
+            BUCKET_SECRET_ACCESS_KEY="secret-key",
+            BUCKET_NAME="pictures",
+        )
+        reply = served({"prompt": "x", "n": 4, "response_format": "url"}, worker)
+    assert reply["error_code"] == "OUTPUT_TOO_LARGE"
+    assert len(stored) == 4
 
 
 def test_encoding_does_not_hold_up_the_event_loop() -> None:
@@ -614,6 +649,16 @@ def test_an_update_under_way_is_waited_for_and_none_follows_it() -> None:
     ((at, step),) = posting(send, takes_s=0.2)
     assert at == pytest.approx(0.2)
     assert step == 1
+
+
+def test_an_update_right_before_the_end_is_left_out() -> None:
+    """Its job's result is due, and would come after it."""
+
+    async def send(progress: Progress) -> None:
+        await asyncio.sleep(0.01)
+        progress.publish({"step": 1})
+
+    assert posting(send) == []
 
 
 def test_an_update_that_the_platform_does_not_take_is_given_up_for_the_next() -> None:
@@ -817,6 +862,79 @@ def test_the_model_gets_all_that_was_asked_and_the_reply_all_that_it_took() -> N
     assert reply["peak_vram_mb"] == 9
     assert (reply["timings_ms"]["text"], reply["timings_ms"]["denoise"]) == (2, 60)
     assert reply["timings_ms"]["total"] > 0
+
+
+def test_the_phases_of_a_job_are_measured_by_their_names() -> None:
+    job = Job("a", {"prompt": "x"}, 10**7)
+    answer = asyncio.run(with_settings().handle(job))
+    assert not isinstance(answer, Failure)
+    assert set(job.timings) == {"fetch", "denoise", "encode", "deliver", "total"}
+
+
+class Finding(StandIn):
+    """A model that finds something else out with each picture, and warns of every second."""
+
+    def draw(self, wish: PictureWish, control: Control) -> Made:
+        """Draw, and find."""
+        warnings = ("odd",) if wish.seed % 2 else ()
+        found = {"start_noise": wish.seed / 10}
+        return replace(super().draw(wish, control), found=found, warnings=warnings)
+
+
+def test_a_reply_has_what_was_found_with_the_first_picture_and_the_warnings_of_all() -> None:
+    reply = served({"prompt": "x", "n": 3, "seed": 2}, remembering(Finding()))
+    assert reply["start_noise"] == 0.2
+    assert reply["warnings"] == ["odd"]
+
+
+class Ahead(StandIn):
+    """A model that reads ahead, and remembers what it then makes."""
+
+    def __init__(self) -> None:
+        self.wishes: list[PictureWish] = []
+
+    def read_ahead(self, wish: PictureWish) -> PictureWish:
+        """Read."""
+        return replace(wish, ahead="read")
+
+    def draw(self, wish: PictureWish, control: Control) -> Made:
+        """Draw, and remember."""
+        self.wishes.append(wish)
+        return super().draw(wish, control)
+
+
+def test_an_open_model_reads_ahead_for_each_job() -> None:
+    model = Ahead()
+    served({"prompt": "x", "n": 2}, remembering(model))
+    assert [wish.ahead for wish in model.wishes] == ["read", "read"]
+
+
+@pytest.mark.parametrize(("previews", "has_sink"), [(2, False), (None, True), (0, True)])
+def test_no_picture_on_the_way_is_made_that_nobody_gets(
+    previews: int | None, *, has_sink: bool
+) -> None:
+    """Unless a job's door asks for some, it gets none."""
+    model, parts = Ahead(), list[Any]()
+
+    async def keep(_number: int, part: Any) -> None:
+        parts.append(part)
+
+    more: dict[str, Any] = {} if previews is None else {"previews": previews}
+    job = Job("a", {"prompt": "x"}, 10**7, sink=keep if has_sink else None, **more)
+    asyncio.run(remembering(model).handle(job))
+    assert [wish.previews for wish in model.wishes] == [0]
+    assert parts == []
+
+
+def test_a_job_begins_at_once() -> None:
+    """Counted in a time that nothing but sleeping takes."""
+
+    async def case() -> float:
+        answer = await with_settings().handle(Job("a", {"op": "health"}, 10**7))
+        assert not isinstance(answer, Failure)
+        return asyncio.get_running_loop().time()
+
+    assert clock.run(case()) == 0.0
 
 
 def test_a_png_holds_what_makes_it_again() -> None:
