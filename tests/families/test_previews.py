@@ -218,9 +218,9 @@ def test_memory_is_freed_after_a_preview_that_had_none(monkeypatch: pytest.Monke
 def test_what_a_step_leads_to_is_computed_only_where_it_is_shown() -> None:
     """Not after the others: it takes time on the device."""
     computed: list[int] = []
-    shown = Previews(
-        [replace(WISH, width=16, height=8, previews=1)], Sharing([Seeing()], drops=True), Decoder(1)
-    )
+    decoder: Any = Decoder(128)
+    wish = replace(WISH, width=16, height=8, previews=1)
+    shown = Previews([wish], Sharing([Seeing()], drops=True), decoder)
 
     def watch(step: int) -> None:
         def estimate() -> torch.Tensor:
