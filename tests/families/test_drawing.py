@@ -11,10 +11,12 @@ from PIL import Image
 
 from worker import settings
 from worker.engine import device as devices
+from worker.engine.cache import TensorCache
 from worker.errors import BadPicture, CudaOutOfMemory
 from worker.families import drawing
 from worker.families.clock import Clock
 from worker.families.memory import Phases
+from worker.families.references import ReferencePictures
 from worker.families.sharing import Sharing
 from worker.seam import Made, Outcome, Unheard
 from worlds.embedded import served
@@ -127,3 +129,107 @@ def test_pictures_begin_from_their_own_sources_at_their_own_size() -> None:
     assert found[:, 0, 0].tolist() == [1, 2]
     assert asked == [(source, (64, 32)) for source in sources]
     assert drawing.encode_sources([WISH], encode) is None
+
+
+class Roomy:
+    """A VAE that has room for so many pixels in one piece, and runs out of memory at one size."""
+
+    def __init__(self, room: int = 1 << 30, *, full_at: tuple[int, int] | None = None) -> None:
+        self.asked: list[tuple[int, int, bool]] = []
+        self._room, self._full_at = room, full_at
+
+    def has_room(self, pixels: int) -> bool:
+        """Return whether a picture fits."""
+        return pixels <= self._room
+
+    def encode(self, _image: Image.Image, width: int, height: int, *, tiled: bool) -> torch.Tensor:
+        """Return as many latents as there are pixels."""
+        self._note(width, height, tiled)
+        return torch.zeros(1, width * height, 1)
+
+    def decode(self, _latents: Any, width: int, height: int, *, tiled: bool) -> torch.Tensor:
+        """Return noise."""
+        self._note(width, height, tiled)
+        return torch.rand(1, 3, height, width) * 2 - 1
+
+    def _note(self, width: int, height: int, tiled: bool) -> None:
+        self.asked.append((width, height, tiled))
+        if not tiled and (width, height) == self._full_at:
+            raise torch.OutOfMemoryError
+
+
+def encode_or_decode(vae: Any, sizes: list[tuple[int, int]], *, encodes: bool) -> Clock:
+    """Encode, or decode, a picture at each of these sizes."""
+    clock, phases = Clock(CPU), Phases(lambda: None)
+    latents, source = torch.zeros(1, 1, 1), draw(8, 8, 1)
+    encode = drawing.make_encode(vae, TensorCache(1 << 20), ReferencePictures(), phases, clock)
+    for width, height in sizes:
+        if encodes:
+            encode(source, (width, height))
+        else:
+            wish = replace(WISH, width=width, height=height)
+            made = drawing.decode_picture(vae, latents, wish, phases, clock)
+            assert isinstance(made, Image.Image)
+    return clock
+
+
+@pytest.mark.parametrize("encodes", [True, False])
+@pytest.mark.parametrize("size", [(16, 8), (8, 16)])
+def test_a_picture_of_more_pixels_than_there_is_room_for_is_made_in_tiles(
+    *, size: tuple[int, int], encodes: bool
+) -> None:
+    for room, tiled in ((128, False), (127, True)):
+        vae = Roomy(room)
+        clock = encode_or_decode(vae, [size], encodes=encodes)
+        assert vae.asked == [(*size, tiled)]
+        assert list(clock.spent) == ["reference" if encodes else "decode"]
+
+
+@pytest.mark.parametrize("encodes", [True, False])
+def test_after_running_out_of_memory_pictures_of_as_many_pixels_are_made_in_tiles(
+    *, encodes: bool
+) -> None:
+    """Of whatever shape; those of another area, with a side in common or not, are not."""
+    vae = Roomy(full_at=(16, 8))
+    encode_or_decode(vae, [(16, 8), (8, 16), (32, 16), (16, 4), (8, 8)], encodes=encodes)
+    assert vae.asked == [
+        (16, 8, False),
+        (16, 8, True),
+        (8, 16, True),
+        (32, 16, False),
+        (16, 4, False),
+        (8, 8, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("height", "is_same"), [(1023, True), (1024, True), (1040, True), (1056, False), (992, False)]
+)
+def test_a_reference_shares_the_output_s_size_where_their_aspects_are_within_three_percent(
+    *, height: int, is_same: bool
+) -> None:
+    image = Image.new("L", (512, 512))
+    wish = replace(WISH, width=1024, height=height)
+    assert drawing.has_same_aspect(image, wish) is is_same
+    upright = replace(WISH, width=height, height=1024)
+    assert drawing.has_same_aspect(image, upright) is is_same
+
+
+@pytest.mark.parametrize(
+    ("negative", "scale", "names"),
+    [
+        ("dull", 1.5, ["prompt", "negative prompt"]),
+        ("", 1.5, ["prompt", "negative prompt"]),
+        ("dull", 1.0, ["prompt"]),
+        ("dull", 0.5, ["prompt"]),
+        (None, 4.0, ["prompt"]),
+    ],
+)
+def test_a_negative_prompt_counts_where_guidance_is_above_one(
+    negative: str | None, scale: float, names: list[str]
+) -> None:
+    wish = replace(WISH, negative_prompt=negative, true_cfg_scale=scale)
+    texts = drawing.list_texts(wish)
+    assert list(texts) == names
+    assert texts["prompt"] == wish.prompt
+    assert texts.get("negative prompt") in (negative, None)

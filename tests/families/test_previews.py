@@ -213,3 +213,22 @@ def test_memory_is_freed_after_a_preview_that_had_none(monkeypatch: pytest.Monke
 
     watched(Scarce(128), (1, 2, 3))
     assert freed == ["tried", "freed"]
+
+
+def test_what_a_step_leads_to_is_computed_only_where_it_is_shown() -> None:
+    """Not after the others: it takes time on the device."""
+    computed: list[int] = []
+    decoder: Any = Decoder(128)
+    wish = replace(WISH, width=16, height=8, previews=1)
+    shown = Previews([wish], Sharing([Seeing()], drops=True), decoder)
+
+    def watch(step: int) -> None:
+        def estimate() -> torch.Tensor:
+            computed.append(step)
+            return torch.zeros(1, 1, 1)
+
+        shown.watch(step, 4, estimate)
+
+    for step in (1, 2, 3, 4):
+        watch(step)
+    assert computed == [2]

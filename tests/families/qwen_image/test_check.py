@@ -285,6 +285,11 @@ def test_a_condition_area_is_a_number_of_pixels(area: object, folder: Path, tmp_
     assert "condition_area" in refused(folder, tmp_path / "home")
 
 
+def test_the_smallest_condition_area_is_one_pixel(folder: Path, tmp_path: Path) -> None:
+    altered.configure(folder / "worker.json", condition_area=1)
+    accepted(folder, tmp_path / "home")
+
+
 CONFIGURATIONS: list[tuple[str, dict[str, Any], str]] = [
     # what is set, and what the message names
     ("transformer/config.json", {"num_layers": ...}, "lacks transformer_blocks.6."),

@@ -140,11 +140,12 @@ def test_real_rotation_equals_the_complex_one_to_the_last_bit(dtype: torch.dtype
     assert rotate(x, make_table(frequencies)).dtype == dtype
 
 
-@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("shapes", [*SHAPES, [(1, 2, 2)] * 4])
 @pytest.mark.parametrize("is_layered", [False, True])
 def test_positions_are_those_of_the_modules_own_table(
     shapes: list[LatentShape], *, is_layered: bool
 ) -> None:
+    """The text follows the last layer where there are more layers than half a side has tokens."""
     model = small(torch.float32, use_layer3d_rope=is_layered)
     expected = model.pos_embed([shapes], max_txt_seq_len=9, device=CPU)
     found = Positions(model).find(shapes, 9, CPU)

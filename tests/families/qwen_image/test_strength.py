@@ -219,6 +219,11 @@ def test_how_much_noise_it_began_with_is_found(
     assert "start_noise" not in made(image_model, TEXT).found
 
 
+def test_the_noise_that_is_found_has_four_decimals(image_model: QwenImage) -> None:
+    """Of 3s / (1 + 2s), two thirds for a strength of 0.4."""
+    assert made(image_model, replace(FROM, strength=0.4, **FAST)).found["start_noise"] == 0.6667
+
+
 class Listener(Control):
     """Records what a picture reports, and stops it at `stop_at`."""
 

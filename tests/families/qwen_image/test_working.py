@@ -17,9 +17,17 @@ from worker.families.qwen_image.planning import (
     plan_working,
 )
 from worker.families.qwen_image.working import (
+    ENCODED_TOKEN,
+    KEPT_TOKEN,
+    PICTURE,
     SHOWN_TOKEN_PIXELS,
+    TEXT_TOKEN,
+    TEXT_UNPACKED_TOKEN,
+    TILE_PIXELS,
+    TILED_FRAME,
     TOKEN_PIXELS,
     Load,
+    count_frame_bytes,
     estimate_phases,
     estimate_working,
 )
@@ -97,6 +105,32 @@ def test_tiles_take_less_and_a_lora_more() -> None:
     assert {phase for phase in whole if tiled[phase] < whole[phase]} == {"decode", "reference"}
     plain = estimate_phases(replace(LOAD, adapters=0))
     assert {phase for phase in whole if plain[phase] < whole[phase]} == {"denoise"}
+
+
+def test_tiles_take_the_frame_of_one_and_so_much_of_each_pixel() -> None:
+    saved = count_frame_bytes(SIDE) - count_frame_bytes(TILE_PIXELS) - TILED_FRAME * SIDE
+    whole, tiled = estimate_phases(LOAD), estimate_phases(replace(LOAD, tiled=True))
+    assert {phase: whole[phase] - tiled[phase] for phase in whole} == {
+        "text": 0,
+        "denoise": 0,
+        "decode": saved,
+        "reference": saved,
+    }
+
+
+def test_every_picture_of_a_batch_has_its_tokens_its_pixels_and_its_prompt() -> None:
+    """Prompts are encoded one after another."""
+    one, three = estimate_phases(LOAD), estimate_phases(replace(LOAD, batch=3))
+    tokens = 2 * SIDE // TOKEN_PIXELS
+    assert three["decode"] - one["decode"] == 2 * (KEPT_TOKEN * tokens + PICTURE * SIDE)
+    longer: Any = {"prompt_tokens": LOAD.prompt_tokens + 100}
+    each_of: dict[Precision, int] = {"4bit": TEXT_UNPACKED_TOKEN, "bf16": ENCODED_TOKEN}
+    for precision, each in each_of.items():
+        load = replace(LOAD, batch=3, precision=precision)
+        before, after = estimate_phases(load), estimate_phases(replace(load, **longer))
+        grown = {phase: after[phase] - before[phase] for phase in before}
+        denoise = 3 * 100 * TEXT_TOKEN
+        assert grown == {"text": 100 * each, "denoise": denoise, "decode": 0, "reference": 0}
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
