@@ -1,15 +1,19 @@
 """What a model's worker.json says of it is used, and what cannot be true is refused."""
 
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from worker import settings
+from worker.bundle.layout import Damaged
 from worker.engine.key_values import KeyValues
 from worker.errors import WeightsUnavailable
 from worker.families.orpheus.models import (
@@ -20,8 +24,10 @@ from worker.families.orpheus.models import (
     read_speaking,
 )
 from worker.families.orpheus.offer import describe_speech
-from worker.families.orpheus.prompt import find_unknown
-from worker.families.orpheus.recipe import count_kept, count_room
+from worker.families.orpheus.opening import _map_text
+from worker.families.orpheus.parts import TEXT_TABLE
+from worker.families.orpheus.prompt import find_unknown, tokenise_text
+from worker.families.orpheus.recipe import count_kept, count_room, learn, plan_speech
 from worker.tasks.speech import SpeechOffer
 from worlds import speaking
 
@@ -176,3 +182,43 @@ def test_a_tokenizer_that_makes_nothing_of_a_text_is_of_another_model() -> None:
     nothing = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(vocab={}, merges=[])))
     (reason,) = find_unknown(nothing, speaking.IDS)
     assert reason.startswith(f"a text has the id {speaking.IDS.first},")
+
+
+def test_a_mark_that_a_tokenizer_sets_before_every_text_is_not_in_a_prompt_s() -> None:
+    """As Llama's own does: a prompt begins with the model's own ids."""
+    plain, marked = speaking.make_tokenizer(), speaking.make_tokenizer()
+    mark = marked.convert_ids_to_tokens(0)
+    marked.backend_tokenizer.post_processor = TemplateProcessing(
+        single=[mark, "$A"], special_tokens=[(mark, 0)]
+    )
+    assert marked("one")["input_ids"] != plain("one")["input_ids"]
+    assert tokenise_text(marked, "one") == tokenise_text(plain, "one")
+
+
+@pytest.mark.parametrize(("spare", "room"), [(375, 8192), (376, 9216)])
+def test_the_longest_passage_has_room_to_its_limit_and_a_frame_more(spare: int, room: int) -> None:
+    """Two tokens a character, a hundred around them, in whole steps of what a GPU reads."""
+    said = Speaking(passage=280, slowest=2.5, spare=spare)
+    assert (660 + SLOTS * (said.limit_frames("x" * 280) + 1)) - 8192 == SLOTS * (spare - 375)
+    assert count_room(said) == room
+
+
+def test_a_speech_takes_what_is_kept_and_what_a_step_needs() -> None:
+    row = SPEECH_TABLE[0]
+    assert plan_speech(row, settings.read({}), "bf16") > count_kept(row.defaults)
+
+
+def test_a_worker_json_completes_what_the_table_says_of_a_model() -> None:
+    row = SPEECH_TABLE[0]
+    assert learn(row, {}) == row
+    assert learn(row, {"pace": 0.5}).defaults == replace(row.defaults, pace=0.5)
+    assert learn(replace(row, defaults=None), {"pace": 0.5}).defaults == Speaking(pace=0.5)
+
+
+def test_a_bundle_without_the_embedding_of_text_is_damaged(tmp_path: Path) -> None:
+    save_file({"other": torch.zeros(1)}, tmp_path / "a.safetensors")
+    save_file({TEXT_TABLE: torch.ones(2, 3)}, tmp_path / "b.safetensors")
+    files = sorted(tmp_path.iterdir())
+    assert torch.equal(_map_text(files, tmp_path), torch.ones(2, 3))
+    with pytest.raises(Damaged, match="no embedding of text"):
+        _map_text(files[:1], tmp_path)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
+from worker.engine import key_values
 from worker.engine.token_choice import Choosing
 from worker.families.orpheus.frames import Stage, Written
 from worker.families.orpheus.language import Language
@@ -15,7 +16,9 @@ from worker.families.orpheus.models import SLOTS, TokenIds
 
 IDS = TokenIds(first=40, codes=32, stop=33, before=(34, 35), after=(36, 37))
 PROMPT = [34, 35, 5, 6, 7, 36, 37]
-GREEDY = Choosing(0, penalty=1.3)
+LIVELY = Choosing(0.9, 0.9, 1.1)
+# Prompts of several lengths, each with a seed.
+THREE = [(PROMPT, 1), ([34, 35, 9, 36, 37], 2), ([34, 35, *range(2, 30), 36, 37], 3)]
 
 
 def make_stock(*, is_tied: bool, seed: int = 3) -> Any:
@@ -105,6 +108,11 @@ def write_all(
     return written
 
 
+def write_three_alone() -> list[list[list[int]]]:
+    model = make_ours(make_stock(is_tied=True))
+    return [write(model, LIVELY, prompt=prompt, seed=seed).codes for prompt, seed in THREE]
+
+
 def flatten(frames: Sequence[Sequence[int]]) -> list[int]:
     return [
         IDS.first + slot * IDS.codes + code for frame in frames for slot, code in enumerate(frame)
@@ -179,14 +187,17 @@ def test_equal_rows_are_kept_once() -> None:
     assert other.head is not None
 
 
-def test_rows_of_one_stage_are_what_each_is_alone() -> None:
-    """Whatever the length of its prompt, and when the others end."""
+@pytest.mark.parametrize("step", [key_values.READ_STEP, SLOTS])
+def test_rows_of_one_stage_are_what_each_is_alone(
+    monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Whatever the length of its prompt, when the others end, and how much is read at once."""
+    alone_at_once = write_three_alone()
+    monkeypatch.setattr(key_values, "READ_STEP", step)
     model = make_ours(make_stock(is_tied=True))
-    how = Choosing(0.9, 0.9, 1.1)
-    begun = [(PROMPT, 1), ([34, 35, 9, 36, 37], 2), ([34, 35, *range(2, 30), 36, 37], 3)]
-    alone = [write(model, how, prompt=prompt, seed=seed).codes for prompt, seed in begun]
-    assert [one.codes for one in write_all(model, how, begun)] == alone
-    assert len({len(codes) for codes in alone}) > 1
+    assert write_three_alone() == alone_at_once
+    assert [one.codes for one in write_all(model, LIVELY, THREE)] == alone_at_once
+    assert len({len(codes) for codes in alone_at_once}) > 1
 
 
 def test_a_row_that_is_begun_again_forgets_what_was_there() -> None:
@@ -203,14 +214,16 @@ def test_a_row_that_is_begun_again_forgets_what_was_there() -> None:
 
 
 def test_a_row_that_has_ended_needs_no_more_room() -> None:
-    """The others go on to the end of theirs."""
+    """However many have: the others go on to the end of theirs."""
     model = make_ours(make_stock(is_tied=True))
-    stage = Stage(*model, rows=2, room=300)
-    stage.begin(0, [5] * 250, 1)
-    stage.begin(1, PROMPT, 1)
+    stage = Stage(*model, rows=3, room=300)
+    for row in range(2):
+        stage.begin(row, [5] * 250, 1)
+    stage.begin(2, PROMPT, 1)
     stage.step()
-    stage.end(0)
-    frames = [stage.step()[1] for _ in range(40)]
+    for row in range(2):
+        stage.end(row)
+    frames = [stage.step()[2] for _ in range(40)]
     assert all(code < IDS.codes for frame in frames for code in frame[1:])
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import shutil
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from worker.families import catalogue
 from worker.families.orpheus import model as orpheus
 from worker.families.orpheus.frames import Stage
 from worker.families.orpheus.model import PAUSE_S, make_ready
+from worker.families.orpheus.models import SLOTS
 from worker.families.orpheus.opening import open_bundle
-from worker.families.orpheus.speaking import Limits
+from worker.families.orpheus.speaking import Limits, _check_audible
 from worker.seam import Control, Made, Model, Outcome, Phase, Unheard
 from worker.settings import Settings
 from worker.tasks.request import Request, parse
@@ -107,7 +110,7 @@ def test_it_speaks_in_each_precision(published: Path, home: Path, precision: str
     (spoken,) = first.found["spoken"]
     assert spoken.seconds == len(samples_of(first)) / 24_000
     assert spoken.characters == len("One, two.")
-    assert {"text", "generate"} <= set(first.timings_ms)
+    assert set(first.timings_ms) == {"text", "generate", "decode"}
     model.warm()
     model.release()
 
@@ -133,6 +136,71 @@ def test_passages_are_spoken_each_for_itself_with_a_pause_between(model: Model) 
     assert len(samples) == sum(lengths) + pause
     assert not samples[lengths[0] : lengths[0] + pause].any()
     assert np.array_equal(samples[: lengths[0]], samples_of(made(model, text=texts[0])))
+
+
+def test_a_pause_is_as_short_as_a_reader_s() -> None:
+    """After a sentence: it is heard, and nobody waits for what follows."""
+    assert 0.1 <= PAUSE_S <= 0.2
+
+
+def test_how_tokens_are_chosen_is_as_the_job_says(model: Model) -> None:
+    calm, wild = (samples_of(made(model, text=TEXT, temperature=t)) for t in (0.2, 1.5))
+    assert not np.array_equal(calm, wild)
+
+
+class Noting(Unheard):
+    """Keeps all that is reported, and how often a part is handed over."""
+
+    def __init__(self) -> None:
+        self.reported: list[tuple[Phase, int, int]] = []
+        self.handed = 0
+
+    def report(self, phase: Phase, step: int, steps: int) -> None:
+        """Keep it."""
+        self.reported.append((phase, step, steps))
+
+    def hand_over(self, part: Any) -> None:
+        """Count it."""
+        del part
+        self.handed += 1
+
+
+def test_a_caller_hears_of_every_frame_between_the_text_and_the_sound(model: Model) -> None:
+    """And is handed nothing where the speech is not streamed."""
+    wish = replace(wish_of(model, text="One two three four five."), max_tokens=4 * SLOTS)
+    noting = Noting()
+    list(model.make([wish], [noting]))
+    steps = [("generate", count, max(count, wish.frames)) for count in (1, 2, 3, 4)]
+    assert noting.reported == [("text", 1, 1), *steps, ("decode", 1, 1)]
+    assert noting.handed == 0
+
+
+def test_a_last_passage_that_is_cut_cuts_the_speech_and_not_what_its_caller_heard_first(
+    model: Model,
+) -> None:
+    whole = made(model, text=TEXT)
+    first = round(whole.found["spoken"][0].seconds * 24_000 / 2048)
+    wish = replace(wish_of(model, text=TEXT, stream=True), max_tokens=(first + 2) * SLOTS)
+    wish = replace(wish, passages=wish.passages[:2])
+    (cut,) = model.make([wish], [Unheard()])
+    assert isinstance(cut, Made), cut
+    assert len(cut.found["spoken"]) == 2
+    assert cut.found["truncated"]
+    assert first > 2
+    assert cut.found["first_frames"] == min(7, first)
+
+
+def test_tokens_that_were_few_and_sufficed_cut_nothing(model: Model) -> None:
+    """Fewer than its text would allow, and it ended before they did."""
+    whole = made(model)
+    frames = len(samples_of(whole)) // 2048
+    assert frames + 1 < 40
+    wish = replace(wish_of(model), max_tokens=(frames + 1) * SLOTS)
+    (ended,) = model.make([wish], [Unheard()])
+    assert isinstance(ended, Made), ended
+    assert np.array_equal(samples_of(ended), samples_of(whole))
+    assert not ended.found["truncated"]
+    assert ended.warnings == ()
 
 
 def test_the_peak_is_that_since_the_speech_was_begun(
@@ -226,6 +294,20 @@ def test_a_model_that_never_ends_is_tried_three_times_and_is_an_error(
     limit = 40 + int(0.25 * len("One, two."))
     assert control.most == limit - 1  # with the last frame the next attempt begins
     assert control.begun == 3
+    model.warm()  # what it says by itself is no reason not to start
+
+
+def test_a_passage_has_room_for_every_frame_that_it_may_have(
+    published: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that needs more than is usual."""
+    monkeypatch.setattr(orpheus, "count_room", lambda _: 1)
+    model: Any = open_model(published, home)
+    with torch.no_grad():
+        model._parts.language.stop.zero_()
+    outcome = say(model)
+    assert isinstance(outcome, BadAudio)
+    assert "no speech that ends" in outcome.message
 
 
 class Hearing(Control):
@@ -330,6 +412,24 @@ def test_memory_that_runs_out_once_is_seen_by_none(
     assert np.array_equal(samples_of(made(model)), expected)
 
 
+def test_what_was_kept_is_free_before_it_is_tried_again(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    language: Any = model._parts.language  # type: ignore[attr-defined] # of this family
+    read, known = language.read, list[Any]()
+
+    def run_out(embedded: Any, cache: Any, row: int) -> Any:
+        known.append(weakref.ref(cache))
+        if len(known) == 1:
+            raise torch.OutOfMemoryError
+        assert known[0]() is None
+        return read(embedded, cache, row)
+
+    monkeypatch.setattr(language, "read", run_out)
+    made(model)
+    assert len(known) > 1
+
+
 def test_a_stream_that_runs_out_of_memory_is_not_begun_again(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +489,15 @@ def test_a_silent_codec_and_one_that_is_no_sound_are_errors(published: Path, hom
     assert "not numbers" in outcome.message
 
 
+@pytest.mark.parametrize(("level", "is_silent"), [(15, True), (16, False)])
+def test_a_sound_is_heard_from_the_noise_of_a_codec_on(level: int, is_silent: bool) -> None:
+    """In either direction, wherever it is."""
+    for sign in (1, -1):
+        sound = [np.zeros(4, np.int16), np.array([0, sign * level, 1], np.int16)]
+        with pytest.raises(BadAudio) if is_silent else nullcontext():
+            _check_audible(sound)
+
+
 def find_bundle(home: Path, precision: str) -> Path:
     (folder,) = (
         path for path, bundle in layout.list_prepared(home) if bundle.precision == precision
@@ -420,6 +529,7 @@ def test_models_of_one_process_share_a_codec_and_no_more(model: Model, home: Pat
     one, two = (open_bundle(find_bundle(home, "bf16"), CPU, share=share) for _ in range(2))
     assert one.codec is two.codec
     assert one.language is not two.language
+    assert one.device == one.codec_device == CPU
 
 
 def test_every_byte_is_proven_where_that_is_asked_for(
@@ -470,6 +580,7 @@ def test_a_head_is_compared_with_the_embedding_whatever_the_configuration_says(
     ("about", "words"),
     [
         ({"codebook": 64}, "vocab_size"),
+        ({"first_audio": speaking.IDS.first + 2}, "vocab_size"),
         ({"sample_rate": 44_100}, "samples per second"),
         ({"codebook": 16}, "codec has 32 codes"),
         ({"first_audio": 30, "stop": 3, "prompt": {"before": [1], "after": [2]}}, "another model"),
@@ -484,6 +595,13 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_made(
     (tmp_path / "snac").rename(language / "codec")
     with pytest.raises(WeightsUnavailable, match=words):
         open_model(language, tmp_path / "home")
+
+
+def test_a_vocabulary_that_ends_with_the_last_code_is_enough(tmp_path: Path) -> None:
+    """The small one has one id more than its own numbers need."""
+    language = speaking.publish(tmp_path, about={"first_audio": speaking.IDS.first + 1})
+    (tmp_path / "snac").rename(language / "codec")
+    assert open_model(language, tmp_path / "home").served.tasks == ("speech",)
 
 
 @pytest.mark.parametrize(
