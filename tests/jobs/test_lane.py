@@ -629,9 +629,11 @@ def test_a_device_lost_after_one_left_its_batch_fails_the_others_for_good() -> N
     asyncio.run(case())
 
 
-def test_the_first_fault_of_a_job_is_its_answer() -> None:
-    (result,) = settled(lane(), lambda: [ask(Batching(), "a bad", "a lost")])
+def test_the_first_fault_of_a_job_is_its_answer_and_a_lost_device_is_noted_all_the_same() -> None:
+    notes: list[WorkerError | None] = []
+    (result,) = settled(lane(note=notes.append), lambda: [ask(Batching(), "a bad", "a lost")])
     assert isinstance(result, BadPicture)
+    assert [type(note) for note in notes if note is not None and note.fatal] == [DeviceLost]
 
 
 # Memory.

@@ -159,6 +159,8 @@ class Lane:
         row.ticket.settle(row.index, error)
         self._drop_rest(row.ticket)
         self._note_end(row.ticket)
+        if isinstance(error, WorkerError) and error.fatal and error is not row.ticket.error:
+            self._note(error)  # the job answers with an earlier fault; the worker cannot go on
 
     def _drop_rest(self, ticket: Ticket) -> None:
         """Drop what waits of a ticket, and stop what runs."""

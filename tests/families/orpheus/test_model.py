@@ -310,6 +310,23 @@ def test_a_passage_has_room_for_every_frame_that_it_may_have(
     assert "no speech that ends" in outcome.message
 
 
+def test_a_longer_passage_has_its_room_in_place_of_the_usual_one(
+    published: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values for both would take twice the memory."""
+    model: Any = open_model(published, home)
+    usual, make_stage = weakref.ref(model._find_stage(1, 1)), orpheus.Stage
+    alive: list[bool] = []
+
+    def make(*given: Any, **named: Any) -> Any:
+        alive.append(usual() is not None)
+        return make_stage(*given, **named)
+
+    monkeypatch.setattr(orpheus, "Stage", make)
+    model._find_stage(1, orpheus.count_room(model._speaking) + 1)
+    assert alive == [False]
+
+
 class Hearing(Control):
     """Keeps what is handed over."""
 

@@ -216,6 +216,7 @@ class Orpheus:
         stage = self._stages.get(rows)
         if stage is None or not stage.has_room(needed):
             room = max(needed, count_room(self._speaking))
+            del stage  # before the new one is made: the two are never in memory together
             self._stages.pop(rows, None)
             stage = Stage(self._parts.language, self._parts.text, rows=rows, room=room)
             self._stages[rows] = stage
