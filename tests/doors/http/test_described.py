@@ -106,6 +106,16 @@ def test_every_reference_and_link_of_the_description_leads_somewhere(api: dict[s
     assert "/v1/audio/speech" not in api["paths"], "no model here speaks"
 
 
+def test_operations_have_openapi_s_own_keys_and_a_job_is_a_body(api: dict[str, Any]) -> None:
+    """A key that it does not know is passed over by every client."""
+    known = {"operationId", "parameters", "requestBody", "responses", "security", "tags"}
+    known |= {"summary", "description", "externalDocs", "callbacks", "deprecated", "servers"}
+    operations = [one for path in api["paths"].values() for one in path.values()]
+    assert set().union(*operations) <= known
+    bodies = {path: set(api["paths"][path]["post"]) for path in ("/run", "/runsync")}
+    assert all("requestBody" in keys for keys in bodies.values())
+
+
 def test_every_route_that_is_described_is_there(door: Doorway, api: dict[str, Any]) -> None:
     for path, methods in api["paths"].items():
         for method in methods:
