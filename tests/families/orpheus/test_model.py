@@ -26,6 +26,7 @@ from worker.families.orpheus.frames import Stage
 from worker.families.orpheus.model import PAUSE_S, make_ready
 from worker.families.orpheus.models import SLOTS
 from worker.families.orpheus.opening import open_bundle
+from worker.families.orpheus.recipe import count_room
 from worker.families.orpheus.speaking import Limits, _check_audible
 from worker.seam import Control, Made, Model, Outcome, Phase, Unheard
 from worker.settings import Settings
@@ -315,15 +316,15 @@ def test_a_longer_passage_has_its_room_in_place_of_the_usual_one(
 ) -> None:
     """Keys and values for both would take twice the memory."""
     model: Any = open_model(published, home)
-    usual, make_stage = weakref.ref(model._find_stage(1, 1)), orpheus.Stage
+    usual = weakref.ref(model._find_stage(1, 1))
     alive: list[bool] = []
 
     def make(*given: Any, **named: Any) -> Any:
         alive.append(usual() is not None)
-        return make_stage(*given, **named)
+        return Stage(*given, **named)
 
     monkeypatch.setattr(orpheus, "Stage", make)
-    model._find_stage(1, orpheus.count_room(model._speaking) + 1)
+    model._find_stage(1, count_room(model._speaking) + 1)
     assert alive == [False]
 
 
