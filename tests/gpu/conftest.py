@@ -63,9 +63,8 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         importlib.metadata.version("worker")
     except importlib.metadata.PackageNotFoundError:
-        # every reply names it
+        # every reply has its version
         pytest.exit("the worker is not installed here: pip install --no-deps -e .", 1)
-
     config.pluginmanager.register(Failures(config))
 
 

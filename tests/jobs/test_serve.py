@@ -421,16 +421,14 @@ def test_without_a_listener_nothing_is_lost() -> None:
 
 
 @contextlib.contextmanager
-def store(
-    note: Callable[[str], None] = lambda _: None,
-) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Keep what is PUT, as a bucket would; yields its address and what it has, and notes each."""
-    kept: dict[str, bytes] = {}
+def store() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    """Keep what is PUT, as a bucket would; yields its address, and the path and body of each."""
+    kept: list[tuple[str, bytes]] = []
 
     class Store(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
-            note(self.path)
-            kept[self.path.partition("?")[0]] = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            kept.append((self.path.partition("?")[0], body))
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -446,20 +444,24 @@ def store(
         thread.join()
 
 
+def with_bucket(address: str, **more: str) -> Worker:
+    return with_settings(
+        BUCKET_ENDPOINT_URL=address,
+        BUCKET_ACCESS_KEY_ID="access-key",
+        BUCKET_SECRET_ACCESS_KEY="secret-key",
+        BUCKET_NAME="pictures",
+        **more,
+    )
+
+
 def test_a_reply_over_budget_goes_to_the_bucket_if_there_is_one() -> None:
     with store() as (address, kept):
-        worker = with_settings(
-            MAX_REPLY_BYTES="100000",
-            BUCKET_ENDPOINT_URL=address,
-            BUCKET_ACCESS_KEY_ID="access-key",
-            BUCKET_SECRET_ACCESS_KEY="secret-key",
-            BUCKET_NAME="pictures",
-        )
+        worker = with_bucket(address, MAX_REPLY_BYTES="100000")
         wish = {"prompt": "big", "response_format": "base64", "output_format": "png"}
         reply = served(wish, worker)
     assert reply["adjusted"]["response_format"] == ["base64", "url"]
     assert reply["images"][0]["url"].startswith(address)
-    (data,) = kept.values()
+    ((_, data),) = kept
     assert data.startswith(b"\x89PNG")
 
 
@@ -483,18 +485,11 @@ def test_a_format_that_the_caller_chose_is_kept_even_where_another_would_fit() -
 
 def test_a_reply_of_links_over_budget_is_refused_once_what_it_links_to_is_stored() -> None:
     """There is no other way to try: nothing is stored twice."""
-    stored: list[str] = []
-    with store(stored.append) as (address, _):
-        worker = with_settings(
-            MAX_REPLY_BYTES="1024",
-            BUCKET_ENDPOINT_URL=address,
-            BUCKET_ACCESS_KEY_ID="access-key",
-            BUCKET_SECRET_ACCESS_KEY="secret-key",
-            BUCKET_NAME="pictures",
-        )
+    with store() as (address, kept):
+        worker = with_bucket(address, MAX_REPLY_BYTES="1024")
         reply = served({"prompt": "x", "n": 4, "response_format": "url"}, worker)
     assert reply["error_code"] == "OUTPUT_TOO_LARGE"
-    assert len(stored) == 4
+    assert len(kept) == 4
 
 
 def test_encoding_does_not_hold_up_the_event_loop() -> None:
@@ -1236,7 +1231,7 @@ def test_a_job_with_a_bucket_of_its_own_needs_no_other() -> None:
         wish = {"prompt": "big", "response_format": "data_url"}
         moved = served(wish, worker, s3Config=bucket)
     assert moved["adjusted"] == {"response_format": ["data_url", "url"]}
-    assert list(kept) == ["/b/job-1/0.png"]
+    assert [path for path, _ in kept] == ["/b/job-1/0.png"]
 
 
 @pytest.mark.parametrize(
