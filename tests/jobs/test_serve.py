@@ -1231,7 +1231,7 @@ def test_a_job_with_a_bucket_of_its_own_needs_no_other() -> None:
         wish = {"prompt": "big", "response_format": "data_url"}
         moved = served(wish, worker, s3Config=bucket)
     assert moved["adjusted"] == {"response_format": ["data_url", "url"]}
-    assert [path for path, _ in kept] == ["/b/job-1/0.png"]
+    assert [path for path, _ in kept] == ["/b/job-1/0.png"] * 2
 
 
 @pytest.mark.parametrize(
