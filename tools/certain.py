@@ -31,6 +31,8 @@ from typing import Final
 from tools.neighbour import busy
 
 ROOT: Final = Path(__file__).parent.parent
+ALONE: Final = 3  # workers, as in make test
+PAIRED: Final = 2  # workers of each of two runs: more would only wait for the two cores
 LONGEST_S: Final = 3 * 3600.0  # each test has a limit of its own; this is for pytest itself
 
 
@@ -42,13 +44,13 @@ class Run:
     failed: tuple[str, ...]
 
 
-def build_command(seed: int, folder: Path, paths: Sequence[str]) -> list[str]:
+def build_command(seed: int, folder: Path, paths: Sequence[str], workers: int) -> list[str]:
     """Return the command: pytest as in make test, but in the order of the seed."""
     configured = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
     options: list[str] = configured["ini_options"]["addopts"]
     kept = [option for option in options if not option.startswith("--randomly")]
-    # two workers share the files between them: one file needs none, and starts three times as fast
-    workers = 0 if len(paths) == 1 and Path(paths[0]).suffix == ".py" else 2
+    # workers share the files between them: one file needs none, and starts three times as fast
+    workers = 0 if len(paths) == 1 and Path(paths[0]).suffix == ".py" else workers
     return [
         *(sys.executable, "-m", "pytest", "-q", "-c", "pyproject.toml"),
         *("-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder"),
@@ -58,10 +60,10 @@ def build_command(seed: int, folder: Path, paths: Sequence[str]) -> list[str]:
     ]
 
 
-def run(seed: int, folder: Path, paths: Sequence[str]) -> Run:
+def run(seed: int, folder: Path, paths: Sequence[str], workers: int) -> Run:
     """Run the tests once and keep their output in `folder`."""
     folder.mkdir(parents=True)
-    words = build_command(seed, folder, paths)
+    words = build_command(seed, folder, paths, workers)
     start = time.monotonic()
     with (folder / "output.txt").open("w") as output:
         output.write(f"{shlex.join(words)}\n")
@@ -126,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 stack.enter_context(busy(place, computing=len(each.numbers) == 1))
             pool = stack.enter_context(ThreadPoolExecutor(len(each.numbers)))
             seeds = [given.seed + number for number in each.numbers]
-            results = list(pool.map(run, seeds, folders, repeat(given.paths)))
+            workers = ALONE if len(each.numbers) == 1 else PAIRED
+            results = list(pool.map(run, seeds, folders, repeat(given.paths), repeat(workers)))
         for number, folder, result in zip(each.numbers, folders, results, strict=True):
             failures.update(result.failed)
             passed += not result.failed
