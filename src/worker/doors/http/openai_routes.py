@@ -155,8 +155,7 @@ class OpenAIRoutes:
             response = await events.open()
             await follow(entry, events, name=None, send_ready=send_ready, send_part=send_part)
         finally:
-            if not entry.is_final:
-                await entry.stop()
+            await entry.stop()
         answer = entry.answer
         if isinstance(answer, Mapping):
             while entry.parts:
