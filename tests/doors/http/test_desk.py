@@ -192,7 +192,7 @@ def test_a_worker_that_cannot_report_is_not_ready() -> None:
 def test_a_bug_in_an_answer_is_an_answer_too_and_in_the_log() -> None:
     async def case() -> None:
         async with opened() as place:
-            place.drawing.report = None  # type: ignore[assignment] # what no worker reports
+            place.drawing.report = None
             status, refused = await place.get("/health")
             assert (status, refused["error"]["code"]) == (500, "internal")
 
