@@ -57,6 +57,18 @@ def test_what_is_wrong_with_a_bucket_is_reported_after_what_is_wrong_with_the_in
     assert failed(job).details[0].field == "prompt"
 
 
+def test_every_fault_of_a_bucket_is_named() -> None:
+    job = wire.read({"id": "a", "s3Config": {"acl": "x"}}, settings.read({}))
+    assert job.bucket is not None
+    with pytest.raises(InvalidInput) as refused:
+        job.bucket.require()
+    names = ["endpointUrl", "accessId", "accessSecret"]
+    faults = {f"s3Config.{name}": "must be a string that is not empty" for name in names}
+    faults["s3Config.acl"] = "is not a known key"
+    assert {one.field: one.message for one in refused.value.details} == faults
+    assert refused.value.message == "; ".join(f"{name}: {why}" for name, why in faults.items())
+
+
 def test_a_bucket_that_cannot_be_read_for_a_bug_of_ours_is_an_answer_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
