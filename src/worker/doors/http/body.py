@@ -140,7 +140,6 @@ async def _read_parts(request: web.Request, settings: Settings) -> AsyncIterator
                 yield part.name, data.decode()
             except UnicodeDecodeError:
                 raise _make_bad_form() from None
-    await request.content.readany()  # what is not complete as a body is no complete form
 
 
 async def _read_part(part: BodyPartReader, most: int) -> bytes:
