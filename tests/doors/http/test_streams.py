@@ -234,7 +234,11 @@ def test_a_job_that_is_cancelled_by_its_id_says_so_to_those_who_follow_it() -> N
             async with stage.post(f"/cancel/{job_id}", None) as cancelled:
                 assert (await cancelled.json())["status"] == "CANCELLED"
             name, event = await read_event(response)
-            error = {"message": "the job was cancelled", "code": "cancelled", "param": None}
+            error: dict[str, Any] = {
+                "message": "the job was cancelled",
+                "type": "invalid_request_error",
+            }
+            error |= {"code": "cancelled", "param": None}
             assert (name, event) == ("error", {"type": "error", "error": error})
 
     play(case)
