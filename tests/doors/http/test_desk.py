@@ -22,7 +22,7 @@ from worker.errors import BadPicture, CudaOutOfMemory, StartFailed, WorkerNotRea
 from worker.jobs.job import Answer, Job
 from worker.jobs.limit import Limit
 
-EXPOSED = "retry-after, x-request-id, x-should-retry"
+EXPOSED = "retry-after, x-request-id, x-sample-rate, x-should-retry"
 EVENTS = {"Accept": "text/event-stream"}
 BALANCED = {"SERVE": "", "PORT": "8000", "RUNPOD_ENDPOINT_ID": "e"}
 
