@@ -457,7 +457,9 @@ def test_one_that_leaves_goes_once_its_callers_have_come(monkeypatch: pytest.Mon
             place.drawing.free.set()
             await asyncio.wait({leaving}, timeout=0.3)
             assert not leaving.done()
-            await place.get(f"/status/{job_id}")
+            state: dict[str, Any] = {}
+            while state.get("status") != "COMPLETED":
+                _, state = await place.get(f"/status/{job_id}")
             await leaving
 
     run(case)
