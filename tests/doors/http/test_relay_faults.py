@@ -374,6 +374,9 @@ def test_a_page_that_is_closed_takes_all_its_jobs_with_it() -> None:
                 closing.set()
                 await closed
                 await asyncio.gather(*asked, return_exceptions=True)
+            async with asyncio.timeout(HANG_S / 3):  # an idle connection is closed after 15 s
+                while runpod.handler.connections:  # noqa: ASYNC110 - aiohttp says nothing of it
+                    await asyncio.sleep(0.005)
         return world.calls
 
     async def limited() -> list[str]:

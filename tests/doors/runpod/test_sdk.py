@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import inspect
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -124,6 +125,7 @@ def test_a_loop_that_breaks_ends_the_worker_with_its_reason_in_the_log() -> None
 
 ENDING = """
 import cpuinfo
+import platform
 import sys
 from worker import settings
 from worker.doors.runpod import loop, sdk
@@ -137,7 +139,9 @@ async def handle(job):
 cpuinfo.get_cpu_info = ask_slowly
 serverless = sdk.load()
 from runpod.serverless.modules import rp_scale
+from runpod.serverless.utils import rp_debugger
 
+assert rp_debugger.PROCESSOR == platform.machine()
 whole = rp_scale.JobScaler
 for start in (
     *(lambda _, code=code: sys.exit(code) for code in (0, 3, None, "why")),
@@ -180,7 +184,8 @@ loop.RunPod(settings.read({})).serve(handle, lambda: True)
 def test_a_local_tests_reply_is_printed_at_once_whatever_becomes_of_the_worker() -> None:
     """Nobody takes its progress or its parts; the SDK's API server prints nothing."""
     words = [sys.executable, "-X", "utf8", "-c", LOCAL]
-    done = subprocess.run(words, capture_output=True, timeout=60, check=True)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(words, capture_output=True, timeout=60, check=True, env=environ)
     line = '{"word": "\u732b", "given": false, "posts": null, "sends": null}\n'
     assert done.stdout.decode() == line
 
