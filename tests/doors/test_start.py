@@ -4,7 +4,9 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -204,6 +206,25 @@ def test_a_wrong_environment_is_the_answer_to_the_platforms_jobs(
     ((error, seconds),) = door.refused
     assert error.message.startswith("the start failed: WORKER_NOT_READY: MAX_PIXELS")
     assert (seconds, ends) == (7.0, [1])
+
+
+@pytest.mark.usefixtures("ends")
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_on_the_platform_what_was_written_is_not_lost_with_the_process(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends without Python's own end, which writes what is still held back."""
+    file = tmp_path / name
+    with file.open("w") as held_back:
+        monkeypatch.setattr(sys, name, held_back)
+
+        def boot(_: Settings) -> StandIns:
+            held_back.write("a word of a model")
+            return StandIns()
+
+        start.run(Door(), boot)
+        assert "a word of a model" in file.read_text()
+        monkeypatch.undo()
 
 
 def test_on_the_platform_the_process_ends_with_the_code_of_the_door(

@@ -95,7 +95,7 @@ def _report_failed_start(error: WorkerError, door: Door, chosen: Settings, refus
 
 def _leave_boot(*_: object) -> None:
     """End on SIGTERM before any job was taken; without a handler process 1 would ignore it."""
-    raise SystemExit(0)
+    raise SystemExit
 
 
 def _finish(code: int, chosen: Settings) -> int:

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as chosen
 from hypothesis import strategies as st
 
+from worker.doors.http.description import describe_api
 from worlds.doorway import Doorway
 
 ANY = st.recursive(
@@ -114,6 +115,98 @@ def test_operations_have_openapi_s_own_keys_and_a_job_is_a_body(api: dict[str, A
     assert set().union(*operations) <= known
     bodies = {path: set(api["paths"][path]["post"]) for path in ("/run", "/runsync")}
     assert all("requestBody" in keys for keys in bodies.values())
+
+
+def test_the_description_is_openapis_word_for_word() -> None:
+    fields = [
+        describe_field("seed", "s", type="integer"),
+        describe_field("task", "kind", enum=["a", "b"]),
+        describe_field("task", "kind", enum=["b", "c"]),
+        describe_field("seed", "n", enum=["none"]),
+        describe_field("n", "task", type="string"),
+    ]
+    models = [{"tasks": ["edit"]}, {"tasks": ["speech"]}]
+    document = describe_api({"worker_version": "1+cpu", "models": models, "input": fields})
+    paths = document.pop("paths")
+    text: Any = {"type": "string"}
+    error = {
+        "type": "object",
+        "required": ["message", "type", "code", "param"],
+        "properties": {
+            **dict.fromkeys(("message", "type", "code"), text),
+            "param": {"type": ["string", "null"]},
+        },
+    }
+    words, described = ["a", "b", "c"], {"description": "any. Default: none"}
+    names: dict[str, Any] = {
+        **{name: {"type": "integer", **described} for name in ("seed", "s")},
+        **{name: {"enum": words, **described} for name in ("task", "kind")},
+        "n": {"enum": ["none"], **described},
+    }
+    schemas = {
+        "Input": {"type": "object", "properties": names, "additionalProperties": True},
+        "Error": {"type": "object", "required": ["error"], "properties": {"error": error}},
+    }
+    key = {"type": "http", "scheme": "bearer"}
+    assert document == {
+        "openapi": "3.1.0",
+        "info": {"title": "worker", "version": "1+cpu"},
+        "components": {"schemas": schemas, "securitySchemes": {"key": key}},
+        "security": [{}, {"key": []}],
+    }
+    refused = {"description": "Refused", "content": hold({"$ref": "#/components/schemas/Error"})}
+    responses = {"200": {"description": "Done"}, "4XX": refused, "5XX": refused}
+    policy = {"type": "object", "properties": {"executionTimeout": {"type": "integer"}}}
+    given = {"$ref": "#/components/schemas/Input"}
+    wrapped = {"input": given, "policy": policy}
+    for path, name, place, schema in (
+        ("/run", "run", "id", {"type": "object", "required": ["input"], "properties": wrapped}),
+        ("/generate_async", "generate_async", "job_id", given),
+    ):
+        links = {
+            other: {"operationId": other, "parameters": {"id": f"$response.body#/{place}"}}
+            for other in ("status_id", "cancel_id", "result_id")
+        }
+        (operation,) = paths[path].values()
+        operation.pop("summary")
+        assert operation == {
+            "operationId": name,
+            "responses": {**responses, "200": {"description": "Done", "links": links}},
+            "requestBody": {"required": True, "content": hold(schema)},
+        }
+    by_id = [{"name": "id", "in": "path", "required": True, "schema": text}]
+    shown = {"responses": responses, "parameters": by_id, "summary": "Stop a job"}
+    assert paths["/cancel/{id}"] == {"post": {"operationId": "cancel_id", **shown}}
+    later = {"202": {"description": "Not done yet"}}
+    assert paths["/result/{id}"]["get"]["responses"] == {**responses, **later}
+    assert "links" in paths["/runsync"]["post"]["responses"]["200"]
+    assert paths["/v1/audio/speech"]["post"]["requestBody"]["content"] == hold({"type": "object"})
+    operations = [(path, *one) for path, methods in paths.items() for one in methods.items()]
+    assert [(path, method) for path, method, _ in operations] == [
+        *(
+            ("/run", "post"),
+            ("/runsync", "post"),
+            ("/status/{id}", "get"),
+            ("/cancel/{id}", "post"),
+        ),
+        *(("/generate", "post"), ("/generate_async", "post"), ("/result/{id}", "get")),
+        *(("/v1/images/generations", "post"), ("/v1/images/edits", "post")),
+        *(("/v1/audio/speech", "post"), ("/v1/models", "get"), ("/v1/models/{id}", "get")),
+        *(("/health", "get"), ("/metrics", "get")),
+    ]
+    assert paths["/v1/models/{id}"]["get"]["operationId"] == "models_id"
+    for _, _, operation in operations:
+        assert operation.get("summary", "Any")[0].isupper()
+
+
+def describe_field(name: str, alias: str, **schema: Any) -> dict[str, Any]:
+    more = {"accepts": "any", "default": "none", "schema": schema}
+    return {"field": name, "aliases": [alias], **more}
+
+
+def hold(schema: Any) -> dict[str, Any]:
+    """Return the content of a message in JSON."""
+    return {"application/json": {"schema": schema}}
 
 
 def test_every_route_that_is_described_is_there(door: Doorway, api: dict[str, Any]) -> None:

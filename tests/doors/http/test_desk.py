@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from structlog.testing import capture_logs
 
 from worker import settings
 from worker.doors.http import desk as desks
@@ -21,7 +22,7 @@ from worker.errors import BadPicture, CudaOutOfMemory, StartFailed, WorkerNotRea
 from worker.jobs.job import Answer, Job
 from worker.jobs.limit import Limit
 
-EXPOSED = "retry-after, x-request-id, x-should-retry"
+EXPOSED = "retry-after, x-request-id, x-sample-rate, x-should-retry"
 EVENTS = {"Accept": "text/event-stream"}
 BALANCED = {"SERVE": "", "PORT": "8000", "RUNPOD_ENDPOINT_ID": "e"}
 
@@ -33,11 +34,12 @@ class Drawing:
         self.jobs: list[Job] = []
         self.free = asyncio.Event()
         self.fatal = False
+        self.report: Answer = {"status": "ready"}
 
     async def handle(self, job: Job) -> Answer:
         """Answer with two pictures, or as the prompt says."""
         if job.input == {"op": "health"}:
-            return {"status": "ready"}
+            return self.report
         self.jobs.append(job)
         if job.wait is not None:
             await job.wait()
@@ -176,6 +178,37 @@ def test_a_closed_door_says_why_and_whether_to_come_again(error: Any, after: str
     run(case)
 
 
+def test_a_worker_that_cannot_report_is_not_ready() -> None:
+    async def case() -> None:
+        async with opened() as place:
+            place.drawing.report = make_failure(WorkerNotReady("why"))
+            status, refused = await place.get("/health")
+            error = refused["error"]
+            assert (status, error["code"], error["message"]) == (503, "worker_not_ready", "why")
+
+    run(case)
+
+
+def test_a_bug_in_an_answer_is_an_answer_too_and_in_the_log() -> None:
+    async def case() -> None:
+        async with opened() as place:
+            place.drawing.report = None
+            status, refused = await place.get("/health")
+            assert (status, refused["error"]["code"]) == (500, "internal")
+
+    with capture_logs() as lines:
+        run(case)
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == ["bug"]
+
+
+def test_a_report_is_answered_as_it_is_where_jobs_are_flat() -> None:
+    async def case() -> None:
+        async with opened() as place:
+            assert await place.post("/generate", {"op": "health"}) == (200, {"status": "ready"})
+
+    run(case)
+
+
 def test_a_job_hears_of_its_door_what_its_caller_gave() -> None:
     async def case() -> None:
         async with opened() as place:
@@ -192,6 +225,7 @@ def test_a_job_hears_of_its_door_what_its_caller_gave() -> None:
             ]
             assert [job.is_plain for job in (own, flat, later)] == [False, True, True]
             assert [job.sink for job in (own, flat, later)] == [None] * 3
+            assert [job.show for job in (own, flat, later)] == [None] * 3
             assert (flat.limit, flat.warnings, flat.previews) == (None, [], 0)
             assert own.most_bytes == 29_900_000
 
@@ -246,8 +280,10 @@ def test_a_kept_job_is_found_by_its_id_and_another_is_not() -> None:
 def test_a_job_that_fails_says_so_by_every_route(prompt: str, status: int, code: str) -> None:
     async def case() -> None:
         async with opened() as place:
-            flat = await place.post("/generate", {"prompt": prompt})
-            assert (flat[0], flat[1]["error"]["code"]) == (status, code)
+            async with place.client.post("/generate", json={"prompt": prompt}) as response:
+                found = (await response.json())["error"]["code"]
+                assert (response.status, found) == (status, code)
+                assert place.drawing.jobs[0].id == response.headers["x-request-id"]
             _, state = await place.post("/runsync", {"input": {"prompt": prompt}})
             assert state["status"] == "FAILED"
             assert state["error"] == state["detail"]
@@ -260,6 +296,38 @@ def test_a_job_that_fails_says_so_by_every_route(prompt: str, status: int, code:
                 assert response.content_type == "application/json"
             assert place.desk.meters.ends == {"failed": 2}
             assert place.left == []
+
+    with capture_logs() as lines:
+        run(case)
+    bugs = ["bug"] * 2 if prompt == "bug" else []
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == bugs
+
+
+def test_those_that_wait_are_counted_and_one_too_many_is_refused() -> None:
+    async def case() -> None:
+        async with opened({"HTTP_QUEUE": "1"}) as place:
+            for _ in range(settings.read({}).jobs_at_once):
+                await place.begin()
+            job_id = await place.begin()
+            status, waiting = await place.get(f"/result/{job_id}")
+            assert (status, waiting) == (202, {"detail": "Job status: queued"})
+            status, refused = await place.post("/generate", {"prompt": "x"})
+            assert (status, refused["error"]["code"]) == (429, "rate_limit_exceeded")
+            assert place.desk.meters.ends == {"refused": 1}
+
+    run(case)
+
+
+def test_jobs_that_were_completed_say_when_to_come_again() -> None:
+    """How long one took that failed or was cancelled says nothing of the next."""
+
+    async def case() -> None:
+        async with opened() as place:
+            await place.post("/generate", {"prompt": "bad"})
+            await place.post(f"/cancel/{await place.begin()}")
+            assert place.desk.line.estimate() == 5
+            await place.post("/generate", {"prompt": "x"})
+            assert place.desk.line.estimate() == 1
 
     run(case)
 
@@ -379,13 +447,47 @@ def test_one_that_leaves_waits_for_its_jobs_and_some_time_for_their_callers(
     run(case)
 
 
+def test_one_that_leaves_goes_once_its_callers_have_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desks, "FETCH_S", 3600.0)
+
+    async def case() -> None:
+        async with opened() as place:
+            job_id = await place.begin()
+            leaving = asyncio.create_task(place.desk.finish())
+            place.drawing.free.set()
+            await asyncio.wait({leaving}, timeout=0.3)
+            assert not leaving.done()
+            state: dict[str, Any] = {}
+            while state.get("status") != "COMPLETED":
+                _, state = await place.get(f"/status/{job_id}")
+            await leaving
+
+    run(case)
+
+
+def test_a_wait_that_is_cancelled_cancels_its_job_and_waits_for_that() -> None:
+    async def case() -> None:
+        async with opened() as place:
+            entry = place.desk.results.find(await place.begin())
+            waiting = asyncio.create_task(entry.wait())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait({waiting})
+            assert waiting.cancelled()
+            assert entry.state == "CANCELLED"
+            await entry.stop()
+
+    run(case)
+
+
 def test_a_job_is_described_by_its_times_in_milliseconds() -> None:
     async def case() -> None:
         line = Line(1, 2)
         line.join()
         entry = Tracked("a", line.join())
+        entry.arrived -= 1_000_000
         shown = entry.describe()
-        assert 0 <= shown.pop("waitedTime") < 30_000
+        assert 0 <= shown.pop("waitedTime") - 1_000_000_000 < 30_000
         assert shown == {"id": "a", "status": "IN_QUEUE", "position": 1}
         entry.arrived, entry.begun, entry.state = 1.0, 3.5, "IN_PROGRESS"
         assert entry.describe() == {"id": "a", "status": "IN_PROGRESS", "delayTime": 2500}
@@ -470,6 +572,43 @@ def test_every_answer_keeps_itself_from_caches_and_guesses() -> None:
                         "Access-Control-Expose-Headers": EXPOSED,
                         "Vary": "Origin",
                     }
+
+    run(case)
+
+
+def test_a_page_of_another_origin_may_ask_for_what_it_cannot_read() -> None:
+    """Nothing is made of it, and its browser keeps the answer from it."""
+
+    async def case() -> None:
+        async with opened() as place:
+            for method in ("GET", "HEAD"):
+                headers = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
+                async with place.client.request(method, "/health", headers=headers) as response:
+                    assert response.status == 200
+                    assert "Access-Control-Allow-Origin" not in response.headers
+
+    run(case)
+
+
+def test_a_browser_asks_without_a_key_what_its_page_may_do() -> None:
+    async def case() -> None:
+        keys = {"API_KEYS": "a-key-that-nobody-guesses", "CORS_ORIGINS": "https://app.example"}
+        async with opened(keys) as place:
+            headers = {"Origin": "https://app.example"}
+            async with place.client.options("/run", headers=headers) as response:
+                assert response.status == 204
+            for start, status in (("Bearer ", 200), ("Digest ", 401)):
+                headers = {"Authorization": f"{start}a-key-that-nobody-guesses"}
+                assert (await place.get("/health", headers=headers))[0] == status
+
+    run(case)
+
+
+def test_a_page_that_is_left_out_is_no_way_past_the_key() -> None:
+    async def case() -> None:
+        keys = {"API_KEYS": "a-key-that-nobody-guesses", "PLAYGROUND": "false"}
+        async with opened(keys) as place:
+            assert (await place.get("/"))[0] == 401
 
     run(case)
 

@@ -19,13 +19,16 @@ from aiohttp import web
 
 from worker import settings
 from worker.doors.http import server
-from worker.errors import InvalidSettings
+from worker.doors.http.door import Http
+from worker.errors import InvalidSettings, StartFailed
 from worlds.doorway import Doorway, free_port
 from worlds.pod import HANG_S
 from worlds.standin import Gate
 
 EVERY = "0.0.0.0"  # noqa: S104 - what is checked
 KEY = "a-key-that-nobody-guesses"
+# An address of this machine alone where no other test listens: what is closed there stays closed.
+ASIDE = "127.88.0.1"
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +96,8 @@ def test_a_door_is_seen_while_the_worker_starts_and_open_once_it_is_warm() -> No
         assert (health.status_code, health.json()["workers"]["initializing"]) == (503, 1)
         door.opened(200)
         assert door.post("/runsync", {"input": {"prompt": "x"}}).json()["status"] == "COMPLETED"
+        door.process.send(signal.SIGINT)
+        assert door.process.wait() == 0
 
 
 def test_port_alone_opens_the_door_and_a_second_port_answers_health_checks_alone() -> None:
@@ -171,6 +176,66 @@ def test_behind_runpods_balancer_a_start_that_failed_is_the_answer_for_a_while(h
         reason = "standin is gated" if how == "gated" else "MAX_PIXELS"
         assert reason in refused.json()["error"]["message"]
         assert door.process.wait() == 1
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """Put back the handlers that a door replaces."""
+    before = [(one, signal.getsignal(one)) for one in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    for one, handler in before:
+        signal.signal(one, handler)
+
+
+@pytest.mark.usefixtures("_signals")
+@pytest.mark.parametrize("has_port", [True, False], ids=["its own", "none"])
+def test_a_door_that_refuses_is_closed_after_its_time(*, has_port: bool) -> None:
+    """Also where the port for health checks is the door's own: it is no second one."""
+    port = free_port()
+    environ = {"SERVE": "http", "HOST": ASIDE, "PORT": str(port)}
+    more = {"PORT_HEALTH": str(port)} if has_port else {}
+    Http(settings.read({**environ, **more})).refuse(StartFailed("why"), 0.0)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((ASIDE, port), timeout=HANG_S).close()
+    assert "http" not in [one.name for one in threading.enumerate()]
+
+
+def test_a_door_that_does_not_listen_serves_nobody() -> None:
+    with pytest.raises(RuntimeError, match="does not listen yet"):
+        Http(settings.read({"SERVE": "http"})).serve(None, lambda: False)  # type: ignore[arg-type] # not called
+    with pytest.raises(RuntimeError, match="was not started"):
+        server.Server().stop()
+
+
+def test_a_server_that_cannot_listen_leaves_nothing_behind() -> None:
+    port, house = free_port(), server.Server()
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(OSError, match="in use"):
+        house.start(lambda: [(("127.0.0.1", port), web.Application())])
+    assert "http" not in [one.name for one in threading.enumerate()]
+
+
+def test_a_server_that_stops_closes_every_address_that_it_has() -> None:
+    ports, closed, house = (free_port(), free_port()), list[int](), server.Server()
+
+    def make_app(port: int) -> web.Application:
+        async def note(_: web.Application) -> None:
+            closed.append(port)
+
+        app = web.Application()
+        app.on_cleanup.append(note)
+        return app
+
+    house.start(lambda: [((ASIDE, port), make_app(port)) for port in ports])
+    for port in ports:
+        with socket.create_connection((ASIDE, port), timeout=HANG_S) as line:
+            line.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            while line.recv(1000):
+                pass
+    house.stop()
+    for port in ports:
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((ASIDE, port), timeout=HANG_S).close()
+    assert closed == list(ports)
 
 
 def test_a_port_that_is_taken_is_a_start_that_fails() -> None:
@@ -514,6 +579,29 @@ def test_256_connections_are_let_in_also_when_all_come_at_once() -> None:
     connect = server.Connections(runner, loop)
     turned_away = [isinstance(connect(), server.TurnedAway) for _ in range(257)]
     assert turned_away == [False] * 256 + [True]
+
+
+@pytest.mark.parametrize(
+    ("begun", "now", "is_connected", "is_full"),
+    [
+        (0.05, 0.1, False, True),
+        (0.0, 0.1, False, False),
+        (0.0, 1000.0, True, True),
+    ],
+)
+def test_those_that_were_let_in_count_while_they_connect_and_while_they_are_connected(
+    begun: float, now: float, *, is_connected: bool, is_full: bool
+) -> None:
+    """One that is not connected a tenth of a second later will not be."""
+    clock = [begun]
+    loop: Any = SimpleNamespace(time=lambda: clock[0], call_later=lambda *_: None)
+    transport = object() if is_connected else None
+    runner: Any = SimpleNamespace(server=lambda: SimpleNamespace(transport=transport))
+    connect = server.Connections(runner, loop)
+    for _ in range(256):
+        connect()
+    clock[0] = now
+    assert isinstance(connect(), server.TurnedAway) is is_full
 
 
 def test_a_connection_that_never_begins_a_request_is_closed(

@@ -21,9 +21,9 @@ EVENTS = {"Accept": "text/event-stream"}
 _numbers = itertools.count()
 
 
-def playground(pod: Pod, key: str = KEY) -> Doorway:
+def playground(pod: Pod, key: str = KEY, base: str | None = None) -> Doorway:
     """Return the page for an endpoint, as its command serves it."""
-    environ = {"RUNPOD_API_KEY": key, "RUNPOD_ENDPOINT_BASE_URL": pod.base}
+    environ = {"RUNPOD_API_KEY": key, "RUNPOD_ENDPOINT_BASE_URL": base or pod.base}
     command = (sys.executable, "-m", "worker", "playground", "--endpoint", pod.endpoint)
     return Doorway(environ, command)
 
@@ -172,9 +172,10 @@ def test_it_leaves_at_once_and_its_jobs_with_it(pod: Pod, gate: Gate) -> None:
     assert next(job for job in pod.jobs.values() if job.body == body).status == "CANCELLED"
 
 
-def test_an_interrupt_ends_it_as_well(pod: Pod) -> None:
-    with playground(pod) as page:
-        page.opened()
+def test_an_interrupt_ends_it_as_well_and_a_base_may_end_with_a_slash(pod: Pod) -> None:
+    with playground(pod, base="https://api.test/v2_/") as page:
+        place = page.opened().get("/page/place.json").json()
+        assert place["jobs"] == f"https://api.test/v2_/{pod.endpoint}"
         page.process.send(signal.SIGINT)
         assert page.process.wait() == 0
 

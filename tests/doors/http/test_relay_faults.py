@@ -27,9 +27,13 @@ DONE: dict[str, Any] = {"id": "job-1", "status": "COMPLETED", "output": {"images
 BODY = {"input": {"prompt": "x"}}
 HANG_S = 30.0
 
+# What each kind of request is sent by.
+METHODS = {"run": "POST", "status": "GET", "cancel": "POST", "health": "GET"}
+
 Answer = (
     int
     | str
+    | bytes
     | dict[str, Any]
     | tuple[int, dict[str, str]]
     | tuple[int, dict[str, str], dict[str, Any]]
@@ -65,10 +69,12 @@ class Api:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         kind, _, _ = request.path.removeprefix("/v2/ep/").partition("/")
         self.calls.append(kind)
-        if request.can_read_body and request.content_type != "application/json":
-            return web.Response(status=415)
         waiting = self._answers[kind]
         answer = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+        if request.method != METHODS[kind] or request.can_read_body != (kind == "run"):
+            answer = 405
+        elif request.can_read_body and request.content_type != "application/json":
+            answer = 415
         if kind == "status":
             self.polled.set()
         if kind == "cancel":
@@ -78,6 +84,8 @@ class Api:
                 return web.Response(status=answer, text="why")
             case str():
                 return web.Response(text=answer, content_type="application/json")
+            case bytes():
+                return web.Response(status=400, body=answer)
             case (status, headers):
                 return web.Response(status=status, headers=headers)
             case (status, headers, body):
@@ -116,14 +124,21 @@ async def wait(session: aiohttp.ClientSession, _: Api) -> tuple[int, Any, Any]:
         return response.status, response.headers, await response.json()
 
 
-async def listen(session: aiohttp.ClientSession, _: Api) -> tuple[str, Any]:
-    """Return the last event of one that follows its job."""
+async def hear(session: aiohttp.ClientSession, _: Api) -> list[tuple[str, Any]]:
+    """Return the events of one that follows its job."""
     async with session.post(
         "/runsync", json=BODY, headers={"Accept": "text/event-stream"}
     ) as response:
-        blocks = [one for one in (await response.text()).split("\n\n") if one]
-    name, data = blocks[-1].split("\n")
-    return name.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+        blocks = [one.split("\n") for one in (await response.text()).split("\n\n") if one]
+    return [
+        (name.removeprefix("event: "), json.loads(data.removeprefix("data: ")))
+        for name, data in blocks
+    ]
+
+
+async def listen(session: aiohttp.ClientSession, api: Api) -> tuple[str, Any]:
+    """Return the last event of one that follows its job."""
+    return (await hear(session, api))[-1]
 
 
 FAULTS: list[tuple[Answer, int, str, str]] = [
@@ -148,6 +163,19 @@ def test_a_state_that_never_comes_is_given_up_and_its_job_cancelled(
     assert api.pauses == [1.0] * 60
 
 
+def test_a_state_that_never_came_at_all_is_given_up_as_soon() -> None:
+    (found, _, _), api = through(lambda: Api(status=[500]), wait)
+    assert (found, api.calls) == (502, ["run", *["status"] * 60, "cancel"])
+
+
+@pytest.mark.parametrize("status", ["COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"])
+def test_a_job_that_has_ended_in_any_way_is_followed_to_its_result(status: str) -> None:
+    last = {"id": "job-1", "status": status}
+    events, api = through(lambda: Api(status=[GOING, last]), hear)
+    assert events == [("progress", GOING), ("result", last)]
+    assert api.calls == ["run", "status", "status"]
+
+
 @pytest.mark.parametrize(("answer", "_status", "_code", "_words"), FAULTS, ids=str)
 def test_what_comes_back_before_that_loses_no_job(
     answer: Answer, _status: int, _code: str, _words: str
@@ -167,6 +195,7 @@ def test_what_comes_back_before_that_loses_no_job(
         (403, 502, "key_refused", "RunPod refused RUNPOD_API_KEY"),
         (404, 404, "job_not_found", "RunPod does not know this job any more"),
         (400, 400, "refused_by_endpoint", "RunPod answered with 400: why"),
+        (b"wh\xff", 400, "refused_by_endpoint", "RunPod answered with 400: wh\ufffd"),
     ],
 )
 def test_what_will_not_change_is_an_error_at_once(
@@ -301,6 +330,61 @@ def test_a_cancel_that_cannot_be_is_tried_some_times_and_logged() -> None:
     assert api.calls.count("cancel") == 3
     assert [line["job"] for line in lines if "not cancelled" in line["event"]] == ["job-1"]
     assert api.pauses == [1.0] * 3
+
+
+def test_a_job_that_is_gone_is_not_cancelled_again_and_that_is_no_warning() -> None:
+    with capture_logs() as lines:
+        _, api = through(lambda: Api(status=[404], cancel=[404]), wait)
+    assert api.calls == ["run", "status", "cancel"]
+    assert [line for line in lines if "not cancelled" in line["event"]] == []
+
+
+def test_a_page_that_is_closed_takes_all_its_jobs_with_it() -> None:
+    """Those that are followed, and one whose caller has left while its cancel is tried again."""
+
+    async def case() -> list[str]:
+        going, again, closing = asyncio.Semaphore(0), asyncio.Event(), asyncio.Event()
+        world = Api(status=[GOING], cancel=[500, GOING])
+
+        async def pause(_: float) -> None:
+            if world.cancelled.is_set() and not again.is_set():
+                again.set()
+                await closing.wait()
+            else:
+                going.release()
+                await asyncio.Event().wait()
+
+        async def follow(session: aiohttp.ClientSession) -> None:
+            async with session.post("/runsync", json=BODY) as response:
+                await response.read()
+
+        async with TestServer(world.make_app()) as runpod:
+            caller = QueueEndpoint(str(runpod.make_url("/v2/ep")), "a-key", pause)
+            server = TestServer(Relay(settings.read({}), caller).make_app())
+            await server.start_server()
+            async with aiohttp.ClientSession(str(server.make_url("/"))) as session:
+                asked = [asyncio.create_task(follow(session)) for _ in range(3)]
+                for _ in asked:
+                    await going.acquire()
+                asked[0].cancel()
+                await again.wait()
+                closed = asyncio.create_task(server.close())
+                while world.calls.count("cancel") < 3:  # noqa: ASYNC110 - the API says nothing of it
+                    await asyncio.sleep(0.005)
+                closing.set()
+                await closed
+                await asyncio.gather(*asked, return_exceptions=True)
+            async with asyncio.timeout(HANG_S / 3):  # an idle connection is closed after 15 s
+                while runpod.handler.connections:  # noqa: ASYNC110 - aiohttp says nothing of it
+                    await asyncio.sleep(0.005)
+        return world.calls
+
+    async def limited() -> list[str]:
+        async with asyncio.timeout(HANG_S):
+            return await case()
+
+    calls = asyncio.run(limited())
+    assert [calls.count(kind) for kind in ("run", "status", "cancel")] == [3, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def test_a_refusal_is_openais_and_ends_the_connection_where_a_body_may_be_left(
     assert response.headers["X-A"] == "b"
     assert "Retry-After" not in response.headers
     assert response.keep_alive is (None if stays else False)
+    assert str(Refused(status, "a_code", "why")) == "why"
     later = Refused(status, "a_code", "why", retry_after=0).make_response()
     assert (later.headers["x-should-retry"], later.headers["Retry-After"]) == ("true", "0")
     assert read(later)["error"]["param"] is None
@@ -146,4 +147,6 @@ def test_metrics_are_text_that_prometheus_reads() -> None:
         'worker_batch_size_total{size="4"} 1',
         "worker_device_memory_peak_bytes 3145728",
     ]
-    assert "worker_ready 0\n" in Meters().write(waiting=0, inside=0, tasks=0, is_ready=False)
+    fresh = Meters().write(waiting=0, inside=0, tasks=0, is_ready=False)
+    assert "worker_ready 0\n" in fresh
+    assert fresh.endswith("worker_device_memory_peak_bytes 0\n")

@@ -102,6 +102,20 @@ def test_the_seconds_are_those_of_recent_jobs_within_bounds() -> None:
     run(case)
 
 
+def test_the_last_twenty_jobs_say_how_long_the_next_ones_take() -> None:
+    """Each slot takes its share of them, and a caller comes again a second later at the soonest."""
+
+    async def case() -> None:
+        line = Line(2, 0)
+        for seconds in (1000.0, 400.0, *[0.0] * 19):
+            line.join().leave(seconds)
+        assert line.estimate() == 10
+        line.join().leave(0.0)
+        assert line.estimate() == 1
+
+    run(case)
+
+
 def test_the_last_hundred_results_are_kept() -> None:
     async def case() -> None:
         results = Results()

@@ -264,6 +264,9 @@ def test_a_start_that_failed_for_good_answers_callers_with_why(
             assert job.output["retryable"] is False
             assert reason in str(job.error)
             assert job.answers == 1
+        pod.until(lambda: len(worker.log("job refused")) == 2)
+        assert {line["error_code"] for line in worker.log("job refused")} == {"WORKER_NOT_READY"}
+        assert worker.log("start failed")
         worker.send(signal.SIGTERM)
         assert ended(worker) == 1
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import inspect
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -122,6 +123,95 @@ def test_a_loop_that_breaks_ends_the_worker_with_its_reason_in_the_log() -> None
     assert "ConnectionError: no platform" in done.stderr
 
 
+ENDING = """
+import cpuinfo
+import platform
+import sys
+from worker import settings
+from worker.doors.runpod import loop, sdk
+
+def ask_slowly():
+    raise AssertionError
+
+async def handle(job):
+    raise AssertionError
+
+cpuinfo.get_cpu_info = ask_slowly
+serverless = sdk.load()
+from runpod.serverless.modules import rp_scale
+from runpod.serverless.utils import rp_debugger
+
+assert rp_debugger.PROCESSOR == platform.machine()
+whole = rp_scale.JobScaler
+for start in (
+    *(lambda _, code=code: sys.exit(code) for code in (0, 3, None, "why")),
+    lambda _: None,
+):
+    rp_scale.JobScaler = whole
+    serverless.start = start
+    print(loop.RunPod(settings.read({})).serve(handle, lambda: False))
+"""
+
+
+def test_the_loops_exit_code_is_the_sdks_and_nothing_is_asked_of_the_processor() -> None:
+    """What is no number is a failure, as it is for Python; cpuinfo takes a second to answer."""
+    words = [sys.executable, "-c", ENDING]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["0", "3", "0", "1", "0"]
+
+
+LOCAL = """
+import asyncio
+import os
+from worker import settings
+from worker.doors.runpod import loop, sdk
+
+async def handle(job):
+    return {"word": "\u732b", "given": job.input, "posts": job.listener, "sends": job.sink}
+
+def start(config):
+    for serves in (True, False):
+        config["rp_args"] = {"rp_serve_api": serves}
+        answer = asyncio.run(config["handler"]({"id": "a", "input": serves}))
+        assert answer["given"] is serves
+    os._exit(0)
+
+sdk.load().start = start
+loop.RunPod(settings.read({})).serve(handle, lambda: True)
+"""
+
+
+def test_a_local_tests_reply_is_printed_at_once_whatever_becomes_of_the_worker() -> None:
+    """Nobody takes its progress or its parts; the SDK's API server prints nothing."""
+    words = [sys.executable, "-X", "utf8", "-c", LOCAL]
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(words, capture_output=True, timeout=60, check=True, env=environ)
+    line = '{"word": "\u732b", "given": false, "posts": null, "sends": null}\n'
+    assert done.stdout.decode() == line
+
+
+ORPHANED = """
+import os
+import signal
+from worker.doors.runpod import sdk
+
+signal.signal(signal.SIGTERM, print)
+signal.signal(signal.SIGINT, print)
+sdk._ping_loop = lambda *given, **named: print("pings", given, named)
+for parents in ([7, 7], [7, 1]):
+    os.getppid = iter(parents).__next__
+    sdk._ping_until_orphaned("a", b=1)
+assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+"""
+
+
+def test_a_heartbeat_begins_only_while_its_parent_lives_and_has_no_handlers_of_it() -> None:
+    words = [sys.executable, "-c", ORPHANED]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "pings ('a',) {'b': 1}\n"
+
+
 def test_the_sdk_logs_through_our_log_and_never_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     sdk_log: Any = rp_logger.RunPodLogger()
     monkeypatch.setattr(sdk_log, "log", sdk_log.log)  # what route_log replaces is put back
@@ -203,14 +293,15 @@ def test_only_long_texts_of_a_local_tests_reply_are_left_out() -> None:
     }
 
 
+@pytest.mark.parametrize("began", [0.0, 1000.0])
 @pytest.mark.parametrize(
     ("waited_s", "is_started"), [(0.0, False), (9.99, False), (10.0, True), (60.0, True)]
 )
 def test_a_cancel_that_comes_before_its_job_is_remembered_for_ten_seconds(
-    waited_s: float, *, is_started: bool, monkeypatch: pytest.MonkeyPatch
+    began: float, waited_s: float, *, is_started: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same id may come back later, and is then another try."""
-    now = [1000.0]
+    now = [began]
     monkeypatch.setattr(
         "worker.doors.runpod.scaler.time", SimpleNamespace(monotonic=lambda: now[0])
     )
@@ -231,11 +322,32 @@ def test_a_cancel_that_comes_before_its_job_is_remembered_for_ten_seconds(
             task = asyncio.create_task(guard.handle_job(None, {"id": name}))  # type: ignore[arg-type] # no post is made
             await asyncio.wait({task})
             # what was remembered is used up
-        again = asyncio.create_task(guard.handle_job(None, {"id": "b"}))  # type: ignore[arg-type] # no post is made
-        await asyncio.wait({again})
+        # a job that has ended is none that runs: what comes by its id is stopped like any other
+        assert await guard.stop_job("c")
+        for name in ("b", "c"):
+            again = asyncio.create_task(guard.handle_job(None, {"id": name}))  # type: ignore[arg-type] # no post is made
+            await asyncio.wait({again})
 
     asyncio.run(case())
     assert begun == [*(["a"] if is_started else []), "c", "b"]
+
+
+def test_a_cancel_of_a_job_that_runs_stops_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handle(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(rp_scale.JobScaler, "handle_job", handle)
+
+    async def case() -> None:
+        guard = scaler.GuardedScaler({"handler": lambda _: {}})
+        task = asyncio.create_task(guard.handle_job(None, {"id": "a"}))  # type: ignore[arg-type] # no post is made
+        guard.jobs_tasks["a"] = task
+        await asyncio.sleep(0)
+        assert await guard.stop_job("a") is True
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+    asyncio.run(case())
 
 
 def test_a_worker_that_has_not_begun_can_be_asked_to_leave() -> None:
@@ -271,6 +383,7 @@ def test_a_job_that_is_handed_out_twice_is_done_once_and_those_after_it_too(
         begun.append(job["id"])
         if len(begun) == 3:
             guard.job_progress.clear()
+            raise KeyError
 
     monkeypatch.setattr(rp_scale.JobScaler, "handle_job", handle)
 
@@ -288,7 +401,8 @@ def test_a_job_that_is_handed_out_twice_is_done_once_and_those_after_it_too(
         guard._taker = SimpleNamespace(take=take, leave=lambda: None)  # type: ignore[assignment] # what is asked of it
         with structlog.testing.capture_logs() as lines:
             await guard.get_jobs(None)  # type: ignore[arg-type] # no post is made
-            await asyncio.gather(*guard.jobs_tasks.values())
+            await asyncio.gather(*guard.jobs_tasks.values(), return_exceptions=True)
+        assert [line["event"] for line in lines if line["log_level"] == "error"] == ["answer lost"]
         twice = [line["job_id"] for line in lines if line["event"] == "job handed out twice"]
         assert twice == ["a", "b"]
 

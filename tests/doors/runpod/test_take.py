@@ -73,6 +73,7 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_job_sent_before_the_platform_saw_us_leave_is_taken() -> None:
     async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert await reader.read() == b""  # our half is closed
+        await asyncio.sleep(0.3)  # longer than is looked for another connection
         writer.write(response("200 OK", b'{"id": "a", "input": {}}'))
         await writer.drain()
 
@@ -135,12 +136,18 @@ class Hasty(Taker):
         self.pauses.append(seconds)
 
 
-def paused(*answers: bytes) -> tuple[list[list[TakenJob]], list[float], list[str]]:
-    """Return the jobs of each take, the pauses after them, and why no job was taken."""
+def paused(
+    *answers: bytes, held_s: float = 0.0
+) -> tuple[list[list[TakenJob]], list[float], list[str]]:
+    """Return the jobs of each take, the pauses after them, and why no job was taken.
+
+    Each answer is held back for `held_s` seconds.
+    """
     left_over = list(answers)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(held_s)
         # aiohttp asks once more, on a new connection, after one that was closed without an answer
         if answer := left_over.pop(0) if left_over else b"":
             writer.write(answer)
@@ -214,6 +221,10 @@ def test_what_is_no_answer_is_trouble(answer: bytes, reason: str) -> None:
 
 def test_a_job_is_followed_by_no_pause() -> None:
     assert paused(ONE, ONE)[1] == []
+
+
+def test_a_poll_that_was_held_without_a_job_is_followed_by_no_pause() -> None:
+    assert paused(NOTHING, held_s=0.25) == ([[]], [], [])
 
 
 def test_a_list_without_a_job_in_it_is_no_trouble() -> None:

@@ -4,7 +4,7 @@ from typing import Final
 
 from aiohttp import web
 
-from worker.doors.http.around import guard_with
+from worker.doors.http.around import make_guarded_app
 from worker.doors.http.desk import Desk
 from worker.doors.http.guard import Guard
 from worker.doors.http.openai_routes import OpenAIRoutes
@@ -25,7 +25,7 @@ def make_app(settings: Settings, desk: Desk) -> web.Application:
     openai = OpenAIRoutes(settings, desk)
     pages = list_paths() if settings.has_playground else ()
     guard = Guard(settings, (settings.health_check_path, *pages))
-    app = web.Application(middlewares=[guard_with(guard)])
+    app = make_guarded_app(guard)
     app.add_routes([*own.list_checks(), *openai.list_routes()])
     if settings.has_playground:
         variable = KEY_VARIABLE if settings.http_keys else None

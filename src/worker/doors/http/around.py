@@ -4,7 +4,6 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 from aiohttp import web
-from aiohttp.typedefs import Middleware
 
 from worker import log
 from worker.doors.http.guard import Guard
@@ -14,32 +13,36 @@ from worker.edge.reply import log_bug, make_failure
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def guard_with(guard: Guard) -> Middleware:
-    """Return what checks each request, and makes a response of whatever is raised."""
+def make_guarded_app(guard: Guard) -> web.Application:
+    """Return an application that checks each request, and answers whatever is raised.
+
+    Every response has the headers that caches and browsers go by, one that is streamed too.
+    """
 
     @web.middleware
     async def answer(request: web.Request, handler: Next) -> web.StreamResponse:
-        cors = guard.list_cors(request)
         try:
             guard.check(request)
-            if request.method == "OPTIONS" and cors:
-                return web.Response(status=HTTPStatus.NO_CONTENT, headers=cors)
-            response = await handler(request)
+            if request.method == "OPTIONS" and guard.list_cors(request):
+                return web.Response(status=HTTPStatus.NO_CONTENT)
+            return await handler(request)
         except Refused as refusal:
-            response = refusal.make_response()
+            return refusal.make_response()
         except web.HTTPException as error:
-            response = _translate(error).make_response()
+            return _translate(error).make_response()
         except ConnectionError:
             raise
         except Exception:  # noqa: BLE001 - whatever it is, the caller gets an answer
-            response = make_failed(make_failure(log_bug("bug")))
-        if not response.prepared:
-            response.headers.update(cors)
-            response.headers.setdefault("X-Content-Type-Options", "nosniff")
-            response.headers.setdefault("Cache-Control", "no-store")
-        return response
+            return make_failed(make_failure(log_bug("bug")))
 
-    return answer
+    async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(guard.list_cors(request))
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        response.headers.setdefault("Cache-Control", "no-store")
+
+    app = web.Application(middlewares=[answer])
+    app.on_response_prepare.append(add_headers)
+    return app
 
 
 def _translate(error: web.HTTPException) -> Refused:

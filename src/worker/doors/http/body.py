@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -55,7 +55,7 @@ async def read_form(
     async with _limit_sending():
         try:
             parts = [part async for part in _read_parts(request, settings)]
-        except (ValueError, AssertionError, LookupError, RuntimeError):
+        except (ValueError, AssertionError, LookupError, RuntimeError, web.RequestPayloadError):
             raise _make_bad_form() from None
     found: dict[str, Any] = {}
     for name, value in parts:
@@ -140,8 +140,6 @@ async def _read_parts(request: web.Request, settings: Settings) -> AsyncIterator
                 yield part.name, data.decode()
             except UnicodeDecodeError:
                 raise _make_bad_form() from None
-    with suppress(web.RequestPayloadError):
-        await request.content.readany()
 
 
 async def _read_part(part: BodyPartReader, most: int) -> bytes:

@@ -99,7 +99,7 @@ def _describe_route(path: str, summary: str, schema: Any) -> dict[str, Any]:
 
 def _name_operation(path: str) -> str:
     """Return a path as a name: its words alone."""
-    return "_".join(re.findall(r"[a-z0-9]+", path.removeprefix("/v1"))) or "v1"
+    return "_".join(re.findall(r"[a-z0-9]+", path.removeprefix("/v1")))
 
 
 def _describe_input(rows: Any) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Desk:
         self._settings = settings
         self._on_end = on_end
         self._handle: Handle | None = None
-        self._until: Callable[[], bool] = lambda: False
+        self._until: Callable[[], bool]
         self._running: set[asyncio.Task[None]] = set()
 
     @property
@@ -131,7 +131,7 @@ class Desk:
         What callers must come for is kept until they have, for at most FETCH_S.
         """
         self.is_leaving = True
-        while self._running:
+        if self._running:
             await asyncio.wait(self._running)
         end = time.monotonic() + FETCH_S
         while self.results.has_unseen and time.monotonic() < end:  # noqa: ASYNC110 - callers poll too

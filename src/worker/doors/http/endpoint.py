@@ -38,7 +38,7 @@ class QueueEndpoint:
         self, base: str, key: str, pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
         self._pause = pause
-        self.base = base.rstrip("/")
+        self.base = base
         self._headers = {"Authorization": f"Bearer {key}"}
         self._session: aiohttp.ClientSession | None = None
 

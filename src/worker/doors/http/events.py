@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from aiohttp import web
@@ -73,11 +74,9 @@ async def follow(
             await events.send(name, entry.describe())
         else:
             await events.send_comment(_describe(entry))
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(QUIET_S):
                 await news.wait()
-        except TimeoutError:
-            continue
 
 
 def _describe(entry: Tracked) -> str:

@@ -23,6 +23,7 @@ from worker.settings import Settings
 BEARER_START: Final = "bearer "
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 ALLOWED_HEADERS: Final = "authorization, content-type, x-api-key, accept"
+EXPOSED_HEADERS: Final = "retry-after, x-request-id, x-sample-rate, x-should-retry"
 
 
 class Guard:
@@ -61,7 +62,7 @@ class Guard:
             "Access-Control-Allow-Origin": request.headers["Origin"],
             "Access-Control-Allow-Headers": ALLOWED_HEADERS,
             "Access-Control-Allow-Methods": "GET, POST",
-            "Access-Control-Expose-Headers": "retry-after, x-request-id, x-should-retry",
+            "Access-Control-Expose-Headers": EXPOSED_HEADERS,
             "Vary": "Origin",
         }
 

@@ -17,7 +17,6 @@ class LineFull(Exception):
     """No more may wait; `retry_after` is when one probably may, in seconds."""
 
     def __init__(self, retry_after: int) -> None:
-        super().__init__()
         self.retry_after = retry_after
 
 
@@ -72,7 +71,7 @@ class Line:
         self._inside.discard(place)
         if place in self._waiting:
             self._waiting.remove(place)
-        while self._waiting and len(self._inside) < self._slots:
+        if self._waiting and len(self._inside) < self._slots:
             self._admit(self._waiting.popleft())
 
     def _admit(self, place: "Turn") -> None:

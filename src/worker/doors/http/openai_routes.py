@@ -155,8 +155,7 @@ class OpenAIRoutes:
             response = await events.open()
             await follow(entry, events, name=None, send_ready=send_ready, send_part=send_part)
         finally:
-            if not entry.is_final:
-                await entry.stop()
+            await entry.stop()
         answer = entry.answer
         if isinstance(answer, Mapping):
             while entry.parts:
@@ -197,10 +196,7 @@ async def _make_reply(route: str, entry: Tracked) -> web.Response:
 
 
 def _describe_end(answer: Failure | None) -> dict[str, Any]:
-    if answer is None:
-        refusal = _make_cancelled()
-        return {"error": {"message": refusal.message, "code": refusal.code, "param": None}}
-    return format_error(answer)
+    return _make_cancelled().describe() if answer is None else format_error(answer)
 
 
 def _make_cancelled() -> Refused:

@@ -20,7 +20,7 @@ class OwnRoutes:
         self._settings = settings
         self._desk = desk
 
-    def list_routes(self, prefix: str = "") -> list[web.RouteDef]:
+    def list_routes(self, prefix: str) -> list[web.RouteDef]:
         """Return the routes, below a prefix."""
         return [
             web.get(f"{prefix}/health", self._show_health),

@@ -27,13 +27,8 @@ from worker.settings import Settings
 WAIT_S: Final = 90.0
 KNOWN: Final = frozenset({"input", "policy", "id"})
 MOST_NAMED: Final = 10
-SIMPLE_WORDS: Final = {
-    "IN_QUEUE": "queued",
-    "IN_PROGRESS": "running",
-    "COMPLETED": "done",
-    "FAILED": "error",
-    "CANCELLED": "error",
-}
+# What a job that has not ended does.
+SIMPLE_WORDS: Final = {"IN_QUEUE": "queued", "IN_PROGRESS": "running"}
 
 
 class QueueRoutes:
@@ -43,7 +38,7 @@ class QueueRoutes:
         self._settings = settings
         self._desk = desk
 
-    def list_routes(self, prefix: str = "") -> list[web.RouteDef]:
+    def list_routes(self, prefix: str) -> list[web.RouteDef]:
         """Return the routes, below a prefix."""
         return [
             web.post(f"{prefix}/run", self._run),
@@ -104,7 +99,7 @@ class QueueRoutes:
             response = await events.open()
             await follow(entry, events, name="progress")
         finally:
-            if is_owned and not entry.is_final:
+            if is_owned:
                 await entry.stop()
         await events.send("result", entry.describe())
         return response
@@ -156,7 +151,7 @@ async def _make_state(entry: Tracked) -> web.Response:
 async def _make_result(entry: Tracked) -> web.Response:
     """Answer with the first piece under its own word, and what the reply has in addition."""
     output = entry.output
-    if output is None or entry.state == "CANCELLED":
+    if output is None:
         raise Refused(HTTPStatus.CONFLICT, "cancelled", "the job was cancelled")
     body = await asyncio.to_thread(encode_json, _simplify(output))
     return web.Response(body=body, content_type=JSON, headers={"x-request-id": entry.id})

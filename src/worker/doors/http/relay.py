@@ -16,7 +16,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from worker import log
-from worker.doors.http.around import guard_with
+from worker.doors.http.around import make_guarded_app
 from worker.doors.http.body import read_json
 from worker.doors.http.door import SIGNALS
 from worker.doors.http.endpoint import ENDPOINT_ID, FINAL, QueueEndpoint
@@ -44,7 +44,7 @@ class Relay:
 
     def make_app(self) -> web.Application:
         """Return the application, with the rules of a door without keys and the page."""
-        app = web.Application(middlewares=[guard_with(Guard(self._settings, ()))])
+        app = make_guarded_app(Guard(self._settings, ()))
         base = self._endpoint.base
         app.add_routes(
             [

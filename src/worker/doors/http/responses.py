@@ -64,15 +64,18 @@ class Refused(Exception):
         self.retry_after = retry_after
         self.headers = dict(headers or {})
 
-    def make_response(self) -> web.Response:
-        """Return the response."""
+    def describe(self) -> dict[str, Any]:
+        """Return it as an error that OpenAI's clients read."""
         is_ours = self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         kind = KINDS.get(self.status, "server_error" if is_ours else "invalid_request_error")
+        return make_error(self.message, kind, self.code, self.param)
+
+    def make_response(self) -> web.Response:
+        """Return the response."""
         headers = {SHOULD_RETRY: "false" if self.retry_after is None else "true", **self.headers}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
-        body = make_error(self.message, kind, self.code, self.param)
-        response = make_json(body, self.status, headers)
+        response = make_json(self.describe(), self.status, headers)
         if self.status in UNREAD:
             response.force_close()
         return response

@@ -64,9 +64,7 @@ class Server:
         return self._loop
 
     def _run(self) -> None:
-        loop = self._require_loop()
-        asyncio.set_event_loop(loop)
-        loop.run_forever()
+        self._require_loop().run_forever()
 
     async def _listen(self, begin: Begin) -> None:
         loop = asyncio.get_running_loop()

@@ -33,13 +33,9 @@ async def stream_sound(
                 await response.prepare(request)
             await response.write(part.data)
     finally:
-        if not entry.is_final:
-            await entry.stop()
-    if response is not None:
-        if entry.state != "COMPLETED" and request.transport is not None:
-            request.transport.abort()
-        else:
-            await response.write_eof()
+        await entry.stop()
+    if response is not None and entry.state != "COMPLETED" and request.transport is not None:
+        request.transport.abort()
     return entry, response
 
 

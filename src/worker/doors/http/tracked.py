@@ -82,9 +82,9 @@ class Tracked:
 
     async def stop(self) -> None:
         """Cancel it, unless it has ended, and wait for its end."""
-        if self.task is not None and not self.task.done():
-            self.task.cancel()
-            await asyncio.wait({self.task})
+        assert self.task is not None  # noqa: S101 - it is known by its task's start
+        self.task.cancel()
+        await asyncio.wait({self.task})
 
     def describe(self) -> dict[str, Any]:
         """Return what RunPod's callers see of it, with `position` while it waits."""

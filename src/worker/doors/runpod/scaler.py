@@ -35,13 +35,14 @@ STOP_S: Final = 10.0
 class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no types
     """The loop of one worker; `leave` ends it once the jobs that were taken have their answers."""
 
+    _session: aiohttp.ClientSession  # from run() on: no job is posted before it
+
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         self._leaving = False
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._taker: Taker | None = None
-        self._session: aiohttp.ClientSession | None = None
         self._started: set[str] = set()
         self._stopped: dict[str, float] = {}
         self._seconds: float | None = None
@@ -79,8 +80,6 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
             Taker(rp_job._job_get_url, get_auth_header()) as taker,  # noqa: SLF001 - the address as the SDK makes it
         ):
             self._session, self._taker = session, taker
-            if self._leaving:
-                taker.leave()
             async with asyncio.TaskGroup() as group:
                 stops = group.create_task(self.monitor_stop_signals(session))
                 try:
@@ -140,7 +139,6 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
 
     async def post_progress(self, job_id: str, update: Mapping[str, Any]) -> None:
         """Post one update of a running job, without a retry: a newer one follows."""
-        assert self._session is not None  # noqa: S101 - a job runs, so run() made it
         url = rp_http.JOB_DONE_URL.replace("$ID", job_id) + "&isStream=false"
         body = json.dumps({"status": "IN_PROGRESS", "output": dict(update)})
         headers = {"X-Request-ID": job_id, "Content-Type": "application/x-www-form-urlencoded"}
@@ -152,7 +150,6 @@ class GuardedScaler(rp_scale.JobScaler):  # type: ignore[misc] # the SDK has no 
 
         The SDK does so for a handler that is a generator, and then streams every job's reply.
         """
-        assert self._session is not None  # noqa: S101 - a job runs, so run() made it
         url = rp_http.JOB_STREAM_URL.replace("$ID", job_id) + "&isStream=false"
         await transmit(self._session, url, json.dumps({"output": dict(item)}))
 

@@ -49,7 +49,7 @@ class Taker:
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, socket_factory=self._open_socket),
+            connector=aiohttp.TCPConnector(socket_factory=self._open_socket),
             headers=self._headers,
             timeout=aiohttp.ClientTimeout(total=HOLD_S),
         )
