@@ -17,6 +17,7 @@ from pydantic import (
 
 MB: Final = 1_000_000
 MAX_PORT: Final = 65535
+PORT: Final = re.compile(r"[0-9]{1,5}")
 BYTES: Final = re.compile(r"([0-9]{1,9}) ?(kb|mb|gb)", re.IGNORECASE)
 UNITS: Final = {"KB": 1000, "MB": MB, "GB": 1000 * MB}
 
@@ -68,7 +69,7 @@ def _read_networks(value: str) -> tuple[Network, ...]:
             network = ipaddress.ip_network(cidr.replace("[", "").replace("]", ""))
         except ValueError:
             network = None
-        if network is None or not port.isdecimal() or not 0 < int(port[:6]) <= MAX_PORT:
+        if network is None or not PORT.fullmatch(port) or not 0 < int(port) <= MAX_PORT:
             raise ValueError('must be a list of "CIDR:port", as in 127.0.0.0/8:8080')
         networks.append((network, int(port)))
     return tuple(networks)
