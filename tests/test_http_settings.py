@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import structlog
 
 from worker import entrance, settings
 from worker.doors.http.door import Http
@@ -41,6 +42,25 @@ def test_the_door_is_http_where_that_is_said_or_a_port_is_set_without_a_queue(
     chosen = settings.read(environ)
     assert chosen.serves_http is http
     assert type(entrance.open_door(chosen)) is (Http if http else RunPod)
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_said"),
+    [
+        ({"PORT": "80", **QUEUE}, True),
+        ({"PORT": "80", "SERVE": "queue"}, False),
+        ({"PORT": "80"}, False),
+        (QUEUE, False),
+    ],
+    ids=str,
+)
+def test_a_port_that_nothing_listens_on_is_said_unless_that_was_chosen(
+    environ: dict[str, str], is_said: bool
+) -> None:
+    chosen = settings.read(environ)
+    with structlog.testing.capture_logs() as lines:
+        entrance.open_door(chosen)
+    assert any("PORT is not used" in line["event"] for line in lines) is is_said
 
 
 @pytest.mark.parametrize(
