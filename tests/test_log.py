@@ -194,7 +194,13 @@ def test_six_characters_may_be_a_secret() -> None:
     assert log.redact("12345 abcdef") == "12345 [hidden]"
 
 
-@pytest.mark.parametrize("secret", ["a b/c+d=", 'quo"ted', "back\\slash", "tab\there", "it's \\ x"])
+@pytest.mark.parametrize(
+    "secret",
+    [
+        *("a b/c+d=", 'quo"ted', "back\\slash", "tab\there", "it's \\ x"),
+        *("""it's "quoted" twice""", "a bell \x07"),
+    ],
+)
 def test_a_secret_is_hidden_however_it_is_written(secret: str) -> None:
     log.hide(secret)
     for written in (secret, quote(secret, safe=""), json.dumps(secret)[1:-1], repr(secret)[1:-1]):
