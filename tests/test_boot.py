@@ -274,6 +274,9 @@ def test_every_model_that_fits_is_warm_after_a_start(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as lines:
         models = boot.boot(settings.read({"MODEL": "tiny", "MODEL_DIR": str(tmp_path)}))
     warm = [line["model"] for line in lines if line["event"] == "model warm"]
+    for name in warm:
+        model: Any = models.find_open(name)
+        assert len(model.wishes) == 1
     assert warm == [served.id for served in models.served]
     assert all(0 <= line["seconds"] < 3600 for line in lines if line["event"] == "model warm")
     assert len(warm) >= 1
@@ -293,6 +296,30 @@ def test_what_pictures_take_is_left_free_of_models(
         )
         facts: Any = models.report_health()["models"]
         assert sum(fact["resident"] for fact in facts.values()) == resident
+
+
+def test_what_jobs_may_request_is_limited_by_the_room_of_the_card(
+    machine: list[Finding], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Beside the weights of both, one byte each; without a card nothing is limited."""
+    assert machine == []
+    given: list[int] = []
+
+    def make_ready(spec: Any, *_: Any, **__: Any) -> Openable:
+        def limit(left: int) -> Openable:
+            given.append(left)
+            return openable(spec.name)
+
+        return replace(openable(spec.name), limit=limit)
+
+    monkeypatch.setattr(boot, "import_family", lambda _: SimpleNamespace(make_ready=make_ready))
+    chosen = settings.read({"MODEL": "tiny-image,tiny-edit", "MODEL_DIR": str(tmp_path)})
+    boot.boot(chosen)
+    assert given == []
+    gpu = Gpu("a card", (8, 9), 24_000_000_000, CONTEXT_BYTES + 20)
+    monkeypatch.setattr(preflight, "find_usable_gpu", lambda: gpu)
+    boot.boot(chosen)
+    assert given == [18, 18]
 
 
 @pytest.mark.usefixtures("machine")

@@ -103,7 +103,9 @@ def test_the_tree_is_drawn_as_it_is() -> None:
     assert drawn == walk(WorkerError, 0)
 
 
-def test_the_drawing_marks_what_is_fatal() -> None:
+def test_the_drawing_marks_what_is_fatal_and_what_passes_though_it_is_a_fault() -> None:
     for kind in RAISED:
+        passes = issubclass(kind, Fault) and kind.retryable
+        assert ("(a retry may succeed)" in drawn_line(kind)) == passes
         assert ("(fatal)" in drawn_line(kind)) == kind.fatal
         assert ("(final" in drawn_line(kind)) == (kind in FINAL)

@@ -1,6 +1,9 @@
 """What the settings say about HTTP: whether it is served, where, and to whom."""
 
+import os
+
 import pytest
+import structlog
 
 from worker import entrance, settings
 from worker.doors.http.door import Http
@@ -39,6 +42,25 @@ def test_the_door_is_http_where_that_is_said_or_a_port_is_set_without_a_queue(
     chosen = settings.read(environ)
     assert chosen.serves_http is http
     assert type(entrance.open_door(chosen)) is (Http if http else RunPod)
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_said"),
+    [
+        ({"PORT": "80", **QUEUE}, True),
+        ({"PORT": "80", "SERVE": "queue"}, False),
+        ({"PORT": "80"}, False),
+        (QUEUE, False),
+    ],
+    ids=str,
+)
+def test_a_port_that_nothing_listens_on_is_said_unless_that_was_chosen(
+    environ: dict[str, str], is_said: bool
+) -> None:
+    chosen = settings.read(environ)
+    with structlog.testing.capture_logs() as lines:
+        entrance.open_door(chosen)
+    assert any("PORT is not used" in line["event"] for line in lines) is is_said
 
 
 @pytest.mark.parametrize(
@@ -142,3 +164,59 @@ def test_what_can_be_read_of_a_wrong_environment_still_opens_the_right_door(
     assert (found.serves_http, found.health_check_path) == (True, "/up")
     assert (found.http_host, found.http_port) == ("127.0.0.1", 8000), "no key: for nobody else"
     assert not settings.read_platform({"SERVE": "queue"}).serves_http
+
+
+KEY = {"API_KEYS": "a-key-of-sixteen"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "place"),
+    [
+        ({"SERVE": "http", **ENDPOINT}, (True, True, ("0.0.0.0", 80), ())),  # noqa: S104 - RunPod's
+        ({"SERVE": "http", **POD}, (True, False, ("0.0.0.0", 80), ("a-key-of-sixteen",))),  # noqa: S104 - the same
+        ({"PORT": "81"}, (True, False, ("127.0.0.1", 81), ())),
+        ({"PORT_HEALTH": "82"}, (True, False, ("127.0.0.1", 8000), ())),
+        (
+            {"SERVE": "http", "HOST": "10.0.0.1", **KEY, "PORT": "many"},
+            (True, False, ("10.0.0.1", 8000), ("a-key-of-sixteen",)),
+        ),
+        (QUEUE, (False, False, ("127.0.0.1", 8000), ())),
+    ],
+    ids=str,
+)
+def test_all_that_says_where_this_runs_is_read_of_a_wrong_environment(
+    monkeypatch: pytest.MonkeyPatch,
+    environ: dict[str, str],
+    place: tuple[bool, bool, tuple[str, int], tuple[str, ...]],
+) -> None:
+    monkeypatch.setattr(os, "environ", {"MAX_PIXELS": "many", **environ})
+    found = settings.read_platform()
+    address = (found.http_host, found.http_port)
+    assert (found.serves_http, found.is_load_balanced, address, found.http_keys) == place
+    assert found.port_health == (82 if "PORT_HEALTH" in environ else None)
+
+
+def test_a_caller_of_an_endpoint_reads_what_it_needs_and_listens_on_loopback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the rest of the environment it takes nothing, whether that is right or wrong."""
+    environ = {
+        "RUNPOD_API_KEY": "rp_a-key",
+        "RUNPOD_ENDPOINT_BASE_URL": "https://api.example/v2",
+        "ALLOWED_HOSTS": "a.example",
+        "PORT": "81",
+        "LOG_LEVEL": "ERROR",
+        "HOST": "0.0.0.0",  # noqa: S104 - what is not taken
+        "MAX_BODY_BYTES": "1024",
+        "MAX_PIXELS": "many",
+        **QUEUE,
+    }
+    monkeypatch.setattr(os, "environ", environ)
+    found = settings.read_caller()
+    assert found.runpod_api_key is not None
+    assert found.runpod_api_key.get_secret_value() == "rp_a-key"
+    assert found.runpod_endpoint_base_url == "https://api.example/v2"
+    assert (found.allowed_hosts, found.log_level) == (("a.example",), "ERROR")
+    assert (found.serves_http, found.http_host, found.http_port) == (True, "127.0.0.1", 81)
+    assert found.max_body_bytes == 10_000_000, "what RunPod's queue accepts"
+    assert settings.read_caller(82).http_port == 82

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +32,7 @@ Machine = Callable[..., dict[str, Finding]]
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {name: ROOT / "builder" / f"requirements-{name}.lock" for name in ("cu128", "cu130", "dev")}
 RTX_4090 = ("NVIDIA GeForce RTX 4090", (8, 9), 25_757_220_864, 25_100_000_000)
+A100 = ("NVIDIA A100-SXM4-80GB", (8, 0), 85_899_345_920, 84_900_000_000)
 T4 = ("Tesla T4", (7, 5), 15_655_829_504, 15_500_000_000)
 V100 = ("Tesla V100-SXM2-32GB", (7, 0), 34_079_637_504, 34_000_000_000)
 RTX_3060 = ("NVIDIA GeForce RTX 3060", (8, 6), 12_619_612_160, 12_000_000_000)
@@ -73,7 +77,6 @@ def test_the_driver_is_read_through_nvml_and_let_go() -> None:
     answer = driver.query_driver(nvml.load)
     assert answer is not None
     assert answer == driver.Driver("580.95.05", (13, 0), (driver.Gpu(*RTX_4090), driver.Gpu(*T4)))
-    assert answer.branch == 580
     assert nvml.open == 0
 
 
@@ -91,10 +94,20 @@ def test_a_driver_that_does_not_answer_says_why_and_is_let_go() -> None:
     assert nvml.open == 0
 
 
-def test_a_card_that_fits_has_nothing_to_change(on: Machine) -> None:
-    findings = on(Nvml("580.95.05", 13000, [RTX_4090]))
-    assert {findings[name].level for name in ("driver", "gpu", "vram")} == {"ok"}
-    assert "8.9" in findings["gpu"].found
+@pytest.mark.parametrize(
+    ("card", "capability"), [(RTX_4090, "8.9"), (A100, "8.0")], ids=["4090", "A100"]
+)
+def test_a_card_that_fits_has_nothing_to_change(on: Machine, card: Fact, capability: str) -> None:
+    findings = on(Nvml("580.95.05", 13000, [card]))
+    names = ("driver", "gpu", "vram", "model", "licence", "python")
+    assert {findings[name].level for name in names} == {"ok"}
+    assert findings["gpu"].found == f"{card[0]}, compute capability {capability}"
+
+
+def test_the_first_of_several_cards_is_the_one_that_is_used(on: Machine) -> None:
+    findings = on(Nvml("580.95.05", 13000, [RTX_4090, T4]))
+    assert findings["gpu"].found.startswith(RTX_4090[0])
+    assert findings["vram"].found.startswith("25.1 of 25.8 GB free")
 
 
 def put_tools(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -111,11 +124,11 @@ def put_tools(folder: Path, monkeypatch: pytest.MonkeyPatch, *names: str) -> Non
 @pytest.mark.parametrize(
     ("names", "level", "missing"),
     [
-        (["gcc", "Python.h"], "ok", set[str]()),
-        (["clang", "Python.h"], "ok", set[str]()),
-        (["Python.h"], "advice", {"compiler"}),
-        (["gcc"], "advice", {"Python.h"}),
-        ([], "advice", {"compiler", "Python.h"}),
+        (["gcc", "Python.h"], "ok", ""),
+        (["clang", "Python.h"], "ok", ""),
+        (["Python.h"], "advice", "no C compiler"),
+        (["gcc"], "advice", "no {headers}"),
+        ([], "advice", "no C compiler and no {headers}"),
     ],
 )
 def test_what_compiled_blocks_need_is_looked_for(
@@ -124,12 +137,14 @@ def test_what_compiled_blocks_need_is_looked_for(
     monkeypatch: pytest.MonkeyPatch,
     names: list[str],
     level: str,
-    missing: set[str],
+    missing: str,
 ) -> None:
     put_tools(tmp_path, monkeypatch, *names)
     found = on(Nvml("580.95.05", 13000, [RTX_4090]))["compiler"]
-    assert found.level == level
-    assert {word for word in ("compiler", "Python.h") if f"{word}" in found.found} == missing
+    lacking = missing.format(headers=tmp_path / "include" / "Python.h")
+    there = str(tmp_path / names[0]) if names else ""
+    words = f"{lacking}: the blocks will run uncompiled" if missing else there
+    assert (found.level, found.found) == (level, words)
     assert ("COMPILE=off" in found.change) is bool(missing)
 
 
@@ -252,8 +267,15 @@ def test_without_a_gpu_a_full_model_is_fatal_on_the_platform_only(on: Machine) -
     assert on(None, MODEL="tiny")["gpu"].level == "ok"
 
 
-def test_an_unknown_model_is_fatal(on: Machine) -> None:
-    assert on(None, MODEL="no-such-model")["model"].level == "fatal"
+def test_an_unknown_model_is_fatal_and_the_machine_is_judged_for_a_full_one(on: Machine) -> None:
+    findings = on(None, MODEL="no-such-model")
+    assert (findings["model"].level, findings["gpu"].level) == ("fatal", "advice")
+
+
+def test_between_the_first_and_the_last_release_of_cuda_none_is_left_out() -> None:
+    """RunPod matches a host's version exactly: one that is not named is not allowed."""
+    for (major, minor), after in pairwise(versions.CUDA_RELEASES):
+        assert after in ((major, minor + 1), (major + 1, 0))
 
 
 def test_an_image_s_driver_is_no_older_than_the_first_of_its_major_version() -> None:
@@ -264,6 +286,38 @@ def test_an_image_s_driver_is_no_older_than_the_first_of_its_major_version() -> 
 
 def test_the_installed_torch_is_built_for_the_cuda_of_its_image() -> None:
     assert preflight.read_torch_cuda() == find_installed_build().cuda
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda"),
+    [
+        ("cuda = '12.8'", (12, 8)),
+        ("cuda = '13.0.1'", (13, 0)),
+        ("cuda = None", None),
+        ("hip = '6.2'", None),
+        (None, None),
+    ],
+)
+def test_a_torch_says_in_its_file_what_it_is_built_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str | None, cuda: Any
+) -> None:
+    made = ModuleType("torch")
+    made.__spec__ = ModuleSpec("torch", None, origin=str(tmp_path / "__init__.py"))
+    if version is not None:
+        (tmp_path / "version.py").write_text(version)
+    monkeypatch.setitem(sys.modules, "torch", made)
+    assert preflight.read_torch_cuda() == cuda
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_where_no_torch_can_be_imported_none_is_built_for_cuda(
+    monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    """It is not installed, or only an empty folder has its name."""
+    empty = ModuleType("torch")
+    empty.__spec__ = ModuleSpec("torch", None)
+    monkeypatch.setitem(sys.modules, "torch", empty if is_there else None)
+    assert preflight.read_torch_cuda() is None
 
 
 def test_what_torch_is_built_for_is_what_torch_says() -> None:
@@ -472,7 +526,11 @@ def test_only_fatal_findings_are_fatal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cuda", "newest"), [(13020, (13, 2)), (12080, (12, 8)), (11000, (11, 0)), (12110, (12, 11))]
+    ("cuda", "newest"),
+    [
+        *((13020, (13, 2)), (12080, (12, 8)), (11000, (11, 0))),
+        *((12110, (12, 11)), (12990, (12, 99))),
+    ],
 )
 def test_the_newest_cuda_of_a_driver_is_a_major_and_a_minor(
     cuda: int, newest: tuple[int, int]
@@ -542,6 +600,10 @@ def test_a_precision_that_does_not_fit_is_advised_against_with_the_one_that_does
     sizes = need()
     found = on(card(sizes["8bit"][0]), MODEL="", PRECISION_MODE="bf16")["vram"]
     assert (found.level, found.change) == ("advice", "set PRECISION_MODE=8bit")
+    found = on(card(sizes["8bit"][1]), MODEL="", PRECISION_MODE="bf16")["vram"]
+    assert found.change == "set PRECISION_MODE=8bit"
+    found = on(card(sizes["8bit"][1] - 1), MODEL="", PRECISION_MODE="bf16")["vram"]
+    assert found.change == "set PRECISION_MODE=4bit"
     found = on(card(sizes["4bit"][1] - 1), MODEL="", PRECISION_MODE="8bit")["vram"]
     assert f"{sizes['8bit'][0] / 1e9:.1f} GB for 8bit" in found.change
 
@@ -557,6 +619,16 @@ def test_memory_that_another_process_has_is_not_counted(on: Machine) -> None:
 def test_a_repository_that_is_not_known_yet_is_not_judged_by_its_memory(on: Machine) -> None:
     found = on(card(12_000_000_000), MODEL="org/name")["vram"]
     assert (found.level, found.found) == ("ok", "12.0 of 12.0 GB free")
+    found = on(card(4_000_000_000), MODEL="org/name,qwen-image")["vram"]
+    assert found.found == "4.0 of 4.0 GB free, too little for qwen-image"
+
+
+def test_each_of_several_models_is_judged_by_its_memory(on: Machine) -> None:
+    """The embedded ones are not: they run anywhere."""
+    models = "qwen-image,tiny-image,qwen-image-2512"
+    found = on(card(99_000_000_000), MODEL=models)["vram"]
+    fitting = "qwen-image in bf16, qwen-image-2512 in bf16"
+    assert (found.level, found.found) == ("ok", f"99.0 of 99.0 GB free: {fitting}")
 
 
 def test_what_is_known_of_the_parts_is_what_was_computed() -> None:
@@ -576,7 +648,7 @@ def test_the_embedded_model_needs_no_memory_of_a_card(on: Machine) -> None:
 def test_one_full_model_among_the_embedded_is_enough_to_need_a_gpu(on: Machine) -> None:
     assert on(None, MODEL="tiny,qwen-image")["gpu"].level == "advice"
     findings = on(None, MODEL="tiny")
-    assert findings["model"].found.startswith("tiny")
+    assert findings["model"] == Finding("model", "ok", "tiny-image, tiny-edit")
     assert findings["gpu"].found.startswith("no NVIDIA driver: ")
 
 
@@ -591,7 +663,10 @@ def test_a_driver_without_a_gpu_is_named(on: Machine) -> None:
         (None, "advice", "install a torch built for CUDA"),
         ((12, 9), "ok", ""),
         ((13, 2), "advice", "driver 580 or newer"),
-        ((14, 1), "fatal", "hosts with CUDA 14"),
+        (
+            *((14, 1), "fatal"),
+            "use the image for CUDA 12.8 or 13.0, or allow only hosts with CUDA 14",
+        ),
     ],
 )
 def test_a_torch_fits_a_driver_by_the_major_version_of_cuda(
@@ -606,6 +681,7 @@ def test_a_torch_fits_a_driver_by_the_major_version_of_cuda(
     found = {f.check: f for f in preflight.check(settings.read({"MODEL": "qwen-image"}))}
     assert found["driver"].level == level
     assert words in found["driver"].change
+    assert ("allowedCudaVersions" in found["driver"].change) is (built == (13, 2))
     assert found["driver"].found.startswith("580.95.05, CUDA up to 13.0")
     assert found["gpu"].level == "ok"
 
@@ -691,6 +767,9 @@ def test_a_bucket_is_reported(on: Machine) -> None:
     named = {**bucket, "BUCKET_ENDPOINT_URL": "https://s.example", "BUCKET_NAME": "b"}
     found = on(None, **named)["bucket"]
     assert (found.level, found.found) == ("ok", "pictures go to it")
+    found = on(None, **named, BUCKET_PREFIX="..")["bucket"]
+    assert found.level == "fatal"
+    assert found.found.startswith("this endpoint's bucket is not set up: ")
 
 
 def test_python_is_reported_by_its_three_numbers(on: Machine) -> None:
@@ -735,6 +814,7 @@ def test_a_package_is_missing_bad_untested_or_right(
     given = None if version is None else Version(version)
     monkeypatch.setattr(versions, "find_version", lambda p: given if p == package else real(p))
     answer = on(None).get(package)
+    assert "filelock" in on(None), "what comes after it is looked at too"
     if level is None:
         assert answer is None
     else:
@@ -782,8 +862,10 @@ def test_what_is_not_installed_has_no_version() -> None:
         ("torch", "2.5.9", "2.6"),
         ("transformers", "5.2.9", "5.3"),
         ("diffusers", "0.39.9", "0.40"),
+        ("bitsandbytes", "0.45.4", "0.45.5"),
         ("bitsandbytes", "0.46.0", "0.46.1"),
         ("bitsandbytes", "0.48.0", "0.48.1"),
+        ("soundfile", "0.12.9", "0.13"),
         ("runpod", "1.11.9", "1.12"),
         ("pillow", "12.2.9", "12.3"),
         ("urllib3", "2.6.9", "2.7"),
@@ -838,6 +920,16 @@ def test_the_doctor_prints_a_line_for_each_finding(
     assert answer == {"ok": False, "findings": [finding.as_json() for finding in found]}
 
 
+def test_the_doctor_asks_torch_about_a_gpu_that_is_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here there is none, which torch says."""
+    monkeypatch.setattr(preflight, "check", lambda _: [])
+    monkeypatch.setattr(preflight, "find_usable_gpu", lambda: driver.Gpu(*RTX_4090))
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.startswith("advice  attention  torch does not answer")
+
+
 def test_push_refuses_a_folder_without_a_bundle(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -846,7 +938,13 @@ def test_push_refuses_a_folder_without_a_bundle(
     assert capsys.readouterr().err.endswith(answer)
 
 
-@pytest.mark.parametrize("words", [[], ["heal"], ["push", "only-one"], ["prepare"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([], ["heal"], ["push", "only-one"], ["prepare"]),
+        ["playground", "--endpoint", "abc", "--port", "many"],
+    ],
+)
 def test_a_command_that_is_incomplete_ends_with_its_usage(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

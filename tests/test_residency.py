@@ -109,6 +109,16 @@ def test_the_largest_job_of_any_model_has_room_too() -> None:
         assert shelf.events == [f"open {name}" for name in resident]
 
 
+def test_a_model_that_says_nothing_of_its_jobs_takes_its_weights_alone() -> None:
+    for budget, resident in ((10, ["a", "b"]), (9, ["a"])):
+        pair = [
+            Openable(served(name), {name: 5}, lambda: Recorded(IMAGE, Shelf())) for name in "ab"
+        ]
+        models = Residency(pair, budget=budget)
+        list(models.fill())
+        assert [name for name in "ab" if models.find_open(name)] == resident
+
+
 def test_what_a_model_keeps_between_jobs_is_no_room_for_those_of_others() -> None:
     """Of 5 and 5, the larger job needs 7, and what the other keeps of its own 6 is 2."""
     for budget, resident in ((19, ["a", "b"]), (18, ["a"])):

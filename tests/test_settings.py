@@ -29,8 +29,7 @@ def faults(**environ: str) -> dict[str, str]:
     with pytest.raises(InvalidSettings) as refused:
         settings.read(environ)
     error = refused.value
-    for detail in error.details:
-        assert f"{detail.field}: {detail.message}" in error.message
+    assert error.message == "; ".join(f"{fault.field}: {fault.message}" for fault in error.details)
     return {detail.field: detail.message for detail in error.details}
 
 
@@ -222,12 +221,16 @@ def test_every_secret_of_the_environment_is_hidden_also_where_it_is_not_used() -
     log._secrets.clear()
     unused = {
         "HF_TOKEN": "'Bearer hf_first'",
-        "HUGGING_FACE_HUB_TOKEN": '"hf_second"',
+        "HUGGING_FACE_HUB_TOKEN": '"Bearer hf_second"',
+        "API_KEYS": "a-key-of-sixteen, another-key-of-more",
         **BUCKET,
     }
     settings.read(unused)
     faults(HF_TOKEN="hf_third with blanks", MAX_PIXELS="x")
-    for secret in ("hf_first", "hf_second", "hf_third with blanks", "AKtopsecret", "verysecret"):
+    for secret in (
+        *("hf_first", "hf_second", "hf_third with blanks", "AKtopsecret", "verysecret"),
+        *("a-key-of-sixteen", "another-key-of-more"),
+    ):
         assert log.redact(f"so {secret}!") == "so [hidden]!"
 
 
@@ -308,7 +311,12 @@ def test_a_wrong_value_is_never_repeated(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["10.0.0.0/8", "10.0.0.0/8:0", "10.0.0.0/8:65536", ":80", "x:y", "a"]
+    "value",
+    [
+        *("10.0.0.0/8", "10.0.0.0/8:0", "10.0.0.0/8:65536", ":80", "x:y", "a"),
+        *("10.0.0.0/8:100000", "10.0.0.0/8:0065536", "10.0.0.0/8:٨٠", "10.0.0.0/8:" + 5000 * "8"),
+    ],
+    ids=lambda value: value[:40],
 )
 def test_a_network_needs_a_cidr_and_a_port(value: str) -> None:
     assert "CIDR:port" in faults(ALLOWED_IMAGE_NETWORKS=value)["ALLOWED_IMAGE_NETWORKS"]

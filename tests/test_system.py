@@ -40,7 +40,7 @@ def run(platform: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("platform", ["win32", "cygwin"])
+@pytest.mark.parametrize("platform", ["win32", "cygwin", "msys"])
 def test_the_doctor_on_windows_says_to_use_wsl_2(platform: str) -> None:
     done = run(platform, "doctor")
     assert (done.returncode, done.stderr) == (1, "")

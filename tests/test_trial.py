@@ -62,6 +62,13 @@ def test_a_bucket_that_works_is_left_as_it_was(store: Store) -> None:
     assert store.objects("pictures") == {}
 
 
+def test_every_request_is_for_the_path_that_was_signed(site: Site) -> None:
+    """Written as it was: a store may compare the two."""
+    attempt(site.http, BUCKET_PREFIX="a+b=c")
+    assert len(site.hits) == 3
+    assert len({urlsplit(hit).path for hit in site.hits}) == 1
+
+
 def test_the_link_is_not_tried_where_the_objects_are_public(store: Store) -> None:
     found = attempt(store.endpoint, BUCKET_PUBLIC_URL="https://pictures.example.com")
     assert list(found) == ["upload", "deletion"]

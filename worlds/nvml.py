@@ -31,11 +31,11 @@ class Nvml:
         return {
             "nvmlInit_v2": self._init,
             "nvmlShutdown": self._shutdown,
-            "nvmlSystemGetDriverVersion": lambda buffer, _: _text(buffer, self._version),
+            "nvmlSystemGetDriverVersion": lambda buffer, n: _text(buffer, n, self._version),
             "nvmlSystemGetCudaDriverVersion_v2": lambda out: _number(out, self._cuda),
             "nvmlDeviceGetCount_v2": lambda out: _number(out, len(self._gpus)),
             "nvmlDeviceGetHandleByIndex_v2": lambda index, out: _number(out, index + 1),
-            "nvmlDeviceGetName": lambda h, buffer, _: _text(buffer, self._of(h)[0]),
+            "nvmlDeviceGetName": lambda h, buffer, n: _text(buffer, n, self._of(h)[0]),
             "nvmlDeviceGetCudaComputeCapability": self._capability,
             "nvmlDeviceGetMemoryInfo": self._memory,
         }[name]
@@ -65,10 +65,12 @@ class _ErrorString:
     restype: Any = None
 
     def __call__(self, code: int) -> bytes:
-        return {18: b"Driver/library version mismatch"}[code]
+        return {7: b"Insufficient Size", 18: b"Driver/library version mismatch"}[code]
 
 
-def _text(buffer: Any, text: str) -> int:
+def _text(buffer: Any, length: int, text: str) -> int:
+    if len(text) + 1 > length:
+        return 7
     buffer.value = text.encode()
     return 0
 

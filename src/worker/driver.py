@@ -51,11 +51,6 @@ class Driver:
     cuda: tuple[int, int]
     gpus: tuple[Gpu, ...]
 
-    @property
-    def branch(self) -> int:
-        """The driver's branch: 580 of "580.65.06"."""
-        return int(self.version.partition(".")[0])
-
 
 class DriverError(Exception):
     """The driver is installed but does not answer; the message is NVML's own."""

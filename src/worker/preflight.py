@@ -214,8 +214,8 @@ def _check_compiler() -> Finding:
 
 def _name_oldest_driver(torch_cuda: tuple[int, int]) -> str:
     """Name the oldest driver for a torch: an image's own, else the first of its major version."""
-    own = [build.driver for build in versions.TORCH_BUILDS if build.cuda == torch_cuda]
-    branch = own[0] if own else versions.OLDEST_DRIVER.get(torch_cuda[0])
+    own = (build.driver for build in versions.TORCH_BUILDS if build.cuda == torch_cuda)
+    branch = next(own, versions.OLDEST_DRIVER.get(torch_cuda[0]))
     return f"driver {branch} or newer" if branch else f"CUDA {torch_cuda[0]}"
 
 

@@ -1,9 +1,12 @@
-"""How the text of each setting is read, and what it may be."""
+"""How the text of each setting is read, and what it may be.
+
+Each validator gets text: nothing else makes settings than `settings.read`.
+"""
 
 import ipaddress
 import re
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -14,6 +17,7 @@ from pydantic import (
 
 MB: Final = 1_000_000
 MAX_PORT: Final = 65535
+PORT: Final = re.compile(r"[0-9]{1,5}")
 BYTES: Final = re.compile(r"([0-9]{1,9}) ?(kb|mb|gb)", re.IGNORECASE)
 UNITS: Final = {"KB": 1000, "MB": MB, "GB": 1000 * MB}
 
@@ -52,35 +56,29 @@ def unquote(text: str) -> str:
     return text
 
 
-def _split_words(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
+def _split_words(value: str) -> tuple[str, ...]:
     return tuple(word for part in value.split(",") if (word := unquote(part)))
 
 
-def _read_networks(value: Any) -> Any:
+def _read_networks(value: str) -> tuple[Network, ...]:
     """Read "127.0.0.0/8:8080,[::1]/128:80" as (network, port) pairs."""
     networks: list[Network] = []
     for word in _split_words(value):
-        if not isinstance(word, str):
-            return value
         cidr, _, port = word.rpartition(":")
         try:
             network = ipaddress.ip_network(cidr.replace("[", "").replace("]", ""))
         except ValueError:
             network = None
-        if network is None or not port.isdecimal() or not 0 < int(port[:6]) <= MAX_PORT:
+        if network is None or not PORT.fullmatch(port) or not 0 < int(port) <= MAX_PORT:
             raise ValueError('must be a list of "CIDR:port", as in 127.0.0.0/8:8080')
         networks.append((network, int(port)))
     return tuple(networks)
 
 
-def _read_loras(value: Any) -> Any:
+def _read_loras(value: str) -> tuple[tuple[str, str], ...]:
     """Read "style=org/repository/file.safetensors,other=org/repository" as pairs."""
-    words = _split_words(value)
-    if not all(isinstance(word, str) for word in words):
-        return value
-    pairs = [(name.strip(), place.strip()) for name, _, place in (w.partition("=") for w in words)]
+    parts = (word.partition("=") for word in _split_words(value))
+    pairs = [(name.strip(), place.strip()) for name, _, place in parts]
     for name, place in pairs:
         if not LORA_NAME.fullmatch(name) or not HUB_FILE.fullmatch(place):
             raise ValueError(
@@ -91,9 +89,9 @@ def _read_loras(value: Any) -> Any:
     return tuple(pairs)
 
 
-def _read_bytes(value: Any) -> Any:
+def _read_bytes(value: str) -> int | str:
     """Read "20MB" as 20,000,000."""
-    match = BYTES.fullmatch(value) if isinstance(value, str) else None
+    match = BYTES.fullmatch(value)
     return int(match[1]) * UNITS[match[2].upper()] if match else value
 
 
@@ -109,10 +107,8 @@ def _read_address(value: str) -> str:
     return value
 
 
-def _read_token(value: Any) -> Any:
+def _read_token(value: str) -> str:
     """Take a token out of "Bearer TOKEN"; only one word of ASCII can be a header's value."""
-    if not isinstance(value, str):
-        return value
     token = unquote(BEARER.sub("", unquote(value)))
     if not re.fullmatch(r"[!#-&(-~]+", token) or token.lower() == "bearer":
         raise ValueError("must be a token alone, as in hf_...: no blanks, no quotes, ASCII only")
@@ -132,26 +128,16 @@ def _check_public(value: str) -> str:
     return _read_address(value)
 
 
-def _to_lower(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _read_offline(value: Any) -> Any:
+def _read_offline(value: str) -> bool:
     """Read a switch that other programs read too, in which no value is wrong.
 
     Anything but a no means no network.
     """
-    return (
-        value.lower() not in ("0", "false", "no", "off", "n", "f")
-        if isinstance(value, str)
-        else value
-    )
+    return value.lower() not in ("0", "false", "no", "off", "n", "f")
 
 
-def _read_level(value: Any) -> Any:
+def _read_level(value: str) -> str:
     """Read our names of levels and, for RUNPOD_LOG_LEVEL, the SDK's."""
-    if not isinstance(value, str):
-        return value
     theirs = {"WARN": "WARNING", "TRACE": "DEBUG", "NOTSET": "ERROR"}
     return theirs.get(value.upper(), value.upper())
 
@@ -216,11 +202,11 @@ PublicAddress = Annotated[str, AfterValidator(_check_public)]
 Networks = Annotated[tuple[Network, ...], BeforeValidator(_read_networks)]
 Offline = Annotated[bool, BeforeValidator(_read_offline)]
 BucketStyle = Literal["auto", "path", "virtual"]
-StyleWord = Annotated[BucketStyle, BeforeValidator(_to_lower)]
-ServeMode = Annotated[Literal["auto", "queue", "http"], BeforeValidator(_to_lower)]
+StyleWord = Annotated[BucketStyle, BeforeValidator(str.lower)]
+ServeMode = Annotated[Literal["auto", "queue", "http"], BeforeValidator(str.lower)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_read_level)]
-Switch = Annotated[Literal["auto", "off"], BeforeValidator(_to_lower)]
+Switch = Annotated[Literal["auto", "off"], BeforeValidator(str.lower)]
 Precision = Literal["4bit", "8bit", "bf16"]
 # The smallest first.
 PRECISIONS: Final[tuple[Precision, ...]] = ("4bit", "8bit", "bf16")
-PrecisionMode = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(_to_lower)]
+PrecisionMode = Annotated[Literal["auto", "bf16", "8bit", "4bit"], BeforeValidator(str.lower)]

@@ -189,7 +189,7 @@ def test_a_file_without_n_says_its_steps_itself() -> None:
     [
         *(("LIGHTNING", value) for value in ("a/b", "a/b/x.safetensors", "a/b/{n}.bin", "a/{n}")),
         *(("LIGHTNING", value) for value in ("a/b/../{n}.safetensors", "a/b/{n}.safetensors@main")),
-        ("LIGHTNING", "{n}/b/x.safetensors"),
+        *(("LIGHTNING", value) for value in ("{n}/b/x.safetensors", "a/Lightning-8steps")),
         *(("TRANSFORMER", value) for value in ("a", "a/b/", "a/b/../c", "/a/b", "a/b@main", "")),
     ],
 )

@@ -28,6 +28,12 @@ def test_a_reply_has_each_picture_and_what_makes_it_again() -> None:
     }
 
 
+def test_a_reply_looks_as_its_first_picture() -> None:
+    other = {**SECOND, "seed": 8, "width": 32, "mime_type": "image/webp"}
+    reply = replies.format_pictures({"images": [{**FIRST, "seed": 7}, other]}, 0)
+    assert {key: reply[key] for key in LOOKS} == LOOKS
+
+
 @pytest.mark.parametrize("key", ["url", "data_url"])
 def test_an_address_is_openais_url(key: str) -> None:
     entry = {"seed": 7, key: "there", "mime_type": "image/webp", "width": 1, "height": 2}

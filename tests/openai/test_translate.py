@@ -29,6 +29,12 @@ def test_what_is_ours_passes_and_what_is_openais_is_translated() -> None:
     assert (call.warnings, call.streams) == ((), False)
 
 
+def test_what_is_null_is_as_if_it_were_not_there() -> None:
+    nulls = dict.fromkeys(("op", "stream", "model", "seed", "style", "response_format"))
+    assert translate(GENERATIONS, nulls) == translate(GENERATIONS, {})
+    assert translate(SPEECH_ROUTE, {**nulls, "input": None}) == translate(SPEECH_ROUTE, {})
+
+
 @pytest.mark.parametrize(
     "name",
     [

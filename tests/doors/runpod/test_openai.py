@@ -34,6 +34,7 @@ def test_a_jobs_route_gives_openais_reply(given: Any) -> None:
     reply = replied(given, {"RESPONSE_COMPAT": "image"})
     assert reply["data"][0]["b64_json"]
     assert reply["worker"]["seeds"] == [5]
+    assert (reply["worker"]["warnings"], reply["worker"]["peak_vram_mb"]) == ([], 0)
 
 
 def test_a_stream_in_a_job_comes_complete_and_says_so() -> None:
