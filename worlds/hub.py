@@ -54,8 +54,8 @@ class Fault:
     """One way to misbehave: at which step, for which paths, how often (None: forever).
 
     `at` is the share of the body that still arrives before a cut, a stall, a pause or a flipped
-    byte. The first `skip` requests that match are spared. "claimed-range" answers 206 with the right bytes
-    and the Content-Range of `headers`, or none.
+    byte. The first `skip` requests that match are spared. "claimed-range" answers 206 with the
+    right bytes and the Content-Range of `headers`, or none.
     """
 
     act: Act
