@@ -9,8 +9,8 @@ from worker.errors import BadPicture
 
 def test_levels_are_rounded_from_minus_one_to_one() -> None:
     """-1 is black, 1 is white, beyond is clamped."""
-    pixels = torch.tensor([-1.0, 0.0, 1.0, 9.0]).view(1, 1, 4).expand(3, 1, 4)
-    assert make_picture(pixels).tobytes() == bytes([0] * 3 + [128] * 3 + [255] * 6)
+    pixels = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0]).view(1, 1, 5).expand(3, 1, 5)
+    assert make_picture(pixels).tobytes() == bytes([0] * 6 + [128] * 3 + [255] * 6)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
