@@ -337,6 +337,12 @@ def test_an_endless_body_ends_at_the_limit(room: Room, site: Site) -> None:
     assert room.left() == set()
 
 
+def test_one_that_is_refused_ends_the_wait_for_the_others(room: Room, site: Site) -> None:
+    error = room.refused(f"{site.https}/silent", f"{site.https}/status/404")
+    assert isinstance(error, LoraRefused)
+    assert error.details[0].field == "loras[1]"
+
+
 @pytest.mark.parametrize("path", ["/silent", "/drip", "/slow-head"])
 def test_a_download_has_a_deadline(tmp_path: Path, hub: Hub, site: Site, path: str) -> None:
     room = Room(tmp_path, hub, site, LORA_FETCH_S="0.5")
