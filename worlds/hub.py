@@ -41,6 +41,7 @@ Act = Literal[
     "claimed-range",
     "stall-before",
     "stall-body",
+    "pause-body",
     "drip",
     "redirect-away",
     "redirect-loop",
@@ -52,9 +53,9 @@ Act = Literal[
 class Fault:
     """One way to misbehave: at which step, for which paths, how often (None: forever).
 
-    `at` is the share of the body that still arrives before a cut, a stall or a flipped byte. The
-    first `skip` requests that match are spared. "claimed-range" answers 206 with the right bytes
-    and the Content-Range of `headers`, or none.
+    `at` is the share of the body that still arrives before a cut, a stall, a pause or a flipped
+    byte. The first `skip` requests that match are spared. "claimed-range" answers 206 with the
+    right bytes and the Content-Range of `headers`, or none.
     """
 
     act: Act
@@ -570,20 +571,22 @@ class _Handler(BaseHTTPRequestHandler):
         elif act == "gzip":
             body = gzip.compress(body, 1)
             headers["Content-Encoding"] = "gzip"
-        if act in ("cut", "reset", "stall-body", "drip"):
+        if act in ("cut", "reset", "stall-body", "pause-body", "drip"):
             self._head(status, headers, len(body))
             self._part(act, body, at)
             return
         self._send(status, body, headers)
 
     def _part(self, act: str, body: bytes, at: int) -> None:
-        """Send part of the body, then hang up, stall or drip."""
+        """Send part of the body, then hang up, stall, pause or drip."""
         self.close_connection = True
         self.wfile.write(body[:at])
         self.wfile.flush()
-        if act == "stall-body":
+        if act in ("stall-body", "pause-body"):
             self.hub.stalled.set()
             self.hub.released.wait(LONGEST_STALL_S)
+            if act == "pause-body":
+                self.wfile.write(body[at:])
         elif act == "drip":
             for start in range(at, len(body), 100):
                 self.wfile.write(body[start : start + 100])

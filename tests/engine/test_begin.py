@@ -131,7 +131,7 @@ def test_lightning_begins_at_three_times_the_strength_at_most() -> None:
 def test_noise_is_mixed_as_the_stock_scheduler_mixes_it() -> None:
     source, noise = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(LIGHTNING))
-    scheduler.set_timesteps(sigmas=list_sigmas(8), mu=1.0986)
+    scheduler.set_timesteps(sigmas=list_sigmas(8, 1.0), mu=1.0986)
     for step, t in enumerate(scheduler.timesteps):
         scheduler.set_begin_index(step)
         stock = scheduler.scale_noise(source, t[None], noise)

@@ -133,6 +133,8 @@ def test_sums_are_right_within_their_roundings() -> None:
     outside = torch.tensor([-0.5 + 1.01 * most, -0.5 - 1.01 * most, 1e-9, 1e-9 + 0.6 * 2**-20])
     assert count_wrong(inside, expected, plain) == 0
     assert count_wrong(outside, expected, plain) == 3
+    nothing = torch.zeros(4)
+    assert count_wrong(nothing, nothing, nothing) == 0
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90])
@@ -327,3 +329,19 @@ def test_what_the_device_raises_is_no_fault_of_the_kernel(
     monkeypatch.setattr(combine, "combine_nf4", fail)
     with pytest.raises(type(error)):
         try_nf4(CPU)
+
+
+def test_nothing_is_written_beyond_the_last_row_or_read_beyond_the_rank(
+    interpreted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where rows fill no tile, and factors no product: what lies there is another tensor's."""
+    rows, columns, rank = 96, 128, 4
+    linear: Any = packed_linear(rows, columns)
+    down, up = sides(linear, rank, torch.float32)
+    expected = unpacked(interpreted, linear, down, up)
+    around = torch.full((rows + 32, columns), 7.0)
+    monkeypatch.setattr(interpreted.torch, "empty", lambda *_size, **_how: around[:rows])
+    wide, high = torch.full((rank + 28, columns), 5.0), torch.full((rows + 32, rank), 5.0)
+    wide[:rank], high[:rows] = down, up
+    assert torch.equal(unpacked(interpreted, linear, wide[:rank], high[:rows]), expected)
+    assert (around[rows:] == 7).all()

@@ -9,8 +9,9 @@ from worker.errors import BadPicture
 
 def test_levels_are_rounded_from_minus_one_to_one() -> None:
     """-1 is black, 1 is white, beyond is clamped."""
-    pixels = torch.tensor([-1.0, 0.0, 1.0, 9.0]).view(1, 1, 4).expand(3, 1, 4)
-    assert make_picture(pixels).tobytes() == bytes([0] * 3 + [128] * 3 + [255] * 6)
+    pixels = torch.tensor([-9.0, -1.0, -0.5, 0.0, 0.5, 1.0, 9.0]).expand(3, 1, 7)
+    levels = [level for level in (0, 0, 64, 128, 191, 255, 255) for _ in range(3)]
+    assert make_picture(pixels).tobytes() == bytes(levels)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

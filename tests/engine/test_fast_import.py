@@ -11,6 +11,8 @@ import torch
 
 from worker.engine import fast_import
 
+# By these names bitsandbytes asks for the fetcher, and says that it is not there.
+FETCHER, SAYS_SO = "kernels", "bitsandbytes.backends.cpu.ops"
 # A library as bitsandbytes is: functions for the compiler, with options or without.
 LIBRARY = """
 import importlib.util
@@ -35,8 +37,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     before = {name: module for name, module in sys.modules.items() if name.startswith("bitsandby")}
     for name in before:
         del sys.modules[name]
-    monkeypatch.delitem(sys.modules, fast_import.FETCHER, raising=False)
-    logger = logging.getLogger(fast_import.CPU_LOGGER)
+    monkeypatch.delitem(sys.modules, FETCHER, raising=False)
+    logger = logging.getLogger(SAYS_SO)
     filters = list(logger.filters)
     logger.filters.clear()
     yield folder / "__init__.py"
@@ -53,7 +55,7 @@ def test_its_functions_stay_as_they_are_and_ours_are_compiled_afterwards(package
     assert found.plain is found.optioned is found.twice is found.double
     assert torch.compile is compiler
     with pytest.raises(ImportError):
-        __import__(fast_import.FETCHER)
+        __import__(FETCHER)
 
 
 def test_an_import_that_fails_leaves_the_compiler_as_it_was(package: Path) -> None:
@@ -67,7 +69,7 @@ def test_an_import_that_fails_leaves_the_compiler_as_it_was(package: Path) -> No
 def test_only_the_advice_to_install_the_fetcher_is_dropped(package: Path) -> None:
     package.write_text(LIBRARY.format(end=""))
     fast_import.load()
-    logger = logging.getLogger(fast_import.CPU_LOGGER)
+    logger = logging.getLogger(SAYS_SO)
     advice = "Failed to load CPU gemm_4bit_forward from kernels-community: %s"
     records = (
         logger.makeRecord(logger.name, logging.WARNING, "ops.py", 1, text, ("why",), None)

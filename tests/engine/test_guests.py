@@ -134,6 +134,9 @@ def test_a_stated_scale_that_no_number_can_hold_is_refused() -> None:
     plain = {key: t for key, t in STATES["ends"].items() if not key.endswith(".alpha")}
     with pytest.raises(LoraNotApplied, match=r"the scale of \S+ is 2.5e\+39"):
         make_scaled(plain, None, read_stated({"lora_alpha": "1e40"}, None))
+    of_one = {"lora_alpha": "1", "alpha_pattern": '{"proj_out": 1e40}'}
+    with pytest.raises(LoraNotApplied, match="the scale of proj_out is"):
+        make_scaled(plain, None, read_stated(of_one, None))
 
 
 @pytest.mark.parametrize(

@@ -307,3 +307,10 @@ def test_a_weight_and_a_scale_may_be_as_large_as_bf16_has_them_and_no_larger() -
     for more in (most * 1.01, -most * 1.01):
         with pytest.raises(LoraNotApplied, match="NaN or infinity"):
             make_canonical({**pair, "a.lora_B.weight": torch.tensor([[more]])})
+
+
+def test_what_is_canonical_already_is_not_copied() -> None:
+    """A LoRA of a gigabyte would be there twice."""
+    pair = {"a.lora_A.weight": torch.ones(1, 2), "a.lora_B.weight": torch.ones(2, 1)}
+    found = make_canonical(pair)
+    assert all(found[key] is tensor for key, tensor in pair.items())

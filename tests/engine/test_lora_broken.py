@@ -108,6 +108,20 @@ def test_a_broken_tensor_is_refused_with_its_key_and_nothing_is_attached(
 
 
 @pytest.mark.parametrize(
+    ("key", "dtype", "message"),
+    [
+        (DOWN, torch.int8, "is int8 without scales; weights are floating numbers"),
+        (ALPHA, torch.bool, r"is bool \[\]; an alpha is one number"),
+    ],
+)
+def test_a_number_format_is_told_by_its_own_name(
+    key: str, dtype: torch.dtype, message: str
+) -> None:
+    with pytest.raises(LoraNotApplied, match=f"{key} {message}"):
+        make_canonical({**STATE, key: STATE[key].to(dtype)})
+
+
+@pytest.mark.parametrize(
     "dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz]
 )
 def test_float8_weights_are_cast_before_they_are_multiplied(dtype: torch.dtype) -> None:
@@ -218,7 +232,7 @@ def test_a_header_tells_what_bears_on_the_scale_and_nothing_else(
 
 @pytest.mark.parametrize(
     ("length", "behind", "asked"),
-    [(0, 0, 1), (0, 9, 1), (53, 0, 2), (53, 3, 2), (54, 0, 1), (100_000_001, 0, 1)],
+    [(0, 0, 1), (0, 9, 1), (1, 0, 1), (53, 0, 2), (53, 3, 2), (54, 0, 1), (100_000_001, 0, 1)],
 )
 def test_no_more_of_a_file_is_asked_for_than_its_header(
     length: int, behind: int, asked: int
@@ -238,15 +252,18 @@ def test_no_more_of_a_file_is_asked_for_than_its_header(
     assert stated == ({"lora_alpha": "8"} if asked == 2 else {})
 
 
-def test_the_longest_header_that_the_format_allows_is_asked_for() -> None:
+@pytest.mark.parametrize("length", [2, 100_000_000])
+def test_the_shortest_and_the_longest_header_that_the_format_allows_is_asked_for(
+    length: int,
+) -> None:
     ranges: list[tuple[int, int]] = []
 
     def read_range(start: int, end: int) -> bytes:
         ranges.append((start, end))
-        return b"{}" if start else (100_000_000).to_bytes(8, "little")
+        return b"{}" if start else length.to_bytes(8, "little")
 
     assert lora_file.read_stated_scale(read_range, 1 << 40) == {}
-    assert ranges == [(0, 8), (8, 100_000_008)]
+    assert ranges == [(0, 8), (8, 8 + length)]
 
 
 def test_a_configuration_beside_is_read_and_its_absence_is_none(tmp_path: Path) -> None:
@@ -257,7 +274,7 @@ def test_a_configuration_beside_is_read_and_its_absence_is_none(tmp_path: Path) 
 
 def test_a_folder_is_no_file_and_a_missing_file_is_told_apart(tmp_path: Path) -> None:
     """Another worker of the volume may have dropped it: then it is fetched again."""
-    with pytest.raises(LoraNotApplied, match="not a readable safetensors file"):
+    with pytest.raises(LoraNotApplied, match=r"not a readable safetensors file \(\w+Error\)$"):
         lora_file.read(tmp_path)
     with pytest.raises(FileNotFoundError):
         lora_file.read(tmp_path / "none.safetensors")
@@ -370,3 +387,10 @@ def test_the_published_lora_is_sound() -> None:
     model = small_transformer()
     expected = list_lightning_modules(BLOCKS)
     assert Adapters(model).attach("a", STATE, expected=expected) == len(expected)
+
+
+def test_what_is_wrong_with_a_file_is_told_in_safetensors_words(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(FILES["a length beyond the file"])
+    with pytest.raises(LoraNotApplied, match=r"safetensors file \(.*header"):
+        lora_file.read(file)

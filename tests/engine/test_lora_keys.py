@@ -300,3 +300,11 @@ def test_without_a_list_of_modules_only_a_flat_name_means_nothing(
         return
     with pytest.raises(LoraNotApplied, match="a flat name means a module of one transformer"):
         make_canonical(pair)
+
+
+@pytest.mark.parametrize("name", ["transformer.", "lora_unet_", "base_model.model.transformer."])
+def test_a_prefix_alone_names_no_module(name: str) -> None:
+    pair = {f"{name}.lora_A.weight": torch.ones(1, 2), f"{name}.lora_B.weight": torch.ones(2, 1)}
+    for modules in (None, MODULES):
+        with pytest.raises(LoraNotApplied, match="a key of unknown form"):
+            make_canonical(pair, modules)

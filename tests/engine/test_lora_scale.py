@@ -288,6 +288,17 @@ def test_a_scale_that_cannot_be_read_is_refused_not_guessed(text: str, tmp_path:
         scale_of(file)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(f, v) for f in lora_scale.FIELDS for v in BROKEN_VALUES[f]],
+    ids=lambda given: str(given)[:30],
+)
+def test_the_field_that_cannot_be_read_is_named(field: str, value: Any) -> None:
+    record = {"r": 4, "lora_alpha": 16, field: value}
+    with pytest.raises(LoraNotApplied, match=f"^{field} of adapter_config.json cannot be read"):
+        read_stated(None, json.dumps(record).encode())
+
+
 @pytest.mark.parametrize("text", ["", "sixteen", "nan", "NaN", "Infinity", "true", "[16]", DEEP])
 def test_a_bare_alpha_that_is_no_number_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(LoraNotApplied, match="lora_alpha"):
@@ -308,6 +319,13 @@ def test_a_pattern_that_would_never_end_is_refused(monkeypatch: pytest.MonkeyPat
     sources = read_stated({lora_scale.RECORD: json.dumps(record)}, None)
     with pytest.raises(LoraNotApplied, match="too long"):
         compute_scales({"transformer_blocks.0.attn.to_q": Own(4)}, sources)
+
+
+def test_a_pattern_that_takes_its_time_is_matched() -> None:
+    """Some hundredths of a second, of the ten that there are."""
+    record = {"lora_alpha": 4, "alpha_pattern": {"(.|.)*[A-Z]": 8}}
+    sources = read_stated({lora_scale.RECORD: json.dumps(record)}, None)
+    assert compute_scales({"a" * 17: Own(4)}, sources) == {"a" * 17: 1}
 
 
 def test_a_pattern_gets_a_moment_once_the_time_is_over() -> None:

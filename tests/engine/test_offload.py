@@ -22,6 +22,7 @@ class Layer(nn.Module):
     """A layer with a parameter, a buffer, and a Linear of any precision; it may fail."""
 
     shift: Tensor
+    bend: Tensor
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class Layer(nn.Module):
 
         self.scale = nn.Parameter(draw(WIDTH), requires_grad=False)
         self.register_buffer("shift", draw(1))
+        self.register_buffer("bend", draw(WIDTH))
         weight, bias = draw(WIDTH, WIDTH), draw(WIDTH)
         self.linear: Any = nn.Linear(WIDTH, WIDTH, dtype=torch.bfloat16)
         if precision == "bf16":
@@ -53,9 +55,9 @@ class Layer(nn.Module):
         if self.fails:
             raise RuntimeError("this layer fails")
         y = self.linear(x) * self.scale + self.shift
-        for tensor in (self.scale, self.shift, self.linear.weight):
+        for tensor in (self.scale, self.shift, self.bend, self.linear.weight):
             self._note(tensor)
-        return torch.tanh(y)
+        return torch.tanh(y) + self.bend
 
 
 class Tower(nn.Module):
@@ -174,7 +176,14 @@ def test_between_runs_every_layer_has_its_weights_on_the_host(x: Tensor) -> None
         state: Any = ours.linear.weight.quant_state
         assert torch.equal(state.state2.absmax, theirs.linear.weight.quant_state.state2.absmax)
         tensors = [one.data for _, one in ours.named_parameters()]
-        tensors += [ours.shift, state.absmax, state.code, state.state2.absmax, state.state2.code]
+        tensors += [
+            ours.shift,
+            ours.bend,
+            state.absmax,
+            state.code,
+            state.state2.absmax,
+            state.state2.code,
+        ]
         assert len({one.untyped_storage().data_ptr() for one in tensors}) == 1
         places = sorted((one.storage_offset() * one.element_size(), one.nbytes) for one in tensors)
         assert all(start + size <= after for (start, size), (after, _) in pairwise(places))
@@ -184,18 +193,20 @@ def test_between_runs_every_layer_has_its_weights_on_the_host(x: Tensor) -> None
 def test_what_passes_is_on_the_host_what_is_looked_up_too_and_the_rest_on_the_device() -> None:
     """The meta device stands for one: what was moved there shows it."""
     tower = Tower()
-    table = nn.Embedding(3, WIDTH, dtype=torch.bfloat16)
-    model = nn.ModuleDict({"table": table, "tower": tower, "last": Layer(5)})
+    tables = [nn.Embedding(3, WIDTH, dtype=torch.bfloat16) for _ in range(2)]
+    first = {"table": tables[0], "places": tables[1]}
+    model = nn.ModuleDict({**first, "tower": tower, "last": Layer(5)})
     model.register_buffer("rest", torch.zeros(1))
     meta = torch.device("meta")
-    stream_from_host(model, Streamed(tower, list(tower.layers), [model["table"]]), meta)
+    stream_from_host(model, Streamed(tower, list(tower.layers), tables), meta)
     found = {name: one.device.type for name, one in model.named_parameters()}
     found |= {name: one.device.type for name, one in model.named_buffers()}
     on_device = {name for name, place in found.items() if place == "meta"}
     assert on_device == {name for name in found if name.startswith(("last.", "rest"))}
-    found_there = model["table"](torch.tensor([0, 2]))
-    assert (found_there.device.type, found_there.dtype) == ("meta", torch.bfloat16)
-    assert found_there.shape == (2, WIDTH)
+    for table in tables:
+        found_there = table(torch.tensor([0, 2]))
+        assert (found_there.device.type, found_there.dtype) == ("meta", torch.bfloat16)
+        assert found_there.shape == (2, WIDTH)
     assert not any(one.requires_grad for one in model["last"].parameters())
     placed = [
         (type(module).__name__, name)

@@ -125,6 +125,8 @@ def test_a_gigabyte_has_a_thousand_million_bytes_and_all_that_a_job_takes_is_lef
     need: dict[Precision, Need] = {"bf16": Need(44_000_000_000, 29_000_000_000)}
     for free, offload in ((48_000_000_000, False), (47_999_999_999, True), (33_000_000_000, True)):
         assert choose("auto", need, free=free, capability=AMPERE).offload is offload
+    for free, shown in ((48_250_000_000, "48.2 GB"), (48_750_000_000, "48.8 GB")):
+        assert shown in choose("auto", need, free=free, capability=AMPERE).reason
     with pytest.raises(UnfitHost, match=r"at least 33\.0 GB"):
         choose("auto", need, free=32_999_999_999, capability=AMPERE)
     assert choose("bf16", need, free=44_000_000_007, capability=AMPERE, working=7).offload is False

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import QwenImagePipeline
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from worker.engine.sampler import _Pace, make_noise, pack, sample, unpack
 from worker.families.qwen_image.denoising import Conditioning, LatentShape, denoise, stack
@@ -227,3 +229,40 @@ def test_a_gpu_is_waited_for_one_step_behind(monkeypatch: pytest.MonkeyPatch) ->
             pace.step()
     waits = [("recorded", 1), ("waited for", 1), ("recorded", 2), ("waited for", 2)]
     assert said == [*waits, ("recorded", 3)]
+
+
+def test_each_step_on_a_gpu_is_waited_for_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: the latents are said to be on one, and nothing is computed."""
+    said: list[str] = []
+
+    class Event:
+        def record(self) -> None:
+            said.append("recorded")
+
+        def synchronize(self) -> None:
+            said.append("waited for")
+
+    def predict(latents: Tensor, _timestep: Tensor, step: int) -> Tensor:
+        said.append(f"step {step}")
+        return latents
+
+    class Schedule:
+        timesteps = torch.tensor([1000.0, 900.0, 750.0, 500.0])
+        sigmas = np.array([1.0, 0.9, 0.75, 0.5, 0.0])
+
+        def step(self, *given: Any, return_dict: bool) -> tuple[Tensor]:
+            assert not return_dict
+            latents: Tensor = given[-1]
+            return (latents,)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    scheduler = Schedule()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        latents = torch.empty(1, 6, 4, device="cuda")
+        assert sample(predict, scheduler, latents).device.type == "cuda"
+    steps = [f"step {step}" for step in range(4)]
+    assert said[:2] == [steps[0], "recorded"]
+    for step in steps[1:]:
+        at = said.index(step)
+        assert said[at + 1 : at + 3] == ["waited for", "recorded"]
+    assert len(said) == 4 + 4 + 3

@@ -41,6 +41,9 @@ def test_the_names_are_those_of_the_list_and_of_the_folder(folder: Path) -> None
     assert list_names(chosen(folder)) == ("pixel", "ghibli", "inner", "one", "style")
     assert find_place("pixel", chosen(folder)) == HubFile("org/pixel-art", "file.safetensors", "v1")
     assert find_place("style", chosen(folder)) == folder / "style.safetensors"
+    (folder / "style").mkdir()
+    (folder / "style" / "inner.safetensors").write_bytes(lora_bytes())
+    assert find_place("style", chosen(folder)) == folder / "style.safetensors"
     assert find_place("one", chosen(folder)) == folder / "one" / "adapter_model.safetensors"
 
 

@@ -2,13 +2,19 @@
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import hashlib
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+import filelock
 import pytest
+import structlog
 
 from worker import settings
 from worker.errors import (
@@ -17,6 +23,7 @@ from worker.errors import (
     LoraNotApplied,
     LoraRefused,
     VolumeFull,
+    WeightsUnavailable,
     WorkerError,
 )
 from worker.loras import fetching, kept, site_file
@@ -170,8 +177,11 @@ def test_bytes_that_are_here_are_not_fetched_again_from_another_repository(
     room: Room, hub: Hub
 ) -> None:
     room.ready("org/style")
-    room.ready("org/two/a.safetensors")
+    (found,) = room.ready("org/two/a.safetensors")
     assert [seen.path for seen in hub.requests("resolve")] == ["style.safetensors"]
+    hub.seen.clear()
+    assert room.ready("org/two/a.safetensors") == (found,)
+    assert not hub.requests()
 
 
 def test_the_same_file_under_two_words_is_refused(room: Room, site: Site) -> None:
@@ -191,6 +201,14 @@ def test_a_token_is_sent_for_the_operators_own_alone(tmp_path: Path, hub: Hub, s
     assert (error.error_type, error.retryable) == ("bad_request", False)
 
 
+def test_what_another_workers_callers_may_have_is_not_there_for_ours(
+    tmp_path: Path, hub: Hub, site: Site
+) -> None:
+    """Of two workers on one volume, one gives its callers the token."""
+    Room(tmp_path, hub, site, LORA_HUB_TOKEN="true").ready("org/private")
+    assert isinstance(Room(tmp_path, hub, site).refused("org/private"), LoraRefused)
+
+
 def test_callers_get_the_token_where_the_operator_says_so(
     tmp_path: Path, hub: Hub, site: Site
 ) -> None:
@@ -204,6 +222,15 @@ def test_what_the_operator_named_wrongly_is_for_the_operator_to_fix(
     error = Room(tmp_path, hub, site, LORAS="own=org/nothing").refused("own")
     assert type(error) is LoraNotApplied
     assert error.error_type == "internal"
+
+
+def test_a_hub_that_fails_this_time_is_not_for_the_operator_to_fix(
+    tmp_path: Path, hub: Hub, site: Site
+) -> None:
+    hub.misbehave(Fault("status", path="*style*", times=None))
+    error = Room(tmp_path, hub, site, LORAS="own=org/style").refused("own")
+    assert type(error) is LoraFetchFailed
+    assert error.retryable
 
 
 @pytest.mark.parametrize(
@@ -221,10 +248,13 @@ def test_what_the_operator_named_wrongly_is_for_the_operator_to_fix(
 def test_what_the_hub_does_not_have_is_the_callers_to_fix(
     room: Room, hub: Hub, word: str, words: str
 ) -> None:
-    error = room.refused(word)
+    with structlog.testing.capture_logs() as lines:
+        error = room.refused(word)
     assert isinstance(error, LoraRefused), error
     assert words in error.message
     assert error.details[0].field == "loras[0]"
+    said = [line["log_level"] for line in lines if line["event"] == "lora not fetched"]
+    assert said == ["warning"] * ("no such repository" in words)
     assert not [seen for seen in hub.requests("bytes") if word == "org/large"]
     assert room.left() == set()
 
@@ -233,8 +263,11 @@ def test_what_the_hub_does_not_have_is_the_callers_to_fix(
 def test_a_hub_that_fails_this_time_may_be_asked_again(room: Room, hub: Hub, act: str) -> None:
     """Wrong bytes among it: their sha256 is not the recorded one."""
     hub.misbehave(Fault(act, path="*style*", times=None))  # type: ignore[arg-type] # of the list
-    error = room.refused("org/style")
+    with structlog.testing.capture_logs() as lines:
+        error = room.refused("org/style")
     assert isinstance(error, LoraFetchFailed), error
+    (reason,) = (line["reason"] for line in lines if line["event"] == "lora not fetched")
+    assert "style.safetensors" in reason
     assert (error.error_type, error.retryable) == ("transient", True)
     assert not list((room.home / "loras").glob("*.safetensors"))
     assert room.left() == set()
@@ -304,6 +337,12 @@ def test_an_endless_body_ends_at_the_limit(room: Room, site: Site) -> None:
     assert room.left() == set()
 
 
+def test_one_that_is_refused_ends_the_wait_for_the_others(room: Room, site: Site) -> None:
+    error = room.refused(f"{site.https}/silent", f"{site.https}/status/404")
+    assert isinstance(error, LoraRefused)
+    assert error.details[0].field == "loras[1]"
+
+
 @pytest.mark.parametrize("path", ["/silent", "/drip", "/slow-head"])
 def test_a_download_has_a_deadline(tmp_path: Path, hub: Hub, site: Site, path: str) -> None:
     room = Room(tmp_path, hub, site, LORA_FETCH_S="0.5")
@@ -352,9 +391,10 @@ def test_a_cancelled_job_leaves_the_download_to_one_that_waits(room: Room, site:
     assert site.hits == ["/waits"]
 
 
-def test_a_cancelled_job_stops_its_download(room: Room, hub: Hub) -> None:
-    """Of the hub, in a thread: it ends with the next bytes, and leaves nothing."""
-    hub.misbehave(Fault("stall-body", path="*style*", times=None, at=0.1))
+@pytest.mark.parametrize("act", ["stall-body", "pause-body"])
+def test_a_cancelled_job_stops_its_download(room: Room, hub: Hub, act: str) -> None:
+    """Of the hub, in a thread: it ends with the next bytes, if any come, and leaves nothing."""
+    hub.misbehave(Fault(act, path="*style*", times=None, at=0.1))  # type: ignore[arg-type] # of the list
 
     async def run() -> None:
         task = asyncio.create_task(room.obtain("org/style"))
@@ -391,7 +431,10 @@ def test_a_place_that_cannot_be_asked_again_is_what_it_was(
     room.ready("org/style")
     monkeypatch.setattr(kept, "FRESH_S", 0)
     hub.misbehave(Fault("status", step="info", times=None))
-    room.ready("org/style")
+    with structlog.testing.capture_logs() as lines:
+        room.ready("org/style")
+    said = [(line["log_level"], line["event"]) for line in lines if "reason" in line]
+    assert said[-1] == ("warning", "lora not asked for again")
     hub.faults.clear()
     hub.private.add("org/style")
     assert isinstance(room.refused("org/style"), LoraRefused)
@@ -624,3 +667,106 @@ def test_a_site_learns_only_that_a_worker_asks_for_a_file(room: Room, site: Site
     room.ready(f"{site.https}/style.safetensors")
     found = {name: text for name, text in site.headers.items() if name not in ("", "host")}
     assert found == {"accept": "*/*", "user-agent": "worker", "accept-encoding": "identity"}
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_file_that_another_worker_evicts_at_once_is_fetched_again_a_few_times(
+    room: Room, site: Site, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Between being found and being opened: here it goes as it is opened."""
+    lock, left = fcntl.flock, [1] * times
+
+    def evict(file: Any, kind: int) -> None:
+        if kind == fcntl.LOCK_SH | fcntl.LOCK_NB and left:
+            left.pop()
+            Path(file.name).unlink()
+        lock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", evict)
+    url = f"{site.https}/style.safetensors"
+    if times < fetching.ATTEMPTS:
+        assert room.ready(url)[0].digest == digest(FILE)
+    else:
+        error = room.refused(url)
+        assert isinstance(error, LoraFetchFailed)
+        assert "evicted again and again" in error.message
+    assert len(site.hits) == min(times + 1, fetching.ATTEMPTS)
+
+
+def test_what_is_fresh_waits_for_no_other_worker(tmp_path: Path, hub: Hub, site: Site) -> None:
+    """A lock serves many places: whoever has it may be fetching another one."""
+    room = Room(tmp_path, hub, site, LORA_FETCH_S="5")
+    url = f"{site.https}/style.safetensors"
+    (first,) = room.ready(url)
+    (path,) = (tmp_path / "loras" / "locks").iterdir()
+    with filelock.FileLock(path):
+        assert room.ready(url) == (first,)
+
+
+def test_a_fetch_that_failed_has_ended_its_turn(tmp_path: Path, hub: Hub, site: Site) -> None:
+    """Also while somebody still looks at its error."""
+    url = f"{site.https}/status/503"
+    errors = [Room(tmp_path, hub, site, LORA_FETCH_S="5").refused(url) for _ in range(2)]
+    assert all("status 503" in error.message for error in errors)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_locks_do_not_work_a_file_is_fetched_all_the_same(
+    room: Room, site: Site, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert room.ready(f"{site.https}/style.safetensors")[0].digest == digest(FILE)
+
+
+def test_room_is_made_for_as_much_as_a_site_says_and_else_for_the_most(
+    room: Room, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the byte: a disk that has as much is enough."""
+    free = [LARGE - 1]
+    monkeypatch.setattr(space, "free_bytes", lambda *_: free[0])
+    url, endless = f"{site.https}/style.safetensors", f"{site.https}/endless-after"
+    assert isinstance(room.refused(endless), VolumeFull)
+    free[0] += 1
+    assert isinstance(room.refused(endless), LoraRefused)
+    free[0] = len(FILE) - 1
+    assert isinstance(room.refused(url), VolumeFull)
+    free[0] += 1
+    assert room.ready(url)[0].digest == digest(FILE)
+
+
+def test_a_disk_that_takes_only_a_part_is_told_as_that(room: Room, site: Site) -> None:
+    """At the byte where it ends, not once all seems to be written."""
+    site.files["/exact.safetensors"] = sized(LARGE)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGE - 1, before[1]))
+    try:
+        error = room.refused(f"{site.https}/exact.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert isinstance(error, WeightsUnavailable)
+    assert "MODEL_DIR cannot hold" in error.message
+    assert room.left() == set()
+
+
+@pytest.mark.parametrize(
+    ("beside", "words"),
+    [
+        (CONFIG.ljust(100_000), None),
+        (CONFIG.ljust(100_001), "has 100001 bytes, which none has"),
+        (b"\xff", "is no text"),
+    ],
+    ids=["long", "too long", "no text"],
+)
+def test_a_configuration_of_the_hub_has_a_bound_and_is_text(
+    room: Room, hub: Hub, beside: bytes, words: str | None
+) -> None:
+    hub.add("org/beside", {"style.safetensors": FILE, "adapter_config.json": beside})
+    if words is None:
+        assert room.ready("org/beside")[0].configuration == beside
+        return
+    error = room.refused("org/beside")
+    assert isinstance(error, LoraRefused)
+    assert f"its adapter_config.json {words}" in error.message

@@ -107,3 +107,18 @@ def test_a_word_and_a_url_have_a_longest() -> None:
     assert read_word(url).text == url
     with pytest.raises(ValueError, match="at most 8190 characters"):
         read_word(f"{url}x")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty"),
+        (" \t", "is empty"),
+        ("C:\\x\\y", "must be org/repository"),
+        ("a\\b", "must be org/repository"),
+        ("a b", "must be a name of letters"),
+    ],
+)
+def test_what_a_word_must_be_is_told_by_what_it_looks_like(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=f"^{words}"):
+        read_word(text)

@@ -13,7 +13,7 @@ from torch import Tensor
 ROUNDING = 1e-6
 
 
-def list_sigmas(steps: int, strength: float = 1.0) -> NDArray[np.float64]:
+def list_sigmas(steps: int, strength: float) -> NDArray[np.float64]:
     """Return the unshifted sigmas of a schedule of `steps` that begins at `strength`, 0 to 1.
 
     The first is `strength` itself, the others are the complete schedule's below it. So the start

@@ -53,7 +53,7 @@ class KeyValues:
 
     def list_lengths(self) -> range:
         """Return how many tokens may be read, from the fewest."""
-        return range(self._step, self.length + 1, self._step)
+        return range(self._step, self.length + self._step, self._step)
 
     def round_length(self, count: int) -> int:
         """Return how many tokens are read where sequences have so many."""

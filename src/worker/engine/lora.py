@@ -322,20 +322,18 @@ class Adapters:
         """
         if name in self._attached:
             raise LoraNotApplied(f"an adapter called {name} is attached already")
-        canonical = make_canonical(state, self.modules)
-        modules = sorted({key.rsplit(".lora_", 1)[0] for key in canonical})
+        lora = _make_lora(state, self.modules, (), is_all=True)
+        modules = sorted(lora.scales)
         if expected is not None and set(expected) != set(modules):
             missing, extra = set(expected) - set(modules), set(modules) - set(expected)
             raise LoraNotApplied(
                 f"the LoRA reaches {len(modules)} modules: {len(missing)} of the model's are"
                 f" missing and {len(extra)} are not the model's"
             )
-        linears = self._find_linears(canonical, modules)
+        linears = self._find_linears(lora, modules)
         for module, linear in linears.items():
             wrapped = linear if isinstance(linear, LoraLinear) else LoraLinear(linear)
-            wrapped.add(
-                name, canonical[f"{module}.lora_A.weight"], canonical[f"{module}.lora_B.weight"]
-            )
+            wrapped.add(name, *lora.find_sides(module))
             parent, _, leaf = module.rpartition(".")
             setattr(self._transformer.get_submodule(parent), leaf, wrapped)
             self._wrapped[module] = wrapped
@@ -346,17 +344,12 @@ class Adapters:
         """Return the Linears that an adapter reaches, by module."""
         return {module: self._wrapped[module] for module in sorted(self._attached[name])}
 
-    def _find_linears(
-        self, state: Mapping[str, Tensor], modules: Sequence[str]
-    ) -> dict[str, nn.Module]:
+    def _find_linears(self, lora: ScaledLora, modules: Sequence[str]) -> dict[str, nn.Module]:
         """Return the Linears that an adapter is attached to; raises LoraNotApplied."""
         found = {}
+        widths = lora.widths
         for module in modules:
-            base = self.find_linear(module)
-            fits = (
-                state[f"{module}.lora_A.weight"].shape[1],
-                state[f"{module}.lora_B.weight"].shape[0],
-            )
+            base, fits = self.find_linear(module), widths[module]
             if (base.in_features, base.out_features) != fits:
                 raise LoraNotApplied(
                     f"{module} maps {base.in_features} to {base.out_features}, the LoRA"

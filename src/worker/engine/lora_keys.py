@@ -113,7 +113,7 @@ class Names:
             raise LoraNotApplied(
                 f"the LoRA's flat name {show(name)} may mean {' or '.join(found[:3])}"
             )
-        return found[0] if found else None
+        return next(iter(found), None)
 
 
 def sort_by_module(

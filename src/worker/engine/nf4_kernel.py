@@ -85,7 +85,7 @@ def unpack_sum(  # noqa: PLR0913 - the parts of bitsandbytes' QuantState
     [rank, in], `up` [out, rank]. The sum is in float32 and rounded once. `widen` multiplies in
     float32, as Triton's interpreter must: its product of bf16 is wrong.
     """
-    rows, columns = up.shape[0], down.shape[1]
+    rows, (rank, columns) = up.shape[0], down.shape
     out = torch.empty(rows, columns, dtype=up.dtype, device=packed.device)
     _unpack_tile[triton.cdiv(rows, TILE_ROWS), columns // NF4_BLOCK](
         packed,
@@ -99,9 +99,9 @@ def unpack_sum(  # noqa: PLR0913 - the parts of bitsandbytes' QuantState
         out,
         rows,
         columns,
-        down.shape[0],
+        rank,
         tile_rows=TILE_ROWS,
-        tile_rank=max(SMALLEST_RANK, triton.next_power_of_2(down.shape[0])),
+        tile_rank=max(SMALLEST_RANK, triton.next_power_of_2(rank)),
         block=NF4_BLOCK,
         nested_block=NESTED_BLOCK,
         widen=widen,

@@ -42,7 +42,6 @@ def fetch_from_hub(
     Blocks. Raises LoraRefused, LoraFetchFailed, VolumeFull; Abandoned soon after `stop` is set.
     """
     own = Hub.from_settings(settings)
-    log.hide(own.token)
     hub = own if with_token else Hub(own.endpoint, None)
     patience = Patience.from_settings(settings)
     with _translate(requested):

@@ -4,8 +4,9 @@ import asyncio
 import hashlib
 import json
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 import aiohttp
 from yarl import URL
@@ -91,7 +92,7 @@ async def _receive(
     if parse_codings(",".join(response.headers.getall("Content-Encoding", ()))):
         raise LoraRefused("the site sent it compressed")
     length = response.content_length
-    if (length or 0) > most:
+    if length is not None and length > most:
         raise too_large
     start = await _read_start(response.content)
     if (other := name_other(start)) is not None:
@@ -99,55 +100,50 @@ async def _receive(
     expected = most if length is None else length
     await asyncio.to_thread(kept.make_room, expected)
     part = kept.make_part(key)
-    receiver = _Receiver(part, expected, settings)
     try:
-        await asyncio.to_thread(receiver.write, start)
-        async for chunk in response.content.iter_chunked(RECEIVE):
-            if receiver.size + len(chunk) > most:
-                raise too_large
-            await asyncio.to_thread(receiver.write, chunk)
-        receiver.close()
+        with part.open("xb", buffering=0) as file:
+            receiver = _Receiver(file, part.parent, expected, settings)
+            await asyncio.to_thread(receiver.write, start)
+            async for chunk in response.content.iter_chunked(RECEIVE):
+                if receiver.size + len(chunk) > most:
+                    raise too_large
+                await asyncio.to_thread(receiver.write, chunk)
         tag = response.headers.get("ETag")
         fetched = Fetched(receiver.read_sha256(), receiver.size, configuration, tag)
         if fault := await asyncio.to_thread(find_form_fault, part):
             raise LoraRefused(f"{fault}; a LoRA is a safetensors file")
         await asyncio.to_thread(kept.keep, part, key, fetched)
     finally:
-        receiver.close()
         part.unlink(missing_ok=True)
     return fetched
 
 
 async def _read_start(content: aiohttp.StreamReader) -> bytes:
     """Return the first bytes of a body, fewer only where it ends before."""
-    start = b""
-    while len(start) < START_BYTES and (more := await content.read(START_BYTES - len(start))):
-        start += more
-    return start
+    try:
+        return await content.readexactly(START_BYTES)
+    except asyncio.IncompleteReadError as error:
+        return error.partial
 
 
 class _Receiver:
-    """A part file that is written and digested in order; its methods may block."""
+    """What writes a file without a buffer, and digests it, in order; its methods may block."""
 
-    def __init__(self, part: Path, expected: int, settings: Settings) -> None:
+    def __init__(self, file: FileIO, folder: Path, expected: int, settings: Settings) -> None:
         self.size = 0
-        self._part, self._expected, self._settings = part, expected, settings
+        self._file = file
+        self._folder, self._expected, self._settings = folder, expected, settings
         self._digest = hashlib.sha256()
-        self._file: BinaryIO = part.open("xb", buffering=0)
 
     def write(self, chunk: bytes) -> None:
         """Append bytes; raises VolumeFull."""
         view = memoryview(chunk)
         self._digest.update(view)
         self.size += len(view)
-        with space.translate_errors(self._expected, self._part.parent, self._settings):
+        with space.translate_errors(self._expected, self._folder, self._settings):
             while view:
                 view = view[self._file.write(view) :]
 
     def read_sha256(self) -> str:
         """Return the sha256 of what was written, in hex."""
         return self._digest.hexdigest()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
