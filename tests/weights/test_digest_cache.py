@@ -94,12 +94,15 @@ def test_a_broken_record_is_none(broken: str, folder: Path, tmp_path: Path) -> N
     assert json.loads(record(tmp_path).read_bytes())["folder"] == "mine"
 
 
+@pytest.mark.parametrize("value", [None, 3])
 @pytest.mark.parametrize("field", ["state", "sha256"])
-def test_half_an_entry_is_none(field: str, folder: Path, tmp_path: Path) -> None:
+def test_half_an_entry_is_none(
+    field: str, value: object, folder: Path, tmp_path: Path
+) -> None:
     settled(folder / "a.bin")
     digest(folder, tmp_path)
     kept = json.loads(record(tmp_path).read_bytes())
-    kept["files"]["a.bin"][field] = None
+    kept["files"]["a.bin"][field] = value
     record(tmp_path).write_text(json.dumps(kept))
     assert digest(folder, tmp_path) == sha256(b"one")
 

@@ -78,10 +78,7 @@ def test_a_holder_that_moves_on_is_waited_for_and_its_file_taken(
     assert not made.hub.requests("bytes")
 
 
-def test_a_holder_that_stands_still_is_not_waited_for(
-    made: Room, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(download, "POLL_S", 0.02)
+def test_a_holder_that_stands_still_is_not_waited_for(made: Room) -> None:
     made.patience = replace(made.patience, stall_s=0.2)
     with locked(made) as target:
         temporary.make_path(target, resumable=True).write_bytes(b"some")
@@ -126,11 +123,13 @@ def test_a_part_that_is_waited_for_may_go_at_any_time(
     """Its owner renames it between our look at the folder and our look at the part."""
     target = made.into / "x"
     gone = temporary.make_path(target)
-    there = target.with_name("there")
+    names = ["another's", "and more"]
+    there = [target.with_name(name) for name in names]
     made.into.mkdir(parents=True)
-    there.touch()
-    monkeypatch.setattr(temporary, "list_parts", lambda _target: [gone, there])
-    assert [name for name, *_ in download._read_activity(target)] == ["there"]
+    for part in there:
+        part.touch()
+    monkeypatch.setattr(temporary, "list_parts", lambda _target: [gone, *there])
+    assert [name for name, *_ in download._read_activity(target)] == names
 
 
 def test_a_resumed_part_needs_room_for_the_rest_only(made: Room) -> None:
