@@ -14,7 +14,7 @@ from faults.room import FAST, SHARD, Room, room
 
 from worker import settings
 from worker.errors import HubUnreachable, VolumeFull, WeightsUnavailable
-from worker.weights import download, temporary
+from worker.weights import download, space, temporary
 from worker.weights.download import fetch_snapshot
 from worker.weights.hub import Hub
 from worker.weights.proof import Digests, RemoteFile, digest_file
@@ -149,6 +149,24 @@ def test_a_resumed_part_needs_room_for_the_rest_only(made: Room) -> None:
     assert [seen.span for seen in made.hub.requests("bytes", SHARD)] == [f"bytes={have}-"]
 
 
+@pytest.mark.parametrize("more", [0, -1])
+def test_a_file_needs_room_for_its_own_bytes_and_for_no_more(
+    made: Room, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    monkeypatch.setattr(space, "_find_volume", lambda _folder: Path("/"))
+    snapshot = made.snapshot()
+    shard = find_file(snapshot, SHARD)
+    quota = space.count_used_bytes(made.home) + shard.size + more
+    made.environ |= {"VOLUME_SIZE_GB": f"{(quota + 0.5) / 1e9:.10f}"}
+    tight = replace(snapshot, settings=made.settings)
+    if more < 0:
+        with pytest.raises(VolumeFull):
+            tight.fetch_file(shard, made.into)
+    else:
+        tight.fetch_file(shard, made.into)
+        assert not made.wrong()
+
+
 def test_the_whole_repository_needs_room_for_what_is_not_there_only(made: Room) -> None:
     made.fetch()
     total = sum(map(len, made.published.values()))
@@ -210,6 +228,17 @@ def test_a_damaged_file_is_fetched_again_and_a_right_one_is_left_alone(made: Roo
     target.write_bytes(target.read_bytes()[:-1] + b"x")
     made.fetch()
     assert not made.wrong()
+
+
+def test_a_damaged_file_does_not_stay_where_the_hub_is_away(made: Room) -> None:
+    made.fetch()
+    target = made.into / SHARD
+    target.write_bytes(target.read_bytes()[:-1] + b"x")
+    made.patience = replace(made.patience, attempts=1)
+    made.hub.misbehave(Fault("status", path=SHARD, times=None))
+    with pytest.raises(HubUnreachable):
+        made.fetch()
+    assert made.missing() == [SHARD]
 
 
 def test_digests_are_the_ones_that_the_hub_recorded(made: Room) -> None:

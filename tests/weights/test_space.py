@@ -156,7 +156,7 @@ def test_a_quota_that_the_disk_does_not_show_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
 def test_a_place_that_cannot_be_written_is_told_as_that(tmp_path: Path, number: int) -> None:
     with (
-        pytest.raises(WeightsUnavailable, match="^MODEL_DIR cannot be written: mount"),
+        pytest.raises(WeightsUnavailable, match=r"^MODEL_DIR cannot be written: mount"),
         space.translate_errors(1, tmp_path, settings.read({})),
     ):
         raise OSError(number, os.strerror(number))
