@@ -318,6 +318,14 @@ def test_a_prompt_is_1_to_5000_characters_that_can_be_echoed(prompt: Any, messag
     assert faults({"prompt": prompt}) == [("prompt", message)]
 
 
+@pytest.mark.parametrize(
+    "name", ["negative_prompt", "model", "task", "output_format", "response_format", "op"]
+)
+def test_a_lone_surrogate_is_called_so_in_every_text_and_word(name: str) -> None:
+    reported = [(name, "must not contain lone surrogates")]
+    assert faults({"prompt": "a", name: "a\ud800"}) == reported
+
+
 def test_any_other_prompt_is_taken_as_it_is() -> None:
     for prompt in (
         "a" * 5000,

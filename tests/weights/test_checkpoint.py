@@ -112,8 +112,9 @@ def test_a_whole_folder_has_no_fault(model: Path) -> None:
 def test_other_copies_of_the_weights_are_not_looked_at(model: Path) -> None:
     for name in ("diffusion_pytorch_model.fp16.safetensors", "other.safetensors"):
         (model / "vae" / name).write_bytes(b"cut")
-    other = model / "transformer/diffusion_pytorch_model.fp16.safetensors.index.json"
-    other.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    for part in ("transformer", "vae"):  # beside the index of the weights that are taken, or none
+        other = model / part / "diffusion_pytorch_model.fp16.safetensors.index.json"
+        other.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
     assert find_fault(model, OWN) is None
 
 

@@ -94,14 +94,38 @@ def test_a_broken_record_is_none(broken: str, folder: Path, tmp_path: Path) -> N
     assert json.loads(record(tmp_path).read_bytes())["folder"] == "mine"
 
 
+@pytest.mark.parametrize("value", [None, 3])
 @pytest.mark.parametrize("field", ["state", "sha256"])
-def test_half_an_entry_is_none(field: str, folder: Path, tmp_path: Path) -> None:
+def test_half_an_entry_is_none(field: str, value: object, folder: Path, tmp_path: Path) -> None:
     settled(folder / "a.bin")
     digest(folder, tmp_path)
     kept = json.loads(record(tmp_path).read_bytes())
-    kept["files"]["a.bin"][field] = None
+    kept["files"]["a.bin"][field] = value
     record(tmp_path).write_text(json.dumps(kept))
     assert digest(folder, tmp_path) == sha256(b"one")
+
+
+def test_what_is_remembered_of_a_file_proves_it(folder: Path, tmp_path: Path) -> None:
+    settled(folder / "a.bin")
+    for _ in range(2):
+        snapshot = LocalSnapshot(folder, "mine", remembered=DigestCache(folder, tmp_path))
+        proven = snapshot.fetch_file(find_file(snapshot, "a.bin"), tmp_path)
+        assert f"sha256:{proven.sha256}" == sha256(b"one")
+    assert record(tmp_path).exists()
+
+
+def test_what_a_link_says_of_a_file_is_not_remembered(folder: Path, tmp_path: Path) -> None:
+    """It is read at every start, and compared."""
+    name = digest_file(folder / "a.bin", blob_id=True).blob_id
+    assert name is not None
+    (tmp_path / name).write_bytes(b"one")
+    (folder / "linked.json").symlink_to(tmp_path / name)
+    settled(tmp_path / name)
+    for _ in range(2):
+        snapshot = LocalSnapshot(folder, "mine", remembered=DigestCache(folder, tmp_path))
+        proven = snapshot.fetch_file(find_file(snapshot, "linked.json"), tmp_path)
+        assert f"sha256:{proven.sha256}" == sha256(b"one")
+    assert not (tmp_path / digest_cache.DIGESTS_FOLDER).exists()
 
 
 def test_what_may_change_under_the_same_date_is_not_kept(folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from faults.room import FAST, SHARD, Room, room
 
 from worker import settings
 from worker.errors import HubUnreachable, VolumeFull, WeightsUnavailable
-from worker.weights import download, temporary
+from worker.weights import download, space, temporary
 from worker.weights.download import fetch_snapshot
 from worker.weights.hub import Hub
 from worker.weights.proof import Digests, RemoteFile, digest_file
@@ -78,10 +78,7 @@ def test_a_holder_that_moves_on_is_waited_for_and_its_file_taken(
     assert not made.hub.requests("bytes")
 
 
-def test_a_holder_that_stands_still_is_not_waited_for(
-    made: Room, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(download, "POLL_S", 0.02)
+def test_a_holder_that_stands_still_is_not_waited_for(made: Room) -> None:
     made.patience = replace(made.patience, stall_s=0.2)
     with locked(made) as target:
         temporary.make_path(target, resumable=True).write_bytes(b"some")
@@ -126,11 +123,13 @@ def test_a_part_that_is_waited_for_may_go_at_any_time(
     """Its owner renames it between our look at the folder and our look at the part."""
     target = made.into / "x"
     gone = temporary.make_path(target)
-    there = target.with_name("there")
+    names = ["another's", "and more"]
+    there = [target.with_name(name) for name in names]
     made.into.mkdir(parents=True)
-    there.touch()
-    monkeypatch.setattr(temporary, "list_parts", lambda _target: [gone, there])
-    assert [name for name, *_ in download._read_activity(target)] == ["there"]
+    for part in there:
+        part.touch()
+    monkeypatch.setattr(temporary, "list_parts", lambda _target: [gone, *there])
+    assert [name for name, *_ in download._read_activity(target)] == names
 
 
 def test_a_resumed_part_needs_room_for_the_rest_only(made: Room) -> None:
@@ -148,6 +147,24 @@ def test_a_resumed_part_needs_room_for_the_rest_only(made: Room) -> None:
     tight.fetch_file(shard, made.into)
     assert target.read_bytes() == made.published[SHARD]
     assert [seen.span for seen in made.hub.requests("bytes", SHARD)] == [f"bytes={have}-"]
+
+
+@pytest.mark.parametrize("more", [0, -1])
+def test_a_file_needs_room_for_its_own_bytes_and_for_no_more(
+    made: Room, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    monkeypatch.setattr(space, "_find_volume", lambda _folder: Path("/"))
+    snapshot = made.snapshot()
+    shard = find_file(snapshot, SHARD)
+    quota = space.count_used_bytes(made.home) + shard.size + more
+    made.environ |= {"VOLUME_SIZE_GB": f"{(quota + 0.5) / 1e9:.10f}"}
+    tight = replace(snapshot, settings=made.settings)
+    if more < 0:
+        with pytest.raises(VolumeFull):
+            tight.fetch_file(shard, made.into)
+    else:
+        tight.fetch_file(shard, made.into)
+        assert not made.wrong()
 
 
 def test_the_whole_repository_needs_room_for_what_is_not_there_only(made: Room) -> None:
@@ -211,6 +228,17 @@ def test_a_damaged_file_is_fetched_again_and_a_right_one_is_left_alone(made: Roo
     target.write_bytes(target.read_bytes()[:-1] + b"x")
     made.fetch()
     assert not made.wrong()
+
+
+def test_a_damaged_file_does_not_stay_where_the_hub_is_away(made: Room) -> None:
+    made.fetch()
+    target = made.into / SHARD
+    target.write_bytes(target.read_bytes()[:-1] + b"x")
+    made.patience = replace(made.patience, attempts=1)
+    made.hub.misbehave(Fault("status", path=SHARD, times=None))
+    with pytest.raises(HubUnreachable):
+        made.fetch()
+    assert made.missing() == [SHARD]
 
 
 def test_digests_are_the_ones_that_the_hub_recorded(made: Room) -> None:

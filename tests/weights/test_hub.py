@@ -66,11 +66,11 @@ def test_without_a_token_nothing_is_sent() -> None:
 
 def test_the_hub_is_the_operators_or_the_public_one() -> None:
     assert client.Hub.from_settings(settings.read({})) == client.Hub("https://huggingface.co", None)
-    variables = {"HF_ENDPOINT": "https://mirror.example/hf/", "HF_TOKEN": "hf_secret"}
+    variables = {"HF_ENDPOINT": "https://mirror.example/hf_/", "HF_TOKEN": "hf_secret"}
     made = client.Hub.from_settings(settings.read(variables))
-    assert made == client.Hub("https://mirror.example/hf", "hf_secret")
+    assert made == client.Hub("https://mirror.example/hf_", "hf_secret")
     assert made.make_address("o/n", "c", "a b/ü.json").endswith(
-        "/hf/o/n/resolve/c/a%20b/%C3%BC.json"
+        "/hf_/o/n/resolve/c/a%20b/%C3%BC.json"
     )
 
 

@@ -298,7 +298,9 @@ def test_whether_a_klein_is_distilled_is_in_its_own_files(
     assert (known.area, known.sizes["1:1"]) == (96 * 96, (96, 96))
 
 
-@pytest.mark.parametrize("word", ["qwen-image-3000", "a/b/c", "../nowhere", "/no/such/folder"])
+@pytest.mark.parametrize(
+    "word", ["qwen-image-3000", "a/b/c", "../nowhere", "/no/such/folder", "~nobody-here/x"]
+)
 def test_a_word_that_means_nothing_is_refused_with_advice(word: str) -> None:
     with pytest.raises(WeightsUnavailable, match=r"MODEL: .*folder") as refused:
         resolved(word)
@@ -319,6 +321,7 @@ def test_model_revision_belongs_to_the_one_published_model() -> None:
         ("alice/foo@v1", ["foo"]),
         ("alice/foo,bob/bar", ["foo", "bar"]),
         ("alice/foo,Bob/Foo", ["alice/foo", "bob/foo"]),
+        ("alice/foo@v1,bob/foo@v2", ["alice/foo", "bob/foo"]),
         ("alice/foo,ALICE/Foo,alice/foo@main", ["foo"]),
         ("alice/foo,alice/foo@v1", ["alice/foo", "alice/foo@v1"]),
         ("alice/foo@v2,alice/foo@v1,bob/bar", ["alice/foo@v2", "alice/foo@v1", "bar"]),

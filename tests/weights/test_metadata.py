@@ -98,6 +98,7 @@ def test_a_record_that_is_broken_or_another_s_is_written_anew(
         ("org--name_v2.json", "v2", {}, True),
         ("org--name_v2.json", "v2", {"revision": "v2"}, False),
         ("org--name_v_2.json", "v/2", {}, False),
+        ("org--name_v_2.json", "v_2", {}, False),
         ("org--name_v/2.json", "v/2", {}, False),
     ],
 )

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -171,7 +172,7 @@ def test_every_range_goes_straight_to_the_storage_and_without_the_token(made: Ro
     assert {seen.authorization for seen in asked} == {None}
 
 
-def transfer(made: Room, part: Path) -> None:
+def transfer(made: Room, part: Path, report: Callable[[int], None] = lambda _done: None) -> None:
     """Have one transfer write to `part`."""
     snapshot = made.snapshot()
     shard = find_file(snapshot, SHARD)
@@ -181,10 +182,44 @@ def transfer(made: Room, part: Path) -> None:
         shard,
         part,
         made.patience,
-        lambda _done: None,
+        report,
         workers=1,
         range_bytes=200_000,
     )
+
+
+def test_reports_that_come_at_once_are_told_one_after_the_other(
+    made: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is of more than the file has, the last one of all of it."""
+    script = tmp_path / "program"
+    script.write_text("#!/bin/sh\ncat >/dev/null\nprintf '7\\n99999999999\\ndone\\n'\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    reported: list[int] = []
+    transfer(made, tmp_path / "part", reported.append)
+    size = len(made.published[SHARD])
+    assert reported == [7, size, size]
+
+
+def test_every_report_gives_the_transfer_its_whole_time_again(
+    made: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the transfer takes as a whole."""
+    made.hub.misbehave(Fault("stall-body", path=SHARD, skip=3))
+    now, waits = [0.0], list[float]()
+
+    def wait(*given: Any) -> Any:
+        waits.append(given[3])
+        ready = select.select(*given)
+        now[0] += 500
+        return ready
+
+    monkeypatch.setattr(parallel, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(parallel, "select", SimpleNamespace(select=wait))
+    fetch(made, progress=lambda _file, _done: made.hub.released.set())
+    assert len(waits) > 1, "the body stood still until the first report"
+    assert set(waits) == {PATIENT.stall_s}
 
 
 def test_a_disk_that_refuses_is_told_with_its_own_number(made: Room) -> None:
@@ -217,6 +252,16 @@ def test_a_range_that_was_not_written_whole_is_left_to_the_sure_way_at_once(
     fetch(made, snapshot)
     assert spans(made).count(PROBE) == 2
     assert spans(made).count(None) == 1
+
+
+def test_a_transfer_that_left_a_hole_was_an_attempt(made: Room) -> None:
+    """Where it is the only one, the sure way is not taken."""
+    made.patience = replace(PATIENT, attempts=1)
+    snapshot = aligned(made)
+    made.hub.misbehave(Fault("short", path=SHARD, at=0.5, skip=2))
+    with pytest.raises(HubUnreachable, match="left holes in the file"):
+        fetch(made, snapshot)
+    assert None not in spans(made)
 
 
 def test_wrong_bytes_without_a_hole_are_the_hubs(made: Room) -> None:

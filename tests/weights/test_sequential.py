@@ -77,6 +77,27 @@ def test_a_hub_that_never_says_which_range_it_sends_is_not_believed(made: Room) 
         snapshot.read_range(shard, START, END)
 
 
+@pytest.mark.parametrize(("word", "times"), [("identity", 2), ("gzip", 3)])
+def test_a_range_that_is_called_compressed_is_asked_for_again(
+    made: Room, word: str, times: int
+) -> None:
+    """Whatever its bytes are; over http it is read twice."""
+    snapshot = made.snapshot()
+    shard = find_file(snapshot, SHARD)
+    span = f"bytes {START}-{END - 1}/{shard.size}"
+    headers = {"Content-Range": span, "Content-Encoding": word}
+    made.hub.misbehave(Fault("claimed-range", path=SHARD, headers=headers))
+    assert snapshot.read_range(shard, START, END) == made.published[SHARD][START:END]
+    assert len(made.hub.requests("bytes", SHARD)) == times
+
+
+def test_a_range_of_more_bytes_than_were_asked_for_is_told_as_that(made: Room) -> None:
+    snapshot = made.snapshot()
+    made.hub.misbehave(Fault("long", path=SHARD, times=None))
+    with pytest.raises(HubUnreachable, match="more than was requested"):
+        snapshot.read_range(find_file(snapshot, SHARD), 5000, 9000)
+
+
 @pytest.mark.parametrize("name", RANGES)
 def test_a_resumed_download_starts_anew_after_such_a_content_range(made: Room, name: str) -> None:
     size = len(made.published[SHARD])

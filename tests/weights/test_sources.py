@@ -1,5 +1,6 @@
 """Weights are taken from the first place that has them whole, and the others say why not."""
 
+import errno
 import json
 import struct
 from dataclasses import replace
@@ -241,6 +242,19 @@ def test_model_path_may_hold_several_models(home: Path) -> None:
     publish(home / "mine/Qwen-Image")
     publish(home / "mine/qwen-image-2512")
     assert find(home, MODEL_PATH=str(home / "mine")).folder == home / "mine/Qwen-Image"
+
+
+def test_the_next_of_a_place_s_folders_is_taken_where_one_is_not_whole(home: Path) -> None:
+    damage(publish(home / "mine/Qwen/Qwen-Image"), "shard missing")
+    publish(home / "mine/qwen-image")
+    assert find(home, MODEL_PATH=str(home / "mine")).folder == home / "mine/qwen-image"
+
+
+def test_a_row_s_folder_may_be_called_like_its_repository(home: Path) -> None:
+    repository, pipeline = "black-forest-labs/FLUX.2-klein-4B", "Flux2KleinPipeline"
+    folder = made_of(home / "mine/FLUX.2-klein-4B", repository, pipeline=pipeline)
+    source = find(home, CATALOGUE.find_row("flux-2-klein-4b"), MODEL_PATH=str(home / "mine"))
+    assert source.folder == folder
 
 
 def test_a_folder_that_model_names_is_never_replaced_by_another_source(home: Path) -> None:
@@ -542,6 +556,16 @@ def test_a_cache_names_what_it_does_not_hold(home: Path) -> None:
     assert find(home).describe()["not_used"]["image"] == f"does not hold {SPEC.repository}"
 
 
+def test_a_cache_that_may_not_be_listed_holds_what_is_asked_for_by_its_name_alone(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(errno.EACCES, "not for you")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert sources.find_cached("a/b", None, home) == ("does not hold a/b", None)
+
+
 def test_a_file_of_a_repository_s_name_is_no_folder_of_it(home: Path) -> None:
     (home / "models--bob--FOO").touch()
     folder = publish(cache(home, "Bob/foo"))
@@ -645,6 +669,9 @@ def test_a_part_that_is_elsewhere_comes_from_a_cache_at_its_revision(
     folder = cache(home / "hf", "x/codec")
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("codec")
+    if revision:
+        (folder.parent / ("f" * 40)).mkdir()
+        (folder.parents[1] / "refs/main").write_text("f" * 40)
     (home / "cache/models--x--codec").mkdir(parents=True)
     spec = replace(
         SPEC,
@@ -758,6 +785,14 @@ def test_a_repository_may_be_a_bundle_or_of_one_part(
     (spec,) = word("someone/mine")
     known = sources.complete(spec, LocalSnapshot(home, "someone/mine"), CATALOGUE)
     assert (known.pipeline, known.repository) == (pipeline, "someone/mine")
+
+
+def test_a_config_describes_no_model_where_none_is_of_one_part(home: Path) -> None:
+    (home / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    (spec,) = word("someone/mine")
+    spec = replace(spec, parts=SPEC.parts)
+    with pytest.raises(WeightsUnavailable, match=r"has no model_index\.json"):
+        sources.complete(spec, LocalSnapshot(home, "someone/mine"), CATALOGUE)
 
 
 @pytest.mark.parametrize("revision", [None, "v2"])

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,8 +65,10 @@ def test_the_quota_is_of_the_volume_that_the_home_is_on(
     home = tmp_path / "volume/home"
     written(home / "file", 2 * MB)
     read = settings.read({"VOLUME_SIZE_GB": "0.012", "MODEL_DIR": str(home)})
-    free = space.free_bytes(home / "not/there/yet", read)
-    assert 6.9 * MB < free <= 7 * MB
+    (tmp_path / "link").symlink_to(home)
+    for folder in (home, tmp_path / "link"):
+        free = space.free_bytes(folder / "not/there/yet", read)
+        assert 6.9 * MB < free <= 7 * MB
 
 
 def test_what_the_disk_has_left_bounds_a_larger_quota(
@@ -153,7 +156,7 @@ def test_a_quota_that_the_disk_does_not_show_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
 def test_a_place_that_cannot_be_written_is_told_as_that(tmp_path: Path, number: int) -> None:
     with (
-        pytest.raises(WeightsUnavailable, match="MODEL_DIR cannot be written"),
+        pytest.raises(WeightsUnavailable, match=r"^MODEL_DIR cannot be written: mount"),
         space.translate_errors(1, tmp_path, settings.read({})),
     ):
         raise OSError(number, os.strerror(number))
@@ -203,6 +206,19 @@ def test_a_quota_is_named_where_the_disk_itself_has_room(
     error = space.explain_disk_failure(errno.EDQUOT, needed, tmp_path, settings.read({}))
     assert isinstance(error, VolumeFull)
     assert ("written (its quota is used up): at least" in error.message) == named
+
+
+def test_a_quota_of_gb_is_counted_to_the_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the disk itself has room enough; a file takes whole blocks."""
+    disk = SimpleNamespace(f_bavail=1 << 30, f_frsize=1 << 12)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
+    monkeypatch.setattr(space, "_find_volume", lambda _: Path("/"))
+    read = settings.read({"VOLUME_SIZE_GB": "3", "MODEL_DIR": str(tmp_path)})
+    assert space.free_bytes(tmp_path, read) == 3_000_000_000
+    file = written(tmp_path / "file", MB)
+    assert space.count_used_bytes(tmp_path) == file.stat().st_blocks * 512
 
 
 def test_what_goes_while_it_is_counted_does_not_count(

@@ -228,7 +228,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], st
 
     def identify(name: str, namespace: str) -> str:
         monkeypatch.setattr("socket.gethostname", lambda: name)
-        monkeypatch.setattr(Path, "exists", lambda _: bool(namespace))
+        shown = [Path("/proc/self/ns/pid")] if namespace else []
+        monkeypatch.setattr(Path, "exists", lambda path: path in shown)
         monkeypatch.setattr(Path, "readlink", lambda _: Path(namespace))
         temporary._identify_machine.cache_clear()
         return temporary._identify_machine()
@@ -257,6 +258,18 @@ def test_a_part_without_a_time_of_its_own_is_no_living_process_s(target: Path) -
     with mmap.mmap(-1, 64 << 20):
         assert not temporary.is_orphan(mine)
         assert temporary.is_orphan(never)
+
+
+def test_what_proc_does_not_show_is_gone(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is one: a number alone, such as this process's, says nothing there."""
+    head = temporary.make_path(target).name.rpartition(f"-{os.getpid()}-")[0]
+    part = target.with_name(f"{head}-{os.getpid()}-1-1.part")
+
+    def refuse(*_: object) -> str:
+        raise FileNotFoundError(errno.ENOENT, "no such process")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert temporary.is_orphan(part)
 
 
 def test_without_proc_a_process_is_known_by_its_number_alone(

@@ -114,7 +114,7 @@ def _check_unicode(text: str) -> str:
 def _check_plain(text: str) -> str:
     if "\0" in text:
         raise ValueError("must not contain NUL")
-    return _check_unicode(text)
+    return text
 
 
 def _check_visible(text: str) -> str:

@@ -75,7 +75,7 @@ class Hub:
         session = _get_session()
         for _ in range(MOST_REDIRECTS + 1):
             try:
-                headers = self.make_headers(url) | ({"Range": span} if span else {})
+                headers = {**self.make_headers(url), "Range": span}  # None is not sent
                 response = session.request(
                     method,
                     url,

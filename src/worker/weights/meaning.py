@@ -224,8 +224,11 @@ class Catalogue:
             return tuple(_place(self.find_row(name)) for name in self.groups[word.lower()])
         if any(word.lower() == row.name for row in self.rows):
             return (_place(self.find_row(word.lower())),)
-        path = Path(word).expanduser()
-        if path.is_absolute() or word.startswith((".", "~")):
+        try:
+            path = Path(word).expanduser()
+        except RuntimeError:  # the home of nobody
+            path = Path(word)
+        if path.is_absolute() or word.startswith("."):
             return (self.describe_folder(path),)
         repository, _, revision = word.partition("@")
         if REPOSITORY.fullmatch(repository) and not FORBIDDEN.search(repository):

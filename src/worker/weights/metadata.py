@@ -23,7 +23,6 @@ KEPT: Final = "revisions"
 _FILES: Final = TypeAdapter(tuple[RemoteFile, ...])
 # 0.1.0 wrote no revision into the record, and "_" for every other character into its name: such a
 # record may be another revision's.
-_UNSAFE: Final = re.compile(r"[^\w.-]+")
 PLAIN: Final = re.compile(r"[A-Za-z0-9.-]+")
 
 
@@ -112,7 +111,7 @@ def _find_record(
     if (known := _read_record(path, repository, revision)) is not None:
         return path, known
     if PLAIN.fullmatch(revision):
-        old = folder / f"{_UNSAFE.sub('_', repository.replace('/', '--'))}_{revision}.json"
+        old = folder / f"{repository.replace('/', '--')}_{revision}.json"
         if (known := _read_record(old, repository, None)) is not None:
             return old, known
     return path, None

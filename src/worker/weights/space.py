@@ -112,8 +112,6 @@ def explain_disk_failure(
 
     None of them is retried: a disk that refuses once refuses again.
     """
-    if number is None:
-        return None
     if number in FULL:
         free = free_bytes(folder, settings)
         quota = "" if free < needed or number == errno.ENOSPC else " (its quota is used up)"

@@ -156,9 +156,7 @@ def _classify_os(error: BaseException) -> bool | None:
 
 def _list_httpx_kinds(error: BaseException) -> set[str]:
     """Return the names of the httpx classes that an error is an instance of."""
-    return {
-        kind.__name__ for kind in type(error).__mro__ if kind.__module__.partition(".")[0] in HTTPX
-    }
+    return {kind.__name__ for kind in type(error).__mro__ if kind.__module__ in HTTPX}
 
 
 def _describe_transient(error: BaseException) -> str:
