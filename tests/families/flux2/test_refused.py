@@ -1,5 +1,6 @@
 """What does not fit together in a published FLUX.2 is refused by its small files, and named."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from worker.bundle.plain import open_tokenizer
+from worker.engine.schedule import make_schedule
 from worker.errors import WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
 from worker.families.flux2 import check
@@ -94,6 +96,24 @@ def test_a_schedule_that_cannot_be_followed_is_refused(changes: Any, words: str)
     check._check_schedule(stock)
     with pytest.raises(WeightsUnavailable, match=words):
         check._check_schedule(stock | changes)
+
+
+def test_why_there_is_no_schedule_is_told_in_the_library_s_words() -> None:
+    config = {"num_train_timesteps": "many"}
+    with pytest.raises(Exception, match=" ") as raised:
+        make_schedule(config, 2, 16, mu=1.0)
+    words = " ".join(str(raised.value).split())[:200]
+    with pytest.raises(WeightsUnavailable, match=re.escape(f"{raised.type.__name__}: {words}")):
+        check._check_schedule(config)
+
+
+def test_what_a_schedule_says_of_its_own_shift_is_not_used() -> None:
+    """FLUX.2 computes it otherwise, so that a slope that has no value hurts nobody."""
+    lengths = {"base_image_seq_len": 256, "max_image_seq_len": 256}
+    config = {"num_train_timesteps": 1000, "use_dynamic_shifting": True, **lengths}
+    with pytest.raises(ZeroDivisionError):
+        make_schedule(config, 2, 16)
+    check._check_schedule(config)
 
 
 def test_a_tokenizer_s_tokens_all_have_a_row_and_one_is_for_padding(

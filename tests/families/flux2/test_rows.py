@@ -55,6 +55,7 @@ def test_what_a_job_leaves_out_is_what_the_stock_pipeline_takes(row: ModelSpec) 
     else:
         expected = (4, 1.0, None)
     assert (known.steps, known.true_cfg_scale, known.guidance) == expected
+    assert known.area == (96 * 96 if row.embedded else 1024 * 1024)
 
 
 def test_every_flux_weighs_up_to_four_references_and_no_other_model_weighs_any() -> None:
