@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from worker.bundle.plain import open_tokenizer
 from worker.engine.schedule import make_schedule
 from worker.errors import WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
 from worker.families.flux2 import check
+from worker.families.flux2.models import DISTILLED
+from worker.families.flux2.working import TOKEN_PIXELS
+from worker.families.pictures import list_areas
+from worker.tasks.picture_input import PictureInput
+from worker.tasks.size import SMALLEST
 from worker.weights.snapshot import LocalSnapshot
 from worlds.small_flux import Kind
 
@@ -96,6 +102,17 @@ def test_a_schedule_that_cannot_be_followed_is_refused(changes: Any, words: str)
     check._check_schedule(stock)
     with pytest.raises(WeightsUnavailable, match=words):
         check._check_schedule(stock | changes)
+
+
+def test_a_schedule_is_tried_with_the_least_and_the_most_that_a_job_may_ask_for() -> None:
+    least, most = check.STEPS
+    for steps in check.STEPS:
+        PictureInput.model_validate({"prompt": "a", "steps": steps})
+    for steps in (least - 1, most + 1):
+        with pytest.raises(ValidationError, match="steps"):
+            PictureInput.model_validate({"prompt": "a", "steps": steps})
+    areas = (SMALLEST**2, list_areas(DISTILLED)[-1])
+    assert tuple(area // TOKEN_PIXELS for area in areas) == check.AREAS
 
 
 def test_why_there_is_no_schedule_is_told_in_the_library_s_words() -> None:
