@@ -18,6 +18,7 @@ from worker.bundle.open import make_shared
 from worker.bundle.prepare import compute_sizes, prepare
 from worker.engine.quantise import NF4_STATE, Precision
 from worker.errors import DeviceLost
+from worker.families.flux2.modules import find_language_model
 from worker.families.flux2.opening import open_bundle
 from worker.families.flux2.prompts import KLEIN_TEMPLATE, TextEncoder
 from worker.families.flux2.published import open_published
@@ -172,6 +173,10 @@ def test_a_text_encoder_that_waits_gives_what_one_on_the_device_gives(
     """To the last bit, layer by layer; the table of embeddings stays where it is."""
     folder = prepare(order_of(publish(kind), home, precision))
     there, waiting = (open_bundle(folder, CPU, waiting=where) for where in (None, CPU))
+    for parts, passes in ((there, False), (waiting, True)):
+        model = find_language_model(parts.text_encoder)
+        assert {bool(layer._forward_pre_hooks) for layer in model.layers} == {passes}
+        assert bool(model.embed_tokens._forward_hooks) is passes
     ours, theirs = (model_of(parts, kind)._prompts for parts in (waiting, there))
     for text in (WISH.prompt, "another", WISH.prompt):
         assert torch.equal(ours.encode(text), theirs.encode(text))

@@ -126,6 +126,7 @@ def test_what_jobs_will_need_is_compiled_before_the_first(
 
     def counted(latents: Any, *given: Any, **more: Any) -> Any:
         runs.append((len(latents), more["shares"] is not None))
+        assert more["guidance"] is None  # which a klein does not take
         shown.append(latents)
         return stock(latents, *given, **more)
 
