@@ -48,12 +48,15 @@ QWEN_TEMPLATE: Final = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
-# Mistral's, for a system message and one user's turn.
+# Mistral's, for a system message and one user's turn: of other roles and parts it shows nothing.
 MISTRAL_TEMPLATE: Final = (
     "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role == 'system' %}[SYSTEM_PROMPT]{% else %}[INST]{% endif %}"
-    "{% for part in message.content %}{{ part.text }}{% endfor %}"
-    "{% if message.role == 'system' %}[/SYSTEM_PROMPT]{% else %}[/INST]{% endif %}"
+    "{% if message.role == 'system' %}[SYSTEM_PROMPT]{% elif message.role == 'user' %}[INST]"
+    "{% endif %}"
+    "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}"
+    "{% endfor %}"
+    "{% if message.role == 'system' %}[/SYSTEM_PROMPT]{% elif message.role == 'user' %}[/INST]"
+    "{% endif %}"
     "{% endfor %}"
 )
 MISTRAL_TOKENS: Final = ("<s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")

@@ -98,6 +98,14 @@ def test_a_file_is_read_once(room: Room) -> None:
     assert torch.equal(predict(room.transformer), first)
 
 
+def test_what_is_in_use_stays_so_when_it_is_asked_for_again(room: Room) -> None:
+    lora = room.file(2)
+    room.loras.use("own", (lora,))
+    first = predict(room.transformer)
+    room.loras.use("own", (lora,))
+    assert torch.equal(predict(room.transformer), first)
+
+
 def test_the_least_recently_used_is_dropped_and_its_modules_are_plain_again(
     tmp_path: Path,
 ) -> None:

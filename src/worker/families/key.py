@@ -28,8 +28,8 @@ class PictureKey:
     true_cfg_scale: float
     tokens: tuple[int, ...]
     references: tuple[tuple[PixelSize, PixelSize], ...]
-    loras: tuple[tuple[Hashable, float], ...] = ()
-    begins: tuple[float | None, bool] = (None, False)
+    loras: tuple[tuple[Hashable, float], ...]
+    begins: tuple[float | None, bool]
     weights: tuple[float, ...] = ()
     guidance: float | None = None
 

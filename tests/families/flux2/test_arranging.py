@@ -96,6 +96,8 @@ class Copies(TorchDispatchMode):
         del types
         if str(func) in COPIES:
             self.shapes.append(tuple(args[0].shape))
+        if func is torch.ops.aten.cat.default and len(args[0]) == 1:
+            self.shapes.append(tuple(args[0][0].shape))
         return func(*args, **(kwargs or {}))
 
 
@@ -212,3 +214,5 @@ def test_on_a_cpu_a_vae_is_the_stock_one(reopen: Open, monkeypatch: pytest.Monke
     monkeypatch.setattr(arranging, "is_best_last", lambda _: True)
     vae.register_to_config(act_fn="gelu")
     assert not is_arranged(arrange(vae))
+    vae.register_to_config(act_fn="swish")  # SiLU by its other name
+    assert is_arranged(arrange(vae))

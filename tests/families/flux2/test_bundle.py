@@ -17,6 +17,8 @@ from worker.bundle.content import Content
 from worker.bundle.open import make_shared
 from worker.bundle.prepare import compute_sizes, prepare
 from worker.engine.quantise import NF4_STATE, Precision
+from worker.errors import DeviceLost
+from worker.families.flux2.modules import find_language_model
 from worker.families.flux2.opening import open_bundle
 from worker.families.flux2.prompts import KLEIN_TEMPLATE, TextEncoder
 from worker.families.flux2.published import open_published
@@ -171,6 +173,10 @@ def test_a_text_encoder_that_waits_gives_what_one_on_the_device_gives(
     """To the last bit, layer by layer; the table of embeddings stays where it is."""
     folder = prepare(order_of(publish(kind), home, precision))
     there, waiting = (open_bundle(folder, CPU, waiting=where) for where in (None, CPU))
+    for parts, passes in ((there, False), (waiting, True)):
+        model = find_language_model(parts.text_encoder)
+        assert {bool(layer._forward_pre_hooks) for layer in model.layers} == {passes}
+        assert bool(model.embed_tokens._forward_hooks) is passes
     ours, theirs = (model_of(parts, kind)._prompts for parts in (waiting, there))
     for text in (WISH.prompt, "another", WISH.prompt):
         assert torch.equal(ours.encode(text), theirs.encode(text))
@@ -193,6 +199,15 @@ def test_what_was_kept_is_dropped_where_memory_is_short_and_at_the_end(publish: 
     assert cache._used > 0
     model.release()
     assert cache._used == 0
+
+
+def test_a_transformer_that_a_released_model_leaves_behind_is_found(publish: Publish) -> None:
+    """Something still refers to it: the next model has no room."""
+    model = model_of(open_published(publish("klein"), dtype=torch.float32, device=CPU), "klein")
+    leak = model._parts.transformer
+    with pytest.raises(DeviceLost, match="not freed"):
+        model.release()
+    assert leak is not None
 
 
 def test_sizes_are_known_from_headers(publish: Publish, home: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.compiler._cache import CacheArtifactManager
 
 from worker import boot, settings
@@ -15,8 +16,10 @@ from worker.engine import compiled
 from worker.engine.compiled import Compiled
 from worker.families import opener
 from worker.families.flux2 import arranging
-from worker.families.flux2.compiling import compile_rest
+from worker.families.flux2.compiling import FRAME, compile_rest
 from worker.families.flux2.model import Flux2
+from worker.families.flux2.normalising import Activated
+from worker.loras.ready import ReadyLora
 from worker.seam import Unheard, take_made
 from worker.tasks.picture import PictureWish
 from worlds.compilers import run_and_record, run_as_traced
@@ -53,13 +56,25 @@ def test_no_job_waits_for_the_compiler(
 ) -> None:
     """For both kinds of blocks, with weights of references and without, alone and together.
 
-    And for the norms of the VAE, one graph for each number of channels.
+    And for the norms of the VAE, one graph for each number of channels. LoRAs of jobs run
+    uncompiled.
     """
+    frames: list[torch.Size] = []
+    stock = Activated.forward
+
+    def look(module: Activated, frame: torch.Tensor) -> torch.Tensor:
+        frames.append(frame.shape[2:])
+        return stock(module, frame)
+
+    monkeypatch.setattr(Activated, "forward", look)
     model = open_compiled(monkeypatch, tmp_path, run_as_traced, rows)
     norms = {module.num_channels for module in arranging.list_activated(model._parts.vae)}
     assert len(norms) > 1
+    # before any picture, whose frames are larger: a graph's first result is compared
+    assert set(frames[: len(norms)]) == {FRAME}
+    assert FRAME not in frames[len(norms) :]
     assert count_graphs(model) == (4 * rows, len(norms))
-    for wish in WISHES:
+    for wish in (*WISHES, style(model, tmp_path), WISH):
         draw(model, wish, rows)
         assert count_graphs(model) == (4 * rows, len(norms)), wish
     assert model._parts.is_compiled
@@ -129,6 +144,19 @@ def open_compiled(monkeypatch: pytest.MonkeyPatch, home: Path, compiler: Any, ro
     monkeypatch.setattr(opener, "choose_compiled_batch", most)
     model: Any = boot.boot(settings.read(environ)).take("tiny-flux")
     return model  # type: ignore[no-any-return] # residency knows no family
+
+
+def style(model: Flux2, folder: Path) -> PictureWish:
+    """Return a wish with a LoRA of a module in each kind of block."""
+    state = {}
+    for name in ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.0.attn.to_out"):
+        linear: Any = model._parts.transformer.get_submodule(name)
+        state[f"transformer.{name}.lora_A.weight"] = torch.full((1, linear.in_features), 0.1)
+        state[f"transformer.{name}.lora_B.weight"] = torch.full((linear.out_features, 1), 0.1)
+    save_file(state, folder / "style.safetensors")
+    path = folder / "style.safetensors"
+    lora = ReadyLora("style", "sha256:1", 1.0, path, None, is_callers=True)
+    return replace(WISH, loras=(lora,))
 
 
 def draw(model: Flux2, wish: PictureWish, rows: int) -> None:

@@ -188,6 +188,25 @@ def test_a_lora_on_a_bundle_gives_what_peft_gives_next_to_the_same_weights(
     assert torch.equal(latents_of(ours, wish), plain)
 
 
+def test_a_phase_without_memory_leaves_no_lora_that_is_not_in_use(
+    pair: FluxPair, tmp_path: Path
+) -> None:
+    wish = replace(WISH, width=64, height=64, steps=2)
+    lora = lora_in(tmp_path, written("diffusers"))
+    full = [True]
+
+    def run_out(_frugal: bool) -> None:
+        if full.pop():
+            full.append(False)
+            raise torch.OutOfMemoryError
+
+    for loras in ((lora,), ()):
+        pair.our_latents(replace(wish, loras=loras))
+        assert pair.ours._loras._guests.attached == (repr(lora.identity),)
+    pair.ours._phases.run("text", "here alone", run_out)
+    assert pair.ours._loras._guests.attached == ()
+
+
 def test_the_publisher_s_names_reach_what_peft_s_do(pair: FluxPair, tmp_path: Path) -> None:
     """Under a peft prefix too, which the stock pipelines do not read in this form."""
     wish = replace(WISH, width=64, height=64, steps=2)

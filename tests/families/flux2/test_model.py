@@ -20,6 +20,7 @@ from worker.media.picture import Picture
 from worker.seam import Unheard, take_made
 from worker.tasks.picture import PictureWish
 from worker.weights.snapshot import LocalSnapshot
+from worlds.altered import alter
 from worlds.small_flux import Kind
 from worlds.stock_flux import references
 from worlds.wishes import WISH, drawing
@@ -71,19 +72,27 @@ def test_no_picture_depends_on_the_one_before(models: Any) -> None:
     assert [drawn(model, wish) for wish in ahead] == first
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        replace(THREE, reference_weights=()),
+        replace(WISH, task="img2img", source=drawing(64, 64, 5), strength=0.5),
+    ],
+    ids=["references", "source"],
+)
 def test_what_is_read_ahead_is_all_that_a_turn_resizes(
-    models: Any, monkeypatch: pytest.MonkeyPatch
+    models: Any, monkeypatch: pytest.MonkeyPatch, given: PictureWish
 ) -> None:
     model = models.take("klein")
-    wish = model.read_ahead(replace(THREE, reference_weights=()))
+    wish = model.read_ahead(given)
     model._cache.clear()
     calls = []
     stock = Image.Image.resize
 
-    def resize(image: Image.Image, *given: Any, **more: Any) -> Image.Image:
-        if given[0] != image.size:
-            calls.append(given)
-        return stock(image, *given, **more)
+    def resize(image: Image.Image, *sizes: Any, **more: Any) -> Image.Image:
+        if sizes[0] != image.size:
+            calls.append(sizes)
+        return stock(image, *sizes, **more)
 
     monkeypatch.setattr(Image.Image, "resize", resize)
     drawn(model, wish)
@@ -117,6 +126,7 @@ def test_what_jobs_will_need_is_compiled_before_the_first(
 
     def counted(latents: Any, *given: Any, **more: Any) -> Any:
         runs.append((len(latents), more["shares"] is not None))
+        assert more["guidance"] is None  # which a klein does not take
         shown.append(latents)
         return stock(latents, *given, **more)
 
@@ -139,6 +149,15 @@ def test_what_jobs_will_need_is_compiled_before_the_first(
         ("text_encoder/config.json", {"architectures": ["Qwen2ForCausalLM"]}, "Qwen2ForCausalLM"),
         ("scheduler/scheduler_config.json", {"invert_sigmas": True}, "invert_sigmas"),
         ("scheduler/scheduler_config.json", {"_class_name": "Euler"}, "of a Euler"),
+        ("scheduler/scheduler_config.json", {"sways": True}, "config.json: sways is set"),
+        ("transformer/config.json", {"sways": True}, "transformer/config.json: sways is set"),
+        ("vae/config.json", {"sways": True}, "vae/config.json: sways is set"),
+        ("vae/config.json", {"_class_name": "AutoencoderKL"}, "vae/config.json is of a Auto"),
+        (
+            "transformer/config.json",
+            {"quantization_config": {"quant_method": "gguf"}},
+            "GGUF, says",
+        ),
         ("vae/config.json", {"latent_channels": 4}, "vae"),
         ("model_index.json", {"transformer": ["diffusers", "Other"]}, "Other"),
     ],
@@ -154,6 +173,23 @@ def test_what_cannot_be_served_is_refused_before_it_is_prepared(
         check(LocalSnapshot(folder, "x/y"), CATALOGUE.describe_folder(folder))
 
 
+@pytest.mark.parametrize("role", ["transformer", "text_encoder", "vae"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("x.weight.absmax", r"{role}/.*bitsandbytes 4-bit"), ("x.weight", r"x\.weight of {role}/")],
+    ids=["quantised", "unknown"],
+)
+def test_a_tensor_that_a_component_has_no_place_for_is_refused(
+    publish: Callable[[Kind], Path], tmp_path: Path, role: str, name: str, message: str
+) -> None:
+    """By its headers; one that a quantiser writes is told as that."""
+    folder = Path(shutil.copytree(publish("klein"), tmp_path / "model"))
+    (weights,) = (folder / role).glob("*.safetensors")
+    alter(weights, lambda tensors: tensors.update({name: ("F32", [1], bytes(4))}))
+    with pytest.raises(WeightsUnavailable, match=message.format(role=role)):
+        check(LocalSnapshot(folder, "x/y"), CATALOGUE.describe_folder(folder))
+
+
 def test_another_tokenizer_is_refused(publish: Callable[[Kind], Path], tmp_path: Path) -> None:
     """One without a chat template, and one with another."""
     folder = Path(shutil.copytree(publish("klein"), tmp_path / "model"))
@@ -163,4 +199,7 @@ def test_another_tokenizer_is_refused(publish: Callable[[Kind], Path], tmp_path:
         check(LocalSnapshot(folder, "x/y"), CATALOGUE.describe_folder(folder))
     template.unlink()
     with pytest.raises(WeightsUnavailable, match="no chat template"):
+        check(LocalSnapshot(folder, "x/y"), CATALOGUE.describe_folder(folder))
+    (folder / "tokenizer" / "tokenizer.json").write_text("[]")
+    with pytest.raises(WeightsUnavailable, match=r"tokenizer/ cannot.* not those of a FLUX\.2$"):
         check(LocalSnapshot(folder, "x/y"), CATALOGUE.describe_folder(folder))

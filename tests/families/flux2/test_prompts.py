@@ -134,6 +134,17 @@ def test_a_long_prompt_keeps_the_template_s_end(opened: tuple[Any, Any]) -> None
     assert encoder.encode("a " * 1000).shape == encoder.encode("a").shape == (1, 512, 192)
 
 
+def test_a_prompt_of_as_many_tokens_as_there_is_room_for_is_not_cut(
+    opened: tuple[Any, Any],
+) -> None:
+    _, encoder = opened
+    room = 512 - len(encoder.tokenise(""))
+    fitting = " ".join(["a"] * room)
+    assert len(encoder.tokenise(fitting)) == 512
+    assert encoder.count_used(fitting) is None
+    assert encoder.count_used(f"{fitting} a") == room
+
+
 def test_the_caller_is_told_where_a_prompt_was_cut(publish: Callable[[Kind], Path]) -> None:
     pair = FluxPair(publish("base"), "base")
     long = "a red circle " * 400

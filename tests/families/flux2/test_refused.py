@@ -1,16 +1,24 @@
 """What does not fit together in a published FLUX.2 is refused by its small files, and named."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from worker.bundle.plain import open_tokenizer
+from worker.engine.schedule import make_schedule
 from worker.errors import WeightsUnavailable
 from worker.families.catalogue import CATALOGUE
 from worker.families.flux2 import check
+from worker.families.flux2.models import DISTILLED
+from worker.families.flux2.working import TOKEN_PIXELS
+from worker.families.pictures import list_areas
+from worker.tasks.picture_input import PictureInput
+from worker.tasks.size import SMALLEST
 from worker.weights.snapshot import LocalSnapshot
 from worlds.small_flux import Kind
 
@@ -94,6 +102,35 @@ def test_a_schedule_that_cannot_be_followed_is_refused(changes: Any, words: str)
     check._check_schedule(stock)
     with pytest.raises(WeightsUnavailable, match=words):
         check._check_schedule(stock | changes)
+
+
+def test_a_schedule_is_tried_with_the_least_and_the_most_that_a_job_may_ask_for() -> None:
+    least, most = check.STEPS
+    for steps in check.STEPS:
+        PictureInput.model_validate({"prompt": "a", "steps": steps})
+    for steps in (least - 1, most + 1):
+        with pytest.raises(ValidationError, match="steps"):
+            PictureInput.model_validate({"prompt": "a", "steps": steps})
+    areas = (SMALLEST**2, list_areas(DISTILLED)[-1])
+    assert tuple(area // TOKEN_PIXELS for area in areas) == check.AREAS
+
+
+def test_why_there_is_no_schedule_is_told_in_the_library_s_words() -> None:
+    config = {"num_train_timesteps": "many"}
+    with pytest.raises(Exception, match=" ") as raised:
+        make_schedule(config, 2, 16, mu=1.0)
+    words = " ".join(str(raised.value).split())[:200]
+    with pytest.raises(WeightsUnavailable, match=re.escape(f"{raised.type.__name__}: {words}")):
+        check._check_schedule(config)
+
+
+def test_what_a_schedule_says_of_its_own_shift_is_not_used() -> None:
+    """FLUX.2 computes it otherwise, so that a slope that has no value hurts nobody."""
+    lengths = {"base_image_seq_len": 256, "max_image_seq_len": 256}
+    config = {"num_train_timesteps": 1000, "use_dynamic_shifting": True, **lengths}
+    with pytest.raises(ZeroDivisionError):
+        make_schedule(config, 2, 16)
+    check._check_schedule(config)
 
 
 def test_a_tokenizer_s_tokens_all_have_a_row_and_one_is_for_padding(

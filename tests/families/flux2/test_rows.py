@@ -1,15 +1,19 @@
 """What a batch is predicted from, row by row; and what each kind of model has by default."""
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
+from worker.engine.schedule import make_schedule
 from worker.families.catalogue import CATALOGUE
 from worker.families.flux2 import models
 from worker.families.flux2.denoising import Conditions
 from worker.families.flux2.models import DISTILLED
+from worker.families.flux2.shift import compute_mu
 from worker.weights.spec import ModelSpec
 
 FIELDS = ("prompt", "negative", "references", "guidance")
@@ -37,6 +41,40 @@ def test_distilled_models_take_four_steps_and_the_others_fifty() -> None:
         "flux-2-klein-9b",
     }
     assert {count for name, count in steps.items() if "base" in name or "dev" in name} == {50}
+
+
+@pytest.mark.parametrize("row", models.TABLE, ids=lambda row: row.name)
+def test_what_a_job_leaves_out_is_what_the_stock_pipeline_takes(row: ModelSpec) -> None:
+    """A scale of CFG, or dev's own guidance; a distilled model runs without either."""
+    stock = inspect.signature(getattr(diffusers, row.pipeline).__call__).parameters
+    scale, known = stock["guidance_scale"].default, row.defaults
+    if row.pipeline == "Flux2Pipeline":
+        expected = (stock["num_inference_steps"].default, 1.0, scale)
+    elif "base" in row.name:
+        expected = (stock["num_inference_steps"].default, scale, None)
+    else:
+        expected = (4, 1.0, None)
+    assert (known.steps, known.true_cfg_scale, known.guidance) == expected
+    assert known.area == (96 * 96 if row.embedded else 1024 * 1024)
+
+
+def test_every_flux_weighs_up_to_four_references_and_no_other_model_weighs_any() -> None:
+    for row in CATALOGUE.rows:
+        if "speech" not in row.tasks:
+            is_flux = row in models.TABLE
+            assert row.defaults.weighs_references is is_flux
+            assert (row.defaults.max_references == 4) is is_flux
+
+
+def test_a_picture_that_is_begun_from_another_is_four_fifths_noise_unless_a_job_says_more() -> None:
+    """In four steps, of a million pixels: for so little strength, since the schedule is shifted."""
+    config = {"num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": True}
+    tokens = 64 * 64
+    for row in models.TABLE:
+        begun = make_schedule(
+            config, 4, tokens, mu=compute_mu(tokens, 4), strength=row.defaults.strength
+        )
+        assert float(begun.sigmas[0]) == pytest.approx(0.8, abs=0.02)
 
 
 @pytest.mark.parametrize("row", models.TABLE, ids=lambda row: row.name)
@@ -83,6 +121,7 @@ def test_a_model_from_outside_has_the_area_that_it_names(area: Any, used: int, s
         spec = ModelSpec("x", "x/y", pipeline)
         found = models.FAMILY.classes[pipeline](spec, {**about, "area": area})
         assert found.defaults == replace(defaults, area=used, sizes=sizes)
+        assert found.defaults.rank_bytes == 0  # nothing is known of its blocks
         assert (found.family, found.tasks, found.parts) == (
             models.TABLE[0].family,
             models.ALL_TASKS,

@@ -1,5 +1,6 @@
 """A FLUX.2 begins from a picture: noise is mixed with normalised latents, as its steps have it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from PIL import Image
 
 from worker.engine.begin import list_sigmas
@@ -81,9 +83,12 @@ def made_picture(pair: FluxPair, wish: PictureWish) -> tuple[Image.Image, dict[s
 
 
 def test_a_reply_says_how_much_noise_it_began_with(pair: FluxPair) -> None:
-    """At 36 tokens in 4 steps mu is 1.8: the half of the way is 86 % noise."""
+    """To four digits: half of the way, shifted as the publisher's schedule is."""
     _, found = made_picture(pair, BEGUN)
-    assert found["start_noise"] == pytest.approx(0.86, abs=0.02)
+    shift = math.exp(compute_empirical_mu(36, 4))
+    noise = shift / (shift + 1 / 0.5 - 1)
+    assert found["start_noise"] == round(noise, 4)
+    assert len({round(noise, digits) for digits in (3, 4, 5)}) == 3
     assert "start_noise" not in made_picture(pair, WISH)[1]
 
 

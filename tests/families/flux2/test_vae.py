@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
 from worker.families.flux2 import vae
 from worker.families.flux2.shift import compute_mu
-from worker.families.flux2.working import count_frame_bytes
+from worker.families.flux2.working import TILE_PIXELS, count_frame_bytes
 from worlds.small_flux import Kind
 from worlds.stock_flux import FluxPair
 from worlds.wishes import WISH, drawing
@@ -67,10 +68,21 @@ def test_room_is_looked_for_before_a_picture_is_decoded(
     pair: FluxPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the channels that this VAE has at full size."""
+    stock = pair.stock.vae
+    described = SimpleNamespace(**{**stock.config, "block_out_channels": (8, 24, 16, 16)})
+    other = SimpleNamespace(
+        config=described, bn=stock.bn, decoder=stock.decoder, dtype=stock.dtype, device=stock.device
+    )
     needed = count_frame_bytes(96 * 96, 8)
     for free, has_room in ((None, True), (needed, True), (needed - 1, False)):
         monkeypatch.setattr(vae, "count_free_bytes", lambda _device, free=free: free)
-        assert pair.ours._vae.has_room(96 * 96) is has_room
+        for each in (pair.ours._vae, vae.LatentVae(other)):
+            assert each.has_room(96 * 96) is has_room
+
+
+def test_tiles_overlap_by_a_quarter_as_the_stock_vae_s_do(pair: FluxPair) -> None:
+    assert vae.TILE * (1 - pair.stock.vae.tile_overlap_factor) == vae.TILE_STEP
+    assert vae.TILE**2 == TILE_PIXELS  # of which the memory is computed
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 28, 50, 100, 200])

@@ -1,11 +1,14 @@
 """What weights and pictures take on the device is computed, and no less than what they do take."""
 
+import inspect
 import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import Flux2Transformer2DModel
+from transformers import Mistral3Config, Qwen3Config
 
 from bench.real_shapes.klein import describe_parts
 from tools.pretend import flux
@@ -17,7 +20,15 @@ from worker.engine.quantise import PRECISIONS
 from worker.families.catalogue import CATALOGUE
 from worker.families.flux2 import models, planning, working
 from worker.families.flux2.recipe import RECIPE
-from worker.families.flux2.working import TOKENS, VAE_BYTES
+from worker.families.flux2.working import (
+    DEV_EDITION,
+    LARGE_EDITION,
+    TOKENS,
+    VAE_BYTES,
+    FluxLoad,
+    estimate_phases,
+    estimate_working,
+)
 from worker.weights.meaning import find_checkpoints
 from worker.weights.spec import ModelSpec
 
@@ -133,10 +144,41 @@ def test_the_embedded_model_s_widths_are_those_of_its_files() -> None:
     assert edition.words == text["vocab_size"]
 
 
+def test_the_libraries_classes_have_the_widths_of_dev_by_default() -> None:
+    """And Qwen3's the words of a klein; a quarter of any text encoder's layers is whole."""
+    text = Mistral3Config().text_config
+    assert (DEV_EDITION.hidden, DEV_EDITION.intermediate) == (
+        text.hidden_size,
+        text.intermediate_size,
+    )
+    assert (DEV_EDITION.words, DEV_EDITION.layers) == (text.vocab_size, text.num_hidden_layers)
+    queries, keys = text.num_attention_heads, text.num_key_value_heads
+    assert (
+        queries * text.head_dim,
+        keys * text.head_dim,
+    ) == (working.QUERY_CHANNELS, working.KEY_CHANNELS)
+    shape = inspect.signature(Flux2Transformer2DModel.__init__).parameters
+    assert (DEV_EDITION.heads, DEV_EDITION.double, DEV_EDITION.single, working.HEAD) == tuple(
+        shape[name].default
+        for name in ("num_attention_heads", "num_layers", "num_single_layers", "attention_head_dim")
+    )
+    for edition in EDITIONS.values():
+        if edition != DEV_EDITION:
+            assert edition.words == Qwen3Config().vocab_size
+        assert (edition.layers % 4, type(edition.run_layers)) == (0, int)
+
+
+@pytest.mark.parametrize("size", ["4b", "9b"])
+def test_a_base_is_as_large_as_what_is_distilled_from_it(size: str) -> None:
+    base, distilled = (CATALOGUE.find_row(f"flux-2-klein-{x}{size}") for x in ("base-", ""))
+    assert planning.find_edition(base) == planning.find_edition(distilled)
+    assert (planning.find_edition(base) == LARGE_EDITION) is (size == "9b")
+
+
 def test_a_model_from_outside_is_as_large_as_the_largest_of_its_class() -> None:
     for pipeline, edition in (
-        ("Flux2KleinPipeline", working.LARGE_EDITION),
-        ("Flux2Pipeline", working.DEV_EDITION),
+        ("Flux2KleinPipeline", LARGE_EDITION),
+        ("Flux2Pipeline", DEV_EDITION),
     ):
         assert planning.find_edition(ModelSpec("x", "x/y", pipeline)) == edition
 
@@ -150,5 +192,60 @@ def test_more_of_anything_takes_more() -> None:
     assert plan(MAX_INPUT_IMAGES="1") < plan(MAX_INPUT_IMAGES="4")
     assert plan(MAX_PIXELS="262144") < plan()
     assert plan() < plan(BATCH_SIZE="4", BATCH_MAX_PIXELS="4194304")
-    passing = planning.plan_passing(spec, settings.read({"MAX_PIXELS": "65536"}), "bf16")
+    small = settings.read({"MAX_PIXELS": "65536"})
+    passing = planning.plan_passing(spec, small, "bf16")
     assert plan(MAX_PIXELS="65536") < passing
+    assert RECIPE.compute_working(spec, small, "bf16", offload=True) == passing
+
+
+MILLION = 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "environ", "load"),
+    [
+        ("flux-2-klein-4b", {}, FluxLoad(MILLION, 4, begins=True)),
+        (
+            "flux-2-klein-9b",
+            {"MAX_PIXELS": "65536", "MAX_INPUT_IMAGES": "2"},
+            FluxLoad(65536, 2, edition=LARGE_EDITION, begins=True),
+        ),
+        ("flux-2-klein-base-4b", {}, FluxLoad(MILLION, 4, begins=True, guided=True)),
+        (
+            "flux-2-dev",
+            {"LORAS": "pixel=org/repository", "MAX_LORAS": "2"},
+            FluxLoad(MILLION, 4, edition=DEV_EDITION, ranks=2 * 64, begins=True),
+        ),
+        ("flux-2-klein-4b", {"MAX_LORAS": "2"}, FluxLoad(MILLION, 4, begins=True)),
+        (
+            "flux-2-klein-4b",
+            {"BATCH_SIZE": "2", "BATCH_MAX_PIXELS": "2097152"},
+            FluxLoad(MILLION, 4, 2, begins=True),
+        ),
+        (
+            "flux-2-klein-4b",
+            {"BATCH_SIZE": "4", "BATCH_MAX_PIXELS": "65536"},
+            FluxLoad(MILLION, 4, begins=True),
+        ),
+    ],
+)
+def test_what_is_planned_is_the_largest_of_the_jobs_that_may_be_requested(
+    name: str, environ: dict[str, str], load: FluxLoad
+) -> None:
+    """Each has all references and a beginning; LoRAs of rank 64 where it is said which."""
+    spec, given = CATALOGUE.find_row(name), settings.read(environ)
+    for precision in PRECISIONS:
+        expected = estimate_working(replace(load, precision=precision))
+        assert planning.plan_working(spec, given, precision) == expected
+    smaller = estimate_working(replace(load, pixels=4096, batch=given.most_in_batch))
+    assert planning.plan_working(spec, given, "bf16", 4096) == smaller
+
+
+def test_bytes_are_whole_whatever_the_pixels_and_however_many_share_them() -> None:
+    """An operator may limit jobs and batches to any number of pixels."""
+    for tiled in (False, True):
+        load = FluxLoad(4999, 3, 3, begins=True, guided=True, ranks=8, tiled=tiled)
+        assert {type(size) for size in estimate_phases(load).values()} == {int}
+    odd = settings.read({"MAX_PIXELS": "40001", "BATCH_SIZE": "3", "BATCH_MAX_PIXELS": "100000"})
+    spec = CATALOGUE.find_row("flux-2-klein-4b")
+    assert type(planning.plan_working(spec, odd, "bf16")) is int

@@ -84,7 +84,7 @@ def _check(snapshot: Snapshot, spec: ModelSpec) -> Published:
         for part in WITH_WEIGHTS
     }
     facts = refuse.read_about(snapshot) | list_switches(index, SWITCHES)
-    return Published(small, kept, {**filled, "scheduler": scheduler}, facts)
+    return Published(small, kept, filled, facts)
 
 
 def _check_together(configs: Mapping[str, Mapping[str, Any]], *, is_guided: bool) -> None:

@@ -22,7 +22,6 @@ COUNTED_RANK: Final = 64
 EDITIONS: Final[Mapping[str, Edition]] = {
     "black-forest-labs/flux.2-klein-4b": SMALL_EDITION,
     "black-forest-labs/flux.2-klein-base-4b": SMALL_EDITION,
-    "black-forest-labs/flux.2-dev": DEV_EDITION,
     # the embedded one, whose transformer is as wide as one head
     "tiny/flux": Edition(1, 2, 6, 128, 256, 576, layers=4),
 }
@@ -79,9 +78,7 @@ def _plan(
     defaults, count = spec.defaults, settings.most_in_batch
     largest = pixels or settings.max_pixels or defaults.area
     brings = settings.expects_loras and defaults.takes_loras
-    sizes = [(largest, 1)]
-    if count > 1:
-        sizes.append((min(largest, settings.batch_max_pixels // count), count))
+    sizes = ((largest, 1), (min(largest, settings.batch_max_pixels // count), count))
     return max(
         estimate_working(
             FluxLoad(

@@ -76,8 +76,6 @@ class TextEncoder:
 
     def _tokenise(self, text: str, *, plain: bool = False) -> list[int]:
         """Tokenise text, in which nothing is a special token when it is plain."""
-        if not text:
-            return []
         ids: list[int] = self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=plain
         )["input_ids"]
