@@ -97,7 +97,7 @@ class Stage:
         for seen in self._seen:
             seen[row].zero_()
         embedded = embed_text(self._text, prompt, self._device)
-        self._state[row].copy_(self._language.read(embedded, self._cache, row)[0])
+        self._state[row].copy_(self._language.read(embedded, self._cache, row).flatten())
         self._positions[row].fill_(len(prompt))
         self._ends[row] = len(prompt)
         self._generators[row] = torch.Generator().manual_seed(seed)
@@ -139,7 +139,7 @@ class Stage:
             code = choose_token(scores, self._seen[slot], self._uniforms[slot], self._how)
             self._seen[slot].scatter_(1, code[:, None], value=True)
             self._chosen[slot].copy_(code)
-            # a stop has no row: what is fed in its place is not used
-            place = language.embed_codes(slot * codes + code.clamp(max=codes - 1))
+            # a stop has no row: what is fed in its place, a code of the next slot, is not used
+            place = language.embed_codes(slot * codes + code)
             self._state.copy_(language.go_on(place, self._positions + slot, self._cache, most))
         self._positions.add_(SLOTS)
