@@ -26,7 +26,7 @@ from worker.families.orpheus.models import (
 from worker.families.orpheus.offer import describe_speech
 from worker.families.orpheus.opening import _map_text
 from worker.families.orpheus.parts import TEXT_TABLE
-from worker.families.orpheus.prompt import find_unknown, tokenise_text
+from worker.families.orpheus.prompt import find_unknown, make_prompt, tokenise_text
 from worker.families.orpheus.recipe import count_kept, count_room, learn, plan_speech
 from worker.tasks.speech import SpeechOffer
 from worlds import speaking
@@ -182,6 +182,25 @@ def test_a_tokenizer_that_makes_nothing_of_a_text_is_of_another_model() -> None:
     nothing = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(vocab={}, merges=[])))
     (reason,) = find_unknown(nothing, speaking.IDS)
     assert reason.startswith(f"a text has the id {speaking.IDS.first},")
+
+
+def test_a_word_of_a_text_that_would_end_speech_is_of_another_model() -> None:
+    """Where it is a word as any other, and not one that no text can say."""
+    known = {character: number for number, character in enumerate(speaking.CHARACTERS)}
+    words = Tokenizer(BPE(vocab=known, merges=[], unk_token="?"))
+    words.add_tokens(["<custom_token_2>"])
+    ids = replace(speaking.IDS, first=len(known) + 1, stop=len(known))
+    found = find_unknown(PreTrainedTokenizerFast(tokenizer_object=words), ids)
+    assert found == ["a text can have the id that ends speech"]
+
+
+@pytest.mark.parametrize(("voice", "spoken"), [("tara", "tara: one"), (None, "one")])
+def test_a_prompt_has_a_voice_before_its_text_if_there_are_several(
+    voice: str | None, spoken: str
+) -> None:
+    tokenizer, ids = speaking.make_tokenizer(), speaking.IDS
+    text = tokenizer.convert_tokens_to_ids(list(spoken))
+    assert make_prompt(tokenizer, ids, voice, "one") == [*ids.before, *text, *ids.after]
 
 
 def test_a_mark_that_a_tokenizer_sets_before_every_text_is_not_in_a_prompt_s() -> None:
