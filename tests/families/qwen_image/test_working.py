@@ -38,7 +38,7 @@ from worlds.embedded import served
 SPECS = {row.name: row for row in CATALOGUE.rows}
 EDIT, IMAGE = SPECS["qwen-image-edit-2511"], SPECS["qwen-image"]
 SIDE = 1024 * 1024
-LOAD = Load(SIDE, references=1, adapters=1, precision="4bit")
+LOAD = Load(SIDE, references=1, adapters=True, precision="4bit", steps=8)
 
 
 @pytest.mark.parametrize("name", [row.name for row in TABLE])
@@ -95,15 +95,15 @@ def test_a_source_takes_its_latents_and_its_mask_for_each_token_while_steps_run(
 
 def test_a_picture_from_text_has_no_phase_of_references() -> None:
     """But one that begins from a picture has."""
-    assert set(estimate_phases(LOAD)) - set(estimate_phases(Load(SIDE))) == {"reference"}
-    assert set(estimate_phases(Load(SIDE, begins=True))) == set(estimate_phases(LOAD))
+    assert set(estimate_phases(LOAD)) - set(estimate_phases(Load(SIDE, steps=8))) == {"reference"}
+    assert set(estimate_phases(Load(SIDE, steps=8, begins=True))) == set(estimate_phases(LOAD))
 
 
 def test_tiles_take_less_and_a_lora_more() -> None:
     """Tiles concern the VAE alone, a LoRA beside the weights the loop alone."""
     whole, tiled = estimate_phases(LOAD), estimate_phases(replace(LOAD, tiled=True))
     assert {phase for phase in whole if tiled[phase] < whole[phase]} == {"decode", "reference"}
-    plain = estimate_phases(replace(LOAD, adapters=0))
+    plain = estimate_phases(replace(LOAD, adapters=False))
     assert {phase for phase in whole if plain[phase] < whole[phase]} == {"denoise"}
 
 
@@ -136,7 +136,7 @@ def test_every_picture_of_a_batch_has_its_tokens_its_pixels_and_its_prompt() -> 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_quantised_weight_is_unpacked_while_it_is_multiplied(precision: Precision) -> None:
     """Small pictures show it; the activations of a large 8-bit one are wider than a LoRA's."""
-    small = Load(256 * 256, precision=precision)
+    small = Load(256 * 256, precision=precision, steps=8)
     exact = estimate_phases(replace(small, precision="bf16"))
     found = estimate_phases(small)
     assert (found["text"] > exact["text"]) is (precision != "bf16")
@@ -148,7 +148,7 @@ def test_a_quantised_weight_is_unpacked_while_it_is_multiplied(precision: Precis
 
 
 def test_the_working_memory_is_that_of_the_largest_phase() -> None:
-    for load in (LOAD, Load(SIDE), Load(256 * 256, precision="4bit")):
+    for load in (LOAD, Load(SIDE, steps=8), Load(256 * 256, precision="4bit", steps=8)):
         assert estimate_working(load) == max(estimate_phases(load).values())
 
 
@@ -202,8 +202,8 @@ def test_loras_of_jobs_take_18_megabytes_per_rank_in_every_phase() -> None:
         "decode": ranks * per_rank + rows,
         "reference": ranks * per_rank,
     }
-    assert estimate_phases(replace(LOAD, adapters=0, ranks=64))["denoise"] > (
-        estimate_phases(replace(LOAD, adapters=0))["denoise"] + 64 * per_rank + rows
+    assert estimate_phases(replace(LOAD, adapters=False, ranks=64))["denoise"] > (
+        estimate_phases(replace(LOAD, adapters=False))["denoise"] + 64 * per_rank + rows
     )
 
 
@@ -242,11 +242,12 @@ def test_a_plan_is_for_the_most_of_everything(name: str, *, passing: bool) -> No
         shown_pixels=SIDE if name == "qwen-image-edit" else 384 * 384,
         begins=True,
         passing=passing,
+        steps=112,
     )
     run = plan_passing if passing else plan_working
     off = settings.read({"USE_LIGHTNING_LORA": "false"})
     assert run(SPECS[name], off, "4bit") == estimate_working(replace(load, steps=100 + 12))
-    beside = replace(load, steps=12, adapters=1)
+    beside = replace(load, steps=12, adapters=True)
     longest = max(estimate_working(replace(load, steps=112)), estimate_working(beside))
     assert run(SPECS[name], settings.read({}), "4bit") == longest
     brought = settings.read({"LORAS": "a=org/a", "USE_LIGHTNING_LORA": "false"})

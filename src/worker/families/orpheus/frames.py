@@ -105,7 +105,6 @@ class Stage:
     def end(self, row: int) -> None:
         """Write no more into a row: its steps do nothing that is read."""
         self._ends.pop(row, None)
-        self._generators.pop(row, None)
 
     @torch.inference_mode()
     def step(self) -> Mapping[int, list[int]]:
@@ -117,8 +116,8 @@ class Stage:
             if row not in self._ends:
                 self._positions[row].zero_()  # nobody reads what is written there
         numbers = torch.zeros(SLOTS, len(self._positions))
-        for row, generator in self._generators.items():
-            numbers[:, row] = torch.rand(SLOTS, generator=generator)
+        for row in self._ends:
+            numbers[:, row] = torch.rand(SLOTS, generator=self._generators[row])
         self._uniforms.copy_(numbers, non_blocking=True)
         most = max(self._ends.values(), default=0) + SLOTS
         self._graphs.run(self._cache.round_length(most), self._write)

@@ -6,7 +6,7 @@ published architecture, uncompiled; the slack of the allocator and the workspace
 libraries come on top (driver.CONTEXT_BYTES).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from worker.setting_values import Precision
@@ -73,9 +73,9 @@ class Load:
     """What is made together: `batch` pictures of `pixels`, each of `references` of its own size.
 
     With `begins` they begin from pictures, of which they keep what masks leave.
-    `adapters` is 1 where a LoRA beside the weights is in use, `ranks` the sum of the ranks of
-    those that jobs brought. `tiled` is how the VAE runs; with `passing` the text encoder waits in
-    the host's memory.
+    With `adapters` a LoRA beside the weights is in use; `ranks` is the sum of the ranks of those
+    that jobs brought. `tiled` is how the VAE runs; with `passing` the text encoder waits in the
+    host's memory.
     `prompt_tokens` is the length of the user's text; `shown_pixels` is the size of each reference
     as the text encoder sees it.
     """
@@ -83,11 +83,11 @@ class Load:
     pixels: int
     references: int = 0
     batch: int = 1
-    adapters: int = 0
+    adapters: bool = False
     ranks: int = 0
     precision: Precision = "bf16"
     tiled: bool = False
-    steps: int = 8
+    steps: int = field(kw_only=True)
     prompt_tokens: int = MAX_TOKENS
     shown_pixels: int = SHOWN_PIXELS
     begins: bool = False
