@@ -9,6 +9,7 @@ import pytest
 from worker import settings
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image import frame_vae
 from worker.families.qwen_image.models import TABLE
 from worker.families.qwen_image.planning import (
     PART_SIZES,
@@ -19,8 +20,10 @@ from worker.families.qwen_image.planning import (
 from worker.families.qwen_image.working import (
     ENCODED_TOKEN,
     KEPT_TOKEN,
-    PICTURE,
+    PASSING,
+    SHOWN,
     SHOWN_TOKEN_PIXELS,
+    SYSTEM_TOKENS,
     TEXT_TOKEN,
     TEXT_UNPACKED_TOKEN,
     TILE_PIXELS,
@@ -107,6 +110,14 @@ def test_tiles_take_less_and_a_lora_more() -> None:
     assert {phase for phase in whole if plain[phase] < whole[phase]} == {"denoise"}
 
 
+def test_a_frame_takes_its_norm_in_bf16_and_in_fp32_for_each_channel() -> None:
+    """In and out, and between; and a little more."""
+    least = SIDE * 96 * (2 + 2 + 4)
+    assert least < count_frame_bytes(SIDE) < 1.05 * least
+    assert count_frame_bytes(SIDE) == count_frame_bytes(SIDE, base_dim=96)
+    assert TILE_PIXELS == frame_vae.TILE**2
+
+
 def test_tiles_take_the_frame_of_one_and_so_much_of_each_pixel() -> None:
     saved = count_frame_bytes(SIDE) - count_frame_bytes(TILE_PIXELS) - TILED_FRAME * SIDE
     whole, tiled = estimate_phases(LOAD), estimate_phases(replace(LOAD, tiled=True))
@@ -122,7 +133,8 @@ def test_every_picture_of_a_batch_has_its_tokens_its_pixels_and_its_prompt() -> 
     """Prompts are encoded one after another."""
     one, three = estimate_phases(LOAD), estimate_phases(replace(LOAD, batch=3))
     tokens = 2 * SIDE // TOKEN_PIXELS
-    assert three["decode"] - one["decode"] == 2 * (KEPT_TOKEN * tokens + PICTURE * SIDE)
+    rgb_in_bf16 = 3 * 2
+    assert three["decode"] - one["decode"] == 2 * (KEPT_TOKEN * tokens + rgb_in_bf16 * SIDE)
     longer: Any = {"prompt_tokens": LOAD.prompt_tokens + 100}
     each_of: dict[Precision, int] = {"4bit": TEXT_UNPACKED_TOKEN, "bf16": ENCODED_TOKEN}
     for precision, each in each_of.items():
@@ -131,6 +143,17 @@ def test_every_picture_of_a_batch_has_its_tokens_its_pixels_and_its_prompt() -> 
         grown = {phase: after[phase] - before[phase] for phase in before}
         denoise = 3 * 100 * TEXT_TOKEN
         assert grown == {"text": 100 * each, "denoise": denoise, "decode": 0, "reference": 0}
+
+
+def test_a_prompt_has_its_text_its_system_s_and_what_is_shown_of_references() -> None:
+    """In bf16 nothing is unpacked meanwhile; the pixels that are shown pass the vision tower."""
+    for references, pixels in ((0, 0), (1, 384 * 384), (3, 784 * 100)):
+        load = Load(SIDE, references, precision="bf16", steps=8, shown_pixels=pixels)
+        shown = references * pixels
+        tokens = 1024 + SYSTEM_TOKENS + shown // SHOWN_TOKEN_PIXELS
+        found = estimate_phases(load)["text"]
+        assert found == ENCODED_TOKEN * tokens + SHOWN * shown
+        assert isinstance(found, int)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -257,8 +280,8 @@ def test_a_plan_is_for_the_most_of_everything(name: str, *, passing: bool) -> No
 
 def test_a_text_encoder_that_passes_through_takes_more_beside_the_weights_alone() -> None:
     before, after = estimate_phases(LOAD), estimate_phases(replace(LOAD, passing=True))
-    assert {phase for phase in before if after[phase] != before[phase]} == {"text"}
-    assert after["text"] > before["text"]
+    grown = {phase: after[phase] - before[phase] for phase in before}
+    assert grown == {**dict.fromkeys(before, 0), "text": PASSING[LOAD.precision]}
 
 
 @pytest.mark.parametrize(
