@@ -169,9 +169,13 @@ class Noting(Unheard):
         self.handed += 1
 
 
-def test_a_caller_hears_of_every_frame_between_the_text_and_the_sound(model: Model) -> None:
-    """And is handed nothing where the speech is not streamed."""
-    wish = replace(wish_of(model, text="One two three four five."), max_tokens=4 * SLOTS)
+@pytest.mark.parametrize("more", ["", " Six seven eight nine ten eleven twelve."])
+def test_a_caller_hears_of_every_frame_between_the_text_and_the_sound(
+    model: Model, more: str
+) -> None:
+    """But of none of a passage that no token is left for; and is handed nothing of what is whole."""
+    wish = replace(wish_of(model, text=f"One two three four five.{more}"), max_tokens=4 * SLOTS)
+    assert len(wish.passages) == 1 + bool(more)
     noting = Noting()
     list(model.make([wish], [noting]))
     steps = [("generate", count, max(count, wish.frames)) for count in (1, 2, 3, 4)]
