@@ -173,7 +173,7 @@ class Noting(Unheard):
 def test_a_caller_hears_of_every_frame_between_the_text_and_the_sound(
     model: Model, more: str
 ) -> None:
-    """But of none of a passage that no token is left for; and is handed nothing of what is whole."""
+    """But of no passage that has no token left; and is handed nothing of what is whole."""
     wish = replace(wish_of(model, text=f"One two three four five.{more}"), max_tokens=4 * SLOTS)
     assert len(wish.passages) == 1 + bool(more)
     noting = Noting()
