@@ -28,7 +28,12 @@ from worker.families.orpheus.models import (
 )
 from worker.families.orpheus.offer import describe_speech
 from worker.families.orpheus.opening import _map_text
-from worker.families.orpheus.parts import TEXT_TABLE, describe_rows
+from worker.families.orpheus.parts import (
+    TEXT_TABLE,
+    count_audio_bytes,
+    count_text_bytes,
+    describe_rows,
+)
 from worker.families.orpheus.prompt import find_unknown, make_prompt, tokenise_text
 from worker.families.orpheus.recipe import count_kept, count_room, learn, plan_speech
 from worker.tasks.speech import SpeechOffer
@@ -245,6 +250,20 @@ def test_which_rows_of_the_embedding_a_bundle_has_is_part_of_what_it_is() -> Non
     released: Any = SimpleNamespace(facts={})
     assert describe_rows(own) == {"first": 9, "codes": 3, "stop": 2}
     assert describe_rows(released) == {"first": 128_266, "codes": 4096, "stop": 128_258}
+
+
+@pytest.mark.parametrize(("head", "copies"), [({}, 1), ({"lm_head.weight": None}, 2)], ids=str)
+def test_rows_of_audio_count_twice_where_a_head_is_published_and_the_stop_once(
+    head: dict[str, Any], copies: int
+) -> None:
+    """In bf16, as those of text, which stay on the disk."""
+    published: Any = SimpleNamespace(
+        facts={"first_audio": 9, "codebook": 3, "stop": 2, **PROMPT},
+        configs={"language": {"hidden_size": 5}},
+        shards={"language": [SimpleNamespace(header={"model.norm.weight": None, **head})]},
+    )
+    assert count_text_bytes(published) == 9 * 5 * 2
+    assert count_audio_bytes(published) == (copies * SLOTS * 3 + 1) * 5 * 2
 
 
 def test_the_ids_of_the_released_models_are_llama_s_and_their_tokenizer_s_own() -> None:
