@@ -113,7 +113,9 @@ def estimate_phases(load: Load) -> dict[str, int]:
     if load.tiled:
         frame = count_frame_bytes(TILE_PIXELS) + TILED_FRAME * load.pixels
     begun = BEGUN_TOKEN * batch * load.pixels // TOKEN_PIXELS if load.begins else 0
-    wide = max(IMAGE_TOKEN[precision], ADAPTED_TOKEN if load.adapters or load.ranks else 0) * tokens
+    wide = IMAGE_TOKEN[precision]
+    if load.adapters or load.ranks:
+        wide = max(wide, ADAPTED_TOKEN)
     unpacked = UNPACKED[precision] + UNPACKED_TOKEN * tokens
     encoded = TEXT_UNPACKED[precision] + TEXT_UNPACKED_TOKEN * prompt
     phases = {
@@ -121,7 +123,7 @@ def estimate_phases(load: Load) -> dict[str, int]:
         + max(encoded, ENCODED_TOKEN * prompt)
         + SHOWN * shown
         + (PASSING[precision] if load.passing else 0),
-        "denoise": kept + begun + max(wide, unpacked) + TEXT_TOKEN * batch * prompt,
+        "denoise": kept + begun + max(wide * tokens, unpacked) + TEXT_TOKEN * batch * prompt,
         "decode": kept + frame + PICTURE * load.pixels * batch,
     }
     encodes = load.references or load.begins
