@@ -20,6 +20,7 @@ from worker.families.qwen_image import check, rows, schedules
 from worker.families.qwen_image.modulation import round_timesteps
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.parts import TRANSFORMER, VAE
+from worker.families.qwen_image.planning import MOST_STEPS
 from worker.weights.snapshot import LocalSnapshot
 from worlds import altered, prepared
 from worlds.altered import Raw
@@ -506,6 +507,12 @@ def test_what_diffusers_own_scheduler_does_is_honoured_to_every_step(
         for tokens in (*schedules.TOKENS, 4096):
             found = round_timesteps(make_schedule(config, steps, tokens).timesteps).float()
             assert bool(torch.isin(found, there).all()), (steps, tokens)
+
+
+def test_a_schedule_is_tried_at_the_ends_of_what_a_job_may_ask_for() -> None:
+    """Of steps, and of sides of 64 to 2048 pixels in tokens of 16 x 16."""
+    assert schedules.STEPS == (2, MOST_STEPS)
+    assert schedules.TOKENS == ((64 // 16) ** 2, (2048 // 16) ** 2)
 
 
 def test_beta_sigmas_are_honoured_where_scipy_is(folder: Path, tmp_path: Path) -> None:
