@@ -80,7 +80,7 @@ class Built:
             case.side**2,
             case.references,
             case.batch,
-            adapters=0 if side in MERGED else 1,
+            adapters=side not in MERGED,
             precision=self._precision,
             steps=case.steps,
             prompt_tokens=len(self._parts[case.edit].tokenizer(wish.prompt)["input_ids"]),

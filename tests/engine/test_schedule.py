@@ -1,5 +1,7 @@
 """Lightning's timesteps are the distilled ones at every size; the base schedule is the model's."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,14 @@ def test_lightning_timesteps_are_the_distilled_ones(
     """They do not depend on the resolution."""
     got = lightning.make_lightning_schedule(steps, tokens).timesteps
     assert torch.allclose(got, torch.tensor(timesteps), atol=1e-3)
+
+
+def test_lightning_says_what_diffusers_knows_and_has_the_sizes_of_the_base_schedule() -> None:
+    """Any other field is ignored by it."""
+    known = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
+    assert set(lightning.LIGHTNING) <= set(known)
+    for name in ("base_image_seq_len", "max_image_seq_len", "num_train_timesteps", "shift"):
+        assert lightning.LIGHTNING[name] == BASE[name]
 
 
 def test_lightning_has_no_other_step_counts() -> None:

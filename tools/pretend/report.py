@@ -24,7 +24,7 @@ def estimate(case: Case) -> dict[str, int]:
             case.side**2,
             case.references,
             case.batch,
-            adapters=int(is_adapted),
+            adapters=is_adapted,
             ranks=case.loras * RANK,
             precision=case.opened.precision,
             tiled=case.room is not None,

@@ -1,7 +1,9 @@
 """What a model's worker.json says of it is used, and what cannot be true is refused."""
 
+import re
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from worker.engine.key_values import KeyValues
 from worker.errors import WeightsUnavailable
 from worker.families.orpheus.models import (
     SLOTS,
+    SNAC_24,
     SPEECH_TABLE,
     Speaking,
     TokenIds,
@@ -25,13 +28,20 @@ from worker.families.orpheus.models import (
 )
 from worker.families.orpheus.offer import describe_speech
 from worker.families.orpheus.opening import _map_text
-from worker.families.orpheus.parts import TEXT_TABLE
-from worker.families.orpheus.prompt import find_unknown, tokenise_text
+from worker.families.orpheus.parts import (
+    TEXT_TABLE,
+    count_audio_bytes,
+    count_text_bytes,
+    describe_rows,
+)
+from worker.families.orpheus.prompt import find_unknown, make_prompt, tokenise_text
 from worker.families.orpheus.recipe import count_kept, count_room, learn, plan_speech
 from worker.tasks.speech import SpeechOffer
 from worlds import speaking
+from worlds.snac_shape import PUBLISHED_SNAC
 
 KNOWN = Speaking(("tara",), ("laugh",))
+PROMPT = {"prompt": {"before": [1], "after": [0]}}
 # What a model may say, the smallest of each, with what comes of it.
 LEAST: dict[str, Any] = {
     "first_audio": 1,
@@ -75,6 +85,13 @@ def test_the_table_has_a_voice_for_every_published_model_and_each_name_is_a_word
     voices = {row.name: row.defaults.voices for row in SPEECH_TABLE if row.embedded is None}
     assert all(voices.values())
     assert not [name for names in voices.values() for name in names if set(name) & set(" _<>:")]
+    tags = {row.name: row.defaults.tags for row in SPEECH_TABLE if row.defaults.tags}
+    assert set(tags) == {"orpheus", "orpheus-en"}
+    assert all(re.fullmatch("[a-z]+", tag) for names in tags.values() for tag in names)
+
+
+def test_the_codec_is_one_commit_of_its_repository() -> None:
+    assert re.fullmatch("[0-9a-f]{40}", SNAC_24.revision)
 
 
 def test_the_least_of_everything_is_accepted() -> None:
@@ -184,6 +201,25 @@ def test_a_tokenizer_that_makes_nothing_of_a_text_is_of_another_model() -> None:
     assert reason.startswith(f"a text has the id {speaking.IDS.first},")
 
 
+def test_a_word_of_a_text_that_would_end_speech_is_of_another_model() -> None:
+    """Where it is a word as any other, and not one that no text can say."""
+    known = {character: number for number, character in enumerate(speaking.CHARACTERS)}
+    words = Tokenizer(BPE(vocab=known, merges=[], unk_token="?"))
+    words.add_tokens(["<custom_token_2>"])
+    ids = replace(speaking.IDS, first=len(known) + 1, stop=len(known))
+    found = find_unknown(PreTrainedTokenizerFast(tokenizer_object=words), ids)
+    assert found == ["a text can have the id that ends speech"]
+
+
+@pytest.mark.parametrize(("voice", "spoken"), [("tara", "tara: one"), (None, "one")])
+def test_a_prompt_has_a_voice_before_its_text_if_there_are_several(
+    voice: str | None, spoken: str
+) -> None:
+    tokenizer, ids = speaking.make_tokenizer(), speaking.IDS
+    text = tokenizer.convert_tokens_to_ids(list(spoken))
+    assert make_prompt(tokenizer, ids, voice, "one") == [*ids.before, *text, *ids.after]
+
+
 def test_a_mark_that_a_tokenizer_sets_before_every_text_is_not_in_a_prompt_s() -> None:
     """As Llama's own does: a prompt begins with the model's own ids."""
     plain, marked = speaking.make_tokenizer(), speaking.make_tokenizer()
@@ -206,6 +242,52 @@ def test_the_longest_passage_has_room_to_its_limit_and_a_frame_more(spare: int, 
 def test_a_speech_takes_what_is_kept_and_what_a_step_needs() -> None:
     row = SPEECH_TABLE[0]
     assert plan_speech(row, settings.read({}), "bf16") > count_kept(row.defaults)
+
+
+def test_which_rows_of_the_embedding_a_bundle_has_is_part_of_what_it_is() -> None:
+    """Those of its own worker.json, else those of the released models."""
+    own: Any = SimpleNamespace(facts={"first_audio": 9, "codebook": 3, "stop": 2, **PROMPT})
+    released: Any = SimpleNamespace(facts={})
+    assert describe_rows(own) == {"first": 9, "codes": 3, "stop": 2}
+    assert describe_rows(released) == {"first": 128_266, "codes": 4096, "stop": 128_258}
+
+
+@pytest.mark.parametrize(("head", "copies"), [({}, 1), ({"lm_head.weight": None}, 2)], ids=str)
+def test_rows_of_audio_count_twice_where_a_head_is_published_and_the_stop_once(
+    head: dict[str, Any], copies: int
+) -> None:
+    """In bf16, as those of text, which stay on the disk."""
+    published: Any = SimpleNamespace(
+        facts={"first_audio": 9, "codebook": 3, "stop": 2, **PROMPT},
+        configs={"language": {"hidden_size": 5}},
+        shards={"language": [SimpleNamespace(header={"model.norm.weight": None, **head})]},
+    )
+    assert count_text_bytes(published) == 9 * 5 * 2
+    assert count_audio_bytes(published) == (copies * SLOTS * 3 + 1) * 5 * 2
+
+
+def test_the_ids_of_the_released_models_are_llama_s_and_their_tokenizer_s_own() -> None:
+    """A text begins with 128000 and a turn ends with 128009; 128256 is <custom_token_0>."""
+    own = [128_256 + number for number in range(11)]
+    ids = TokenIds()
+    assert (ids.first, ids.stop) == (own[10], own[2])
+    assert ids.before == (own[3], 128_000)
+    assert ids.after == (128_009, own[4], own[5], own[1])
+    assert (ids.codes, Speaking().rate) == (
+        PUBLISHED_SNAC["codebook_size"],
+        PUBLISHED_SNAC["sampling_rate"],
+    )
+
+
+def test_a_released_model_speaks_as_its_maker_lets_it_speak() -> None:
+    """And as fast as its users found: of 547 characters a second has 11.7 frames, in 25.7 to 58 s.
+
+    A passage is a sentence or two.
+    """
+    said, frames = Speaking(), 24_000 / 2048
+    assert (said.temperature, said.top_p, said.repetition_penalty) == (0.6, 0.8, 1.1)
+    assert said.pace == pytest.approx((25.7 + 58) / 2 * frames / 547, abs=0.01)
+    assert said.passage == 280
 
 
 def test_a_worker_json_completes_what_the_table_says_of_a_model() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worker.bundle.fill import fill, make_empty
-from worker.families.orpheus.codec import SnacDecoder, fold, name_tensor
+from worker.families.orpheus.codec import SnacDecoder, Snake, fold, name_tensor
 from worker.families.orpheus.windows import (
     CONTEXT,
     GRID,
@@ -60,10 +60,18 @@ def silence(codec: SnacDecoder, count: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"depthwise": False}, {"noise": False}, {"decoder_rates": [8, 8, 2, 2, 2]}]
+    ("changes", "stride"),
+    [
+        ({}, 2048),
+        ({"depthwise": False}, 2048),
+        ({"noise": False}, 2048),
+        ({"latent_dim": 96}, 2048),
+        ({"decoder_rates": [8, 8, 2, 2, 2]}, 2048),
+        ({"decoder_rates": [5, 3, 2, 4]}, 480),
+    ],
 )
 def test_without_noise_it_is_the_packages_decoder(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], stride: int
 ) -> None:
     published = make_snac(**changes)
     ours = open_ours(published, **changes)
@@ -73,7 +81,7 @@ def test_without_noise_it_is_the_packages_decoder(
         theirs = published.decode(split_levels(frames))[0, 0]
         samples = ours(frames, silence(ours, 5))
     assert samples.shape == (5 * ours.stride,)
-    assert ours.stride == 2048
+    assert ours.stride == stride
     torch.testing.assert_close(samples, theirs, rtol=0, atol=1e-6)
 
 
@@ -90,6 +98,33 @@ def test_with_the_same_noise_it_is_the_packages_decoder_too(
         quiet = codec(frames, silence(codec, 3))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert float((ours - quiet).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("said", [{}, {"noise": True, "depthwise": True}])
+def test_a_codec_has_noise_and_is_depthwise_unless_its_configuration_says_otherwise(
+    said: dict[str, Any],
+) -> None:
+    """As the package's class takes it: the published weights are of such a one."""
+    bare = {name: value for name, value in CODEC.items() if name not in ("noise", "depthwise")}
+    with make_empty():
+        ours = SnacDecoder({**bare, **said})
+    kept = {name_tensor(name) for name in make_snac().state_dict()} - {None}
+    assert {name for name, _ in ours.named_parameters()} == kept
+    assert ours.spans == (32, 256, 1024, 2048)
+
+
+def test_a_codec_without_noise_takes_none() -> None:
+    with make_empty():
+        ours = SnacDecoder({**CODEC, "noise": False})
+    assert ours.spans == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-9])
+def test_a_snake_of_almost_no_frequency_changes_nothing(alpha: float) -> None:
+    """What it divides by is never 0."""
+    snake, samples = Snake(2), torch.tensor([[[1.0, -2.0], [3.0, 0.0]]])
+    snake.alpha.data.fill_(alpha)
+    assert torch.equal(snake(samples), samples)
 
 
 def test_folding_the_norms_changes_no_bit(published: Any, codec: SnacDecoder) -> None:

@@ -8,6 +8,7 @@ import torch
 from structlog.testing import capture_logs
 
 from worker import settings
+from worker.engine import device as devices
 from worker.engine.token_choice import Choosing
 from worker.families import catalogue
 from worker.families.orpheus import frames
@@ -127,12 +128,16 @@ def test_a_warm_up_captures_all_that_jobs_use(rows: Orpheus) -> None:
 def test_a_warm_up_without_room_for_graphs_leaves_them_to_jobs(
     rows: Orpheus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    freed: list[int] = []
+
     def run_out(_stage: Stage) -> None:
         raise torch.OutOfMemoryError
 
     with capture_logs() as lines, monkeypatch.context() as short:
         short.setattr(Stage, "capture", run_out)
+        short.setattr(devices, "free_memory", lambda: freed.append(len(rows._stages)))
         rows.warm()
+    assert freed == [0]
     assert [line["reason"] for line in lines if "captured" in line["event"]] == ["out of memory"]
     assert not rows._stages
     say(rows)

@@ -3,7 +3,7 @@
 import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from worker.families.orpheus.language import normalise_at_once
+from worker.families.orpheus.language import _normalise, normalise_at_once
 
 
 def test_a_norm_at_once_is_the_module_s() -> None:
@@ -15,3 +15,12 @@ def test_a_norm_at_once_is_the_module_s() -> None:
     assert torch.allclose(normalise_at_once(norm, states), norm(states), rtol=1e-6, atol=1e-7)
     short, whole = norm.bfloat16()(states.bfloat16()), normalise_at_once(norm, states.bfloat16())
     assert torch.allclose(whole.float(), short.float(), rtol=1e-2)
+
+
+def test_without_a_gpu_a_norm_rounds_where_the_module_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm = LlamaRMSNorm(64).bfloat16()
+    norm.weight.data = torch.randn(64, generator=generator).bfloat16()
+    states = torch.randn(2, 30, 64, generator=generator).bfloat16()
+    assert torch.equal(_normalise(norm, states), norm(states))
+    assert not torch.equal(normalise_at_once(norm, states), norm(states))

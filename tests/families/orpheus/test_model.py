@@ -1,6 +1,7 @@
 """A published model is prepared, opened and speaks, in each precision."""
 
 import copy
+import json
 import shutil
 import weakref
 from contextlib import nullcontext
@@ -12,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from structlog.testing import capture_logs
 
 from worker import settings
 from worker.bundle import layout
+from worker.bundle.fill import fill
 from worker.bundle.layout import Damaged
 from worker.bundle.open import make_shared
 from worker.engine import device as devices
 from worker.engine.quantise import PRECISIONS
-from worker.errors import BadAudio, CudaOutOfMemory, WeightsUnavailable
+from worker.errors import BadAudio, CudaOutOfMemory, DeviceLost, WeightsUnavailable
 from worker.families import catalogue
 from worker.families.orpheus import model as orpheus
 from worker.families.orpheus.frames import Stage
@@ -166,9 +169,13 @@ class Noting(Unheard):
         self.handed += 1
 
 
-def test_a_caller_hears_of_every_frame_between_the_text_and_the_sound(model: Model) -> None:
-    """And is handed nothing where the speech is not streamed."""
-    wish = replace(wish_of(model, text="One two three four five."), max_tokens=4 * SLOTS)
+@pytest.mark.parametrize("more", ["", " Six seven eight nine ten eleven twelve."])
+def test_a_caller_hears_of_every_frame_between_the_text_and_the_sound(
+    model: Model, more: str
+) -> None:
+    """But of no passage that has no token left; and is handed nothing of what is whole."""
+    wish = replace(wish_of(model, text=f"One two three four five.{more}"), max_tokens=4 * SLOTS)
+    assert len(wish.passages) == 1 + bool(more)
     noting = Noting()
     list(model.make([wish], [noting]))
     steps = [("generate", count, max(count, wish.frames)) for count in (1, 2, 3, 4)]
@@ -294,7 +301,7 @@ def test_a_model_that_never_ends_is_tried_three_times_and_is_an_error(
     assert "no speech that ends came of 3 attempts" in outcome.message
     limit = 40 + int(0.25 * len("One, two."))
     assert control.most == limit - 1  # with the last frame the next attempt begins
-    assert control.begun == 3
+    assert (control.begun, control.least) == (3, 0)
     model.warm()  # what it says by itself is no reason not to start
 
 
@@ -463,6 +470,16 @@ def test_several_rows_are_for_a_gpu_and_a_text_of_several_passages(model: Model)
     assert orpheus.choose_rows(CPU, long) == 1
     assert orpheus.choose_rows(cuda, wish_of(model)) == 1
     assert orpheus.choose_rows(cuda, wish_of(model, text=TEXT, max_tokens=100)) == 1
+    assert (orpheus.list_rows(cuda), orpheus.list_rows(CPU)) == ((1, 4), (1,))
+
+
+def test_memory_that_a_released_model_leaves_behind_is_found(published: Path, home: Path) -> None:
+    """Something still refers to the language model: the next model has no room."""
+    model: Any = open_model(published, home)
+    leak = model._parts.language
+    with pytest.raises(DeviceLost, match="not freed"):
+        model.release()
+    assert leak is not None
 
 
 def test_a_stream_that_does_not_end_is_not_begun_again(published: Path, home: Path) -> None:
@@ -480,13 +497,14 @@ class Counting(Control):
     """Counts how often and how far frames were written."""
 
     most = 0
+    least = 0
     begun = 0
 
     def report(self, phase: Phase, step: int, steps: int) -> None:
         """Count."""
         del steps
         if phase == "generate":
-            self.most = max(self.most, step)
+            self.most, self.least = max(self.most, step), min(self.least, step)
             self.begun += step == 1
 
 
@@ -526,7 +544,9 @@ def find_bundle(home: Path, precision: str) -> Path:
 def test_a_bundle_keeps_text_on_the_disk_and_the_codec_exact(model: Model, home: Path) -> None:
     del model
     folder = find_bundle(home, "bf16")
-    parts = open_bundle(folder, CPU)
+    with capture_logs() as lines:
+        parts = open_bundle(folder, CPU)
+    assert not lines, "there is no head to compare with the embedding"
     assert parts.language.is_tied
     assert parts.text.shape == (speaking.IDS.first, 64)
     assert parts.language.codes.shape == (7 * 32, 64)
@@ -548,6 +568,23 @@ def test_models_of_one_process_share_a_codec_and_no_more(model: Model, home: Pat
     assert one.codec is two.codec
     assert one.language is not two.language
     assert one.device == one.codec_device == CPU
+
+
+def test_a_codec_may_wait_on_another_device(
+    model: Model, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del model
+    cuda, placed = torch.device("cuda"), dict[str, torch.device]()
+
+    def note(module: Any, tensors: Any, precision: Any, device: torch.device, **more: Any) -> None:
+        placed[type(module).__name__] = device
+        fill(module, tensors, precision, CPU, **more)
+
+    monkeypatch.setattr("worker.bundle.open.fill", note)
+    for waiting, expected in ((CPU, CPU), (None, cuda)):
+        parts = open_bundle(find_bundle(home, "bf16"), cuda, waiting=waiting)
+        assert placed == {"Language": cuda, "SnacDecoder": expected}
+        assert (parts.device, parts.codec_device) == (cuda, expected)
 
 
 def test_every_byte_is_proven_where_that_is_asked_for(
@@ -589,8 +626,10 @@ def test_a_head_is_compared_with_the_embedding_whatever_the_configuration_says(
     folder, is_equal = untied
     home = tmp_path / "home"
     model = open_model(folder, home)
-    parts = open_bundle(find_bundle(home, "bf16"), CPU)
+    with capture_logs() as lines:
+        parts = open_bundle(find_bundle(home, "bf16"), CPU)
     assert parts.language.is_tied == is_equal
+    assert [line["equal"] for line in lines if "equal" in line] == [is_equal]
     made(model)
 
 
@@ -655,6 +694,39 @@ def test_a_part_that_lacks_a_tensor_is_named_before_anything_is_made(
     with pytest.raises(WeightsUnavailable, match=f"{part}.*lacks"):
         open_model(language, home)
     assert not list(home.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("path", "tensor", "words"),
+    [
+        ("model.safetensors", "model.layers.0.mlp.up_proj.SCB", "language/.*bitsandbytes 8-bit"),
+        ("codec/pytorch_model.bin", "decoder.model.0.SCB", "codec/.*bitsandbytes 8-bit"),
+    ],
+    ids=["language", "codec"],
+)
+def test_weights_that_are_quantised_already_are_named_as_such(
+    path: str, tensor: str, words: str, tmp_path: Path
+) -> None:
+    language = speaking.publish(tmp_path)
+    (tmp_path / "snac").rename(language / "codec")
+    if path.endswith(".bin"):
+        torch.save({**torch.load(language / path), tensor: torch.ones(8)}, language / path)
+    else:
+        save_file({**load_file(language / path), tensor: torch.ones(8)}, language / path)
+    with pytest.raises(WeightsUnavailable, match=words):
+        open_model(language, tmp_path / "home")
+
+
+@pytest.mark.parametrize("part", ["", "codec"])
+def test_a_part_that_calls_itself_quantised_is_refused(part: str, tmp_path: Path) -> None:
+    language = speaking.publish(tmp_path)
+    (tmp_path / "snac").rename(language / "codec")
+    path = language / part / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(WeightsUnavailable, match=f"{part or 'language'}/config.json") as caught:
+        open_model(language, tmp_path / "home")
+    assert "GPTQ" in caught.value.message
 
 
 def test_a_pickle_with_code_in_it_is_refused(tmp_path: Path) -> None:

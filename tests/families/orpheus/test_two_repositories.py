@@ -1,5 +1,6 @@
 """A model of two repositories and without an index: both are found wherever they may be."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from worker.families.recognise import recognise
 from worker.seam import Made, Unheard
 from worker.settings import Settings
 from worker.tasks.speech import warm_up
+from worlds import altered, speaking
 from worlds import hub as worlds_hub
-from worlds import speaking
 from worlds.hub import Hub
 
 LANGUAGE = "someone/talker"
@@ -113,6 +114,18 @@ def test_a_language_model_that_does_not_speak_is_refused_by_its_vocabulary(
     given = read_settings(tmp_path, HF_ENDPOINT=hub.endpoint, MODEL="someone/chat")
     with pytest.raises(WeightsUnavailable, match=r"someone/chat.*vocab_size of 337.*156938"):
         ready(given)
+
+
+def test_a_row_s_repository_that_has_another_class_is_refused(
+    hub: Hub, published: Path, tmp_path: Path
+) -> None:
+    """Nobody asked for its class before: what family it is of is known."""
+    folder = Path(shutil.copytree(published / "talker", tmp_path / "changed"))
+    altered.configure(folder / "config.json", architectures=["MistralForCausalLM"])
+    row = catalogue.CATALOGUE.find_row("orpheus")
+    hub.add(row.repository, folder)
+    with pytest.raises(WeightsUnavailable, match=r"language/config\.json is of a Mistral"):
+        ready(read_settings(tmp_path, HF_ENDPOINT=hub.endpoint, MODEL=row.name))
 
 
 def test_a_pickle_is_read_once_and_never_run(hub: Hub, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from worker.families.qwen_image import check, rows, schedules
 from worker.families.qwen_image.modulation import round_timesteps
 from worker.families.qwen_image.opening import open_bundle
 from worker.families.qwen_image.parts import TRANSFORMER, VAE
+from worker.families.qwen_image.planning import MOST_STEPS
 from worker.weights.snapshot import LocalSnapshot
 from worlds import altered, prepared
 from worlds.altered import Raw
@@ -304,10 +305,12 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any], str]] = [
     ("transformer/config.json", {"use_additional_t_cond": True}, "addition_t_embedding"),
     ("transformer/config.json", {"axes_dims_rope": [8, 12, 8]}, "axes_dims_rope of 28"),
     ("transformer/config.json", {"axes_dims_rope": "wide"}, "no model that can be built"),
+    ("transformer/config.json", {"axes_dims_rope": [8, 12, 12, 4]}, "axes_dims_rope of 36"),
     ("transformer/config.json", {"_class_name": "FluxTransformer2DModel"}, "FluxTransformer2D"),
     ("transformer/config.json", {"use_new_rope": True}, "use_new_rope"),
     ("vae/config.json", {"z_dim": 8}, "vae/"),
     ("vae/config.json", {"latents_mean": [0.0]}, "latents_mean of 1"),
+    ("vae/config.json", {"latents_std": [1.0] * 15}, "latents_std of 15, and z_dim is 16"),
     ("vae/config.json", {"latents_std": None}, "list of numbers"),
     ("vae/config.json", {"latents_std": ["a"] * 16}, "list of numbers"),
     ("vae/config.json", {"temperal_downsample": [False, True]}, "vae/config.json"),
@@ -328,6 +331,14 @@ def test_a_configuration_of_another_model_is_refused(
     message = refused(folder, tmp_path / "home")
     assert reason in message
     assert path.partition("/")[0] in message
+
+
+def test_a_field_of_a_wrong_kind_that_no_module_is_built_of_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The module takes the first three."""
+    altered.configure(folder / "transformer/config.json", axes_dims_rope=[8, 12, 12, "wide"])
+    assert "a config.json has a field of a wrong kind" in refused(folder, tmp_path / "home")
 
 
 def test_an_additional_condition_with_its_weight_is_refused_too(
@@ -419,6 +430,19 @@ def test_another_class_than_the_one_that_is_opened_is_refused(
     assert "model_index.json" in message
 
 
+@pytest.mark.parametrize("kind", ["Qwen2VLProcessor", "Qwen2_5_VLProcessor"])
+def test_a_processor_may_be_called_by_either_name(kind: str, folder: Path, tmp_path: Path) -> None:
+    altered.configure(folder / "model_index.json", processor=["transformers", kind])
+    accepted(folder, tmp_path)
+
+
+def test_an_index_may_name_any_processor_of_a_model_that_draws_from_text(tmp_path: Path) -> None:
+    """It is not opened."""
+    folder = altered.copied("tiny-image", tmp_path / "published")
+    altered.configure(folder / "model_index.json", processor=["transformers", "CLIPProcessor"])
+    accepted(folder, tmp_path / "home", "tiny-image")
+
+
 def test_an_index_that_names_no_components_is_checked_by_their_files(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -483,6 +507,12 @@ def test_what_diffusers_own_scheduler_does_is_honoured_to_every_step(
         for tokens in (*schedules.TOKENS, 4096):
             found = round_timesteps(make_schedule(config, steps, tokens).timesteps).float()
             assert bool(torch.isin(found, there).all()), (steps, tokens)
+
+
+def test_a_schedule_is_tried_at_the_ends_of_what_a_job_may_ask_for() -> None:
+    """Of steps, and of sides of 64 to 2048 pixels in tokens of 16 x 16."""
+    assert schedules.STEPS == (2, MOST_STEPS)
+    assert schedules.TOKENS == ((64 // 16) ** 2, (2048 // 16) ** 2)
 
 
 def test_beta_sigmas_are_honoured_where_scipy_is(folder: Path, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_real_rotation_equals_the_complex_one_to_the_last_bit(dtype: torch.dtype
     assert rotate(x, make_table(frequencies)).dtype == dtype
 
 
-@pytest.mark.parametrize("shapes", [*SHAPES, [(1, 2, 2)] * 4])
+@pytest.mark.parametrize("shapes", [*SHAPES, [(1, 2, 2)] * 4, [(7, 2, 2), (1, 4, 2)]])
 @pytest.mark.parametrize("is_layered", [False, True])
 def test_positions_are_those_of_the_modules_own_table(
     shapes: list[LatentShape], *, is_layered: bool

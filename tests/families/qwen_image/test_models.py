@@ -1,6 +1,7 @@
 """The rows of the published models agree with their publishers' files, and so does what is none."""
 
 import inspect
+import re
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ def test_lightning_of_a_row_is_of_its_own_model_and_step_count(row: ModelSpec) -
     assert list(row.lightning) == [8, 4]
     for steps, file in row.lightning.items():
         assert f"-{steps}steps" in file.filename
+        assert re.fullmatch(r"[A-Za-z0-9./-]+", file.filename), "words with hyphens between"
         if row.embedded is None:
             assert file.repository in {"lightx2v/Qwen-Image-Lightning", f"lightx2v/{own(row)}"}
             assert own(row).removesuffix("-Lightning") in file.filename.rsplit("/", 1)[-1]

@@ -27,8 +27,9 @@ def encoder() -> PromptEncoder:
 
 def stock_text(prompt: str, template: Template, references: int) -> str:
     """Write a prompt as the stock pipelines do."""
+    before = "Picture {}: " if template is prompts.EDIT_PLUS_TEMPLATE else ""
     pictures = "".join(
-        template.reference.format(n + 1) + "<|vision_start|><|image_pad|><|vision_end|>"
+        before.format(n + 1) + "<|vision_start|><|image_pad|><|vision_end|>"
         for n in range(references)
     )
     return (
@@ -71,6 +72,15 @@ def test_the_dropped_tokens_are_the_template(template: Template, references: int
     """What is dropped ends with "user" and its line, so no word of the caller is lost."""
     ids = encoder().tokenise("red", template, [1] * references)
     assert TOKENIZER.decode(ids[: template.dropped]).endswith("<|im_start|>user\n")
+
+
+@pytest.mark.parametrize(("template", "references"), TEMPLATES)
+def test_the_tokens_of_references_are_not_counted_with_those_of_a_prompt(
+    template: Template, references: int
+) -> None:
+    whole = encoder().tokenise("a red circle", template, [5] * references)
+    counted = encoder().count_tokens("a red circle", template, references)
+    assert counted == len(whole) - template.dropped - 5 * references
 
 
 @pytest.mark.parametrize(("template", "references"), TEMPLATES)

@@ -9,6 +9,7 @@ import pytest
 from worker import settings
 from worker.engine.quantise import PRECISIONS, Precision
 from worker.families.catalogue import CATALOGUE
+from worker.families.qwen_image import frame_vae
 from worker.families.qwen_image.models import TABLE
 from worker.families.qwen_image.planning import (
     PART_SIZES,
@@ -19,8 +20,10 @@ from worker.families.qwen_image.planning import (
 from worker.families.qwen_image.working import (
     ENCODED_TOKEN,
     KEPT_TOKEN,
-    PICTURE,
+    PASSING,
+    SHOWN,
     SHOWN_TOKEN_PIXELS,
+    SYSTEM_TOKENS,
     TEXT_TOKEN,
     TEXT_UNPACKED_TOKEN,
     TILE_PIXELS,
@@ -38,7 +41,7 @@ from worlds.embedded import served
 SPECS = {row.name: row for row in CATALOGUE.rows}
 EDIT, IMAGE = SPECS["qwen-image-edit-2511"], SPECS["qwen-image"]
 SIDE = 1024 * 1024
-LOAD = Load(SIDE, references=1, adapters=1, precision="4bit")
+LOAD = Load(SIDE, references=1, adapters=True, precision="4bit", steps=8)
 
 
 @pytest.mark.parametrize("name", [row.name for row in TABLE])
@@ -95,16 +98,24 @@ def test_a_source_takes_its_latents_and_its_mask_for_each_token_while_steps_run(
 
 def test_a_picture_from_text_has_no_phase_of_references() -> None:
     """But one that begins from a picture has."""
-    assert set(estimate_phases(LOAD)) - set(estimate_phases(Load(SIDE))) == {"reference"}
-    assert set(estimate_phases(Load(SIDE, begins=True))) == set(estimate_phases(LOAD))
+    assert set(estimate_phases(LOAD)) - set(estimate_phases(Load(SIDE, steps=8))) == {"reference"}
+    assert set(estimate_phases(Load(SIDE, steps=8, begins=True))) == set(estimate_phases(LOAD))
 
 
 def test_tiles_take_less_and_a_lora_more() -> None:
     """Tiles concern the VAE alone, a LoRA beside the weights the loop alone."""
     whole, tiled = estimate_phases(LOAD), estimate_phases(replace(LOAD, tiled=True))
     assert {phase for phase in whole if tiled[phase] < whole[phase]} == {"decode", "reference"}
-    plain = estimate_phases(replace(LOAD, adapters=0))
+    plain = estimate_phases(replace(LOAD, adapters=False))
     assert {phase for phase in whole if plain[phase] < whole[phase]} == {"denoise"}
+
+
+def test_a_frame_takes_its_norm_in_bf16_and_in_fp32_for_each_channel() -> None:
+    """In and out, and between; and a little more."""
+    least = SIDE * 96 * (2 + 2 + 4)
+    assert least < count_frame_bytes(SIDE) < 1.05 * least
+    assert count_frame_bytes(SIDE) == count_frame_bytes(SIDE, base_dim=96)
+    assert TILE_PIXELS == frame_vae.TILE**2
 
 
 def test_tiles_take_the_frame_of_one_and_so_much_of_each_pixel() -> None:
@@ -122,7 +133,8 @@ def test_every_picture_of_a_batch_has_its_tokens_its_pixels_and_its_prompt() -> 
     """Prompts are encoded one after another."""
     one, three = estimate_phases(LOAD), estimate_phases(replace(LOAD, batch=3))
     tokens = 2 * SIDE // TOKEN_PIXELS
-    assert three["decode"] - one["decode"] == 2 * (KEPT_TOKEN * tokens + PICTURE * SIDE)
+    rgb_in_bf16 = 3 * 2
+    assert three["decode"] - one["decode"] == 2 * (KEPT_TOKEN * tokens + rgb_in_bf16 * SIDE)
     longer: Any = {"prompt_tokens": LOAD.prompt_tokens + 100}
     each_of: dict[Precision, int] = {"4bit": TEXT_UNPACKED_TOKEN, "bf16": ENCODED_TOKEN}
     for precision, each in each_of.items():
@@ -133,10 +145,21 @@ def test_every_picture_of_a_batch_has_its_tokens_its_pixels_and_its_prompt() -> 
         assert grown == {"text": 100 * each, "denoise": denoise, "decode": 0, "reference": 0}
 
 
+def test_a_prompt_has_its_text_its_system_s_and_what_is_shown_of_references() -> None:
+    """In bf16 nothing is unpacked meanwhile; the pixels that are shown pass the vision tower."""
+    for references, pixels in ((0, 0), (1, 384 * 384), (3, 784 * 100)):
+        load = Load(SIDE, references, precision="bf16", steps=8, shown_pixels=pixels)
+        shown = references * pixels
+        tokens = 1024 + SYSTEM_TOKENS + shown // SHOWN_TOKEN_PIXELS
+        found = estimate_phases(load)["text"]
+        assert found == ENCODED_TOKEN * tokens + SHOWN * shown
+        assert isinstance(found, int)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_quantised_weight_is_unpacked_while_it_is_multiplied(precision: Precision) -> None:
     """Small pictures show it; the activations of a large 8-bit one are wider than a LoRA's."""
-    small = Load(256 * 256, precision=precision)
+    small = Load(256 * 256, precision=precision, steps=8)
     exact = estimate_phases(replace(small, precision="bf16"))
     found = estimate_phases(small)
     assert (found["text"] > exact["text"]) is (precision != "bf16")
@@ -148,7 +171,7 @@ def test_a_quantised_weight_is_unpacked_while_it_is_multiplied(precision: Precis
 
 
 def test_the_working_memory_is_that_of_the_largest_phase() -> None:
-    for load in (LOAD, Load(SIDE), Load(256 * 256, precision="4bit")):
+    for load in (LOAD, Load(SIDE, steps=8), Load(256 * 256, precision="4bit", steps=8)):
         assert estimate_working(load) == max(estimate_phases(load).values())
 
 
@@ -202,8 +225,8 @@ def test_loras_of_jobs_take_18_megabytes_per_rank_in_every_phase() -> None:
         "decode": ranks * per_rank + rows,
         "reference": ranks * per_rank,
     }
-    assert estimate_phases(replace(LOAD, adapters=0, ranks=64))["denoise"] > (
-        estimate_phases(replace(LOAD, adapters=0))["denoise"] + 64 * per_rank + rows
+    assert estimate_phases(replace(LOAD, adapters=False, ranks=64))["denoise"] > (
+        estimate_phases(replace(LOAD, adapters=False))["denoise"] + 64 * per_rank + rows
     )
 
 
@@ -242,11 +265,12 @@ def test_a_plan_is_for_the_most_of_everything(name: str, *, passing: bool) -> No
         shown_pixels=SIDE if name == "qwen-image-edit" else 384 * 384,
         begins=True,
         passing=passing,
+        steps=112,
     )
     run = plan_passing if passing else plan_working
     off = settings.read({"USE_LIGHTNING_LORA": "false"})
     assert run(SPECS[name], off, "4bit") == estimate_working(replace(load, steps=100 + 12))
-    beside = replace(load, steps=12, adapters=1)
+    beside = replace(load, steps=12, adapters=True)
     longest = max(estimate_working(replace(load, steps=112)), estimate_working(beside))
     assert run(SPECS[name], settings.read({}), "4bit") == longest
     brought = settings.read({"LORAS": "a=org/a", "USE_LIGHTNING_LORA": "false"})
@@ -256,8 +280,8 @@ def test_a_plan_is_for_the_most_of_everything(name: str, *, passing: bool) -> No
 
 def test_a_text_encoder_that_passes_through_takes_more_beside_the_weights_alone() -> None:
     before, after = estimate_phases(LOAD), estimate_phases(replace(LOAD, passing=True))
-    assert {phase for phase in before if after[phase] != before[phase]} == {"text"}
-    assert after["text"] > before["text"]
+    grown = {phase: after[phase] - before[phase] for phase in before}
+    assert grown == {**dict.fromkeys(before, 0), "text": PASSING[LOAD.precision]}
 
 
 @pytest.mark.parametrize(

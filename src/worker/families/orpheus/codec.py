@@ -184,13 +184,13 @@ class SnacDecoder(nn.Module):
         layers: Any = self.decoder.model
         for part in layers:
             x = part(x, next(levels)[None, None]) if isinstance(part, Widening) else part(x)
-        return torch.tanh(x)[0, 0]
+        return torch.tanh(x).flatten()
 
     def _look_up(self, frames: Tensor) -> Tensor:
         """Return the sum of the codebooks' vectors [1, width, 4 x frames]."""
         found: Tensor | None = None
         codebooks: Any = self.quantizer.quantizers
-        device = codebooks[0].codebook.weight.device
+        device = next(self.parameters()).device
         for level, repeats in enumerate(self.repeats):
             slots = [slot for slot, of in enumerate(CODEBOOKS) if of == level]
             codes = frames[:, slots].reshape(1, -1).to(device, non_blocking=True)

@@ -97,7 +97,7 @@ class Stage:
         for seen in self._seen:
             seen[row].zero_()
         embedded = embed_text(self._text, prompt, self._device)
-        self._state[row].copy_(self._language.read(embedded, self._cache, row)[0])
+        self._state[row].copy_(self._language.read(embedded, self._cache, row).flatten())
         self._positions[row].fill_(len(prompt))
         self._ends[row] = len(prompt)
         self._generators[row] = torch.Generator().manual_seed(seed)
@@ -105,7 +105,6 @@ class Stage:
     def end(self, row: int) -> None:
         """Write no more into a row: its steps do nothing that is read."""
         self._ends.pop(row, None)
-        self._generators.pop(row, None)
 
     @torch.inference_mode()
     def step(self) -> Mapping[int, list[int]]:
@@ -117,8 +116,8 @@ class Stage:
             if row not in self._ends:
                 self._positions[row].zero_()  # nobody reads what is written there
         numbers = torch.zeros(SLOTS, len(self._positions))
-        for row, generator in self._generators.items():
-            numbers[:, row] = torch.rand(SLOTS, generator=generator)
+        for row in self._ends:
+            numbers[:, row] = torch.rand(SLOTS, generator=self._generators[row])
         self._uniforms.copy_(numbers, non_blocking=True)
         most = max(self._ends.values(), default=0) + SLOTS
         self._graphs.run(self._cache.round_length(most), self._write)
@@ -139,7 +138,7 @@ class Stage:
             code = choose_token(scores, self._seen[slot], self._uniforms[slot], self._how)
             self._seen[slot].scatter_(1, code[:, None], value=True)
             self._chosen[slot].copy_(code)
-            # a stop has no row: what is fed in its place is not used
-            place = language.embed_codes(slot * codes + code.clamp(max=codes - 1))
+            # a stop has no row: what is fed in its place, a code of the next slot, is not used
+            place = language.embed_codes(slot * codes + code)
             self._state.copy_(language.go_on(place, self._positions + slot, self._cache, most))
         self._positions.add_(SLOTS)

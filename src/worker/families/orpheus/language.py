@@ -72,7 +72,7 @@ class Language(nn.Module):
         def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             cache.fill(layer, row, keys, values)
             return scaled_dot_product_attention(
-                query, keys, values, is_causal=count > 1, enable_gqa=True
+                query, keys, values, is_causal=True, enable_gqa=True
             )
 
         return self._run(embedded, positions, attend)[:, -1]

@@ -171,7 +171,6 @@ class Orpheus:
                 number, (text, prompt) = waiting.popleft()
                 limits = self._make_limits(wish, text, spoken)
                 if limits.most < 1:
-                    waiting.clear()
                     break
                 rows[row] = self._speak_one(wish, number, stage, row, prompt, limits, clock)
                 spoken.append(next(rows[row]))

@@ -60,7 +60,7 @@ def build_codec(config: Configuration) -> SnacDecoder:
 
 def describe_codec(codec: SnacDecoder) -> Configuration:
     """Return what the language model's numbers depend on."""
-    return {"codes": codec.codes, "rate": codec.rate, "stride": codec.stride}
+    return {"codes": codec.codes, "rate": codec.rate}
 
 
 def describe_rows(published: Published) -> Mapping[str, Any]:

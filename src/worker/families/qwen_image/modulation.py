@@ -217,7 +217,7 @@ class RowModulation:
         self._image[:, 1:].copy_(self._zero)
         found = self._table.find(timesteps)
         used = tuple(guests.key for row in self._guests for guests in row)
-        needed = tuple(found.tolist()), used if any(used) else ()
+        needed = tuple(found.tolist()), used
         if self._loaded is not None and needed == self._loaded_key:
             return
         self._loaded = None

@@ -92,13 +92,11 @@ def _plan(
     ranks = settings.max_loras * COUNTED_RANK if brings else 0
     steps = list_lightning_steps(spec, settings)
     count = settings.most_in_batch
-    sizes = [(largest, 1)]
-    if count > 1:
-        sizes.append((min(largest, settings.batch_max_pixels // count), count))
+    sizes = [(largest, 1), (min(largest, settings.batch_max_pixels // count), count)]
     # rows of earlier steps are kept, beside those of a schedule that is too long to be kept
-    ways = [(0, KEPT_STEPS + MOST_STEPS)]
+    ways = [(False, KEPT_STEPS + MOST_STEPS)]
     if steps:
-        ways.append((0 if settings.lightning_fused else 1, KEPT_STEPS))
+        ways.append((not settings.lightning_fused, KEPT_STEPS))
     return max(
         estimate_working(
             Load(

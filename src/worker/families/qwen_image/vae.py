@@ -69,7 +69,7 @@ class Vae:
     @torch.inference_mode()
     def decode(self, tokens: Tensor, width: int, height: int, *, tiled: bool = False) -> Tensor:
         """Return the pixels [batch, 3, height, width] in [-1, 1] of packed latents."""
-        latents = unpack(tokens, height // self.scale, width // self.scale)[:, :, 0]
+        latents = unpack(tokens, height // self.scale, width // self.scale).squeeze(2)
         return self._vae.decode(
             latents.to(self._vae.dtype) / self._inverse + self._mean, tiled=tiled
         )

@@ -6,7 +6,7 @@ published architecture, uncompiled; the slack of the allocator and the workspace
 libraries come on top (driver.CONTEXT_BYTES).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from worker.setting_values import Precision
@@ -73,9 +73,9 @@ class Load:
     """What is made together: `batch` pictures of `pixels`, each of `references` of its own size.
 
     With `begins` they begin from pictures, of which they keep what masks leave.
-    `adapters` is 1 where a LoRA beside the weights is in use, `ranks` the sum of the ranks of
-    those that jobs brought. `tiled` is how the VAE runs; with `passing` the text encoder waits in
-    the host's memory.
+    With `adapters` a LoRA beside the weights is in use; `ranks` is the sum of the ranks of those
+    that jobs brought. `tiled` is how the VAE runs; with `passing` the text encoder waits in the
+    host's memory.
     `prompt_tokens` is the length of the user's text; `shown_pixels` is the size of each reference
     as the text encoder sees it.
     """
@@ -83,11 +83,11 @@ class Load:
     pixels: int
     references: int = 0
     batch: int = 1
-    adapters: int = 0
+    adapters: bool = False
     ranks: int = 0
     precision: Precision = "bf16"
     tiled: bool = False
-    steps: int = 8
+    steps: int = field(kw_only=True)
     prompt_tokens: int = MAX_TOKENS
     shown_pixels: int = SHOWN_PIXELS
     begins: bool = False
@@ -113,7 +113,9 @@ def estimate_phases(load: Load) -> dict[str, int]:
     if load.tiled:
         frame = count_frame_bytes(TILE_PIXELS) + TILED_FRAME * load.pixels
     begun = BEGUN_TOKEN * batch * load.pixels // TOKEN_PIXELS if load.begins else 0
-    wide = max(IMAGE_TOKEN[precision], ADAPTED_TOKEN if load.adapters or load.ranks else 0) * tokens
+    wide = IMAGE_TOKEN[precision]
+    if load.adapters or load.ranks:
+        wide = max(wide, ADAPTED_TOKEN)
     unpacked = UNPACKED[precision] + UNPACKED_TOKEN * tokens
     encoded = TEXT_UNPACKED[precision] + TEXT_UNPACKED_TOKEN * prompt
     phases = {
@@ -121,7 +123,7 @@ def estimate_phases(load: Load) -> dict[str, int]:
         + max(encoded, ENCODED_TOKEN * prompt)
         + SHOWN * shown
         + (PASSING[precision] if load.passing else 0),
-        "denoise": kept + begun + max(wide, unpacked) + TEXT_TOKEN * batch * prompt,
+        "denoise": kept + begun + max(wide * tokens, unpacked) + TEXT_TOKEN * batch * prompt,
         "decode": kept + frame + PICTURE * load.pixels * batch,
     }
     encodes = load.references or load.begins
