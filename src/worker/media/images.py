@@ -142,7 +142,7 @@ def _decode(
     """
     if kind not in STRIP:
         stack.enter_context(_one_at_a_time)
-        stored = heif.decode(data, kind, max_pixels)
+        stored = heif.decode(data, max_pixels)
         return convert(stored.picture, stored.profile, warn), stored.orientation
     source = STRIP[kind](data)
     if kind == "webp":  # its decoder takes memory for the canvas at once
