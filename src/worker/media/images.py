@@ -155,7 +155,7 @@ def _decode(
     else:
         opened = Image.open(io.BytesIO(source.pixels), formats=(kind.upper(),))
         _admit(opened.size, max_pixels, stack)
-        picture = gif.load(opened) if kind == "gif" else opened
+        picture = gif.fill_canvas(opened) if kind == "gif" else opened
         picture.load()
     return convert(picture, source.profile, warn), read_orientation(source.exif, source.xmp)
 
