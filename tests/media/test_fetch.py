@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote, urlencode
 
 import aiodns
@@ -210,6 +210,22 @@ def test_every_connection_of_a_request_ends_at_once() -> None:
             assert peer.recv(1) == b""
         for one in (*made, *peers):
             one.close()
+
+
+class Untimed(asyncio.SelectorEventLoop):
+    """A loop on which nobody may wait for a time."""
+
+    def call_at(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse to wait."""
+        raise AssertionError("a timer was set")
+
+
+def test_the_end_of_connections_takes_rounds_of_the_loop_and_no_time() -> None:
+    sockets = dial.GuardedSockets(None)
+    with sockets((socket.AF_INET, socket.SOCK_STREAM, 0, "", (HOST, 9))) as made:
+        with asyncio.Runner(loop_factory=Untimed) as runner:
+            runner.run(sockets.end())
+        assert made.fileno() >= 0  # to the last round
 
 
 def test_only_callers_names_go_to_the_operators_name_servers(

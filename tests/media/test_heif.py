@@ -1,7 +1,9 @@
 """AVIF and HEIC are decoded in a child process, which can neither hurt the worker nor grow."""
 
 import base64
+import json
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -83,6 +85,28 @@ def test_a_transparent_heic_is_laid_over_white() -> None:
     assert near(decoded.crop((40, 0, 64, 64)), Image.new("RGB", (24, 64), "red"), 3)
 
 
+def premultiplied(data: bytes) -> bytes:
+    """Return a HEIC of two items that says: the first's colours are multiplied by the second."""
+    box = struct.pack(">I4s3H", 14, b"prem", 1, 1, 2)
+    references, places = data.index(b"iref") - 4, data.index(b"iloc") + 16
+    end = references + int.from_bytes(data[references : references + 4])
+    grown = bytearray(data)
+    for at in (data.index(b"meta") - 4, references, places, places + 18):
+        grown[at : at + 4] = (int.from_bytes(data[at : at + 4]) + len(box)).to_bytes(4)
+    return bytes(grown[:end] + box + grown[end:])
+
+
+def test_a_heic_of_multiplied_colours_is_laid_over_white_too() -> None:
+    data = premultiplied(heic.TRANSPARENT)
+    assert heif.decode(data, 64 * 64).picture.mode == "RGBa"
+    assert near(decode(data), decode(heic.TRANSPARENT), 1)
+
+
+def test_a_grey_avif_is_read() -> None:
+    assert heif.decode(saved(gradient(mode="L"), "AVIF"), 64 * 48).picture.mode == "L"
+    assert near(decode(saved(gradient(mode="L"), "AVIF")), gradient(mode="L"), 3)
+
+
 @pytest.mark.parametrize("data", [heic.DISPLAY_P3, heic.NUMBERED_P3], ids=["profile", "numbers"])
 def test_the_colours_of_a_heic_become_srgb(data: bytes) -> None:
     assert near(decode(data), Image.new("RGB", (64, 64), (0, 204, 12)), 2)
@@ -135,6 +159,18 @@ def test_sizes_are_checked_before_pixels_are_decoded(data: bytes) -> None:
         decode(lying(data, 60_000, 60_000))
     with pytest.raises(InvalidInput, match="at least 16"):
         decode(saved(gradient(15, 64), "AVIF"))
+
+
+def test_a_picture_over_the_limit_is_not_decoded_to_tell_its_size() -> None:
+    script = (
+        f"import sys; sys.path[:0] = [{str(heif.CHILD.parent)!r}]\n"
+        "import os, heif_child\n"
+        "heif_child.AvifImagePlugin.AvifImageFile.load = lambda _: os._exit(9)\n"
+        f"heif_child.main({64 * 48 - 1})\n"
+    )
+    command = [sys.executable, "-c", script]
+    answer = subprocess.run(command, input=AVIF, capture_output=True, check=True)
+    assert json.loads(answer.stdout) == {"size": [64, 48]}
 
 
 def test_a_file_that_lies_of_its_size_ends_at_the_limit_of_memory() -> None:
@@ -190,12 +226,12 @@ def test_a_decoder_that_fails_makes_its_file_unreadable_whatever_it_has_written(
     failing.write_text(script)
     monkeypatch.setattr(heif, "CHILD", failing)
     with pytest.raises(ImageUnreadable):
-        heif.decode(AVIF, "avif", 64 * 48)
+        heif.decode(AVIF, 64 * 48)
 
 
 def test_a_picture_without_exif_is_upright() -> None:
     most = 64 * 48
-    for stored in (heif.decode(AVIF, "avif", most), heif.decode(heic.PLAIN, "heic", most)):
+    for stored in (heif.decode(AVIF, most), heif.decode(heic.PLAIN, most)):
         assert (stored.picture.size, stored.orientation) == ((64, 48), 1)
 
 

@@ -271,6 +271,7 @@ def test_a_webp_may_have_half_the_pixels_since_its_decoder_takes_twice_the_memor
         ("RGB", "JPEG", {"exif": exif(6), "icc_profile": matrix("Display P3")}),
         ("RGB", "JPEG", {"progressive": True}),
         ("P", "GIF", {"transparency": 0}),
+        ("P", "GIF", {}),
         ("RGB", "AVIF", {"speed": 10}),
     ],
 )
@@ -451,10 +452,11 @@ def test_a_gif_gives_its_first_frame_with_transparency_over_white() -> None:
         b"!\xf9\0",
         b"!\xf9\4\0\0\0\1\0",
         b"!\xf9\1\1\0",
+        b"!\xf9\3\1\0\0\0",
         b"!\1\3abc\0",
-        b"\0" * 1000,
+        b"\0" * 1001,
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_what_precedes_a_gifs_picture_does_not_matter(block: bytes) -> None:
     data = saved(PICTURE, "GIF")

@@ -403,6 +403,12 @@ def test_what_a_webps_unknown_chunk_holds_is_no_chunk() -> None:
         assert webp.strip(WEBP[:12] + piece + WEBP[12:]) == plain, chr(first)
 
 
+def test_what_a_webps_chunk_of_over_16_million_bytes_holds_is_no_chunk() -> None:
+    """Its length has a fourth byte; as its file ends before it does, there is no picture."""
+    data = WEBP[:12] + b"prVt" + (1 << 24).to_bytes(4, "little") + WEBP[12:]
+    assert webp.strip(data).pixels == data
+
+
 def test_a_png_ends_at_what_is_no_chunk() -> None:
     """Even if there is one a byte later."""
     for byte in range(1, 256):

@@ -39,13 +39,12 @@ def strip(data: bytes) -> Source:
             at += 1
 
 
-def load(picture: ImageFile.ImageFile) -> Image.Image:
-    """Load an opened GIF's first picture, with white where it leaves the canvas bare.
+def fill_canvas(picture: ImageFile.ImageFile) -> Image.Image:
+    """Return an opened GIF's first picture, with white where it leaves the canvas bare.
 
     Browsers show nothing there; Pillow shows the first colour, unless one is transparent.
     """
     box = picture.tile[0].extents
-    picture.load()
     if box in (None, (0, 0, *picture.size)) or "transparency" in picture.info:
         return picture
     canvas = Image.new("RGB", picture.size, "white")

@@ -10,7 +10,7 @@ from typing import Final
 from PIL import Image
 
 from worker.errors import ImageUnreadable
-from worker.media.header import UNREADABLE, Kind
+from worker.media.header import UNREADABLE
 from worker.media.limits import check_size
 from worker.media.primaries import build_numbered_profile
 
@@ -27,14 +27,14 @@ class Stored:
     orientation: int
 
 
-def decode(data: bytes, kind: Kind, max_pixels: int) -> Stored:
-    """Decode an AVIF or HEIC of at most `max_pixels` in a child; modes L, LA, RGB or RGBA.
+def decode(data: bytes, max_pixels: int) -> Stored:
+    """Decode an AVIF or HEIC of at most `max_pixels` in a child; modes L, RGB, RGBA or RGBa.
 
     A file that breaks the HEVC or AV1 decoder ends only the child, and the kernel bounds what it
     takes: 24 bytes per pixel of `max_pixels`, and 30 s. Raises ImageUnreadable, and what
     `check_size` raises.
     """
-    command = [sys.executable, "-I", str(CHILD), kind, str(max_pixels)]
+    command = [sys.executable, "-I", str(CHILD), str(max_pixels)]
     try:
         answer = subprocess.run(  # noqa: S603 - our own child; it gets the file on standard input
             command, input=data, capture_output=True, timeout=SECONDS, env={}, check=True

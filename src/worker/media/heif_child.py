@@ -1,4 +1,4 @@
-"""The child process that decodes one AVIF or HEIC: `python -I heif_child.py KIND MAX_PIXELS`.
+"""The child process that decodes one AVIF or HEIC: `python -I heif_child.py MAX_PIXELS`.
 
 It has little memory and time, no files but its three standard streams, and nothing of the worker's
 environment. The picture's file comes on standard input. Standard output carries one line of JSON
@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import PIL.TiffImagePlugin  # noqa: F401 - reading EXIF imports it, and later no file can be opened
 from pi_heif import options
 from pi_heif.as_plugin import HeifImageFile
-from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin
+from PIL import AvifImagePlugin, Image
 
 ORIENTATION: Final = 0x0112
 # Address space: 24 million pixels take 310 MB beyond what the process starts with, at 8 bits
@@ -32,7 +33,6 @@ ROWS: Final = 64
 SIZE: Final = re.compile(rb"\0\0\0\x14ispe\0\0\0\0(.{4})(.{4})", re.DOTALL)
 NCLX: Final = re.compile(rb"\0\0\0\x13colrnclx(..)(..)...", re.DOTALL)
 MOST_PROFILE: Final = 4 * 1024 * 1024
-MODES: Final = frozenset({"L", "LA", "RGB", "RGBA"})
 
 
 def confine(max_pixels: int) -> None:
@@ -50,14 +50,12 @@ def confine(max_pixels: int) -> None:
         resource.setrlimit(none, (0, 0))
 
 
-def open_picture(data: bytes, kind: str) -> Image.Image:
-    """Open a file with the decoder of its kind, else with the other: brands are unreliable."""
-    readers: list[type[ImageFile.ImageFile]] = [AvifImagePlugin.AvifImageFile, HeifImageFile]
-    first, other = readers if kind == "avif" else reversed(readers)
+def open_picture(data: bytes) -> Image.Image:
+    """Open a file as an AVIF, else as a HEIC, whose reader also opens what it cannot decode."""
     try:
-        return first(io.BytesIO(data))
+        return AvifImagePlugin.AvifImageFile(io.BytesIO(data))
     except Exception:  # noqa: BLE001 - decoders raise anything on broken bytes
-        return other(io.BytesIO(data))
+        return HeifImageFile(io.BytesIO(data))
 
 
 def read_numbers(data: bytes) -> list[int] | None:
@@ -77,15 +75,14 @@ def write_facts(size: tuple[int, int], **others: object) -> None:
     sys.stdout.buffer.write(json.dumps({"size": size, **others}).encode() + b"\n")
 
 
-def main(kind: str, max_pixels: int) -> None:
+def main(max_pixels: int) -> None:
     """Decode the picture on standard input."""
     data = sys.stdin.buffer.read()
     confine(max_pixels)
-    TiffImagePlugin.ImageFileDirectory_v2()  # reads EXIF; importing it later would need a file
     AvifImagePlugin.DEFAULT_MAX_THREADS = options.DECODE_THREADS = THREADS
     options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
     try:
-        picture = open_picture(data, kind)
+        picture = open_picture(data)
         width, height = picture.size
         if width * height <= max_pixels:
             picture.load()
@@ -96,8 +93,6 @@ def main(kind: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         write_facts((width, height))
         return
-    if picture.mode not in MODES:
-        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     profile = picture.info.get("icc_profile") or b""
     profile = profile if len(profile) <= MOST_PROFILE else b""
     write_facts(
@@ -114,4 +109,4 @@ def main(kind: str, max_pixels: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(int(sys.argv[1]))

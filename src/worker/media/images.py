@@ -142,7 +142,7 @@ def _decode(
     """
     if kind not in STRIP:
         stack.enter_context(_one_at_a_time)
-        stored = heif.decode(data, kind, max_pixels)
+        stored = heif.decode(data, max_pixels)
         return convert(stored.picture, stored.profile, warn), stored.orientation
     source = STRIP[kind](data)
     if kind == "webp":  # its decoder takes memory for the canvas at once
@@ -155,7 +155,7 @@ def _decode(
     else:
         opened = Image.open(io.BytesIO(source.pixels), formats=(kind.upper(),))
         _admit(opened.size, max_pixels, stack)
-        picture = gif.load(opened) if kind == "gif" else opened
+        picture = gif.fill_canvas(opened) if kind == "gif" else opened
         picture.load()
     return convert(picture, source.profile, warn), read_orientation(source.exif, source.xmp)
 

@@ -95,9 +95,9 @@ class Repaint:
     """
 
     blur: int
-    invert: bool = False
-    margins: Margins | None = None
-    field: str = "mask"
+    invert: bool
+    field: str
+    margins: Margins | None
 
     def measure(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the size of a picture with its margins; raises InvalidInput for one too large."""

@@ -214,7 +214,7 @@ def _choose_limited(width: int, height: int, canvas: Canvas) -> Dimensions:
 def _reduce_like(last: tuple[int, int], canvas: Canvas, most: int) -> Dimensions:
     """Deliver the last reference's size in proportion, in at most so many pixels."""
     scale = math.sqrt(most / (last[0] * last[1]))
-    final = max(1, int(last[0] * scale)), max(1, int(last[1] * scale))
+    final = int(last[0] * scale), int(last[1] * scale)
     warning = (
         f"size: the input's {last[0]}x{last[1]} is over {most} pixels; delivered at"
         f" {final[0]}x{final[1]}"
