@@ -137,25 +137,38 @@ def test_a_start_that_fits_no_gpu_keeps_the_sizes_all_the_same(
 class TestAsBefore:
     """Sizes that 0.1.0 kept, by the last name of the repository."""
 
-    @pytest.fixture
-    def volume(self, environ: dict[str, str]) -> Path:
-        """A volume of alice's model as 0.1.0 left it."""
+    def leave(self, environ: dict[str, str], name: str, beside: int) -> Path:
+        """Leave a bundle of alice's model as 0.1.0 did; return the volume."""
         folder = obtained(environ).folder
         record = json.loads((folder / layout.MANIFEST).read_bytes())
         del record["asked"]
         (folder / layout.MANIFEST).write_text(json.dumps(record))
-        folder.rename(folder.with_name("foo-bf16"))
+        folder.rename(folder.with_name(name))
         home = Path(environ["MODEL_DIR"])
         (kept,) = (home / needs.SIZES_FOLDER).iterdir()
-        kept.rename(kept.with_name("foo-bf16-1.json"))
+        kept.rename(kept.with_name(f"{name}-{beside}.json"))
         shutil.rmtree(home / metadata.KEPT)
         return home
+
+    @pytest.fixture
+    def volume(self, environ: dict[str, str]) -> Path:
+        """A volume of alice's model as 0.1.0 left it."""
+        return self.leave(environ, "foo-bf16", 1)
 
     def test_they_serve_the_model_of_their_bundles(
         self, environ: dict[str, str], volume: Path
     ) -> None:
         """Nobody asks the hub, whichever precision is chosen from them."""
         assert offline(environ, 40 * GB).folder == volume / layout.BUNDLES / "foo-bf16"
+
+    def test_they_serve_one_with_its_lora_in_the_weights_and_none_beside_them(
+        self, environ: dict[str, str]
+    ) -> None:
+        """The number of LoRAs beside the weights was in the name of the sizes."""
+        fused = {**environ, "LIGHTNING_FUSED": "true"}
+        volume = self.leave(fused, "foo-bf16-lightning8", 0)
+        folder = volume / layout.BUNDLES / "foo-bf16-lightning8"
+        assert offline(fused, 40 * GB).folder == folder
 
     def test_they_serve_no_other_model_of_the_name(
         self, environ: dict[str, str], volume: Path
@@ -176,6 +189,7 @@ class TestAsBefore:
 
 def test_two_models_of_one_name_have_sizes_of_their_own(environ: dict[str, str]) -> None:
     """And so have two sets of LoRAs, beside the weights or in them."""
+    obtained(environ, USE_LIGHTNING_LORA="false")
     obtained(environ)
     obtained(environ, MODEL="bob/foo")
     obtained(environ, LIGHTNING_STEPS="4,8")
@@ -185,5 +199,6 @@ def test_two_models_of_one_name_have_sizes_of_their_own(environ: dict[str, str])
         "alice--foo-bf16.json",
         "bob--foo-bf16.json",
         "alice--foo-bf16-steps4-8.json",
+        "alice--foo-bf16-steps0.json",
         "alice--foo-bf16-lightning8.json",
     }

@@ -105,6 +105,9 @@ def test_a_lightning_lora_may_lie_elsewhere(hub: Hub, tmp_path: Path) -> None:
         (n, "org/light", f"files/style-{n}steps.safetensors") for n in (4, 8)
     }
     assert found.folder != own.folder
+    again = make(hub, tmp_path, LIGHTNING=LIGHTNING, LIGHTNING_STEPS="8,4")
+    assert (again.folder, again.facts["source"]) == (found.folder, "MODEL_DIR")
+    assert again.spec.lightning == found.spec.lightning
     assert make(hub, tmp_path, LIGHTNING=LIGHTNING).lightning == (8,)
     assert make(hub, tmp_path).folder == own.folder
 
@@ -150,6 +153,7 @@ def test_a_bundle_that_is_there_is_not_downloaded_again(hub: Hub, tmp_path: Path
     """Also where nothing records any more which commit the revision means."""
     publish(hub, make(hub, tmp_path / "home"), "me/whole")
     first = make(hub, tmp_path / "other", MODEL="me/whole")
+    assert hub.requests("bytes")[-1].path == layout.MANIFEST, "last, once all else is there"
     shutil.rmtree(tmp_path / "other" / metadata.KEPT)
     hub.seen.clear()
     assert make(hub, tmp_path / "other", MODEL="me/whole").folder == first.folder
