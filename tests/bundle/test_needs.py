@@ -4,15 +4,17 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from worker import settings
 from worker.bundle import layout, needs
 from worker.bundle.obtain import Obtained, obtain
-from worker.bundle.recipe import require_nothing
+from worker.bundle.recipe import Published, require_nothing
 from worker.bundle.sizes import WeightSizes
 from worker.driver import CONTEXT_BYTES, Gpu
 from worker.errors import HubUnreachable, InvalidSettings
@@ -20,6 +22,8 @@ from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image.planning import plan_working
 from worker.families.qwen_image.recipe import RECIPE
 from worker.weights import metadata
+from worker.weights.snapshot import Snapshot
+from worker.weights.spec import ModelSpec
 from worlds import hub as worlds_hub
 from worlds.hub import Hub
 from worlds.prepared import folder_of
@@ -95,11 +99,16 @@ def test_the_sizes_are_those_that_the_device_must_hold(
     size = json.loads(kept.read_bytes())["bf16"]
     whole = sum(size[part] for part in ("transformer", "text_encoder", "vae", "adapters"))
     working = plan_working(spec, settings.read(environ), "bf16") + CONTEXT_BYTES
-    assert not offline(environ, whole + working, PRECISION_MODE="bf16").offload
+    here = offline(environ, whole + working, PRECISION_MODE="bf16")
+    assert not here.offload
+    assert set(here.parts) == set(here.bundle.components.values())
     with pytest.raises(InvalidSettings):
         offline(environ, whole + working - 1, PRECISION_MODE="bf16")
     monkeypatch.setattr(sys.modules[__name__], "RECIPE", replace(RECIPE, passing=require_nothing))
-    assert offline(environ, whole + working - 1, PRECISION_MODE="bf16").offload
+    waiting = offline(environ, whole + working - 1, PRECISION_MODE="bf16")
+    assert waiting.offload
+    encoder = here.bundle.components["text_encoder"]
+    assert waiting.parts == {name: n for name, n in here.parts.items() if name != encoder}
     least = whole - size["text_encoder"] + working
     assert offline(environ, least, PRECISION_MODE="bf16").offload
     with pytest.raises(InvalidSettings):
@@ -132,6 +141,27 @@ def test_a_start_that_fits_no_gpu_keeps_the_sizes_all_the_same(
     for start in (obtained, offline):
         with pytest.raises(InvalidSettings):
             start(own, CONTEXT_BYTES)
+
+
+def test_what_is_prepared_for_a_gpu_is_prepared_on_it_and_checked_once(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part says on what: the first ones of small files also where torch has no GPU."""
+    checks: list[str] = []
+
+    def check(snapshot: Snapshot, spec: ModelSpec) -> Published:
+        checks.append(spec.repository)
+        return RECIPE.check(snapshot, spec)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    counting = replace(RECIPE, check=check)
+    read = settings.read({**environ, "PRECISION_MODE": "4bit", "USE_LIGHTNING_LORA": "false"})
+    (spec,) = CATALOGUE.resolve(read.model, read, has_gpu=True)
+    with suppress(Exception):  # without a GPU
+        obtain(spec, counting, read, Gpu("a GPU", (9, 0), 80 * GB, 40 * GB), CATALOGUE)
+    assert checks == ["alice/foo"]
+    made = (read.home / layout.COMPONENTS).glob(f"*/{layout.MANIFEST}")
+    assert {layout.read_component(path.parent).prepared_on for path in made} == {"cuda 9.0"}
 
 
 class TestAsBefore:
