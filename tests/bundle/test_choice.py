@@ -137,6 +137,7 @@ def test_sizes_that_were_kept_are_taken_before_any_other(tmp_path: Path) -> None
 def test_sizes_are_kept_where_nothing_was_kept_before(tmp_path: Path) -> None:
     needs.keep(tmp_path / "not/yet", NAME, KNOWN)
     assert needs.read_kept(tmp_path / "not/yet", NAME, RECIPE) == KNOWN
+    assert (tmp_path / "not/yet/sizes" / f"{NAME}.json").is_file(), "as other versions know them"
 
 
 def test_a_model_without_the_part_that_may_wait_takes_no_less_without_it() -> None:
@@ -152,6 +153,15 @@ def test_sizes_of_0_1_0_are_taken_with_the_count_of_loras(tmp_path: Path) -> Non
     assert found(writable, "4bit") == {"4bit": KEPT["4bit"]}
     assert found(writable, "4bit", beside=2) == {"4bit": COMPUTED["4bit"]}
     assert layout.find_fault(old) is None
+
+
+def test_sizes_of_0_1_0_are_not_taken_where_a_newer_bundle_has_the_name(tmp_path: Path) -> None:
+    """They may be another model's, which had that name first."""
+    add(tmp_path, "bf16", asked=None)
+    needs.keep(tmp_path, "toy-bf16-1", KNOWN)
+    assert found(among(tmp_path, is_writable=True), "4bit") == {"4bit": KEPT["4bit"]}
+    add(tmp_path, "8bit")
+    assert found(among(tmp_path, is_writable=True), "4bit") == {"4bit": COMPUTED["4bit"]}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A published folder is known by what is in it, however it was written and wherever it lies."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from worker.bundle import headers, layout
 from worker.bundle.content import Content, digest_meaning, list_switches
 from worker.bundle.layout import METHOD, Bundle, Component, LoraRecord, Verified
 from worker.bundle.recipe import Modules, Part, Recipe
+from worker.bundle.stated import digest_scale
 from worker.errors import WeightsUnavailable
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import LocalSnapshot
@@ -75,6 +77,12 @@ def test_who_wrote_a_json_file_is_no_part_of_what_it_says(name: str) -> None:
     assert digest_meaning("config.json", f'{{"b":[2],\n"{name}":"x", "a":1}}'.encode()) == plain
     assert digest_meaning("config.json", f'{{"b":[2],"_{name}":"x", "a":1}}'.encode()) != plain
     assert digest_meaning("other.json", b'{"a": 1, "b": [2]}') != plain
+
+
+def test_what_a_json_file_says_has_one_digest_in_all_versions_of_the_worker() -> None:
+    """It names parts on volumes: another would have all of them made again."""
+    said = hashlib.sha256(b'{"a":1,"b":[2,3]}').hexdigest()
+    assert digest_meaning("x.json", b'{"b": [2, 3], "a": 1}') == f"x.json:{said}"
 
 
 def test_any_other_file_says_what_its_bytes_are() -> None:
@@ -303,3 +311,14 @@ def test_modules_are_those_with_a_weight(folder: Path) -> None:
     save_file(state, folder / "matrix/model.safetensors")
     found = headers.read_shards(open_folder(folder), "matrix")
     assert headers.list_modules(found) == {"a", "b.c"}
+
+
+def test_what_states_a_scale_has_one_digest_in_all_versions_of_the_worker(folder: Path) -> None:
+    header = b'{"__metadata__":{"lora_alpha":"2","r":"1"}}'
+    (folder / LORAS[0].filename).write_bytes(len(header).to_bytes(8, "little") + header)
+    config = folder / "light/adapter_config.json"
+    config.write_text("{}")
+    beside = f'"adapter_config.json": "sha256:{layout.hash_file(config)}"'
+    text = f'{{{beside}, "lora_alpha": "2", "r": "1"}}'
+    found = digest_scale(open_folder(folder), LORAS[0].filename)
+    assert found == hashlib.sha256(text.encode()).hexdigest()

@@ -1,6 +1,7 @@
 """A bundle's folder: which one is meant, what is read ahead of it, what becomes of its damage."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from worker.bundle import layout, repair
 from worker.bundle.layout import Bundle, Component, Damaged, FileRecord
@@ -83,6 +85,14 @@ def test_a_part_is_named_by_its_role_and_by_what_it_is_made_of() -> None:
     assert len({name, *others}) == 3
 
 
+def test_a_part_has_one_name_in_all_versions_of_the_worker() -> None:
+    """A newer one finds on a volume what an older one made, and makes nothing of it again."""
+    text = b'{"digests":["a","b"],"format":1,"recipe":{"precision":"bf16","recipe":1},"role":"vae"}'
+    name = layout.compute_identity("vae", ["b", "a"], {"recipe": 1, "precision": "bf16"})
+    assert name == f"vae-{hashlib.sha256(text).hexdigest()[:20]}"
+    assert layout.METHOD == 1
+
+
 def test_the_size_and_the_files_of_a_bundle_are_those_of_all_its_parts(tmp_path: Path) -> None:
     folder = add(tmp_path, "toy", "vae-1", "words-2")
     found = layout.verify(folder, "full")
@@ -151,6 +161,30 @@ def test_all_of_it_is_deleted_when_it_is_replaced(tmp_path: Path) -> None:
     (tmp_path / f"vae-10{layout.DAMAGED}7").mkdir()
     layout.drop_quarantined(tmp_path / "vae-1")
     assert [path.name for path in tmp_path.iterdir()] == [f"vae-10{layout.DAMAGED}7"]
+
+
+def test_what_was_renamed_before_goes_once_another_is(tmp_path: Path) -> None:
+    """A part that is damaged at every start takes the place of two, not of all of them."""
+    add_part(tmp_path, "vae-1")
+    old = layout.quarantine(tmp_path / "vae-1")
+    old.rename(old.with_name(f"vae-1{layout.DAMAGED}0"))
+    add_part(tmp_path, "vae-1")
+    assert [layout.quarantine(tmp_path / "vae-1")] == list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_deleted_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another worker puts a file into it."""
+    old = tmp_path / f"vae-1{layout.DAMAGED}1"
+    old.mkdir()
+
+    def refuse(_path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "not empty")
+
+    monkeypatch.setattr(Path, "rmdir", refuse)
+    layout.drop_quarantined(tmp_path / "vae-1")
+    assert old.is_dir()
 
 
 def test_what_cannot_be_deleted_keeps_nothing_else(tmp_path: Path) -> None:
@@ -300,7 +334,10 @@ def test_it_says_which_libraries_made_it(tmp_path: Path) -> None:
     for part in ("vae-1", "words-2"):
         add_part(tmp_path / layout.COMPONENTS, part)
         damage = Damaged(tmp_path / layout.COMPONENTS / part, "x is missing")
-        repair.start(damage, tmp_path)
+        with structlog.testing.capture_logs() as lines:
+            repair.start(damage, tmp_path)
+        told = {"event": "damaged part quarantined", "reason": damage.message}
+        assert lines == [{**told, "log_level": "warning"}]
         assert not damage.folder.exists()
         record = json.loads(find_note(tmp_path, part).read_bytes())
         assert record == {"libraries": layout.list_libraries()}
@@ -312,7 +349,7 @@ def test_it_is_left_where_nothing_else_is(tmp_path: Path) -> None:
     """A bundle that MODEL_PATH names may be damaged before there is anything on MODEL_DIR."""
     add_part(tmp_path, "vae-1")
     repair.start(Damaged(tmp_path / "vae-1", "x is missing"), tmp_path / "not/yet")
-    assert find_note(tmp_path / "not/yet", "vae-1").is_file()
+    assert (tmp_path / "not/yet/mended/vae-1.json").is_file(), "which the message names"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", "null", '{"libraries": {}}'])

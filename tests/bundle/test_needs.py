@@ -4,15 +4,17 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from worker import settings
 from worker.bundle import layout, needs
 from worker.bundle.obtain import Obtained, obtain
-from worker.bundle.recipe import require_nothing
+from worker.bundle.recipe import Published, require_nothing
 from worker.bundle.sizes import WeightSizes
 from worker.driver import CONTEXT_BYTES, Gpu
 from worker.errors import HubUnreachable, InvalidSettings
@@ -20,6 +22,8 @@ from worker.families.catalogue import CATALOGUE
 from worker.families.qwen_image.planning import plan_working
 from worker.families.qwen_image.recipe import RECIPE
 from worker.weights import metadata
+from worker.weights.snapshot import Snapshot
+from worker.weights.spec import ModelSpec
 from worlds import hub as worlds_hub
 from worlds.hub import Hub
 from worlds.prepared import folder_of
@@ -95,11 +99,16 @@ def test_the_sizes_are_those_that_the_device_must_hold(
     size = json.loads(kept.read_bytes())["bf16"]
     whole = sum(size[part] for part in ("transformer", "text_encoder", "vae", "adapters"))
     working = plan_working(spec, settings.read(environ), "bf16") + CONTEXT_BYTES
-    assert not offline(environ, whole + working, PRECISION_MODE="bf16").offload
+    here = offline(environ, whole + working, PRECISION_MODE="bf16")
+    assert not here.offload
+    assert set(here.parts) == set(here.bundle.components.values())
     with pytest.raises(InvalidSettings):
         offline(environ, whole + working - 1, PRECISION_MODE="bf16")
     monkeypatch.setattr(sys.modules[__name__], "RECIPE", replace(RECIPE, passing=require_nothing))
-    assert offline(environ, whole + working - 1, PRECISION_MODE="bf16").offload
+    waiting = offline(environ, whole + working - 1, PRECISION_MODE="bf16")
+    assert waiting.offload
+    encoder = here.bundle.components["text_encoder"]
+    assert waiting.parts == {name: n for name, n in here.parts.items() if name != encoder}
     least = whole - size["text_encoder"] + working
     assert offline(environ, least, PRECISION_MODE="bf16").offload
     with pytest.raises(InvalidSettings):
@@ -134,28 +143,62 @@ def test_a_start_that_fits_no_gpu_keeps_the_sizes_all_the_same(
             start(own, CONTEXT_BYTES)
 
 
+def test_what_is_prepared_for_a_gpu_is_prepared_on_it_and_checked_once(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part says on what: the first ones of small files also where torch has no GPU."""
+    checks: list[str] = []
+
+    def check(snapshot: Snapshot, spec: ModelSpec) -> Published:
+        checks.append(spec.repository)
+        return RECIPE.check(snapshot, spec)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    counting = replace(RECIPE, check=check)
+    read = settings.read({**environ, "PRECISION_MODE": "4bit", "USE_LIGHTNING_LORA": "false"})
+    (spec,) = CATALOGUE.resolve(read.model, read, has_gpu=True)
+    with suppress(Exception):  # without a GPU
+        obtain(spec, counting, read, Gpu("a GPU", (9, 0), 80 * GB, 40 * GB), CATALOGUE)
+    assert checks == ["alice/foo"]
+    made = (read.home / layout.COMPONENTS).glob(f"*/{layout.MANIFEST}")
+    assert {layout.read_component(path.parent).prepared_on for path in made} == {"cuda 9.0"}
+
+
 class TestAsBefore:
     """Sizes that 0.1.0 kept, by the last name of the repository."""
 
-    @pytest.fixture
-    def volume(self, environ: dict[str, str]) -> Path:
-        """A volume of alice's model as 0.1.0 left it."""
+    def leave(self, environ: dict[str, str], name: str, beside: int) -> Path:
+        """Leave a bundle of alice's model as 0.1.0 did; return the volume."""
         folder = obtained(environ).folder
         record = json.loads((folder / layout.MANIFEST).read_bytes())
         del record["asked"]
         (folder / layout.MANIFEST).write_text(json.dumps(record))
-        folder.rename(folder.with_name("foo-bf16"))
+        folder.rename(folder.with_name(name))
         home = Path(environ["MODEL_DIR"])
         (kept,) = (home / needs.SIZES_FOLDER).iterdir()
-        kept.rename(kept.with_name("foo-bf16-1.json"))
+        kept.rename(kept.with_name(f"{name}-{beside}.json"))
         shutil.rmtree(home / metadata.KEPT)
         return home
+
+    @pytest.fixture
+    def volume(self, environ: dict[str, str]) -> Path:
+        """A volume of alice's model as 0.1.0 left it."""
+        return self.leave(environ, "foo-bf16", 1)
 
     def test_they_serve_the_model_of_their_bundles(
         self, environ: dict[str, str], volume: Path
     ) -> None:
         """Nobody asks the hub, whichever precision is chosen from them."""
         assert offline(environ, 40 * GB).folder == volume / layout.BUNDLES / "foo-bf16"
+
+    def test_they_serve_one_with_its_lora_in_the_weights_and_none_beside_them(
+        self, environ: dict[str, str]
+    ) -> None:
+        """The number of LoRAs beside the weights was in the name of the sizes."""
+        fused = {**environ, "LIGHTNING_FUSED": "true"}
+        volume = self.leave(fused, "foo-bf16-lightning8", 0)
+        folder = volume / layout.BUNDLES / "foo-bf16-lightning8"
+        assert offline(fused, 40 * GB).folder == folder
 
     def test_they_serve_no_other_model_of_the_name(
         self, environ: dict[str, str], volume: Path
@@ -176,6 +219,7 @@ class TestAsBefore:
 
 def test_two_models_of_one_name_have_sizes_of_their_own(environ: dict[str, str]) -> None:
     """And so have two sets of LoRAs, beside the weights or in them."""
+    obtained(environ, USE_LIGHTNING_LORA="false")
     obtained(environ)
     obtained(environ, MODEL="bob/foo")
     obtained(environ, LIGHTNING_STEPS="4,8")
@@ -185,5 +229,6 @@ def test_two_models_of_one_name_have_sizes_of_their_own(environ: dict[str, str])
         "alice--foo-bf16.json",
         "bob--foo-bf16.json",
         "alice--foo-bf16-steps4-8.json",
+        "alice--foo-bf16-steps0.json",
         "alice--foo-bf16-lightning8.json",
     }

@@ -1,8 +1,11 @@
 """LIGHTNING and TRANSFORMER: a model with parts of other repositories, in a bundle of its own."""
 
+import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,8 +108,70 @@ def test_a_lightning_lora_may_lie_elsewhere(hub: Hub, tmp_path: Path) -> None:
         (n, "org/light", f"files/style-{n}steps.safetensors") for n in (4, 8)
     }
     assert found.folder != own.folder
+    again = make(hub, tmp_path, LIGHTNING=LIGHTNING, LIGHTNING_STEPS="8,4")
+    assert (again.folder, again.facts["source"]) == (found.folder, "MODEL_DIR")
+    assert again.spec.lightning == found.spec.lightning
     assert make(hub, tmp_path, LIGHTNING=LIGHTNING).lightning == (8,)
     assert make(hub, tmp_path).folder == own.folder
+
+
+def test_the_model_of_a_folder_may_have_the_loras_of_a_repository(hub: Hub, tmp_path: Path) -> None:
+    """Which are no files of the folder: it is known by its own."""
+    folder = Path(shutil.copytree(prepared.folder_of("tiny-image"), tmp_path / "mine"))
+    found = make(hub, tmp_path / "home", MODEL=str(folder), LIGHTNING=LIGHTNING)
+    assert found.lightning == (8,)
+    assert found.bundle.lightning[8].repository == "org/light"
+
+
+def test_a_bundle_that_is_named_serves_the_loras_that_it_has(hub: Hub, tmp_path: Path) -> None:
+    """Whatever else its model offers."""
+    row = CATALOGUE.find_row("qwen-image")
+    hub.add(row.repository, prepared.folder_of("tiny-image"))
+    own = make(hub, tmp_path / "home", MODEL=row.name, USE_LIGHTNING_LORA="false")
+    found = make(hub, tmp_path / "other", MODEL=row.name, MODEL_PATH=str(own.folder))
+    assert (found.folder, found.lightning) == (own.folder, ())
+    assert found.facts["reason"] == "the bundle's own" != own.facts["reason"]
+    assert found.facts["precision"] == own.facts["precision"] == "bf16"
+
+
+def test_what_a_dead_process_downloaded_is_deleted_before_more_is(hub: Hub, tmp_path: Path) -> None:
+    left = tmp_path / "downloads/any/.x.safetensors.h00000000-1-1-1.part"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    os.utime(left, (0, 0))
+    make(hub, tmp_path)
+    assert not left.exists()
+
+
+class Bar:
+    """A bar of a terminal that shows nothing."""
+
+    n = 0
+
+    def update(self, _more: int) -> None:
+        """Take what is there."""
+
+    def close(self) -> None:
+        """Go."""
+
+
+def test_a_download_is_shown_by_the_bytes_of_the_weights(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read where it lies is shown by none."""
+    shown: list[int] = []
+
+    def show(*, total: int, **_: Any) -> Bar:
+        shown.append(total)
+        return Bar()
+
+    monkeypatch.setattr("worker.weights.meter.tqdm", show)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    make(hub, tmp_path / "local", MODEL=str(prepared.folder_of("tiny-image")))
+    assert shown == []
+    make(hub, tmp_path / "home")
+    weights = prepared.folder_of("tiny-image").rglob("*.safetensors")
+    assert shown == [sum(path.stat().st_size for path in weights)]
 
 
 def test_a_model_that_has_another_transformer_does_not_fetch_its_own(
@@ -150,6 +215,7 @@ def test_a_bundle_that_is_there_is_not_downloaded_again(hub: Hub, tmp_path: Path
     """Also where nothing records any more which commit the revision means."""
     publish(hub, make(hub, tmp_path / "home"), "me/whole")
     first = make(hub, tmp_path / "other", MODEL="me/whole")
+    assert hub.requests("bytes")[-1].path == layout.MANIFEST, "last, once all else is there"
     shutil.rmtree(tmp_path / "other" / metadata.KEPT)
     hub.seen.clear()
     assert make(hub, tmp_path / "other", MODEL="me/whole").folder == first.folder

@@ -4,12 +4,14 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,11 +25,11 @@ from worker.bundle.layout import Damaged
 from worker.bundle.open import Opening, make_shared
 from worker.bundle.plan import Order, plan
 from worker.bundle.prepare import UNNAMED_S, _name_device, compute_sizes, prepare
-from worker.bundle.recipe import SMALL_FILES, Modules, Part, Published, Recipe
+from worker.bundle.recipe import SMALL_FILES, Modules, Part, Published, Recipe, Replaced
 from worker.bundle.stream import OPEN_TRIES
 from worker.bundle.tensors import TensorEntry
 from worker.engine.precision import Need
-from worker.engine.quantise import PRECISIONS, Precision, count_stored_bytes
+from worker.engine.quantise import PRECISIONS, Precision, count_stored_bytes, quantise
 from worker.errors import VolumeFull, WeightsUnavailable
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import (
@@ -265,6 +267,49 @@ def test_a_plan_says_of_each_part_what_it_is_made_of_and_how(folder: Path) -> No
     assert one.facts["precision"] == "published"
 
 
+def test_a_part_that_a_publisher_leaves_out_is_not_made(folder: Path) -> None:
+    (folder / "words/vocab.json").unlink()
+    order = order_of(folder)
+    planned = plan(order, RECIPE.check(order.snapshot, order.spec))
+    assert [one.role for one in planned.components] == ["bare", "matrix"]
+
+
+def test_loras_beside_the_weights_take_their_size_and_one_in_them_takes_none(folder: Path) -> None:
+    add_lora(folder)
+    add_lora(folder, "light/4.safetensors")
+    order = order_of(folder)
+    names = {8: LORA, 4: "light/4.safetensors"}
+    order = replace(order, lightning={n: (order.snapshot, name) for n, name in names.items()})
+    for fused, expected_size in (
+        (None, sum((folder / name).stat().st_size for name in names.values())),
+        (8, 0),
+    ):
+        size = compute_sizes(replace(order, fused=fused))["bf16"]
+        assert size.adapters == expected_size
+        assert size.disk == size.memory == sum(size.parts.values()) + expected_size
+
+
+def test_what_replaces_weights_is_on_the_disk_and_what_is_loaded_of_it_in_memory(
+    folder: Path,
+) -> None:
+    order = order_of(folder)
+    published = RECIPE.check(order.snapshot, order.spec)
+    plain = Replaced(
+        re.compile(r"inner\.weight"),
+        facts=lambda _published: {},
+        size=lambda _published: 1000,
+        transform=lambda _work: lambda _shard, _read: {},
+    )
+    for replaced, loaded in ((plain, 0), (replace(plain, loaded=lambda _published: 70), 70)):
+        parts = (*RECIPE.parts[:-1], replace(MATRIX, replaced=replaced))
+        made = replace(order, recipe=replace(RECIPE, parts=parts))
+        size = compute_sizes(made, published)["bf16"]
+        assert size.parts["matrix"] == 2 * SIDE + loaded
+        assert size.disk == size.memory + 1000
+        small = len(published.small["matrix"]["config.json"])
+        assert plan(made, published).components[-1].size == small + 2 * SIDE + loaded + 1000
+
+
 def test_a_bundle_is_named_by_what_is_asked_for(folder: Path) -> None:
     order = order_of(folder)
     spec = replace(order.spec, revision="v/1")
@@ -451,6 +496,41 @@ def test_what_a_killed_run_left_is_deleted_once_nobody_can_have_opened_it(folder
     prepare(order)
     names = {path.name for path in place.iterdir()}
     assert names == {"b-new", "inner", "vocab.json", layout.MANIFEST}
+
+
+@pytest.mark.parametrize("kind", ["bundles", "components"])
+def test_what_a_dead_process_wrote_is_deleted_from_the_volume(kind: str, folder: Path) -> None:
+    order = order_of(folder)
+    left = order.home / kind / "any" / ".x.json.h00000000-1-1-1.part"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    os.utime(left, (0, 0))
+    prepare(order)
+    assert not left.exists()
+
+
+def test_a_part_of_another_size_is_told_and_its_remains_go_once_it_is_made(folder: Path) -> None:
+    order = order_of(folder)
+    place, part = layout.verify(prepare(order)).parts["matrix"]
+    (name,) = (name for name in part.files if name.startswith(layout.WEIGHTS))
+    os.truncate(place / name, 1)
+    with structlog.testing.capture_logs() as lines:
+        bundle = prepare(order)
+    (line,) = (line for line in lines if line["log_level"] == "warning")
+    assert line["event"] == "damaged part quarantined"
+    assert f"{place.name} is damaged: {name} has 1 bytes" in line["reason"]
+    assert layout.find_fault(bundle) is None
+    assert list(place.parent.glob(f"*{layout.DAMAGED}*")) == []
+
+
+def test_what_is_there_takes_no_lock(folder: Path) -> None:
+    """Another worker may hold one for long: it is of the same part only by a mistake of a disk."""
+    order = order_of(folder)
+    prepare(order)
+    assert {path.name for path in order.home.iterdir()} == {"bundles", "components", "locks"}
+    shutil.rmtree(order.home / "locks")
+    prepare(order)
+    assert not (order.home / "locks").exists()
 
 
 def test_a_device_is_recorded_by_what_decides_its_last_bits(
@@ -675,6 +755,24 @@ def test_a_model_is_filled_wherever_its_tensors_are() -> None:
         fill(model, {}, "bf16", CPU)
 
 
+def test_buffers_come_to_the_device_of_the_model() -> None:
+    """On the one that keeps nothing all three are missed."""
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    with pytest.raises(ValueError, match="3 tensors have no memory"):
+        fill(model, {}, "bf16", torch.device("meta"))
+
+
+@pytest.mark.parametrize(("named", "kind"), [({}, "Linear"), ({"packed": True}, "Linear4bit")])
+def test_small_weights_are_unpacked_unless_they_are_to_stay_packed(
+    named: dict[str, bool], kind: str
+) -> None:
+    with make_empty():
+        model = nn.Sequential(nn.Linear(SIDE, SIDE, bias=False))
+    stored = quantise(torch.randn(SIDE, SIDE), "4bit", CPU)
+    fill(model, {f"0.{key}": part for key, part in stored.items()}, "4bit", CPU, **named)
+    assert type(model[0]).__name__ == kind
+
+
 def test_buffers_of_empty_modules_are_real_whatever_accelerate_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -802,6 +900,16 @@ def test_only_a_mapping_of_names_to_tensors_is_one(value: object, tmp_path: Path
         pass
 
 
+def test_one_of_tensors_on_a_gpu_is_read_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.serialization.location_tag", lambda _storage: "cuda:0")
+        (tmp_path / "x.bin").write_bytes(dump({"a": torch.ones(2)}))
+    with pickled.open_weights(tmp_path / "x.bin") as read:
+        assert torch.equal(read("a"), torch.ones(2))
+
+
 @pytest.mark.parametrize("name", ["x.bin", "x.pt", "x.pth"])
 def test_its_tensors_are_those_that_were_saved(name: str, tmp_path: Path) -> None:
     state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(1, dtype=torch.int8)}
@@ -818,6 +926,16 @@ def test_its_tensors_are_those_that_were_saved(name: str, tmp_path: Path) -> Non
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError), pickled.open_weights(tmp_path / name):
         pass
+
+
+@pytest.mark.parametrize("message", ["x is broken", "org/toy: x is broken"])
+def test_a_fault_names_its_repository_once(message: str, folder: Path) -> None:
+    with (
+        pytest.raises(WeightsUnavailable) as caught,
+        refuse.name_repository(LocalSnapshot(folder, "org/toy")),
+    ):
+        raise WeightsUnavailable(message)
+    assert caught.value.message == "org/toy: x is broken"
 
 
 def test_small_files_are_tried_together_and_their_fault_names_the_part() -> None:

@@ -73,11 +73,11 @@ class Content:
 
         With the recipe's switches, as a check of it gives them.
         """
-        about = {file.path: file for file in self.snapshot.files if file.path in (ABOUT, INDEX)}
-        facts: dict[str, Any] = self._read_json(about[ABOUT]) if ABOUT in about else {}
-        if not self.recipe.switches or INDEX not in about:
+        by_path = {file.path: file for file in self.snapshot.files}
+        facts: dict[str, Any] = self._read_json(by_path[ABOUT]) if ABOUT in by_path else {}
+        if not self.recipe.switches or INDEX not in by_path:
             return facts
-        return facts | list_switches(self._read_json(about[INDEX]), self.recipe.switches)
+        return facts | list_switches(self._read_json(by_path[INDEX]), self.recipe.switches)
 
     def make_fingerprint(self, pipeline: str, loras: Iterable[LoraFile]) -> str:
         """Return a short digest, equal for two folders of the same model.

@@ -26,13 +26,11 @@ def take_turn(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
-    is_locked = False
     try:
-        is_locked = _wait(lock, done, watched, still_s)
+        _wait(lock, done, watched, still_s)
         yield
     finally:
-        if is_locked:
-            lock.release()
+        lock.release()  # does nothing where it is not held
 
 
 def _wait(
@@ -40,7 +38,7 @@ def _wait(
     done: Callable[[], bool],
     watched: Sequence[Path],
     still_s: float,
-) -> bool:
+) -> None:
     is_logged = False
     while not done():
         try:
@@ -51,12 +49,11 @@ def _wait(
                 is_logged = True
             if time.time() - _find_last_change(watched) > still_s:
                 log.get().warning("the worker that prepares this has stopped: going on without it")
-                return False
+                return
         except (OSError, NotImplementedError):
-            return False  # a file system without locks
+            return  # a file system without locks
         else:
-            return True
-    return False
+            return
 
 
 def _find_last_change(folders: Sequence[Path]) -> float:

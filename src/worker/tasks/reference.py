@@ -63,8 +63,7 @@ def read_reference(value: Any) -> ImageSource:
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not is_number or not 0 <= weight <= MOST_WEIGHT:
         raise ValueError(f"its weight must be 0 to {MOST_WEIGHT} (got {show(weight)})")
-    source = read_source({key: item for key, item in value.items() if key != WEIGHT})
-    return replace(source, weight=float(weight))
+    return replace(read_source(value), weight=float(weight))
 
 
 def read_source(value: Any) -> ImageSource:
