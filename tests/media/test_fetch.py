@@ -215,9 +215,9 @@ def test_every_connection_of_a_request_ends_at_once() -> None:
 class Untimed(asyncio.SelectorEventLoop):
     """A loop on which nobody may wait for a time."""
 
-    def call_at(self, *_: Any, **__: Any) -> NoReturn:
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> NoReturn:
         """Refuse to wait."""
-        raise AssertionError("a timer was set")
+        raise AssertionError(f"a timer was set: {when}, {callback}, {args}, {context}")
 
 
 def test_the_end_of_connections_takes_rounds_of_the_loop_and_no_time() -> None:
