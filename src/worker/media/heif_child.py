@@ -55,7 +55,8 @@ def open_picture(data: bytes) -> Image.Image:
     try:
         return AvifImagePlugin.AvifImageFile(io.BytesIO(data))
     except Exception:  # noqa: BLE001 - decoders raise anything on broken bytes
-        return HeifImageFile(io.BytesIO(data))
+        picture: Image.Image = HeifImageFile(io.BytesIO(data))
+        return picture
 
 
 def read_numbers(data: bytes) -> list[int] | None:
