@@ -200,7 +200,7 @@ signal.signal(signal.SIGINT, print)
 sdk._ping_loop = lambda *given, **named: print("pings", given, named)
 for parents in ([7, 7], [7, 1]):
     os.getppid = iter(parents).__next__
-    sdk._ping_until_orphaned("a", b=1)
+    sdk._ping_until_orphaned(parents[1], b=1)
 assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 """
@@ -209,7 +209,7 @@ assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 def test_a_heartbeat_begins_only_while_its_parent_lives_and_has_no_handlers_of_it() -> None:
     words = [sys.executable, "-c", ORPHANED]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == "pings ('a',) {'b': 1}\n"
+    assert done.stdout == "pings (7,) {'b': 1}\n"
 
 
 def test_the_sdk_logs_through_our_log_and_never_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
