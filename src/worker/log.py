@@ -94,8 +94,6 @@ def _is_handled(name: str) -> bool:
 def _claim() -> None:
     """Take over the libraries' loggers: those that exist, and those that will be made."""
     logging.setLoggerClass(Ours)
-    for name in HANDLED:
-        logging.getLogger(name)
     for name, logger in list(logging.Logger.manager.loggerDict.items()):
         if type(logger) is logging.Logger and _is_handled(name):
             logger.__class__ = Ours
