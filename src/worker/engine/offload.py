@@ -154,13 +154,17 @@ def _put_in_state(state: Any, path: tuple[str, ...], value: Tensor) -> None:
 
 
 class _Place:
-    """Memory on the device for one unit: which one it has, and the events around its bytes."""
+    """Memory on the device for one unit: which one it has, and the events around its bytes.
+
+    `free` is set before the first is copied there, `arrived` with each.
+    """
+
+    free: Any
+    arrived: Any
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.memory = torch.empty(size, dtype=torch.uint8, device=device)
         self.index: int | None = None
-        self.free: Any = None
-        self.arrived: Any = None
 
 
 class _Passing:
