@@ -319,6 +319,7 @@ def test_fetching_a_lora_counts_as_fetching_and_what_was_not_done_as_0() -> None
         ({"images": [{"base64": "x", "url": "y"}]}, ("images", "base64")),
         ({"task": "x", "warnings": [], "images": [{"url": "x"}]}, ("images", "url")),
         ({"warnings": ["url"], "model": {}, "audio": {"data_url": "x"}}, ("audio", "data_url")),
+        ({"images": [{"url": "x"}, {"base64": "y"}]}, ("images", "url")),
         ({"images": [], "task": "url", "model": {"id": "base64"}}, None),
         ({}, None),
     ],

@@ -456,6 +456,25 @@ def test_where_nothing_is_shared_no_key_is_asked_for(size: int, prompts: list[st
     assert "no batch key" not in [line["event"] for line in lines]
 
 
+def test_a_key_is_not_asked_for_at_the_very_end_of_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Batching()
+
+    async def case() -> None:
+        ticket, loop = ask(model, "!1"), asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "time", lambda: ticket.arrived)
+        try:
+            await lane(4).make(ticket)
+        finally:
+            monkeypatch.undo()
+
+    with structlog.testing.capture_logs() as lines:
+        asyncio.run(case())
+    assert model.batches == [["!1"]]
+    assert "no batch key" not in [line["event"] for line in lines]
+
+
 # What ends a row alone.
 
 

@@ -818,6 +818,13 @@ def test_numbered_pictures_must_not_contradict_a_list() -> None:
     assert [f for f, _ in faults({"prompt": "a", "image": a, "image_2": [b, c]})] == ["image_2"]
 
 
+def test_a_picture_s_object_maps_nothing_to_pictures() -> None:
+    """Other than that of LoRAs, whose keys may be their names."""
+    with pytest.raises(InvalidInput) as refused:
+        parsed({"prompt": "a", "image": {"URL": URL}})
+    assert refused.value.warnings == ("image.URL: is not a known field; did you mean url?",)
+
+
 def test_extra_keys_of_a_picture_are_warned_about() -> None:
     request = parsed({"prompt": "a", "images": [{"name": "cat.png", "image": PNG}]})
     assert request.warnings == ("images.name: is not a known field",)
@@ -1154,6 +1161,15 @@ def test_a_list_of_the_wrong_length_is_reported_with_both_numbers() -> None:
 def test_the_names_of_a_field_are_compared_with_the_first_that_was_given() -> None:
     given = {"prompt": "a", "n": 2, "num_images": 2, "num_outputs": 3, "num_images_per_prompt": 2}
     assert faults(given) == [("num_outputs", "differs from n, which means the same")]
+
+
+def test_a_field_goes_by_the_first_of_its_names_that_was_given() -> None:
+    warnings = parsed({"prompt": "a", "cfg": 4, "guidance": 4, "true_cfg_scale": 4}).warnings
+    assert warnings == ("cfg: set to 1.0, since Lightning runs without CFG (got 4)",)
+
+
+def test_what_follows_a_word_without_effect_is_read() -> None:
+    assert parsed({"quality": "high", "prompt": "a", "seed": 7}).seed == 7
 
 
 @pytest.mark.parametrize("start", ["images", "image_url"])

@@ -340,6 +340,7 @@ def test_the_image_s_bundle_of_an_embedded_model_comes_before_its_folder(home: P
     (spec,) = word("tiny-image")
     assert (find(home, spec).folder, find(home, spec).bundle) == (spec.folder, False)
     place = publish(home / "baked/tiny-image")
+    (home / "baked/tiny/image").mkdir(parents=True)
     assert find(home, spec).folder == spec.folder
     (place / "whole").touch()
     source = find(home, spec)

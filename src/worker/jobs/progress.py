@@ -1,6 +1,7 @@
 """A job's progress: in order, at most one update per second, and none after its result."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Self
 
@@ -66,9 +67,6 @@ class Progress:
             except Exception as error:  # noqa: BLE001 - an update may be lost, the job may not
                 log.get().warning("progress lost", reason=type(error).__name__)
             left = EVERY_S - (self._loop.time() - start)
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._closed.wait()
-            except TimeoutError:
-                continue
-            return
