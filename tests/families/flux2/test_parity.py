@@ -10,7 +10,7 @@ import torch
 
 from worlds.small_flux import Kind
 from worlds.stock_flux import FluxPair, references
-from worlds.wishes import WISH
+from worlds.wishes import WISH, drawing
 
 CFG = {"negative_prompt": "", "true_cfg_scale": 4.0}
 WIDE = {"width": 128, "height": 64}
@@ -36,6 +36,7 @@ def pairs(publish: Callable[[Kind], Path]) -> Callable[[Kind], FluxPair]:
         pytest.param("klein", WIDE, id="klein-wide"),
         pytest.param("klein", {"steps": 50}, id="klein-50-steps"),
         pytest.param("klein", {"references": references(1)}, id="klein-one"),
+        pytest.param("klein", {"references": (drawing(151, 91, 5),)}, id="klein-odd"),
         pytest.param("klein", {"references": references(3)}, id="klein-three"),
         pytest.param("klein", {"references": references(3), **WIDE}, id="klein-three-wide"),
         pytest.param("base", {"steps": 50, **CFG}, id="base-cfg-50-steps"),

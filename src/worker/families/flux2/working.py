@@ -121,7 +121,7 @@ class FluxLoad:
     """
 
     pixels: int
-    references: int = 0
+    references: int
     batch: int = 1
     precision: Precision = "bf16"
     edition: Edition = SMALL_EDITION
