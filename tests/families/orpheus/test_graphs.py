@@ -16,6 +16,7 @@ from worker.families.orpheus import model as orpheus
 from worker.families.orpheus.frames import Stage
 from worker.families.orpheus.graphs import Graphs
 from worker.families.orpheus.model import Orpheus
+from worker.families.orpheus.models import SLOTS
 from worker.seam import Made, Unheard
 from worker.tasks.request import Request, parse
 from worker.tasks.speech import SpeechWish
@@ -105,6 +106,14 @@ def test_each_length_is_captured_once_and_the_longest_first(
     assert captured[::2] == captured[1::2] == sorted(LENGTHS, reverse=True)
 
 
+def test_a_stage_that_was_written_to_its_end_is_captured_from_its_beginning(model: Orpheus) -> None:
+    stage = make_stage(model, 1)
+    stage.begin(0, [1] * (LENGTHS[-1] - SLOTS), 1)
+    stage.end(0)
+    stage.capture()
+    assert stage._graphs.count == len(LENGTHS)
+
+
 def test_a_warm_up_captures_all_that_jobs_use(rows: Orpheus) -> None:
     """One passage, several, one that is streamed, one with a limit of its tokens."""
     rows.warm()
@@ -145,8 +154,10 @@ def test_a_warm_up_without_room_for_graphs_leaves_them_to_jobs(
 
 
 def test_what_cannot_be_captured_runs_as_it_is() -> None:
-    """Once it is known the rest is not tried, and the log says why once."""
+    """Once it is known the rest is not tried, what there was is dropped, and the log says why."""
     graphs, ran, number = Graphs(CUDA), list[int](), torch.ones(1)
+    graphs.run(3, lambda _: None)
+    assert graphs.count == 1
 
     def wait(length: int) -> None:
         ran.append(length)

@@ -35,7 +35,7 @@ from worker.seam import Control, Made, Model, Outcome, Phase, Unheard
 from worker.settings import Settings
 from worker.tasks.request import Request, parse
 from worker.tasks.speech import SpeechWish
-from worlds import speaking
+from worlds import altered, speaking
 
 CPU = torch.device("cpu")
 
@@ -659,6 +659,14 @@ def test_a_vocabulary_that_ends_with_the_last_code_is_enough(tmp_path: Path) -> 
     language = speaking.publish(tmp_path, about={"first_audio": speaking.IDS.first + 1})
     (tmp_path / "snac").rename(language / "codec")
     assert open_model(language, tmp_path / "home").served.tasks == ("speech",)
+
+
+def test_the_number_format_that_a_configuration_names_is_not_asked_for(tmp_path: Path) -> None:
+    """That of the weights counts."""
+    language = speaking.publish(tmp_path)
+    (tmp_path / "snac").rename(language / "codec")
+    altered.configure(language / "config.json", dtype="int8")
+    assert open_model(language, tmp_path / "home").served.precision == "bf16"
 
 
 @pytest.mark.parametrize(

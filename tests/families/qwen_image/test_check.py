@@ -400,6 +400,14 @@ def test_a_field_that_changes_nothing_is_let_pass(
     accepted(folder, tmp_path)
 
 
+def test_the_number_format_that_a_text_encoder_names_is_not_asked_for(
+    folder: Path, tmp_path: Path
+) -> None:
+    """That of its weights counts."""
+    altered.configure(folder / "text_encoder/config.json", dtype="int8")
+    accepted(folder, tmp_path / "home")
+
+
 def test_a_full_model_without_num_layers_has_diffusers_default() -> None:
     assert build_expected(TRANSFORMER, {}).config["num_layers"] == 60
 
