@@ -311,6 +311,8 @@ def test_of_a_profile_only_the_names_of_its_floating_point_tables_change() -> No
     hidden = colour._hide_float_tables(made + b"D2B0 in the data")
     assert hidden == made.replace(b"D2B0", b"x2B0").replace(b"D2B3", b"x2B3") + b"D2B0 in the data"
     assert colour._hide_float_tables(made[:140]) == made[:140].replace(b"D2B0", b"x2B0")
+    many = bytes(131) + b"\x0c" + b"rXYZ".ljust(12, b".") * 11 + b"D2B0".ljust(12, b".")
+    assert colour._hide_float_tables(many) == many.replace(b"D2B0", b"x2B0")
 
 
 def test_profiles_are_applied_from_many_threads_at_once() -> None:
