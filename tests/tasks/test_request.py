@@ -1233,7 +1233,9 @@ def test_a_path_is_reported_as_that(path: str) -> None:
     assert faults({"prompt": "a", "image": path}) == [("image", NO_PATH)]
 
 
-@pytest.mark.parametrize("text", ["cat", ".cat", "cat.pn", "cat.pngx", "1:/cat", "..."])
+@pytest.mark.parametrize(
+    "text", ["cat", ".cat", "cat.pn", "cat.pngx", "1:/cat", "...", "\ud800" * 40]
+)
 def test_what_is_no_path_is_answered_with_what_it_may_be(text: str) -> None:
     ((_, message),) = faults({"prompt": "a", "image": text})
     assert message.startswith('must be an https URL, a data URI, base64, or {"image"|"url"')
