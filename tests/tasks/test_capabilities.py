@@ -104,3 +104,20 @@ def test_a_model_is_reported_as_it_is() -> None:
         "schema": {"type": "integer", "minimum": 1, "maximum": 4},
         "tasks": list(PICTURE_TASKS),
     }
+
+
+def test_the_schemas_of_pictures_say_in_which_forms_and_how_many() -> None:
+    """Forms are drawn from them: a media type is a place for a file."""
+    words = ("image", "url", "data", "base64", "image_url", "b64_json")
+    keys = {word: {"type": "string"} for word in words}
+
+    def describe(**more: object) -> dict[str, object]:
+        keyed = {"type": "object", "properties": {**keys, **more}}
+        return {"anyOf": [{"type": "string"}, keyed], "contentMediaType": "image/*"}
+
+    answer = list_capabilities((EDIT,), settings.read({}), 1000)["input"]
+    schemas = {row["field"]: row["schema"] for row in answer}
+    one = describe(weight={"type": "number", "minimum": 0, "maximum": 4})
+    several = {"type": "array", "items": one, "minItems": 1, "maxItems": 4}
+    assert schemas["images"] == {"anyOf": [one, several]}
+    assert schemas["mask"] == describe()

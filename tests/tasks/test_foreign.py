@@ -165,9 +165,22 @@ def test_a_transparent_background_is_refused_of_pictures(strict: str) -> None:
         {"mask": None},
         {"background": "opaque"},
         {"background": "auto"},
+        {"background": ""},
     ],
     ids=str,
 )
 def test_what_would_change_nothing_is_a_warning_at_most(given: Any) -> None:
     request = parsed(**given)
     assert all("is not a known field" in warning for warning in request.warnings)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"mask": ""}, {"mask_url": ""}, {"lora": ""}, {"loras": []}, {"background": ""}],
+    ids=str,
+)
+def test_what_is_empty_asks_for_nothing_of_a_task_without_the_field(given: Any) -> None:
+    task: Any = SimpleNamespace(input=CommonInput, sign="images")
+    verdict = Verdict(Read(CommonInput.model_construct(), {}, frozenset(), (), ()))
+    unhonoured.check(given, task, {}, verdict)
+    verdict.raise_faults()

@@ -155,3 +155,19 @@ def test_a_text_made_to_be_slow_is_cut_at_once() -> None:
 def test_a_passage_has_280_characters_at_most() -> None:
     assert split("x" * 280) == ("x" * 280,)
     assert [len(one) for one in split("x" * 281)] == [140, 141]
+
+
+@pytest.mark.parametrize(("length", "count"), [(30, 1), (31, 2)])
+def test_two_pieces_that_are_exactly_a_passage_together_are_one(length: int, count: int) -> None:
+    text = "a" * length + "\n\n" + "b" * 8
+    pieces = split(text, 40)
+    assert "".join(pieces) == text
+    assert len(pieces) == count
+
+
+@pytest.mark.parametrize(("end", "place"), [(69, 140), (70, 140), (71, 71)])
+def test_a_space_is_near_to_the_middle_in_the_two_inner_quarters(end: int, place: int) -> None:
+    """Of 281 characters, the middle of which is the 140th."""
+    first = "a" * (end - 1) + " "
+    text = first + "c" * (260 - end) + "\n\n" + "b" * 19
+    assert split(text, MOST) == (text[:place], text[place:])

@@ -1202,6 +1202,21 @@ def test_keys_are_looked_at_in_the_pictures_that_count() -> None:
     ]
 
 
+def test_a_mask_is_one_and_known_by_the_name_that_it_was_given() -> None:
+    masks = [{"url": URL, f"k{n}": 1} for n in range(2)]
+    with pytest.raises(InvalidInput) as reported:
+        parsed({"prompt": "a", "image": URL, "mask": masks})
+    assert reported.value.warnings == ("mask.k0: is not a known field",)
+    job = {"prompt": "a", "image": URL, "mask_url": "https://example.com/mask.png"}
+    request = parse(job, BOTH, settings.read({}))
+    assert isinstance(request, Request)
+    asked = request.asked
+    assert isinstance(asked, PictureAsked)
+    assert [source.field for source in asked.sources] == [None, "mask_url"]
+    assert asked.repaint is not None
+    assert asked.repaint.field == "mask_url"
+
+
 def test_an_unknown_field_is_named_up_to_60_plain_characters() -> None:
     for word, name in (
         ("k" * 60, "k" * 60),
@@ -1257,7 +1272,9 @@ def test_a_path_is_reported_as_that(path: str) -> None:
     assert faults({"prompt": "a", "image": path}) == [("image", NO_PATH)]
 
 
-@pytest.mark.parametrize("text", ["cat", ".cat", "cat.pn", "cat.pngx", "1:/cat", "..."])
+@pytest.mark.parametrize(
+    "text", ["cat", ".cat", "cat.pn", "cat.pngx", "1:/cat", "...", "\ud800" * 40]
+)
 def test_what_is_no_path_is_answered_with_what_it_may_be(text: str) -> None:
     ((_, message),) = faults({"prompt": "a", "image": text})
     assert message.startswith('must be an https URL, a data URI, base64, or {"image"|"url"')

@@ -319,6 +319,22 @@ def test_a_task_has_no_more_steps_than_it_counts() -> None:
     assert SAY.count_steps(LineWish("x", "say", 0)) == 1
 
 
+def test_a_warm_up_is_a_picture_as_jobs_will_ask_for_it() -> None:
+    """An edit where the model can do it, with Lightning where it is loaded, of its own size."""
+    wish = picture.warm_up(published.EDIT)
+    (grey,) = wish.references
+    assert (grey.size, grey.mode) == ((wish.width, wish.height), "RGB") == ((1024, 1024), "RGB")
+    assert (wish.task, wish.seed, wish.steps, wish.lightning) == ("edit", 0, 8, True)
+    assert (wish.true_cfg_scale, wish.negative_prompt) == (1.0, None)
+    plain = published.offering(published.IMAGE, lightning_steps=(), area=100 * 100)
+    wish = picture.warm_up(plain)
+    assert (wish.task, wish.seed, wish.steps, wish.lightning) == ("text-to-image", 0, 2, False)
+    assert (wish.width, wish.height, wish.references) == (96, 96, ())
+    assert (wish.true_cfg_scale, wish.negative_prompt) == (1.0, None)
+    least = picture.warm_up(published.offering(plain, area=32 * 32))
+    assert (least.width, least.height) == (64, 64)
+
+
 def test_an_offer_for_pictures_is_found_among_others() -> None:
     offers = {"say": LineOffer(), **SERVED.offers}
     assert isinstance(offer_of(replace(SERVED, offers=offers)), PictureOffer)

@@ -300,12 +300,12 @@ def map_schemas(kind: type[CommonInput]) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _simplify_schema(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Leave out null, and with it what is documented elsewhere: it stands beside the choice."""
+    """Leave out null, and with it what is documented elsewhere: it stands beside that choice."""
     if "anyOf" in schema:
         some = [one for one in schema["anyOf"] if one.get("type") != "null"]
         if len(some) == 1:
             return _simplify_schema(some[0])
-        return {"anyOf": some}
+        return schema if len(some) == len(schema["anyOf"]) else {"anyOf": some}
     words = {"ge": "minimum", "le": "maximum"}  # of a type behind a validator
     return {
         words.get(key, key): _simplify_schema(item) if key == "items" else item
