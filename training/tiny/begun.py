@@ -111,7 +111,8 @@ def widen(count: int, seed: int) -> Iterator[Begun]:
         else:
             source = complete.crop((0, 0, world.SIDE - CUT, world.SIDE))
             margins = Margins(right=CUT)
-        part = Repaint(BLUR, invert=False, field="outpaint", margins=margins).apply(source, None, given, lambda _: None)
+        repaint = Repaint(BLUR, invert=False, field="outpaint", margins=margins)
+        part = repaint.apply(source, None, given, lambda _: None)
         yield Begun("outpaint", model, prompt, part.image, scene, 6000 + count, mask=part.mask)
 
 
