@@ -214,6 +214,7 @@ def test_on_the_platform_what_was_written_is_not_lost_with_the_process(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends without Python's own end, which writes what is still held back."""
+    monkeypatch.setenv("LOG_LEVEL", "ERROR")  # no line of the log takes it along
     file = tmp_path / name
     with file.open("w") as held_back:
         monkeypatch.setattr(sys, name, held_back)

@@ -93,6 +93,23 @@ def test_a_worker_that_leaves_answers_the_jobs_that_share_and_those_that_wait(
         assert worker.wait() == 0
 
 
+def test_a_worker_that_leaves_answers_a_job_that_goes_on_after_another(
+    pod: Pod, start: Start, tmp_path: Path
+) -> None:
+    with start() as worker:
+        second = Gate(tmp_path, "second")
+        held = "hold=denoise:1 gate=second"
+        first, running, jobs = taken_behind(pod, worker, tmp_path, held)
+        worker.send(signal.SIGTERM)
+        pod.until(lambda: worker.log("leaving"))
+        first.open()
+        assert outcome(pod, running) == 1
+        pod.until(lambda: second.is_reached)
+        second.open()
+        assert outcome(pod, jobs[0]) == 1
+        assert worker.wait() == 0
+
+
 def test_a_device_lost_under_several_jobs_is_the_answer_to_each_and_ends_the_worker(
     pod: Pod, start: Start, tmp_path: Path
 ) -> None:
