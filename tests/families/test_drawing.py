@@ -15,9 +15,11 @@ from worker.engine.cache import TensorCache
 from worker.errors import BadPicture, CudaOutOfMemory
 from worker.families import drawing
 from worker.families.clock import Clock
+from worker.families.masking import find_original
 from worker.families.memory import Phases
 from worker.families.references import ReferencePictures
 from worker.families.sharing import Sharing
+from worker.media.picture import Original
 from worker.seam import Made, Outcome, Unheard
 from worlds.embedded import served
 from worlds.wishes import WISH
@@ -129,6 +131,30 @@ def test_pictures_begin_from_their_own_sources_at_their_own_size() -> None:
     assert found[:, 0, 0].tolist() == [1, 2]
     assert asked == [(source, (64, 32)) for source in sources]
     assert drawing.encode_sources([WISH], encode) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "is_kept"),
+    [
+        (("source", "mask"), True),
+        (("source", "mask", "changes"), False),
+        (("source",), False),
+        (("mask",), False),
+        ((), False),
+    ],
+    ids=str,
+)
+def test_a_picture_shows_where_a_mask_leaves_it_unless_all_of_it_may_change(
+    *, given: tuple[str, ...], is_kept: bool
+) -> None:
+    source, mask = draw(8, 8, 1), Image.new("L", (8, 8))
+    wish = replace(
+        WISH,
+        source=source if "source" in given else None,
+        mask=mask if "mask" in given else None,
+        preserves="changes" not in given,
+    )
+    assert find_original(wish) == (Original(source, mask) if is_kept else None)
 
 
 class Roomy:

@@ -1,5 +1,6 @@
 """All graphs that jobs of a FLUX.2 need are there before the first of them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,10 +20,13 @@ from worker.families.flux2 import arranging
 from worker.families.flux2.compiling import FRAME, compile_rest
 from worker.families.flux2.model import Flux2
 from worker.families.flux2.normalising import Activated
+from worker.families.flux2.published import open_published
 from worker.loras.ready import ReadyLora
 from worker.seam import Unheard, take_made
 from worker.tasks.picture import PictureWish
 from worlds.compilers import run_and_record, run_as_traced
+from worlds.small_flux import Kind
+from worlds.stock_flux import CPU
 from worlds.wishes import WISH, drawing
 
 ONE, TWO = (drawing(96, 96, 1),), (drawing(96, 96, 1), drawing(64, 80, 2))
@@ -107,6 +111,18 @@ def test_where_nothing_is_to_be_compiled_nothing_is(
     parts = open_compiled(monkeypatch, tmp_path, run_as_traced, 0)._parts
     assert arranging.is_arranged(parts.vae)
     assert (parts.normalise, parts.is_compiled) == (None, False)
+
+
+def test_blocks_run_compiled_from_the_first_forward_on(
+    monkeypatch: pytest.MonkeyPatch, publish: Callable[[Kind], Path]
+) -> None:
+    """Without a job before, whose LoRAs say how the next forward runs."""
+    monkeypatch.setattr(compiled, "compile_for_device", run_as_traced)
+    plain = open_published(publish("klein"), dtype=torch.float32, device=CPU)
+    parts = replace(plain, compiled_batch=1)
+    compile_rest(parts)
+    kinds = vars(parts.forward).values()
+    assert [kind.graphs for kind in kinds if isinstance(kind, Compiled)] == [2, 2]
 
 
 def test_what_graphs_are_made_with_is_on_the_device_and_in_the_numbers_of_the_model() -> None:
