@@ -237,3 +237,21 @@ def test_nothing_differs_from_nothing_and_all_else_does() -> None:
     nothing = torch.zeros(2)
     assert measure_difference(nothing, nothing) == 0
     assert measure_difference(nothing + 1e-20, nothing) > 1
+
+
+def test_a_number_that_is_no_whole_one_is_no_input_of_the_graph(
+    compiler: Callable[..., None],
+) -> None:
+    """As a norm's epsilon never changes: as a variable it would be compiled twice."""
+    inputs: list[int] = []
+
+    def keep(graph: Any, given: list[Any]) -> Any:
+        inputs.append(sum(not isinstance(each, torch.SymInt) for each in given))
+        return graph.forward
+
+    compiler(keep)
+    run = Compiled(lambda x, factor: (x * factor,))
+    for size in (5, 7, 9):
+        x = torch.rand(1, size, 4)
+        assert torch.equal(run(x, 0.3)[0], x * 0.3)
+    assert inputs == [1]
