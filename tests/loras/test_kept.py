@@ -100,6 +100,13 @@ def test_the_least_recently_used_is_evicted_and_its_record_with_the_next_sweep(
     assert len(list((tmp_path / "sources").iterdir())) == 3
 
 
+def test_as_many_are_evicted_as_give_room_and_no_more(tmp_path: Path) -> None:
+    kept = opened(tmp_path, files=3)
+    first, second, third = (put(kept, seed, age=100 - seed) for seed in (1, 2, 3))
+    kept.make_room(2 * SIZE)
+    assert [kept.has(sha256, SIZE) for sha256 in (first, second, third)] == [False, False, True]
+
+
 def test_a_record_that_another_worker_deletes_meanwhile_is_no_fault(tmp_path: Path) -> None:
     """A FIFO is read while another worker has just taken its name away."""
     kept = opened(tmp_path)
