@@ -121,3 +121,16 @@ def test_the_schemas_of_pictures_say_in_which_forms_and_how_many() -> None:
     several = {"type": "array", "items": one, "minItems": 1, "maxItems": 4}
     assert schemas["images"] == {"anyOf": [one, several]}
     assert schemas["mask"] == describe()
+
+
+def test_the_schema_of_loras_says_in_which_forms_and_how_many() -> None:
+    answer = list_capabilities((EDIT,), settings.read({}), 1000)["input"]
+    words = {word: {"type": "string"} for word in ("path", "url", "name")}
+    scales = {word: {"type": "number"} for word in ("scale", "weight")}
+    keyed = {"type": "object", "properties": {**words, **scales}}
+    assert next(row["schema"] for row in answer if row["field"] == "loras") == {
+        "type": "array",
+        "items": {"anyOf": [{"type": "string"}, keyed]},
+        "minItems": 1,
+        "maxItems": 8,
+    }

@@ -239,8 +239,15 @@ def test_a_warm_up_is_a_wish_of_the_models_own_voice() -> None:
     assert (wish.prompt, wish.seed, wish.max_tokens) == ("One, two, three.", 0, None)
     assert (wish.temperature, wish.top_p, wish.repetition_penalty) == (0.7, 0.9, 1.3)
     assert not wish.streams
+    assert SPEECH.count_steps(wish) == wish.frames == 1
     silent = replace(SPEAKER, offers={"speech": replace(OFFER, voices=())})
     assert warm_up(silent).voice is None
+    assert "voice" not in show_in_reply(warm_up(silent))
+
+
+def test_the_steps_of_a_speech_are_its_frames() -> None:
+    wish = wished({"text": "Hello there."})
+    assert SPEECH.count_steps(wish) == wish.frames == 11
 
 
 def test_a_speech_that_is_all_there_is_not_truncated_and_comes_without_what_is_unknown() -> None:

@@ -30,6 +30,7 @@ from worker.tasks.picture_input import PictureInput
 from worker.tasks.picture_tasks import EDIT, PICTURE_TASKS
 from worker.tasks.registry import TASKS
 from worker.tasks.request import Request, parse
+from worker.tasks.speech import SpeechOffer
 from worker.tasks.task import Asked, Task
 from worlds import published
 from worlds.standin import SERVED, StandIns, answered
@@ -221,6 +222,7 @@ SAY = Task(
     judge=judge_line,
 )
 SPEAKER = replace(SERVED, id="speaker", repository="a/speaker", offers={"say": LineOffer()})
+VOICES = replace(SERVED, id="voices", offers={"speech": SpeechOffer(("tara",), 24_000)})
 
 
 @pytest.fixture
@@ -246,6 +248,8 @@ def asked(job_input: Any, *models: Served) -> Request:
         ({"prompt": "x"}, (SPEAKER, SERVED), "text-to-image", "standin"),
         ({"prompt": "x", "image": PICTURE}, (SPEAKER, SERVED), "edit", "standin"),
         ({"line": "x", "seed": 5}, (SPEAKER,), "say", "speaker"),
+        ({"line": "x"}, (SPEAKER, VOICES), "say", "speaker"),
+        ({"prompt": "x"}, (VOICES, SPEAKER), "speech", "voices"),
     ],
 )
 def test_a_task_is_chosen_by_its_name_the_pictures_or_the_model(
@@ -254,6 +258,20 @@ def test_a_task_is_chosen_by_its_name_the_pictures_or_the_model(
     request = asked(given, *models)
     assert (request.task.name, request.model.id) == (task, model)
     assert request.asked.draft.task == task
+
+
+def test_a_model_of_a_task_that_nobody_knows_is_none_for_a_job() -> None:
+    for given in ({"prompt": "x"}, {"prompt": "x", "model": "speaker"}):
+        with pytest.raises(UnsupportedTask) as refused:
+            asked(given, SPEAKER)
+        assert "this version has no model for it" in refused.value.message
+
+
+@pytest.mark.usefixtures("say")
+def test_what_to_give_for_a_task_is_said_of_one_that_a_field_asks_for() -> None:
+    both = replace(published.EDIT, id="both", offers={"say": LineOffer(), **published.EDIT.offers})
+    with pytest.raises(UnsupportedTask, match="not text-to-image; give images to edit; "):
+        asked({"prompt": "x", "model": "both"}, both)
 
 
 @pytest.mark.usefixtures("say")
