@@ -467,6 +467,8 @@ def test_azure_gets_the_kind_of_its_blob_and_no_other_store_does(site: Site) -> 
     assert site.headers["content-type"] == "image/png"
     assert site.hits[-1] == f"/box/0.png?{sas}"
     assert entry["url"] == f"{site.http}/box/0.png"
+    send(given, pictures=PICTURES[:1], upload_urls=[f"{site.http}/box/0.png?sv=2024&sig=x"])
+    assert site.headers["x-ms-blob-type"] == "BlockBlob"
     for query in ("", "?sig=x", "?sv=2024", "?X-Amz-Signature=x&sig=y", "?SIG=x&SV=y"):
         send(given, pictures=PICTURES[:1], upload_urls=[f"{site.http}/box/0.png{query}"])
         assert "x-ms-blob-type" not in site.headers
