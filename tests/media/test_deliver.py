@@ -20,7 +20,7 @@ from worker.edge import reply
 from worker.edge.reply import format_answer
 from worker.errors import DeliveryFailed, ImageFetchRefused, InvalidInput, WorkerError
 from worker.finding import Finding
-from worker.media import objects, regions
+from worker.media import objects, refusal, regions
 from worker.media.deliver import ResponseFormat, check_upload_urls, deliver
 from worker.media.piece import Encoded
 from worker.media.s3 import Bucket, find_region, read_own_bucket
@@ -215,7 +215,12 @@ def test_an_upload_is_tried_again_until_the_store_takes_it(
     assert site.stored == {"/mine?sig=x": b"first picture"}
 
 
-def test_a_store_gets_time_before_it_is_asked_again(site: Site) -> None:
+@pytest.mark.parametrize("initial", [objects.WAIT_INITIAL_S, 0.0])
+def test_a_store_gets_time_before_it_is_asked_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch, initial: float
+) -> None:
+    """The first wait, and by chance up to as much again."""
+    monkeypatch.setattr(objects, "WAIT_INITIAL_S", initial)
     waits: list[float] = []
     before = stamina.instrumentation.get_on_retry_hooks()
     stamina.instrumentation.set_on_retry_hooks([lambda details: waits.append(details.wait_for)])
@@ -225,7 +230,7 @@ def test_a_store_gets_time_before_it_is_asked_again(site: Site) -> None:
     finally:
         stamina.instrumentation.set_on_retry_hooks(before)
     (wait,) = waits
-    assert wait > 0
+    assert initial <= wait <= 2 * initial + 1e-9
 
 
 FINAL = [300, 301, 303, 307, 308, 400, 401, 403, 404, 405, 409, 410, 411, 412, 413, 415, 422, 451]
@@ -462,6 +467,8 @@ def test_azure_gets_the_kind_of_its_blob_and_no_other_store_does(site: Site) -> 
     assert site.headers["content-type"] == "image/png"
     assert site.hits[-1] == f"/box/0.png?{sas}"
     assert entry["url"] == f"{site.http}/box/0.png"
+    send(given, pictures=PICTURES[:1], upload_urls=[f"{site.http}/box/0.png?sv=2024&sig=x"])
+    assert site.headers["x-ms-blob-type"] == "BlockBlob"
     for query in ("", "?sig=x", "?sv=2024", "?X-Amz-Signature=x&sig=y", "?SIG=x&SV=y"):
         send(given, pictures=PICTURES[:1], upload_urls=[f"{site.http}/box/0.png{query}"])
         assert "x-ms-blob-type" not in site.headers
@@ -745,6 +752,17 @@ def test_a_store_that_never_answers_ends_with_the_budget(
     site.put_statuses.extend([-1] * 9)
     with pytest.raises(DeliveryFailed, match="reached"):  # and not after the site's hour
         send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
+
+
+def test_what_a_store_says_to_an_upload_that_it_took_is_not_waited_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusal, "ANSWER_S", 3600)
+    monkeypatch.setattr(objects, "UPLOAD_ATTEMPTS", 1)
+    monkeypatch.setattr(site, "falls_silent", True)
+    site.put_answers[:] = [make_refusal(200, b"taken").replace(b"Length: 5", b"Length: 9")]
+    send(settings.read(site.environ), pictures=PICTURES[:1], upload_urls=[f"{site.http}/x"])
+    assert not site.put_answers
 
 
 def test_no_upload_is_tried_again_after_its_time(

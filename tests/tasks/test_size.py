@@ -226,6 +226,8 @@ def test_a_published_size_is_floored_to_multiples_of_16() -> None:
 def test_the_long_side_of_an_extreme_aspect_keeps_the_area(area: int, long: int) -> None:
     assert fit_to_area(area, 1e6) == (long, 64)
     assert fit_to_area(area, 1e-6) == (64, long)
+    sides = (*fit_to_area(area, 1e6), *fit_to_area(area, 1e-6))
+    assert all(isinstance(side, int) for side in sides)  # a warning says 16384, not 16384.0
 
 
 def test_exactly_the_limit_can_be_generated() -> None:
