@@ -650,6 +650,18 @@ def test_a_tokenizer_that_is_not_there_is_missed(folder: Path, tmp_path: Path) -
     assert refused(folder, tmp_path / "home").endswith("there is no tokenizer/tokenizer.json")
 
 
+def test_a_tokenizer_may_be_published_as_its_words_and_merges(folder: Path, tmp_path: Path) -> None:
+    """As that of Qwen-Image is, without a tokenizer.json."""
+    place = folder / "tokenizer"
+    whole = json.loads((place / "tokenizer.json").read_bytes())
+    (place / "tokenizer.json").unlink()
+    (place / "vocab.json").write_text(json.dumps(whole["model"]["vocab"]))
+    (place / "merges.txt").write_text("\n".join(map(" ".join, whole["model"]["merges"])))
+    added = {token["content"]: token["id"] for token in whole["added_tokens"]}
+    (place / "added_tokens.json").write_text(json.dumps(added))
+    accepted(folder, tmp_path / "home")
+
+
 def test_no_code_of_a_repository_is_run(folder: Path, tmp_path: Path) -> None:
     """A processor that asks for its own code is refused, without a question at a terminal."""
     (folder / "processor/code.py").write_text("raise SystemExit")

@@ -108,6 +108,15 @@ def test_every_token_has_its_part_in_the_prediction(changed: int) -> None:
     assert not torch.allclose(before[:, :35], after[:, :35], atol=1e-6)
 
 
+def test_rows_that_go_on_keep_what_counts_of_their_prompts() -> None:
+    embeds, mask = torch.randn(3, 4, 2), torch.arange(4) < torch.tensor([[4], [1], [2]])
+    kept = Conditioning(embeds, mask).keep([2, 1])
+    assert torch.equal(kept.embeds, embeds[[2, 1]])
+    assert kept.mask is not None
+    assert kept.mask.sum(dim=1).tolist() == [2, 1]
+    assert Conditioning(embeds).keep([0]).mask is None
+
+
 def test_a_timestep_is_rounded_as_the_latents_are() -> None:
     """As the module's own forward rounds it."""
     model, shapes = small(torch.bfloat16), SHAPES[0]

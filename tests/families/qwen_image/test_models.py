@@ -39,6 +39,20 @@ def test_defaults_are_those_of_the_stock_pipelines() -> None:
     assert set(steps.values()) == {default(QwenImagePipeline, "num_inference_steps")}
 
 
+def test_what_no_stock_pipeline_says_is_as_the_model_cards_have_it() -> None:
+    """Steps and references of the later edits, and a negative prompt, which is Chinese or a space.
+
+    The embedded models take as many steps.
+    """
+    for row in models.TABLE:
+        if row.defaults.max_references > 1 or row.embedded:
+            assert row.defaults.steps == 40
+            assert row.defaults.max_references in (0, 3)
+        assert re.fullmatch(r" |低分.*扭曲。", row.defaults.negative_prompt)
+    chinese = [row.name for row in ROWS if row.defaults.negative_prompt != " "]
+    assert chinese == ["qwen-image-2512"]
+
+
 @pytest.mark.parametrize("row", models.TABLE, ids=lambda row: row.name)
 def test_lightning_of_a_row_is_of_its_own_model_and_step_count(row: ModelSpec) -> None:
     """Each count has a file of its own, in the publisher's repository or beside the model."""
