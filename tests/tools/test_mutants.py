@@ -260,6 +260,29 @@ def test_what_torch_compiles_as_one_graph_is_recorded_too(
     assert reach.lines_of(tmp_path, "here") == {("a.py", 3), ("a.py", 4)}
 
 
+@pytest.mark.parametrize("most", [5, 16, 17, 20, 40], ids=lambda most: f"{most} bytes")
+def test_a_bound_on_files_that_a_test_sets_loses_no_line_and_leaves_no_half_of_one(
+    tmp_path: Path, most: int
+) -> None:
+    recorder = reach.Recorder(tmp_path)
+    recorder.switch("before")
+    places = [f"long/name.py:{number}" for number in (10, 11, 12)]
+    recorder(places[0])
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, usual[1]))
+    try:
+        recorder(places[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    recorder(places[2])
+    kept = {10, 12} if most < len(places[1]) + 2 else {10, 11, 12}
+    assert reach.lines_of(tmp_path, "before") == {("long/name.py", number) for number in kept}
+    recorder.switch("after")
+    recorder(places[0])
+    assert reach.lines_of(tmp_path, "after") == {("long/name.py", 10)}
+    assert reach.lines_of(tmp_path, "nobody's") == set()
+
+
 FILES = {
     "pyproject.toml": '[tool.pytest.ini_options]\npythonpath = ["src", "tests"]\n',
     "src/sums/__init__.py": '"""Sums."""\n',
