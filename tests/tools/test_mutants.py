@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import resource
 import subprocess
 import sys
 import textwrap
