@@ -69,7 +69,10 @@ def test_a_reply_says_when_it_was_made_in_whole_seconds() -> None:
 
 def test_a_worker_that_speaks_has_no_pictures_for_a_route_of_pictures() -> None:
     worker = Worker(settings.read({}), Forks())
-    given = {"openai_route": "/v1/images/generations", "openai_input": {"text": "hi"}}
+    asked = {"text": "hi", "model": "gpt-image-1"}
+    given = {"openai_route": "/v1/images/generations", "openai_input": asked}
     reply = asyncio.run(answered(worker, {"id": "a", "input": given}))
     assert reply["error_code"] == "UNSUPPORTED_TASK"
     assert reply["openai_error"]["code"] == "unsupported_task"
+    warning = "model: gpt-image-1 is OpenAI's; this worker's default is used"
+    assert reply["warnings"] == [warning]

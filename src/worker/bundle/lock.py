@@ -30,7 +30,7 @@ def take_turn(
         _wait(lock, done, watched, still_s)
         yield
     finally:
-        lock.release()  # does nothing where it is not held
+        lock.release()  # if it is locked
 
 
 def _wait(

@@ -76,7 +76,8 @@ def make_partial_event(
 
 def _find_pictures(output: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     if "images" not in output:
-        raise UnsupportedTask(f"task: {output.get('task')} makes no pictures")
+        message = f"task: {output.get('task')} makes no pictures"
+        raise UnsupportedTask(message, warnings=output.get("warnings", ()))
     found: Sequence[Mapping[str, Any]] = output["images"]
     return found
 
