@@ -278,6 +278,17 @@ def test_a_module_that_lacks_a_side_of_its_adapter_draws_nothing(missing: str) -
     assert linear.active is None
 
 
+def test_what_is_in_use_moves_with_its_module() -> None:
+    linear = LoraLinear(torch.nn.Linear(3, 2))
+    linear.add("a", torch.ones(1, 3), torch.ones(2, 1))
+    linear.keep_sum("a", torch.ones(2, 3))
+    linear.active = "a"
+    linear.to(torch.float64)
+    for used in (linear.down, linear.up, linear.kept):
+        assert used is not None
+        assert used.dtype == torch.float64
+
+
 @pytest.mark.parametrize(
     ("scale", "sides"),
     [
