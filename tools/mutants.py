@@ -47,16 +47,20 @@ def main(arguments: Sequence[str] | None = None, project: Project | None = None)
     parser = argparse.ArgumentParser(prog="mutants", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--room", choices=[ALL, *names], default=ALL)
-    parser.add_argument("--count", type=int, default=COUNT, help="mutants per room")
+    parser.add_argument("--count", type=int, default=COUNT, help="mutants to try per room")
     parser.add_argument("--workers", type=int, default=1, help="copies to try mutants in at once")
     parser.add_argument("--tests", default="*", help="only test files of this name, such as *push*")
     parser.add_argument("--list", action="store_true", help="show what the seed picks, try nothing")
     given = parser.parse_args(arguments)
+    listed = equivalents.read_list()
+
+    def is_listed(mutant: Mutant) -> bool:
+        return any(entry.covers(mutant) for entry in listed)
+
     picked = {
-        name: pick_mutants(folder, name, given.seed, given.count)
+        name: pick_mutants(folder, name, given.seed, given.count, is_listed)
         for name in (names if given.room == ALL else [given.room])
     }
-    listed = equivalents.read_list()
     if given.list:
         for mutant in (mutant for mutants in picked.values() for mutant in mutants):
             say(report.format_survivor(Outcome(mutant, "unreached"), project.source))

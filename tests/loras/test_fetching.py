@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import os
 import resource
 import time
 from collections.abc import Iterator
@@ -296,6 +297,8 @@ def test_what_is_no_lora_is_named_and_not_kept(room: Room, site: Site, name: str
         ("/hops/9", LoraRefused, "redirected more than"),
         ("/nothing", LoraFetchFailed, "complete"),
         ("/coded/style.safetensors?as=gzip", LoraRefused, "compressed"),
+        ("/coded/style.safetensors?as=gzip&as=identity", LoraRefused, "compressed"),
+        ("/coded/style.safetensors?as=identity&as=gzip", LoraRefused, "compressed"),
         (f"/to?url=https://{INSIDE}/x", LoraRefused, "public address"),
         ("/to?url=https://inside.test/x", LoraRefused, "public address"),
         ("/to?url=http://site.test/x", LoraRefused, "https"),
@@ -749,6 +752,20 @@ def test_a_disk_that_takes_only_a_part_is_told_as_that(room: Room, site: Site) -
     assert isinstance(error, WeightsUnavailable)
     assert "MODEL_DIR cannot hold" in error.message
     assert room.left() == set()
+
+
+def test_a_download_whose_folder_cannot_be_removed_is_ready_all_the_same(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[object] = []
+
+    def refuse(path: object, **_: object) -> None:
+        refused.append(path)
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    assert room.ready("org/style")[0].digest == digest(FILE)
+    assert refused
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,29 @@ def test_a_bound_on_files_that_a_test_sets_loses_no_line_and_leaves_no_half_of_o
     recorder(places[0])
     assert reach.lines_of(tmp_path, "after") == {("long/name.py", 10)}
     assert reach.lines_of(tmp_path, "nobody's") == set()
+
+
+def test_a_process_that_takes_long_to_start_is_of_each_context_since_then(tmp_path: Path) -> None:
+    """Such as a worker that a fixture starts, and that is there once the fixture has ended."""
+    recorder = reach.Recorder(tmp_path)
+    recorder.switch("earlier")
+    recorder.switch("fixture")
+    time.sleep(0.02)  # a process's start is known to a hundredth of a second
+    code = f"""
+        import sys
+        sys.stdin.readline()
+        from tools.mutation.reach import Recorder
+        Recorder({str(tmp_path)!r}).start("mark")
+        mark("a.py:7")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        recorder.switch("test")
+        process.communicate("go\n")
+    recorder.switch("later")
+    contexts = "earlier", "fixture", "test", "later"
+    found = {name for name in contexts if reach.lines_of(tmp_path, name) == {("a.py", 7)}}
+    assert found == {"fixture", "test"}
 
 
 FILES = {
@@ -583,6 +607,10 @@ def test_the_same_seed_chooses_the_same_mutants_and_another_seed_others() -> Non
     assert choose_some(1, 30)[:10] == choose_some(1, 10)
     assert choose_some(1, 30) != choose_some(2, 30)
     assert len(set(choose_some(1, 30))) == 30
+    listed = {mutant.key for mutant in pick_mutants(folder, "jobs", 1, 30)[::3]}
+    longer = pick_mutants(folder, "jobs", 1, 30, lambda mutant: mutant.key in listed)
+    assert [mutant.key for mutant in longer][:30] == choose_some(1, 30)
+    assert len(longer) - sum(mutant.key in listed for mutant in longer) == 30
     kinds = {mutant.mutation.kind for mutant in pick_mutants(folder, "jobs", 1, 30)}
     assert kinds == {"operator", "constant", "branch", "statement", "argument"}
 

@@ -2,7 +2,7 @@
 
 import ast
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -37,9 +37,16 @@ def find_rooms(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def pick_mutants(folder: Path, room: str, seed: int, count: int) -> list[Mutant]:
-    """Pick `count` mutants of a room, or all if there are fewer.
+def pick_mutants(
+    folder: Path,
+    room: str,
+    seed: int,
+    count: int,
+    is_listed: Callable[[Mutant], bool] = lambda _: False,
+) -> list[Mutant]:
+    """Pick `count` mutants of a room to try, or all if there are fewer.
 
+    Those that are listed as equivalent are not counted; the ones that are met are among the picked.
     Each kind of change is as likely as the others, and within a kind each place. The same seed on
     the same source gives the same mutants, and a larger count begins with the same ones.
     """
@@ -51,16 +58,23 @@ def pick_mutants(folder: Path, room: str, seed: int, count: int) -> list[Mutant]
         for mutation in find_mutations(source, errors):
             file = path.relative_to(folder).as_posix()
             pools[mutation.kind].append(Mutant(file, source, mutation))
-    return _pick(pools, random.Random(f"{seed}:{room}"), count)
+    return _pick(pools, random.Random(f"{seed}:{room}"), count, is_listed)
 
 
-def _pick(pools: Mapping[str, list[Mutant]], rng: random.Random, count: int) -> list[Mutant]:
+def _pick(
+    pools: Mapping[str, list[Mutant]],
+    rng: random.Random,
+    count: int,
+    is_listed: Callable[[Mutant], bool],
+) -> list[Mutant]:
     for pool in pools.values():
         rng.shuffle(pool)
     found: list[Mutant] = []
-    while len(found) < count and any(pools.values()):
+    left = count
+    while left > 0 and any(pools.values()):
         pool = pools[rng.choice([kind for kind, pool in pools.items() if pool])]
         mutant = pool.pop()
         if is_valid(mutant.source, mutant.mutation):
             found.append(mutant)
+            left -= not is_listed(mutant)
     return found

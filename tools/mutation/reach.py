@@ -2,20 +2,23 @@
 
 Only the standard library is used: this file is copied to where every Python process of a recording
 imports it at its start. The folder of a recording has a file per context (a test, a fixture), to
-which each process adds the places that it has not added yet, and `current`, the current context.
-A test may bound how large a file may be: a context has another file where one takes no more.
+which each process adds the places that it has not added yet, and `contexts`: when each began. A
+process takes a moment to start, and its fixture may have ended by then: it is of every context
+since it was started. A test may bound how large a file may be: a context has another file where one
+takes no more.
 """
 
 import builtins
 import errno
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Final
 
-CURRENT: Final = "current"
+CONTEXTS: Final = "contexts"
 WHOLE: Final = ";"  # how a line ends that was written to its end
 # Bound here, because tests replace them.
 _open, _write, _close = os.open, os.write, os.close
@@ -27,11 +30,15 @@ class Recorder:
     def __init__(self, folder: Path | str) -> None:
         self._folder = str(folder)
         self._seen: set[str] = set()
-        self._context, self._number = "start", 0
+        self._contexts = ["start"]
+        self._numbers: dict[str, int] = {}
 
     def start(self, mark: str) -> None:
-        """Become callable by that built-in name, in the context that `current` names."""
-        self.join()
+        """Become callable by that built-in name, in every context since this process started."""
+        with suppress(OSError):
+            started = _find_start()
+            since = [context for end, context in self._read_contexts() if end > started]
+            self._enter(list(dict.fromkeys(since)))
         os.register_at_fork(after_in_child=self.join)
         setattr(builtins, mark, self._make_mark())
 
@@ -54,38 +61,58 @@ class Recorder:
     def join(self) -> None:
         """Continue in the current context of the recording."""
         with suppress(OSError):
-            self.enter(Path(self._folder, CURRENT).read_text())
+            self._enter([self._read_contexts()[-1][1]])
 
     def enter(self, context: str) -> str:
         """Record into a context from here on; return the previous one."""
-        before, self._context = self._context, context
-        self._seen, self._number = set(), 0
-        return before
+        return self._enter([context])
 
     def switch(self, context: str) -> str:
         """Enter a context, also for processes that start in it; return the previous one."""
-        Path(self._folder, CURRENT).write_text(context)
+        with Path(self._folder, CONTEXTS).open("a") as file:
+            file.write(f"{time.clock_gettime(time.CLOCK_BOOTTIME)} {context}\n")
         return self.enter(context)
 
-    def _append(self, place: str) -> None:
-        """Append one line to the file that takes it, or to the next one."""
-        with suppress(OSError):
-            if not self._put(f"\n{place}{WHOLE}".encode()):
-                self._number += 1
-                self._put(f"\n{place}{WHOLE}".encode())
+    def _enter(self, contexts: list[str]) -> str:
+        before, self._contexts = self._contexts[-1], contexts
+        self._seen, self._numbers = set(), {}
+        return before
 
-    def _put(self, line: bytes) -> bool:
-        """Return whether a file took a line; none stays open, as processes close theirs."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        file = _open(_place_lines(self._folder, self._context, self._number), flags)
-        try:
-            return _write(file, line) == len(line)
-        except OSError as error:
-            if error.errno == errno.EFBIG:
-                return False
-            raise
-        finally:
-            _close(file)
+    def _read_contexts(self) -> list[tuple[float, str]]:
+        """Return when each context ended, in seconds since the machine started, in their order."""
+        lines = Path(self._folder, CONTEXTS).read_text().splitlines()
+        begun = [(float(when), name) for when, _, name in (line.partition(" ") for line in lines)]
+        ends = [*(when for when, _ in begun[1:]), float("inf")]
+        return [(end, name) for end, (_, name) in zip(ends, begun, strict=True)]
+
+    def _append(self, place: str) -> None:
+        """Append one line to the file of each context that takes it, or to its next one."""
+        with suppress(OSError):
+            line = f"\n{place}{WHOLE}".encode()
+            for context in self._contexts:
+                number = self._numbers.get(context, 0)
+                if not _put(_place_lines(self._folder, context, number), line):
+                    self._numbers[context] = number + 1
+                    _put(_place_lines(self._folder, context, number + 1), line)
+
+
+def _put(path: str, line: bytes) -> bool:
+    """Append a line and return whether the file took it; none stays open for a test to close."""
+    file = _open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        return _write(file, line) == len(line)
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            return False
+        raise
+    finally:
+        _close(file)
+
+
+def _find_start() -> float:
+    """Return when this process was started, in seconds since the machine was, rounded down."""
+    ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    return int(ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def lines_of(folder: Path, context: str) -> set[tuple[str, int]]:
