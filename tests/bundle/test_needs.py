@@ -86,6 +86,14 @@ def test_what_was_prepared_without_a_gpu_opens_on_one_without_the_hub(
     assert offline(environ, 40 * GB).folder == prepared.folder
 
 
+def test_on_a_cpu_nobody_asks_what_a_device_must_hold(environ: dict[str, str]) -> None:
+    prepared = obtained(environ)
+    forget(environ)
+    assert offline(environ).folder == prepared.folder
+    with pytest.raises(HubUnreachable):
+        offline(environ, 40 * GB)
+
+
 def test_the_sizes_are_those_that_the_device_must_hold(
     environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,6 +265,9 @@ def test_a_plan_says_of_each_part_what_it_is_made_of_and_how(folder: Path) -> No
     exact = replace(order, recipe=replace(RECIPE, parts=(replace(MATRIX, is_exact=True),)))
     (one,) = plan(replace(exact, lightning={}), published).components
     assert one.facts["precision"] == "published"
+    numbers = 4 * (SIDE * SIDE + SIDE)  # in fp32, as they are published
+    size = compute_sizes(replace(exact, lightning={}), published)["bf16"]
+    assert size.parts == {"matrix": numbers}
 
 
 def test_a_part_that_a_publisher_leaves_out_is_not_made(folder: Path) -> None:

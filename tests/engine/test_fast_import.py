@@ -1,6 +1,7 @@
 """bitsandbytes is imported without torch's compiler, and asks for a fetcher in vain, silently."""
 
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,3 +78,11 @@ def test_only_the_advice_to_install_the_fetcher_is_dropped(package: Path) -> Non
     )
     kept = [record.getMessage() for record in records if logger.filter(record)]
     assert kept == ["another matter: why"]
+
+
+def test_whatever_uses_the_device_comes_after_it() -> None:
+    code = f"import sys; import worker.engine; print(sys.modules.get({FETCHER!r}, 'not blocked'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout == "None\n"
