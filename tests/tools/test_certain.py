@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from tools import certain
 from tools.neighbour import busy
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.timeout(600)  # pytest itself takes long to start on a busy machine
 
@@ -116,14 +119,26 @@ def test_two_runs_are_each_others_neighbour(
 ) -> None:
     (tmp_path / "house").mkdir()
     monkeypatch.setenv("HOUSE", str(tmp_path / "house"))
-    file = tmp_path / "test_meeting.py"
-    file.write_text(MEETING)
-    words = ["--times", "2", "--neighbour", "always", "--out", str(tmp_path / "out"), str(file)]
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "test_meeting.py").write_text(MEETING)
+    out = tmp_path / "out"
+    words = ["--times", "2", "--neighbour", "always", "--out", str(out), str(tmp_path / "some")]
     assert certain.main(words) == 0
     text = capsys.readouterr().out
+    assert all("-n 2 " in (out / run / "output.txt").read_text() for run in ("run-01", "run-02"))
     assert "run 1 of 2, seed 1, with a busy neighbour: passed" in text
     assert "run 2 of 2, seed 2, with a busy neighbour: passed" in text
     assert multiprocessing.active_children() == []
+
+
+def test_a_run_alone_has_as_many_workers_as_make_test(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text("def test_some(): pass")
+    out = tmp_path / "out"
+    words = ["--times", "1", "--neighbour", "never", "--out", str(out), str(tmp_path)]
+    assert certain.main(words) == 0
+    command = (out / "run-01" / "output.txt").read_text()
+    (usual,) = re.findall(r"^TESTERS \?= (\d+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert f"-n {usual} " in command
 
 
 def test_a_run_that_is_left_over_has_processes_for_neighbours(
