@@ -4,6 +4,7 @@ import importlib
 
 import pytest
 
+from worker import settings
 from worker.families.catalogue import CATALOGUE
 from worker.weights.spec import ModelSpec, Parts
 
@@ -16,3 +17,9 @@ def test_a_row_has_the_parts_of_its_family_s_recipe(row: ModelSpec) -> None:
         assert row.parts == Parts(weights=("",))
         return
     assert row.parts == Parts(weights=recipe.with_weights, beside=recipe.copied)
+
+
+@pytest.mark.parametrize("row", CATALOGUE.rows, ids=lambda row: row.name)
+def test_every_family_computes_what_a_job_takes_beside_the_weights(row: ModelSpec) -> None:
+    recipe = importlib.import_module(row.family).OPENER.recipe
+    assert recipe.compute_working(row, settings.read({}), "bf16") > 0
