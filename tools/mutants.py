@@ -20,7 +20,7 @@ import argparse
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None, project: Project | None = None)
             for name in record.failing
         ]
         atlas = Atlas(folder, records, project.root / project.tests)
-        done = [try_room(name, mutants, atlas, staff, listed) for name, mutants in picked.items()]
+        done = [try_room(name, some, atlas, staff, is_listed) for name, some in picked.items()]
     stale = equivalents.find_stale(listed, folder)
     say("\n".join([*left_out, report.format_report(done, project.source, stale)]))
     out = project.root / "out/mutants" / f"{given.room}-{given.seed}.json"
@@ -112,10 +112,10 @@ def try_room(
     mutants: Sequence[Mutant],
     atlas: Atlas,
     staff: Sequence[Worker],
-    listed: Sequence[equivalents.Equivalent],
+    is_listed: Callable[[Mutant], bool],
 ) -> Room:
     """Try the mutants of a room that are not listed as equivalent."""
-    to_try = [m for m in mutants if not any(entry.covers(m) for entry in listed)]
+    to_try = [mutant for mutant in mutants if not is_listed(mutant)]
     outcomes: dict[Mutant, Outcome] = {}
 
     def try_one(worker: Worker, mutant: Mutant) -> Outcome:
