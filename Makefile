@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH ?= cu128
 VENV := $(if $(filter cu128,$(TORCH)),.venv,.venv-$(TORCH))
 BIN := $(VENV)/bin
+# Where it is set, every process compiles all sources and tests anew: 16 s a worker of pytest.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test trials pretend-gpu certain mutants faults fuzz soak storm stores clients api browser playground load gpu-check quick check readme lint format train-tiny train-speech eval-tiny lock image-check first-hour clean
 help: ## show the targets

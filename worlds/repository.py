@@ -89,9 +89,20 @@ class Copying:
         return self._local.read_file(file)
 
 
-def tuned(folder: Path, out: Path, by: float) -> Path:
-    """Copy a published model as a fine-tune: one tensor changed, every size the same."""
+def brief(folder: Path, out: Path) -> Path:
+    """Copy a published model with a schedule that ends where Lightning's do.
+
+    It has a third of the modulation rows, which are half of the time to prepare so small a model.
+    """
     shutil.copytree(folder, out)
+    file = out / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_bytes()), "shift_terminal": 0.3}))
+    return out
+
+
+def tuned(folder: Path, out: Path, by: float) -> Path:
+    """Copy a published model as a brief fine-tune: one tensor changed, every size the same."""
+    brief(folder, out)
     file = out / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
     tensors["proj_out.bias"] += by

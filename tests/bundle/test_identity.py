@@ -20,26 +20,29 @@ from worker.weights import metadata, proof
 from worlds import hub as worlds_hub
 from worlds.hub import Hub
 from worlds.prepared import folder_of
-from worlds.repository import tuned
+from worlds.repository import brief, tuned
 
 OWNERS = {"alice": 0.25, "bob": 0.5}
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two fine-tunes of one model, which differ in one tensor and in nothing else."""
+    """A model and two fine-tunes of it, which differ in one tensor and in nothing else."""
     at = tmp_path_factory.mktemp("published")
-    return {who: tuned(folder_of("tiny-edit"), at / who, by) for who, by in OWNERS.items()}
+    return {
+        "nobody": brief(folder_of("tiny-edit"), at / "nobody"),
+        **{who: tuned(folder_of("tiny-edit"), at / who, by) for who, by in OWNERS.items()},
+    }
 
 
 @pytest.fixture(scope="module")
 def hub(published: dict[str, Path]) -> Iterator[Hub]:
     """A hub on which two owners publish a model of one name."""
     with worlds_hub.running() as running:
-        for who, folder in published.items():
-            running.add(f"{who}/foo", folder)
-        running.add("alice/foo-edit", folder_of("tiny-edit"))
-        running.add("alice/foo", folder_of("tiny-edit"), branch="v1")
+        for who in OWNERS:
+            running.add(f"{who}/foo", published[who])
+        running.add("alice/foo-edit", published["nobody"])
+        running.add("alice/foo", published["nobody"], branch="v1")
         yield running
 
 

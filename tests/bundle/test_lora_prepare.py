@@ -1,7 +1,6 @@
 """Preparing a Lightning LoRA: every form and scale of its file, again where one was missed."""
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from worker.weights import metadata
 from worker.weights.snapshot import LocalSnapshot
 from worlds import prepared
 from worlds.hub import running
-from worlds.repository import Copying
+from worlds.repository import Copying, brief
 
 CPU = torch.device("cpu")
 STEPS = 8
@@ -41,7 +40,7 @@ PLAIN = {"recipe": 1}
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A copy of the embedded text-to-image model."""
-    return Path(shutil.copytree(prepared.folder_of("tiny-image"), tmp_path / "source"))
+    return brief(prepared.folder_of("tiny-image"), tmp_path / "source")
 
 
 def facts_of(state: Mapping[str, Tensor]) -> dict[str, float]:

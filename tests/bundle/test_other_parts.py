@@ -23,6 +23,7 @@ from worker.weights.joined import join
 from worker.weights.snapshot import LocalSnapshot
 from worlds import prepared
 from worlds.hub import Hub, running
+from worlds.repository import brief
 
 CONFIG, SHARD = "config.json", "diffusion_pytorch_model.safetensors"
 LIGHTNING = "org/light/files/style-{n}steps.safetensors"
@@ -45,12 +46,17 @@ def below(folder: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {f"{folder}/{name}": data for name, data in files.items()}
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return brief(prepared.folder_of("tiny-image"), tmp_path_factory.mktemp("published") / "own")
+
+
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(published: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub with a model, and other transformers and LoRAs elsewhere."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     with running() as found:
-        found.add("org/own", prepared.folder_of("tiny-image"))
+        found.add("org/own", published)
         found.add("org/merged", {**below("transformer", read_transformer(0.5)), "README.md": b""})
         found.add("org/bare", read_transformer(1.0))
         found.add("org/many", below("v2/best", read_transformer(2.0)))

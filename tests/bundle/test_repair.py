@@ -16,14 +16,20 @@ from worker.families.qwen_image.recipe import RECIPE
 from worker.seam import Models
 from worker.weights import space
 from worlds.prepared import folder_of
+from worlds.repository import brief
 
 Lose = Callable[[bool], list[str]]
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return brief(folder_of("tiny-image"), tmp_path_factory.mktemp("published") / "image")
+
+
 @pytest.fixture
-def environ(tmp_path: Path) -> dict[str, str]:
+def environ(published: Path, tmp_path: Path) -> dict[str, str]:
     return {
-        "MODEL": str(folder_of("tiny-image")),
+        "MODEL": str(published),
         "MODEL_DIR": str(tmp_path / "home"),
         "RUNPOD_CACHE_DIR": str(tmp_path / "none"),
         "MIN_STORAGE_FREE_GB": "0",

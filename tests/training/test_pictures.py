@@ -15,7 +15,8 @@ from training.tiny.cases import edits, exchanges, prompts, rates
 from worker import boot, settings
 from worker.seam import Model
 
-CASES = 10
+CASES = 5
+BUT_ONE = (CASES - 1) / CASES
 
 
 @pytest.fixture(scope="module", params=["bf16", "8bit", "4bit"])
@@ -37,7 +38,7 @@ def test_a_prompt_gives_its_scene(models: dict[str, Model], way: str) -> None:
     cases = list(prompts(CASES, 21))
     assert {case.held_out for case in cases} == {True, False}
     drawn = [evaluate.make(models["image"], case, way) for case in cases]
-    assert rates(cases, drawn)["all five"] >= 0.9
+    assert rates(cases, drawn)["all five"] >= BUT_ONE
 
 
 def test_an_edit_does_what_was_requested_and_keeps_the_rest(models: dict[str, Model]) -> None:
@@ -56,7 +57,7 @@ def test_two_references_give_the_object_of_one_and_the_background_of_the_other(
 ) -> None:
     cases = list(exchanges(CASES, 23))
     drawn = [evaluate.make(models["edit"], case, "lightning-8") for case in cases]
-    assert rates(cases, drawn)["all five"] >= 0.9
+    assert rates(cases, drawn)["all five"] >= BUT_ONE
 
 
 @pytest.mark.parametrize("kind", [begun.vary, begun.repaint, begun.widen])
