@@ -198,15 +198,14 @@ def test_a_gpu_gets_every_byte_through_pinned_buffers(
         written.append(state)
         paths.append(tmp_path / tensors.write(tmp_path, f"weights-{number}", state)[0])
     with FileReader(GPU, threads=threads) as reader:
-        reader.start(paths[0])
-        first = reader.take(paths[0])
-        # by now the threads' streams exist: what is allocated later must be waited for too
-        reader.start(paths[1])
-        found = [first, reader.take(paths[1])]
+        # by the second file the threads' streams exist: its memory must be waited for too
+        for path, state in zip(paths, written, strict=True):
+            reader.start(path)
+            read = reader.take(path)
+            # all of it is there, before the reader is left, which waits for whatever is not
+            assert read.keys() == state.keys()
+            assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
         assert len(gpu.pinned) == 2 * (len(gpu.streams) - 1) <= 2 * threads
-    for state, read in zip(written, found, strict=True):
-        assert read.keys() == state.keys()
-        assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
     assert len(gpu.allocated) == 4  # small tensors stay on the CPU
 
 

@@ -683,6 +683,19 @@ def test_portions_grow_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [test.file for test in next(plan.split_into_portions(mixed))] == ["a", "a", "b", "b"]
 
 
+def test_a_test_that_is_named_like_the_source_is_tried_before_one_that_costs_little_less(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.py").write_text(source := "def f(a):\n    return a < 3\n")
+    lines = frozenset([("a.py", 2), ("b.py", 1)])
+    near, quick, slow = (
+        record.Test(f"{file}::t", seconds, "passed", lines)
+        for file, seconds in (("test_a.py", 3.0), ("test_b.py", 0.5), ("test_c.py", 1.0))
+    )
+    atlas = Atlas(tmp_path, [Record((slow, quick, near), frozenset())])
+    assert atlas.find_tests(mutant_of(source, "return a <= 3")) == [quick, near, slow]
+
+
 def test_the_report_names_survivors_and_counts() -> None:
     source = "def f(a):\n    return a < 3\n"
     mutant = mutant_of(source, "return a <= 3")

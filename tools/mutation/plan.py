@@ -17,6 +17,8 @@ LONGEST_S: Final = 60.0
 MOST_S: Final = 90.0
 # What any test costs, however quick it is.
 LEAST_S: Final = 0.02
+# A test of test_NAME.py is as likely to notice a change of NAME.py at so many times the cost.
+NAMESAKE: Final = 4.0
 # Where the docs are compared with what the source declares, all of it as one.
 COMPARING: Final = "test_readme.py"
 
@@ -141,14 +143,14 @@ class Atlas:
         """Yield the tests of test_NAME.py that run a line of NAME.py."""
         for _, tests in self._tests:
             for test in tests:
-                is_namesake = Path(test.file).name == f"test_{Path(file).name}"
-                if is_namesake and any(name == file for name, _ in test.lines):
+                if _is_namesake(test, file) and any(name == file for name, _ in test.lines):
                     yield test
 
     def _worth(self, test: Test, file: str) -> float:
         """Return a test's seconds per share of its lines that are in a file; less is better."""
         own = sum(1 for name, _ in test.lines if name == file)
-        return (test.cost + LEAST_S) * len(test.lines) / max(own, 0.1)
+        cost = (test.cost + LEAST_S) / (NAMESAKE if _is_namesake(test, file) else 1.0)
+        return cost * len(test.lines) / max(own, 0.1)
 
     def _is_in_function(self, file: str, line: int) -> bool:
         return any(
@@ -209,6 +211,10 @@ def split_into_portions(tests: Sequence[Test]) -> Iterator[list[Test]]:
         at += 1
         files = list(dict.fromkeys(test.file for test in taken))
         yield sorted(taken, key=lambda test: files.index(test.file))
+
+
+def _is_namesake(test: Test, file: str) -> bool:
+    return Path(test.file).name == f"test_{Path(file).name}"
 
 
 def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

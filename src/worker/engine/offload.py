@@ -1,6 +1,5 @@
 """Weights that wait in the host's memory and pass through the device, two modules at a time."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -124,9 +123,7 @@ class _Unit:
             elif isinstance(old, nn.Parameter):
                 new: Any = nn.Parameter(made, requires_grad=False)
                 if (state := getattr(old, "quant_state", None)) is not None:
-                    new.quant_state = copy.copy(state)
-                    new.quant_state.state2 = copy.copy(state.state2)
-                    new.bnb_quantized = True
+                    new.quant_state, new.bnb_quantized = state, True
                 setattr(owner, slot.name, new)
             else:
                 setattr(owner, slot.name, made)

@@ -94,12 +94,12 @@ def drawn(model: QwenImage, wish: PictureWish) -> bytes:
 
 
 def test_any_order_gives_the_same_pictures(models: dict[str, QwenImage]) -> None:
-    """Eight steps, four steps and base with CFG, in every order of three."""
+    """Eight steps, four steps and base with CFG, each after each of the others."""
     jobs = [TEXT, replace(TEXT, steps=4), replace(TEXT, **BASE), replace(TEXT, prompt=PROMPTS[1])]
     model = models["tiny-image"]
     first = [drawn(model, job) for job in jobs]
     assert len(set(first)) == len(jobs)
-    for order in itertools.permutations(range(len(jobs)), 3):
+    for order in itertools.permutations(range(len(jobs)), 2):
         assert [drawn(model, jobs[i]) for i in order] == [first[i] for i in order]
 
 
