@@ -541,14 +541,40 @@ def test_a_job_waits_for_its_turn_and_leaves_it_when_cancelled() -> None:
     assert asyncio.run(case()) == ["slow", "last"]
 
 
+class Lingering(asyncio.SelectorEventLoop):
+    """A loop whose other threads linger once they have told it that their work is done."""
+
+    go_on = threading.Event()
+
+    def call_soon_threadsafe(self, callback: Any, *given: Any, **named: Any) -> asyncio.Handle:
+        """Linger in any other thread."""
+        handle = super().call_soon_threadsafe(callback, *given, **named)
+        if threading.current_thread() is not threading.main_thread():
+            self.go_on.wait(60)
+        return handle
+
+
 def test_all_work_is_done_by_one_thread_however_quickly_it_follows() -> None:
     """What libraries keep for each thread is there for every job."""
 
     async def case() -> set[int]:
-        device = DeviceThread()
-        return {await device.run(threading.get_ident, lambda: None) for _ in range(5000)}
+        device, go = DeviceThread(), threading.Event()
 
-    assert len(asyncio.run(case())) == 1
+        def work() -> int:
+            go.wait(60)
+            return threading.get_ident()
+
+        first = asyncio.create_task(device.run(work, lambda: None))
+        await asyncio.sleep(0)  # it has been handed to the pool
+        go.set()
+        found = await first
+        second = asyncio.create_task(device.run(work, lambda: None))
+        await asyncio.sleep(0)
+        Lingering.go_on.set()
+        return {found, await second}
+
+    with asyncio.Runner(loop_factory=Lingering) as runner:
+        assert len(runner.run(case())) == 1
 
 
 def test_a_running_job_is_waited_for_however_often_it_is_cancelled() -> None:

@@ -72,7 +72,9 @@ def test_a_line_may_end_anywhere_in_the_padding(start: str, padding: str) -> Non
     assert decoded(start + text[:-2] + padding) == DATA[:-1]
 
 
-@pytest.mark.parametrize("padding", ["===", "=\n==", "=\n=a", "=a="])
+@pytest.mark.parametrize(
+    "padding", ["===", "=\n==", "=\n=a", "=a=", *(f"={end}" for end in "A0+/-_")]
+)
 def test_nothing_but_two_signs_ends_base64(padding: str) -> None:
     with pytest.raises(ValueError, match="must be"):
         reference.read_source(base64.b64encode(DATA[:-1]).decode()[:-2] + padding)
