@@ -341,7 +341,12 @@ FILES = {
     "src/sums/shop/__init__.py": "",
     "src/sums/shop/names.py": '''
         """What tests alone name."""
+        from types import SimpleNamespace
         OPEN = 9
+        CLOSED = 17
+        def make_day() -> SimpleNamespace:
+            """Return the hours of a day."""
+            return SimpleNamespace(closed=CLOSED)
     ''',
     "src/sums/shop/prices.py": '''
         """Prices."""
@@ -370,9 +375,13 @@ FILES = {
     ''',
     "worlds/hours.py": "from sums.shop.names import OPEN\n",
     "tests/test_hours.py": """
+        from sums.shop.names import make_day
         from worlds import hours
+        DAY = make_day()
         def test_open():
             assert hours.OPEN == 9
+        def test_closed():
+            assert DAY.closed == 17
     """,
     "tests/test_ages.py": """
         import pytest
@@ -403,6 +412,7 @@ FILES = {
     "tests/test_prices.py": """
         import subprocess, sys
         import pytest
+        from sums.shop.names import make_day
         from sums.shop.prices import down, total
         @pytest.fixture(scope="module")
         def counted():
@@ -411,6 +421,8 @@ FILES = {
             assert total([1, 2], 10) == 3
         def test_down(counted):
             assert counted == 0
+        def test_a_day():
+            assert make_day()
         def test_another_process():
             code = "from sums.shop.away import answer, shut_in; print(answer(), shut_in())"
             command = [sys.executable, "-c", code]
@@ -441,6 +453,8 @@ EXPECTED = {
     ("count -= 1", "count += 1"): "hangs",
     # named by what a test imports
     ("OPEN = 9", "OPEN = 10"): "killed",
+    # named by the argument that it is passed as, and run while the file was loaded
+    ("CLOSED = 17", "CLOSED = 18"): "killed",
     # noticed by a test that does not run it: it ran when the file was loaded
     ("return sides * 2", "return sides / 2"): "killed",
     # reached by no name, but by the tests of the file

@@ -68,9 +68,9 @@ class Atlas:
         """Return the tests that may notice a mutant, the likeliest per second first.
 
         A line in a function is noticed by the tests that run it; a constant, or the default of a
-        class, by the tests that run a line that names it or name it themselves, by those of
-        test_NAME.py, which reach what is read from a class as one, such as a model's fields, and by
-        those that compare the docs with all that is declared.
+        class, by the tests that run a line that names it or name it themselves, or the argument
+        that it is passed as, by those of test_NAME.py, which reach what is read from a class as
+        one, such as a model's fields, and by those that compare the docs with all that is declared.
         """
         file, mutation = mutant.file, mutant.mutation
         own = {(file, n) for n in range(mutation.first, mutation.last + 1)}
@@ -81,7 +81,7 @@ class Atlas:
             if not all(line in self._by_line for line in lines):  # see find_nearby
                 found |= {test.name: test for test in self.find_nearby(mutant)}
             names = self._defined(file, mutation.first)
-            found |= {test.name: test for test in self._find_naming(names)}
+            found |= {test.name: test for test in self._find_naming(names | self._passed(names))}
             found |= {test.name: test for test in self._find_namesakes(file)}
             found |= {
                 test.name: test
@@ -187,6 +187,15 @@ class Atlas:
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 names.add(node.name)  # the line is of its defaults or decorators
         return names
+
+    def _passed(self, names: set[str]) -> set[str]:
+        """Return the keywords as whose arguments any of the names is passed."""
+        return {
+            node.arg
+            for tree in self._trees.values()
+            for node in ast.walk(tree)
+            if isinstance(node, ast.keyword) and node.arg and names & set(_named(node.value))
+        }
 
 
 def split_into_portions(tests: Sequence[Test]) -> Iterator[list[Test]]:
