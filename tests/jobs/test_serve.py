@@ -9,10 +9,11 @@ import json
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextvars import Context
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVarTuple
 
 import pytest
 import structlog
@@ -38,6 +39,7 @@ from worlds.standin import SERVED, StandIn, StandIns, answered
 from worlds.tone import Forks
 
 Reply = dict[str, Any]
+Ts = TypeVarTuple("Ts")
 
 
 def served(
@@ -546,9 +548,11 @@ class Lingering(asyncio.SelectorEventLoop):
 
     go_on = threading.Event()
 
-    def call_soon_threadsafe(self, callback: Any, *given: Any, **named: Any) -> asyncio.Handle:
+    def call_soon_threadsafe(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
         """Linger in any other thread."""
-        handle = super().call_soon_threadsafe(callback, *given, **named)
+        handle = super().call_soon_threadsafe(callback, *args, context=context)
         if threading.current_thread() is not threading.main_thread():
             self.go_on.wait(60)
         return handle
