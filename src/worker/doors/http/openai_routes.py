@@ -112,11 +112,10 @@ class OpenAIRoutes:
         return await _make_reply(call.route, entry) if response is None else response
 
     async def _list_switches(self) -> frozenset[str]:
-        """Name the fields that are true or false."""
+        """Name the fields of any task that are true or false: `stream` is one of speech."""
         rows = (await self._desk.ask("capabilities"))["input"]
         switches = [row for row in rows if row["schema"].get("type") == "boolean"]
-        names = (name for row in switches for name in (row["field"], *row["aliases"]))
-        return frozenset({"stream", *names})
+        return frozenset(name for row in switches for name in (row["field"], *row["aliases"]))
 
     async def _require_task(self, task: str, route: str) -> None:
         models = (await self._desk.ask("capabilities"))["models"]
