@@ -66,9 +66,9 @@ class _Parts:
         if name == b"tRNS":
             if _is_valid(chunk) and len(chunk) - 12 >= _find_min_transparency(self._head):
                 self._head.append(chunk)
-        elif any(self._pixels.values()):
-            return
-        elif name in CRITICAL or (name == b"fcTL" and _is_frame(chunk, self._head)):
+        elif not any(self._pixels.values()) and (
+            name in CRITICAL or (name == b"fcTL" and _is_frame(chunk, self._head))
+        ):
             self._head.append(chunk)
 
     def join(self) -> bytes:
