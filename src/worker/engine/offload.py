@@ -123,7 +123,7 @@ class _Unit:
             elif isinstance(old, nn.Parameter):
                 new: Any = nn.Parameter(made, requires_grad=False)
                 if (state := getattr(old, "quant_state", None)) is not None:
-                    new.quant_state, new.bnb_quantized = state, True
+                    new.quant_state = state
                 setattr(owner, slot.name, new)
             else:
                 setattr(owner, slot.name, made)
