@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from PIL import Image
@@ -147,9 +147,9 @@ class PictureAsked(Asked):
 
     size: Size
     offer: PictureOffer
-    repaint: Repaint | None = None
-    sees: bool = True
-    adjusted: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    repaint: Repaint | None
+    sees: bool
+    adjusted: Mapping[str, Sequence[Any]]
 
 
 def offer_of(model: Served) -> PictureOffer:
