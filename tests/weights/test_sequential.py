@@ -346,6 +346,13 @@ def test_a_part_that_was_not_asked_for_is_none(answer: Answer, tmp_path: Path, s
         download(tmp_path / "part")
 
 
+def test_the_beginning_of_a_file_is_not_taken_for_a_range_of_its_length(answer: Answer) -> None:
+    """A hub that ignores Range and hangs up after as many bytes as were asked for."""
+    answer([b"x" * 10])
+    with pytest.raises(AttemptFailed, match="ignores Range"):
+        sequential.read_range(HUB, URL, WHOLE, 50, 60, FAST)
+
+
 def test_a_hub_that_does_not_end_is_left(answer: Answer) -> None:
     answer(chain(repeat(b"x" * 10, 50), [AssertionError("it was read on")]))
     with pytest.raises(AttemptFailed, match="more than was requested"):
