@@ -19,6 +19,7 @@ from worker.families.qwen_image.modulation import MODULATION
 from worker.families.qwen_image.parts import TRANSFORMER
 from worker.weights import checkpoint, sources
 from worker.weights.snapshot import LocalSnapshot
+from worker.weights.spec import Listing, ModelSpec
 from worlds import altered, prepared
 from worlds.altered import Raw
 from worlds.hub import Hub, running
@@ -284,6 +285,15 @@ def test_the_repository_to_take_instead_is_the_one_that_was_quantised(
 
 def test_without_a_class_or_a_name_nothing_is_guessed() -> None:
     assert CATALOGUE.make_listing("someone/painter").instead == ""
+
+
+@pytest.mark.parametrize(
+    ("instead", "advice"),
+    [("a/b", "set MODEL=a/b"), ("", "name the repository that it was made from")],
+)
+def test_a_refusal_ends_with_what_to_do(instead: str, advice: str) -> None:
+    spec = ModelSpec("painter", "someone/painter", "", listing=Listing(instead=instead))
+    assert prequantised.make_refusal("transformer", "GGUF", spec).message.endswith(f": {advice}")
 
 
 @pytest.fixture

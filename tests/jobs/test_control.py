@@ -18,11 +18,10 @@ Report = tuple[Phase, int, int]
 SPANS = TEXT_TO_IMAGE.spans
 
 
-def updates_of(reports: list[list[Report]], steps: int | None = None) -> list[dict[str, Any]]:
+def updates_of(reports: list[list[Report]], steps: int = 1) -> list[dict[str, Any]]:
     """Return the updates of a job whose pictures make these reports, one list a picture."""
     updates: list[Any] = []
-    known = (1,) if steps is None else (steps,)
-    control = JobControl(updates.append, SPANS, len(reports), *known)
+    control = JobControl(updates.append, SPANS, len(reports), steps)
     for picture, made in enumerate(reports):
         control.start(picture)
         for report in made:
@@ -54,7 +53,7 @@ def test_one_picture_counts_its_denoising_steps() -> None:
 def test_a_task_without_steps_has_phases_alone() -> None:
     spans = [replace(span, steps=None) for span in SPANS]
     updates: list[Any] = []
-    control = JobControl(updates.append, spans, 1)
+    control = JobControl(updates.append, spans, 1, 1)
     control.start(0)
     for phase in ("text", "decode"):
         control.follow(0).report(phase, 1, 1)
@@ -89,7 +88,7 @@ def test_a_decoded_picture_has_all_its_steps_behind_it() -> None:
 
 def test_what_is_reported_before_the_first_start_is_the_first_picture() -> None:
     updates: list[Any] = []
-    JobControl(updates.append, SPANS, 2).follow(0).report("denoise", 1, 4)
+    JobControl(updates.append, SPANS, 2, 1).follow(0).report("denoise", 1, 4)
     assert updates == [{"step": 1, "steps": 8, "phase": "denoise", "percent": 15}]
 
 
@@ -144,7 +143,7 @@ def test_progress_never_falls_whatever_is_made_and_made_again(
     job: tuple[list[list[Report]], int], *, known: bool
 ) -> None:
     pictures, steps = job
-    updates = updates_of(pictures, steps if known else None)
+    updates = updates_of(pictures, steps if known else 1)
     for before, after in pairwise(updates):
         assert before["step"] <= after["step"]
         assert before["percent"] <= after["percent"]
@@ -162,7 +161,7 @@ def test_progress_never_falls_whatever_is_made_and_made_again(
 @pytest.mark.parametrize("phase", ["text", "reference", "denoise", "decode"])
 def test_a_report_after_a_stop_publishes_nothing_and_ends_the_work(phase: Phase) -> None:
     updates: list[Any] = []
-    control = JobControl(updates.append, SPANS, 1)
+    control = JobControl(updates.append, SPANS, 1, 1)
     control.stop()
     with pytest.raises(Stopped):
         control.follow(0).report(phase, 1, 1)
@@ -174,7 +173,7 @@ def test_a_report_after_a_stop_publishes_nothing_and_ends_the_work(phase: Phase)
 def test_a_part_is_passed_on_where_the_job_has_it_sent_and_else_let_go() -> None:
     parts: list[Any] = []
     part = Sound(np.zeros(3, np.int16), 24_000)
-    JobControl(lambda _: None, SPANS, 1, hand_over=parts.append).follow(0).hand_over(part)
+    JobControl(lambda _: None, SPANS, 1, 1, hand_over=parts.append).follow(0).hand_over(part)
     assert parts == [part]
-    JobControl(lambda _: None, SPANS, 1).follow(0).hand_over(part)
+    JobControl(lambda _: None, SPANS, 1, 1).follow(0).hand_over(part)
     assert parts == [part]

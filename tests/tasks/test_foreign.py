@@ -43,6 +43,11 @@ def test_a_word_for_quality_has_no_effect_and_that_is_said(word: str) -> None:
     assert request.warnings == (warning,)
 
 
+def test_such_a_word_elsewhere_is_what_it_says() -> None:
+    request = parsed(prompt="high")
+    assert (request.asked.prompt, request.warnings) == ("high", ())
+
+
 def test_an_automatic_quality_needs_no_word_about_it() -> None:
     assert parsed(quality="auto").warnings == ()
     request = parsed(quality="auto", output_quality=80, output_format="jpeg")

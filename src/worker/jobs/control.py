@@ -28,7 +28,7 @@ class JobControl:
         publish: Callable[[Mapping[str, Any]], None],
         spans: Sequence[Span],
         wishes: int,
-        steps: int = 1,
+        steps: int,
         hand_over: Callable[[Piece], None] | None = None,
     ) -> None:
         phases = [span.phase for span in spans]
