@@ -546,7 +546,9 @@ def test_a_job_waits_for_its_turn_and_leaves_it_when_cancelled() -> None:
 class Lingering(asyncio.SelectorEventLoop):
     """A loop whose other threads linger once they have told it that their work is done."""
 
-    go_on = threading.Event()
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
 
     def call_soon_threadsafe(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
@@ -562,7 +564,8 @@ def test_all_work_is_done_by_one_thread_however_quickly_it_follows() -> None:
     """What libraries keep for each thread is there for every job."""
 
     async def case() -> set[int]:
-        device, go = DeviceThread(), threading.Event()
+        loop, device, go = asyncio.get_running_loop(), DeviceThread(), threading.Event()
+        assert isinstance(loop, Lingering)
 
         def work() -> int:
             go.wait(60)
@@ -574,7 +577,7 @@ def test_all_work_is_done_by_one_thread_however_quickly_it_follows() -> None:
         found = await first
         second = asyncio.create_task(device.run(work, lambda: None))
         await asyncio.sleep(0)
-        Lingering.go_on.set()
+        loop.go_on.set()
         return {found, await second}
 
     with asyncio.Runner(loop_factory=Lingering) as runner:
