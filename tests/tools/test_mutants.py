@@ -548,7 +548,9 @@ def test_a_recording_has_results_and_lines(tried: Tried) -> None:
         "test_doubled": "passed",
         "test_octagon": "passed",
     }
-    assert tests["test_total"].lines == {("shop/prices.py", 4), ("shop/prices.py", 6)}
+    # a process is of every test that ended in the tick of the clock in which it was started, too
+    total = {place for place in tests["test_total"].lines if place[0] != "shop/away.py"}
+    assert total == {("shop/prices.py", 4), ("shop/prices.py", 6)}
     assert ("shop/prices.py", 10) in tests["test_down"].lines, "run by a shared fixture"
     away = {line for file, line in tests["test_another_process"].lines if file == "shop/away.py"}
     assert away == {3, 6, 9}, "line 10 where no file could be opened"
