@@ -21,7 +21,7 @@ setup: $(VENV)/.ready ## install everything into .venv/
 demo: setup ## a job through RunPod's API on loopback to the real worker; pictures in out/
 	$(BIN)/python -m tools.demo
 
-# Three on two cores, since many tests wait for processes: 10 minutes, 12 with two.
+# Three on two cores, since many tests wait for processes: 11 to 16 minutes, as the machine is.
 TESTERS ?= 3
 test: setup ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TESTERS) --dist loadfile -m "not trial"

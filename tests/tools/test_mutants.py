@@ -708,7 +708,7 @@ def test_a_test_that_is_named_like_the_source_is_tried_before_one_that_costs_lit
     lines = frozenset([("a.py", 2), ("b.py", 1)])
     near, quick, slow = (
         record.Test(f"{file}::t", seconds, "passed", lines)
-        for file, seconds in (("test_a.py", 3.0), ("test_b.py", 0.5), ("test_c.py", 1.0))
+        for file, seconds in (("test_a.py", 3.0), ("test_b.py", 0.65), ("test_c.py", 0.9))
     )
     atlas = Atlas(tmp_path, [Record((slow, quick, near), frozenset())])
     assert atlas.find_tests(mutant_of(source, "return a <= 3")) == [quick, near, slow]
