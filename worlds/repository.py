@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from worker.weights import temporary
 from worker.weights.proof import RemoteFile
 from worker.weights.snapshot import LocalSnapshot, Proven, ReportProgress, ignore_progress
+from worlds.altered import configure
 
 
 def in_shards(folder: Path, out: Path, count: int) -> Path:
@@ -95,8 +96,7 @@ def brief(folder: Path, out: Path) -> Path:
     It has a third of the modulation rows, which are half of the time to prepare so small a model.
     """
     shutil.copytree(folder, out)
-    file = out / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_bytes()), "shift_terminal": 0.3}))
+    configure(out / "scheduler" / "scheduler_config.json", shift_terminal=0.3)
     return out
 
 
