@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Where it is set, every process compiles all sources and tests anew: 16 s a worker of pytest.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test trials pretend-gpu certain mutants faults fuzz soak storm stores clients api browser playground load gpu-check quick check readme lint format train-tiny train-speech eval-tiny lock image-check first-hour clean
+.PHONY: help setup demo test trials pretend-gpu certain alone mutants faults fuzz soak storm stores clients api browser playground load gpu-check quick check readme lint format train-tiny train-speech eval-tiny lock image-check first-hour clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -32,6 +32,9 @@ trials: setup ## run what make test leaves out: the mutation tool and the GPU be
 TIMES ?= 10
 certain: setup ## run the tests TIMES times in random order, half of them with a busy neighbour; name what failed
 	$(BIN)/python -m tools.certain --times $(TIMES)
+
+alone: setup ## run every test function by itself (20 minutes): what needs something of another test fails
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.alone
 
 pretend-gpu: setup ## the worker's own code at the published sizes on a pretend CUDA device (20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.pretend --write

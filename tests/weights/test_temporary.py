@@ -276,6 +276,7 @@ def test_without_proc_a_process_is_known_by_its_number_alone(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (gone,) = dead(target, "5-whole")
+    assert temporary.is_orphan(gone)  # the machine's id, which is of /proc, is read once
     with process(target) as child:
         child.communicate()
 
