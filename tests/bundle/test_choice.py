@@ -36,7 +36,6 @@ RECIPE = Recipe(
     adapted="matrix",
     reached=lambda _config: (),
     waiting="bare",
-    waiting_word="bare matrix",
     working=lambda _spec, _settings, precision, _pixels=None: 10 + PRECISIONS.index(precision),
     passing=lambda _spec, _settings, precision, _pixels=None: 20 + PRECISIONS.index(precision),
 )
@@ -119,9 +118,9 @@ def found(candidates: Candidates, *there: Precision, beside: int = 1) -> dict[Pr
     return choice.find_needs(candidates, there, name=NAME, beside=beside, compute=compute)
 
 
-COMPUTED = {p: Need(300 * n, 100 * n, "bare matrix") for n, p in enumerate(PRECISIONS)}
-KEPT = {p: Need(3 * n + 5, n + 5, "bare matrix") for n, p in enumerate(PRECISIONS)}
-MEASURED = Need(8, 0, "bare matrix")
+COMPUTED = {p: Need(300 * n, 100 * n, "bare") for n, p in enumerate(PRECISIONS)}
+KEPT = {p: Need(3 * n + 5, n + 5, "bare") for n, p in enumerate(PRECISIONS)}
+MEASURED = Need(8, 0, "bare")
 
 
 def test_sizes_that_were_kept_are_taken_before_any_other(tmp_path: Path) -> None:
@@ -142,7 +141,7 @@ def test_sizes_are_kept_where_nothing_was_kept_before(tmp_path: Path) -> None:
 
 def test_a_model_without_the_part_that_may_wait_takes_no_less_without_it() -> None:
     sizes: dict[Precision, WeightSizes] = {"bf16": WeightSizes(0, {"matrix": 7}, 2)}
-    assert needs.convert_sizes(sizes, RECIPE) == {"bf16": Need(9, 9, "bare matrix")}
+    assert needs.convert_sizes(sizes, RECIPE) == {"bf16": Need(9, 9, "bare")}
 
 
 def test_sizes_of_0_1_0_are_taken_with_the_count_of_loras(tmp_path: Path) -> None:

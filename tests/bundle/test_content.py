@@ -27,7 +27,6 @@ RECIPE = Recipe(
     adapted="matrix",
     reached=lambda _config: (),
     waiting="matrix",
-    waiting_word="matrix",
     switches=("turned", "cut"),
 )
 LORAS = [LoraFile(None, f"light/{n}.safetensors") for n in (8, 4)]

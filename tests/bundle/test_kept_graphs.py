@@ -267,6 +267,10 @@ def test_graphs_over_the_limit_are_neither_written_nor_read(
     size = files(home)[0].stat().st_size
     monkeypatch.setattr(kept_graphs, "MOST_FILE_BYTES", size)
     assert load(home)[0].items() >= OLD.items()
+    files(home)[0].unlink()
+    compile_one("x", 100)
+    assert save(home)[0]["event"] == "compiled graphs kept"
+    assert files(home)[0].stat().st_size == size
     monkeypatch.setattr(kept_graphs, "MOST_FILE_BYTES", size - 1)
     assert load(home)[0]["event"] == "compiled graphs not loaded"
     assert files(home) == []

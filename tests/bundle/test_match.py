@@ -29,7 +29,6 @@ RECIPE = Recipe(
     adapted="words",
     reached=lambda _config: (),
     waiting="words",
-    waiting_word="words",
 )
 
 

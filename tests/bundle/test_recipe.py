@@ -92,7 +92,6 @@ RECIPE = Recipe(
     adapted="matrix",
     reached=lambda _config: ("inner",),
     waiting="bare",
-    waiting_word="bare matrix",
 )
 
 
@@ -157,7 +156,7 @@ def test_its_parts_are_stored_and_opened_as_the_recipe_says(
     }
     assert size.disk == size.memory == sum(size.parts.values())
     need = needs.convert_sizes({precision: size}, RECIPE)[precision]
-    assert need == Need(size.memory, size.parts["matrix"], "bare matrix")
+    assert need == Need(size.memory, size.parts["matrix"], "bare")
 
 
 def test_a_plan_writes_nothing_and_is_the_same_each_time(folder: Path) -> None:

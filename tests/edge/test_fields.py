@@ -1,9 +1,10 @@
 """What an input's fields are, as documentation and description read them."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from worker.edge import fields
 from worker.edge.fields import CommonInput
@@ -64,6 +65,19 @@ def test_fields_are_listed_by_their_place(kind: type[CommonInput]) -> None:
 )
 def test_words_are_joined_as_a_sentence_lists_them(words: list[str], text: str) -> None:
     assert fields.join_words(words) == text
+
+
+@pytest.mark.parametrize(
+    ("choices", "text"),
+    [("a", "must be 'a'"), ("ab", "must be 'a' or 'b'"), ("abc", "must be 'a', 'b' or 'c'")],
+)
+def test_who_gives_none_of_the_choices_is_told_them(choices: str, text: str) -> None:
+    kind = TypeAdapter(Annotated[str, fields.make_choice("letters")])
+    context = {"letters": {letter: letter for letter in choices}}
+    assert kind.validate_python(choices[-1].upper(), context=context) == choices[-1]
+    with pytest.raises(ValidationError) as caught:
+        kind.validate_python("d", context=context)
+    assert caught.value.errors()[0]["msg"] == text
 
 
 COMMON_WORDS = {

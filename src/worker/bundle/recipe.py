@@ -186,11 +186,10 @@ class Recipe:
     `parts` are in the order in which they are made: those that can fail early come first. `check`
     checks a published model by its small files and headers and raises WeightsUnavailable. LoRAs
     are applied to the part `adapted`; a Lightning LoRA must reach all modules that `reached` names,
-    given that part's configuration. The part `waiting` may wait in the host's memory; messages call
-    it `waiting_word`. `working` computes what the largest job takes beside the weights, `passing`
-    what it takes while that part passes through the device. `switches` are the entries of a
-    model_index.json that are facts of a model where they are true. `learn` returns a model with
-    what its worker.json says about it.
+    given that part's configuration. The part `waiting` may wait in the host's memory. `working`
+    computes what the largest job takes beside the weights, `passing` what it takes while that part
+    passes through the device. `switches` are the entries of a model_index.json that are facts of a
+    model where they are true. `learn` returns a model with what its worker.json says about it.
     """
 
     parts: tuple[Part, ...]
@@ -198,11 +197,15 @@ class Recipe:
     adapted: str
     reached: Callable[[Configuration], Collection[str]]
     waiting: str
-    waiting_word: str
     working: ComputeWorking = require_nothing
     passing: ComputeWorking = require_nothing
     switches: tuple[str, ...] = ()
     learn: Callable[[ModelSpec, Mapping[str, Any]], ModelSpec] = keep_spec
+
+    @property
+    def waiting_word(self) -> str:
+        """Return what messages call the part that may wait."""
+        return self.waiting.replace("_", " ")
 
     def find_part(self, role: str) -> Part:
         """Return the part of a role; raises KeyError when there is none."""

@@ -19,7 +19,6 @@ RECIPE: Final = Recipe(
     adapted=TRANSFORMER.role,
     reached=list_reached,
     waiting=TEXT_ENCODER.role,
-    waiting_word="text encoder",
     working=plan_working,
     switches=SWITCHES,
     passing=plan_passing,

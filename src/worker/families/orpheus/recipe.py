@@ -60,7 +60,6 @@ SPEECH_RECIPE: Final = Recipe(
     adapted=LANGUAGE.role,
     reached=list_reached,
     waiting=CODEC.role,
-    waiting_word="codec",
     working=plan_speech,
     learn=learn,
 )

@@ -20,7 +20,6 @@ RECIPE: Final = Recipe(
     adapted=TRANSFORMER.role,
     reached=list_reached,
     waiting=TEXT_ENCODER.role,
-    waiting_word="text encoder",
     working=plan_working,
     passing=plan_passing,
 )
