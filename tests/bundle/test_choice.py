@@ -208,7 +208,7 @@ def test_a_gpu_that_holds_or_computes_none_is_refused(tmp_path: Path) -> None:
 def test_without_a_gpu_bf16_is_chosen_where_there_is_one(tmp_path: Path) -> None:
     """Else the most exact one that a read-only disk has, unless another is asked for."""
     chosen = [
-        choice.choose(among(tmp_path, mode), there, {}, None).precision
+        choice.choose(among(tmp_path, mode), there, {}, None)
         for mode, there in (
             ("auto", PRECISIONS),
             ("auto", ("4bit", "8bit")),
@@ -217,7 +217,9 @@ def test_without_a_gpu_bf16_is_chosen_where_there_is_one(tmp_path: Path) -> None
             ("8bit", PRECISIONS),
         )
     ]
-    assert chosen == ["bf16", "8bit", "4bit", "4bit", "8bit"]
+    assert [one.precision for one in chosen] == ["bf16", "8bit", "4bit", "4bit", "8bit"]
+    of_disk = ["cannot be written" in one.reason for one in chosen]
+    assert of_disk == [False, True, True, False, False]
 
 
 def test_a_part_that_must_wait_is_no_reason_without_a_gpu(tmp_path: Path) -> None:

@@ -27,7 +27,10 @@ def test_without_a_temperature_it_is_the_likeliest() -> None:
 
 @pytest.mark.parametrize(
     ("logits", "seen", "expected"),
-    [([2, 1.9], 0, 1), ([-1, -1.05], 0, 1), ([2, 1.5], 0, 0), ([-1, -1.2], 0, 0)],
+    [
+        *(([2, 1.9], 0, 1), ([0.2, 0.19], 0, 1), ([-0.2, -0.21], 0, 1), ([-1, -1.05], 0, 1)),
+        *(([2, 1.5], 0, 0), ([-1, -1.2], 0, 0)),
+    ],
 )
 def test_the_penalty_lowers_what_was_seen(logits: list[float], seen: int, expected: int) -> None:
     assert choose(logits, 0, Choosing(0, penalty=1.1), seen) == expected
