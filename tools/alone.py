@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any, Final
@@ -89,13 +90,13 @@ def _receive(
 ) -> list[pytest.TestReport]:
     """Return the reports of a test; one of our own if its process ended without them."""
     hook = item.config.hook
-    try:
+    sent = None
+    with suppress(EOFError):
         sent = receiver.recv()
-    except EOFError:
-        process.join()
+    process.join()
+    if sent is None:
         why = f"its process ended with {process.exitcode}"
         return [pytest.TestReport(item.nodeid, item.location, {}, "failed", why, "call")]
-    process.join()
     return [hook.pytest_report_from_serializable(config=item.config, data=data) for data in sent]
 
 

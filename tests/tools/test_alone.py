@@ -24,7 +24,7 @@ def shared():
     return []
 
 @pytest.mark.parametrize("number", [3, 4])
-def test_has_the_first_of_its_parameters(shared, number):
+def test_has_the_first_of_its_parameters(shared, number, tmp_path):
     shared.append(number)
     assert shared == [3]
 
@@ -44,6 +44,7 @@ def alone(tmp_path: Path, text: str) -> tuple[int, str]:
     """Run a file of tests by themselves; return the status and what was printed."""
     file = tmp_path / "test_some.py"
     file.write_text(text)
+    # outside the project nothing says that the order stays
     plain = ("-p", "no:cacheprovider", "-p", "no:randomly")
     words = (sys.executable, "-m", "tools.alone", *plain, str(file))
     environ = {**os.environ, "PYTEST_DEBUG_TEMPROOT": str(tmp_path)}
@@ -66,10 +67,12 @@ def test_one_that_ends_its_process_is_named_with_its_status(tmp_path: Path) -> N
     assert "its process ended with 7" in text
 
 
-def test_tests_that_stand_alone_pass(tmp_path: Path) -> None:
+def test_tests_that_stand_alone_pass_and_share_one_temporary_folder(tmp_path: Path) -> None:
     status, text = alone(tmp_path, SUITE.replace("    assert made\n", "    assert not made\n"))
     assert status == 0
     assert "4 passed" in text
+    assert text.split()[0] == "....", "each is told once"
+    assert len(list(tmp_path.glob("pytest-of-*/pytest-[0-9]*"))) == 1, "one folder for all"
 
 
 def test_a_file_that_cannot_be_imported_is_no_success(tmp_path: Path) -> None:
