@@ -10,15 +10,9 @@ from typing import Any, Self
 import requests
 
 from worlds.pod import HANG_S
+from worlds.ports import take_port
 from worlds.process import Process
 from worlds.standin import COMMAND
-
-
-def free_port() -> int:
-    """Return a port of loopback that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Doorway:
@@ -31,7 +25,7 @@ class Doorway:
         *,
         cwd: Path | None = None,
     ) -> None:
-        self.port = free_port()
+        self.port = take_port()
         self.process = Process(
             command, {"PORT": str(self.port), "SERVE": "http", **(environ or {})}, cwd=cwd
         )

@@ -21,8 +21,9 @@ from worker import settings
 from worker.doors.http import server
 from worker.doors.http.door import Http
 from worker.errors import InvalidSettings, StartFailed
-from worlds.doorway import Doorway, free_port
+from worlds.doorway import Doorway
 from worlds.pod import HANG_S
+from worlds.ports import take_port
 from worlds.standin import Gate
 
 EVERY = "0.0.0.0"  # noqa: S104 - what is checked
@@ -101,14 +102,16 @@ def test_a_door_is_seen_while_the_worker_starts_and_open_once_it_is_warm() -> No
 
 
 def test_port_alone_opens_the_door_and_a_second_port_answers_health_checks_alone() -> None:
-    with Doorway({"SERVE": ""}) as first:
-        other = Doorway({"SERVE": "", "PORT_HEALTH": str(first.port + 1)})
-        with other:
-            first.opened()
-            other.opened()
-            address = f"http://127.0.0.1:{first.port + 1}"
-            assert requests.get(f"{address}/ping", timeout=HANG_S).status_code == 200
-            assert requests.get(f"{address}/health", timeout=HANG_S).status_code == 404
+    health = take_port()
+    with (
+        Doorway({"SERVE": ""}) as first,
+        Doorway({"SERVE": "", "PORT_HEALTH": str(health)}) as other,
+    ):
+        first.opened()
+        other.opened()
+        address = f"http://127.0.0.1:{health}"
+        assert requests.get(f"{address}/ping", timeout=HANG_S).status_code == 200
+        assert requests.get(f"{address}/health", timeout=HANG_S).status_code == 404
 
 
 def test_sigterm_refuses_new_jobs_finishes_those_that_were_taken_and_ends_with_0(
@@ -191,7 +194,7 @@ def _signals() -> Iterator[None]:
 @pytest.mark.parametrize("has_port", [True, False], ids=["its own", "none"])
 def test_a_door_that_refuses_is_closed_after_its_time(*, has_port: bool) -> None:
     """Also where the port for health checks is the door's own: it is no second one."""
-    port = free_port()
+    port = take_port()
     environ = {"SERVE": "http", "HOST": ASIDE, "PORT": str(port)}
     more = {"PORT_HEALTH": str(port)} if has_port else {}
     Http(settings.read({**environ, **more})).refuse(StartFailed("why"), 0.0)
@@ -208,14 +211,14 @@ def test_a_door_that_does_not_listen_serves_nobody() -> None:
 
 
 def test_a_server_that_cannot_listen_leaves_nothing_behind() -> None:
-    port, house = free_port(), server.Server()
+    port, house = take_port(), server.Server()
     with socket.create_server(("127.0.0.1", port)), pytest.raises(OSError, match="in use"):
         house.start(lambda: [(("127.0.0.1", port), web.Application())])
     assert "http" not in [one.name for one in threading.enumerate()]
 
 
 def test_a_server_that_stops_closes_every_address_that_it_has() -> None:
-    ports, closed, house = (free_port(), free_port()), list[int](), server.Server()
+    ports, closed, house = (take_port(), take_port()), list[int](), server.Server()
 
     def make_app(port: int) -> web.Application:
         async def note(_: web.Application) -> None:
@@ -608,7 +611,7 @@ def test_a_connection_that_never_begins_a_request_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server, "HEAD_S", 0.3)
-    port, house = free_port(), server.Server()
+    port, house = take_port(), server.Server()
     house.start(lambda: [(("127.0.0.1", port), web.Application())])
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as busy:
@@ -627,7 +630,7 @@ def test_a_head_may_be_long_and_a_connection_that_idles_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.3)
-    port, house = free_port(), server.Server()
+    port, house = take_port(), server.Server()
     house.start(lambda: [(("127.0.0.1", port), web.Application())])
     try:
         for head in (
@@ -646,7 +649,7 @@ def test_a_head_may_be_long_and_a_connection_that_idles_is_closed(
 
 @pytest.mark.parametrize(("size", "status"), [(16_384, b"404"), (16_385, b"400")])
 def test_an_address_may_have_16_kb(size: int, status: bytes) -> None:
-    port, house = free_port(), server.Server()
+    port, house = take_port(), server.Server()
     house.start(lambda: [(("127.0.0.1", port), web.Application())])
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as line:
@@ -658,7 +661,7 @@ def test_an_address_may_have_16_kb(size: int, status: bytes) -> None:
 
 
 def test_a_door_that_is_never_left_keeps_no_process_alive() -> None:
-    port, house = free_port(), server.Server()
+    port, house = take_port(), server.Server()
     house.start(lambda: [(("127.0.0.1", port), web.Application())])
     try:
         assert [one.daemon for one in threading.enumerate() if one.name == "http"] == [True]
@@ -682,7 +685,7 @@ def test_a_response_that_never_ends_is_waited_for_in_vain_and_not_for_long(
         app.router.add_get("/x", hang)
         return [(("127.0.0.1", port), app)]
 
-    port, house = free_port(), server.Server()
+    port, house = take_port(), server.Server()
     house.start(begin)
     with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as line:
         line.sendall(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
