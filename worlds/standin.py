@@ -10,8 +10,8 @@ A prompt is a script of words, carried out in order; without any a noisy picture
     oom=N           CudaOutOfMemory when N or more share
     nan oom lost bug slow-text   BadPicture; CudaOutOfMemory; DeviceLost; a bug; many text reports
     big             noise that does not compress, 1024 x 1024 whatever the size
-Environment: STANDIN_GATES (a folder for hold), STANDIN_BOOT_S (seconds), STANDIN_BOOT (gated, full,
-hub, bug: how the start fails), STANDIN_REFUSE_S.
+Environment: STANDIN_GATES (a folder for hold), STANDIN_BOOT (held: the start waits for the gate
+`boot`; gated, full, hub, bug: how it fails), STANDIN_REFUSE_S.
 """
 
 import os
@@ -246,10 +246,11 @@ async def answered(
 
 
 def boot(chosen: Settings) -> StandIns:
-    """Start after STANDIN_BOOT_S seconds, or fail as STANDIN_BOOT says."""
+    """Start, when or unless STANDIN_BOOT says."""
     log.get().info("standin starts", models=len(chosen.model))
-    time.sleep(float(os.environ.get("STANDIN_BOOT_S", "0")))
     match os.environ.get("STANDIN_BOOT"):
+        case "held":
+            Gate(GATES, "boot").wait()
         case "gated":
             raise WeightsUnavailable("standin is gated: accept its licence and set HF_TOKEN")
         case "full":

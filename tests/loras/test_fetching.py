@@ -698,7 +698,7 @@ def test_a_file_that_another_worker_evicts_at_once_is_fetched_again_a_few_times(
 
 def test_what_is_fresh_waits_for_no_other_worker(tmp_path: Path, hub: Hub, site: Site) -> None:
     """A lock serves many places: whoever has it may be fetching another one."""
-    room = Room(tmp_path, hub, site, LORA_FETCH_S="5")
+    room = Room(tmp_path, hub, site, LORA_FETCH_S="60")
     url = f"{site.https}/style.safetensors"
     (first,) = room.ready(url)
     (path,) = (tmp_path / "loras" / "locks").iterdir()
@@ -709,7 +709,7 @@ def test_what_is_fresh_waits_for_no_other_worker(tmp_path: Path, hub: Hub, site:
 def test_a_fetch_that_failed_has_ended_its_turn(tmp_path: Path, hub: Hub, site: Site) -> None:
     """Also while somebody still looks at its error."""
     url = f"{site.https}/status/503"
-    errors = [Room(tmp_path, hub, site, LORA_FETCH_S="5").refused(url) for _ in range(2)]
+    errors = [Room(tmp_path, hub, site, LORA_FETCH_S="60").refused(url) for _ in range(2)]
     assert all("status 503" in error.message for error in errors)
 
 

@@ -86,8 +86,8 @@ def held(door: Doorway, gate: Gate, pool: ThreadPoolExecutor, **named: Any) -> F
 # Opening and leaving
 
 
-def test_a_door_is_seen_while_the_worker_starts_and_open_once_it_is_warm() -> None:
-    with Doorway({"STANDIN_BOOT_S": "1.5"}) as door:
+def test_a_door_is_seen_while_the_worker_starts_and_open_once_it_is_warm(tmp_path: Path) -> None:
+    with Doorway({"STANDIN_BOOT": "held", "STANDIN_GATES": str(tmp_path)}) as door:
         door.opened(204)
         assert door.get("/ping").content == b""
         refused = door.post("/runsync", {"input": {"prompt": "x"}})
@@ -95,6 +95,7 @@ def test_a_door_is_seen_while_the_worker_starts_and_open_once_it_is_warm() -> No
         assert refused.json()["error"]["code"] == "worker_not_ready"
         health = door.get("/health")
         assert (health.status_code, health.json()["workers"]["initializing"]) == (503, 1)
+        Gate(tmp_path, "boot").open()
         door.opened(200)
         assert door.post("/runsync", {"input": {"prompt": "x"}}).json()["status"] == "COMPLETED"
         door.process.send(signal.SIGINT)
@@ -172,12 +173,13 @@ def test_a_worker_that_cannot_go_on_answers_what_it_has_and_ends_with_failure(
 def test_behind_runpods_balancer_a_start_that_failed_is_the_answer_for_a_while(how: str) -> None:
     broken = {"STANDIN_BOOT": "gated"} if how == "gated" else {"MAX_PIXELS": "many"}
     environ = {"RUNPOD_ENDPOINT_ID": "e", "HOST": "127.0.0.1", "SERVE": "", **broken}
-    with Doorway({**environ, "STANDIN_REFUSE_S": "1.5"}) as door:
+    with Doorway({**environ, "STANDIN_REFUSE_S": "3600"}) as door:
         door.opened(503)
         refused = door.post("/runsync", {"input": {"prompt": "x"}})
         assert refused.status_code == 503
         reason = "standin is gated" if how == "gated" else "MAX_PIXELS"
         assert reason in refused.json()["error"]["message"]
+    with Doorway({**environ, "STANDIN_REFUSE_S": "0.1"}) as door:
         assert door.process.wait() == 1
 
 

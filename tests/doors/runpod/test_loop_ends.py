@@ -181,8 +181,8 @@ def test_a_killed_worker_leaves_no_heartbeat(pod: Pod, start: Start) -> None:
         assert ended(worker) == -signal.SIGKILL
         gone_at = time.monotonic()
         time.sleep(2.5)
-        # one may be on its way; the next would come a second later
-        assert not [ping for ping in pod.seen("ping") if ping.at > gone_at + 0.9]
+        # one may be on its way; two more would come in these seconds
+        assert len([ping for ping in pod.seen("ping") if ping.at > gone_at]) < 2
 
 
 @AS_PROCESS_1
@@ -203,7 +203,7 @@ def test_as_process_1_of_a_container_it_ends_completely(
 
 @AS_PROCESS_1
 def test_as_process_1_it_can_be_ended_while_it_starts(pod: Pod, start: Start) -> None:
-    with start(prefix=AS_FIRST, STANDIN_BOOT_S="60") as worker:
+    with start(prefix=AS_FIRST, STANDIN_BOOT="held") as worker:
         pod.until(lambda: worker.log("standin starts"))
         os.kill(worker.relatives()[-1], signal.SIGTERM)
         assert ended(worker) == 0
@@ -227,17 +227,22 @@ def test_a_worker_that_was_stopped_for_a_while_goes_on(pod: Pod, start: Start, g
         assert ended(worker) == 0
 
 
-def test_a_job_that_comes_during_a_cold_start_waits_for_it(pod: Pod, start: Start) -> None:
+def test_a_job_that_comes_during_a_cold_start_waits_for_it(
+    pod: Pod, start: Start, tmp_path: Path
+) -> None:
     job_id = pod.submit({"prompt": "early"})
-    with start(STANDIN_BOOT_S="1.5") as worker:
+    with start(STANDIN_BOOT="held") as worker:
+        pod.until(lambda: worker.log("standin starts"))
+        assert pod.jobs[job_id].status == "IN_QUEUE"
+        warm = time.monotonic()
+        Gate(tmp_path, "boot").open()
         assert is_right(pod.answer(job_id))
-        job = pod.jobs[job_id]
-        assert job.taken - job.created > 1.5
+        assert pod.jobs[job_id].taken >= warm
         assert worker.running
 
 
 def test_sigterm_during_a_cold_start_ends_it(pod: Pod, start: Start) -> None:
-    with start(STANDIN_BOOT_S="60") as worker:
+    with start(STANDIN_BOOT="held") as worker:
         pod.until(lambda: worker.log("standin starts"))
         worker.send(signal.SIGTERM)
         assert ended(worker) == 0

@@ -96,7 +96,8 @@ def test_a_result_that_is_refused_is_not_posted_again_and_that_is_logged(status:
 def test_a_result_that_is_never_taken_is_given_up_and_that_is_logged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(post, "TOTAL_S", 0.3)
+    monkeypatch.setattr(post, "TOTAL_S", 2.0)
+    monkeypatch.setattr(post, "LONGEST_WAIT_S", 0.2)
     got, (line,) = posted()
     assert len(got) > 1
     assert (line["event"], line["reason"]) == ("answer lost", "status 500")
@@ -107,6 +108,6 @@ def test_a_platform_that_does_not_answer_gets_the_result_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(post, "ATTEMPT_S", 0.3)
-    got, lines = posted(HANG, 200)
-    assert len(got) == 2
+    got, lines = posted(HANG, *[200] * 9)  # more than one, if this process itself hangs too
+    assert len(got) >= 2
     assert lines == []

@@ -10,6 +10,7 @@ import structlog
 
 from worker.doors.runpod import take
 from worker.doors.runpod.take import TakenJob, Taker
+from worlds import clock
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -136,8 +137,11 @@ class Hasty(Taker):
         self.pauses.append(seconds)
 
 
+PAUSE_S = 60.0  # for no poll lasts that long by chance
+
+
 def paused(
-    *answers: bytes, held_s: float = 0.0
+    *answers: bytes, held_s: float = 0.0, pause_s: float = PAUSE_S
 ) -> tuple[list[list[TakenJob]], list[float], list[str]]:
     """Return the jobs of each take, the pauses after them, and why no job was taken.
 
@@ -162,7 +166,8 @@ def paused(
             taker.pauses = []
             return [await taker.take(1) for _ in answers], taker.pauses
 
-    with structlog.testing.capture_logs() as lines:
+    with structlog.testing.capture_logs() as lines, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(take, "PAUSE_S", pause_s)
         jobs, pauses = asyncio.run(case())
     assert left_over == []
     return jobs, pauses, [line["reason"] for line in lines if line["event"] == "no job taken"]
@@ -177,7 +182,7 @@ BUSY = response("429 Too Many Requests", b"")
 def test_a_platform_in_trouble_is_polled_less_and_less_until_it_answers() -> None:
     jobs, pauses, reasons = paused(*[BROKEN] * 7, ONE, BROKEN, NOTHING, BROKEN)
     assert jobs[7] == [{"id": "a", "input": None}]
-    assert pauses == [1, 2, 4, 8, 16, 30, 30, 1, 0.2, 1]
+    assert pauses == [1, 2, 4, 8, 16, 30, 30, 1, PAUSE_S, 1]
     assert reasons == ["status 500"] * 9
 
 
@@ -198,7 +203,7 @@ def test_a_busy_platform_is_polled_again_after_five_seconds() -> None:
     ids=["204", "400", "blank", "none"],
 )
 def test_no_job_is_no_trouble(answer: bytes) -> None:
-    assert paused(answer) == ([[]], [0.2], [])
+    assert paused(answer) == ([[]], [PAUSE_S], [])
 
 
 @pytest.mark.parametrize(
@@ -224,11 +229,25 @@ def test_a_job_is_followed_by_no_pause() -> None:
 
 
 def test_a_poll_that_was_held_without_a_job_is_followed_by_no_pause() -> None:
-    assert paused(NOTHING, held_s=0.25) == ([[]], [], [])
+    assert paused(NOTHING, held_s=0.05, pause_s=0.04) == ([[]], [], [])
+
+
+def test_the_pause_after_a_poll_that_was_not_held_is_short() -> None:
+    class Empty(Taker):
+        async def _poll(self, count: int) -> list[TakenJob]:
+            del count
+            return []
+
+    async def case() -> float:
+        async with Empty(lambda _: "", {}) as taker:
+            assert await taker.take(1) == []
+            return asyncio.get_running_loop().time()
+
+    assert clock.run(case()) == pytest.approx(0.2)
 
 
 def test_a_list_without_a_job_in_it_is_no_trouble() -> None:
-    assert paused(response("200 OK", b'[{"id": 5}]')) == ([[]], [0.2], [])
+    assert paused(response("200 OK", b'[{"id": 5}]')) == ([[]], [PAUSE_S], [])
 
 
 def test_a_poll_that_the_platform_holds_too_long_is_no_trouble(
