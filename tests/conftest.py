@@ -1,5 +1,6 @@
 """What every test starts from: the same log, the same random numbers, the same examples."""
 
+import gc
 import logging
 import os
 import random
@@ -24,6 +25,15 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported by now from being looked through again at each collection.
+
+    Of 1139 s that all tests computed in their own process, 143 went into that.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)

@@ -748,8 +748,12 @@ def test_a_room_below_95_percent_ends_with_status_1(
     project = made(tmp_path)
     folder = project.root / project.source
     survives = ("if sum(prices) > limit:", "if sum(prices) >= limit:")
+    picked = [[m.key[2:] for m in pick_mutants(folder, "shop", seed, 3)] for seed in range(99)]
+    # none with a change to the loop: one that never ends takes a minute, and is tried above
     seed = next(
-        s for s in range(999) if survives in [m.key[2:] for m in pick_mutants(folder, "shop", s, 3)]
+        at
+        for at, changed in enumerate(picked)
+        if survives in changed and "count" not in str(changed)
     )
     arguments = ["--seed", str(seed), "--room", "shop", "--count", "3", "--workers", "2"]
     assert mutants.main(arguments, project) == 1
