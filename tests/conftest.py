@@ -27,13 +27,16 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 
-def pytest_collection_finish() -> None:
-    """Keep what is imported by now from being looked through again at each collection.
+# What is imported while tests are collected stays: of 1139 s that all tests computed in their own
+# process, 143 went into looking through it for garbage.
+gc.disable()
 
-    Of 1139 s that all tests computed in their own process, 143 went into that.
-    """
+
+def pytest_collection_finish() -> None:
+    """Collect garbage again, but only what comes from now on."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)

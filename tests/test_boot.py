@@ -1,7 +1,11 @@
 """What a worker says of its models follows from the catalogue, the settings and the device."""
 
+import gc
 import importlib
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -374,6 +378,30 @@ def test_without_a_word_what_the_machine_can_serve_is_prepared(
     assert boot.prepare(chosen) == [tmp_path / "qwen-image-edit-2511"]
 
 
+def test_what_is_imported_is_never_looked_through_for_garbage() -> None:
+    """Nor while it is imported, and what comes after it is; whatever the import ends with."""
+    code = """
+        import gc
+        from worker import boot
+        collections = []
+        gc.callbacks.append(lambda phase, info: collections.append(phase))
+        before = gc.get_freeze_count()
+        try:
+            boot.import_family("worker.families.nobodys")
+        except ModuleNotFoundError:
+            print(gc.isenabled(), gc.get_freeze_count() == before)
+        collections.clear()
+        boot.import_family("worker.families.orpheus.model")
+        print(collections, gc.isenabled(), gc.get_freeze_count() > 100_000)
+        kept = gc.get_freeze_count()
+        boot.import_family("worker.families.orpheus.model")
+        print(gc.get_freeze_count() == kept)
+    """
+    words = (sys.executable, "-c", textwrap.dedent(code))
+    said = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
+    assert said.splitlines() == ["True True", "[] True True", "True"]
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -398,6 +426,7 @@ def test_torch_is_set_up_before_it_is_imported_where_the_operator_has_not(
     monkeypatch.setattr(os, "environ", dict(given))
     monkeypatch.setattr(importlib, "import_module", import_module)
     assert boot.import_family("any") == "the module any"
+    assert gc.isenabled()
     assert set(names) == {"worker.engine", "any"}
     recompile = given.get("TORCH_CUDNN_SDPA_AVOID_RECOMPILE", "1")
     assert seen[0] == {**expected, "TORCH_CUDNN_SDPA_AVOID_RECOMPILE": recompile}
