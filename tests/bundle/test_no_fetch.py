@@ -23,6 +23,8 @@ def get_kernel(repository, **options):
     raise OSError("fetched")
 """
 OPEN = """
+import gc
+gc.disable()  # a fifth of what it takes to import everything, seven times
 import sys
 from pathlib import Path
 from worker import log
@@ -64,17 +66,22 @@ def run(code: str, tmp_path: Path, **environ: str) -> Process:
     return Process(command, {"PYTHONPATH": path, **environ})
 
 
-def code(tmp_path: Path, precision: str, *, configured: bool = True, after: str = "") -> str:
-    home = str(tmp_path / "home")
-    return OPEN.format(configured=configured, precision=precision, home=home, after=after)
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume on which the first that opens a model prepares it."""
+    return tmp_path_factory.mktemp("volume")
+
+
+def code(home: Path, precision: str, *, configured: bool = True, after: str = "") -> str:
+    return OPEN.format(configured=configured, precision=precision, home=str(home), after=after)
 
 
 @pytest.mark.parametrize("precision", ["4bit", "8bit"])
 def test_opening_a_model_says_nothing_outside_our_log_and_fetches_no_kernel(
-    precision: str, tmp_path: Path
+    precision: str, home: Path, tmp_path: Path
 ) -> None:
     """With `kernels` installed bitsandbytes would fetch from a hub whatever that holds by then."""
-    with run(code(tmp_path, precision), tmp_path) as process:
+    with run(code(home, precision), tmp_path) as process:
         assert process.wait(START_S) == 0, process.stderr
         assert process.stdout == ""
         assert [json.loads(line) for line in process.stderr.splitlines()] == []
@@ -88,15 +95,17 @@ def test_the_package_would_be_found_and_asked_without_us(tmp_path: Path) -> None
     assert (tmp_path / "note").read_text() == "imported\na/b\n"
 
 
-def test_who_opens_a_model_without_our_log_sees_no_complaint_either(tmp_path: Path) -> None:
+def test_who_opens_a_model_without_our_log_sees_no_complaint_either(
+    home: Path, tmp_path: Path
+) -> None:
     """A script that opens a bundle: no advice to install what we keep away."""
-    with run(code(tmp_path, "4bit", configured=False), tmp_path) as process:
+    with run(code(home, "4bit", configured=False), tmp_path) as process:
         assert process.wait(START_S) == 0, process.stderr
         assert process.stdout == ""
         assert process.stderr == ""
 
 
-def test_no_library_takes_kernels_for_installed(tmp_path: Path) -> None:
+def test_no_library_takes_kernels_for_installed(home: Path, tmp_path: Path) -> None:
     after = """
 from transformers.utils import is_kernels_available
 from diffusers.utils.import_utils import is_kernels_available as diffusers_sees
@@ -106,18 +115,18 @@ try:
 except ImportError:
     raise SystemExit(7)
 """
-    with run(code(tmp_path, "bf16", after=after), tmp_path) as process:
+    with run(code(home, "bf16", after=after), tmp_path) as process:
         assert process.wait(START_S) == 7, process.stderr
     assert not (tmp_path / "note").exists()
 
 
 @pytest.mark.parametrize("first", ["the log", "the libraries"])
 def test_what_libraries_say_once_they_are_imported_is_a_line_of_our_log(
-    first: str, tmp_path: Path
+    first: str, home: Path, tmp_path: Path
 ) -> None:
     """At import four of them attach a handler of their own, past our log, and set its level."""
     before = "" if first == "the log" else "import transformers, diffusers, huggingface_hub\n"
-    with run(f"{before}{code(tmp_path, '4bit', after=SAY)}", tmp_path) as process:
+    with run(f"{before}{code(home, '4bit', after=SAY)}", tmp_path) as process:
         assert process.wait(START_S) == 0, process.stderr
         lines: list[dict[str, Any]] = [json.loads(line) for line in process.stderr.splitlines()]
         assert process.stdout == ""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import pytest
@@ -60,17 +61,29 @@ def test_a_holder_that_moves_on_is_waited_for_and_its_file_taken(
     made: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Longer than a stall, as long as its part grows; then not a byte is asked for."""
+    look, looks, now = download._read_activity, threading.Semaphore(0), [0.0]
+
+    def look_and_tell(target: Path) -> list[tuple[str, int, int]]:
+        found = look(target)
+        looks.release()
+        return found
+
     monkeypatch.setattr(download, "POLL_S", 0.02)
+    monkeypatch.setattr(download, "_read_activity", look_and_tell)
+    monkeypatch.setattr(download, "time", SimpleNamespace(monotonic=lambda: now[0]))
     made.patience = replace(made.patience, stall_s=1.0)
     with locked(made) as target:
         part = temporary.make_path(target, resumable=True)
         data = made.published[SHARD]
         thread = fetched(made)
-        step = len(data) // 30
-        for end in range(step, len(data), step):
+        for end in range(1, 5):
             part.write_bytes(data[:end])
-            thread.join(0.1)
-            assert thread.is_alive(), "it did not wait"
+            while looks.acquire(blocking=False):
+                pass
+            # the first may have begun before the part grew
+            assert looks.acquire(timeout=ENDS_S), "it did not wait"
+            assert looks.acquire(timeout=ENDS_S), "it did not wait"
+            now[0] += 0.9
         part.write_bytes(data)
         temporary.publish(part, target)
     thread.join(ENDS_S)
