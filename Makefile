@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Where it is set, every process compiles all sources and tests anew: 16 s a worker of pytest.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test trials pretend-gpu certain alone mutants faults fuzz soak storm stores clients api browser playground load gpu-check quick check readme lint format train-tiny train-speech eval-tiny lock image-check first-hour clean
+.PHONY: help setup demo test trials pretend-gpu certain alone stalls mutants faults fuzz soak storm stores clients api browser playground load gpu-check quick check readme lint format train-tiny train-speech eval-tiny lock image-check first-hour clean
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -35,6 +35,10 @@ certain: setup ## run the tests TIMES times in random order, half of them with a
 
 alone: setup ## run every test function by itself (20 minutes): what needs something of another test fails
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.alone
+
+SEED ?= 1
+stalls: setup ## run the tests while their processes stand still for moments: what counts on being soon fails
+	OMP_NUM_THREADS=1 $(BIN)/python -m tools.stalls --seed $(SEED)
 
 pretend-gpu: setup ## the worker's own code at the published sizes on a pretend CUDA device (20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.pretend --write
@@ -98,7 +102,6 @@ playground: setup ## the HTTP door and its page with the embedded model, on http
 load: setup ## 2,000 requests by 64 connections to the door with the embedded model, a third of them misbehaving
 	$(BIN)/python bench/load.py
 
-SEED ?= 1
 ROOM ?= all
 COUNT ?= 20
 WORKERS ?= 2
