@@ -38,7 +38,7 @@ alone: setup ## run every test function by itself (20 minutes): what needs somet
 
 SEED ?= 1
 stalls: setup ## run the tests while their processes stand still for moments: what counts on being soon fails
-	OMP_NUM_THREADS=1 $(BIN)/python -m tools.stalls --seed $(SEED)
+	$(BIN)/python -m tools.certain --times 1 --seed $(SEED) --neighbour stalls
 
 pretend-gpu: setup ## the worker's own code at the published sizes on a pretend CUDA device (20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tools.pretend --write

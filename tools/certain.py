@@ -1,10 +1,12 @@
 """Run the tests many times, in random order, and name what failed in any run.
 
     python -m tools.certain --times 10 [--seed 1] [--neighbour always] [tests/test_x.py ...]
+    python -m tools.certain --times 1 --neighbour stalls
 
 The second half of the runs share the machine with a busy neighbour: they go two at a time, beside a
 process that keeps the disk busy, so that the neighbour's time is of use too; one that is left over
-is beside processes that only compute. Run N has the order of seed SEED+N, which pytest prints;
+is beside processes that only compute. With `stalls` no run has a neighbour, but the processes of
+each stand still for moments. Run N has the order of seed SEED+N, which pytest prints;
 OUT/run-NN/output.txt has its output, headed by the command that repeats the run. No test is
 retried: one that fails in one run of ten stops one release in ten. The status is 1 when anything
 failed.
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Final
 
 from tools.neighbour import busy
+from tools.stalls import stalling
 
 ROOT: Final = Path(__file__).parent.parent
 ALONE: Final = 3  # workers, as in make test
@@ -98,9 +101,9 @@ class Round:
 def make_rounds(times: int, neighbour: str) -> list[Round]:
     """Return the rounds of so many runs, those without a neighbour first.
 
-    `neighbour` says how many have one: "half", "always" or "never".
+    `neighbour` says how many have one: "half", "always", or with "never" and "stalls" none.
     """
-    alone = {"half": (times + 1) // 2, "always": 0, "never": times}[neighbour]
+    alone = {"half": (times + 1) // 2, "always": 0}.get(neighbour, times)
     rest = range(alone + 1, times + 1)
     return [
         *(Round((number,), beside=False) for number in range(1, alone + 1)),
@@ -113,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--neighbour", choices=("half", "always", "never"), default="half")
+    neighbours = ("half", "always", "never", "stalls")
+    parser.add_argument("--neighbour", choices=neighbours, default="half")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "certain")
     parser.add_argument("paths", nargs="*", help="test files; all if none is given")
     given = parser.parse_args(arguments)
@@ -126,6 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if each.beside:
                 place = given.out / "neighbour"
                 stack.enter_context(busy(place, computing=len(each.numbers) == 1))
+            if given.neighbour == "stalls":
+                stack.enter_context(stalling(given.seed + each.numbers[0]))
             pool = stack.enter_context(ThreadPoolExecutor(len(each.numbers)))
             seeds = [given.seed + number for number in each.numbers]
             workers = ALONE if len(each.numbers) == 1 else PAIRED

@@ -1,29 +1,44 @@
-"""Run the tests while their processes stand still for moments: what counts on being soon fails.
+"""A machine that stands still for moments: what counts on being soon fails.
 
-    python -m tools.stalls [--seed 1] [--longest 1.5] [tests/test_x.py ...]
-
-A shared machine does so too, but rarely: such a test fails in one of many runs of make certain.
-About once a second one of pytest's processes is stopped for 0.3 s or up to `longest`, one time in
-three all of them. Each test has its own time limit all the same, which is far beyond that.
+Shared machines do so, but rarely: a test that minds fails in one run of many. Here about once a
+second one of the processes that this one has started, one time in three all of them, is stopped
+for 0.3 to 1.5 s. Each test has a time limit of its own all the same, which is far beyond that.
 """
 
-import argparse
 import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).parent.parent
 SHORTEST_S: Final = 0.3
+LONGEST_S: Final = 1.5
 BETWEEN_S: Final = 0.7  # on average
 ALL_OF: Final = 1 / 3  # how often everything stands still, as on a machine that is paused
-PYTEST: Final = ("-q", "-n", "3", "--dist", "loadfile", "-m", "not trial")
+
+
+@contextlib.contextmanager
+def stalling(seed: int) -> Iterator[None]:
+    """Stop what comes from this process for moments, again and again, and let it go on."""
+    rng, ended = random.Random(seed), threading.Event()
+
+    def stop_some() -> None:
+        while not ended.wait(rng.expovariate(1 / BETWEEN_S)):
+            if tree := list_tree(os.getpid())[1:]:
+                chosen = tree if rng.random() < ALL_OF else [rng.choice(tree)]
+                stop_for(rng.uniform(SHORTEST_S, LONGEST_S), chosen)
+
+    thread = threading.Thread(target=stop_some, name="stalls")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def list_tree(pid: int) -> list[int]:
@@ -57,29 +72,3 @@ def stop_for(seconds: float, pids: Sequence[int]) -> None:
         for pid in stopped:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run pytest to its end and return its status."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--longest", type=float, default=1.5, help="seconds")
-    parser.add_argument("paths", nargs="*", help="test files; all if none is given")
-    given = parser.parse_args(arguments)
-    rng, times = random.Random(given.seed), 0
-    words = (sys.executable, "-m", "pytest", *PYTEST, *given.paths)
-    with subprocess.Popen(words, cwd=ROOT) as tests:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                status = tests.wait(rng.expovariate(1 / BETWEEN_S))
-                break
-            tree = list_tree(tests.pid)
-            chosen = tree if rng.random() < ALL_OF else [rng.choice(tree)]
-            stop_for(rng.uniform(SHORTEST_S, given.longest), chosen)
-            times += 1
-    print(f"stood still {times} times, seed {given.seed}")
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -92,6 +92,7 @@ def test_tests_that_cannot_even_be_found_are_no_success(
         (5, "half", [1, 2, 3], [(4, 5)]),
         (3, "always", [], [(1, 2), (3,)]),
         (2, "never", [1, 2], []),
+        (3, "stalls", [1, 2, 3], []),
     ],
 )
 def test_half_of_the_runs_have_a_neighbour_and_two_of_these_go_at_a_time(

@@ -4,14 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from tools import stalls
+from tools import certain, stalls
 
-ROOT = Path(__file__).parents[2]
 SUITE = """
 import time
 
@@ -32,28 +32,24 @@ def test_waits_for_another_process():
 """
 
 
-def stalled(tmp_path: Path, text: str) -> tuple[int, str]:
-    """Run a file of tests that stand still; return the status and what was printed."""
+def stalled(tmp_path: Path, text: str) -> int:
+    """Run a file of tests whose processes stand still for moments; return the status."""
     file = tmp_path / "test_some.py"
     file.write_text(text)
-    words = (sys.executable, "-m", "tools.stalls", "--longest", "0.5", str(file))
-    environ = {**os.environ, "PYTEST_DEBUG_TEMPROOT": str(tmp_path)}
-    done = subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout
+    words = ("--times", "1", "--neighbour", "stalls", "--out", str(tmp_path / "out"), str(file))
+    return certain.main(words)
 
 
-def test_what_counts_on_being_soon_fails(tmp_path: Path) -> None:
-    status, text = stalled(tmp_path, SUITE)
-    assert status == 1
-    assert "1 failed" in text
-    assert "stood still 0 times" not in text
+def test_what_counts_on_being_soon_fails_and_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stalled(tmp_path, SUITE) == 1
+    assert capsys.readouterr().out.rstrip().endswith("::test_counts_on_being_soon")
 
 
 def test_what_waits_passes(tmp_path: Path) -> None:
-    status, text = stalled(tmp_path, PATIENT)
-    assert status == 0
-    assert "1 passed" in text
-    assert "stood still 0 times" not in text
+    assert stalled(tmp_path, PATIENT) == 0
+    assert "stalls" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_processes_go_on_afterwards_but_not_those_that_were_stopped_before(
