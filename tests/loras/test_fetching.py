@@ -7,13 +7,13 @@ import fcntl
 import hashlib
 import os
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import filelock
 import pytest
 import structlog
 
@@ -338,6 +338,19 @@ def test_an_endless_body_ends_at_the_limit(room: Room, site: Site) -> None:
     assert isinstance(error, LoraRefused)
     assert f"at most {LARGE} bytes" in error.message
     assert room.left() == set()
+
+
+def test_what_is_kept_waits_for_no_download(room: Room, hub: Hub) -> None:
+    """Downloads that were abandoned keep their threads until their next bytes."""
+    (first,) = room.ready("org/style@" + hub.branches["org/style"]["main"])
+    done = threading.Event()
+    for _ in range(fetching.THREADS):
+        room.fetcher._pool.submit(done.wait, 60)
+    hub.seen.clear()
+    assert room.ready("org/style@" + hub.branches["org/style"]["main"])[0].digest == first.digest
+    assert not done.is_set()
+    assert not hub.requests()
+    done.set()
 
 
 def test_one_that_is_refused_ends_the_wait_for_the_others(room: Room, site: Site) -> None:
@@ -696,14 +709,14 @@ def test_a_file_that_another_worker_evicts_at_once_is_fetched_again_a_few_times(
     assert len(site.hits) == min(times + 1, fetching.ATTEMPTS)
 
 
-def test_what_is_fresh_waits_for_no_other_worker(tmp_path: Path, hub: Hub, site: Site) -> None:
-    """A lock serves many places: whoever has it may be fetching another one."""
-    room = Room(tmp_path, hub, site, LORA_FETCH_S="60")
+def test_what_is_fresh_takes_no_turn(
+    room: Room, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock on a network volume takes as long as a small file."""
     url = f"{site.https}/style.safetensors"
     (first,) = room.ready(url)
-    (path,) = (tmp_path / "loras" / "locks").iterdir()
-    with filelock.FileLock(path):
-        assert room.ready(url) == (first,)
+    monkeypatch.delattr(kept.KeptLoras, "make_lock")
+    assert room.ready(url) == (first,)
 
 
 def test_a_fetch_that_failed_has_ended_its_turn(tmp_path: Path, hub: Hub, site: Site) -> None:
@@ -722,6 +735,7 @@ def test_where_locks_do_not_work_a_file_is_fetched_all_the_same(
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert room.ready(f"{site.https}/style.safetensors")[0].digest == digest(FILE)
+    assert not list((room.home / "loras" / "locks").iterdir())
 
 
 def test_room_is_made_for_as_much_as_a_site_says_and_else_for_the_most(

@@ -15,7 +15,6 @@ import pytest
 
 from worker import settings
 from worker.errors import LoraFetchFailed, VolumeFull
-from worker.loras import kept as cache
 from worker.loras.kept import Fetched, KeptLoras, choose_folder, make_place_key
 from worker.weights import space, temporary
 from worker.weights.proof import digest_bytes
@@ -211,17 +210,56 @@ def test_a_name_without_a_file_is_passed_over(tmp_path: Path) -> None:
     assert kept.find("gone") is None
 
 
-def test_a_few_locks_serve_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Callers choose the places, and would fill the volume with them."""
-    monkeypatch.setattr(cache, "LOCKS", 3)
+def test_each_place_has_a_turn_of_its_own_and_leaves_no_lock(tmp_path: Path) -> None:
+    """Callers choose the places, and would fill the volume with their locks."""
     kept = opened(tmp_path / "not" / "there")
-    keys = [make_place_key(str(number)) for number in range(30)]
-    files = {Path(kept.make_lock(key).lock_file) for key in keys}
-    assert len(files) == 3
-    assert {file.parent for file in files} == {tmp_path / "not" / "there" / "locks"}
-    lock, same = (kept.make_lock(keys[0]) for _ in range(2))
-    with lock, pytest.raises(filelock.Timeout):
+    locks = [kept.make_lock(make_place_key(str(number))) for number in range(300)]
+    for lock in locks:
+        lock.acquire(blocking=False)
+    same = kept.make_lock(make_place_key("7"))
+    with pytest.raises(filelock.Timeout):
         same.acquire(blocking=False)
+    for lock in locks:
+        kept.release(lock)
+        assert not lock.is_locked
+    assert not list((tmp_path / "not" / "there" / "locks").iterdir())
+    same.acquire(blocking=False)
+    kept.release(same)
+    kept.release(same)  # never taken: a file system without locks
+
+
+def test_who_waits_for_a_lock_that_is_deleted_takes_turns_with_who_comes_after(
+    tmp_path: Path,
+) -> None:
+    """Otherwise each would have a lock that the other does not know."""
+    kept = opened(tmp_path)
+    first, third = (kept.make_lock(make_place_key("1")) for _ in range(2))
+    first.acquire(blocking=False)
+    inode = Path(first.lock_file).stat().st_ino
+    # taken in one thread and released in another
+    second = filelock.FileLock(first.lock_file, thread_local=False)
+    waits = threading.Thread(target=second.acquire, kwargs={"poll_interval": 0.01})
+    waits.start()
+    with Path(first.lock_file).open() as held:
+        kept.release(first)
+        waits.join(60)
+        assert Path(second.lock_file).stat().st_ino != inode
+        assert os.fstat(held.fileno()).st_nlink == 0
+    with pytest.raises(filelock.Timeout):
+        third.acquire(blocking=False)
+    kept.release(second)
+    third.acquire(blocking=False)
+    kept.release(third)
+
+
+def test_a_killed_workers_lock_is_deleted_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    kept = opened(tmp_path)
+    dead, living = (kept.make_lock(make_place_key(word)) for word in ("dead", "living"))
+    Path(dead.lock_file).touch()
+    living.acquire(blocking=False)
+    opened(tmp_path).make_room(SIZE)
+    assert [path.name for path in (tmp_path / "locks").iterdir()] == [Path(living.lock_file).name]
+    kept.release(living)
 
 
 def test_the_bound_and_what_stays_free_hold_to_the_byte(

@@ -3,11 +3,11 @@
 import asyncio
 import functools
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, TypeVar
+from typing import BinaryIO, Final
 
 import filelock
 
@@ -39,8 +39,6 @@ THREADS: Final = 8
 LOCK_POLL_S: Final = 0.2
 # Between being found and being opened a file may be evicted by another worker.
 ATTEMPTS: Final = 3
-
-T = TypeVar("T")
 
 
 class LoraFetcher:
@@ -85,7 +83,7 @@ class LoraFetcher:
     ) -> ReadyLora:
         try:
             if isinstance(source.place, Path):
-                return await self._run(functools.partial(self._read_own, source, source.place))
+                return await asyncio.to_thread(self._read_own, source, source.place)
             fetched, file = await self._fetch_and_open(source)
             leases.callback(file.close)
         except WorkerError as error:
@@ -133,13 +131,13 @@ class LoraFetcher:
 
     async def _obtain(self, source: LoraSource, key: str) -> Fetched:
         """Return what a place has, from the cache where it is fresh, else from the place."""
-        known = await self._run(lambda: self._kept.find(key))
+        known = await asyncio.to_thread(lambda: self._kept.find(key))
         if known is not None and _is_current(known, source):
             return known
         lock = await self._take_turn(key)
         try:
             # another worker may have fetched it meanwhile
-            known = await self._run(lambda: self._kept.find(key))
+            known = await asyncio.to_thread(lambda: self._kept.find(key))
             if known is not None and _is_current(known, source):
                 return known
             try:
@@ -150,7 +148,7 @@ class LoraFetcher:
                 log.get().warning("lora not asked for again", reason=error.message)
                 return known
         finally:
-            lock.release()
+            self._kept.release(lock)
 
     async def _fetch(self, source: LoraSource, key: str, known: Fetched | None) -> Fetched:
         place, settings = source.place, self._settings
@@ -168,13 +166,13 @@ class LoraFetcher:
             stop=stop,
         )
         try:
-            return await self._run(work)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         finally:
             stop.set()
 
     async def _take_turn(self, key: str) -> filelock.BaseFileLock:
         """Wait while another worker fetches from the same place; the deadline ends this."""
-        lock = await self._run(lambda: self._kept.make_lock(key))
+        lock = await asyncio.to_thread(lambda: self._kept.make_lock(key))
         while True:
             try:
                 lock.acquire(blocking=False)
@@ -184,9 +182,6 @@ class LoraFetcher:
                 return lock  # a file system without locks: each fetches under a name of its own
             else:
                 return lock
-
-    async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
 
 def _read_configuration(path: Path) -> bytes | None:

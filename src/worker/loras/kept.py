@@ -2,7 +2,8 @@
 
 MODEL_DIR/loras has `<sha256>.safetensors`, whose date says when it was last used; `sources/`, one
 small file for each place that was fetched from, named by a digest since a URL may contain a secret;
-and `locks/`. There is no index: whatever a killed worker leaves, each file is complete or a part.
+and `locks/`, a file for each place that is being fetched from. There is no index: whatever a killed
+worker leaves, each file is complete or a part.
 """
 
 import contextlib
@@ -29,8 +30,7 @@ FOLDER: Final = "loras"
 KEPT_ENDING: Final = ".safetensors"
 # A place that was asked this long ago is asked again whether it still has the same file.
 FRESH_S: Final = 3600.0
-# So many locks serve every place: one for each would let callers fill the volume with them.
-LOCKS: Final = 256
+LOCKS: Final = "locks"
 GB: Final = 1_000_000_000
 
 
@@ -97,10 +97,22 @@ class KeptLoras:
         return self._folder / f"{sha256}{KEPT_ENDING}"
 
     def make_lock(self, key: str) -> filelock.BaseFileLock:
-        """Return the lock of a place: one worker fetches from it while others wait."""
-        path = self._folder / "locks" / f"{int(key, 16) % LOCKS:02x}.lock"
+        """Return the lock of a place: one worker fetches from it while others wait.
+
+        Each place has a file of its own, so that a site that says nothing holds up no other.
+        """
+        path = self._folder / LOCKS / f"{key}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(path)
+
+    def release(self, lock: filelock.BaseFileLock) -> None:
+        """Let the next worker fetch, and delete the file: callers would fill the volume with them.
+
+        Who waits for a file that was deleted finds that out, and makes it anew.
+        """
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
+        lock.release()
 
     def make_part(self, key: str) -> Path:
         """Return a name for what is fetched once there is room, which nothing else uses."""
@@ -200,6 +212,12 @@ class KeptLoras:
             if part.is_dir() and all(map(temporary.is_orphan, (part, *inner))):
                 shutil.rmtree(part, ignore_errors=True)
         temporary.sweep(self._folder)
+        for path in (self._folder / LOCKS).glob("*.lock"):
+            lock = filelock.FileLock(path)
+            # in use, or a file system without locks
+            with contextlib.suppress(filelock.Timeout, OSError, NotImplementedError):
+                lock.acquire(blocking=False)
+                self.release(lock)
         for path in (self._folder / "sources").glob("*.json"):
             if self.find(path.stem) is None:
                 path.unlink(missing_ok=True)
