@@ -340,16 +340,18 @@ def test_an_endless_body_ends_at_the_limit(room: Room, site: Site) -> None:
     assert room.left() == set()
 
 
-def test_what_is_kept_waits_for_no_download(room: Room, hub: Hub) -> None:
+def test_what_needs_no_hub_waits_for_none(own: Room, hub: Hub, site: Site) -> None:
     """Downloads that were abandoned keep their threads until their next bytes."""
-    (first,) = room.ready("org/style@" + hub.branches["org/style"]["main"])
+    kept = "org/style@" + hub.branches["org/style"]["main"]
+    (first,) = own.ready(kept)
     done = threading.Event()
-    for _ in range(fetching.THREADS):
-        room.fetcher._pool.submit(done.wait, 60)
+    downloads = [own.fetcher._pool.submit(done.wait, 120) for _ in range(fetching.THREADS)]
     hub.seen.clear()
-    assert room.ready("org/style@" + hub.branches["org/style"]["main"])[0].digest == first.digest
-    assert not done.is_set()
+    assert own.ready(kept) == (first,)
     assert not hub.requests()
+    for word in ("style", f"{site.https}/style.safetensors"):
+        assert own.ready(word)[0].digest == digest(FILE)
+    assert not any(each.done() for each in downloads)
     done.set()
 
 

@@ -252,6 +252,23 @@ def test_who_waits_for_a_lock_that_is_deleted_takes_turns_with_who_comes_after(
     kept.release(third)
 
 
+def test_a_lock_is_deleted_before_the_next_can_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = opened(tmp_path)
+    lock = kept.make_lock(make_place_key("1"))
+    lock.acquire(blocking=False)
+    release, there = lock.release, list[bool]()
+
+    def look() -> None:
+        there.append(Path(lock.lock_file).exists())
+        release()
+
+    monkeypatch.setattr(lock, "release", look)
+    kept.release(lock)
+    assert (there, lock.is_locked) == ([False], False)
+
+
 def test_a_killed_workers_lock_is_deleted_and_a_living_ones_is_not(tmp_path: Path) -> None:
     kept = opened(tmp_path)
     dead, living = (kept.make_lock(make_place_key(word)) for word in ("dead", "living"))

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import select
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from worlds.hub import Fault, Hub, running
 
-DATA = os.urandom(700_001)
+DATA = random.Random(1).randbytes(700_001)
 PATH = "model.safetensors"
 ENDS_S = 60.0
 

@@ -108,7 +108,8 @@ class KeptLoras:
     def release(self, lock: filelock.BaseFileLock) -> None:
         """Let the next worker fetch, and delete the file: callers would fill the volume with them.
 
-        Who waits for a file that was deleted finds that out, and makes it anew.
+        Who waits for a file that was deleted finds that out, and makes it anew. The file goes
+        first: afterwards it may be the next one's.
         """
         with contextlib.suppress(OSError):
             Path(lock.lock_file).unlink()
@@ -214,8 +215,8 @@ class KeptLoras:
         temporary.sweep(self._folder)
         for path in (self._folder / LOCKS).glob("*.lock"):
             lock = filelock.FileLock(path)
-            # in use, or a file system without locks
-            with contextlib.suppress(filelock.Timeout, OSError, NotImplementedError):
+            # filelock.Timeout, an OSError: it is in use; else a file system without locks
+            with contextlib.suppress(OSError, NotImplementedError):
                 lock.acquire(blocking=False)
                 self.release(lock)
         for path in (self._folder / "sources").glob("*.json"):
